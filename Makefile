@@ -1,0 +1,43 @@
+# Everything runs inside .venv, which `make install` creates from constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## create .venv and install collapsar with the dev extra; nothing when up to date
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "collapsar needs Python 3.11 or newer; say which one: make PYTHON=python3.12 install"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: install ## train, measure, solve and compare on imbalanced digits (about 2 minutes)
+	$(BIN)/collapsar demo
+
+test: install ## the tests (slow ones: make test-slow)
+	$(BIN)/pytest -n auto -m "not slow and not gpu"
+
+test-slow: install ## only the tests that take more than 10 seconds
+	$(BIN)/pytest -n auto -m "slow and not gpu"
+
+check: install ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: install ## rewrite the code in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install ## benchmarks: ratios within one run
+	$(BIN)/pytest benchmarks --benchmark-only -p no:xdist -o addopts="--import-mode=importlib" -s
+
+clean: ## remove what the other targets made
+	rm -rf .venv build dist runs .pytest_cache .ruff_cache .benchmarks .import_linter_cache .hypothesis

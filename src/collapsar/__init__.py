@@ -1,0 +1,45 @@
+"""Collapsar predicts, measures and prevents the collapse of classes in classifiers trained on imbalanced data.
+
+    import collapsar as cs
+    p = cs.Problem("500x5,100x5", lambda_z=0.0036, lambda_b=0.02)
+    s = cs.solve(p)            # the exact optimum, with a duality gap anyone can re-check
+    t = cs.thresholds(p)       # the penalties at which classes merge, vanish, and everything collapses
+
+``import collapsar`` needs numpy and scipy only; ``collapsar.metrics`` and ``collapsar.training`` bring torch.
+"""
+
+from collapsar.counts import class_counts, counts_from_labels
+from collapsar.problem import Loss, Penalties, Problem, penalties_without_halves
+from collapsar.solver import (
+    Certificate,
+    NotConvergedError,
+    Solution,
+    Status,
+    certify,
+    load_solution,
+    path,
+    solve,
+)
+from collapsar.theory import Thresholds, thresholds
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Certificate",
+    "Loss",
+    "NotConvergedError",
+    "Penalties",
+    "Problem",
+    "Solution",
+    "Status",
+    "Thresholds",
+    "__version__",
+    "certify",
+    "class_counts",
+    "counts_from_labels",
+    "load_solution",
+    "path",
+    "penalties_without_halves",
+    "solve",
+    "thresholds",
+]

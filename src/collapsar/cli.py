@@ -1,0 +1,1 @@
+"""The command line: arguments, JSON, exit codes; nothing else."""

@@ -1,0 +1,17 @@
+"""The certified solver: any point has a computable duality gap, and ``solve`` returns one whose gap is small."""
+
+from collapsar.solver.certificate import Certificate, certify
+from collapsar.solver.solve import ClassState, NotConvergedError, Solution, load_solution, path, solve
+from collapsar.solver.status import Status
+
+__all__ = [
+    "Certificate",
+    "ClassState",
+    "NotConvergedError",
+    "Solution",
+    "Status",
+    "certify",
+    "load_solution",
+    "path",
+    "solve",
+]

@@ -1,0 +1,74 @@
+"""Conjugate gradients inside a trust region (Steihaug 1983)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ModelStep", "truncated_newton"]
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ModelStep:
+    """A step v; slope = <g, v>, curvature = <v, Hv>, and its norm in the preconditioner's metric."""
+
+    v: Vector
+    slope: float
+    curvature: float
+    norm: float
+
+
+def truncated_newton(
+    apply: Callable[[Vector], Vector],
+    precondition: Callable[[Vector], Vector],
+    gradient: Vector,
+    *,
+    radius: float,
+    forcing: float,
+    max_iterations: int = 500,
+) -> ModelStep:
+    """Minimise <g, v> + <v, Hv>/2 within ``radius`` in the preconditioner's norm.
+
+    Args:
+        apply: v -> Hv, symmetric positive semidefinite.
+        precondition: an approximation of the inverse of H.
+        gradient: g.
+        radius: bound of the step's norm, may be inf.
+        forcing: stop once the residual has fallen to this fraction, in the preconditioner's norm.
+        max_iterations: stop after this many products.
+
+    Returns:
+        The step; the boundary point where the path leaves the region or meets a direction without curvature.
+    """
+    v, Hv = np.zeros_like(gradient), np.zeros_like(gradient)
+    r = -gradient
+    z = precondition(r)
+    p, rz = z, float(r @ z)
+    goal = forcing**2 * rz
+    vv = vp = 0.0  # <v, Pv>, <v, Pp> in the norm of the preconditioner, by recurrence
+    pp = rz
+    for _ in range(max_iterations):
+        if rz <= goal or not pp > 0:
+            break
+        Hp = apply(p)
+        curvature = float(p @ Hp)
+        if not curvature > 0:  # flat to rounding: nothing to gain along p
+            break
+        a = rz / curvature
+        if vv + 2 * a * vp + a * a * pp >= radius**2:
+            a = (-vp + np.sqrt(vp**2 + pp * (radius**2 - vv))) / pp
+            v, Hv, vv = v + a * p, Hv + a * Hp, radius**2
+            break
+        v, Hv, r = v + a * p, Hv + a * Hp, r - a * Hp
+        vv += 2 * a * vp + a * a * pp
+        z = precondition(r)
+        rz, old = float(r @ z), rz
+        b = rz / old
+        vp, pp = b * (vp + a * pp), rz + b * b * pp
+        p = z + b * p
+    return ModelStep(v, float(gradient @ v), float(v @ Hv), float(np.sqrt(vv)))

@@ -1,0 +1,90 @@
+"""Second derivative of the loss on the quotient, in coordinates in which the penalty is isotropic.
+
+A direction is (X, y, b): X = weight * C is the cluster part of Z M^(1/2), y_j = sqrt(k_j - 1) alpha_j sqrt(m_j) the
+Frobenius norm of the within-cluster part, b the bias per cluster. One product costs a few passes over J x J numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.solver.objective import Columns
+from collapsar.solver.symmetry import Quotient
+
+__all__ = ["LossHessian", "loss_hessian"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LossHessian:
+    """sum_k q_k tau_k^2 delta o (diag(p_k) - p_k p_k') o delta, ready to apply.
+
+    Attributes:
+        diagonal: shape (J, J), its diagonal in X.
+        within_diagonal: shape (J,), its diagonal in y, 0 for single classes.
+        bias_diagonal: shape (J,), its diagonal in b, without lambda_b.
+        mass: shape (J, J), probability of all "other" logits of cluster i for a sample of cluster j.
+        to_logit: shape (J, J), delta_i / weight_ij: logit of a unit of X.
+        to_contrast: shape (J,), delta_j / (sqrt(k_j - 1) sqrt(m_j)): logit contrast of a unit of y.
+        column_weight: shape (J,), k_j q_j tau_j^2.
+        q: the problem.
+    """
+
+    diagonal: Matrix
+    within_diagonal: Vector
+    bias_diagonal: Vector
+    mass: Matrix
+    to_logit: Matrix
+    to_contrast: Vector
+    column_weight: Vector
+    q: Quotient
+
+    def apply(self, X: Matrix, y: Vector, b: Vector) -> tuple[Matrix, Vector, Vector]:
+        """The Hessian times one direction."""
+        q = self.q
+        on = np.diag_indices_from(X)
+        contrast = self.to_contrast * y
+        d = self.to_logit * X
+        d += (q.scales * b)[:, None]
+        own = d[on] + contrast * (1 - 1 / q.sizes)
+        d[on] -= contrast / q.sizes
+        d -= own  # logits against the own class's: losses near 0 keep their curvature
+        g = self.mass * (d - np.einsum("ij,ij->j", self.mass, d))
+        own = -g.sum(axis=0)
+        sibling = g[on].copy()
+        g[on] += own
+        g *= self.column_weight
+        out_y = self.column_weight * self.to_contrast * (own * (1 - 1 / q.sizes) - sibling / q.sizes)
+        out_b = q.scales * g.sum(axis=1)
+        g *= self.to_logit
+        return g, out_y, out_b
+
+
+def loss_hessian(q: Quotient, P: Columns) -> LossHessian:
+    """The Hessian at the softmax P."""
+    on = np.diag_indices_from(P.other)
+    mass, own = q.others * P.other, 1 - P.miss
+    column_weight = q.sizes * q.share * q.temperatures**2
+    several = q.sizes > 1
+    to_logit = q.scales[:, None] / q.weight
+    to_contrast = np.where(several, q.scales / np.sqrt(np.maximum(q.sizes - 1, 1) * q.mass), 0.0)
+    spread = mass * (1 - mass)
+    spread[on] = (mass[on] + own) * (P.miss - mass[on])  # the cluster of the sample: own class and its siblings
+    spread *= column_weight
+    mean = own * (1 - 1 / q.sizes) - mass[on] / q.sizes
+    variance = own * (1 - 1 / q.sizes) ** 2 + mass[on] / q.sizes**2 - mean**2
+    return LossHessian(
+        diagonal=to_logit**2 * spread,
+        within_diagonal=column_weight * to_contrast**2 * variance,
+        bias_diagonal=q.scales**2 * spread.sum(axis=1),
+        mass=mass,
+        to_logit=to_logit,
+        to_contrast=to_contrast,
+        column_weight=column_weight,
+        q=q,
+    )

@@ -1,0 +1,108 @@
+"""The smooth part of the program on the quotient: softmax, loss, residual.
+
+A sample of cluster j sees J + 1 different logits: its own class, and for every cluster i the k_i - [i=j] other classes
+of that cluster. All is written in differences to the own class, so that losses near 0 keep their relative accuracy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import xlog1py, xlogy
+
+from collapsar.solver.symmetry import Blocks, Quotient
+
+__all__ = ["Columns", "Residual", "cross_entropy", "dual_entropy", "predict", "residual", "target"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Stochastic columns over the K classes, one per cluster of samples.
+
+    Attributes:
+        miss: shape (J,), 1 - (probability of the own class).
+        other: shape (J, J), probability of one other class of cluster i for a sample of cluster j.
+    """
+
+    miss: Vector
+    other: Matrix
+
+
+@dataclass(frozen=True)
+class Residual:
+    """R = diag(delta)(Y - P)diag(tau o q)M^(-1/2) on the quotient, and the bias equation.
+
+    Attributes:
+        within: rho, shape (J,): R acts as rho_j I on the k_j - 1 within-cluster directions; 0 for single classes.
+        between: shape (J, J): R on the cluster directions u_j = 1_j / sqrt(k_j).
+        bias: shape (J,): sum_k q_k tau_k delta o (y_k - p_k), one entry per logit of cluster i.
+    """
+
+    within: Vector
+    between: Matrix
+    bias: Vector
+
+
+def target(q: Quotient) -> Columns:
+    """Y: the (smoothed) one-hot columns."""
+    J, K = q.num_clusters, q.num_classes
+    return Columns(np.full(J, q.smoothing * (K - 1) / K), np.full((J, J), q.smoothing / K))
+
+
+def predict(q: Quotient, blocks: Blocks) -> tuple[Columns, float]:
+    """P, the softmax of every column of the scaled logits u_k, and the loss sum_k q_k [lse(u_k) - <y_k, u_k>]."""
+    d = _logit_differences(q, blocks)
+    top = np.maximum(np.max(d, axis=0, where=q.others > 0, initial=0.0), 0.0)
+    odds = q.others * np.exp(np.minimum(d - top, 0.0))
+    miss_weight, own_weight = odds.sum(axis=0), np.exp(-top)
+    lse = top + np.log1p(np.where(top == 0, miss_weight, own_weight + miss_weight - 1))  # lse(u) - u_own
+    scale = 1 / (own_weight + miss_weight)
+    P = Columns(miss_weight * scale, np.exp(np.minimum(d - top, 0.0)) * scale)
+    smooth = q.smoothing / q.num_classes * np.sum(q.others * d, axis=0) if q.smoothing else 0.0
+    return P, float(np.sum(q.sizes * q.share * (lse - smooth)))
+
+
+def _logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
+    """u_i - u_own for every cluster i of logits and j of samples, shape (J, J)."""
+    u = q.scales[:, None] * (blocks.C + blocks.b[:, None])  # before temperature and offsets
+    own = np.diag(u) + q.scales * blocks.alpha
+    # the own class has C_jj + alpha (1 - 1/k), its siblings C_jj - alpha / k: the difference is -alpha
+    shared = np.diag(q.scales * blocks.alpha / q.sizes)
+    d = q.temperatures * (u - shared - (own - q.scales * blocks.alpha / q.sizes))
+    return d + (q.offsets[:, None] - q.offsets)
+
+
+def cross_entropy(q: Quotient, blocks: Blocks) -> float:
+    """The loss alone, nats."""
+    return predict(q, blocks)[1]
+
+
+def residual(q: Quotient, P: Columns) -> Residual:
+    """R at stochastic columns P, from which the gradient in Z is -R M^(1/2)."""
+    Y = target(q)
+    share = q.temperatures * q.share
+    r_own = q.scales * (P.miss - Y.miss) * share / np.sqrt(q.mass)
+    r_other = q.scales[:, None] * (Y.other - P.other) * (share / np.sqrt(q.mass))
+    between = np.sqrt(np.outer(q.sizes, q.sizes)) * r_other
+    diagonal = np.diag_indices_from(between)
+    siblings = np.diag(r_other)
+    between[diagonal] = r_own + (q.sizes - 1) * siblings
+    within = np.where(q.sizes > 1, r_own - siblings, 0.0)
+    columns = q.sizes - np.eye(q.num_clusters)  # classes of cluster j that see a logit of cluster i as "other"
+    bias = q.scales * ((P.miss - Y.miss) * share + np.sum(columns * (Y.other - P.other) * share, axis=1))
+    return Residual(within, between, bias)
+
+
+def dual_entropy(q: Quotient, S: Columns) -> float:
+    """sum_k q_k [H(s_k) + <s_k - y_k, iota>], nats."""
+    Y = target(q)
+    own = np.maximum(1 - S.miss, 0.0)  # at the edge of the simplex rounding may pass 0
+    other = np.maximum(S.other, 0.0)
+    entropy = -np.sum(q.others * xlogy(other, other), axis=0) - xlog1py(own, -np.minimum(S.miss, 1.0))
+    shift = np.sum(q.others * (S.other - Y.other) * (q.offsets[:, None] - q.offsets), axis=0)
+    return float(np.sum(q.sizes * q.share * (entropy + shift)))

@@ -1,0 +1,135 @@
+"""Signed features: the nuclear-norm program on the quotient, by a proximal step and a factored Newton step in turn.
+
+With X = S M^(1/2) = A diag(sigma) B' and R = -(gradient of the loss in X), an iteration is
+
+1. a proximal-gradient step X <- prox_{s lambda_Z ||.||_*}(X + sR): one SVD, which says which singular values live
+   (the rank) and gives bases A, B in which the dual R is diagonal on the dead part;
+2. a Newton step for min f(UV') + (lambda_Z/2)(||U||^2 + ||V||^2), U V' = X, which is smooth and has no bad stationary
+   points (Hong & Ling, JMLR 25(192), 2024, Thm 6), by conjugate gradients in a trust region (:mod:`.manifold`).
+
+The duality gap of :mod:`.certificate` is the stopping rule.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from collapsar.solver.certificate import GAP_FLOOR, certify_blocks
+from collapsar.solver.hessian import loss_hessian
+from collapsar.solver.manifold import Basis, NewtonSystem, Point, newton_system, point, retract
+from collapsar.solver.start import asymptotic_start
+from collapsar.solver.status import Progress, Result, Status
+from collapsar.solver.symmetry import Blocks, Quotient
+
+__all__ = ["minimise_signed"]
+
+_NOISE = 1e-15  # relative rounding of the objective
+
+_PATIENCE = 4
+
+# The gap is of second order, so a gap of 1e-9 leaves Z good to 1e-5 or so. Up to this many clusters one Newton step
+# more costs next to nothing and gives Z itself to ten digits.
+_FREE_DIGITS = 24
+
+
+def minimise_signed(
+    q: Quotient,
+    start: Blocks | None = None,
+    *,
+    tol: float = 1e-9,
+    max_steps: int = 300,
+    progress: Progress | None = None,
+) -> Result:
+    """The optimum of the signed program on the quotient.
+
+    Args:
+        q: J clusters, ``features == "signed"``.
+        start: a point to start from, for example the optimum of a neighbouring problem.
+        tol: relative duality gap to reach, certified at the returned point.
+        max_steps: iterations at most.
+        progress: called at every certificate.
+
+    Returns:
+        The best certified point, with status OPTIMAL, MAX_STEPS or STALLED.
+    """
+    first = asymptotic_start(q) if start is None else start
+    width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
+    x = point(q, q.weight * first.C, width * np.sqrt(q.mass) * np.maximum(first.alpha, 0.0), first.b)
+    value = x.smooth + q.lambda_z * (float(np.linalg.svd(x.X, compute_uv=False).sum()) + float(width @ x.y))
+    radius, stretch, previous = np.inf, 1.0, np.inf
+    near = 0.1 * tol
+    target = near if q.num_clusters > _FREE_DIGITS else min(near, 1e-24)
+    best: Result | None = None
+    step = idle = 0  # certificates in a row that did not halve the gap
+    for step in range(1, max_steps + 1):
+        before = value
+        x, basis, value, stretch = _proximal_step(q, x, value, stretch)
+        system = newton_system(q, x, basis)
+        decrement = system.decrement / max(abs(value), GAP_FLOOR)
+        still = decrement <= 1e-30 and before - value <= 2 * _NOISE * max(abs(value), GAP_FLOOR)
+        last = still or step == max_steps
+        stuck = near >= decrement > 1e-2 * previous
+        previous = decrement
+        if decrement <= target or stuck or last:
+            blocks = x.blocks(q)
+            certificate = certify_blocks(q, blocks, enough=tol)
+            if progress is not None:
+                progress(step, certificate)
+            idle = 0 if best is None or certificate.gap < 0.5 * best.certificate.gap else idle + 1
+            if best is None or certificate.gap < best.certificate.gap:
+                status = Status.OPTIMAL if certificate.relative_gap <= tol else Status.STALLED
+                best = Result(blocks, certificate, step, status)
+            if best.status is Status.OPTIMAL or last or idle > _PATIENCE:
+                break
+            target = 1e-3 * min(target, decrement)
+        x, value, radius = _newton_step(system, value, decrement, radius)
+    assert best is not None  # the last step always certifies
+    if best.status is Status.OPTIMAL or step < max_steps:
+        return best
+    return Result(best.blocks, best.certificate, step, Status.MAX_STEPS)
+
+
+def _proximal_step(q: Quotient, x: Point, value: float, stretch: float) -> tuple[Point, Basis, float, float]:
+    """X <- prox(X + sR) and the same for y, s = ``stretch`` / steepest curvature: the longest that worked lately.
+
+    Returns the point, its basis, its objective, and the ``stretch`` to try next.
+    """
+    hessian = loss_hessian(q, x.P)
+    steepest = max(float(hessian.diagonal.max()), float(hessian.within_diagonal.max()), 1e-300)
+    width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
+    while True:
+        s = stretch / steepest
+        A, sigma, Bt = np.linalg.svd(x.X + s * x.R.between)
+        sigma = np.maximum(sigma - s * q.lambda_z, 0.0)
+        sigma[sigma < 1e-14 * sigma[0]] = 0.0
+        y = np.maximum(x.y + s * width * (x.R.within - q.lambda_z), 0.0)
+        new = point(q, (A * sigma) @ Bt, y, x.b)
+        new_value = new.smooth + q.lambda_z * (float(sigma.sum()) + float(width @ y))
+        if new_value <= value + _NOISE * max(abs(value), GAP_FLOOR) or stretch < 1e-12:
+            return new, Basis(A, sigma, Bt.T, int(np.sum(sigma > 0))), new_value, min(2 * stretch, 1e3)
+        stretch /= 8
+
+
+def _newton_step(system: NewtonSystem, value: float, decrement: float, radius: float) -> tuple[Point, float, float]:
+    """One trust-region step along the truncated Newton direction, shortened until objective and model agree."""
+    # superlinear: the residual is asked to fall with the decrement, never below 1e-6 of itself
+    step = system.solve(radius, max(min(0.1, decrement**0.4), 1e-6))
+    noise = 10 * _NOISE * max(abs(value), GAP_FLOOR)
+    length = 1.0
+    while length > 1e-10:
+        new, price = retract(system, step, length)
+        new_value = new.smooth + system.q.lambda_z * price
+        predicted = -(step.slope + 0.5 * length * step.curvature) * length
+        agreement = (value - new_value + noise) / (predicted + noise)
+        if agreement > 1e-4:
+            break
+        length /= 2
+    else:
+        return system.x, value, np.inf  # the model is at fault, not the length: leave it to the proximal step
+    if length < 1:
+        radius = step.norm * length * (4 if agreement > 0.5 else 1)
+    elif agreement < 0.25:
+        radius = 0.5 * step.norm
+    elif agreement > 0.75 and step.norm > 0.99 * radius:
+        radius = 5 * radius
+    return new, new_value, radius

@@ -1,0 +1,46 @@
+"""How a solve ended, in words that say what to do about it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from collapsar.solver.certificate import Certificate
+from collapsar.solver.symmetry import Blocks
+
+__all__ = ["Progress", "Result", "Status"]
+
+Progress = Callable[[int, Certificate], None]
+"""Called with the number of steps so far and the certificate of the current point; may raise to interrupt."""
+
+
+class Status(enum.Enum):
+    """The end of a solve; the value is the sentence for the user."""
+
+    OPTIMAL = "the duality gap is within tol"
+    MAX_STEPS = "max_steps was reached before the gap was within tol; raise max_steps, or tol if this gap will do"
+    STALLED = "float64 allows no further progress at this point; raise tol, or take the point with its honest gap"
+    SHARED_DIRECTIONS = (
+        "the best column form was found but its certificate stays open: classes would share a feature direction "
+        "(weak bias penalty and strong imbalance); the gap says how much at most is lost"
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an algorithm returns.
+
+    Attributes:
+        blocks: the point.
+        certificate: the certificate at exactly this point.
+        num_steps: steps taken.
+        status: how it ended.
+        penalty: price of Z (without lambda_Z) where the algorithm knows a better one than the column form, else None.
+    """
+
+    blocks: Blocks
+    certificate: Certificate
+    num_steps: int
+    status: Status
+    penalty: float | None = None

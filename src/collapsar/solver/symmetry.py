@@ -1,0 +1,156 @@
+"""Classes that the problem cannot tell apart share one block: reduce by clusters, and lift back.
+
+A cluster is the set of classes with equal (n, q, m, delta, tau, iota). The optimum is block-structured over clusters
+(Hong & Ling, JMLR 25(192), 2024, Thm 2b): inside cluster j it is alpha_j (I - J/k_j) plus a constant, between clusters
+it is constant. K classes in J clusters are J^2 + 2J unknowns whatever K is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.problem import FeatureModel, Problem
+
+__all__ = ["Blocks", "Quotient", "centred", "lift", "project", "quotient", "trivial_quotient"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """A problem per cluster. J clusters of ``sizes`` classes; every vector has shape (J,).
+
+    Attributes:
+        labels: shape (K,), the cluster of each class.
+        sizes: k, classes per cluster.
+        share: q, loss share of one class.
+        mass: m, feature mass of one class.
+        scales: delta, per logit.
+        temperatures: tau, per class of the sample.
+        offsets: iota, per logit.
+        smoothing: eps.
+        lambda_z: price of Z.
+        lambda_b: price of b.
+        features: "signed" or "nonnegative".
+    """
+
+    labels: NDArray[np.intp]
+    sizes: Vector
+    share: Vector
+    mass: Vector
+    scales: Vector
+    temperatures: Vector
+    offsets: Vector
+    smoothing: float
+    lambda_z: float
+    lambda_b: float
+    features: FeatureModel
+
+    @property
+    def num_clusters(self) -> int:
+        """J."""
+        return self.sizes.size
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.labels.size
+
+    @cached_property
+    def others(self) -> Matrix:
+        """Shape (J, J): how many logits of cluster i are not the own class of a sample of cluster j, k_i - [i=j]."""
+        return self.sizes[:, None] - np.eye(self.num_clusters)
+
+    @cached_property
+    def weight(self) -> Matrix:
+        """Shape (J, J): sqrt(k_i k_j m_j), so that ``weight * C`` is S diag(sqrt m), the cluster part of Z M^(1/2)."""
+        return np.sqrt(self.sizes[:, None] * (self.sizes * self.mass))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A block-structured point: Z = alpha_j (I - J/k_j) + C_jj inside cluster j, C_ij between; bias b_i.
+
+    Attributes:
+        alpha: shape (J,), within-cluster contrasts (without meaning for clusters of one class).
+        C: shape (J, J), block means of Z, [logit cluster, class cluster].
+        b: shape (J,), bias per cluster.
+    """
+
+    alpha: Vector
+    C: Matrix
+    b: Vector
+
+
+def quotient(problem: Problem) -> Quotient:
+    """The problem reduced by its clusters, in order of first appearance."""
+    keys = np.stack(
+        [
+            problem.class_counts.astype(np.float64),
+            problem.loss_share,
+            problem.mass,
+            problem.scales,
+            problem.temperatures,
+            problem.offsets,
+        ]
+    )
+    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    rank = np.empty_like(first)
+    rank[np.argsort(first)] = np.arange(first.size)
+    return _reduced(problem, rank[inverse.ravel()], np.sort(first))
+
+
+def trivial_quotient(problem: Problem) -> Quotient:
+    """Every class a cluster of its own: the unreduced problem in the same form."""
+    classes = np.arange(problem.num_classes)
+    return _reduced(problem, classes, classes)
+
+
+def _reduced(problem: Problem, labels: NDArray[np.intp], first: NDArray[np.intp]) -> Quotient:
+    return Quotient(
+        labels=labels,
+        sizes=np.bincount(labels).astype(np.float64),
+        share=problem.loss_share[first],
+        mass=problem.mass[first],
+        scales=problem.scales[first],
+        temperatures=problem.temperatures[first],
+        offsets=problem.offsets[first],
+        smoothing=problem.loss.smoothing,
+        lambda_z=problem.lambda_z,
+        lambda_b=problem.lambda_b,
+        features=problem.features,
+    )
+
+
+def lift(q: Quotient, blocks: Blocks) -> tuple[Matrix, Vector]:
+    """Z of shape (K, K) [logit, class] and b of shape (K,)."""
+    Z = blocks.C[np.ix_(q.labels, q.labels)]
+    same = q.labels[:, None] == q.labels
+    Z -= np.where(same, (blocks.alpha / q.sizes)[q.labels], 0.0)
+    Z[np.diag_indices_from(Z)] += blocks.alpha[q.labels]
+    return Z, blocks.b[q.labels]
+
+
+def centred(q: Quotient, blocks: Blocks) -> Blocks:
+    """With a free bias a shift of b along 1/delta changes nothing: the representative with sum_k b_k / delta_k = 0."""
+    if q.lambda_b != 0:
+        return blocks
+    weight = q.sizes / q.scales
+    return Blocks(blocks.alpha, blocks.C, blocks.b - (weight @ blocks.b) / (weight @ (1 / q.scales)) / q.scales)
+
+
+def project(q: Quotient, Z: Matrix, b: Vector) -> Blocks:
+    """The mean of (Z, b) over all permutations of classes inside clusters; never worse, by convexity."""
+    J = q.num_clusters
+    member = np.zeros((q.num_classes, J))
+    member[np.arange(q.num_classes), q.labels] = 1.0
+    C = member.T @ Z @ member / np.outer(q.sizes, q.sizes)
+    own = np.bincount(q.labels, weights=np.diag(Z), minlength=J) / q.sizes
+    # own = C_jj + alpha (1 - 1/k)
+    alpha = np.where(q.sizes > 1, (own - np.diag(C)) / np.where(q.sizes > 1, 1 - 1 / q.sizes, 1.0), 0.0)
+    return Blocks(alpha, C, np.bincount(q.labels, weights=b, minlength=J) / q.sizes)
