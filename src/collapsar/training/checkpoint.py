@@ -1,0 +1,205 @@
+"""A run's folder: ``records.jsonl`` and ``checkpoint.safetensors``, whole at every moment, free of pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from collapsar.files import write_atomically
+
+__all__ = ["Checkpoint", "RunFolder", "as_read_back", "load_records", "read_checkpoint"]
+
+_FORMAT = "collapsar-run-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stands at the end of an epoch: what its future depends on.
+
+    Attributes:
+        tensors: Under "model." the network's state, under "momentum." the optimiser's buffers, "generator"
+            the state of the shuffling.
+        config: The configuration's JSON.
+        data_digest: Hash of the training images and labels.
+        epoch: Finished epochs.
+        seconds: Spent in training so far.
+        records_bytes: Length of ``records.jsonl`` when the checkpoint was made; what lies beyond is of epochs
+            that will be repeated.
+        finished: Empty while epochs remain, else why the run ended: "epochs" or "stationary".
+        image_shape: (C, H, W).
+        num_classes: K.
+    """
+
+    tensors: Mapping[str, Tensor]
+    config: str
+    data_digest: str
+    epoch: int
+    seconds: float
+    records_bytes: int
+    finished: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+
+class RunFolder:
+    """The files of one run.
+
+    Creating it makes the folder and proves that it can be written.
+
+    Raises:
+        ValueError: The folder cannot be made or written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.records_path = self.path / "records.jsonl"
+        self.checkpoint_path = self.path / "checkpoint.safetensors"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"`run_dir` must be a folder that can be written, got {self.path}: "
+                f"{error.strerror or error}; name another"
+            ) from None
+
+    def clear(self) -> None:
+        """Forget the run: a new one begins."""
+        self.checkpoint_path.unlink(missing_ok=True)
+        self.records_path.unlink(missing_ok=True)
+
+    def append_record(self, record: Mapping[str, Any]) -> None:
+        """Write one record behind the others."""
+        with self.records_path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the checkpoint; after a crash at any point the old or the new one is there, whole."""
+        about = asdict(checkpoint) | {"format": _FORMAT}
+        del about["tensors"]
+        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+        content = to_bytes(tensors, metadata={"collapsar": json.dumps(about)})
+        write_atomically(self.checkpoint_path, content)
+
+    def load(self) -> Checkpoint | None:
+        """The checkpoint, or None where there is none.
+
+        Raises:
+            ValueError: The file is damaged or not a checkpoint of this library.
+        """
+        return read_checkpoint(self.checkpoint_path) if self.checkpoint_path.exists() else None
+
+    def rewind(self, records_bytes: int) -> list[dict[str, Any]]:
+        """Drop the records behind a checkpoint and return those before it.
+
+        Raises:
+            ValueError: The records are shorter than the checkpoint remembers, or unreadable.
+        """
+        size = self.records_path.stat().st_size if self.records_path.exists() else 0
+        if size < records_bytes:
+            raise ValueError(
+                f"{self.records_path} has {size} bytes, its checkpoint was made at {records_bytes}: records "
+                "are missing; train again with resume=False"
+            )
+        os.truncate(self.records_path, records_bytes)
+        return load_records(self.path)
+
+    @property
+    def records_bytes(self) -> int:
+        """Present length of the records."""
+        return self.records_path.stat().st_size
+
+
+def as_read_back(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as ``load_records`` would give it: arrays as lists, every undefined or infinite number NaN."""
+    return _from_line(_line(record))
+
+
+def load_records(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The records of a run: first the header, then one for each evaluation.
+
+    Undefined numbers, null in the file, come back as NaN.
+
+    Args:
+        run_dir: The run's folder.
+
+    Raises:
+        ValueError: There are no records, or a line is not a JSON object. A last line cut short by a kill is
+            left out.
+    """
+    path = Path(run_dir) / "records.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the records {path}: {error}") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = _from_line(line)
+        except ValueError:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise ValueError(f"line {number} of {path} is not a JSON object; the file is damaged") from None
+        records.append(record)
+    return records
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint file.
+
+    Raises:
+        ValueError: The file is missing, damaged or not a checkpoint of this library.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("collapsar", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"the checkpoint {path} is missing or damaged ({error}); train again with resume=False"
+        ) from None
+    if about.pop("format", None) != _FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of a training run of this version; train again with resume=False")
+    about["image_shape"] = tuple(about["image_shape"])
+    return Checkpoint(tensors=tensors, **about)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(record), allow_nan=False) + "\n"
+
+
+def _from_line(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("not an object")  # noqa: TRY004 -- about a file, not an argument
+    return record if record.get("kind") == "header" else _undefined_to_nan(record)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and tensors as lists, numbers that JSON lacks as null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _undefined_to_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _undefined_to_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_undefined_to_nan(item) for item in value]
+    return math.nan if value is None else value

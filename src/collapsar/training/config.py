@@ -1,0 +1,172 @@
+"""A training run as a value: what is trained, on what, how; its schedules; its JSON; its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from typing import Any
+
+from collapsar.training.data import whole_counts
+from collapsar.training.models import ModelSpec
+from collapsar.training.penalties import Penalties, scaled
+
+__all__ = ["TrainConfig"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes.
+
+    Defaults are those of JMLR Sec. 4, Figs 5-8, where the paper names one.
+
+    Attributes:
+        dataset: Name of the data set; must match the data handed to ``train``.
+        class_counts: n_k, training images of each class.
+        penalties: λ_W, λ_H, λ_b; λ_b = inf makes a head without bias.
+        epochs: Passes over the training set, >= 1.
+        model: The network.
+        batch_size: Images per step, >= 1.
+        learning_rate: SGD's, > 0.
+        learning_rate_steps: (fraction of the epochs, factor on ``learning_rate``) pairs, beginning at
+            fraction 0, increasing.
+        momentum: SGD's, in [0, 1).
+        weight_decay: SGD's L2 decay of *all* parameters, >= 0; it adds to λ_W and λ_b.
+        warm_fraction: For this fraction of the epochs, in [0, 1], λ_W and λ_H are multiplied by
+            ``warm_factor``: strong penalties from the first step can kill ReLU features for good.
+        warm_factor: >= 0.
+        clip_norm: Largest norm of the whole gradient of one step, > 0; inf never clips. The steep first steps
+            of an unnormalised network at learning rate 0.1 can throw all ReLUs into their dead half; clipping
+            tames them and does nothing near a minimum.
+        stop_at: Stop early once the head's relative gradient (see ``head_gradient``) falls below this at
+            an evaluation in the last learning-rate stage; 0: never. A still head is necessary for a minimum,
+            not sufficient.
+        eval_every: Epochs between evaluations, >= 1; the last epoch is always evaluated.
+        seed: Of the initial weights and of the order of the images.
+        device: "auto" (a CUDA device if there is one, else the CPU) or any name torch knows.
+
+    Raises:
+        ValueError: A value is outside the range above.
+
+    Example:
+        >>> config = TrainConfig("digits", (100,) * 5 + (20,) * 5, Penalties(0.04, 0.0004, 0.02), epochs=300)
+        >>> [round(config.learning_rate_at(epoch), 6) for epoch in (0, 99, 100, 200)]
+        [0.1, 0.1, 0.01, 0.001]
+        >>> TrainConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    dataset: str
+    class_counts: tuple[int, ...]
+    penalties: Penalties
+    epochs: int
+    model: ModelSpec = field(default_factory=ModelSpec)
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    learning_rate_steps: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1 / 3, 0.1), (2 / 3, 0.01))
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    warm_fraction: float = 1 / 6
+    warm_factor: float = 0.1
+    clip_norm: float = math.inf
+    stop_at: float = 0.0
+    eval_every: int = 10
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_counts", whole_counts(self.class_counts))
+        object.__setattr__(self, "learning_rate_steps", tuple((f, x) for f, x in self.learning_rate_steps))
+        ranges = {
+            "epochs": ("a whole number >= 1", isinstance(self.epochs, int) and self.epochs >= 1),
+            "batch_size": ("a whole number >= 1", isinstance(self.batch_size, int) and self.batch_size >= 1),
+            "learning_rate": ("positive and finite", 0 < self.learning_rate < math.inf),
+            "momentum": ("in [0, 1)", 0 <= self.momentum < 1),
+            "weight_decay": ("finite and >= 0", 0 <= self.weight_decay < math.inf),
+            "warm_fraction": ("in [0, 1]", 0 <= self.warm_fraction <= 1),
+            "warm_factor": ("finite and >= 0", 0 <= self.warm_factor < math.inf),
+            "clip_norm": ("> 0 (inf: no clipping)", self.clip_norm > 0),
+            "stop_at": ("finite and >= 0 (0: never)", 0 <= self.stop_at < math.inf),
+            "eval_every": ("a whole number >= 1", isinstance(self.eval_every, int) and self.eval_every >= 1),
+            "seed": ("a whole number in [0, 2^63)", isinstance(self.seed, int) and 0 <= self.seed < 2**63),
+            "learning_rate_steps": (
+                "(fraction, factor) pairs, fractions from 0 increasing below 1, factors positive and finite",
+                _are_steps(self.learning_rate_steps),
+            ),
+        }
+        for name, (must_be, holds) in ranges.items():
+            if not holds:
+                raise ValueError(f"`{name}` must be {must_be}, got {getattr(self, name)!r}")
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.learning_rate * self._stage(epoch)[1]
+
+    def penalties_at(self, epoch: int) -> Penalties:
+        """The penalties of an epoch, counted from 0: weaker λ_W and λ_H during the warm start."""
+        warm = epoch / self.epochs < self.warm_fraction
+        return scaled(self.penalties, self.warm_factor) if warm else self.penalties
+
+    def settled(self, epoch: int) -> bool:
+        """Whether an epoch has the full penalties and the last learning rate: only then may a run stop."""
+        return self._stage(epoch) == self.learning_rate_steps[-1] and self.penalties_at(epoch) == self.penalties
+
+    def _stage(self, epoch: int) -> tuple[float, float]:
+        # Exact at the borders: epoch/epochs and a fraction written as 1/3 round to the same number.
+        return next(step for step in reversed(self.learning_rate_steps) if epoch / self.epochs >= step[0])
+
+    def to_json(self) -> str:
+        """One line of standard JSON; infinity is written as the string "inf"."""
+        return json.dumps(_without_infinity(asdict(self)), sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError: The text is not JSON, names an unknown field, lacks one, or a value is out of range.
+        """
+        try:
+            values = _with_infinity(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`text` must be JSON as written by to_json, got an error at {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(  # noqa: TRY004 -- about the content of a text
+                f"`text` must be a JSON object as written by to_json, got {type(values).__name__}"
+            )
+        unknown = values.keys() - {known.name for known in fields(cls)}
+        if unknown:
+            raise ValueError(f"`text` has unknown fields {', '.join(sorted(unknown))}; known: those of TrainConfig")
+        try:
+            for name, kind in (("model", ModelSpec), ("penalties", Penalties)):
+                if name in values:
+                    values[name] = kind(**values[name])
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"`text` does not describe a run: {error}") from None
+
+    @property
+    def digest(self) -> str:
+        """A hash of every field: equal exactly for equal configurations."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _are_steps(steps: tuple[tuple[float, float], ...]) -> bool:
+    fractions = [fraction for fraction, _ in steps]
+    increasing = all(a < b for a, b in pairwise(fractions))
+    inside = bool(steps) and fractions[0] == 0 and fractions[-1] < 1
+    return inside and increasing and all(0 < factor < math.inf for _, factor in steps)
+
+
+def _without_infinity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinity(item) for key, item in value.items()}
+    return "inf" if value == math.inf else value
+
+
+def _with_infinity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_infinity(item) for key, item in value.items()}
+    return math.inf if value == "inf" else value

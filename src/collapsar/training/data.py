@@ -1,0 +1,252 @@
+"""Image data sets: loaded once, kept as bytes, cut to the class counts of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collapsar.training.idx import FASHION_MNIST, find_idx_files, read_idx
+
+__all__ = ["DATASETS", "ImageData", "imbalanced", "load_data", "whole_counts"]
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A labelled image set, training and test apart.
+
+    Attributes:
+        name: The data set's name, a key of ``DATASETS`` for those that come with the library.
+        train_images: uint8, shape (N, C, H, W).
+        train_labels: int64, shape (N,), in 0..K-1.
+        test_images: uint8, shape (N', C, H, W).
+        test_labels: int64, shape (N',).
+        class_names: K names.
+        mean: Mean of each channel, in units of the full range 0..1.
+        std: Standard deviation of each channel, the same units, > 0.
+
+    Raises:
+        ValueError: Shapes, types or labels do not fit together.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> data.image_shape, data.num_classes, tuple(data.train_images.shape)
+        ((1, 8, 8), 10, (1343, 1, 8, 8))
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            images, labels = self.images(split), self.labels(split)
+            if images.dtype != torch.uint8 or images.ndim != 4:
+                raise ValueError(
+                    f"`{split}_images` must be uint8 of shape (N, C, H, W), got {images.dtype} of {tuple(images.shape)}"
+                )
+            if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+                raise ValueError(
+                    f"`{split}_labels` must be int64 of shape ({len(images)},), one for each image, got "
+                    f"{labels.dtype} of {tuple(labels.shape)}"
+                )
+            if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
+                raise ValueError(
+                    f"`{split}_labels` must lie in 0..{self.num_classes - 1}, got {labels.min()}..{labels.max()}"
+                )
+        if self.test_images.shape[1:] != self.train_images.shape[1:]:
+            raise ValueError(
+                f"`test_images` must have the training images' shape {self.image_shape}, "
+                f"got {tuple(self.test_images.shape[1:])}"
+            )
+        if not (len(self.mean) == len(self.std) == self.image_shape[0] and all(value > 0 for value in self.std)):
+            raise ValueError(
+                f"`mean` and `std` must have one entry for each of {self.image_shape[0]} channels and std > "
+                f"0, got {self.mean!r} and {self.std!r}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> Shape:
+        """(C, H, W)."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def class_counts(self) -> tuple[int, ...]:
+        """n_k, training samples of each class."""
+        return tuple(torch.bincount(self.train_labels, minlength=self.num_classes).tolist())
+
+    def images(self, split: str) -> Tensor:
+        """The images of "train" or "test"."""
+        return {"train": self.train_images, "test": self.test_images}[split]
+
+    def labels(self, split: str) -> Tensor:
+        """The labels of "train" or "test"."""
+        return {"train": self.train_labels, "test": self.test_labels}[split]
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """The same data with its tensors on ``device``."""
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Bytes of shape (B, C, H, W) as float32 with mean 0 and standard deviation 1, where they lie."""
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).reshape(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).reshape(-1, 1, 1)
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def load_data(name: str, data_dir: str | Path | None = None) -> ImageData:
+    """A whole data set.
+
+    Args:
+        name: "digits" (inside scikit-learn: 1797 images of 8x8, 10 classes) or "fashion-mnist" (70000 of
+            28x28).
+        data_dir: Folder with the set's files, where it has any. Where None they are looked for where Debian's
+            package puts them, then in the user's cache, and fetched with a checksum at last.
+
+    Raises:
+        ValueError: The name is unknown, or a file is missing, damaged or cannot be fetched.
+
+    Example:
+        >>> min(load_data("digits").class_counts)
+        130
+    """
+    if name not in DATASETS:
+        raise ValueError(f"`name` must be one of {', '.join(sorted(DATASETS))}, got {name!r}")
+    return DATASETS[name](None if data_dir is None else Path(data_dir))
+
+
+def whole_counts(class_counts: Iterable[int]) -> tuple[int, ...]:
+    """Class counts as Python's own numbers.
+
+    Raises:
+        ValueError: An entry is not a whole number >= 1, or there is none.
+
+    Example:
+        >>> whole_counts([5, 3])
+        (5, 3)
+    """
+    given = tuple(class_counts)
+    try:
+        counts = tuple(index(count) for count in given)
+    except TypeError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise ValueError(f"`class_counts` must be whole numbers >= 1, one for each class, got {list(given)!r}")
+    return counts
+
+
+def imbalanced(data: ImageData, class_counts: Sequence[int]) -> ImageData:
+    """The first n_k training images of each class; the test set stays whole.
+
+    The paper's data sets (JMLR Sec. 4). A class with too few images is an error: it is never topped up from
+    the test set, as published scripts do.
+
+    Args:
+        data: The full set.
+        class_counts: n_k for each of the K classes, whole numbers >= 1.
+
+    Returns:
+        The subset, in the original order, with the full set's ``mean`` and ``std``.
+
+    Raises:
+        ValueError: The length is not K, an entry is not a whole number >= 1, or a class has fewer images.
+
+    Example:
+        >>> imbalanced(load_data("digits"), (100,) * 5 + (20,) * 5).class_counts
+        (100, 100, 100, 100, 100, 20, 20, 20, 20, 20)
+    """
+    counts = whole_counts(class_counts)
+    if len(counts) != data.num_classes:
+        raise ValueError(
+            f"`class_counts` must have one entry for each of the {data.num_classes} classes of {data.name}, "
+            f"got {len(counts)}"
+        )
+    for label, (asked, has) in enumerate(zip(counts, data.class_counts, strict=True)):
+        if asked > has:
+            raise ValueError(
+                f"class {label} ({data.class_names[label]}) of {data.name} has {has} training images, "
+                f"{asked} were asked for; lower its entry of `class_counts`"
+            )
+    members = [(data.train_labels == label).nonzero().flatten()[:count] for label, count in enumerate(counts)]
+    chosen = torch.cat(members).sort().values
+    return replace(data, train_images=data.train_images[chosen], train_labels=data.train_labels[chosen])
+
+
+def _digits(data_dir: Path | None) -> ImageData:
+    """scikit-learn's digits: the first three quarters of each class train, the rest test.
+
+    The images come in the order of their writers, so that most writers are on one side only.
+    """
+    from sklearn import datasets  # only here: nothing else needs it
+
+    if data_dir is not None:
+        raise ValueError('`data_dir` must be None for "digits": the images are inside scikit-learn; leave it out')
+    bunch: Any = datasets.load_digits()
+    images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # 0..16 to 0..255
+    labels = torch.from_numpy(bunch.target).long()
+    members = [(labels == label).nonzero().flatten() for label in range(10)]
+    train = torch.cat([rows[: len(rows) * 3 // 4] for rows in members]).sort().values
+    test = torch.cat([rows[len(rows) * 3 // 4 :] for rows in members]).sort().values
+    pixels = images[train].double() / 255
+    return ImageData(
+        name="digits",
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+        class_names=tuple(str(label) for label in range(10)),
+        mean=(float(pixels.mean()),),
+        std=(float(pixels.std()),),
+    )
+
+
+def _fashion_mnist(data_dir: Path | None) -> ImageData:
+    """Xiao, Rasul and Vollgraf (arXiv 1708.07747); mean and deviation as the paper's experiments use them."""
+    paths = find_idx_files(FASHION_MNIST, data_dir)
+    tensors = {}
+    for role, path in paths.items():
+        tensor, dimensions = read_idx(path), 3 if role.endswith("images") else 1
+        if tensor.ndim != dimensions:
+            raise ValueError(
+                f"{path} must have {dimensions} dimensions, it has {tensor.ndim}; the files may be mixed up"
+            )
+        tensors[role] = tensor[:, None] if dimensions == 3 else tensor.long()
+    return ImageData(
+        name=FASHION_MNIST.name,
+        class_names=(
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+        mean=(0.2860,),
+        std=(0.3530,),
+        **tensors,
+    )
+
+
+# A further data set is one more entry: a function from the data folder, or None, to an ImageData.
+DATASETS: dict[str, Callable[[Path | None], ImageData]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}

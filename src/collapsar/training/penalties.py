@@ -1,0 +1,102 @@
+"""The three penalties of the model, in the loss of one batch.
+
+The convention is the half on every square (theory: Hong & Ling, JMLR 25(192), 2024, Sec. 2.1):
+
+    L = (1/N) Σ CE  +  (λ_W/2)‖W‖²  +  (λ_H/2) Σ_i ‖h_i‖²  +  (λ_b/2)‖b‖²
+
+summed over all N training samples. A batch B sees its own features only, so their sum is scaled by N/|B|.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from collapsar.problem import Penalties
+
+__all__ = ["Penalties", "penalised_loss", "penalties_for", "scaled", "with_weight_decay"]
+
+
+def penalties_for(lambda_z: float, lambda_b: float = math.inf, *, head_ratio: float = 10.0) -> Penalties:
+    """Penalties with the given λ_Z, split as λ_W = ratio·λ_Z and λ_H = λ_Z/ratio.
+
+    Args:
+        lambda_z: λ_Z > 0.
+        lambda_b: Penalty on the bias; inf for a head without one.
+        head_ratio: √(λ_W/λ_H) > 0. The default 10 is the paper's (JMLR Sec. 4, Figs 5-8). It moves scale
+            between W and H and leaves the optimal predictions alone.
+
+    Raises:
+        ValueError: ``lambda_z`` or ``head_ratio`` is not positive and finite.
+
+    Example:
+        >>> penalties_for(0.004, 0.02)
+        Penalties(lambda_w=0.04, lambda_h=0.0004, lambda_b=0.02)
+    """
+    for name, value in (("lambda_z", lambda_z), ("head_ratio", head_ratio)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be positive and finite, got {value!r}")
+    return Penalties(head_ratio * lambda_z, lambda_z / head_ratio, lambda_b)
+
+
+def scaled(penalties: Penalties, factor: float) -> Penalties:
+    """λ_W and λ_H times ``factor``, λ_b unchanged: the warm start of the paper's experiments.
+
+    Example:
+        >>> scaled(Penalties(0.5, 0.25, 0.02), 0.5)
+        Penalties(lambda_w=0.25, lambda_h=0.125, lambda_b=0.02)
+    """
+    return replace(penalties, lambda_w=factor * penalties.lambda_w, lambda_h=factor * penalties.lambda_h)
+
+
+def with_weight_decay(penalties: Penalties, weight_decay: float) -> Penalties:
+    """What the head feels when the optimiser's L2 weight decay adds to λ_W and λ_b.
+
+    Holds for torch's SGD, whose ``weight_decay`` is the gradient of a half square; AdamW's decay is no L2
+    penalty.
+
+    Example:
+        >>> with_weight_decay(Penalties(0.5, 0.25, 0.0), 0.5)
+        Penalties(lambda_w=1.0, lambda_h=0.25, lambda_b=0.5)
+    """
+    return replace(penalties, lambda_w=penalties.lambda_w + weight_decay, lambda_b=penalties.lambda_b + weight_decay)
+
+
+def penalised_loss(
+    logits: Tensor, features: Tensor, labels: Tensor, head: nn.Linear, penalties: Penalties, num_samples: int
+) -> Tensor:
+    """The loss of one batch whose average over an epoch is the penalised loss of the whole training set.
+
+    mean CE + (λ_W/2)‖W‖² + (λ_b/2)‖b‖² + (λ_H/2)(N/|B|) Σ_{i in B} ‖h_i‖² (JMLR (2.2), one batch). Averaged
+    over the batches of an epoch with weights |B|/N it is the full loss exactly, a smaller last batch
+    included.
+
+    Args:
+        logits: Shape (|B|, K), Wh + b.
+        features: Shape (|B|, d), what enters the head.
+        labels: Shape (|B|,), int64.
+        head: The linear head; its bias, where it has one, is penalised by λ_b.
+        penalties: λ_W, λ_H, λ_b.
+        num_samples: N, the size of the whole training set.
+
+    Returns:
+        A scalar, in nats.
+
+    Example:
+        >>> import torch
+        >>> head = torch.nn.Linear(2, 3)
+        >>> _ = torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
+        >>> h = torch.ones(4, 2)
+        >>> loss = penalised_loss(head(h), h, torch.tensor([0, 1, 2, 0]), head, Penalties(1.0, 0.5, 0.0), 8)
+        >>> round(float(loss.detach()), 4)  # log 3 + (0.5 / 2) (8 / 4) 8
+        5.0986
+    """
+    loss = functional.cross_entropy(logits, labels)
+    loss = loss + (penalties.lambda_w / 2) * head.weight.square().sum()
+    loss = loss + (penalties.lambda_h / 2 * num_samples / len(labels)) * features.square().sum()
+    if head.bias is not None:
+        loss = loss + (penalties.lambda_b / 2) * head.bias.square().sum()
+    return loss

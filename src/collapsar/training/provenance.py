@@ -1,0 +1,91 @@
+"""Where a run's numbers come from: configuration, data, commit, versions, device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from collapsar.training.config import TrainConfig
+from collapsar.training.data import ImageData
+
+__all__ = ["choose_device", "data_digest", "run_header"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is a CUDA device where there is one, else the CPU.
+
+    Raises:
+        ValueError: Torch does not know the name, or this machine has no such device.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA asserts
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise ValueError(
+            f'`device` must be one that this machine has, got {name!r} ({reason}); "auto" chooses'
+        ) from None
+    return device
+
+
+def data_digest(data: ImageData) -> str:
+    """A hash of the training images, their labels and their normalisation."""
+    digest = hashlib.sha256(repr((tuple(data.train_images.shape), data.mean, data.std)).encode())
+    for tensor in (data.train_images, data.train_labels):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run_header(config: TrainConfig, digest: str, device: torch.device) -> dict[str, Any]:
+    """The first record of a run."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "kind": "header",
+        "config": json.loads(config.to_json()),
+        "config_digest": config.digest,
+        "data_digest": digest,
+        "seed": config.seed,
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "collapsar": _version("collapsar"),
+        },
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this code lies in, "-dirty" where it was changed, else None."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists() or not (root / "src" / "collapsar").is_dir():
+        return None  # never the commit of some other repository that the environment happens to lie in
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,187 @@
+"""The changing part of a run: made fresh, taken from a checkpoint, put into one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collapsar.training.checkpoint import Checkpoint, RunFolder, load_records, read_checkpoint
+from collapsar.training.config import TrainConfig
+from collapsar.training.models import FeatureNetwork, build_model
+
+__all__ = ["RunState", "TrainResult", "bring_back", "checkpoint_of", "fresh_state", "load_run", "result_of"]
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """A trained network and how it got there.
+
+    Attributes:
+        config: What was asked.
+        model: The network, on its device, in training mode.
+        records: One for each evaluation, in order: "epoch" (finished epochs), "learning_rate", "lambda_w" and
+            "lambda_h" (as in that epoch), "seconds", then the numbers of ``evaluate`` and of the ``measure``
+            hook.
+        header: Configuration, seed, commit, versions, device.
+        epoch: Finished epochs.
+        finished: "epochs", "stationary", or "" for a run that was loaded before its end.
+        seconds: Time spent in training and evaluation, resumed parts included.
+    """
+
+    config: TrainConfig
+    model: FeatureNetwork
+    records: list[Record]
+    header: Record
+    epoch: int
+    finished: str
+    seconds: float
+
+
+@dataclass
+class RunState:
+    """What changes while training."""
+
+    model: FeatureNetwork
+    optimizer: torch.optim.SGD
+    generator: torch.Generator
+    epoch: int = 0
+    seconds: float = 0.0
+    finished: str = ""
+    header: Record = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+
+
+def fresh_state(
+    config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
+) -> RunState:
+    """A run before its first epoch."""
+    # One generator on the CPU, for the weights and then for the order, so that every device sees the same
+    # ones.
+    generator = torch.Generator().manual_seed(config.seed)
+    head_bias = math.isfinite(config.penalties.lambda_b)
+    model = build_model(config.model, image_shape, num_classes, head_bias=head_bias, generator=generator).to(device)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),  # one kernel instead of several for each tensor
+    )
+    return RunState(model, optimizer, generator)
+
+
+def result_of(state: RunState, config: TrainConfig) -> TrainResult:
+    """The state as a result."""
+    return TrainResult(
+        config=config,
+        model=state.model,
+        records=state.records,
+        header=state.header,
+        epoch=state.epoch,
+        finished=state.finished,
+        seconds=state.seconds,
+    )
+
+
+def checkpoint_of(
+    state: RunState, config: TrainConfig, image_shape: tuple[int, int, int], records_bytes: int
+) -> Checkpoint:
+    """The state as a checkpoint; its data hash is the header's."""
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    for name, parameter in state.model.named_parameters():
+        buffer = state.optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer
+    tensors["generator"] = state.generator.get_state()
+    return Checkpoint(
+        tensors=tensors,
+        config=config.to_json(),
+        data_digest=state.header["data_digest"],
+        epoch=state.epoch,
+        seconds=state.seconds,
+        records_bytes=records_bytes,
+        finished=state.finished,
+        image_shape=image_shape,
+        num_classes=state.model.head.out_features,
+    )
+
+
+def bring_back(folder: RunFolder, state: RunState, config: TrainConfig, digest: str) -> None:
+    """Bring a fresh state to where the folder's run stands; a folder without a checkpoint leaves it fresh.
+
+    Raises:
+        ValueError: The folder's run has another configuration or other training images, or is damaged.
+    """
+    checkpoint = folder.load()
+    if checkpoint is not None:
+        _refuse_other_run(folder, (checkpoint.config, checkpoint.data_digest), config, digest)
+        _restore(state, checkpoint, folder.checkpoint_path)
+        state.header, *state.records = folder.rewind(checkpoint.records_bytes)
+    elif folder.records_path.exists():
+        for header in load_records(folder.path)[:1]:  # killed before its first checkpoint: only the header matters
+            theirs = (json.dumps(header.get("config")), header.get("data_digest"))
+            _refuse_other_run(folder, theirs, config, digest)
+
+
+def load_run(run_dir: str | Path) -> TrainResult:
+    """A run from its folder, finished or not, without its data; the network is on the CPU.
+
+    Raises:
+        ValueError: The folder has no checkpoint, or a damaged one.
+    """
+    path = Path(run_dir) / "checkpoint.safetensors"
+    checkpoint = read_checkpoint(path)
+    config = TrainConfig.from_json(checkpoint.config)
+    state = fresh_state(config, checkpoint.image_shape, checkpoint.num_classes, torch.device("cpu"))
+    _restore(state, checkpoint, path)
+    header, *records = load_records(run_dir)
+    state.header, state.records = header, [record for record in records if record["epoch"] <= state.epoch]
+    return result_of(state, config)
+
+
+def _restore(state: RunState, checkpoint: Checkpoint, path: Path) -> None:
+    tensors = checkpoint.tensors
+    try:
+        state.model.load_state_dict(_named(tensors, "model."))
+        momentum = _named(tensors, "momentum.")
+        for name, parameter in state.model.named_parameters():
+            if name in momentum:
+                state.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter.device)
+        state.generator.set_state(tensors["generator"])
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the checkpoint {path} does not fit its own configuration ({reason}); train again with resume=False"
+        ) from None
+    state.epoch, state.seconds, state.finished = checkpoint.epoch, checkpoint.seconds, checkpoint.finished
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _refuse_other_run(folder: RunFolder, theirs: tuple[str, Any], config: TrainConfig, digest: str) -> None:
+    """Compare (configuration, data hash) with ours and name the fields that differ, in one line."""
+    other_json, other_digest = theirs
+    try:
+        other = TrainConfig.from_json(other_json)
+        names = [name for name in vars(config) if getattr(other, name) != getattr(config, name)]
+        differ = ", ".join(f"{name} {getattr(other, name)!r} there, {getattr(config, name)!r} here" for name in names)
+    except ValueError:
+        differ = "unreadable there"
+    if not differ and other_digest != digest:
+        differ = "other training images"
+    if differ:
+        raise ValueError(
+            f"`run_dir` {folder.path} holds a run of another configuration ({differ}); name another folder, "
+            "or train with resume=False to replace it"
+        )

@@ -1,0 +1,253 @@
+"""Data sets: the digits' split, IDX files good and bad, downloads from a server of our own, imbalance."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import http.server
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from collapsar.training import data as data_module
+from collapsar.training.data import ImageData, imbalanced, load_data
+from collapsar.training.idx import FASHION_MNIST, IdxFile, IdxSet, find_idx_files, read_idx
+
+ROLES = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def _idx_bytes(tensor: torch.Tensor) -> bytes:
+    header = bytes([0, 0, 8, tensor.ndim]) + struct.pack(f">{tensor.ndim}I", *tensor.shape)
+    return header + bytes(tensor.flatten().tolist())
+
+
+def _contents() -> dict[str, bytes]:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "train_images": torch.randint(0, 256, (20, 5, 4), generator=generator),
+        "train_labels": torch.arange(20) % 10,
+        "test_images": torch.randint(0, 256, (10, 5, 4), generator=generator),
+        "test_labels": torch.arange(10),
+    }
+    return {role: _idx_bytes(tensor) for role, tensor in tensors.items()}
+
+
+def _write_fashion(folder: Path, gzipped: bool) -> dict[str, bytes]:
+    contents = _contents()
+    for role, file in FASHION_MNIST.files.items():
+        if gzipped:
+            (folder / f"{file.name}.gz").write_bytes(gzip.compress(contents[role]))
+        else:
+            (folder / file.name).write_bytes(contents[role])
+    return contents
+
+
+def test_digits_are_all_of_scikit_learns_and_split_within_each_class() -> None:
+    from sklearn.datasets import load_digits
+
+    images, target = load_digits(return_X_y=True)
+    data = load_data("digits")
+    assert (data.train_images.min(), data.train_images.max()) == (0, 255)
+    for label in range(10):
+        mine = [data.images(split)[data.labels(split) == label].flatten(1) for split in ("train", "test")]
+        theirs = torch.from_numpy(images[target == label])
+        assert torch.equal(torch.cat(mine).double().mul(16 / 255).round(), theirs)  # same images, same order
+        assert len(mine[0]) == len(theirs) * 3 // 4
+    normalised = data.normalised(data.train_images)
+    assert normalised.mean().item() == pytest.approx(0, abs=1e-5)
+    assert normalised.std().item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_fashion_mnist_from_a_folder(tmp_path: Path, gzipped: bool) -> None:
+    contents = _write_fashion(tmp_path, gzipped)
+    data = load_data("fashion-mnist", tmp_path)
+    assert data.image_shape == (1, 5, 4)
+    assert bytes(data.train_images.flatten().tolist()) == contents["train_images"][16:]
+    assert data.test_labels.tolist() == list(range(10))
+    pixel = data.normalised(data.train_images)[3, 0, 2, 1].item()
+    assert pixel == pytest.approx((data.train_images[3, 0, 2, 1].item() / 255 - 0.2860) / 0.3530, rel=1e-5)
+
+
+@pytest.mark.skipif(not FASHION_MNIST.system_dir.is_dir(), reason="the Debian package is not installed")
+def test_fashion_mnist_of_the_system_is_the_published_one() -> None:
+    for file in FASHION_MNIST.files.values():
+        content = gzip.decompress((FASHION_MNIST.system_dir / f"{file.name}.gz").read_bytes())
+        assert hashlib.sha256(content).hexdigest() == file.sha256
+    assert load_data("fashion-mnist").class_counts == (6000,) * 10
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "begins with nothing"),
+        (b"\x00\x00", "begins with 00 00"),
+        (b"<html>not found</html>", "not an IDX file"),
+        (bytes([0, 0, 13, 1, 0, 0, 0, 1, 0]), "not an IDX file of unsigned bytes"),
+        (bytes([0, 0, 8, 0]), "not an IDX file"),
+        (bytes([0, 0, 8, 3, 0, 0, 0, 1]), "header alone needs 16 bytes, it has 8"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 4, 1, 2, 3]), "promises 4 = 4 bytes, 3 follow"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 2, 1, 2, 3]), "promises 2 = 2 bytes, 3 follow"),
+        (gzip.compress(bytes(1000))[:-9], "damaged gzip"),
+        (b"\x1f\x8bgarbage", "damaged gzip"),
+    ],
+)
+def test_garbage_is_one_clear_line(tmp_path: Path, content: bytes, complaint: str) -> None:
+    path = tmp_path / "broken"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=complaint) as caught:
+        read_idx(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_mixed_up_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot read .*nowhere"):
+        read_idx(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"has neither train-images-idx3-ubyte.gz nor"):
+        load_data("fashion-mnist", tmp_path)
+    contents = _write_fashion(tmp_path, gzipped=False)
+    images = tmp_path / "train-images-idx3-ubyte"
+    images.write_bytes(contents["train_labels"])
+    with pytest.raises(ValueError, match="must have 3 dimensions, it has 1"):
+        load_data("fashion-mnist", tmp_path)
+    images.write_bytes(contents["test_images"])
+    with pytest.raises(ValueError, match=r"`train_labels` must be int64 of shape \(10,\)"):
+        load_data("fashion-mnist", tmp_path)
+
+
+def test_names_and_folders_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="`name` must be one of digits, fashion-mnist, got 'mnist'"):
+        load_data("mnist")
+    with pytest.raises(ValueError, match="`data_dir` must be None for"):
+        load_data("digits", "somewhere")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
+        """Say nothing."""
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder and the address under which it is served."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
+
+
+def _served_set(folder: Path, *sources: str) -> IdxSet:
+    files = {}
+    for role, content in _contents().items():
+        packed = gzip.compress(content, mtime=0)
+        (folder / f"{role}.gz").write_bytes(packed)
+        sha256 = hashlib.sha256(content).hexdigest()
+        files[role] = IdxFile(role, hashlib.md5(packed).hexdigest(), sha256)
+    return IdxSet("small", files, sources, folder / "no-system-package", "small-package")
+
+
+def test_download_tries_the_next_source_and_keeps_a_checked_copy(tmp_path: Path, served: tuple[Path, str]) -> None:
+    folder, address = served
+    idx_set = _served_set(folder, f"{address}gone/", address)
+    cache = tmp_path / "cache"
+    paths = find_idx_files(idx_set, cache_dir=cache)
+    assert {role: gzip.decompress(path.read_bytes()) for role, path in paths.items()} == _contents()
+    paths["test_labels"].write_bytes(b"damaged meanwhile")
+    assert find_idx_files(idx_set, cache_dir=cache) == paths
+    assert gzip.decompress(paths["test_labels"].read_bytes()) == _contents()["test_labels"]
+    for path in folder.iterdir():
+        path.unlink()
+    assert find_idx_files(idx_set, cache_dir=cache) == paths  # all from the cache
+
+
+@pytest.mark.parametrize("forged", [False, True])
+def test_download_with_wrong_bytes_is_refused(tmp_path: Path, served: tuple[Path, str], forged: bool) -> None:
+    """Not even bytes that satisfy the md5 pass: the content has a sha256 of its own."""
+    folder, address = served
+    idx_set = _served_set(folder, address)
+    file = idx_set.files["train_images"]
+    wrong = replace(file, sha256="0" * 64) if forged else replace(file, md5="0" * 32)
+    idx_set = replace(idx_set, files={**idx_set.files, "train_images": wrong})
+    with pytest.raises(ValueError, match=r"could not fetch train_images.gz of small .*small-package") as caught:
+        find_idx_files(idx_set, cache_dir=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.gz"))
+
+
+def test_system_folder_comes_before_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_fashion(tmp_path, gzipped=True)
+    monkeypatch.setattr(data_module, "FASHION_MNIST", replace(FASHION_MNIST, system_dir=tmp_path, sources=()))
+    assert load_data("fashion-mnist").class_counts == (2,) * 10
+
+
+def test_imbalanced_takes_the_first_of_each_class() -> None:
+    data = load_data("digits")
+    counts = (3, 130, 1, 7, 7, 7, 7, 7, 7, 20)
+    small = imbalanced(data, counts)
+    assert small.class_counts == counts
+    for label, count in enumerate(counts):
+        whole = data.train_images[data.train_labels == label]
+        assert torch.equal(small.train_images[small.train_labels == label], whole[:count])
+    assert torch.equal(small.test_images, data.test_images)
+    assert (small.mean, small.std) == (data.mean, data.std)
+    again = imbalanced(small, counts)
+    assert torch.equal(again.train_images, small.train_images)
+
+
+@pytest.mark.parametrize(
+    ("counts", "complaint"),
+    [
+        ((10,) * 9, "one entry for each of the 10 classes of digits, got 9"),
+        ((10,) * 9 + (0,), "whole numbers >= 1"),
+        ((10,) * 9 + (-3,), "whole numbers >= 1"),
+        ((10,) * 9 + (2.5,), "whole numbers >= 1"),
+        ((10,) * 9 + (float("nan"),), "whole numbers >= 1"),
+        ((), "whole numbers >= 1"),
+        ((10,) * 8 + (500, 10), r"class 8 \(8\) of digits has 130 training images, 500 were asked for"),
+    ],
+)
+def test_counts_that_cannot_be_had(counts: tuple[int, ...], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        imbalanced(load_data("digits"), counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"train_images": torch.zeros(4, 1, 2, 2)}, "`train_images` must be uint8"),
+        ({"train_images": torch.zeros(4, 2, 2, dtype=torch.uint8)}, "`train_images` must be uint8 of shape"),
+        ({"train_labels": torch.zeros(3, dtype=torch.int64)}, "`train_labels` must be int64 of shape"),
+        ({"test_labels": torch.tensor([0, 2])}, r"`test_labels` must lie in 0..1, got 0..2"),
+        ({"test_labels": torch.tensor([-1, 0])}, "`test_labels` must lie in"),
+        ({"test_images": torch.zeros(2, 1, 3, 2, dtype=torch.uint8)}, "`test_images` must have the training"),
+        ({"std": (0.0,)}, "std > 0"),
+        ({"mean": (0.0, 0.0)}, "`mean` and `std` must have one entry"),
+    ],
+)
+def test_image_data_checks_itself(change: dict[str, object], named: str) -> None:
+    good = ImageData(
+        name="tiny",
+        train_images=torch.zeros(4, 1, 2, 2, dtype=torch.uint8),
+        train_labels=torch.tensor([0, 1, 0, 1]),
+        test_images=torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
+        test_labels=torch.tensor([0, 1]),
+        class_names=("a", "b"),
+        mean=(0.5,),
+        std=(0.5,),
+    )
+    assert good.class_counts == (2, 2)
+    with pytest.raises(ValueError, match=named):
+        replace(good, **change)  # pyright: ignore[reportArgumentType]
