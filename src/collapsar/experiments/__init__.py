@@ -1,0 +1,1 @@
+"""One entry per experiment: config -> records -> picture."""

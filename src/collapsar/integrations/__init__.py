@@ -1,0 +1,1 @@
+"""Monitors for other people's training loops."""

@@ -1,0 +1,52 @@
+"""The command line: arguments, JSON, exit codes; nothing else.
+
+Exit codes: 0 done, 1 not converged or a failed gate, 2 bad usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+import collapsar as cs
+from collapsar.cli import theory, training
+from collapsar.cli.app import app
+
+__all__ = ["app", "main", "theory", "training"]
+
+_UsageError: Any = typer.BadParameter.__base__  # click's, or the copy that newer typers carry
+
+
+def main() -> None:
+    """Run the command line; every foreseen error is one line on stderr and an exit code."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except _UsageError as error:
+        code = _complain(f"{error.format_message()} (see `{_command_path(error)} --help`)")
+    except cs.NotConvergedError as error:
+        code = _complain(str(error), 1)
+    except ModuleNotFoundError as error:
+        code = _complain(_missing(error))
+    except (ValueError, OSError, ArithmeticError) as error:
+        code = _complain(str(error) or type(error).__name__)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        code = _complain(str(error) or "interrupted", 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int = 2) -> int:
+    print(f"collapsar: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _command_path(error: Any) -> str:
+    return error.ctx.command_path if error.ctx is not None else "collapsar"
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    extras = {"torch": "train", "torchmetrics": "train", "sklearn": "train", "safetensors": "train"}
+    extras |= {"matplotlib": "plot", "jinja2": "report", "joblib": "cluster"}
+    extra = extras.get((error.name or "").partition(".")[0])
+    return f"this needs `pip install 'collapsar[{extra}]'` ({error.name} is missing)" if extra else str(error)

@@ -1,0 +1,38 @@
+"""The application that the commands register with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import collapsar as cs
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="collapsar",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""
+Predict, measure and prevent the collapse of classes in classifiers trained on imbalanced data.
+
+A network trained to the end shrinks every class to one point. With imbalanced classes and too strong penalties, the
+points of the small classes fall **onto each other**: the network can no longer tell them apart. That happens at sharp
+thresholds, which `collapsar thresholds` computes; `collapsar solve` gives the exact geometry, with a certificate;
+`collapsar train` and `collapsar demo` show it in a real network.
+
+Start with `collapsar demo`.
+""",
+)
+
+
+@app.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(cs.__version__)
+        raise typer.Exit

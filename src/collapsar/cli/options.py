@@ -1,0 +1,69 @@
+"""Arguments and options that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+
+import collapsar as cs
+
+Counts = Annotated[
+    str,
+    typer.Argument(
+        metavar="COUNTS",
+        help='Samples per class: "500x5,100x5" (five classes of 500, five of 100), "exp:5000:50:10" (geometric), '
+        '"step:5000:50:10", plain "500,300,100", or a file with one label per line.',
+        show_default=False,
+    ),
+]
+LambdaZ = Annotated[
+    float | None,
+    typer.Option("--lambda-z", help="Price of the predictions, sqrt(lambda_w * lambda_h), each penalty with its half."),
+]
+LambdaW = Annotated[float | None, typer.Option("--lambda-w", help="Penalty of the head's weight; with --lambda-h.")]
+LambdaH = Annotated[float | None, typer.Option("--lambda-h", help="Penalty of the features, summed over samples.")]
+LambdaB = Annotated[
+    float, typer.Option("--lambda-b", help="Penalty of the head's bias; inf: no bias (the default), 0: free bias.")
+]
+Features = Annotated[
+    Literal["signed", "nonnegative"],
+    typer.Option("--features", help="nonnegative: features out of a ReLU, as in most networks; signed: without."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Weights = Annotated[str | None, typer.Option("--class-weights", help='Loss weight per class, e.g. "1x5,3x5".')]
+Offsets = Annotated[str | None, typer.Option("--offsets", help="Logit offsets of the training loss, per class.")]
+Scales = Annotated[str | None, typer.Option("--scales", help="Logit scales per class (CDT, VS loss).")]
+Temperatures = Annotated[str | None, typer.Option("--temperatures", help="Temperatures per class of the sample (LDT).")]
+Smoothing = Annotated[float, typer.Option("--smoothing", help="Label smoothing, in [0, 1).")]
+
+
+def class_vector(name: str, text: str | None, num_classes: int) -> list[float] | None:
+    """Numbers per class from "1x5,3x5" or "1,1,3"."""
+    if text is None:
+        return None
+    values: list[float] = []
+    for group in text.split(","):
+        number, _, repeat = group.partition("x")
+        try:
+            values += [float(number)] * (int(repeat) if repeat else 1)
+        except ValueError:
+            raise ValueError(
+                f'`{name}` cannot be read from {text!r} (at {group!r}); write "1x5,3x5" or "1,1,3"'
+            ) from None
+    if len(values) != num_classes:
+        raise ValueError(f"`{name}` must have one entry per class: got {len(values)} for {num_classes} classes")
+    return values
+
+
+def price(lambda_z: float | None, lambda_w: float | None, lambda_h: float | None) -> float:
+    """Return lambda_z as given, or from the two penalties behind it."""
+    if lambda_z is not None and lambda_w is None and lambda_h is None:
+        return lambda_z
+    if lambda_z is None and lambda_w is not None and lambda_h is not None:
+        for name, value in (("lambda_w", lambda_w), ("lambda_h", lambda_h)):
+            if not 0 < value < np.inf:
+                raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+        return cs.Penalties(lambda_w, lambda_h).lambda_z
+    raise ValueError("give either --lambda-z, or both --lambda-w and --lambda-h")

@@ -1,0 +1,103 @@
+"""``collapsar solve`` and ``collapsar thresholds``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import collapsar as cs
+from collapsar.cli.app import app
+from collapsar.cli.options import (
+    Counts,
+    Features,
+    Json,
+    LambdaB,
+    LambdaH,
+    LambdaW,
+    LambdaZ,
+    Offsets,
+    Scales,
+    Smoothing,
+    Temperatures,
+    Weights,
+    class_vector,
+    price,
+)
+from collapsar.cli.output import print_json, print_solution, print_thresholds, solution_record
+
+__all__ = ["solve", "thresholds"]
+
+
+@app.command(
+    epilog="""Examples:
+
+    collapsar solve 500x5,100x5 --lambda-z 0.0037 --lambda-b 0.02
+
+    collapsar solve labels.txt --lambda-w 1e-3 --lambda-h 1e-6 --features nonnegative --json"""
+)
+def solve(
+    counts: Counts,
+    lambda_z: LambdaZ = None,
+    lambda_w: LambdaW = None,
+    lambda_h: LambdaH = None,
+    lambda_b: LambdaB = float("inf"),
+    features: Features = "signed",
+    class_weights: Weights = None,
+    offsets: Offsets = None,
+    scales: Scales = None,
+    temperatures: Temperatures = None,
+    smoothing: Smoothing = 0.0,
+    tol: Annotated[float, typer.Option("--tol", help="Relative duality gap to reach.")] = 1e-9,
+    out: Annotated[Path | None, typer.Option("--out", help="Save the solution here (.npz).")] = None,
+    as_json: Json = False,
+) -> None:
+    """The exact optimum: which classes are separated, merged or vanished at this penalty, with a certificate."""
+    n = cs.class_counts(counts)
+    vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
+    loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
+    problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
+    solution = cs.solve(problem, tol, throw=False)
+    if out is not None:
+        solution.save(out)
+    if as_json:
+        print_json(solution_record(solution))
+    else:
+        print_solution(solution)
+    if solution.status is not cs.Status.OPTIMAL:
+        raise cs.NotConvergedError(solution)
+
+
+@app.command(
+    epilog="""Examples:
+
+    collapsar thresholds 500x5,100x5 --lambda-b 0.02
+
+    collapsar thresholds 500x5,100x5 --lambda-b 0.02 --lambda-z 0.0037 --features nonnegative"""
+)
+def thresholds(
+    counts: Counts,
+    lambda_b: LambdaB = float("inf"),
+    features: Features = "signed",
+    lambda_z: Annotated[float | None, typer.Option("--lambda-z", help="Also say where this penalty lies.")] = None,
+    class_weights: Weights = None,
+    offsets: Offsets = None,
+    scales: Scales = None,
+    temperatures: Temperatures = None,
+    smoothing: Smoothing = 0.0,
+    as_json: Json = False,
+) -> None:
+    """The penalties lambda_z at which classes merge, vanish, and everything collapses."""
+    n = cs.class_counts(counts)
+    vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
+    loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
+    problem = cs.Problem(n, 1.0 if lambda_z is None else lambda_z, lambda_b, loss, features=features)
+    t = cs.thresholds(problem)
+    if as_json:
+        record = {"problem": problem.to_dict(), "merge": t.merge, "vanish": t.vanish, "complete": t.complete}
+        if lambda_z is None:
+            record["problem"] = {k: v for k, v in record["problem"].items() if k != "lambda_z"}
+        print_json(record)
+        return
+    print_thresholds(problem, t, lambda_z)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import collapsar as cs
+
+
+def collapsar(*arguments, cwd=None):
+    command = [sys.executable, "-c", "from collapsar.cli import main; main()", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_solve_prints_a_table_and_json():
+    arguments = ("solve", "500x5,100x5", "--lambda-z", "0.0037", "--lambda-b", "0.02")
+    shown = collapsar(*arguments)
+    assert shown.returncode == 0
+    assert "merged" in shown.stdout
+    assert "certified" in shown.stdout
+    out = collapsar(*arguments, "--json")
+    record = json.loads(out.stdout)
+    s = cs.solve(cs.Problem("500x5,100x5", 0.0037, 0.02))
+    assert record["primal"] == pytest.approx(s.certificate.primal, rel=1e-12)
+    assert record["class_states"] == ["separated"] * 5 + ["merged"] * 5
+    assert np.allclose(record["Z"], s.Z)
+    assert out.stderr == ""
+
+
+def test_solve_takes_the_remedies_and_saves(tmp_path):
+    file = tmp_path / "s.npz"
+    out = collapsar(
+        "solve", "300x3,30x3", "--lambda-w", "0.06", "--lambda-h", "0.0006", "--lambda-b", "0.02", "--smoothing", "0.1",
+        "--class-weights", "1x3,4x3", "--offsets=0x3,-0.5x3", "--scales", "1x3,0.8x3", "--temperatures", "1x6",
+        "--json", "--out", file,
+    )  # fmt: skip
+    record = json.loads(out.stdout)
+    loss = cs.Loss([1] * 3 + [4] * 3, [0] * 3 + [-0.5] * 3, [1] * 3 + [0.8] * 3, [1] * 6, 0.1)
+    problem = cs.Problem("300x3,30x3", 0.006, 0.02, loss)
+    assert record["primal"] == pytest.approx(cs.solve(problem).certificate.primal, rel=1e-9)
+    assert cs.load_solution(file).problem.num_classes == 6
+
+
+def test_thresholds_prints_a_table_and_json():
+    shown = collapsar("thresholds", "500x5,100x5", "--lambda-b", "0.02", "--lambda-z", "0.0037")
+    assert "0.00333333" in shown.stdout
+    assert "merged" in shown.stdout
+    record = json.loads(collapsar("thresholds", "500x5,100", "--features", "nonnegative", "--json").stdout)
+    assert record["merge"] == [None] * 6
+    t = cs.thresholds(cs.Problem("500x5,100", 1.0, features="nonnegative"))
+    assert np.allclose(record["vanish"], t.vanish)
+    assert record["problem"]["lambda_b"] == "inf"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["solve", "500x5,-3", "--lambda-z", "0.1"], "class_counts"),
+        (["solve", "500x5,0", "--lambda-z", "0.1"], "class 5"),
+        (["solve", "5,nan", "--lambda-z", "0.1"], "'nan'"),
+        (["solve", "5,2.5", "--lambda-z", "0.1"], "'2.5'"),
+        (["solve", "", "--lambda-z", "0.1"], "empty"),
+        (["solve", "abc", "--lambda-z", "0.1"], "'abc'"),
+        (["solve", "5", "--lambda-z", "0.1"], "at least two"),
+        (["solve", "5,4", "--lambda-z", "0"], "`lambda_z`"),
+        (["solve", "5,4", "--lambda-z=-1"], "`lambda_z`"),
+        (["solve", "5,4", "--lambda-z", "nan"], "`lambda_z`"),
+        (["solve", "5,4", "--lambda-z", "inf"], "`lambda_z`"),
+        (["solve", "5,4", "--lambda-z", "x"], "--lambda-z"),
+        (["solve", "5,4"], "--lambda-z"),
+        (["solve", "5,4", "--lambda-z", "0.1", "--lambda-b=-1"], "`lambda_b`"),
+        (["solve", "5,4", "--lambda-z", "0.1", "--class-weights", "1,2,3"], "3 for 2 classes"),
+        (["solve", "5,4", "--lambda-z", "0.1", "--offsets", "1,b"], "`offsets`"),
+        (["solve", "5,4", "--lambda-z", "0.1", "--features", "relu"], "--features"),
+        (["solve", "5,4", "--lambda-z", "0.1", "--smoothing", "1"], "`smoothing`"),
+        (["solve", "5,4", "--lambda-w", "0.1"], "--lambda-h"),
+        (["solve", "5,4", "--lambda-w", "0.1", "--lambda-h=-1"], "`lambda_h`"),
+        (["solve", "5,4", "--lambda-z", "0.1", "--tol", "0"], "`tol`"),
+        (["solve", "5,4", "--lambda-z", "0.1", "--out", "no/such/folder/s.npz"], "no/such/folder"),
+        (["nonsense"], "nonsense"),
+        (["demo", "--data", "imagenet"], "imagenet"),
+        (["train", "--counts", "100x10", "--lambda-z", "0.01", "--out", "x", "--data", "cats"], "cats"),
+        (["train", "--counts", "100x9,5000", "--lambda-z", "0.01", "--out", "x"], "5000"),
+        (["train", "--counts", "20x10", "--lambda-z", "0.01", "--out", "file/x", "--epochs", "1"], "file"),
+        (["train", "--counts", "5x10", "--lambda-z", "1", "--out", "x", "--data=fashion-mnist", "--data-dir=bad"], "bad"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, says):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "train-images-idx3-ubyte").write_bytes(b"garbage")
+    out = collapsar(*arguments, cwd=tmp_path)
+    assert out.returncode == 2
+    assert out.stdout == ""
+    assert len(out.stderr.strip().splitlines()) == 1
+    assert out.stderr.startswith("collapsar: ")
+    assert says in out.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "file"]
+
+
+def test_not_converged_is_exit_1():
+    out = collapsar("solve", "500x5,100x5", "--lambda-z", "0.0037", "--tol", "1e-17", "--json")
+    assert out.returncode == 1
+    assert json.loads(out.stdout)["relative_gap"] < 1e-12
+    assert "not converged" in out.stderr
+
+
+def test_help_is_written_for_people():
+    out = collapsar("--help")
+    assert out.returncode == 0
+    for command in ("solve", "thresholds", "train", "demo"):
+        assert command in out.stdout
+        assert "collapsar " + command in collapsar(command, "--help").stdout
+    assert collapsar("--version").stdout.strip() == cs.__version__
+
+
+def test_train_records_resumes_and_refuses_another_configuration(tmp_path):
+    arguments = ["train", "--counts", "20x5,5x5", "--lambda-z", "0.02", "--lambda-b", "0.02", "--epochs", "4"]
+    first = collapsar(*arguments, "--out", tmp_path / "run", "--json")
+    assert first.returncode == 0, first.stderr
+    record = json.loads(first.stdout)
+    assert len(record["measured"]["states"]) == 10
+    assert record["epochs"] == 4
+    again = json.loads(collapsar(*arguments, "--out", tmp_path / "run", "--json").stdout)
+    assert again["measured"] == record["measured"]
+    other = collapsar(*arguments, "--out", tmp_path / "run", "--seed", "1")
+    assert other.returncode == 2
+    assert len(other.stderr.strip().splitlines()) == 1
