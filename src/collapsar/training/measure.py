@@ -109,8 +109,6 @@ def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> di
         "train_loss": loss,
         "train_accuracy": float(right.sum() / len(data.train_labels)),
         "train_class_accuracies": (right / torch.tensor(data.class_counts)).tolist(),
-            right / torch.bincount(data.train_labels.cpu(), minlength=data.num_classes)
-        ).tolist(),
         "stationarity": gradient.relative,
         "head_gradient_norm": gradient.norm,
         "test_accuracy": float(hits.sum() / total.sum()),
