@@ -1,0 +1,92 @@
+"""Time and memory of one pass of the metrics against the bare matrix products, as ratios within one run.
+
+    pytest benchmarks/bench_metrics.py --benchmark-only -s        # or: python benchmarks/bench_metrics.py
+
+The bare products are what any one-pass metric must at least do: the Gram matrix XᵀX and the sums per class, nothing
+centred and nothing checked, in float64 (the precision of the moments) and in float32 (that of the features). The pass
+is ``NeuralCollapse.update`` in batches of 1024. Each size runs in its own process, so that its peak memory is its own.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+
+SIZES = [(50_000, 512, 100), (50_000, 2048, 1000), (20_000, 768, 50_000)]
+BATCH = 1024
+
+
+def measure(num_samples, dim, num_classes):
+    """Seconds (best of the repeats) and peak memory for one size."""
+    import torch
+
+    from collapsar.metrics import NeuralCollapse
+
+    # One thread: on a machine that is shared, waiting for the second would be most of what is measured.
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    labels = torch.randint(num_classes, (num_samples,))
+    features = torch.randn(num_samples, dim) + 10
+
+    def bare(dtype):
+        gram = torch.zeros(dim, dim, dtype=dtype)
+        sums = torch.zeros(num_classes, dim, dtype=dtype)
+        for start in range(0, num_samples, BATCH):
+            rows = features[start : start + BATCH].to(dtype)
+            gram.addmm_(rows.T, rows)
+            sums.index_add_(0, labels[start : start + BATCH], rows)
+
+    def one_pass():
+        metric.reset()
+        for start in range(0, num_samples, BATCH):
+            metric.update(features[start : start + BATCH], labels[start : start + BATCH])
+
+    metric = NeuralCollapse(num_classes=num_classes, num_features=dim)
+    repeats = 5 if num_samples * dim**2 < 1e11 else 1
+    seconds = {"float64": float("inf"), "float32": float("inf"), "pass": float("inf")}
+    for _ in range(repeats):
+        # Interleaved, so that a busy machine slows all three.
+        for name, call in (
+            ("float64", lambda: bare(torch.float64)),
+            ("float32", lambda: bare(torch.float32)),
+            ("pass", one_pass),
+        ):
+            start = time.perf_counter()
+            call()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    start = time.perf_counter()
+    metric.compute()
+    return {
+        "size": [num_samples, dim, num_classes],
+        "pass_s": seconds["pass"],
+        "over_float64": seconds["pass"] / seconds["float64"],
+        "over_float32": seconds["pass"] / seconds["float32"],
+        "compute_s": time.perf_counter() - start,
+        "state_mib": metric.packed_moments.nbytes / 2**20,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def in_own_process(size):
+    """The record of ``measure`` from a fresh interpreter."""
+    command = [sys.executable, __file__, *map(str, size)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_one_pass_against_the_bare_products(benchmark, size):
+    record = benchmark.pedantic(in_own_process, args=(size,), rounds=1, iterations=1)
+    benchmark.extra_info.update(record)
+    print(json.dumps(record))
+    if size == SIZES[0]:
+        assert record["over_float64"] <= 2
+    assert record["peak_gib"] <= 8
+
+
+if __name__ == "__main__":
+    wanted = [tuple(map(int, sys.argv[1:]))] if sys.argv[1:] else SIZES
+    for one in wanted:
+        print(json.dumps(measure(*one) if sys.argv[1:] else in_own_process(one)), flush=True)

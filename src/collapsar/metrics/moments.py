@@ -1,0 +1,305 @@
+"""Class moments in one pass: mergeable sufficient statistics for every metric of within-class collapse.
+
+A classifier that collapses produces features whose class means are far apart, and often far from the origin,
+while the spread inside a class is tiny. Raw second moments ``Σ h hᵀ`` lose every digit of that spread. Here
+each batch is centred by its own class means in float64 and merged with what came before by the pairwise
+update of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample
+variances", 1979), so nothing large is ever subtracted from something large.
+
+Example:
+    >>> import torch
+    >>> from collapsar.metrics.moments import class_moments
+    >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+    >>> first = class_moments(features[:1], torch.tensor([0]), num_classes=2)
+    >>> second = class_moments(features[1:], torch.tensor([0, 1]), num_classes=2)
+    >>> merged = first.merge(second)
+    >>> merged.class_means.tolist(), merged.class_traces.round(decimals=12).tolist()
+    ([[2.0, 0.0], [0.0, 5.0]], [2.0, 0.0])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ClassMoments",
+    "accumulate_",
+    "checked_batch",
+    "class_moments",
+    "pack",
+    "packed_size",
+    "packed_views",
+    "unpack",
+]
+
+# Rows of float64 work space are bounded so that one call over a whole data set does not double its memory:
+# 2^21 numbers are 16 MiB, large enough for full speed of the matrix product.
+_BLOCK_NUMBERS = 1 << 21
+# Columns per strip of the symmetric product: narrower strips save more flops but run less efficiently.
+_STRIP = 128
+_MAX_NAMED = 10
+
+
+@dataclass(frozen=True)
+class ClassMoments:
+    """Sufficient statistics of labelled features: O(K·d + d²) numbers, whatever the number of samples.
+
+    Attributes:
+        class_counts: Samples per class n_k, shape (K,), int64.
+        class_means: Class means μ_k, shape (K, d), float64; zero rows where a class was not seen.
+        within_scatter: Σ_k Σ_i (h_ki − μ_k)(h_ki − μ_k)ᵀ, shape (d, d), float64: not divided by N.
+        class_traces: Σ_i ‖h_ki − μ_k‖² per class, shape (K,), float64; they sum to the trace of
+            ``within_scatter``.
+    """
+
+    class_counts: Tensor
+    class_means: Tensor
+    within_scatter: Tensor
+    class_traces: Tensor
+
+    @classmethod
+    def empty(cls, num_classes: int, num_features: int, device: torch.device | str | None = None) -> ClassMoments:
+        """Return the moments of no samples, the neutral element of ``merge``."""
+        K, d = num_classes, num_features
+        return cls(
+            class_counts=torch.zeros(K, dtype=torch.int64, device=device),
+            class_means=torch.zeros(K, d, dtype=torch.float64, device=device),
+            within_scatter=torch.zeros(d, d, dtype=torch.float64, device=device),
+            class_traces=torch.zeros(K, dtype=torch.float64, device=device),
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """K, seen or not."""
+        return self.class_means.shape[0]
+
+    @property
+    def num_features(self) -> int:
+        """The feature dimension d."""
+        return self.class_means.shape[1]
+
+    @property
+    def num_samples(self) -> int:
+        """N = Σ n_k."""
+        return int(self.class_counts.sum())
+
+    @property
+    def seen(self) -> Tensor:
+        """Indices of the classes with at least one sample, int64."""
+        return self.class_counts.nonzero().flatten()
+
+    @property
+    def unseen_classes(self) -> tuple[int, ...]:
+        """The classes without a sample."""
+        return tuple((self.class_counts == 0).nonzero().flatten().tolist())
+
+    @property
+    def sample_mean(self) -> Tensor:
+        """μ_G = Σ n_k μ_k / N, shape (d,): every *sample* counts once. NaN without samples."""
+        return self.class_counts.double() @ self.class_means / self.class_counts.sum()
+
+    @property
+    def mean_of_class_means(self) -> Tensor:
+        """μ_C, shape (d,): every *seen class* counts once. Differs from ``sample_mean`` under imbalance."""
+        return self.class_means[self.seen].mean(dim=0)
+
+    @property
+    def within_covariance(self) -> Tensor:
+        """Σ_W = ``within_scatter`` / N, shape (d, d). NaN without samples."""
+        return self.within_scatter / self.class_counts.sum()
+
+    def merge(self, other: ClassMoments) -> ClassMoments:
+        """Return the moments of both sets of samples together; neither argument changes.
+
+        Merging is associative and commutative up to rounding: Chan et al. (1979), (2.1).
+
+        Args:
+            other: Moments over the same classes and features.
+
+        Raises:
+            ValueError: If the shapes disagree.
+        """
+        if self.class_means.shape != other.class_means.shape:
+            raise ValueError(
+                f"`other` must have moments of shape (K, d) = {tuple(self.class_means.shape)}; got "
+                f"{tuple(other.class_means.shape)}. Build both with the same num_classes and features"
+            )
+        counts = self.class_counts + other.class_counts
+        share = other.class_counts.double() / counts.clamp(min=1)
+        step = other.class_means - self.class_means
+        weights = self.class_counts.double() * share
+        both = weights.nonzero().flatten()
+        scatter, traces = self.within_scatter + other.within_scatter, self.class_traces + other.class_traces
+        rows = step[both] * weights[both].sqrt()[:, None]
+        return ClassMoments(
+            class_counts=counts,
+            class_means=torch.addcmul(self.class_means, step, share[:, None]),
+            within_scatter=scatter.addmm_(rows.T, rows),
+            class_traces=traces.index_add_(0, both, rows.square().sum(dim=1)),
+        )
+
+
+def class_moments(features: Any, labels: Any, num_classes: int) -> ClassMoments:
+    """Return the moments of one set of labelled features.
+
+    Args:
+        features: Shape (B, d), B ≥ 0; a tensor or an array of any real dtype, contiguous or not, on any
+            device.
+        labels: Shape (B,), integers in [0, num_classes).
+        num_classes: K.
+
+    Raises:
+        ValueError: If ``num_classes`` is not positive, or as ``checked_batch``.
+    """
+    if not num_classes >= 1:
+        raise ValueError(f"`num_classes` must be a positive integer; got {num_classes}. Count the classes in use")
+    features, labels = checked_batch(features, labels, num_classes)
+    out = ClassMoments.empty(num_classes, features.shape[1], features.device)
+    accumulate_(out.class_counts, out.class_means, out.within_scatter, out.class_traces, features, labels)
+    return ClassMoments(out.class_counts, out.class_means, _mirrored(out.within_scatter), out.class_traces)
+
+
+def checked_batch(
+    features: Any, labels: Any, num_classes: int, num_features: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return features (B, d) and int64 labels (B,) as detached tensors on the device of the features.
+
+    Raises:
+        ValueError: If the shapes do not fit, labels are not integers, a label lies outside [0, num_classes)
+            (the message names it), or a feature is NaN or infinite (the message names its class).
+    """
+    features, labels = _tensor(features), _tensor(labels)
+    if features.ndim != 2 or (num_features is not None and features.shape[1] != num_features):
+        wanted = "(B, d)" if num_features is None else f"(B, {num_features})"
+        raise ValueError(
+            f"`features` must have shape {wanted}; got {tuple(features.shape)}. "
+            "Flatten what the head receives to one row per sample"
+        )
+    if labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"`labels` must hold one class index per row of `features`, shape ({features.shape[0]},); "
+            f"got {tuple(labels.shape)}. Turn one-hot or soft labels into indices first"
+        )
+    if labels.is_floating_point() or labels.is_complex() or features.is_complex():
+        raise ValueError(
+            f"`labels` must be integers and `features` real; got {labels.dtype} and {features.dtype}. "
+            "Convert labels with .long()"
+        )
+    labels = labels.to(features.device, torch.int64)
+    if labels.numel() == 0:
+        return features, labels
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0 or high >= num_classes:
+        outside = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
+        raise ValueError(
+            f"`labels` must lie in [0, {num_classes}); got {_named(outside)}. Raise num_classes or drop these samples"
+        )
+    if features.is_floating_point() and features.numel() > 0:
+        # aminmax passes NaN on: both extremes are finite exactly when every entry is, without a mask of N·d.
+        low, high = torch.aminmax(features)
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            bad = labels[~torch.isfinite(features).all(dim=1)]
+            raise ValueError(
+                f"`features` must be finite; got NaN or infinity in {len(bad)} of {len(labels)} rows: class "
+                f"{_named(bad.unique().tolist())}. Look for a diverged run or an overflow in half precision"
+            )
+    return features, labels
+
+
+@torch.no_grad()
+def accumulate_(
+    counts: Tensor, means: Tensor, scatter: Tensor, traces: Tensor, features: Tensor, labels: Tensor
+) -> None:
+    """Merge a checked batch into buffers in place, touching only the rows of classes that occur in it.
+
+    The upper triangle of ``scatter`` is kept up to date, the part below it is left unspecified: half of the
+    product is saved, and ``unpack`` mirrors once. Work space is a few times 16 MiB, never O(K·d).
+
+    Args:
+        counts: Shape (K,), int64 or float64 (exact up to 2⁵³).
+        means: Shape (K, d), float64.
+        scatter: Shape (d, d), float64.
+        traces: Shape (K,), float64.
+        features: Shape (B, d), finite, on the device of the buffers.
+        labels: Shape (B,), int64, in range, on the device of the buffers.
+    """
+    rows_per_block = max(1, _BLOCK_NUMBERS // max(1, means.shape[1]))
+    for block, block_labels in zip(features.split(rows_per_block), labels.split(rows_per_block), strict=True):
+        rows = block.to(torch.float64, copy=True)
+        occurring = torch.bincount(block_labels, minlength=len(counts))
+        classes = occurring.nonzero().flatten()
+        position = (torch.cumsum(occurring > 0, dim=0) - 1)[block_labels]
+        n_new = occurring[classes].double()
+
+        sums = rows.new_zeros(len(classes), means.shape[1]).index_add_(0, position, rows)
+        fresh = sums.div_(n_new[:, None])
+        rows -= fresh.index_select(0, position)
+        spread = torch.linalg.vector_norm(rows, dim=1).square_()
+        traces.index_add_(0, classes, fresh.new_zeros(len(classes)).index_add_(0, position, spread))
+        _add_gram_(scatter, rows)
+
+        n_old = counts[classes].double()
+        share = n_new / (n_old + n_new)
+        old = means[classes]
+        step = fresh - old
+        # A class met for the first time takes the fresh mean as it is: share is 1, and no step adds scatter.
+        both = n_old > 0
+        step_rows = step[both] * (n_old * share)[both].sqrt()[:, None]
+        traces.index_add_(0, classes[both], step_rows.square().sum(dim=1))
+        _add_gram_(scatter, step_rows)
+        means[classes] = torch.addcmul(old, step, share[:, None])
+        counts[classes] += occurring[classes].to(counts.dtype)
+
+
+def packed_size(num_classes: int, num_features: int) -> int:
+    """Return the length of the vector that ``pack`` writes: 2K + K·d + d²."""
+    return 2 * num_classes + num_classes * num_features + num_features**2
+
+
+def pack(moments: ClassMoments) -> Tensor:
+    """Return the moments as one float64 vector: counts, traces, means, scatter."""
+    parts = (moments.class_counts, moments.class_traces, moments.class_means, moments.within_scatter)
+    return torch.cat([part.flatten().double() for part in parts])
+
+
+def packed_views(packed: Tensor, num_classes: int, num_features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (counts, means, scatter, traces) as views into a packed vector."""
+    K, d = num_classes, num_features
+    counts, traces, means, scatter = packed.split([K, K, K * d, d * d])
+    return counts, means.view(K, d), scatter.view(d, d), traces
+
+
+def unpack(packed: Tensor, num_classes: int, num_features: int) -> ClassMoments:
+    """Return the moments held in a packed vector; means and traces share its memory."""
+    counts, means, scatter, traces = packed_views(packed, num_classes, num_features)
+    return ClassMoments(counts.round().long(), means, _mirrored(scatter), traces)
+
+
+def _add_gram_(out: Tensor, rows: Tensor) -> None:
+    """Add the upper triangle of rowsᵀ rows to ``out`` strip by strip: torch exposes no symmetric product."""
+    for start in range(0, rows.shape[1], _STRIP):
+        stop = start + _STRIP
+        out[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+
+
+def _mirrored(scatter: Tensor) -> Tensor:
+    upper = scatter.triu()
+    return upper + upper.triu(1).T
+
+
+def _tensor(values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach()
+    array = np.asarray(values)
+    # torch warns about read-only memory, although nothing here writes to it.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _named(values: list[int]) -> str:
+    head = ", ".join(str(value) for value in values[:_MAX_NAMED])
+    return head if len(values) <= _MAX_NAMED else f"{head} and {len(values) - _MAX_NAMED} more"

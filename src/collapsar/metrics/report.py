@@ -1,0 +1,240 @@
+"""``CollapseReport``: every metric of class moments and a linear head, in one record.
+
+Example:
+    >>> import torch
+    >>> from collapsar.metrics import class_moments, collapse_report
+    >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [-2.0, 1.0], [-2.0, -1.0]])
+    >>> moments = class_moments(features, torch.tensor([0, 0, 1, 1]), num_classes=2)
+    >>> report = collapse_report(moments, head_weight=torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    >>> round(report.cdnv, 12), report.Z.tolist(), report.separation().states
+    (0.0625, [[2.0, -2.0], [-2.0, 2.0]], ('separated', 'separated'))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
+from collapsar.metrics.moments import ClassMoments
+from collapsar.metrics.pairs import cdnv, centred_means, equiangularity, etf_distance, within_variances
+from collapsar.metrics.separation import ClassSeparation, class_logits, class_separation
+
+__all__ = ["CollapseReport", "collapse_report"]
+
+
+@dataclass(frozen=True, eq=False)
+class CollapseReport:
+    """Every metric of one pass, as Python floats and numpy arrays.
+
+    Scalars are NaN where undefined: fewer than two seen classes, no head, pair metrics switched off. Arrays
+    over classes have length K, with NaN for unseen classes.
+
+    Attributes:
+        nc1_uniform: ``nc1`` with uniform weighting. 0 at collapse.
+        nc1_weighted: ``nc1`` with sample weighting. 0 at collapse.
+        nc1_rank: Rank of the uniform Σ_B that was inverted; K − 1 while no classes merge.
+        nc1_tolerance: The eigenvalue up to which directions of the uniform Σ_B count as lost.
+        nc1_trace_ratio: ``trace_ratio``. 0 at collapse.
+        within_trace: Tr Σ_W, per sample.
+        between_trace: Tr Σ_B, weighted by n_k/N about the sample mean.
+        cdnv: Mean over pairs of classes (``pairs.cdnv``). 0 at collapse. Hides a merged minority: see the
+            next four.
+        cdnv_worst: Each class's largest CDNV with another, (K,).
+        cdnv_rival: The class it is reached with, (K,), int64, −1 for unseen.
+        worst_pairs: The worst pairs overall, worst first, (t, 2), int64.
+        worst_pair_cdnv: Their CDNV, (t,).
+        nc2_equinorm: ``equinorm`` of μ_k − μ_C. 0 at a simplex ETF.
+        nc2_equiangular: Standard deviation of their cosines (``pairs.equiangularity``). 0 at a simplex ETF.
+        nc2_maximal_angle: Mean |cos + 1/(K−1)| (same). 0 at a simplex ETF.
+        nc2_etf: ``pairs.etf_distance`` of μ_k − μ_C. 0 at a simplex ETF, which under imbalance is not the
+            optimum.
+        nc3_self_duality: ``self_duality`` over the seen classes. 0 at balanced collapse.
+        nc0: ‖Σ_k w_k‖ (``head_sum``). 0 at the optimum.
+        nc0_relative: ‖Σ_k w_k‖ / Σ_k ‖w_k‖.
+        nc4_agreement: Share of samples on which the head and the nearest of the *given fixed* centres agree
+            (``centers.center_agreement``). 1 at collapse. NaN unless centres were given.
+        nc4_per_class: The same within each class, (K,); None unless centres were given.
+        class_counts: n_k, (K,), int64.
+        class_means: μ_k, (K, d); NaN rows for unseen classes.
+        within_variances: (1/n_k) Σ_i ‖h_ki − μ_k‖², (K,).
+        center_norms: ‖μ_k − μ_C‖, (K,).
+        sample_mean: μ_G, (d,).
+        mean_of_class_means: μ_C, (d,).
+        head_weight: W, (K, d), as it was when the report was made; None without a head.
+        b: Head bias, (K,): zeros for a head without bias, None without a head.
+    """
+
+    nc1_uniform: float
+    nc1_weighted: float
+    nc1_rank: int
+    nc1_tolerance: float
+    nc1_trace_ratio: float
+    within_trace: float
+    between_trace: float
+    cdnv: float
+    cdnv_worst: NDArray[np.float64]
+    cdnv_rival: NDArray[np.int64]
+    worst_pairs: NDArray[np.int64]
+    worst_pair_cdnv: NDArray[np.float64]
+    nc2_equinorm: float
+    nc2_equiangular: float
+    nc2_maximal_angle: float
+    nc2_etf: float
+    nc3_self_duality: float
+    nc0: float
+    nc0_relative: float
+    nc4_agreement: float
+    nc4_per_class: NDArray[np.float64] | None
+    class_counts: NDArray[np.int64]
+    class_means: NDArray[np.float64]
+    within_variances: NDArray[np.float64]
+    center_norms: NDArray[np.float64]
+    sample_mean: NDArray[np.float64]
+    mean_of_class_means: NDArray[np.float64]
+    head_weight: NDArray[np.float64] | None
+    b: NDArray[np.float64] | None
+
+    @property
+    def num_classes(self) -> int:
+        """K, seen or not."""
+        return len(self.class_counts)
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return int(self.class_counts.sum())
+
+    @property
+    def unseen_classes(self) -> tuple[int, ...]:
+        """The classes without samples."""
+        return tuple(np.flatnonzero(self.class_counts == 0).tolist())
+
+    @cached_property
+    def Z(self) -> NDArray[np.float64] | None:  # noqa: N802 (the paper's letter)
+        """Mean predictions Z̄ = W M̄ᵀ [logit, class], (K, K), bias not included: built when first asked for.
+
+        NaN columns for unseen classes; None without a head.
+        """
+        return None if self.head_weight is None else class_logits(self.class_means, self.head_weight)
+
+    def separation(self, **thresholds: float) -> ClassSeparation:
+        """Say which classes have merged or vanished: ``class_separation`` of Z, with its thresholds.
+
+        Raises:
+            ValueError: If there is no head.
+        """
+        if self.Z is None:
+            raise ValueError("`separation` needs mean predictions; got a report without a head. Pass head=model.fc")
+        return class_separation(self.Z, **thresholds)
+
+    def scalars(self) -> dict[str, float]:
+        """Return every scalar by name, as floats fit for a logger; undefined ones are NaN.
+
+        Includes ``cdnv_max``, the CDNV of the worst pair, and ``num_unseen``.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        out = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+        out["cdnv_max"] = float(self.worst_pair_cdnv[0]) if len(self.worst_pair_cdnv) else math.nan
+        out["num_unseen"] = float(len(self.unseen_classes))
+        return out
+
+
+@torch.no_grad()
+def collapse_report(
+    moments: ClassMoments,
+    head_weight: Any = None,
+    head_bias: Any = None,
+    *,
+    agreements: Tensor | None = None,
+    num_worst: int = 10,
+    pairwise: bool = True,
+) -> CollapseReport:
+    """Evaluate every metric on class moments and, if given, a linear head.
+
+    Args:
+        moments: Class moments.
+        head_weight: W, shape (K, d), tensor or array; None without a head.
+        head_bias: b, shape (K,); None for a head without bias.
+        agreements: Per-class counts of ``center_agreement`` over the same samples, shape (K,); None leaves
+            NC4 undefined.
+        num_worst: How many of the worst pairs of classes to name.
+        pairwise: False leaves out what costs O(K²·d) time (CDNV, angles, distance to the ETF): NaN in the
+            report.
+
+    Raises:
+        ValueError: If the head does not fit the moments or is not finite.
+    """
+    weight, bias = _checked_head(moments, head_weight, head_bias)
+    seen, K = moments.seen, moments.num_classes
+    uniform, weighted = nc1(moments, "uniform"), nc1(moments, "weighted")
+    within, between = variance_traces(moments)
+    centred = centred_means(moments)
+    worst = cdnv(moments, num_worst) if pairwise else None
+    std, deviation = equiangularity(centred) if pairwise else (math.nan, math.nan)
+    nc0, nc0_relative = (math.nan, math.nan) if weight is None else head_sum(weight)
+    counts, nan_row = moments.class_counts, torch.full((K,), math.nan, dtype=torch.float64)
+    norms = nan_row.to(centred.device).index_copy(0, seen, torch.linalg.vector_norm(centred, dim=1))
+    means = moments.class_means.masked_fill((counts == 0)[:, None], math.nan)
+    return CollapseReport(
+        nc1_uniform=uniform.value,
+        nc1_weighted=weighted.value,
+        nc1_rank=uniform.rank,
+        nc1_tolerance=uniform.tolerance,
+        nc1_trace_ratio=trace_ratio(moments),
+        within_trace=within,
+        between_trace=between,
+        cdnv=worst.mean if worst else math.nan,
+        cdnv_worst=_numpy(worst.worst if worst else nan_row),
+        cdnv_rival=_numpy(worst.rival if worst else torch.full((K,), -1)),
+        worst_pairs=_numpy(worst.worst_pairs if worst else torch.zeros(0, 2, dtype=torch.int64)),
+        worst_pair_cdnv=_numpy(worst.worst_values if worst else nan_row[:0]),
+        nc2_equinorm=equinorm(centred) if len(seen) > 1 else math.nan,
+        nc2_equiangular=std,
+        nc2_maximal_angle=deviation,
+        nc2_etf=etf_distance(centred) if pairwise else math.nan,
+        nc3_self_duality=math.nan if weight is None else self_duality(weight[seen], centred),
+        nc0=nc0,
+        nc0_relative=nc0_relative,
+        nc4_agreement=math.nan if agreements is None else float(agreements.sum() / counts.sum()),
+        nc4_per_class=None if agreements is None else _numpy(agreements.double() / counts),
+        class_counts=_numpy(counts),
+        class_means=_numpy(means),
+        within_variances=_numpy(within_variances(moments)),
+        center_norms=_numpy(norms),
+        sample_mean=_numpy(moments.sample_mean),
+        mean_of_class_means=_numpy(moments.mean_of_class_means),
+        head_weight=None if weight is None else _numpy(weight),
+        b=None if bias is None else _numpy(bias),
+    )
+
+
+def _checked_head(moments: ClassMoments, weight: Any, bias: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Return the head as float64 tensors on the device of the moments; zeros for a missing bias."""
+    if weight is None:
+        if bias is not None:
+            raise ValueError("`head_bias` needs a `head_weight`; got None. Pass both, or head=model.fc")
+        return None, None
+    shape = (moments.num_classes, moments.num_features)
+    W = torch.as_tensor(weight).detach().to(moments.class_means)
+    b = W.new_zeros(len(W)) if bias is None else torch.as_tensor(bias).detach().to(moments.class_means)
+    if W.shape != shape or b.shape != shape[:1]:
+        raise ValueError(
+            f"`head_weight` must be (K, d) = {shape} and `head_bias` (K,); got {tuple(W.shape)} and "
+            f"{tuple(b.shape)}. Pass features as the head receives them"
+        )
+    if not bool(torch.isfinite(W).all() & torch.isfinite(b).all()):
+        raise ValueError("`head_weight` and `head_bias` must be finite; got NaN or infinity. Look for a diverged run")
+    return W, b
+
+
+def _numpy(values: Tensor) -> NDArray[Any]:
+    """A copy that does not share memory with the running state."""
+    return values.detach().cpu().numpy().copy()

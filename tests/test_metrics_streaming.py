@@ -1,0 +1,277 @@
+"""``NeuralCollapse`` among torchmetrics: batches, merging, copies, casts, and two real processes."""
+
+import copy
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchmetrics import MetricCollection
+
+from collapsar.metrics import CollapseReport, NeuralCollapse, class_moments, collapse_report
+
+K, DIM = 4, 5
+
+
+def data(size=60, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(K, (size,), generator=generator)
+    centres = 5 * torch.randn(K, DIM, generator=generator) + 30
+    return centres[labels] + 0.1 * torch.randn(size, DIM, generator=generator), labels
+
+
+def head():
+    torch.manual_seed(1)
+    return nn.Linear(DIM, K)
+
+
+def assert_same_report(got, want, rel=1e-9):
+    assert isinstance(got, CollapseReport)
+    for field in dataclasses.fields(CollapseReport):
+        left, right = getattr(got, field.name), getattr(want, field.name)
+        if left is None or right is None:
+            assert left is right, field.name
+        else:
+            np.testing.assert_allclose(left, right, rtol=rel, atol=1e-12, err_msg=field.name)
+
+
+def expected_report(features, labels, layer=None):
+    weight, bias = (None, None) if layer is None else (layer.weight, layer.bias)
+    return collapse_report(class_moments(features, labels, K), weight, bias)
+
+
+def test_batches_give_the_report_of_all_samples():
+    features, labels = data()
+    layer = head()
+    metric = NeuralCollapse(head=layer)
+    for rows in torch.arange(60).split(7):
+        metric.update(features[rows], labels[rows])
+    metric.update(features[:0], labels[:0])
+    report = metric.compute()
+    assert_same_report(report, expected_report(features, labels, layer))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.cdnv = 0.0  # type: ignore[misc]
+    without = NeuralCollapse(num_classes=K, num_features=DIM)
+    without.update(features.numpy(), labels.numpy())
+    assert without.compute().Z is None
+    assert without.compute().nc1_uniform == pytest.approx(report.nc1_uniform)
+
+
+def test_a_report_does_not_change_with_later_updates_or_training():
+    features, labels = data()
+    layer = head().double()
+    metric = NeuralCollapse(head=layer)
+    metric.update(features, labels)
+    report = metric.compute()
+    kept = copy.deepcopy(report)
+    metric.update(features + 1, labels)
+    nn.init.zeros_(layer.weight)
+    assert_same_report(report, kept)
+    assert metric.compute().num_samples == 120
+
+
+def test_forward_reports_the_batch_and_accumulates():
+    features, labels = data()
+    metric = NeuralCollapse(K, DIM)
+    first, second = metric(features[:25], labels[:25]), metric(features[25:], labels[25:])
+    assert_same_report(first, expected_report(features[:25], labels[:25]))
+    assert_same_report(second, expected_report(features[25:], labels[25:]))
+    assert_same_report(metric.compute(), expected_report(features, labels))
+    metric.to("cpu")
+
+
+def test_merge_state_leaves_its_argument_and_reset_forgets():
+    features, labels = data()
+    parts = [NeuralCollapse(K, DIM) for _ in range(2)]
+    for part, rows in zip(parts, torch.arange(60).split(45), strict=True):
+        part.update(features[rows], labels[rows])
+    whole = NeuralCollapse(K, DIM)
+    for part in parts:
+        before = part.packed_moments.clone()
+        whole.merge_state(part)
+        assert torch.equal(part.packed_moments, before)
+    assert_same_report(whole.compute(), expected_report(features, labels))
+    assert whole.class_moments.num_samples == 60
+    whole.reset()
+    assert whole.class_moments.num_samples == 0
+    whole.update(features[:9], labels[:9])
+    assert_same_report(whole.compute(), expected_report(features[:9], labels[:9]))
+
+
+def test_compute_before_update_warns_and_is_undefined():
+    metric = NeuralCollapse(K, DIM)
+    with pytest.warns(UserWarning, match=r"before the ``update``"):
+        report = metric.compute()
+    assert report.unseen_classes == (0, 1, 2, 3)
+    assert np.isnan(report.nc1_uniform)
+
+
+def test_a_rejected_batch_leaves_the_state_unchanged():
+    features, labels = data()
+    metric = NeuralCollapse(head=head(), centers=torch.randn(K, DIM))
+    metric.update(features, labels)
+    before = metric.packed_moments.clone(), metric.center_agreements.clone()
+    bad = features.clone()
+    bad[-1, -1] = torch.nan
+    for wrong in ((bad, labels), (features, labels + 1), (features[:, 1:], labels)):
+        with pytest.raises(ValueError, match=r"`(features|labels)` must"):
+            metric.update(*wrong)
+    assert torch.equal(metric.packed_moments, before[0])
+    assert torch.equal(metric.center_agreements, before[1])
+
+
+def test_the_head_is_read_at_compute_and_belongs_to_its_model():
+    features, labels = data()
+    layer = head()
+    model = nn.ModuleDict({"fc": layer})
+    model["nc"] = NeuralCollapse(head=model["fc"])
+    metric = model["nc"]
+    assert isinstance(metric, NeuralCollapse)
+    assert [name for name, _ in model.named_parameters()] == ["fc.weight", "fc.bias"]
+    assert set(model.state_dict()) == {"fc.weight", "fc.bias"}
+    metric.update(features, labels)
+    metric.compute()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert_same_report(metric.compute(), expected_report(features, labels, model["fc"]))
+    clone = metric.clone()
+    assert clone.head is model["fc"]
+    twin = copy.deepcopy(model)
+    assert twin["nc"].head is twin["fc"]
+    restored = pickle.loads(pickle.dumps(metric))
+    assert_same_report(restored.compute(), metric.compute())
+
+
+@pytest.mark.parametrize(
+    "cast", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.to("cpu", torch.float32)]
+)
+def test_moments_stay_float64_when_the_model_is_cast(cast):
+    features, labels = data()
+    metric = NeuralCollapse(head=head(), centers=expected_report(features, labels).class_means)
+    metric.update(features[:30], labels[:30])
+    before = metric.packed_moments.clone()
+    cast(nn.ModuleList([metric]))
+    assert metric.packed_moments.dtype == torch.float64
+    assert torch.equal(metric.packed_moments, before)
+    metric.update(features[30:], labels[30:])
+    metric.reset()
+    assert metric.packed_moments.dtype == torch.float64
+
+
+def test_inference_mode_and_gradients():
+    features, labels = data()
+    metric = NeuralCollapse(K, DIM)
+    with torch.inference_mode():
+        metric.update(features, labels)
+        metric.reset()
+        metric.update(features[:20], labels[:20])
+    metric.update(features[20:].requires_grad_(), labels[20:])
+    assert not metric.packed_moments.requires_grad
+    assert_same_report(metric.compute(), expected_report(features, labels))
+
+
+def test_it_works_in_a_collection():
+    features, labels = data()
+    metrics = MetricCollection({"plain": NeuralCollapse(K, DIM), "head": NeuralCollapse(head=head())})
+    metrics.update(features, labels)
+    reports = metrics.compute()
+    assert_same_report(reports["plain"], expected_report(features, labels))
+    assert reports["head"].Z.shape == (K, K)
+
+
+def test_nc4_is_counted_against_fixed_centres():
+    features, labels = data()
+    layer = head()
+    first = NeuralCollapse(head=layer)
+    first.update(features, labels)
+    centers = first.compute().class_means
+    second = NeuralCollapse(head=layer, centers=centers)
+    for rows in torch.arange(60).split(11):
+        second.update(features[rows], labels[rows])
+    decided = layer.double()(features.double()).argmax(dim=1).numpy()
+    nearest = ((features.numpy()[:, None] - centers) ** 2).sum(axis=2).argmin(axis=1)
+    report = second.compute()
+    assert report.nc4_agreement == pytest.approx((decided == nearest).mean())
+    assert report.nc4_per_class is not None
+    assert report.nc4_per_class[2] == pytest.approx((decided == nearest)[labels.numpy() == 2].mean())
+    assert np.isnan(first.compute().nc4_agreement)
+    assert first.compute().nc4_per_class is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "`num_classes` must be a positive integer; got None"),
+        ({"num_classes": 3}, "`num_features` must be a positive integer; got None"),
+        ({"num_classes": 0, "num_features": 2}, "`num_classes` must be a positive integer; got 0"),
+        ({"num_classes": 7, "head": nn.Linear(2, 3)}, "`num_classes` must be 3, as the head says; got 7"),
+        ({"head": nn.ReLU()}, "`head` must be a linear layer .*; got ReLU"),
+        (
+            {"head": nn.Linear(2, 3), "centers": torch.zeros(2, 2)},
+            r"`centers` must have shape \(K, d\) = \(3, 2\)",
+        ),
+        ({"num_classes": 3, "num_features": 2, "centers": torch.zeros(3, 2)}, "needs a `head`"),
+    ],
+)
+def test_bad_constructions_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        NeuralCollapse(**arguments)
+
+
+WORKER = """
+import sys, json, datetime
+import torch, torch.distributed as dist
+from collapsar.metrics import NeuralCollapse
+rank, store, source, target = int(sys.argv[1]), *sys.argv[2:]
+dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2,
+                        timeout=datetime.timedelta(seconds=60))
+features, labels, weight = torch.load(source, weights_only=True)
+layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+layer.weight.data = weight
+metric = NeuralCollapse(head=layer, centers=torch.zeros_like(weight).fill_diagonal_(1.0))
+# Uneven: rank 0 sees batches of 31, 1 and 9, rank 1 one of 3 and one of none; the classes differ as well.
+for rows in ((range(0, 31), range(31, 32), range(32, 41)), (range(41, 44), range(0)))[rank]:
+    metric.update(features[list(rows)], labels[list(rows)])
+first = metric.compute()
+metric.update(features[44 + rank :: 2], labels[44 + rank :: 2])
+second = metric.compute()
+torch.save([[r.scalars(), r.class_means.tolist()] for r in (first, second)], target)
+dist.destroy_process_group()
+"""
+
+
+def test_two_gloo_processes_equal_one(tmp_path):
+    """Uneven batches, an empty one, and accumulation that goes on after a synchronised ``compute``."""
+    features, labels = data(60)
+    labels[:41] = labels[:41] % 2  # classes 2 and 3 are seen by rank 1 alone
+    weight = torch.randn(K, DIM, generator=torch.Generator().manual_seed(2))
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    torch.save((features, labels, weight), tmp_path / "data.pt")
+    arguments = [str(tmp_path / "store"), str(tmp_path / "data.pt")]
+    ranks = [
+        subprocess.Popen([sys.executable, "-W", "error", script, str(rank), *arguments, str(tmp_path / f"{rank}.pt")])
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=90) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    layer = nn.Linear(DIM, K, bias=False)
+    layer.weight.data = weight
+    one = NeuralCollapse(head=layer, centers=torch.zeros(K, DIM).fill_diagonal_(1.0))
+    reports = []
+    for rows in (slice(0, 44), slice(44, None)):
+        one.update(features[rows], labels[rows])
+        reports.append(one.compute())
+    assert 0 < reports[1].nc4_agreement < 1
+    for rank in range(2):
+        saved = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for (scalars, means), report in zip(saved, reports, strict=True):
+            assert scalars == pytest.approx(report.scalars(), rel=1e-9, abs=1e-12, nan_ok=True)
+            np.testing.assert_allclose(means, report.class_means, rtol=1e-12)
