@@ -1,0 +1,228 @@
+"""What the optimum tends to: simplex ETF, SELI, the CDT and LDT geometries, the large-sample expansion.
+
+Two limits must be kept apart. More samples at fixed N lambda_z and fixed imbalance (Hong & Ling, JMLR
+25(192), 2024, Thm 5): the columns of Z turn to the simplex ETF. No penalty at fixed counts (Thrampoulidis et
+al., NeurIPS 2022): SELI. In both W and H tend to the factors of SELI, not to the ETF, unless the counts are
+equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "Geometry",
+    "column_cosines",
+    "etf_cosine",
+    "large_sample_margins",
+    "seli",
+    "seli_two_cluster_grams",
+    "simplex_etf",
+]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A limit, each part up to a positive factor (of Z; the Grams then share its root).
+
+    Attributes:
+        Z: shape (K, K), [logit, class].
+        classifier_gram: W'W, shape (K, K).
+        feature_gram: H'H of the class means, shape (K, K).
+        margins_tight: whether all margins are equal at the limit, which is what makes it the limit. Always
+            so in the published cases; for other feature masses it is the sign of U V' off the diagonal that
+            decides.
+    """
+
+    Z: Matrix
+    classifier_gram: Matrix
+    feature_gram: Matrix
+    margins_tight: bool
+
+
+def simplex_etf(num_classes: int) -> Matrix:
+    """I - J/K, the Gram of the simplex equiangular tight frame.
+
+    Raises:
+        ValueError: fewer than two classes.
+
+    Example:
+        >>> simplex_etf(2)
+        array([[ 0.5, -0.5],
+               [-0.5,  0.5]])
+    """
+    if not num_classes >= 2:
+        raise ValueError(f"`num_classes` must be >= 2, got {num_classes!r}")
+    return np.eye(num_classes) - 1 / num_classes
+
+
+def seli(
+    feature_mass: ArrayLike,
+    scales: ArrayLike | None = None,
+    temperatures: ArrayLike | None = None,
+    *,
+    free_bias: bool = False,
+) -> Geometry:
+    """The geometry as lambda_z tends to 0 at fixed counts: simplex-encoded labels, interpolation.
+
+    Z makes every margin tau_k (delta_k z_kk - delta_l z_lk) equal. Plain: Z = I - J/K (Thrampoulidis et al.,
+    2022). CDT: Z[c, j] = (1[c = j] - delta_j^-2 / sum delta^-2) / delta_c, LDT: columns divided by tau
+    (Behnia et al., AISTATS 2023). Offsets and class weights do not change the limit. With Z M^(1/2) = U S
+    V', W'W = U S U' and H'H = M^(-1/2) V S V' M^(-1/2).
+
+    Args:
+        feature_mass: m, shape (K,), > 0; the counts n for plain training.
+        scales: delta > 0, shape (K,).
+        temperatures: tau > 0, shape (K,).
+        free_bias: lambda_b = 0. The bias then takes what all columns share, Z = I - (m/sum m) 1' (plain
+            scales only).
+
+    Returns:
+        The geometry.
+
+    Raises:
+        ValueError: an entry is not positive and finite, lengths disagree, or a free bias meets scales.
+
+    Example:
+        >>> seli([100, 100, 10]).Z.round(2)
+        array([[ 0.67, -0.33, -0.33],
+               [-0.33,  0.67, -0.33],
+               [-0.33, -0.33,  0.67]])
+    """
+    m = _positive("feature_mass", feature_mass)
+    delta = np.ones_like(m) if scales is None else _positive("scales", scales)
+    tau = np.ones_like(m) if temperatures is None else _positive("temperatures", temperatures)
+    for name, value in (("scales", delta), ("temperatures", tau)):
+        if value.shape != m.shape:
+            raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {m.size} classes")
+    if free_bias and (scales is not None or temperatures is not None):
+        raise ValueError("`free_bias` has a closed form for plain scales and temperatures only; leave them out")
+    if free_bias:
+        Z = np.eye(m.size) - (m / m.sum())[:, None]
+    else:
+        Z = (np.eye(m.size) - delta**-2 / np.sum(delta**-2)) / delta[:, None] / tau
+    root = np.sqrt(m)
+    U, s, Vt = np.linalg.svd(Z * root)
+    rank = m.size - 1
+    U, s, Vt = U[:, :rank], s[:rank], Vt[:rank]
+    features = Vt / root
+    off = ~np.eye(m.size, dtype=bool)
+    tight = bool(np.all((U @ Vt)[off] <= 1e-12))
+    return Geometry(Z, (U * s) @ U.T, (features.T * s) @ features, tight)
+
+
+def seli_two_cluster_grams(k_a: int, k_b: int, n_a: float, n_b: float) -> tuple[Matrix, Matrix]:
+    """SELI's Grams for two clusters without a decomposition (plain training), A first.
+
+    With n = (k_B n_A + k_A n_B)/K: W'W has the blocks sqrt(n_A)(I - J/k_A) + sqrt(n) k_B/(k_A K) J, the same
+    with A and B exchanged, and -(sqrt(n)/K) J between; H'H has n^(-1/2) for n^(1/2).
+
+    Returns:
+        W'W and H'H, each (K, K), for Z = I - J/K exactly.
+
+    Raises:
+        ValueError: an argument is not positive.
+
+    Example:
+        >>> W, H = seli_two_cluster_grams(1, 1, 4, 4)
+        >>> W
+        array([[ 1., -1.],
+               [-1.,  1.]])
+    """
+    for name, value in (("k_a", k_a), ("k_b", k_b), ("n_a", n_a), ("n_b", n_b)):
+        if not 0 < value < np.inf:
+            raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+    K = k_a + k_b
+    mean = (k_b * n_a + k_a * n_b) / K
+
+    def gram(power: float) -> Matrix:
+        shared = mean**power
+        G = np.full((K, K), -shared / K)
+        for part, k, n, other in (
+            (slice(None, k_a), k_a, n_a, k_b),
+            (slice(k_a, None), k_b, n_b, k_a),
+        ):
+            G[part, part] = n**power * (np.eye(k) - 1 / k) + shared * other / (k * K)
+        return G
+
+    return gram(0.5), gram(-0.5)
+
+
+def large_sample_margins(class_counts: ArrayLike, lambda_z: float, *, free_bias: bool = False) -> Matrix:
+    """The margins z_kk - z_lk + b_k - b_l for many samples: log(sqrt(n_k) / (N lambda_z |Q_lk|)).
+
+    Q is the orthogonal polar factor of (I - J/K) D^(1/2), or of (I - (n/N) 1') D^(1/2) with a free bias: R
+    tends to lambda_z Q. The error is o(1) as N grows with N lambda_z and the ratios of counts fixed,
+    whatever finite or infinite lambda_b > 0; the columns of Z turn to the simplex ETF like 1 / log N (JMLR
+    Thm 5).
+
+    Args:
+        class_counts: n, shape (K,), > 0.
+        lambda_z: > 0.
+        free_bias: lambda_b = 0.
+
+    Returns:
+        Shape (K, K), [l, k]; 0 on the diagonal.
+
+    Raises:
+        ValueError: an argument is not positive and finite.
+
+    Example:
+        >>> large_sample_margins([1e6, 1e6], 1e-6).round(2)
+        array([[0.  , 6.91],
+               [6.91, 0.  ]])
+    """
+    n = _positive("class_counts", class_counts)
+    if not 0 < lambda_z < np.inf:
+        raise ValueError(f"`lambda_z` must be finite and > 0, got {lambda_z!r}")
+    centre = n / n.sum() if free_bias else np.full(n.size, 1 / n.size)
+    U, _, Vt = np.linalg.svd((np.eye(n.size) - centre[:, None]) * np.sqrt(n))
+    Q = U[:, :-1] @ Vt[:-1]
+    np.fill_diagonal(Q, 1.0)
+    margins = np.log(np.sqrt(n) / (n.sum() * lambda_z * np.abs(Q)))
+    np.fill_diagonal(margins, 0.0)
+    return margins
+
+
+def etf_cosine(num_classes: int) -> float:
+    """The cosine between two columns of the simplex ETF, -1/(K - 1): where Fig. 9 of the paper ends.
+
+    Raises:
+        ValueError: fewer than two classes.
+
+    Example:
+        >>> round(etf_cosine(10), 6)
+        -0.111111
+    """
+    etf = simplex_etf(num_classes)
+    return float(etf[0, 1] / etf[0, 0])
+
+
+def column_cosines(Z: ArrayLike) -> Matrix:
+    """Cosines between the columns of Z, shape (K, K); NaN where a column is zero.
+
+    Example:
+        >>> column_cosines([[1.0, 0.0], [-1.0, 0.0]])
+        array([[ 1., nan],
+               [nan, nan]])
+    """
+    z = np.asarray(Z, dtype=np.float64)
+    norms = np.linalg.norm(z, axis=0)
+    with np.errstate(invalid="ignore"):
+        unit = z / np.where(norms > 0, norms, np.nan)
+    return unit.T @ unit
+
+
+def _positive(name: str, values: ArrayLike) -> Vector:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size < 2:
+        raise ValueError(f"`{name}` must have one entry for each of at least two classes, got shape {array.shape}")
+    if not (np.isfinite(array) & (array > 0)).all():
+        raise ValueError(f"`{name}` must be finite and > 0, got {array.tolist()}")
+    return array

@@ -1,0 +1,59 @@
+"""The two roads meet: states of certified solutions change exactly where the thresholds say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from collapsar.problem import FeatureModel, Loss, Problem
+from collapsar.solver import solve
+from collapsar.theory import thresholds
+
+
+def _remedy(rng: Generator, counts: NDArray, k: NDArray) -> Loss:
+    def per_cluster(low: float, high: float) -> NDArray | None:
+        return np.repeat(rng.uniform(low, high, k.size), k) if rng.random() < 0.5 else None
+
+    return Loss(
+        per_cluster(0.5, 2),
+        rng.choice([0, 0.5]) * np.log(counts / counts.sum()),
+        per_cluster(0.6, 1.5),
+        per_cluster(0.6, 1.5),
+        float(rng.choice([0, 0.1])),
+    )
+
+
+def random_problem(seed: int, features: FeatureModel) -> Problem:
+    """Up to four clusters, counts over two decades, any bias price, remedies in every second problem."""
+    rng = np.random.default_rng(seed)
+    k = rng.integers(1, 5, rng.integers(1, 5))
+    counts = np.repeat(np.exp(rng.uniform(np.log(5), np.log(1000), k.size)).astype(int), k)
+    counts = counts if counts.size > 1 else np.repeat(counts, 2)
+    k = k if k.sum() > 1 else np.array([2])
+    lambda_b = float(rng.choice([0, 1e-3, 1e-2, 1e-1, 1, np.inf]))
+    return Problem(counts, 1.0, lambda_b, _remedy(rng, counts, k) if seed % 2 else None, features=features)
+
+
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+@pytest.mark.parametrize("seed", range(12))
+def test_half_a_percent_on_either_side(seed: int, features: FeatureModel) -> None:
+    problem = random_problem(seed, features)
+    t = thresholds(problem)
+    k = seed % problem.num_classes
+    for name, value in (("merge", t.merge[k]), ("vanish", t.vanish[k]), ("complete", t.complete)):
+        if not np.isfinite(value) or (name == "vanish" and not t.exact[k]):
+            continue
+        for factor in (0.995, 1.005):
+            s = solve(problem.replace(lambda_z=float(value) * factor), throw=False)
+            if s.certificate.relative_gap > 1e-6:  # only where classes share a direction
+                assert features == "nonnegative"
+                assert not t.exact.all()
+                continue
+            alive = {
+                "merge": s.class_states[k] == "separated",
+                "vanish": s.class_states[k] != "vanished",
+                "complete": bool(np.abs(s.Z).max() > 1e-6),
+            }[name]
+            assert alive == (factor < 1), (name, float(value), factor)
