@@ -61,7 +61,7 @@ def truncated_newton(
             break
         a = rz / curvature
         if vv + 2 * a * vp + a * a * pp >= radius**2:
-            a = (-vp + np.sqrt(vp**2 + pp * (radius**2 - vv))) / pp
+            a = (-vp + np.sqrt(vp**2 + pp * max(radius**2 - vv, 0.0))) / pp
             v, Hv, vv = v + a * p, Hv + a * Hp, radius**2
             break
         v, Hv, r = v + a * p, Hv + a * Hp, r - a * Hp
@@ -71,4 +71,4 @@ def truncated_newton(
         b = rz / old
         vp, pp = b * (vp + a * pp), rz + b * b * pp
         p = z + b * p
-    return ModelStep(v, float(gradient @ v), float(v @ Hv), float(np.sqrt(vv)))
+    return ModelStep(v, float(gradient @ v), float(v @ Hv), float(np.sqrt(max(vv, 0.0))))

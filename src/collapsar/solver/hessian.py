@@ -6,7 +6,8 @@ Frobenius norm of the within-cluster part, b the bias per cluster. One product c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,12 @@ class LossHessian:
     column_weight: Vector
     q: Quotient
 
+    def astype(self, dtype: Any) -> Self:
+        """The same with its J x J arrays in another precision, for products in that precision."""
+        return replace(
+            self, mass=self.mass.astype(dtype, copy=False), to_logit=self.to_logit.astype(dtype, copy=False)
+        )
+
     def apply(self, X: Matrix, y: Vector, b: Vector) -> tuple[Matrix, Vector, Vector]:
         """The Hessian times one direction."""
         q = self.q
@@ -73,8 +80,9 @@ def loss_hessian(q: Quotient, P: Columns) -> LossHessian:
     several = q.sizes > 1
     to_logit = q.scales[:, None] / q.weight
     to_contrast = np.where(several, q.scales / np.sqrt(np.maximum(q.sizes - 1, 1) * q.mass), 0.0)
-    spread = mass * (1 - mass)
-    spread[on] = (mass[on] + own) * (P.miss - mass[on])  # the cluster of the sample: own class and its siblings
+    spread = mass * np.maximum(1 - mass, 0.0)
+    # the cluster of the sample: own class and its siblings
+    spread[on] = (mass[on] + own) * np.maximum(P.miss - mass[on], 0.0)
     spread *= column_weight
     mean = own * (1 - 1 / q.sizes) - mass[on] / q.sizes
     variance = own * (1 - 1 / q.sizes) ** 2 + mass[on] / q.sizes**2 - mean**2

@@ -27,6 +27,7 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
 _TINY = 1e-300
+_SMALL = 64  # clusters up to which float64 costs nothing
 
 
 @dataclass(frozen=True)
@@ -72,75 +73,95 @@ class Direction:
 
 @dataclass(frozen=True)
 class NewtonSystem:
-    """Gradient, second derivative and preconditioner at a point. ``entries``: work on A M B' instead of on M."""
+    """Gradient, second derivative and preconditioner at a point.
+
+    Attributes:
+        q: the problem.
+        x: the point.
+        basis: its X.
+        rho: diag(A'RB), shape (J,).
+        gradient: flat, M (or dX = A M B') then y then b, float64.
+        entries: whether the unknown is dX, in which the loss is diagonal, instead of M, in which the factors are.
+        unit: a typical curvature; the products below are in this unit, within reach of float32.
+        A, B, even, odd, pair, loss: what a product needs, in the precision of the conjugate gradients.
+        y_weight: the factors' weight of y, shape (J,).
+    """
 
     q: Quotient
     x: Point
     basis: Basis
-    loss: LossHessian
     rho: Vector
+    gradient: Vector
+    entries: bool
+    unit: float
+    A: Matrix
+    B: Matrix
     even: Matrix
     odd: Matrix
-    gradient: Vector
-    y_weight: Vector
     pair: tuple[Matrix, Matrix]
-    entries: bool
+    loss: LossHessian
+    y_weight: Vector
 
     @property
     def decrement(self) -> float:
         """<g, P^-1 g>: about twice what a Newton step gains."""
-        return float(self.gradient @ self._precondition(self.gradient))
+        return float(self.gradient @ self._precondition(self.gradient)) / self.unit
 
     def solve(self, radius: float, forcing: float) -> Direction:
         """The truncated Newton step."""
-        step = truncated_newton(self._apply, self._precondition, self.gradient, radius=radius, forcing=forcing)
-        M, y, b = self._split(step.v)
+        size = np.sqrt(self.unit)
+        step = truncated_newton(
+            self._apply,
+            self._precondition,
+            (self.gradient / self.unit).astype(self.A.dtype),
+            radius=radius / size,
+            forcing=forcing,
+        )
+        M, y, b = self._split(step.v.astype(np.float64))
         if self.entries:
             M = self.basis.A.T @ M @ self.basis.B
-        return Direction(M, y, b, step.slope, step.curvature, step.norm)
+        M[self.basis.rank :, self.basis.rank :] = 0.0
+        return Direction(M, y, b, self.unit * step.slope, self.unit * step.curvature, size * step.norm)
 
     def _split(self, v: Vector) -> tuple[Matrix, Vector, Vector]:
         J = self.q.num_clusters
         return v[: J * J].reshape(J, J), v[J * J : J * J + J], v[J * J + J :]
 
     def _apply(self, v: Vector) -> Vector:
-        M, y, b = self._split(v)
-        A, B = self.basis.A, self.basis.B
+        E, y, b = self._split(v)
+        dead = slice(self.basis.rank, None)
+        A, B = self.A, self.B
+        # dX has no part between dead directions, and nor has the gradient
         if self.entries:
-            gX, gy, gb = self.loss.apply(M, y, b)
-            M = A.T @ M @ B
-            out = self._tangent_entries(gX) + A @ self._factors(M) @ B.T
+            M = A.T @ E @ B
+            gX, gy, gb = self.loss.apply(E - A[:, dead] @ M[dead, dead] @ B[:, dead].T, y, b)
+            M = self._factors(M)
+            M[dead, dead] = -(A[:, dead].T @ gX) @ B[:, dead]
+            product = gX + A @ M @ B.T
         else:
-            gX, gy, gb = self.loss.apply(A @ M @ B.T, y, b)
-            out = A.T @ gX @ B
-            out += self._factors(M)
-            out[self.basis.rank :, self.basis.rank :] = 0.0
+            gX, gy, gb = self.loss.apply(A @ E @ B.T, y, b)
+            product = A.T @ gX @ B + self._factors(E)
+            product[dead, dead] = 0.0
         gy = np.where(self.x.y > 0, gy + self.y_weight * y, 0.0)
         gb = gb + self.q.lambda_b * self.q.sizes * b if self.q.lambda_b < np.inf else np.zeros_like(gb)
-        return np.concatenate([out.ravel(), gy, gb])
+        return self._joined(product, gy, gb) / v.dtype.type(self.unit)
 
     def _factors(self, M: Matrix) -> Matrix:
-        return 0.5 * ((self.even + self.odd) * M + (self.even - self.odd) * M.T)
+        return self.even * (M + M.T) + self.odd * (M - M.T)
 
-    def _tangent_entries(self, E: Matrix) -> Matrix:
-        dead = slice(self.basis.rank, None)
-        A, B = self.basis.A[:, dead], self.basis.B[:, dead]
-        return E - A @ ((A.T @ E) @ B) @ B.T
+    def _joined(self, M: Matrix, y: Vector, b: Vector) -> Vector:
+        return np.concatenate([M.ravel(), y.astype(M.dtype), b.astype(M.dtype)])
 
     def _precondition(self, v: Vector) -> Vector:
         M, y, b = self._split(v)
         same, swap = self.pair
-        out = same * M + swap * M.T
-        if self.entries:
-            out = self._tangent_entries(out)
-        live = self.x.y > 0
-        weight = np.where(live, self.loss.within_diagonal + self.y_weight + _TINY, 1.0)
-        by = np.where(live, y / weight, 0.0)
+        stiffness = np.where(self.x.y > 0, self.loss.within_diagonal + self.y_weight, np.inf)
         if self.q.lambda_b == np.inf:
-            return np.concatenate([out.ravel(), by, np.zeros_like(b)])
-        stiffness = self.loss.bias_diagonal + self.q.lambda_b * self.q.sizes
-        bb = _without_shift(self.q, _without_shift(self.q, b) / np.where(stiffness > 0, stiffness, 1.0))
-        return np.concatenate([out.ravel(), by, bb])
+            return self._joined(same * M + swap * M.T, self.unit * y / stiffness, np.zeros_like(b))
+        bias = self.loss.bias_diagonal + self.q.lambda_b * self.q.sizes
+        bias = _without_shift(self.q, b) / np.where(bias > 0, bias, 1.0)
+        bias = self.unit * _without_shift(self.q, bias)
+        return self._joined(same * M + swap * M.T, self.unit * y / stiffness, bias)
 
 
 def point(q: Quotient, X: Matrix, y: Vector, b: Vector) -> Point:
@@ -155,41 +176,52 @@ def _contrast_norm(q: Quotient) -> Vector:
     return np.sqrt(np.maximum(q.sizes - 1, 1.0) * q.mass)
 
 
-def newton_system(q: Quotient, x: Point, basis: Basis) -> NewtonSystem:
-    """The system at ``x``, whose X is ``basis``."""
+def newton_system(q: Quotient, x: Point, basis: Basis, *, near: bool) -> NewtonSystem:
+    """The system at ``x``, whose X is ``basis``; ``near`` the optimum the slacks lambda - rho can be trusted.
+
+    The preconditioner is diagonal either in the basis or in the entries of X. In the entries the loss is diagonal, and
+    the factors nearly so, because the basis mixes classes of similar counts only: |X|_kk stands for sigma_k, and rho
+    becomes its mean over the row of B. That halves the iterations, but only where few directions are dead or ``near``.
+    """
     A, B, r, sigma, lam = basis.A, basis.B, basis.rank, basis.sigma, q.lambda_z
     J = q.num_clusters
     loss = loss_hessian(q, x.P)
-    R = A.T @ x.R.between @ B
-    rho = np.diagonal(R).copy()
-    G = -R
+    G = -(A.T @ x.R.between @ B)
+    rho = -np.diagonal(G)
     G[r:, r:] = 0.0
     live = np.arange(r)
     G[live, live] += lam
     even = _weights(sigma, np.maximum(lam - rho, 1e-15 * lam), r)
     odd = _weights(sigma, lam + np.clip(rho, 0.0, lam), r)
-    width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
-    alive = x.y > 0
-    y_weight = np.where(alive, width * np.maximum(lam - x.R.within, 0.0) / np.where(alive, 2 * x.y, 1.0), 0.0)
     # probabilities may underflow far from the optimum: no entry is trusted to be that flat
     diagonal = np.maximum(loss.diagonal, 1e-10 * float(loss.diagonal.max()) or 1.0)
-    # (J - r) dead directions are a small correction in the entries, where the loss is diagonal; otherwise the basis,
-    # where the factors are diagonal, is the better place
-    entries = J > 2 and J - r <= max(1, J // 20)
+    unit = float(diagonal.mean())
+    entries = J - r <= 1 or near
     if entries:
-        size = np.einsum("ij,j,ij->i", B, sigma, B) + _TINY  # |X|_kk, in the role of sigma
-        odd_entry = 2 * lam / (size[:, None] + size)
-        pair = _pair_inverse(diagonal, diagonal.T, 0.0, odd_entry)
+        size = np.einsum("ij,j,ij->i", B, sigma, B)
+        size = np.maximum(size, 1e-12 * float(size.max()) or 1.0)
+        mean_rho = B**2 @ rho
+        even_entry = _weights(size, np.maximum(lam - mean_rho, 1e-15 * lam), J) / unit
+        odd_entry = _weights(size, lam + np.clip(mean_rho, 0.0, lam), J) / unit
+        pair = _pair_inverse(diagonal / unit, diagonal.T / unit, even_entry, odd_entry)
         G = A @ G @ B.T
     else:
-        curvature = (A * A).T @ diagonal @ (B * B)
-        mean = 0.5 * (curvature + curvature.T)
-        pair = _pair_inverse(mean, mean, even, odd)
+        mean = (A * A).T @ (diagonal / unit) @ (B * B)
+        mean = 0.5 * (mean + mean.T)
+        pair = _pair_inverse(mean, mean, even / unit, odd / unit)
         for part in pair:
             part[r:, r:] = 0.0
+    width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
+    alive = x.y > 0
+    y_weight = np.where(alive, width * np.maximum(lam - x.R.within, 0.0) / np.where(alive, 2 * x.y, 1.0), 0.0) + _TINY
     gb = q.sizes * q.lambda_b * x.b - q.sizes * x.R.bias if q.lambda_b < np.inf else np.zeros(J)
     gradient = np.concatenate([G.ravel(), np.where(alive, width * (lam - x.R.within), 0.0), gb])
-    return NewtonSystem(q, x, basis, loss, rho, even, odd, gradient, y_weight, pair, entries)
+    # conjugate gradients need few digits and most of the time: beyond the cache, half the bytes are half of it
+    work = np.float32 if J > _SMALL else np.float64
+    A, B, even, odd, same, swap = (part.astype(work, copy=False) for part in (A, B, even / 2, odd / 2, *pair))
+    return NewtonSystem(
+        q, x, basis, rho, gradient, entries, unit, A, B, even, odd, (same, swap), loss.astype(work), y_weight
+    )
 
 
 def _without_shift(q: Quotient, b: Vector) -> Vector:
@@ -208,7 +240,7 @@ def _weights(sigma: Vector, slack: Vector, rank: int) -> Matrix:
     return weights
 
 
-def _pair_inverse(first: Matrix, second: Matrix, even: Matrix | float, odd: Matrix) -> tuple[Matrix, Matrix]:
+def _pair_inverse(first: Matrix, second: Matrix, even: Matrix, odd: Matrix) -> tuple[Matrix, Matrix]:
     """Inverse of diag(first, second) + the factors' weights on each pair (M_ij, M_ji): factors of M and of M'."""
     common, cross = 0.5 * (even + odd), 0.5 * (even - odd)
     determinant = first * second + common * (first + second) + even * odd  # a d - cross^2 without cancellation

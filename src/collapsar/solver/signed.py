@@ -64,7 +64,7 @@ def minimise_signed(
     for step in range(1, max_steps + 1):
         before = value
         x, basis, value, stretch = _proximal_step(q, x, value, stretch)
-        system = newton_system(q, x, basis)
+        system = newton_system(q, x, basis, near=previous < 1e-3)
         decrement = system.decrement / max(abs(value), GAP_FLOOR)
         still = decrement <= 1e-30 and before - value <= 2 * _NOISE * max(abs(value), GAP_FLOOR)
         last = still or step == max_steps
@@ -112,8 +112,9 @@ def _proximal_step(q: Quotient, x: Point, value: float, stretch: float) -> tuple
 
 def _newton_step(system: NewtonSystem, value: float, decrement: float, radius: float) -> tuple[Point, float, float]:
     """One trust-region step along the truncated Newton direction, shortened until objective and model agree."""
-    # superlinear: the residual is asked to fall with the decrement, never below 1e-6 of itself
-    step = system.solve(radius, max(min(0.1, decrement**0.4), 1e-6))
+    # superlinear: the residual is asked to fall with the decrement, never below what the precision gives
+    rounding = 1e-4 if system.A.dtype == np.float32 else 1e-6
+    step = system.solve(radius, max(min(0.1, decrement**0.4), rounding))
     noise = 10 * _NOISE * max(abs(value), GAP_FLOOR)
     length = 1.0
     while length > 1e-10:
