@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -118,7 +119,8 @@ def print_demo(record: dict[str, Any], page: Path) -> None:
         f"{record['data']}: {len(counts)} classes, {max(counts)} images in each large one, {min(counts)} in each small."
         f" Theory: small classes vanish from lambda_z = {t['vanish'][small[0]]:.5g}, all from {t['complete']:.5g}."
     )
-    table = Table("lambda_z", "small classes: theory", "measured", "off by: Z", "bias", "NC1", "train", "small: test")
+    columns = ("lambda_z", "theory", "measured", "Z off", "b off", "NC1", "train", "small test")
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     agree = 0
     for run in record["runs"]:
         predicted, measured = (_common([run[which]["states"][k] for k in small]) for which in ("predicted", "measured"))
@@ -136,9 +138,9 @@ def print_demo(record: dict[str, Any], page: Path) -> None:
         )
     console.print(table)
     console.print(
-        f"Theory and network agree on the small classes at {agree} of {len(record['runs'])} penalties. "
-        "Off by: relative distance of the network's mean predictions Z and bias to the exact optimum "
-        "(- where the optimum is zero)."
+        f"Theory and network agree on the state of the small classes at {agree} of {len(record['runs'])} penalties. "
+        "Z off, b off: relative distance of the network's mean predictions and bias to the exact optimum (- where that "
+        "is zero). train, small test: accuracy on the training images, and on the small classes' test images."
     )
     console.print(f"Report: {page.resolve().as_uri()}", soft_wrap=True)
 

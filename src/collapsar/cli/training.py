@@ -119,7 +119,7 @@ def demo(
     measured, and writes a report that opens in any browser. About a minute on two cores; no download for digits.
     """
     from collapsar.experiments.demo import demo as run_demo
-    from collapsar.report.html import demo_page
+    from collapsar.report import demo_figure, demo_page, png_bytes
 
     folder = Path("runs") / f"demo-{data}" if out is None else out
     with _bars() as bar:
@@ -132,6 +132,7 @@ def demo(
 
         record = standard(run_demo(data, out=folder, data_dir=data_dir, seed=seed, progress=progress))
     write_atomically(folder / "record.json", json.dumps(record, allow_nan=False))
+    write_atomically(folder / "picture.png", png_bytes(demo_figure(record)))
     page = write_atomically(folder / "report.html", demo_page(record))
     if as_json:
         print_json(record)
