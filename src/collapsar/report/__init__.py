@@ -45,10 +45,10 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "jinja2"):
+        if (error.name or "").split(".")[0] not in ("matplotlib", "jinja2"):
             raise
         raise ModuleNotFoundError(
-            f"collapsar.report needs {error.name}: pip install 'collapsar[report]'", name=error.name
+            f"collapsar.report needs {error.name}; install it: pip install 'collapsar[report]'", name=error.name
         ) from error
 
 

@@ -1,0 +1,130 @@
+"""The door of the report room: a record is checked and brought to plain JSON values once, here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Record", "checked_demo", "cluster_of_classes", "defined", "matrix", "plain"]
+
+Record = dict[str, Any]
+
+_KEYS = (
+    *("data", "class_names", "class_counts", "features", "lambda_b", "clusters"),
+    *("thresholds", "environment", "runs"),
+)
+_RUN_KEYS = (
+    *("lambda_z", "seed", "position", "predicted", "measured", "distance"),
+    *("accuracy", "stationarity", "seconds", "epochs", "history"),
+)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: arrays as lists, numpy scalars as Python's, NaN and infinity as None.
+
+    Example:
+        >>> plain({"Z": np.array([[1.0, np.nan]]), "n": np.int64(3)})
+        {'Z': [[1.0, None]], 'n': 3}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def matrix(values: Any) -> NDArray[np.float64]:
+    """The matrix as float64, shape (K, K), with NaN where the record says None.
+
+    Raises:
+        ValueError: ``values`` is not a square matrix of numbers.
+    """
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("`Z` must be a square matrix of numbers (logit, class), got rows that are not") from None
+    if array.ndim != 2 or len(set(array.shape)) != 1:
+        raise ValueError(f"`Z` must be a square matrix of numbers (logit, class), got shape {array.shape}")
+    return array
+
+
+def defined(value: float | None) -> TypeGuard[float]:
+    """Whether the number is there: neither None, NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def checked_demo(record: Mapping[str, Any]) -> Record:
+    """The record of a demonstration, brought to plain values, its runs in ascending order of lambda_z.
+
+    Args:
+        record: As the demonstration writes it: ``kind`` "demo" and the fields that follow from it.
+
+    Raises:
+        ValueError: It is another kind of record, a field is missing, or lengths disagree.
+    """
+    kind = record.get("kind") if isinstance(record, Mapping) else None
+    if kind != "demo":
+        raise ValueError(f'`record` must be the record of a demonstration (kind "demo"), got kind {kind!r}')
+    data: Record = plain(record)
+    _require(data, _KEYS, "record")
+    num_classes = len(data["class_counts"])
+    _lengths(data, num_classes)
+    if data["features"] not in data["thresholds"]:
+        raise ValueError(
+            f"`record` must hold the thresholds of its own feature model {data['features']!r}, "
+            f"got those of {', '.join(data['thresholds']) or 'none'}"
+        )
+    if not data["runs"]:
+        raise ValueError("`record` must hold at least one run, got none; train before drawing")
+    for index, run in enumerate(data["runs"]):
+        name = f"record.runs[{index}]"
+        _require(run, _RUN_KEYS, name)
+        if not (defined(run["lambda_z"]) and run["lambda_z"] > 0):
+            raise ValueError(f"`{name}.lambda_z` must be positive, got {run['lambda_z']}")
+        for side in ("predicted", "measured"):
+            _require(run[side], ("states", "Z", "b"), f"{name}.{side}")
+            got = (matrix(run[side]["Z"]).shape[0], len(run[side]["states"]), len(run[side]["b"]))
+            if got != (num_classes,) * 3:
+                raise ValueError(f"`{name}.{side}` must hold Z, states and b of {num_classes} classes, got sizes {got}")
+    data["runs"].sort(key=lambda run: (run["lambda_z"], run["seed"]))
+    return data
+
+
+def cluster_of_classes(clusters: Sequence[Sequence[int]], num_classes: int) -> list[list[int]]:
+    """The clusters as a partition of the classes: those in no cluster form one of their own at the end.
+
+    Raises:
+        ValueError: A class is named twice or does not exist.
+    """
+    named = [k for cluster in clusters for k in cluster]
+    if len(set(named)) != len(named) or not set(named) <= set(range(num_classes)):
+        raise ValueError(
+            f"`clusters` must name each of the classes 0 to {num_classes - 1} at most once, got {clusters}"
+        )
+    rest = [k for k in range(num_classes) if k not in set(named)]
+    return [list(cluster) for cluster in [*clusters, rest] if cluster]
+
+
+def _require(part: Any, keys: Sequence[str], name: str) -> None:
+    missing = [key for key in keys if key not in part] if isinstance(part, Mapping) else list(keys)
+    if missing:
+        raise ValueError(f"`{name}` must hold {', '.join(keys)}; missing: {', '.join(missing)}")
+
+
+def _lengths(data: Record, num_classes: int) -> None:
+    if len(data["class_names"]) != num_classes:
+        raise ValueError(
+            f"`record.class_names` must name each of the {num_classes} classes, got {len(data['class_names'])} names"
+        )
+    data["class_names"] = [str(name) for name in data["class_names"]]
+    data["clusters"] = cluster_of_classes(data["clusters"], num_classes)

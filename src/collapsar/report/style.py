@@ -1,0 +1,190 @@
+"""One style for every picture: colours that survive colour blindness, type that survives a column's width.
+
+Blue speaks for, orange against; nothing is told by colour alone. Sizes are points at 3.3 inches, the width
+of a column of text. Colours are named, so that a page can put its own (light or dark) in their place.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import FuncNorm, LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+__all__ = [
+    "CLUSTER_COLOURS",
+    "COLOURS",
+    "COLUMN_INCHES",
+    "DIVERGING",
+    "STATES",
+    "StateStyle",
+    "diverging_norm",
+    "png_bytes",
+    "strength",
+    "styled",
+    "svg_string",
+]
+
+COLUMN_INCHES = 3.3
+
+# Okabe and Ito's palette, which the common colour blindnesses keep apart, and the two ends of the diverging
+# map.
+COLOURS: Mapping[str, str] = {
+    "ink": "#1b1f24",
+    "muted": "#5b636e",
+    "rule": "#c3c9d1",
+    "blue": "#0072b2",
+    "orange": "#e69f00",
+    "vermilion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#aa4499",
+    "for": "#0b4f8a",
+    "against": "#b84a00",
+}
+CLUSTER_COLOURS = ("blue", "vermilion", "green", "purple", "orange")
+
+DIVERGING = LinearSegmentedColormap.from_list(
+    "collapsar", [COLOURS["against"], "#ffffff", COLOURS["for"]]
+).with_extremes(bad="#d9dce1")
+
+# A mean prediction has one large entry per column and many small ones of the other sign. An exponent below 1
+# shows both; the colour bar states the scale.
+_EXPONENT = 0.6
+
+
+@dataclass(frozen=True)
+class StateStyle:
+    """How a class state is drawn and written.
+
+    Attributes:
+        colour: Key of ``COLOURS``.
+        marker: Of matplotlib.
+        symbol: One character with the same shape.
+    """
+
+    colour: str
+    marker: str
+    symbol: str
+
+
+STATES: Mapping[str, StateStyle] = {
+    "separated": StateStyle("blue", "o", "●"),
+    "merged": StateStyle("orange", "s", "■"),
+    "vanished": StateStyle("vermilion", "X", "✖"),
+    "unseen": StateStyle("muted", "d", "◆"),
+}
+
+_RC: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "figure.titlesize": 9.0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "auto",
+    "text.color": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["muted"],
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "grid.color": COLOURS["rule"],
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.4,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "image.interpolation": "nearest",
+    "svg.fonttype": "none",
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """The style, for the time of a ``with`` block around the making of a figure.
+
+    Example:
+        >>> with styled():
+        ...     ax = Figure(figsize=(COLUMN_INCHES, 2.0)).subplots()
+    """
+    return mpl.rc_context(_RC)
+
+
+def strength(values: Any, vmax: float) -> np.ndarray:
+    """How strongly a value is coloured, in [-1, 1]: sign(v) min(|v| / vmax, 1)^0.6; NaN stays NaN.
+
+    Args:
+        values: In nats, any shape.
+        vmax: The magnitude that gets the full colour, positive.
+    """
+    relative = np.asarray(values, dtype=np.float64) / vmax
+    return np.sign(relative) * np.minimum(np.abs(relative), 1.0) ** _EXPONENT
+
+
+def diverging_norm(vmax: float) -> FuncNorm:
+    """The same scale for matplotlib: centred at 0, full colour at ±``vmax``."""
+
+    def inverse(s: Any) -> np.ndarray:
+        return np.sign(s) * np.abs(s) ** (1 / _EXPONENT) * vmax
+
+    forward: Callable[[Any], np.ndarray] = lambda values: strength(values, vmax)  # noqa: E731
+    return FuncNorm((forward, inverse), vmin=-vmax, vmax=vmax)
+
+
+def png_bytes(figure: Figure, dpi: int = 200) -> bytes:
+    """The figure as PNG on white, the same bytes for the same figure.
+
+    Args:
+        figure: Made inside ``styled()``.
+        dpi: Dots per inch.
+    """
+    stream = io.BytesIO()
+    with styled():
+        figure.savefig(stream, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def svg_string(figure: Figure, name: str, label: str = "", *, adaptive: bool = False) -> str:
+    """The figure as an SVG element whose text is text, the same string for the same figure.
+
+    Args:
+        figure: Made inside ``styled()``.
+        name: Prefix of every id in it, letters, digits and hyphens: unique within a page.
+        label: Text alternative. Empty: the figure is hidden from screen readers.
+        adaptive: Whether the colours may be set by the page, as CSS variables ``--blue`` and so on, the keys
+            of ``COLOURS``.
+
+    Raises:
+        ValueError: ``name`` cannot be part of an id.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
+        raise ValueError(f"`name` must be a letter followed by letters, digits or hyphens, got {name!r}")
+    stream = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with styled(), mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata=nothing)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    # Groups are called figure_1, axes_1 in every figure.
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
+    if adaptive:
+        for key, colour in COLOURS.items():
+            text = text.replace(colour, f"var(--{key}, {colour})")
+    role = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
+    return text.replace("<svg ", f"<svg {role} ", 1).strip()

@@ -1,0 +1,244 @@
+"""What a record says, in words: numbers as text, states of clusters, and the finding in one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from collapsar.report.record import Record, defined
+
+__all__ = [
+    "ABSENT",
+    "STATE_WORDS",
+    "cluster_counts",
+    "cluster_names",
+    "cluster_states",
+    "cluster_threshold",
+    "consequence",
+    "data_words",
+    "finding",
+    "lambda_text",
+    "number_text",
+    "outcome",
+    "power_text",
+    "sentence",
+    "share_text",
+    "summary_of_states",
+    "verdict",
+]
+
+ABSENT = "–"
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_DATA_WORDS = {"digits": "pictures of handwritten digits", "fashion-mnist": "pictures of clothes"}
+# A short word for each state, for a reader who does not know the theory.
+STATE_WORDS = {"separated": "apart", "merged": "merged", "vanished": "vanished", "unseen": "without images"}
+_COLLAPSED = ("merged", "vanished")
+
+
+def number_text(value: float | None, digits: int = 3) -> str:
+    """A number for a reader: so many significant digits, powers of ten written as such, "–" if undefined.
+
+    Example:
+        >>> number_text(0.00448), number_text(-8.4e-15, 2), number_text(None)
+        ('0.00448', '−8.4 × 10⁻¹⁵', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    text = f"{value:.{digits}g}"
+    if value != 0 and not 1e-4 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        if "." in mantissa:
+            mantissa = mantissa.rstrip("0").rstrip(".")
+        text = f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    elif "e" in text:
+        text = f"{value:.0f}"
+    return text.replace("-", "−")
+
+
+def power_text(value: float) -> str:
+    """A power of ten as such: "10⁻⁴"."""
+    return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
+
+
+def lambda_text(value: float | None) -> str:
+    """A penalty or threshold, to three significant digits."""
+    return number_text(value, 3)
+
+
+def share_text(value: float | None, digits: int = 2) -> str:
+    """A share as per cent, to ``digits`` significant digits below 10 %, whole from there.
+
+    Example:
+        >>> share_text(0.6053), share_text(0.00582), share_text(0.0), share_text(None)
+        ('61 %', '0.58 %', '0 %', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    return f"{100 * value:.0f} %" if abs(value) >= 0.0995 else f"{number_text(100 * value, digits)} %"
+
+
+def sentence(text: str) -> str:
+    """The text with its first letter as at the beginning of a sentence, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def data_words(record: Record) -> str:
+    """What the images show."""
+    return _DATA_WORDS.get(record["data"], f"the data set {record['data']}")
+
+
+def cluster_names(record: Record) -> list[str]:
+    """A name per cluster: "majority" and "minority" where there are two, else their class counts."""
+    if len(record["clusters"]) == 2:
+        return ["majority", "minority"]
+    return [f"n = {cluster_counts(record, cluster)}" for cluster in record["clusters"]]
+
+
+def cluster_counts(record: Record, cluster: Sequence[int]) -> str:
+    """Images per class of a cluster: one number, or a range."""
+    counts = [record["class_counts"][k] for k in cluster]
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _classes(record: Record, j: int) -> str:
+    """A cluster as the subject of a sentence: "the 5 minority classes", "the class with 500 images"."""
+    cluster, two = record["clusters"][j], len(record["clusters"]) == 2
+    noun = "class" if len(cluster) == 1 else "classes"
+    size = "" if len(cluster) == 1 else f"{len(cluster)} "
+    if two:
+        return f"the {size}{cluster_names(record)[j]} {noun}"
+    return f"the {size}{noun} with {cluster_counts(record, cluster)} images"
+
+
+def cluster_states(states: Sequence[str], cluster: Sequence[int]) -> list[tuple[str, int]]:
+    """The states found in a cluster with the number of classes in each, the most frequent first."""
+    return Counter(states[k] for k in cluster).most_common()
+
+
+def summary_of_states(states: Sequence[str], cluster: Sequence[int]) -> str:
+    """One phrase for the states in a cluster.
+
+    Example:
+        >>> summary_of_states(["separated", "merged", "vanished", "vanished"], [1, 2, 3])
+        '2 vanished, 1 merged'
+    """
+    found = cluster_states(states, cluster)
+    return found[0][0] if len(found) == 1 else ", ".join(f"{count} {state}" for state, count in found)
+
+
+def outcome(record: Record, states: Sequence[str]) -> str:
+    """What became of all classes, in a few words: "all apart", "minority vanished", "all vanished"."""
+    names = cluster_names(record)
+    parts = [summary_of_states(states, cluster) for cluster in record["clusters"]]
+    sentences = []
+    for part in dict.fromkeys(parts):  # each phrase once, in order
+        who = [name for name, found in zip(names, parts, strict=True) if found == part]
+        word = STATE_WORDS.get(part, part)
+        if len(who) == len(names):
+            return f"all {word}" if part in STATE_WORDS else word
+        if part != "separated":
+            sentences.append(f"{', '.join(who) if len(who) <= 3 else f'{len(who)} sizes'} {word}")
+    return ", ".join(sentences)
+
+
+def cluster_threshold(record: Record, j: int) -> float | None:
+    """Where the cluster collapses first in the record's own feature model: merge if it has one, else vanish."""
+    levels, k = record["thresholds"][record["features"]], record["clusters"][j][0]
+    merge = levels["merge"][k] if "merge" in levels else None
+    return merge if defined(merge) else levels["vanish"][k]
+
+
+def finding(record: Record) -> str:
+    """The one sentence: which classes collapse at which penalty, and what theory had said.
+
+    It speaks of the cluster that collapses at the smallest penalty; of several, the last in the record.
+    """
+    stories = [_story(record, j) for j in range(len(record["clusters"]))]
+    j = min(reversed(range(len(stories))), key=lambda j: stories[j][0])
+    first, text = stories[j]
+    if first == math.inf:
+        return f"No class collapses at the penalties tried{_agreement_clause(record)}."
+    level = cluster_threshold(record, j)
+    theory = f"; theory puts the threshold at {lambda_text(level)}" if defined(level) else ""
+    cluster = record["clusters"][j]
+    size = f" ({cluster_counts(record, cluster)} training images each)" if len(record["clusters"]) == 2 else ""
+    return f"{sentence(_classes(record, j))}{size} {text}{theory}."
+
+
+def _story(record: Record, j: int) -> tuple[float, str]:
+    """The smallest penalty at which a class of the cluster has collapsed (inf: none), and a verb phrase."""
+    cluster = record["clusters"][j]
+    lost: dict[float, list[bool]] = {}
+    for run in record["runs"]:
+        states = run["measured"]["states"]
+        lost.setdefault(run["lambda_z"], []).extend(states[k] in _COLLAPSED for k in cluster)
+    levels = sorted(lost)
+    some = [level for level in levels if any(lost[level])]
+    if not some:
+        return math.inf, "stay apart at every penalty tried"
+    first, split = some[0], levels.index(some[0])
+    verb = "collapses" if len(cluster) == 1 else "collapse"
+    if not all(all(lost[level]) for level in levels[split:]):
+        return first, f"{verb} in part, from penalty {lambda_text(first)} on"
+    if split == 0:
+        return first, f"{verb} at every penalty tried, from {lambda_text(first)} on"
+    return first, f"{verb} between penalty {lambda_text(levels[split - 1])} and {lambda_text(first)}"
+
+
+def _agreement_clause(record: Record) -> str:
+    right, total, _ = _hits(record)
+    return ", as theory predicts" if right == total else ""
+
+
+def _hits(record: Record) -> tuple[int, int, list[str]]:
+    """Class states that theory got right, all of them, and a phrase for each that it missed."""
+    missed, total = [], 0
+    for run in record["runs"]:
+        pairs = zip(run["predicted"]["states"], run["measured"]["states"], strict=True)
+        for name, (predicted, measured) in zip(record["class_names"], pairs, strict=True):
+            total += 1
+            if predicted != measured:
+                missed.append(f"“{name}” at {lambda_text(run['lambda_z'])}: predicted {predicted}, measured {measured}")
+    return total - len(missed), total, missed
+
+
+def verdict(record: Record) -> str:
+    """How many class states theory predicted, and which it missed (the first three by name)."""
+    right, total, missed = _hits(record)
+    runs = "run" if len(record["runs"]) == 1 else f"{len(record['runs'])} runs"
+    source = "Theory, which sees only the number of images per class and the penalties,"
+    if right == total:
+        return f"{source} gets the state of every class right, in {'the run' if runs == 'run' else f'all {runs}'}."
+    more = f"; and {len(missed) - 3} more" if len(missed) > 3 else ""
+    return (
+        f"{source} predicts {right} of {total} class states in {'the run' if runs == 'run' else f'the {runs}'}. "
+        f"Missed: {'; '.join(missed[:3])}{more}."
+    )
+
+
+def consequence(record: Record) -> str:
+    """What collapse costs: test accuracies at the smallest penalty and at the first one with collapsed classes.
+
+    Empty where an accuracy is undefined, or where there is nothing to compare.
+    """
+    first: dict[str, Any] = record["runs"][0]
+    minority = record["clusters"][-1]
+    later = [
+        run
+        for run in record["runs"]
+        if any(run["measured"]["states"][k] in _COLLAPSED for k in minority) and run["lambda_z"] > first["lambda_z"]
+    ]
+    if not later or len(record["clusters"]) != 2:
+        return ""
+    numbers = [run["accuracy"][f"test_{name}"] for run in (first, later[0]) for name in ("minority", "majority")]
+    if not all(map(defined, numbers)):
+        return ""
+    small, large, small_after, large_after = (share_text(value) for value in numbers)
+    return (
+        f"At penalty {lambda_text(first['lambda_z'])} the network recognises {small} of unseen minority images "
+        f"and {large} of unseen majority images; at {lambda_text(later[0]['lambda_z'])} it recognises "
+        f"{small_after} and {large_after}."
+    )
