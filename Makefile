@@ -37,7 +37,7 @@ format: install ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 
 bench: install ## benchmarks: ratios within one run
-	$(BIN)/pytest benchmarks --benchmark-only -p no:xdist -o addopts="--import-mode=importlib" -s
+	$(BIN)/pytest benchmarks -o python_files="bench_*.py" -o addopts="--import-mode=importlib" -p no:xdist -s
 
 clean: ## remove what the other targets made
 	rm -rf .venv build dist runs .pytest_cache .ruff_cache .benchmarks .import_linter_cache .hypothesis

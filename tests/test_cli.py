@@ -87,7 +87,10 @@ def test_thresholds_prints_a_table_and_json():
         (["train", "--counts", "100x10", "--lambda-z", "0.01", "--out", "x", "--data", "cats"], "cats"),
         (["train", "--counts", "100x9,5000", "--lambda-z", "0.01", "--out", "x"], "5000"),
         (["train", "--counts", "20x10", "--lambda-z", "0.01", "--out", "file/x", "--epochs", "1"], "file"),
-        (["train", "--counts", "5x10", "--lambda-z", "1", "--out", "x", "--data=fashion-mnist", "--data-dir=bad"], "bad"),
+        (
+            ["train", "--counts", "5x10", "--lambda-z", "1", "--out", "x", "--data=fashion-mnist", "--data-dir=bad"],
+            "bad",
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, says):

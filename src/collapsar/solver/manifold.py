@@ -12,6 +12,7 @@ rho = diag(A'RB). Both vanish nowhere but where both singular values live and ev
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,7 +218,7 @@ def newton_system(q: Quotient, x: Point, basis: Basis, *, near: bool) -> NewtonS
     gb = q.sizes * q.lambda_b * x.b - q.sizes * x.R.bias if q.lambda_b < np.inf else np.zeros(J)
     gradient = np.concatenate([G.ravel(), np.where(alive, width * (lam - x.R.within), 0.0), gb])
     # conjugate gradients need few digits and most of the time: beyond the cache, half the bytes are half of it
-    work = np.float32 if J > _SMALL else np.float64
+    work: Any = np.float32 if J > _SMALL else np.float64
     A, B, even, odd, same, swap = (part.astype(work, copy=False) for part in (A, B, even / 2, odd / 2, *pair))
     return NewtonSystem(
         q, x, basis, rho, gradient, entries, unit, A, B, even, odd, (same, swap), loss.astype(work), y_weight

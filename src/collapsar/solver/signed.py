@@ -57,7 +57,7 @@ def minimise_signed(
     x = point(q, q.weight * first.C, width * np.sqrt(q.mass) * np.maximum(first.alpha, 0.0), first.b)
     value = x.smooth + q.lambda_z * (float(np.linalg.svd(x.X, compute_uv=False).sum()) + float(width @ x.y))
     radius, stretch, previous = np.inf, 1.0, np.inf
-    near = 0.1 * tol
+    near = 0.5 * tol  # the gap is of the order of the decrement
     target = near if q.num_clusters > _FREE_DIGITS else min(near, 1e-24)
     best: Result | None = None
     step = idle = 0  # certificates in a row that did not halve the gap
@@ -82,7 +82,9 @@ def minimise_signed(
             if best.status is Status.OPTIMAL or last or idle > _PATIENCE:
                 break
             target = 1e-3 * min(target, decrement)
-        x, value, radius = _newton_step(system, value, decrement, radius)
+        # superlinear: the residual is asked to fall with the decrement, but not below what the target needs
+        forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * target / decrement))
+        x, value, radius = _newton_step(system, value, forcing, radius)
     assert best is not None  # the last step always certifies
     if best.status is Status.OPTIMAL or step < max_steps:
         return best
@@ -110,11 +112,10 @@ def _proximal_step(q: Quotient, x: Point, value: float, stretch: float) -> tuple
         stretch /= 8
 
 
-def _newton_step(system: NewtonSystem, value: float, decrement: float, radius: float) -> tuple[Point, float, float]:
+def _newton_step(system: NewtonSystem, value: float, forcing: float, radius: float) -> tuple[Point, float, float]:
     """One trust-region step along the truncated Newton direction, shortened until objective and model agree."""
-    # superlinear: the residual is asked to fall with the decrement, never below what the precision gives
     rounding = 1e-4 if system.A.dtype == np.float32 else 1e-6
-    step = system.solve(radius, max(min(0.1, decrement**0.4), rounding))
+    step = system.solve(radius, max(forcing, rounding))
     noise = 10 * _NOISE * max(abs(value), GAP_FLOOR)
     length = 1.0
     while length > 1e-10:

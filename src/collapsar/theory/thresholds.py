@@ -261,8 +261,9 @@ def _alive_columns(
         newton = mu + (goal - 1 / norm) / rate
         inside = (newton >= low) & (newton <= high)
         step = np.where(inside, newton, np.where(high < np.inf, 0.1 * high + 0.9 * low, 10 * mu + 1)) - mu
-        settled = (np.abs(step) <= 1e-13 * mu) | (np.abs(norm * goal - 1) <= 1e-14)
-        mu = mu + step
+        home = np.abs(norm * goal - 1) <= 1e-14  # rounding may put Newton's point outside the bracket there
+        settled = home | (np.abs(step) <= 1e-13 * mu)
+        mu = np.where(home, mu, mu + step)
         if np.all(settled):
             break
     return _tilted(u, mu * curvature, target, count, P), mu
