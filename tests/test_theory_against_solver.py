@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from collapsar.problem import FeatureModel, Loss, Problem
 from collapsar.solver import solve
 from collapsar.theory import thresholds
+from collapsar.theory.two_cluster import two_cluster
 
 
 def _remedy(rng: Generator, counts: NDArray, k: NDArray) -> Loss:
@@ -57,3 +58,20 @@ def test_half_a_percent_on_either_side(seed: int, features: FeatureModel) -> Non
                 "complete": bool(np.abs(s.Z).max() > 1e-6),
             }[name]
             assert alive == (factor < 1), (name, float(value), factor)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_closed_form_and_the_solver_meet(seed: int) -> None:
+    # JMLR (5.16)-(5.51) against the solver, which knows nothing of it: Z and b to 1e-9, in every state and for every bias
+    rng = np.random.default_rng(seed)
+    k_a, k_b = (int(k) for k in rng.integers(1, 9, size=2))
+    k_b += k_a + k_b < 3
+    n_b = int(10 ** rng.uniform(0, 3))
+    n_a = int(n_b * 10 ** rng.uniform(0.01, 2)) + 1
+    lambda_b = float(rng.choice([0.0, np.inf, 10 ** rng.uniform(-4, 1)]))
+    lambda_z = float(10 ** rng.uniform(-3, 0.1) * np.sqrt(n_a) / (k_a * n_a + k_b * n_b))
+    closed = two_cluster(k_a, k_b, n_a, n_b, lambda_z, lambda_b)
+    solved = solve(Problem([n_a] * k_a + [n_b] * k_b, lambda_z, lambda_b))
+    scale = max(1.0, float(np.abs(solved.Z).max()))
+    assert np.abs(closed.Z() - solved.Z).max() <= 1e-9 * scale
+    assert np.abs(closed.bias() - solved.b).max() <= 1e-9
