@@ -62,7 +62,7 @@ def test_half_a_percent_on_either_side(seed: int, features: FeatureModel) -> Non
 
 @pytest.mark.parametrize("seed", range(60))
 def test_the_closed_form_and_the_solver_meet(seed: int) -> None:
-    # JMLR (5.16)-(5.51) against the solver, which knows nothing of it: Z and b to 1e-9, in every state and for every bias
+    # JMLR (5.16)-(5.51) against the solver, which knows nothing of it, in every state and for every bias
     rng = np.random.default_rng(seed)
     k_a, k_b = (int(k) for k in rng.integers(1, 9, size=2))
     k_b += k_a + k_b < 3

@@ -83,7 +83,7 @@ def minimise_signed(
                 break
             target = 1e-3 * min(target, decrement)
         # superlinear: the residual is asked to fall with the decrement, but not below what the target needs
-        forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * target / decrement))
+        forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * target / max(decrement, 1e-300)))
         x, value, radius = _newton_step(system, value, forcing, radius)
     assert best is not None  # the last step always certifies
     if best.status is Status.OPTIMAL or step < max_steps:
