@@ -22,8 +22,8 @@ class Status(enum.Enum):
     MAX_STEPS = "max_steps was reached before the gap was within tol; raise max_steps, or tol if this gap will do"
     STALLED = "float64 allows no further progress at this point; raise tol, or take the point with its honest gap"
     SHARED_DIRECTIONS = (
-        "the best column form was found but its certificate stays open: classes would share a feature direction "
-        "(weak bias penalty and strong imbalance); the gap says how much at most is lost"
+        "classes share a feature direction (weak bias penalty and strong imbalance) and the bound for that stays open; "
+        "the gap says how much at most is lost: take the point, or raise tol"
     )
 
 

@@ -1,0 +1,262 @@
+"""The dual of the program for features >= 0, by an interior point: a lower bound, its witness, and the shape of H'H.
+
+The price of nonnegative features is a minimum over completely positive matrices, C = H'H with H >= 0,
+
+    gauge(X) = min_C ( tr C + tr X C^-1 X' ) / 2.
+
+Relaxed to C doubly nonnegative (positive semidefinite and entrywise >= 0, the same thing for up to four classes), the
+program of :mod:`collapsar.problem` has the dual
+
+    max D(S)   over S with columns in the simplex and N >= 0, symmetric, zero on the diagonal: R'R + N <= lambda_Z^2 I,
+
+R the residual at S. Any such (S, N) is a lower bound, since h'R'R h <= h'(R'R + N)h for h >= 0; N = [-R'R]_+ gives the
+bound of :func:`collapsar.solver.certificate.dual_norm`. The optimal C is the multiplier of the matrix inequality. Both
+are found by following the centres of the barrier problem (:mod:`collapsar.solver.barrier`) for mu -> 0, where
+
+    C = (2 mu / lambda_Z) Q^-1,     Q = I - (R'R + N) / lambda_Z^2,
+
+by Newton's method, with a tangent step at every decrease of mu. About 1.5 J^2 unknowns, dense: J up to a few dozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from collapsar.solver.barrier import Layout, Point, Witness, layout_of, model_at, point_at
+from collapsar.solver.certificate import dual_norm
+from collapsar.solver.objective import Columns, Residual, dual_entropy, residual, target
+from collapsar.solver.symmetry import Quotient
+
+__all__ = ["Centre", "Witness", "central_path", "lower_bound"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+_INSIDE = 1 - 1e-14  # strictly inside, whatever the last digit of a norm
+SHRINK = 0.05  # of mu in one tangent step
+CENTRED = 0.5  # Newton decrement at which the tangent is worth following
+WELL_CENTRED = 1e-7
+MAX_CENTRING = 100
+
+
+def lower_bound(q: Quotient, witness: Witness) -> float:
+    """The lower bound of the optimum that a witness proves, nats; -inf if none.
+
+    R'R + N need not be below lambda_Z^2: S is drawn towards the targets until it is.
+
+    Args:
+        q: J clusters.
+        witness: a point of the dual, feasible or nearly so.
+
+    Returns:
+        D at the feasible point.
+    """
+    R, Y, S = residual(q, witness.S), target(q), witness.S
+    if min(witness.between.min(), witness.within.min()) < 0:
+        return -np.inf
+    gram = R.between.T @ R.between + witness.between + np.diag((q.sizes - 1) * witness.within)
+    largest = max(np.linalg.eigvalsh(gram)[-1], np.max(R.within**2 - witness.within))
+    t = min(1.0, q.lambda_z / np.sqrt(largest) * _INSIDE) if largest > 0 else 1.0
+    at = Columns(Y.miss + t * (S.miss - Y.miss), Y.other + t * (S.other - Y.other))
+    if min(at.other.min(where=q.others > 0, initial=np.inf), 1 - at.miss.max()) < 0:
+        return -np.inf
+    square = t**2 * float(q.sizes @ R.bias**2)
+    if q.lambda_b == 0 and not square <= 1e-28:
+        return -np.inf  # the dual's equality constraint does not hold
+    return dual_entropy(q, at) - (0.0 if q.lambda_b in (0, np.inf) else square / (2 * q.lambda_b))
+
+
+@dataclass(frozen=True)
+class Centre:
+    """A point of the central path.
+
+    Attributes:
+        witness: the dual point.
+        mu: barrier parameter.
+        gap: mu times the number of barrier terms: the duality gap of the relaxation at an exact centre, nats.
+        R: the residual at the witness.
+        C: H'H between clusters, shape (J, J).
+        gamma: H'H on the contrasts within each cluster, shape (J,), 0 for single classes.
+        b: the bias, shape (J,).
+        decrement: squared Newton decrement in units of mu; small: close to the centre.
+        num_steps: Newton steps so far.
+    """
+
+    witness: Witness
+    mu: float
+    gap: float
+    R: Residual
+    C: Matrix
+    gamma: Vector
+    b: Vector
+    decrement: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class _Newton:
+    """Newton's direction towards the centre of ``aim`` with the barrier's curvature at mu: fixed + aim * moving.
+
+    The bias is the multiplier of sum_k q_k tau_k delta o (y_k - s_k) = lambda_b b.
+    """
+
+    fixed: Vector
+    moving: Vector
+    fixed_bias: Vector
+    moving_bias: Vector
+    hessian: Matrix
+    spread: Matrix
+
+    def step(self, aim: float) -> Vector:
+        return self.fixed + aim * self.moving
+
+    def bias(self, aim: float) -> Vector:
+        return self.fixed_bias + aim * self.moving_bias
+
+    def decrement(self, q: Quotient, step: Vector) -> float:
+        """The squared Newton decrement, as a sum of squares."""
+        bend = self.spread.T @ step
+        bias = float(q.sizes @ bend**2) / q.lambda_b if 0 < q.lambda_b < np.inf else 0.0
+        return float(step @ self.hessian @ step) + bias
+
+
+def _newton(layout: Layout, at: Point, mu: float) -> _Newton:
+    q, model = layout.q, model_at(layout, at)
+    hessian = model.hessian + mu * model.barrier_hessian
+    scale = 1 / np.sqrt(np.diag(hessian))
+    spread = np.zeros((at.x.size, q.num_clusters))
+    spread[: layout.row.size] = layout.bias.T
+    right = np.column_stack([model.gradient, model.barrier_gradient, spread])
+    # Cholesky, not LU: its error respects the grading of the barrier's Hessian over ten orders of magnitude
+    factor = scipy.linalg.cho_factor(hessian * scale * scale[:, None], lower=True, overwrite_a=True)
+    answer = scale[:, None] * scipy.linalg.cho_solve(factor, scale[:, None] * right)
+    fixed, moving, coupling = -answer[:, 0], -answer[:, 1], answer[:, 2:]
+    if q.lambda_b == np.inf:
+        none = np.zeros(q.num_clusters)
+        return _Newton(fixed, moving, none, none, hessian, spread)
+    schur = spread.T @ coupling + np.diag(q.lambda_b / q.sizes)
+    shift = q.sizes / q.scales
+    if q.lambda_b == 0:  # the equations of a free bias are dependent: (k / delta)' bias = 0
+        schur += np.trace(schur) / (shift @ shift) * np.outer(shift, shift)
+    c = np.linalg.solve(schur, np.column_stack([at.R.bias + spread.T @ fixed, spread.T @ moving]))
+    fixed, moving = fixed - coupling @ c[:, 0], moving - coupling @ c[:, 1]
+    return _Newton(fixed, moving, c[:, 0] / q.sizes, c[:, 1] / q.sizes, hessian, spread)
+
+
+# --- the path --------------------------------------------------------------------------------------------------------
+
+
+def central_path(q: Quotient, P: Columns, primal: float, goal: float) -> Iterator[Centre]:
+    """Centres of decreasing mu, the last one centred well.
+
+    Args:
+        q: J clusters.
+        P: stochastic columns, for example the softmax at the best column form; with a free bias they balance.
+        primal: an upper bound of the optimum, nats: its distance from the bound at the first point sets the first mu.
+        goal: the gap of the relaxation to reach, nats.
+
+    Yields:
+        A centre for every mu. It ends early where float64 allows no further step.
+    """
+    layout = layout_of(q)
+    at = _start(layout, P)
+    if at is None:
+        return
+    mu, num_steps = max(primal + at.value, goal) / layout.num_terms, 0
+    while True:
+        last = mu * layout.num_terms <= 1.3 * goal  # else the last steps only creep
+        centred = _centring(layout, at, mu, WELL_CENTRED if last else CENTRED)
+        if centred is None:
+            return
+        at, newton, decrement, used = centred
+        num_steps += used + 1
+        yield _centre(layout, at, mu, newton.bias(mu), decrement, num_steps)
+        if last or decrement > 1:
+            return
+        aim = max(SHRINK * mu, 0.999 * goal / layout.num_terms)
+        t, at = _advance(layout, at, newton.step(aim))
+        mu += t * (aim - mu)
+
+
+def _centring(layout: Layout, at: Point, mu: float, enough: float) -> tuple[Point, _Newton, float, int] | None:
+    """Newton's method to a decrement of ``enough``, or as near as rounding allows: the point and the next direction."""
+    found, before = None, np.inf
+    for used in range(MAX_CENTRING):
+        try:
+            newton = _newton(layout, at, mu)
+        except np.linalg.LinAlgError:
+            return found
+        step = newton.step(mu)
+        decrement = newton.decrement(layout.q, step) / mu
+        found = at, newton, decrement, used
+        if 0.5 * before < decrement < 1e-2:  # rounding
+            return found
+        before = decrement
+        nearer = None if decrement <= enough else _descend(layout, at, step, mu, decrement)
+        if nearer is None:
+            return found
+        at = nearer
+    return found
+
+
+def _start(layout: Layout, P: Columns) -> Point | None:
+    """A point well inside the domain on the way from the targets to P, with N a little above the simple choice."""
+    q, Y = layout.q, target(layout.q)
+    R = residual(q, P)
+    t = 0.9 * min(1.0, q.lambda_z / dual_norm(q, R))
+    other = np.maximum(Y.other + t * (P.other - Y.other), 1e-20)
+    gram = (t / q.lambda_z) ** 2 * (R.between.T @ R.between)
+    inner = (np.diag(gram) - (t / q.lambda_z * R.within) ** 2) / q.sizes
+    margin = 0.05 / q.num_classes
+    pairs = np.maximum(-gram[layout.upper], 0.0) + margin
+    nu = np.maximum(-inner, 0.0)[layout.several] + margin
+    return point_at(layout, np.concatenate([other[layout.row, layout.col], pairs, nu]))
+
+
+def _descend(layout: Layout, at: Point, step: Vector, mu: float, decrement: float) -> Point | None:
+    """A step along which the barrier problem decreases; None where rounding allows none.
+
+    Far from the centre it stops well before the boundary: there Newton's method would crawl along it.
+    """
+    merit = at.value + mu * at.barrier
+    t = _longest(at.x, step)
+    for _ in range(40):
+        new = point_at(layout, at.x + t * step)
+        if new is not None and (decrement < 1 or point_at(layout, at.x + 1.3 * t * step) is not None):
+            allowed = merit - 1e-4 * t * mu * decrement + 1e-14 * abs(merit)
+            if new.value + mu * new.barrier <= allowed:
+                return new
+        t /= 2
+    return None
+
+
+def _advance(layout: Layout, at: Point, step: Vector) -> tuple[float, Point]:
+    """Along the tangent of the path, most of the way to the boundary."""
+    t = _longest(at.x, step)
+    for _ in range(60):
+        new = point_at(layout, at.x + t * step)
+        if new is not None:  # keep away from the boundary, where Newton's method would take long to come back from
+            back = point_at(layout, at.x + 0.9 * t * step)
+            if back is not None:
+                return 0.9 * t, back
+        t *= 0.7
+    return 0.0, at
+
+
+def _longest(x: Vector, step: Vector) -> float:
+    """The largest t <= 1 that keeps x + t step positive, less a twentieth."""
+    falling = step < 0
+    return min(1.0, 0.95 * float(np.min(-x[falling] / step[falling], initial=np.inf)))
+
+
+def _centre(layout: Layout, at: Point, mu: float, b: Vector, decrement: float, num_steps: int) -> Centre:
+    q = layout.q
+    gamma = np.zeros(q.num_clusters)
+    gamma[layout.several] = 2 * mu / q.lambda_z / ((q.sizes[layout.several] - 1) * at.within)
+    C = 2 * mu / q.lambda_z * at.inverse
+    return Centre(at.witness, mu, mu * layout.num_terms, at.R, C, gamma, b, decrement, num_steps)

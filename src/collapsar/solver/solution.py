@@ -1,0 +1,318 @@
+"""The value that ``solve`` returns: a certified point, what it says of the classes, its factors, its file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.files import write_atomically
+from collapsar.problem import Problem
+from collapsar.solver.barrier import Witness
+from collapsar.solver.certificate import Certificate, certify_blocks
+from collapsar.solver.objective import Columns, predict, residual
+from collapsar.solver.shared import Atoms, certify_atoms, factors
+from collapsar.solver.status import Status
+from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
+
+__all__ = ["ClassState", "NotConvergedError", "SharedProof", "Solution", "load_solution"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+ClassState = Literal["separated", "merged", "vanished"]
+
+_FORMAT = 1  # of saved files
+_ZERO = 1e-8  # relative size below which a part of the optimum that the dual leaves undecided counts as zero
+
+
+class NotConvergedError(RuntimeError):
+    """The gap did not reach ``tol``. ``solution`` is the best certified point, with its honest gap."""
+
+    def __init__(self, solution: Solution) -> None:
+        self.solution = solution
+        certificate = solution.certificate
+        super().__init__(
+            f"not converged after {solution.num_steps} steps: {solution.status.value} "
+            f"(relative gap {certificate.relative_gap:.2g})"
+        )
+
+
+@dataclass(frozen=True)
+class SharedProof:
+    """What certifies a point whose classes share feature directions: its atoms, and a witness of the dual."""
+
+    atoms: Atoms
+    witness: Witness
+
+    def certificate(self, q: Quotient, b: Vector) -> Certificate:
+        """Primal from the atoms, dual from the witness."""
+        return certify_atoms(q, self.atoms, b, self.witness)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A certified point of a problem, block-structured over its clusters.
+
+    Attributes:
+        problem: what was solved.
+        blocks: the point, per cluster.
+        certificate: primal, dual and gap at exactly this point.
+        status: how the solve ended.
+        num_steps: steps taken.
+        quotient: the clusters; ``quotient.labels`` has the cluster of each class.
+        proof: for nonnegative features whose classes share directions, the factors and the dual point behind the
+            certificate; None otherwise. ``certify(problem, s.Z, s.b)`` prices column by column and cannot see it.
+    """
+
+    problem: Problem
+    blocks: Blocks
+    certificate: Certificate
+    status: Status
+    num_steps: int
+    quotient: Quotient
+    proof: SharedProof | None = None
+
+    @property
+    def Z(self) -> Matrix:  # noqa: N802 - the paper's letter
+        """Mean predictions, shape (K, K) [logit, class], bias not included. Built on request."""
+        return lift(self.quotient, self.blocks)[0]
+
+    @property
+    def b(self) -> Vector:
+        """Bias, shape (K,)."""
+        return self.blocks.b[self.quotient.labels]
+
+    @property
+    def column_norms(self) -> Vector:
+        """||z_k||_2, shape (K,), without building Z."""
+        q, blocks = self.quotient, self.blocks
+        squared = q.sizes @ blocks.C**2 + blocks.alpha**2 * (1 - 1 / q.sizes)
+        return np.sqrt(squared)[q.labels]
+
+    @cached_property
+    def _live(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
+        """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part.
+
+        Decided from the dual. Around the optimal residual R* the gap G leaves a ball: the dual is strongly concave
+        (Pinsker), sum_k q_k ||s_k - s*_k||_1^2 <= 2G, so singular values of R below lambda_Z by more than
+        sqrt(2 G max_k(q_k tau_k^2 delta^2 / m_k)) belong to parts that are zero at the optimum. What the ball leaves
+        open is taken as it stands at the point.
+        """
+        q, blocks = self.quotient, self.blocks
+        R = residual(q, predict(q, blocks)[0])
+        ball = np.max(q.share * q.temperatures**2 / q.mass) * np.max(q.scales) ** 2
+        gap = max(
+            self.certificate.gap, np.finfo(np.float64).eps * abs(self.certificate.primal)
+        )  # a gap of 0 is rounding
+        edge = q.lambda_z - np.sqrt(2 * gap * ball)
+        size = np.sqrt(q.mass) * np.sqrt(q.sizes @ blocks.C**2 + blocks.alpha**2)
+        zero = _ZERO * max(float(size.max()), 1e-300)
+        within = (q.sizes > 1) & (R.within >= edge) & (np.sqrt(q.mass) * blocks.alpha > zero)
+        if q.features == "nonnegative":
+            # the algorithm sets dead columns to zero; contrasts of shared atoms are zero to its rounding only
+            gamma = np.linalg.svd(q.weight * blocks.C, compute_uv=False)
+            within = (q.sizes > 1) & (np.sqrt(q.mass) * blocks.alpha > (zero if self.proof is None else 1e3 * zero))
+            return within, size > zero, int(np.sum(gamma > zero))
+        _, gamma, Bt = np.linalg.svd(q.weight * blocks.C)
+        sigma = np.linalg.svd(R.between, compute_uv=False)
+        rank = min(int(np.sum(sigma >= edge)), int(np.sum(gamma > zero)))
+        reached = np.linalg.norm(gamma[:rank, None] * Bt[:rank], axis=0) > zero
+        return within, within | reached, rank
+
+    @property
+    def rank(self) -> int:
+        """Rank of Z, decided from the dual."""
+        within, _, rank = self._live
+        return rank + int(np.sum((self.quotient.sizes - 1)[within]))
+
+    @property
+    def class_states(self) -> tuple[ClassState, ...]:
+        """Per class: "separated"; "merged": its prediction equals that of its whole cluster; "vanished": it is zero.
+
+        A class alone in its cluster is separated or vanished.
+        """
+        within, column, _ = self._live
+        alone = self.quotient.sizes == 1
+        names: list[ClassState] = [
+            "vanished" if not c else "separated" if w or a else "merged"
+            for w, c, a in zip(within, column, alone, strict=True)
+        ]
+        return tuple(names[j] for j in self.quotient.labels)
+
+    def classifier_gram(self) -> Matrix:
+        """W'W for lambda_w = lambda_h, shape (K, K): with Z M^(1/2) = U Sigma V' it is U Sigma U' (JMLR Thm 2d).
+
+        For other penalties multiply by sqrt(lambda_h / lambda_w). With nonnegative features where every class owns a
+        direction it is sum_k sqrt(m_k) z_k z_k' / ||z_k||.
+        """
+        q, blocks = self.quotient, self.blocks
+        if q.features == "nonnegative":
+            W, _ = self._nonnegative_factors()
+            return W.T @ W
+        U, sigma, _ = np.linalg.svd(q.weight * blocks.C)
+        return self._lift_gram(np.sqrt(q.mass) * blocks.alpha, (U * sigma) @ U.T)
+
+    def feature_gram(self) -> Matrix:
+        """H'H of the class means for lambda_w = lambda_h, shape (K, K): M^(-1/2) V Sigma V' M^(-1/2) (JMLR Thm 2d).
+
+        For other penalties multiply by sqrt(lambda_w / lambda_h).
+        """
+        q, blocks = self.quotient, self.blocks
+        if q.features == "nonnegative":
+            _, H = self._nonnegative_factors()
+            return H.T @ H
+        _, sigma, Vt = np.linalg.svd(q.weight * blocks.C)
+        root = np.sqrt(q.mass)
+        return self._lift_gram(blocks.alpha / root, (Vt.T * sigma) @ Vt / np.outer(root, root))
+
+    def _lift_gram(self, within: Vector, between: Matrix) -> Matrix:
+        q = self.quotient
+        return lift(q, Blocks(within, between / np.sqrt(np.outer(q.sizes, q.sizes)), np.zeros(q.num_clusters)))[0]
+
+    def _nonnegative_factors(self) -> tuple[Matrix, Matrix]:
+        """W, H >= 0, both (d, K): class k's feature along axis k, or the atoms where classes share directions."""
+        if self.proof is not None:
+            return factors(self.quotient, self.proof.atoms)
+        Z, root = self.Z, np.sqrt(self.problem.mass)
+        norm = np.linalg.norm(Z, axis=0)
+        split = np.sqrt(root * norm)  # ||w_k|| = ||h_k|| sqrt(m_k)
+        return (Z * (np.where(norm > 0, split / np.where(norm > 0, norm, 1.0), 0.0))).T, np.diag(split / root)
+
+    def factors(
+        self, dim: int, lambda_w: float | None = None, lambda_h: float | None = None
+    ) -> tuple[Matrix, Matrix, Vector]:
+        """A head and class means that attain the optimum: Z = W'H.
+
+        Args:
+            dim: d, number of features; at least the rank (signed) or the number of classes (nonnegative).
+            lambda_w: penalty of W; default lambda_z^2 / lambda_h, or lambda_z.
+            lambda_h: penalty of the features; default lambda_z^2 / lambda_w.
+
+        Returns:
+            W of shape (d, K), class means H of shape (d, K), b of shape (K,).
+
+        Raises:
+            ValueError: ``dim`` is too small, or the penalties do not multiply to lambda_z^2.
+
+        Example:
+            >>> s = solve(Problem([10, 10, 10], lambda_z=0.02))
+            >>> W, H, b = s.factors(3)
+            >>> bool(np.allclose(W.T @ H, s.Z))
+            True
+        """
+        ratio = _penalty_ratio(self.problem.lambda_z, lambda_w, lambda_h)  # (lambda_h / lambda_w)^(1/4)
+        if self.quotient.features == "nonnegative":
+            W, H = self._nonnegative_factors()
+        else:
+            root = np.sqrt(self.problem.mass)
+            U, sigma, Vt = np.linalg.svd(self.Z * root)
+            rank = self.rank
+            half = np.sqrt(sigma[:rank])[:, None]
+            W, H = half * U[:, :rank].T, half * Vt[:rank] / root
+        if not dim >= W.shape[0]:
+            raise ValueError(f"`dim` must be at least {W.shape[0]}, the directions this optimum uses, got {dim}")
+        padding = ((0, dim - W.shape[0]), (0, 0))
+        return np.pad(ratio * W, padding), np.pad(H / ratio, padding), self.b
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write problem and point to one .npz file (arrays and JSON, no pickle), atomically.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+        """
+        header = {
+            "format": _FORMAT,
+            "problem": self.problem.to_dict(),
+            "status": self.status.name,
+            "num_steps": self.num_steps,
+            "primal": self.certificate.primal,
+            "dual": self.certificate.dual,
+        }
+        buffer = io.BytesIO()
+        blocks = self.blocks
+        arrays: dict[str, Any] = {"alpha": blocks.alpha, "C": blocks.C, "b": blocks.b, **_proof_arrays(self.proof)}
+        np.savez(buffer, header=np.array(json.dumps(header)), **arrays)
+        return write_atomically(path, buffer.getvalue())
+
+
+def _proof_arrays(proof: SharedProof | None) -> dict[str, Matrix]:
+    if proof is None:
+        return {}
+    atoms, witness = proof.atoms, proof.witness
+    return {
+        **{f"atoms_{f.name}": getattr(atoms, f.name) for f in fields(atoms)},
+        "witness_miss": witness.S.miss,
+        "witness_other": witness.S.other,
+        "witness_between": witness.between,
+        "witness_within": witness.within,
+    }
+
+
+def _proof_from(arrays: Mapping[str, Matrix]) -> SharedProof | None:
+    if "witness_miss" not in arrays:
+        return None
+    atoms = Atoms(**{f.name: arrays[f"atoms_{f.name}"] for f in fields(Atoms)})
+    S = Columns(arrays["witness_miss"], arrays["witness_other"])
+    return SharedProof(atoms, Witness(S, arrays["witness_between"], arrays["witness_within"]))
+
+
+def _penalty_ratio(lambda_z: float, lambda_w: float | None, lambda_h: float | None) -> float:
+    if lambda_w is None:
+        lambda_w = lambda_z if lambda_h is None else lambda_z**2 / lambda_h
+    if lambda_h is None:
+        lambda_h = lambda_z**2 / lambda_w
+    if not (lambda_w > 0 and lambda_h > 0 and abs(np.sqrt(lambda_w * lambda_h) / lambda_z - 1) <= 1e-6):
+        raise ValueError(
+            f"`lambda_w` and `lambda_h` must be > 0 and multiply to lambda_z^2 = {lambda_z**2:.6g}, "
+            f"got {lambda_w!r} and {lambda_h!r}; give one of them and the other follows"
+        )
+    return float((lambda_h / lambda_w) ** 0.25)
+
+
+def load_solution(path: str | os.PathLike[str]) -> Solution:
+    """Read what :meth:`Solution.save` wrote, and certify it again.
+
+    Raises:
+        ValueError: the file is not such a file, or its point does not have the objective it claims.
+        OSError: the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            blocks = Blocks(file["alpha"], file["C"], file["b"])
+            proof = _proof_from(file)
+        problem = Problem.from_dict(header["problem"])
+        status, num_steps, claimed = (
+            Status[header["status"]],
+            int(header["num_steps"]),
+            float(header["primal"]),
+        )
+        version = header["format"]
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{os.fspath(path)} is not a saved solution ({error}); solve the problem again") from error
+    if version != _FORMAT:
+        raise ValueError(f"{os.fspath(path)} has format {version}, this version reads {_FORMAT}; solve again")
+    q = quotient(problem)
+    J = q.num_clusters
+    if blocks.alpha.shape != (J,) or blocks.C.shape != (J, J) or blocks.b.shape != (J,):
+        raise ValueError(f"{os.fspath(path)} holds a point of another problem; solve the problem again")
+    if proof is None:
+        certificate = certify_blocks(q, blocks)
+    else:
+        certificate, blocks = proof.certificate(q, blocks.b), proof.atoms.blocks(q, blocks.b)
+    if not abs(certificate.primal - claimed) <= 1e-12 * max(abs(claimed), 1.0):
+        raise ValueError(
+            f"{os.fspath(path)} was altered: its point has objective {certificate.primal:.12g}, not {claimed:.12g}"
+        )
+    return Solution(problem, blocks, certificate, status, num_steps, q, proof)

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import softmax
+
+import collapsar as cs
+from collapsar.problem import Loss, Problem
+from collapsar.solver import shared
+from collapsar.solver.doubly_nonnegative import lower_bound
+from collapsar.solver.nonnegative import minimise_nonnegative
+from collapsar.solver.shared import certify_atoms, factors, minimise_shared
+from collapsar.solver.status import Status
+from collapsar.solver.symmetry import lift, quotient
+from problems import naive_loss
+
+INF = math.inf
+
+PROBLEMS = {
+    "merged-minority": Problem("500x5,20x5", 0.0018, 0.001),
+    "leaning": Problem([1000, 500, 10], 0.002, 0.001),
+    "merged-alive": Problem([1000, 10, 10], 0.004, 0.0),
+    "mixed": Problem("500x2,100x2,20x2", 0.002, 0.0),
+    "long-tail": Problem([1000, 500, 200, 100, 50, 20], 0.0005, 0.0),
+    "tail-in-one": Problem([1000, 500, 200, 100, 50, 20], 0.003, 0.001),
+    "weighted": Problem("300x2,30x2,5", 0.003, 0.0, Loss(class_weights=[1, 1, 2, 2, 3])),
+    "vs-loss": Problem("300x2,30x3", 0.003, 1e-4, Loss(offsets=[0.5] * 2 + [-0.5] * 3, scales=[1.0] * 2 + [0.8] * 3)),
+    "ldt-smoothed": Problem("200x2,20x2", 0.003, 0.0, Loss(temperatures=[1, 1, 1.5, 1.5], smoothing=0.05)),
+    "held-mass": Problem("100x3,5x3", 0.002, 0.0, feature_mass=[100.0] * 3 + [10.0] * 3),
+}
+PROBLEMS = {name: p.replace(features="nonnegative") for name, p in PROBLEMS.items()}
+
+
+def shared_optimum(p: Problem, **options):
+    q = quotient(p)
+    column = minimise_nonnegative(q)
+    return q, column, minimise_shared(q, column.blocks, **options)
+
+
+@pytest.fixture(params=PROBLEMS, ids=list(PROBLEMS), scope="module")
+def solved(request: pytest.FixtureRequest):
+    p = PROBLEMS[request.param]
+    return p, *shared_optimum(p)
+
+
+def test_the_gap_closes_where_the_column_form_leaves_it_open(solved):
+    _, q, column, result = solved
+    assert column.status is Status.SHARED_DIRECTIONS
+    assert result.status is Status.OPTIMAL
+    assert result.certificate.relative_gap <= 1e-9
+    assert result.certificate.primal <= column.certificate.primal
+    again = certify_atoms(q, result.atoms, result.blocks.b, result.witness)
+    assert again.primal == pytest.approx(result.certificate.primal, rel=1e-13)
+    assert again.relative_gap <= 1e-9
+
+
+def test_the_factors_are_nonnegative_and_worth_the_objective(solved):
+    p, q, _, result = solved
+    W, H = factors(q, result.atoms)
+    Z, b = lift(q, result.blocks)
+    assert (H >= 0).all()
+    np.testing.assert_allclose(W.T @ H, Z, atol=1e-12 * np.abs(Z).max())
+    price = 0.5 * (np.sum(W**2) + np.sum(p.mass * H**2))
+    assert price == pytest.approx(result.penalty, rel=1e-12)
+    assert naive_loss(p, Z, b) + p.lambda_z * price == pytest.approx(result.certificate.primal, rel=1e-11)
+
+
+def test_the_witness_proves_the_bound_in_full_coordinates(solved):
+    p, q, _, result = solved
+    K = p.num_classes
+    S = result.witness.S.other[np.ix_(q.labels, q.labels)]
+    S[np.diag_indices(K)] = 1 - result.witness.S.miss[q.labels]
+    N = (result.witness.between / np.sqrt(np.outer(q.sizes, q.sizes)))[np.ix_(q.labels, q.labels)]
+    N = np.where(q.labels[:, None] == q.labels, result.witness.within[q.labels], N)
+    N[np.diag_indices(K)] = 0.0
+    Y = (1 - p.loss.smoothing) * np.eye(K) + p.loss.smoothing / K
+    assert (S >= 0).all()
+    np.testing.assert_allclose(S.sum(axis=0), 1, atol=1e-12)
+    assert (N >= 0).all()
+    pull = p.scales[:, None] * (Y - S) * (p.temperatures * p.loss_share)
+    R = pull / np.sqrt(p.mass)
+    assert np.linalg.eigvalsh(R.T @ R + N)[-1] <= p.lambda_z**2 * (1 + 1e-12)
+    # D(S) of theory, one loop per class
+    bound = 0.0
+    for k in range(K):
+        entropy = -sum(s * math.log(s) for s in S[:, k] if s > 0)
+        bound += p.loss_share[k] * (entropy + float((S[:, k] - Y[:, k]) @ p.offsets))
+    balance = pull.sum(axis=1)
+    if p.lambda_b == 0:
+        assert np.abs(balance).max() < 1e-14
+    elif p.lambda_b < INF:
+        bound -= float(balance @ balance) / (2 * p.lambda_b)
+    assert bound == pytest.approx(result.certificate.dual, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "optimum"),
+    # found by descent on (W, H >= 0, b) before this algorithm existed
+    [
+        ("merged-minority", 0.90639653, 0.90329912),
+        ("leaning", 0.27213880, 0.27042084),
+        ("merged-alive", 0.108072, 0.100663),
+    ],
+)
+def test_recorded_optima(name, column, optimum):
+    _, first, result = shared_optimum(PROBLEMS[name])
+    digits = 5e-9 if name != "merged-alive" else 5e-7
+    assert first.certificate.primal == pytest.approx(column, abs=digits)
+    assert result.certificate.primal == pytest.approx(optimum, abs=digits)
+
+
+def test_merged_minorities_live_until_their_own_complete_collapse():
+    # (1000, 10, 10), free bias: one by one the small classes would die at .00432, together at .00526
+    states = []
+    for value in (0.0040, 0.00435, 0.00521, 0.00531):
+        q, column, result = shared_optimum(PROBLEMS["merged-alive"].replace(lambda_z=value))
+        assert result.status is Status.OPTIMAL
+        assert result.certificate.relative_gap <= 1e-9
+        Z, _ = lift(q, result.blocks)
+        np.testing.assert_allclose(Z[:, 1], Z[:, 2], atol=1e-6)
+        states.append((bool(np.abs(column.blocks.C).max() > 0), bool(np.abs(Z[:, 1]).max() > 1e-3)))
+    assert states == [(True, True), (False, True), (False, True), (False, False)]
+
+
+def factored_descent(p: Problem, seed: int) -> float:
+    """The lowest plain objective L-BFGS-B finds over class features H >= 0, W and b, K x K, from random factors."""
+    n, K = p.class_counts.astype(float), p.num_classes
+    root, rows, q = np.sqrt(n), 2 * p.num_classes, n / n.sum()
+    rng = np.random.default_rng(seed)
+
+    def objective(x):
+        W, H, b = x[: rows * K].reshape(rows, K), x[rows * K : -K].reshape(rows, K), x[-K:]
+        P = softmax(W.T @ H / root + b[:, None], axis=0)
+        G = (P - np.eye(K)) * q
+        value = float(-np.log(np.diag(P)) @ q) + p.lambda_z / 2 * float(np.sum(W**2) + np.sum(H**2))
+        slopes = [(H @ (G / root).T + p.lambda_z * W).ravel(), (W @ (G / root) + p.lambda_z * H).ravel()]
+        return value + p.lambda_b / 2 * float(b @ b), np.concatenate([*slopes, G.sum(axis=1) + p.lambda_b * b])
+
+    start = np.concatenate([rng.standard_normal(rows * K) / 2, np.abs(rng.standard_normal(rows * K)) / 2, np.zeros(K)])
+    bounds = [(None, None)] * (rows * K) + [(0, None)] * (rows * K) + [(None, None)] * K
+    options = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": 1e-11, "maxcor": 40}
+    return float(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun)
+
+
+@pytest.mark.parametrize("name", ["merged-minority", "leaning", "merged-alive", "mixed", "long-tail", "tail-in-one"])
+def test_no_descent_on_nonnegative_factors_goes_lower(name):
+    p = PROBLEMS[name]
+    _, _, result = shared_optimum(p)
+    found = [factored_descent(p, seed) for seed in range(6)]
+    assert min(found) >= result.certificate.dual - 1e-12
+    assert min(found) == pytest.approx(result.certificate.primal, rel=1e-8)
+
+
+def test_orbits_mix_own_and_common_directions():
+    # the middle classes keep a direction each that leans on the smallest ones: own and common parts in one atom
+    q, _, result = shared_optimum(PROBLEMS["mixed"])
+    w, h = result.atoms.norms(q)
+    heavy = w * h > 1e-3 * np.max(w * h)
+    mixed = (result.atoms.own[heavy, 1] > 0.1) & (result.atoms.common[heavy, 2] > 0.1)
+    assert mixed.any()
+    # without its leaning part the same factors, best multiples taken, are worse by far more than the gap
+    apart = replace(
+        result.atoms, common=np.where(result.atoms.own.max(axis=1, keepdims=True) > 0, 0, result.atoms.common)
+    )
+    costs = []
+    for scale in np.linspace(0.8, 1.2, 81):
+        atoms = replace(apart, between=scale * apart.between, within=scale * apart.within)
+        costs.append(certify_atoms(q, atoms, result.blocks.b, result.witness).primal)
+    assert min(costs) > result.certificate.primal * (1 + 1e-3)
+
+
+def copositive_norm(G: np.ndarray) -> float:
+    """max h'Gh over unit h >= 0 by enumeration: on its support the best h is a positive eigenvector."""
+    best = float(np.max(np.diag(G)))
+    for size in range(2, len(G) + 1):
+        for support in combinations(range(len(G)), size):
+            values, vectors = np.linalg.eigh(G[np.ix_(support, support)])
+            for value, vector in zip(values, vectors.T, strict=True):
+                if (vector >= -1e-9).all() or (vector <= 1e-9).all():
+                    best = max(best, float(value))
+    return best
+
+
+@pytest.mark.parametrize("name", ["leaning", "long-tail", "tail-in-one", "mixed"])
+def test_at_the_optimum_no_feature_direction_pays(name):
+    # the exact dual norm, max ||R h|| over unit h >= 0, reaches lambda_Z and does not pass it
+    p = PROBLEMS[name]
+    q, _, result = shared_optimum(p)
+    Z, b = lift(q, result.blocks)
+    P = softmax(Z + b[:, None], axis=0)
+    R = (np.eye(p.num_classes) - P) * np.sqrt(p.class_counts) / p.num_samples
+    assert math.sqrt(copositive_norm(R.T @ R)) == pytest.approx(p.lambda_z, rel=1e-6)
+
+
+def test_random_plain_problems_close_their_gap():
+    rng = np.random.default_rng(5)
+    shared_ones = 0
+    for _ in range(40):
+        sizes = rng.choice([1, 1, 2, 5], rng.integers(2, 7))
+        counts = np.repeat(np.round(10 ** rng.uniform(0.5, 4, sizes.size)).astype(int), sizes)
+        scale = math.sqrt(counts.max()) / counts.sum()
+        p = Problem(counts, scale * 10 ** rng.uniform(-4, 0), rng.choice([0.0, 1e-5, 1e-3]), features="nonnegative")
+        _, column, result = shared_optimum(p)
+        shared_ones += column.status is Status.SHARED_DIRECTIONS
+        assert result.status is Status.OPTIMAL
+        assert result.certificate.relative_gap <= 1e-9
+    assert shared_ones >= 10
+
+
+def test_a_closed_column_form_is_returned_as_it_is():
+    p = Problem("500x5,100x5", 0.0027, 0.02, features="nonnegative")
+    q, column, result = shared_optimum(p)
+    assert result.status is Status.OPTIMAL
+    assert result.num_steps == 0
+    assert result.blocks is column.blocks
+    assert result.atoms.price(q) == pytest.approx(
+        (column.certificate.primal - naive_loss(p, *lift(q, column.blocks))) / p.lambda_z
+    )
+    W, H = factors(q, result.atoms)
+    assert W.shape == H.shape == (10, 10)
+    np.testing.assert_allclose(W.T @ H, lift(q, column.blocks)[0], atol=1e-12)
+
+
+def test_too_many_clusters_keep_an_honest_gap(monkeypatch):
+    monkeypatch.setattr(shared, "MAX_CLUSTERS", 2)
+    _, column, result = shared_optimum(PROBLEMS["leaning"])
+    assert result.status is Status.SHARED_DIRECTIONS
+    assert result.certificate.primal == pytest.approx(column.certificate.primal, rel=1e-13)
+    assert result.certificate.dual <= 0.27042084
+
+
+def test_progress_tells_a_rising_bound_and_may_interrupt():
+    q = quotient(PROBLEMS["leaning"])
+    start = minimise_nonnegative(q).blocks
+    seen = []
+    result = minimise_shared(q, start, progress=lambda step, certificate: seen.append((step, certificate)))
+    assert [step for step, _ in seen] == sorted({step for step, _ in seen})
+    assert all(certificate.dual <= result.certificate.primal for _, certificate in seen)
+    assert seen[-1][1].dual > seen[0][1].dual
+    assert minimise_shared(q, start, max_steps=5).status is Status.MAX_STEPS
+
+    def interrupt(step, certificate):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        minimise_shared(q, start, progress=interrupt)
+
+
+def test_a_gap_below_rounding_stalls_with_what_it_has():
+    _, _, result = shared_optimum(PROBLEMS["leaning"], tol=1e-16)
+    assert result.status is Status.STALLED
+    assert result.certificate.relative_gap < 1e-9
+
+
+def test_a_false_witness_proves_nothing_or_less(solved):
+    _, q, _, result = solved
+    bound = result.certificate.dual
+    without = replace(result.witness, between=0 * result.witness.between, within=0 * result.witness.within)
+    negative = replace(result.witness, between=result.witness.between - 1e-3)
+    assert lower_bound(q, negative) == -INF
+    assert lower_bound(q, without) <= bound + 1e-12
+
+
+def test_factors_refuse_a_matrix_beyond_the_limit():
+    q, _, result = shared_optimum(PROBLEMS["merged-minority"])
+    with pytest.raises(ValueError, match="`max_rows` must be at least"):
+        factors(q, result.atoms, max_rows=3)
+
+
+def test_solve_goes_on_to_shared_directions(tmp_path):
+    # theory section 4: merged and alive, where the column form alone says vanished
+    p = Problem([1000, 10, 10], 0.004, 0.0, features="nonnegative")
+    s = cs.solve(p)
+    assert s.certificate.primal == pytest.approx(0.100663, abs=5e-7)
+    assert s.class_states == ("vanished", "merged", "merged")
+    W, H, b = s.factors(5)
+    assert H.min() >= 0
+    assert np.allclose(W.T @ H, s.Z, atol=1e-10)
+    price = 0.5 * (np.sum(W**2) + np.sum(p.mass * H**2))
+    assert naive_loss(p, s.Z, b) + p.lambda_z * price == pytest.approx(s.certificate.primal, rel=1e-9)
+    again = cs.load_solution(s.save(tmp_path / "shared.npz"))
+    assert again.certificate.relative_gap <= 1e-9
+    assert np.allclose(again.Z, s.Z)
+    assert cs.certify(p, s.Z, s.b).gap > 1e-4  # column by column it cannot be seen
+    assert set(cs.solve(p.replace(lambda_z=0.0054)).class_states) == {"vanished"}  # complete collapse at .00526
