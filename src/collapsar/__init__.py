@@ -8,6 +8,7 @@
 ``import collapsar`` needs numpy and scipy only; ``collapsar.metrics`` and ``collapsar.training`` bring torch.
 """
 
+from collapsar.analysis.phase import PhaseDiagram, phase_diagram
 from collapsar.counts import class_counts, counts_from_labels
 from collapsar.problem import Loss, Penalties, Problem, penalties_without_halves
 from collapsar.solver import (
@@ -29,6 +30,7 @@ __all__ = [
     "Loss",
     "NotConvergedError",
     "Penalties",
+    "PhaseDiagram",
     "Problem",
     "Solution",
     "Status",
@@ -40,6 +42,7 @@ __all__ = [
     "load_solution",
     "path",
     "penalties_without_halves",
+    "phase_diagram",
     "solve",
     "thresholds",
 ]

@@ -47,6 +47,12 @@ def _command_path(error: Any) -> str:
 
 def _missing(error: ModuleNotFoundError) -> str:
     extras = {"torch": "train", "torchmetrics": "train", "sklearn": "train", "safetensors": "train"}
-    extras |= {"matplotlib": "plot", "jinja2": "report", "joblib": "cluster"}
+    extras |= {
+        "matplotlib": "plot",
+        "jinja2": "report",
+        "joblib": "cluster",
+        "dask": "cluster",
+        "distributed": "cluster",
+    }
     extra = extras.get((error.name or "").partition(".")[0])
     return f"this needs `pip install 'collapsar[{extra}]'` ({error.name} is missing)" if extra else str(error)

@@ -47,9 +47,7 @@ class LossHessian:
 
     def astype(self, dtype: Any) -> Self:
         """The same with its J x J arrays in another precision, for products in that precision."""
-        return replace(
-            self, mass=self.mass.astype(dtype, copy=False), to_logit=self.to_logit.astype(dtype, copy=False)
-        )
+        return replace(self, mass=self.mass.astype(dtype, copy=False), to_logit=self.to_logit.astype(dtype, copy=False))
 
     def apply(self, X: Matrix, y: Vector, b: Vector) -> tuple[Matrix, Vector, Vector]:
         """The Hessian times one direction."""

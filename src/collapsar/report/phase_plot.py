@@ -1,0 +1,273 @@
+"""The picture of a phase diagram: both feature models side by side, states as colours, thresholds as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerPatch
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogFormatterSciNotation,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+)
+from numpy.typing import NDArray
+
+from collapsar.report.style import COLOURS, COLUMN_INCHES, styled
+from collapsar.report.words import number_text
+
+__all__ = ["phase_axes", "phase_figure"]
+
+Array = NDArray[np.float64]
+
+# From light to dark, so that the order apart, merged, vanished, zero survives without colour.
+FILLS = ("#d9e9f4", "#f3c562", "#d7702a", "#4d4652")
+WORDS = ("apart", "merged", "vanished")
+ZERO = 3
+HATCHES = {"B": "", "A": "//////", "A and B": "xxxxxx"}
+
+AXIS_WORDS = {
+    "lambda_z": r"penalty $\lambda_Z$",
+    "lambda_b": r"bias penalty $\lambda_b$",
+    "r": r"imbalance $r = n_A / n_B$",
+    "n_a": r"samples per large class $n_A$",
+    "n_b": r"samples per small class $n_B$",
+    "share_a": r"share of large classes $k_A / K$",
+    "oversampling": r"oversampling of B, $s$",
+}
+_DASHES: Mapping[str, Any] = {"merge": "-", "vanish": (0, (4, 1.5)), "complete": (0, (1, 1))}
+PANEL_WORDS = {"signed": "signed features", "nonnegative": "nonnegative features"}
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+_LETTER = 0.047  # width of a letter of a curve's label, inches
+_LABEL_SIZE = 6.0
+
+
+def phase_figure(record: Mapping[str, Any]) -> Figure:
+    """Both feature models of a phase diagram side by side, at the width of a column of text.
+
+    Args:
+        record: as :meth:`collapsar.analysis.phase.PhaseDiagram.to_dict` writes it.
+
+    Raises:
+        ValueError: The record is of another kind or incomplete.
+    """
+    try:
+        if record["kind"] != "phase":
+            raise ValueError(f"`record` must be a phase diagram, got one of kind {record['kind']!r}")
+        models, config = record["models"], record["config"]
+        with styled():
+            figure = Figure(figsize=(COLUMN_INCHES, 2.75), layout="constrained")
+            figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02)  # type: ignore[union-attr]
+            panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+            kinds = {kind for model in models for kind in np.unique(_kinds(model)).tolist()}
+            for ax, model in zip(panels, models, strict=True):
+                phase_axes(record, model, ax)
+            panels[0].set_ylabel(AXIS_WORDS[config["y"]["name"]])
+            # one label for both panels, between them: two would run into each other
+            panels[0].set_xlabel(AXIS_WORDS[config["x"]["name"]], x=1.02 if len(models) == 2 else 0.5)
+            open_cells = any(np.any(np.array(model["status"]) != "OPTIMAL") for model in models)
+            _legend(figure, sorted(kinds), open_cells=open_cells)
+            figure.suptitle(_fixed(config), size=6.5, color=COLOURS["muted"])
+            figure.draw_without_rendering()  # labels follow curves, which needs the places of the axes
+            for ax, model in zip(panels, models, strict=True):
+                _label_curves(ax, model["curves"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"`record` must be a whole phase diagram: {error!r}") from None
+    return figure
+
+
+def phase_axes(record: Mapping[str, Any], model: Mapping[str, Any], ax: Axes) -> list[Line2D]:
+    """One feature model: cells and curves, without the curves' labels.
+
+    Args:
+        record: the whole diagram.
+        model: the part to draw.
+        ax: where to.
+
+    Returns:
+        The curves.
+    """
+    x, y = np.array(record["x_values"]), np.array(record["y_values"])
+    config, kinds = record["config"], _kinds(model)
+    for axis, name, setting in ((ax.xaxis, "x", config["x"]), (ax.yaxis, "y", config["y"])):
+        if setting["scale"] == "log":
+            getattr(ax, f"set_{name}scale")("log")
+            narrow = setting["high"] / setting["low"] < 30
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
+            axis.set_major_formatter(_PLAIN if setting["low"] >= 0.1 else LogFormatterSciNotation())
+            axis.set_minor_formatter(NullFormatter())
+        else:
+            axis.set_major_locator(MaxNLocator(3 if name == "x" else 6))
+            axis.set_major_formatter(_PLAIN)
+    mesh = {"shading": "nearest", "rasterized": True, "linewidth": 0}
+    ax.pcolormesh(x, y, kinds // 10, cmap=ListedColormap(FILLS), vmin=-0.5, vmax=len(FILLS) - 0.5, **mesh)
+    for i, hatch in enumerate(HATCHES.values()):
+        if hatch and np.any(kinds % 10 == i):
+            inside = (kinds % 10 == i).astype(float)
+            ax.contourf(x, y, inside, levels=[0.5, 1.5], colors="none", hatches=[hatch])
+    rows, columns = np.nonzero(np.array(model["status"]) != "OPTIMAL")
+    ax.plot(x[columns], y[rows], "x", color=COLOURS["ink"], markersize=2.5, markeredgewidth=0.5)
+    lines: list[Line2D] = []
+    for curve in model["curves"]:
+        for line in curve["lines"]:
+            xs, ys = np.array(line).T
+            ax.plot(xs, ys, color="white", linewidth=2.0, alpha=0.7, solid_capstyle="butt")  # seen on dark cells too
+            width = 1.0 if curve["exact"] else 0.5
+            lines += ax.plot(xs, ys, color=COLOURS["ink"], linewidth=width, linestyle=_DASHES[curve["transition"]])
+    ax.set_title(PANEL_WORDS[model["features"]])
+    ax.spines[:].set_visible(True)
+    ax.tick_params(length=2.5)
+    return lines
+
+
+def _kinds(model: Mapping[str, Any]) -> NDArray[np.int64]:
+    """10 times the worst state (3: both vanished) plus the number of the clusters in it, as in ``HATCHES``."""
+    a, b = np.array(model["states"])
+    worst = np.maximum(a, b)
+    who = np.where(worst == 0, 0, np.where(a == b, 2, np.where(a == worst, 1, 0)))
+    return np.where((a == 2) & (b == 2), 10 * ZERO, 10 * worst + who)
+
+
+def _legend(figure: Figure, kinds: Sequence[int], *, open_cells: bool) -> None:
+    handles: list[Any] = []
+    for kind in kinds:
+        worst, who = divmod(kind, 10)
+        name = list(HATCHES)[who]
+        words = "all zero" if worst == ZERO else "all apart" if worst == 0 else f"{name} {WORDS[worst]}"
+        handles.append(
+            Patch(facecolor=FILLS[worst], edgecolor=COLOURS["muted"], hatch=HATCHES[name], label=words, lw=0.5)
+        )
+    if open_cells:
+        handles.append(Line2D([], [], marker="x", ls="", color=COLOURS["ink"], markersize=3, label="gap open"))
+    ncols = len(handles) if len(handles) <= 4 else 3
+    figure.legend(
+        handles=[handles[i] for c in range(ncols) for i in range(c, len(handles), ncols)],  # read row by row
+        loc="outside lower center",
+        ncols=ncols,
+        handler_map={Patch: HandlerPatch()},
+        handlelength=1.3,
+        columnspacing=1.0,
+        handletextpad=0.4,
+    )
+
+
+def _fixed(config: Mapping[str, Any]) -> str:
+    """What is the same in every cell."""
+    s, moved = config["settings"], {config["x"]["name"], config["y"]["name"]}
+    K, parts = s["num_classes"], []
+    parts.append(f"{K} classes" if "share_a" in moved else f"{s['k_a']} large classes (A), {K - s['k_a']} small (B)")
+    if "n_a" not in moved and ("r" not in moved or "n_b" in moved) and "r" not in moved:
+        parts.append(f"$n_A$ = {s['n_a']:g}")
+    if "n_b" not in moved and not {"r", "n_a"} <= moved:
+        parts.append(f"$n_B$ = {s['n_b']:g}")
+    if "lambda_z" not in moved:
+        parts.append(rf"$\lambda_Z$ = {number_text(s['lambda_z'])}")
+    if "lambda_b" not in moved:
+        price = float(s["lambda_b"])
+        words = {0.0: "free bias", float("inf"): "no bias"}
+        parts.append(words.get(price, rf"$\lambda_b$ = {number_text(price)}"))
+    if s["oversampling"] != 1 and "oversampling" not in moved:
+        parts.append(f"$s$ = {s['oversampling']:g}")
+    return ", ".join(parts)
+
+
+# --- labels on curves
+
+
+def _label_curves(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """Each curve's name, along it, where it is farthest from the other curves and from other names."""
+    drawn = [(curve, _in_inches(ax, curve["lines"][0])) for curve in curves if curve["lines"]]
+    everything = [_in_inches(ax, line) for curve in curves for line in curve["lines"]]
+    placed: list[Array] = []
+    texts: list[Text] = []
+    for curve, path in sorted(drawn, key=lambda item: _length(item[1])):
+        words = _curve_words(curve)
+        others = [p for p in everything if p.shape != path.shape or not np.array_equal(p, path)]
+        found = _best_place(path, len(words) * _LETTER, (others, placed), _size(ax))
+        if found is None:
+            continue
+        place, angle, span = found
+        placed.append(span)
+        at = ax.transAxes.inverted().transform(place * ax.figure.dpi + ax.bbox.min)
+        text = ax.text(
+            float(at[0]),
+            float(at[1]),
+            words,
+            transform=ax.transAxes,
+            rotation=angle,
+            size=_LABEL_SIZE,
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "round,pad=0.02", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+        )
+        text.set_in_layout(False)
+        texts.append(text)
+    return texts
+
+
+def _curve_words(curve: Mapping[str, Any]) -> str:
+    if not curve["exact"]:
+        return "column form"
+    if curve["transition"] == "complete":
+        return "all zero"
+    return f"{curve['cluster']} {'merges' if curve['transition'] == 'merge' else 'vanishes'}"
+
+
+def _in_inches(ax: Axes, line: Sequence[Sequence[float]]) -> Array:
+    """Points from the lower left corner of the axes, every hundredth of an inch or so."""
+    points = (ax.transData.transform(np.array(line, dtype=np.float64)) - ax.bbox.min) / ax.figure.dpi
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    fine = np.linspace(0.0, along[-1], max(2, int(along[-1] / 0.01)))
+    return np.stack([np.interp(fine, along, points[:, i]) for i in (0, 1)], axis=1)
+
+
+def _size(ax: Axes) -> Array:
+    return np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi
+
+
+def _length(path: Array) -> float:
+    return float(np.hypot(*np.diff(path, axis=0).T).sum())
+
+
+def _best_place(
+    path: Array, width: float, avoid: tuple[Sequence[Array], Sequence[Array]], size: Array
+) -> tuple[Array, float, Array] | None:
+    """Centre, angle and the covered part of the path; None where it is too short for a name.
+
+    Far from other names first, from other curves second; then straight, then level.
+    """
+    half = int(width / 0.02) + 1
+    curves, names = (np.concatenate(paths) if len(paths) else np.full((1, 2), np.inf) for paths in avoid)
+    best, found = -np.inf, None
+    for centre in range(half, len(path) - half, 4):
+        span = path[centre - half : centre + half + 1]
+        if np.any(span < 0.05) or np.any(span > size - 0.05):
+            continue
+        chord = span[-1] - span[0]
+        straight = float(np.hypot(*chord)) / _length(span)
+        level = abs(chord[0]) / float(np.hypot(*chord))
+        free = 4 * min(_distance(span, names), 0.13) + min(_distance(span, curves), 0.15)
+        score = free + 0.5 * min(straight, 0.98) + 0.05 * level
+        if score > best:
+            angle = float(np.degrees(np.arctan2(chord[1], chord[0])))
+            best, found = score, (span[half], (angle + 90) % 180 - 90, span)
+    if found is None:
+        return None
+    place, angle, span = found
+    near = names[np.argmin(np.hypot(*(place - names).T))]
+    normal = np.array([-np.sin(np.radians(angle)), np.cos(np.radians(angle))])
+    side = float(np.sign((place - near) @ normal)) if np.all(np.isfinite(near)) else 0.0
+    return place + side * max(0.0, 0.1 - _distance(span, names)) * normal, angle, span
+
+
+def _distance(span: Array, others: Array) -> float:
+    return float(np.min(np.hypot(*(span[::8, None] - others[None]).T)))

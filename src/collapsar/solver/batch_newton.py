@@ -1,0 +1,271 @@
+"""Newton's method on many small problems at once, each with its own rank, step length and end.
+
+An iteration takes a proximal-gradient step where that changes which parts of Z live, and elsewhere a Newton step on the
+living part, along which objective and price are smooth. Problems whose certificate is closed leave the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.solver.batch_model import BatchModel, Softmax, lower_bound
+from collapsar.solver.batch_price import Frame, Price, price_of
+from collapsar.solver.certificate import GAP_FLOOR
+
+__all__ = ["BatchPoint", "minimise_batch"]
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Index = NDArray[np.intp]
+
+_NOISE = 1e-15  # relative rounding of the objective
+_CONVERGED = 1e-22  # Newton decrement, relative to the objective: Z itself is good to ten digits
+_LONGEST = 6.0  # of a logit difference in one step, nats: beyond it the quadratic model of a softmax says nothing
+_RIDGE = 1e-14
+_PATIENCE = 2  # a converged point whose certificate stays open this often is no optimum of the whole problem
+_STARTS = (1.0, 0.5, 0.1, 0.0)
+
+
+@dataclass(frozen=True)
+class BatchPoint:
+    """Points with their bounds.
+
+    Attributes:
+        v: shape (J, J, B).
+        beta: shape (J - 1, B).
+        primal: shape (B,).
+        dual: shape (B,).
+        num_steps: shape (B,).
+    """
+
+    v: Array
+    beta: Array
+    primal: Array
+    dual: Array
+    num_steps: NDArray[np.int64]
+
+
+@dataclass
+class _Work:
+    """The problems still in work and where they stand: the one thing here that changes in place."""
+
+    model: BatchModel
+    price: Price
+    v: Array
+    beta: Array
+    value: Array
+    P: Softmax
+    stretch: Array
+    idle: Mask  # whether the last Newton step led nowhere
+    tries: NDArray[np.int64]  # certificates that stayed open
+    index: Index
+
+    def take(self, which: Index) -> _Work:
+        model, P = self.model.take(which), _cut(self.P, which)
+        rest = (self.stretch[which], self.idle[which], self.tries[which], self.index[which])
+        return _Work(model, self.price, self.v[..., which], self.beta[:, which], self.value[which], P, *rest)
+
+    def move(self, which: Index, v: Array, beta: Array, value: Array, P: Softmax) -> None:
+        self.v[..., which], self.beta[:, which], self.value[which] = v, beta, value
+        self.P.miss[:, which], self.P.other[:, :, which], self.P.loss[which] = P.miss, P.other, P.loss
+
+
+def minimise_batch(model: BatchModel, tol: float, max_steps: int) -> BatchPoint:
+    """The best points of B problems with lower bounds.
+
+    Args:
+        model: the problems.
+        tol: relative duality gap at which a problem is left alone.
+        max_steps: iterations at most; 5 to 15 are usual.
+    """
+    work = _start(model)
+    B = model.lambda_z.size
+    nothing = np.full(B, np.inf), np.full(B, -np.inf), np.zeros(B, dtype=np.int64)
+    out = BatchPoint(np.zeros_like(work.v), np.zeros_like(work.beta), *nothing)
+    for step in range(1, max_steps + 1):
+        last = step == max_steps
+        ready = np.flatnonzero(_iterate(work) | last)
+        if not ready.size:
+            continue
+        some = work.take(ready)
+        dual = lower_bound(some.model, some.P)
+        closed = (some.value - dual) / np.maximum(np.abs(some.value), GAP_FLOOR) <= tol
+        work.tries[ready] += 1
+        leave = np.flatnonzero(closed | last | (work.tries[ready] > _PATIENCE))
+        at = some.index[leave]
+        out.v[..., at], out.beta[:, at] = some.v[..., leave], some.beta[:, leave]
+        out.primal[at], out.dual[at], out.num_steps[at] = some.value[leave], dual[leave], step
+        stay = np.delete(np.arange(work.index.size), ready[leave])
+        if not stay.size:
+            break
+        if leave.size:
+            work = work.take(stay)
+    return out
+
+
+def _cut(P: Softmax, which: Index) -> Softmax:
+    return Softmax(P.miss[:, which], P.other[:, :, which], P.loss[which])
+
+
+def _evaluate(model: BatchModel, price: Price, v: Array, beta: Array) -> tuple[Array, Softmax]:
+    P = model.softmax(v, beta)
+    return P.loss + model.bias_price(beta) + price.value(model, v), P
+
+
+def _start(model: BatchModel) -> _Work:
+    """The best of a few multiples of the asymptotic form of the optimum."""
+    price = price_of(model)
+    form = _asymptotic(model)
+    beta = np.zeros((model.num_clusters - 1, model.lambda_z.size))
+    v = _STARTS[0] * form
+    value, P = _evaluate(model, price, v, beta)
+    for factor in _STARTS[1:]:
+        other_value, other_P = _evaluate(model, price, factor * form, beta)
+        better = other_value < value
+        v, value = np.where(better, factor * form, v), np.where(better, other_value, value)
+        P = Softmax(*(np.where(better, new, old) for new, old in zip(_parts(other_P), _parts(P), strict=True)))
+    B = value.size
+    return _Work(
+        model, price, v, beta, value, P, np.ones(B), np.zeros(B, dtype=bool), np.zeros(B, dtype=np.int64), np.arange(B)
+    )
+
+
+def _parts(P: Softmax) -> tuple[Array, Array, Array]:
+    return P.miss, P.other, P.loss
+
+
+def _asymptotic(model: BatchModel) -> Array:
+    """As the penalty weakens, log-odds of the wrong classes tend to those of lambda_Z times a polar factor.
+
+    See :mod:`collapsar.solver.start`, whose formula this is.
+    """
+    J, k, K = model.num_clusters, model.sizes, model.sizes.sum(axis=0)
+    root = np.sqrt(k)
+    mass_root = model.root / root
+    centring = np.eye(J)[:, :, None] - root[:, None] * root / K
+    A, _, Bt = np.linalg.svd(np.moveaxis(centring * mass_root, -1, 0))
+    polar = np.moveaxis(A[:, :, : J - 1] @ Bt[:, : J - 1], 0, -1)
+    wrong = -polar / (root[:, None] * root)
+    on = np.arange(J)
+    wrong[on, on] = (1 - polar[on, on]) / k
+    wrong = 2 * np.maximum(wrong, np.abs(wrong).mean(axis=(0, 1)))
+    P = wrong * model.lambda_z * mass_root * k / (model.tau * model.share) / model.delta[:, None] + model.smooth
+    miss = np.sum(model.others * P, axis=0)
+    cap = np.minimum(1.0, (1 - 1.5 / K) / miss)
+    P, miss = P * cap, miss * cap
+    z = (np.log(P) - np.log1p(-miss) - model.shift) / (model.tau * model.delta[:, None])
+    single = k[on] <= 1
+    z[on, on] = np.where(single, 0.0, z[on, on])
+    alpha = np.maximum(-z[on, on], 0.0)
+    C = z.copy()
+    C[on, on] = -alpha * (1 - 1 / k)  # the own logit is 0 up to the shift along 1/delta, which the basis removes
+    v = np.empty_like(z)
+    weight = root[:, None] * model.root
+    v[:-1] = np.einsum("icb,ijb->cjb", model.basis, weight * C)
+    v[-1] = alpha * mass_root * np.sqrt(np.maximum(k - 1, 0.0))
+    return v
+
+
+def _iterate(work: _Work) -> Mask:
+    """One step of every problem; says which have converged."""
+    model, J = work.model, work.model.num_clusters
+    slope_v, slope_beta = model.gradient(work.P, work.beta)
+    H = model.hessian(work.P)
+    stepped = _proximal_step(work, slope_v, slope_beta, H)
+    rest = np.flatnonzero(~stepped)
+    done = np.zeros_like(stepped)
+    if rest.size:
+        part = work.take(rest)
+        slope = np.concatenate([slope_v.reshape(J * J, -1), slope_beta])[:, rest]
+        frame = part.price.frame(part.model, part.v, slope, H[..., rest])
+        done[rest] = _newton_step(part, frame)
+        work.move(rest, part.v, part.beta, part.value, part.P)
+        work.idle[rest] = part.idle
+    return done
+
+
+def _proximal_step(work: _Work, slope_v: Array, slope_beta: Array, H: Array) -> Mask:
+    """Where it changes who lives, or where Newton's method is stuck; says where it helped."""
+    J = work.model.num_clusters
+    n = np.arange(J * J + J - 1)
+    bend = H[n, n] / work.stretch
+    reach = np.abs(work.model.slope).max(axis=0).swapaxes(0, 1) / (_LONGEST * work.model.root)
+    np.maximum(bend[: J * J], (np.abs(slope_v) * reach).reshape(J * J, -1), out=bend[: J * J])
+    trial, changed = work.price.proximal(work.model, work.v, slope_v, bend[: J * J])
+    which = np.flatnonzero(changed | work.idle)
+    stepped = np.zeros_like(changed)
+    if which.size:
+        steepest = np.sum(bend[J * J :], axis=0)
+        beta = work.beta - np.where(work.idle, slope_beta / np.where(steepest > 0, steepest, 1.0), 0.0)
+        v, beta = trial[..., which], beta[:, which]
+        value, P = _evaluate(work.model.take(which), work.price, v, beta)
+        before, noise = work.value[which], _NOISE * np.maximum(np.abs(work.value[which]), GAP_FLOOR)
+        good = value <= before + noise
+        work.move(which[good], v[..., good], beta[:, good], value[good], _cut(P, np.flatnonzero(good)))
+        work.stretch[which] = np.where(good, np.minimum(4 * work.stretch[which], 1.0), work.stretch[which] / 8)
+        stepped[which] = value < before - noise  # changes lost in rounding do not keep a problem from ending
+        work.idle[which] = False
+    return stepped
+
+
+def _newton_step(work: _Work, frame: Frame) -> Mask:
+    """A damped Newton step on the living part; says where the decrement is negligible."""
+    J, model = work.model.num_clusters, work.model
+    biased = np.broadcast_to(model.biased, (J - 1, model.biased.size))
+    alive = np.concatenate([frame.alive, biased])
+    H = np.where(alive[:, None] & alive, frame.hessian, 0.0)
+    on = np.arange(alive.shape[0])
+    H[on, on] = np.where(alive, H[on, on], 1.0)
+    gradient = np.where(alive, frame.gradient, 0.0)
+    local = _cholesky_solve(H, -gradient)
+    fall = -np.sum(gradient * local, axis=0)
+    step = frame.unrotated(local)
+    d_v, d_beta = step[: J * J].reshape(J, J, -1), step[J * J :]
+    scale = np.maximum(np.abs(work.value), GAP_FLOOR)
+    done = fall <= _CONVERGED * scale
+    zeta = d_v / model.root
+    zeta[:-1] += d_beta[:, None]
+    longest = np.abs(np.einsum("ijcb,cjb->ijb", model.slope, zeta)).max(axis=(0, 1))
+    # where only two classes live and the bias is free, bias and columns can move far without moving a logit
+    longest = np.maximum(longest, np.abs(np.einsum("ijcb,cb->ijb", model.slope[:, :, :-1], d_beta)).max(axis=(0, 1)))
+    length = np.minimum(1.0, _LONGEST / np.maximum(longest, 1e-300))
+    left = np.arange(length.size)
+    while left.size:
+        some = model.take(left)
+        v = work.price.retract(work.v[..., left], length[left] * d_v[..., left])
+        beta = work.beta[:, left] + length[left] * d_beta[:, left]
+        value, P = _evaluate(some, work.price, v, beta)
+        good = value <= work.value[left] - 1e-4 * length[left] * fall[left] + _NOISE * scale[left]
+        at = left[good]
+        work.move(at, v[..., good], beta[:, good], value[good], _cut(P, np.flatnonzero(good)))
+        left = left[~good]
+        length[left] *= 0.3
+        work.idle[left[length[left] <= 1e-8]] = True
+        left = left[length[left] > 1e-8]
+    return done | (work.idle & (fall <= 1e-12 * scale))
+
+
+def _cholesky_solve(H: Array, right: Array) -> Array:
+    """Solutions of H x = right for symmetric positive definite (n, n, B), with a ridge where H is singular."""
+    L, n = H.copy(), H.shape[0]
+    least = 1e-30 * np.trace(H) + np.finfo(np.float64).tiny
+    for j in range(n):
+        floor = np.maximum(_RIDGE * H[j, j], least)
+        if j:
+            L[j:, j] -= np.einsum("ikb,kb->ib", L[j:, :j], L[j, :j])
+        pivot = np.sqrt(np.maximum(L[j, j], floor))
+        L[j:, j] /= pivot
+        L[j, j] = pivot
+    x = right.copy()
+    for j in range(n):
+        if j:
+            x[j] -= np.sum(L[j, :j] * x[:j], axis=0)
+        x[j] /= L[j, j]
+    for j in reversed(range(n)):
+        if j < n - 1:
+            x[j] -= np.sum(L[j + 1 :, j] * x[j + 1 :], axis=0)
+        x[j] /= L[j, j]
+    return x
