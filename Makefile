@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
-demo: install ## train, measure, solve and compare on imbalanced digits (about 2 minutes)
+demo: install ## train, measure, solve and compare on imbalanced digits (under a minute)
 	$(BIN)/collapsar demo
 
 test: install ## the tests (slow ones: make test-slow)
