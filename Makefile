@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format bench clean
+.PHONY: help install demo test test-slow test-browser check format bench docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,10 +21,15 @@ demo: install ## train, measure, solve and compare on imbalanced digits (under a
 	$(BIN)/collapsar demo
 
 test: install ## the tests (slow ones: make test-slow)
-	$(BIN)/pytest -n auto -m "not slow and not gpu"
+	$(BIN)/pytest -n auto -m "not slow and not gpu and not browser"
 
 test-slow: install ## only the tests that take more than 10 seconds
-	$(BIN)/pytest -n auto -m "slow and not gpu"
+	$(BIN)/pytest -n auto -m "slow and not gpu and not browser"
+
+test-browser: install ## the pages in headless Chromium (Debian: apt install chromium)
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "make test-browser needs Chromium: install it (Debian: apt install chromium), then try again"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/pytest -m browser
 
 check: install ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -39,5 +44,10 @@ format: install ## rewrite the code in the house style
 bench: install ## benchmarks: ratios within one run
 	$(BIN)/pytest benchmarks -o python_files="bench_*.py" -o addopts="--import-mode=importlib" -p no:xdist -s
 
+docs: install ## the documentation site, into docs/_build/html; warnings are errors
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 clean: ## remove what the other targets made
-	rm -rf .venv build dist runs .pytest_cache .ruff_cache .benchmarks .import_linter_cache .hypothesis
+	rm -rf .venv docs/_build build dist runs .pytest_cache .ruff_cache .benchmarks .import_linter_cache .hypothesis

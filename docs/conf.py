@@ -1,0 +1,51 @@
+"""Sphinx configuration: `make docs` builds the site into docs/_build/html, with warnings as errors."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+project = "Collapsar"
+author = "The Collapsar authors"
+project_copyright = "2026, The Collapsar authors"
+release = version = version_of("collapsar")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build"]
+suppress_warnings = ["myst.header"]  # a page may begin its sections at any level
+
+# Pages are read on the repository's site too, so links are plain relative ones; `#section` anchors need ids.
+myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"Collapsar {release}"
+html_extra_path = ["explorer.html"] if (Path(__file__).parent / "explorer.html").exists() else []
+html_theme_options = {"source_repository": "", "navigation_with_keys": True}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def _escape_bars(_app, _what, _name, _object, _options, lines: list[str]) -> None:
+    """Docstrings write |x| for a magnitude; reStructuredText would take it for a substitution."""
+    for i, line in enumerate(lines):
+        if "|" in line and ">>>" not in line and "``" not in line:
+            lines[i] = line.replace("|", r"\|")
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", _escape_bars, priority=1)

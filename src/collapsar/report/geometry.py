@@ -1,0 +1,155 @@
+"""The class means as points in their principal plane, merged classes circled.
+
+Example:
+    >>> from matplotlib.figure import Figure
+    >>> from collapsar.report.style import styled
+    >>> record = {"class_means": [[1.0, 0.0], [-0.5, 0.1], [-0.5, 0.1]], "class_names": ["a", "b", "c"]}
+    >>> record |= {"clusters": [[0], [1, 2]], "groups": [[1, 2]], "states": ["separated", "merged", "merged"]}
+    >>> with styled():
+    ...     artists = class_means_plane(record, Figure().subplots())
+    >>> round(artists.shown, 3), len(artists.circles)
+    (1.0, 1)
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+from matplotlib.text import Text
+from numpy.typing import NDArray
+
+from collapsar.report.record import cluster_of_classes
+from collapsar.report.style import CLUSTER_COLOURS, COLOURS, STATES
+
+__all__ = ["PlaneArtists", "class_means_plane", "principal_plane"]
+
+Array = NDArray[np.float64]
+
+_MOST_NAMES = 30  # more class names would overlap
+_SAME_PLACE = 0.03  # of the picture's width: names of classes closer than this are written as one
+_CIRCLE = 0.07  # radius of the circle around one point, of the picture's half width
+
+
+class PlaneArtists(NamedTuple):
+    """What was drawn, and the share of the means' squared length that lies in the plane."""
+
+    points: list[PathCollection]
+    rays: list[Line2D]
+    circles: list[Circle]
+    names: list[Text]
+    shown: float
+
+
+def principal_plane(class_means: Any) -> tuple[Array, float]:
+    """Project class means onto the plane through the origin that keeps most of their squared length.
+
+    The origin stays where it is: a vanished class is drawn there. The plane is turned so that the first class
+    that has not vanished lies to the left, and the next one off that line above it: the same geometry gives
+    the same picture, and panels can be compared.
+
+    Args:
+        class_means: Shape (K, d); rows of NaN are unseen classes and stay NaN.
+
+    Returns:
+        Coordinates, shape (K, 2), and the share of Σ_k ‖μ_k‖² they hold, in [0, 1]; 1 when all means are 0.
+    """
+    means = np.asarray(class_means, dtype=np.float64)
+    seen = np.isfinite(means).all(axis=1)
+    _, sigma, axes = np.linalg.svd(means[seen], full_matrices=False)
+    flat = means[seen] @ axes[:2].T
+    places = np.full((len(means), 2), np.nan)
+    places[seen] = _turned(np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))))
+    whole = float(np.sum(sigma**2))
+    return places, float(np.sum(sigma[:2] ** 2)) / whole if whole > 0 else 1.0
+
+
+def _turned(places: Array) -> Array:
+    """Rotate and reflect the plane into the pose that ``principal_plane`` promises."""
+    lengths = np.hypot(*places.T)
+    alive = np.flatnonzero(lengths > _SAME_PLACE * lengths.max(initial=0.0))
+    if not len(alive):
+        return places
+    c, s = -places[alive[0]] / lengths[alive[0]]
+    turned = places @ np.array([[c, -s], [s, c]])
+    off = np.flatnonzero(np.abs(turned[:, 1]) > _SAME_PLACE * lengths.max())
+    return turned * [1.0, -1.0] if len(off) and turned[off[0], 1] < 0 else turned
+
+
+def class_means_plane(record: Mapping[str, Any], ax: Axes, *, reach: float | None = None) -> PlaneArtists:
+    """Draw class means in their principal plane: a ray from the origin each, merged groups circled.
+
+    Args:
+        record: ``class_means`` (K, d); optional ``class_names`` (K), ``clusters`` (lists of class indices, one
+            colour each), ``groups`` (merged classes, circled), ``states`` (K, a marker each).
+        ax: Where to draw.
+        reach: Half width of the picture; default 1.25 times the longest projected mean. Give the same to panels
+            that are compared.
+
+    Returns:
+        The artists and the share of the means' squared length the plane shows.
+
+    Raises:
+        ValueError: Lengths disagree.
+    """
+    places, shown = principal_plane(record["class_means"])
+    names = list(record.get("class_names") or [])
+    states = list(record.get("states") or ["separated"] * len(places))
+    for what, values in (("class_names", names or states), ("states", states)):
+        if len(values) != len(places):
+            raise ValueError(f"`{what}` must hold one entry for each of the {len(places)} classes, got {len(values)}")
+    longest = float(np.nanmax(np.hypot(*places.T), initial=0.0)) or 1.0
+    reach = 1.25 * longest if reach is None else reach
+    points, rays = [], []
+    for j, cluster in enumerate(cluster_of_classes(record.get("clusters") or (), len(places))):
+        colour = COLOURS[CLUSTER_COLOURS[j % len(CLUSTER_COLOURS)]]
+        for k in (k for k in cluster if np.isfinite(places[k]).all()):
+            rays += ax.plot([0, places[k, 0]], [0, places[k, 1]], color=colour, linewidth=0.9, alpha=0.5, zorder=2)
+            marker = STATES[states[k]].marker
+            points.append(ax.scatter(*places[k], s=26, marker=marker, color=colour, linewidths=0, zorder=3))
+    circles = [_circle(places[list(group)], reach, ax) for group in record.get("groups") or () if len(group) > 1]
+    labels = _written(places, names, reach, ax) if 0 < len(names) <= _MOST_NAMES else []
+    ax.plot([0], [0], marker="+", color=COLOURS["muted"], markersize=6, zorder=1)
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return PlaneArtists(points, rays, circles, labels, shown)
+
+
+def _circle(places: Array, reach: float, ax: Axes) -> Circle:
+    """A circle around a merged group, never smaller than a marker."""
+    centre = np.nanmean(places, axis=0)
+    radius = float(np.nanmax(np.hypot(*(places - centre).T))) + _CIRCLE * reach
+    circle = Circle((float(centre[0]), float(centre[1])), radius, fill=False, edgecolor=COLOURS["ink"], linestyle="--")
+    circle.set_linewidth(0.9)
+    return ax.add_patch(circle)
+
+
+def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> list[Text]:
+    """The names, outside their points; names of points in the same place are joined."""
+    left = [k for k in range(len(places)) if np.isfinite(places[k]).all()]
+    written = []
+    while left:
+        first = left[0]
+        here = [k for k in left if np.hypot(*(places[k] - places[first])) < 2 * _SAME_PLACE * reach]
+        left = [k for k in left if k not in here]
+        length = float(np.hypot(*places[first]))
+        away = places[first] / length if length > _SAME_PLACE * reach else np.array([0.0, -1.0])
+        x, y = places[first] + 0.12 * reach * away
+        text = textwrap.fill(", ".join(names[k] for k in here), 18)
+        written.append(
+            ax.text(
+                x, y, text, fontsize=7, ha=_side(away[0], "right", "left"), va=_side(away[1], "top", "bottom"),
+                parse_math=False,
+            )
+        )  # fmt: skip
+    return written
+
+
+def _side(value: float, negative: str, positive: str) -> str:
+    return "center" if abs(value) < 0.4 else negative if value < 0 else positive

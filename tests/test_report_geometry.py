@@ -1,0 +1,46 @@
+"""Class means in their principal plane: distances are kept, and the pose does not depend on the basis."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from scipy.stats import ortho_group
+
+from collapsar.report.geometry import class_means_plane, principal_plane
+
+FLAT = np.array([[2.0, 0.0], [-1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flat_means_keep_all_distances_and_their_pose(seed: int) -> None:
+    turned = np.pad(FLAT, ((0, 0), (0, 3))) @ ortho_group.rvs(5, random_state=seed)
+    places, shown = principal_plane(turned)
+    assert shown == pytest.approx(1.0)
+    np.testing.assert_allclose(places @ places.T, FLAT @ FLAT.T, atol=1e-12)
+    np.testing.assert_allclose(places, [[-2, 0], [1, 1], [1, -1], [0, 0]], atol=1e-12)
+
+
+def test_share_shown_is_that_of_the_two_largest_directions() -> None:
+    assert principal_plane(np.diag([3.0, 2.0, 1.0]))[1] == pytest.approx(13 / 14)
+
+
+def test_unseen_classes_stay_undefined_and_vanished_means_at_the_origin() -> None:
+    places, shown = principal_plane([[0.0, 0.0, 0.0], [np.nan] * 3, [0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(places, [[0, 0], [np.nan, np.nan], [0, 0]])
+    assert shown == 1.0
+
+
+def test_merged_groups_are_circled_and_their_names_joined() -> None:
+    record = {
+        "class_means": [[1.0, 0.0], [-0.5, 1e-4], [-0.5, 0.0]],
+        "class_names": ["cat", "<b>", "$x$"],
+        "clusters": [[0], [1, 2]],
+        "groups": [[1, 2]],
+    }
+    artists = class_means_plane(record, Figure().subplots())
+    assert [text.get_text() for text in artists.names] == ["cat", "<b>, $x$"]
+    assert len(artists.circles) == 1
+    assert len(artists.points) == 3
+    with pytest.raises(ValueError, match="`states`"):
+        class_means_plane({**record, "states": ["merged"]}, Figure().subplots())
