@@ -14,7 +14,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_design",
 ]
@@ -22,15 +21,17 @@ exclude_patterns = ["_build"]
 suppress_warnings = ["myst.header"]  # a page may begin its sections at any level
 
 # Pages are read on the repository's site too, so links are plain relative ones; `#section` anchors need ids.
-myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has them
 
 html_theme = "furo"
 html_title = f"Collapsar {release}"
@@ -43,8 +44,9 @@ copybutton_prompt_is_regexp = True
 def _escape_bars(_app, _what, _name, _object, _options, lines: list[str]) -> None:
     """Docstrings write |x| for a magnitude; reStructuredText would take it for a substitution."""
     for i, line in enumerate(lines):
-        if "|" in line and ">>>" not in line and "``" not in line:
-            lines[i] = line.replace("|", r"\|")
+        if "|" in line and ">>>" not in line:
+            parts = line.split("``")  # every second one is code
+            lines[i] = "``".join(part if j % 2 else part.replace("|", r"\|") for j, part in enumerate(parts))
 
 
 def setup(app) -> None:

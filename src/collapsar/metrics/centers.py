@@ -4,9 +4,8 @@ The class means are known only after a pass over the data, so NC4 needs a second
 earlier one (of the last epoch, say): that is the price of one-pass moments, and it is stated here instead of
 being hidden. ``NeuralCollapse`` takes such centres as an option and counts while it accumulates.
 
-Source: Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep learning
-    training", PNAS 2020,
-(NC4) and Fig. 7, with the bias included in the decision of the head.
+Source: Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training",
+PNAS 2020, (NC4) and Fig. 7, with the bias included in the decision of the head.
 
 Example:
     >>> import torch

@@ -127,7 +127,8 @@ def _circle(places: Array, reach: float, ax: Axes) -> Circle:
     radius = float(np.nanmax(np.hypot(*(places - centre).T))) + _CIRCLE * reach
     circle = Circle((float(centre[0]), float(centre[1])), radius, fill=False, edgecolor=COLOURS["ink"], linestyle="--")
     circle.set_linewidth(0.9)
-    return ax.add_patch(circle)
+    ax.add_patch(circle)
+    return circle
 
 
 def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> list[Text]:
