@@ -1,0 +1,263 @@
+// Sliders with number fields. Each control reads one number of the state and writes it back.
+
+import { byId, el, shown, withSubscripts } from "./dom.mjs";
+import { FIGURES, OTHERS } from "./presets.mjs";
+import { groupsOf, NAMES } from "./state.mjs";
+
+const total = (state) => state.k.reduce((a, b) => a + b, 0);
+const group = (name, g) => (x, state) => ({ [name]: state[name].map((old, i) => (i === g ? x : old)) });
+/** K classes in all, of which A and C have theirs: B takes what is left. */
+const split = (state, K, a, c) => ({
+  k: [
+    Math.min(a, K),
+    Math.max(0, K - Math.min(a, K) - Math.min(c, K - Math.min(a, K))),
+    Math.min(c, K - Math.min(a, K)),
+  ],
+});
+const logarithmic = (low, high) => ({ low, high, log: true });
+
+/** id, words, slider range, read, write; `off`: not shown when it says so. */
+const CONTROLS = [
+  {
+    id: "K",
+    box: "classes",
+    words: () => "K, classes in all",
+    low: 2,
+    high: 40,
+    whole: true,
+    read: total,
+    write: (x, s) => split(s, Math.max(2, x), s.k[0], s.k[2]),
+  },
+  {
+    id: "kA",
+    box: "classes",
+    words: () => "k_A, classes of A",
+    low: 1,
+    high: (s) => Math.max(2, total(s) - s.k[2]),
+    whole: true,
+    read: (s) => s.k[0],
+    write: (x, s) => split(s, Math.max(total(s), x + s.k[2]), x, s.k[2]),
+  },
+  {
+    id: "nA",
+    box: "classes",
+    words: () => "n_A, samples in each",
+    ...logarithmic(10, 10000),
+    integer: true,
+    read: (s) => s.n[0],
+    write: group("n", 0),
+  },
+  {
+    id: "nB",
+    box: "classes",
+    words: (s) => `n_B, samples in each of B's ${s.k[1]}`,
+    ...logarithmic(10, 10000),
+    integer: true,
+    read: (s) => s.n[1],
+    write: group("n", 1),
+    off: (s) => s.k[1] === 0,
+  },
+  {
+    id: "kC",
+    box: "classes",
+    words: () => "k_C, classes of a third group",
+    low: 0,
+    high: (s) => Math.max(1, total(s) - s.k[0]),
+    whole: true,
+    read: (s) => s.k[2],
+    write: (x, s) => split(s, Math.max(total(s), s.k[0] + x), s.k[0], x),
+  },
+  {
+    id: "nC",
+    box: "classes",
+    words: () => "n_C, samples in each",
+    ...logarithmic(10, 10000),
+    integer: true,
+    read: (s) => s.n[2],
+    write: group("n", 2),
+    off: (s) => s.k[2] === 0,
+  },
+  {
+    id: "b",
+    box: "penalties",
+    words: () => "λ_b, price of the bias (0: free, inf: no bias)",
+    ...logarithmic(1e-4, 10),
+    ends: true,
+    read: (s) => s.b,
+    write: (b) => ({ b }),
+  },
+  {
+    id: "s",
+    box: "remedies",
+    words: (s) => `oversampling of ${few(s)}`,
+    ...logarithmic(1, 50),
+    read: (s) => s.s,
+    write: (s) => ({ s }),
+  },
+  {
+    id: "w",
+    box: "remedies",
+    words: (s) => `loss weight of ${few(s)}`,
+    ...logarithmic(1, 50),
+    read: (s) => s.w,
+    write: (w) => ({ w }),
+  },
+  {
+    id: "t",
+    box: "remedies",
+    words: () => "logit adjustment τ",
+    low: 0,
+    high: 2,
+    step: 0.01,
+    read: (s) => s.t,
+    write: (t) => ({ t }),
+  },
+  {
+    id: "d",
+    box: "remedies",
+    words: (s) => `logit scale δ of ${few(s)} (CDT)`,
+    ...logarithmic(0.3, 3),
+    read: (s) => s.d,
+    write: (d) => ({ d }),
+  },
+  {
+    id: "l",
+    box: "remedies",
+    words: (s) => `temperature of ${few(s)}'s samples (LDT)`,
+    ...logarithmic(0.3, 3),
+    read: (s) => s.l,
+    write: (l) => ({ l }),
+  },
+  {
+    id: "e",
+    box: "remedies",
+    words: () => "label smoothing ε",
+    low: 0,
+    high: 0.5,
+    step: 0.005,
+    read: (s) => s.e,
+    write: (e) => ({ e }),
+  },
+  {
+    id: "c",
+    box: "remedies",
+    words: () => "weight decay of the head, factor",
+    ...logarithmic(0.01, 10),
+    read: (s) => s.c,
+    write: (c) => ({ c }),
+  },
+];
+const few = (state) => NAMES[groupsOf(state).small];
+const bound = (x, state) => (typeof x === "function" ? x(state) : x);
+
+/** Slider positions run from 0 to 1 for logarithmic ranges; the ends of lambda_b mean 0 and infinity. */
+function toSlider(control, x) {
+  if (!control.log) return x;
+  if (control.ends && (x === 0 || x === Infinity)) return x === 0 ? 0 : 1;
+  const place = Math.log(x / control.low) / Math.log(control.high / control.low);
+  return control.ends ? 0.04 + 0.92 * Math.min(1, Math.max(0, place)) : place;
+}
+
+function fromSlider(control, place) {
+  if (!control.log) return place;
+  if (control.ends && (place < 0.02 || place > 0.98)) return place < 0.02 ? 0 : Infinity;
+  const inner = control.ends ? Math.min(1, Math.max(0, (place - 0.04) / 0.92)) : place;
+  const x = control.low * (control.high / control.low) ** inner;
+  return control.integer ? Math.round(x) : Number(x.toPrecision(3));
+}
+
+const typed = (x) => (x === Infinity ? "inf" : String(Number(x.toPrecision(6))));
+
+/** Builds every control; getState and onChange connect them to the page. */
+export function bindControls(getState, onChange) {
+  for (const control of CONTROLS) {
+    const change = (x) => !Number.isNaN(x) && onChange(control.write(x, getState()));
+    control.label = el("label", { for: `f-${control.id}` });
+    control.slider = el("input", {
+      type: "range",
+      id: `r-${control.id}`,
+      min: bound(control.log ? 0 : control.low, getState()),
+      max: 1,
+      step: control.log ? 0.005 : (control.step ?? 1),
+      oninput: (event) => change(fromSlider(control, Number(event.target.value))),
+    });
+    control.field = el("input", {
+      type: "text",
+      inputmode: "decimal",
+      id: `f-${control.id}`,
+      autocomplete: "off",
+      onchange: (event) => {
+        const text = event.target.value.trim().toLowerCase().replace("∞", "inf");
+        change(text === "inf" ? Infinity : text === "" ? NaN : Number(text));
+        showControls(getState());
+      },
+    });
+    control.row = el("div", { class: "control" }, control.label, control.slider, control.field);
+    byId(control.box).append(control.row);
+  }
+  byId("f-z").addEventListener("change", (event) => {
+    const z = Number(event.target.value);
+    if (z > 0) onChange({ z });
+    showControls(getState());
+  });
+  for (const radio of document.querySelectorAll("[data-choice]")) {
+    radio.addEventListener("change", () => onChange({ [radio.name]: radio.value }));
+  }
+  byId("held").addEventListener("change", (event) => onChange({ held: event.target.checked }));
+  byId("x").addEventListener("change", (event) => onChange({ x: event.target.value }));
+}
+
+/** Everything as the state says. A field that is being typed in is left alone. */
+export function showControls(state) {
+  for (const control of CONTROLS) {
+    const { slider, field, label, row } = control,
+      x = control.read(state);
+    row.hidden = control.off?.(state) ?? false;
+    const words = control.words(state);
+    if (words !== slider.getAttribute("aria-label")) {
+      label.replaceChildren(...withSubscripts(words));
+      slider.setAttribute("aria-label", words);
+    }
+    if (!control.log) slider.max = bound(control.high, state);
+    slider.value = toSlider(control, x);
+    slider.setAttribute("aria-valuetext", shown(x, 6));
+    if (document.activeElement !== field) field.value = typed(x);
+  }
+  if (document.activeElement !== byId("f-z")) byId("f-z").value = typed(Number(state.z.toPrecision(4)));
+  for (const radio of document.querySelectorAll("[data-choice]")) radio.checked = state[radio.name] === radio.value;
+  byId("held").checked = state.held;
+  byId("x").value = state.x;
+}
+
+/** The menu of figures, and the panels of the chosen one. */
+export function bindPresets(onChange) {
+  const menu = byId("preset");
+  for (const [key, { name }] of [...Object.entries(FIGURES), ...Object.entries(OTHERS)])
+    menu.append(el("option", { value: key }, name));
+  menu.addEventListener("change", () => {
+    const figure = FIGURES[menu.value];
+    byId("panels").replaceChildren(
+      ...(figure?.panels ?? []).map(({ label, patch }, i) =>
+        el(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": i === 0,
+            onclick: (event) => {
+              for (const button of byId("panels").children)
+                button.setAttribute("aria-pressed", button === event.currentTarget);
+              onChange({ ...PLAIN, ...patch });
+            },
+          },
+          ...withSubscripts(label),
+        ),
+      ),
+    );
+    byId("preset-note").replaceChildren(...withSubscripts(figure?.note ?? ""));
+    const first = figure ? { f: "nonnegative", ...figure.panels[0].patch } : OTHERS[menu.value]?.patch;
+    if (first) onChange({ ...PLAIN, ...first });
+  });
+}
+
+/** No remedy. */
+export const PLAIN = { s: 1, held: false, w: 1, t: 0, d: 1, l: 1, e: 0, c: 1 };
