@@ -19,6 +19,7 @@ import torch
 
 import collapsar as cs
 from collapsar.analysis.fit import Distance, distance
+from collapsar.experiments.diagnose import diagnose_run
 from collapsar.metrics import CollapseReport, NeuralCollapse
 from collapsar.training import (
     DEMO_RECIPES,
@@ -153,6 +154,7 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
         "distance": _distances(match, other),
         "accuracy": _accuracies(last, small),
         "stationarity": last["stationarity"],
+        "diagnosis": diagnose_run(result, data, f"{config.dataset}, lambda_z {penalties.lambda_z:.4g}").to_dict(),
         "seconds": result.seconds,
         "epochs": result.epoch,
         "history": [

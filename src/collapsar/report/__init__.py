@@ -15,16 +15,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collapsar.report.html import demo_page
+    from collapsar.report.diagnosis import class_lengths, diagnosis_figure, price_readings
+    from collapsar.report.html import demo_page, diagnosis_page
     from collapsar.report.plots import demo_figure, heatmap, nc1_curve, threshold_line
     from collapsar.report.style import png_bytes, styled, svg_string
 
 __all__ = [
+    "class_lengths",
     "demo_figure",
     "demo_page",
+    "diagnosis_figure",
+    "diagnosis_page",
     "heatmap",
     "nc1_curve",
     "png_bytes",
+    "price_readings",
     "styled",
     "svg_string",
     "threshold_line",
@@ -32,7 +37,8 @@ __all__ = [
 
 # Named as text, so that importing this package imports neither matplotlib nor jinja2.
 _MODULES = {
-    "html": "demo_page",
+    "diagnosis": "class_lengths diagnosis_figure price_readings",
+    "html": "demo_page diagnosis_page",
     "plots": "demo_figure heatmap nc1_curve threshold_line",
     "style": "png_bytes styled svg_string",
 }

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from collapsar.report.diagnosis import checked_diagnosis, class_lengths, price_readings, same_counts
 from collapsar.report.plots import (
     VANISHED_REMARK,
     curve_legend,
@@ -45,7 +46,7 @@ from collapsar.report.words import (
     verdict,
 )
 
-__all__ = ["demo_page"]
+__all__ = ["demo_page", "diagnosis_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a hover map is some 100 bytes of page, and a cell narrower than two pixels cannot be pointed at: larger
@@ -68,10 +69,9 @@ def demo_page(record: Mapping[str, Any]) -> str:
     """
     data = checked_demo(record)
     scale = demo_scale(data)
-    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
-    page = _environment().get_template("demo.html")
-    return page.render(
-        record=data,
+    return _page(
+        "demo.html",
+        data,
         title=f"Collapsar: {data_words(data)}",
         finding=finding(data),
         verdict=verdict(data),
@@ -91,11 +91,51 @@ def demo_page(record: Mapping[str, Any]) -> str:
         relative_norms=[
             run["measured"].get("relative_norm") or [None] * len(data["class_names"]) for run in data["runs"]
         ],
-        state_styles=STATES,
-        style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        record_json=_json_block(data),
+        diagnoses=[_diagnosis_view(run, i) for i, run in enumerate(data["runs"])],
+    )
+
+
+def diagnosis_page(record: Mapping[str, Any]) -> str:
+    """The record of a diagnosis as one self-contained page.
+
+    Args:
+        record: As ``Diagnosis.to_dict`` gives it.
+
+    Returns:
+        The text of an HTML file, to be written as UTF-8.
+
+    Raises:
+        ValueError: The record is of another kind or incomplete.
+    """
+    data = checked_diagnosis(record)
+    clusters = same_counts(data["class_counts"])
+    return _page(
+        "diagnosis.html",
+        data,
+        title=f"Collapsar: {data['headline']}",
+        order=[k for cluster in clusters for k in cluster],
+        rows=_class_rows(data),
+        maps=_diagnosis_maps({**data, "clusters": clusters}),
+        lengths_svg=_lengths_svg(data, "lengths"),
+        readings_svg=_readings_svg(data, "readings"),
+    )
+
+
+def _page(template: str, data: Record, **values: Any) -> str:
+    """A template filled in, with the style, the script and the record that every page holds."""
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            record=data,
+            state_styles=STATES,
+            style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            record_json=_json_block(data),
+            **values,
+        )
     )
 
 
@@ -113,7 +153,7 @@ def _environment() -> Environment:
         "share": share_text,
         "entry": lambda value: f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT,
     }
-    environment.tests["number"] = defined
+    environment.tests["number"] = lambda value: not isinstance(value, str) and defined(value)
     return environment
 
 
@@ -213,6 +253,69 @@ def _colour_bar(scale: float) -> list[Record]:
         }
         for value in values
     ]
+
+
+# --- the diagnosis of a network
+
+
+def _diagnosis_view(run: Record, index: int) -> Record | None:
+    """What the page of a demonstration shows of one network's diagnosis; None where there is none."""
+    if run.get("diagnosis") is None:
+        return None
+    data = checked_diagnosis(run["diagnosis"])
+    view = {key: data[key] for key in ("headline", "words", "notes")}
+    return {**view, "svg": _readings_svg(data, f"readings-{index}")}
+
+
+def _class_rows(data: Record) -> list[Record]:
+    separation, effective, theory = data["separation"], data["effective"], data["prediction"]
+    names = data["class_names"]
+    return [
+        {
+            "name": names[k],
+            "count": data["class_counts"][k],
+            "right": data["accuracies"][k],
+            "state": separation["states"][k],
+            "theory": None if theory is None else theory["seen"][k],
+            "length": separation["relative_norms"][k],
+            "nearest": names[separation["nearest"][k]] if separation["nearest"][k] >= 0 else ABSENT,
+            "apart": separation["nearest_separation"][k],
+            "price": None if effective is None else effective["by_class"][k],
+            "tells": effective is not None and effective["tells"][k],
+        }
+        for k in range(len(names))
+    ]
+
+
+def _diagnosis_maps(data: Record) -> list[Record]:
+    """Mean scores of the network, and of theory where it predicts; none for many classes."""
+    theory = None if data["prediction"] is None else data["prediction"]["Z"]
+    sides = [
+        (data["Z"], "The network, measured", "measured"),
+        (theory, "The theory, predicted", "predicted"),
+    ]
+    found = [(matrix(Z), heading, name) for Z, heading, name in sides if Z is not None]
+    scale = max((float(np.nanmax(np.abs(Z), initial=0.0)) for Z, _, _ in found), default=0.0) or 1.0
+    views = []
+    for Z, heading, name in found:
+        label = f"{heading}: mean scores as colours, a column per class of samples, a row per score."
+        view: Record = {"heading": heading, "label": label}
+        if len(Z) > _MOST_CELLS:
+            view["svg"] = _picture(data, Z, scale, f"map-{name}", label)
+        else:
+            view["cells"] = _cells(data, Z, scale)
+        views.append(view)
+    return views
+
+
+def _lengths_svg(data: Record, name: str) -> Markup:
+    label = f"Length of the mean scores of each class, with its state. {data['headline']}"
+    return _drawn(lambda ax: class_lengths(data, ax), (COLUMN_INCHES * 1.5, 2.2), name, label)
+
+
+def _readings_svg(data: Record, name: str) -> Markup:
+    label = "The penalty that each class shows by its predictions, beside the one that the norms show."
+    return _drawn(lambda ax: price_readings(data, ax), (COLUMN_INCHES * 1.5, 2.2), name, label)
 
 
 # --- drawings by matplotlib

@@ -6,7 +6,7 @@
   document.getElementById("download").addEventListener("click", () => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([JSON.stringify(record, null, 1)], { type: "application/json" }));
-    link.download = `collapsar-${record.kind}-${record.data}.json`.replace(/[^\w.-]+/g, "_");
+    link.download = `collapsar-${record.kind}-${record.data ?? record.source}.json`.replace(/[^\w.-]+/g, "_");
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
@@ -21,7 +21,7 @@
 
   // The maps of a run share one cursor: pointer, touch or arrow keys choose a cell, both its values are read out.
   const number = (x) => (x === null ? "undefined" : (x < 0 ? "−" : "") + Math.abs(x).toPrecision(3).replace(/e([+-])(\d+)/, " × 10^$1$2"));
-  const order = record.clusters.flat();
+  const order = (record.clusters ?? []).flat();
   const size = order.length;
   for (const run of document.querySelectorAll(".run")) {
     const group = run.querySelector(".maps");

@@ -1,0 +1,183 @@
+"""``collapsar diagnose``. torch, matplotlib and jinja2 are imported when they are needed, not before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from collapsar.analysis.diagnosis import Diagnosis, KnownTraining
+from collapsar.cli.app import app
+from collapsar.cli.options import Json, LambdaH, LambdaW, Smoothing
+from collapsar.files import write_atomically
+from collapsar.problem import Loss
+
+__all__ = ["diagnose"]
+
+_MOST_ROWS = 40
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH",
+        help="An .npz or .safetensors file with features (N, d), labels (N,), weight (K, d) and maybe bias (K,), "
+        "or the folder of a training run.",
+        show_default=False,
+    ),
+]
+MaxMerged = Annotated[
+    int | None,
+    typer.Option("--max-merged", min=0, help="Exit with 1 if more classes than this are merged or vanished."),
+]
+WeightDecay = Annotated[
+    float | None, typer.Option("--weight-decay", help="SGD's, on the head: lambda_w and lambda_b in one.")
+]
+KnownLambdaB = Annotated[float | None, typer.Option("--lambda-b", help="Penalty of the head's bias, if known.")]
+Model = Annotated[
+    Literal["auto", "signed", "nonnegative"],
+    typer.Option("--features", help="Feature model to predict with; auto: nonnegative if no feature is below 0."),
+]
+ClassNames = Annotated[Path | None, typer.Option("--class-names", help="Text file with one class name per line.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens in any browser.")]
+Picture = Annotated[Path | None, typer.Option("--picture", help="Write a picture, .png or .svg.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where a run's data set lies, if not in a standard place.")
+]
+
+
+@app.command(
+    epilog="""Examples:
+
+    collapsar diagnose features.npz --weight-decay 5e-4 --html diagnosis.html
+
+    collapsar diagnose runs/demo-digits/between-seed0 --json
+
+    collapsar diagnose features.safetensors --max-merged 0 --class-names names.txt"""
+)
+def diagnose(
+    path: Source,
+    max_merged: MaxMerged = None,
+    weight_decay: WeightDecay = None,
+    lambda_w: LambdaW = None,
+    lambda_h: LambdaH = None,
+    lambda_b: KnownLambdaB = None,
+    features: Model = "auto",
+    smoothing: Smoothing = 0.0,
+    class_names: ClassNames = None,
+    html: Html = None,
+    picture: Picture = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say which classes of a trained network have merged or vanished, and what theory says of it.
+
+    Compares the network with the exact optima, reads the penalties it acts as if it had, and says how far to trust
+    that. Penalties that are not given are read from the network. With --max-merged it is a gate for CI.
+    """
+    from collapsar.experiments.diagnose import diagnose as run
+
+    if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
+    if weight_decay is not None and (lambda_w is not None or lambda_b is not None):
+        raise ValueError("give either --weight-decay, or --lambda-w and --lambda-b")
+    known = KnownTraining(
+        lambda_w=weight_decay if lambda_w is None else lambda_w,
+        lambda_h=lambda_h,
+        lambda_b=weight_decay if lambda_b is None else lambda_b,
+        loss=Loss(smoothing=smoothing),
+        features=None if features == "auto" else features,
+    )
+    names = None if class_names is None else _lines(class_names)
+    found = run(path, known=known, class_names=names, data_dir=data_dir)
+    record = found.to_dict()
+    if html is not None:
+        from collapsar.report import diagnosis_page
+
+        write_atomically(html, diagnosis_page(record))
+    if picture is not None:
+        _draw(record, picture)
+    if as_json:
+        print(json.dumps(record, allow_nan=False))
+    else:
+        _print(found)
+    if max_merged is not None and found.num_collapsed > max_merged:
+        console = Console(stderr=True, highlight=False)
+        console.print(
+            f"collapsar: {found.num_collapsed} classes are merged or vanished, more than {max_merged}", soft_wrap=True
+        )
+        raise typer.Exit(1)
+
+
+def _draw(record: dict[str, Any], picture: Path) -> None:
+    from collapsar.report import diagnosis_figure, png_bytes, svg_string
+
+    figure = diagnosis_figure(record)
+    if picture.suffix.lower() == ".png":
+        write_atomically(picture, png_bytes(figure))
+    else:
+        write_atomically(picture, svg_string(figure, "diagnosis", record["headline"]))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"`--class-names` {path} is not a text file; write one name per line") from None
+
+
+def _print(d: Diagnosis) -> None:
+    """The headline, a row per class, the findings, the metrics."""
+    console = Console(highlight=False, markup=False)
+    console.print(d.headline, style="bold", soft_wrap=True)
+    shown = _order(d)
+    table = Table("class", "samples", "right", "measured", "theory", "length", "lambda_z")
+    for k in shown[:_MOST_ROWS]:
+        table.add_row(*_row(d, k))
+    console.print(table)
+    if len(shown) > _MOST_ROWS:
+        console.print(f"... and {len(shown) - _MOST_ROWS} more classes; --json has them all")
+    console.print(
+        "right: share of its samples that the head recognises; length: of its mean prediction, relative to the "
+        "longest; lambda_z: read from its predictions (>=: it is not apart, and gives a bound).",
+        soft_wrap=True,
+    )
+    for sentence in (*d.words, *d.notes):
+        console.print(f"- {sentence}", soft_wrap=True)
+    metrics = d.to_dict()["metrics"]
+    if metrics:
+        scalars = Table("metric", "value", "meaning")
+        for metric in metrics:
+            value = metric["value"]
+            scalars.add_row(
+                metric["name"], f"{value:.4g}" if isinstance(value, float) else str(value), metric["meaning"]
+            )
+        console.print(scalars)
+
+
+def _order(d: Diagnosis) -> list[int]:
+    """Collapsed classes first where there are too many rows, else by number."""
+    states = d.separation.states
+    if len(states) <= _MOST_ROWS:
+        return list(range(len(states)))
+    return sorted(range(len(states)), key=lambda k: (states[k] == "separated", k))
+
+
+def _row(d: Diagnosis, k: int) -> list[str]:
+    m, theory = d.measurement, d.prediction
+    reading = "-"
+    if d.effective is not None and d.effective.by_class[k] == d.effective.by_class[k]:  # not NaN
+        reading = f"{'' if d.effective.tells[k] else '>= '}{d.effective.by_class[k]:.4g}"
+    counts = int(m.class_counts[k])
+    return [
+        d.class_names[k],
+        str(counts),
+        f"{100 * m.accuracies[k]:.0f}%" if counts else "-",
+        d.separation.states[k],
+        "-" if theory is None else theory.seen[k],
+        f"{d.separation.relative_norms[k]:.3f}" if counts else "-",
+        reading,
+    ]

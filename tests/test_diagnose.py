@@ -1,0 +1,457 @@
+"""``diagnose`` from files, modules and runs; the command and its gate; what the pages show."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+import collapsar as cs
+from collapsar.analysis.diagnosis import KnownTraining
+from collapsar.experiments import feature_files
+from collapsar.experiments.diagnose import diagnose
+from networks import nonnegative_network, samples, signed_network
+
+ROOT = Path(__file__).parent.parent
+
+
+def arrays(lambda_z=0.0045, **more):
+    """The paper's optimum at (5, 5, 500, 100) with vanished minority."""
+    counts, W, H, b = signed_network(lambda_z=lambda_z)
+    X, y = samples(counts, H, noise=1e-3)
+    return {"features": X.astype(np.float32), "labels": y, "weight": W, "bias": b, **more}
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "features.npz"
+    np.savez_compressed(path, **arrays())
+    return path
+
+
+def test_a_file_says_what_arrays_say(npz):
+    d = diagnose(npz)
+    assert d.separation.vanished_classes == (5, 6, 7, 8, 9)
+    assert d.effective is not None
+    assert d.effective.lambda_z == pytest.approx(0.0045, rel=1e-2)
+    assert d.source == "features.npz"
+    values = {entry["name"]: entry["value"] for entry in d.to_dict()["metrics"]}
+    within = 1e-6 * 16  # the noise's variance in 16 dimensions
+    means = d.measurement.class_means
+    shares = d.measurement.class_counts / d.measurement.class_counts.sum()
+    between = shares @ np.sum((means - shares @ means) ** 2, axis=1)
+    assert values["nc1_trace_ratio"] == pytest.approx(within / between, rel=0.05)
+    assert values["nc4_agreement"] <= 1
+    assert any("divide by differences" in note for note in d.notes)
+
+
+def test_safetensors_and_other_names_and_half_precision(tmp_path, npz):
+    held = arrays()
+    path = tmp_path / "features.safetensors"
+    save_file({"features": held["features"], "labels": held["labels"], "head.weight": held["weight"],
+               "head.bias": held["bias"], "weight_decay": np.array(0.01)}, path)  # fmt: skip
+    d = diagnose(path)
+    np.testing.assert_array_equal(d.measurement.Z, diagnose(npz).measurement.Z)
+    assert (d.known.lambda_w, d.known.lambda_b) == (0.01, 0.01)
+    from safetensors.torch import save_file as save_torch
+
+    half = {"features": torch.from_numpy(held["features"]).bfloat16(), "labels": torch.from_numpy(held["labels"])}
+    save_torch({**half, "weight": torch.from_numpy(held["weight"]), "bias": torch.from_numpy(held["bias"])}, path)
+    assert diagnose(path).separation.vanished_classes == (5, 6, 7, 8, 9)
+
+
+def test_penalties_and_names_in_the_file_give_way_to_the_callers(tmp_path):
+    path = tmp_path / "f.npz"
+    names = np.array([f"k{k}" for k in range(10)])
+    np.savez(path, **arrays(lambda_w=0.01, lambda_h=0.0045**2 / 0.01, lambda_b=0.02, class_names=names))
+    d = diagnose(path)
+    assert d.prediction is not None
+    assert (d.prediction.source, d.prediction.lambda_z) == ("as trained", pytest.approx(0.0045))
+    assert d.class_names[5] == "k5"
+    mine = diagnose(path, known=KnownTraining(lambda_w=0.04), class_names=list("abcdefghij"))
+    assert mine.known.lambda_w == 0.04
+    assert mine.known.lambda_b == 0.02
+    assert mine.class_names[5] == "f"
+
+
+def object_array(path):
+    np.savez(path, **arrays(labels=np.array([{}, None] * 1500, dtype=object)))
+
+
+def announced(path):
+    """Four terabytes announced in a file of a few hundred bytes."""
+    held = arrays()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 35, 16)})
+    np.savez(path, labels=held["labels"], weight=held["weight"])
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("features.npy", header.getvalue())
+
+
+def truncated(path):
+    np.savez(path, **arrays())
+    path.write_bytes(path.read_bytes()[:20000])
+
+
+def text(path):
+    path.write_text("not an archive")
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (object_array, "never unpickled"),
+        (announced, "4096 GiB"),
+        (truncated, "damaged"),
+        (text, "damaged"),
+        (lambda path: np.savez(path, features=np.ones((2, 2)), labels=[0, 1]), "no `weight`"),
+        (lambda path: np.savez(path, **arrays(head_weight=np.ones((10, 16)))), "twice"),
+        (lambda path: np.savez(path, **arrays(lambda_w=[1.0, 2.0])), "`lambda_w`.*one number"),
+        (lambda path: np.savez(path, **arrays(weight=np.ones((16, 10)))), "`bias`|`features`"),
+        (lambda path: np.savez(path, **arrays(labels=np.full(3000, 10))), r"\[0, 10\)"),
+        (lambda path: np.savez(path, **arrays(features=np.full((3000, 16), np.nan))), "finite"),
+        (lambda path: np.savez(path, **arrays(class_names=np.array(["a", "b"]))), "10 classes, got 2"),
+    ],
+)
+def test_every_bad_file_is_one_line_and_exit_2(tmp_path, write, says, capsys):
+    path = tmp_path / "bad.npz"
+    write(path)
+    with pytest.raises(ValueError, match=says):
+        diagnose(path)
+    code, out, err = command(capsys, path)
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_bad_safetensors_and_unknown_endings(tmp_path):
+    (tmp_path / "f.safetensors").write_bytes(b"\xff" * 100)
+    (tmp_path / "f.pt").write_bytes(b"")
+    for name, says in (("f.safetensors", "damaged"), ("f.pt", "must be an .npz or .safetensors"), ("g", "not exist")):
+        with pytest.raises(ValueError, match=says):
+            diagnose(tmp_path / name)
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        diagnose(tmp_path)
+
+
+def test_no_damage_gets_past_the_door(npz, tmp_path):
+    """Bytes flipped at random: the file is read, or refused as a ValueError."""
+    rng, whole, refused = np.random.default_rng(0), npz.read_bytes(), 0
+    path = tmp_path / "f.npz"
+    for _ in range(60):
+        damaged = bytearray(whole)
+        tail = len(whole) - 400 if rng.random() < 0.5 else 0  # half of them in the directory at the end
+        for place in rng.integers(tail, len(whole), size=3):
+            damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            feature_files.read_features(path)
+        except ValueError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+    assert refused > 30
+
+
+def test_the_largest_size_is_a_limit_not_a_wall(npz, monkeypatch):
+    monkeypatch.setattr(feature_files, "MAX_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"`features`.*read at once"):
+        diagnose(npz)
+
+
+class Net(nn.Module):
+    """Features in, features out; the batch norm is never used, its mode must survive."""
+
+    def __init__(self, W, b) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2).eval()
+        self.body = nn.Dropout(0.5)
+        self.fc = nn.Linear(W.shape[1], W.shape[0])
+        with torch.no_grad():
+            self.fc.weight.copy_(torch.from_numpy(W))
+            self.fc.bias.copy_(torch.from_numpy(b))
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+
+def test_a_module_with_a_loader_says_what_the_file_says(npz):
+    held = arrays()
+    net = Net(held["weight"], held["bias"])
+    x, y = torch.from_numpy(held["features"]), torch.from_numpy(held["labels"])
+    pairs = [(x[i : i + 700], y[i : i + 700]) for i in range(0, len(y), 700)]
+    d = diagnose(net, pairs, known=KnownTraining(lambda_w=0.01))
+    of_file = diagnose(npz, known=KnownTraining(lambda_w=0.01))
+    np.testing.assert_allclose(d.measurement.Z, of_file.measurement.Z, atol=1e-6)
+    assert d.separation.states == of_file.separation.states
+    assert d.forces.relative_gradient == pytest.approx(of_file.forces.relative_gradient, rel=1e-3)
+    assert (net.training, net.norm.training) == (True, False)
+    assert not net.fc._forward_pre_hooks
+    mappings = [{"x": a, "labels": b} for a, b in pairs]
+    assert diagnose(net, mappings, head="fc").separation.states == d.separation.states
+
+
+def test_a_module_that_cannot_be_read_says_why():
+    held = arrays()
+    net = Net(held["weight"], held["bias"])
+    x, y = torch.from_numpy(held["features"][:4]), torch.from_numpy(held["labels"][:4])
+    for call, says in (
+        (lambda: diagnose(net), "without a loader"),
+        (lambda: diagnose(net, [(x, y, y)]), "inputs, labels"),
+        (lambda: diagnose(net, [(x, y)], head="nothing"), "`head`"),
+        (lambda: diagnose(net, []), "at least one sample"),
+        (lambda: diagnose("x.npz", [(x, y)]), "`loader` and `head` go with a module"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()
+    assert not net.fc._forward_pre_hooks
+    assert net.training
+
+
+def test_a_file_needs_neither_torch_nor_matplotlib(npz):
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from collapsar.experiments.diagnose import diagnose
+d = diagnose({str(npz)!r})
+assert d.num_collapsed == 5 and d.effective.agree
+assert any("need torch" in note for note in d.notes)
+assert "matplotlib" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# --- the command
+
+
+def command(capsys, *arguments) -> tuple[int, str, str]:
+    """The command line in this process: exit code, stdout, stderr."""
+    from collapsar.cli import main
+
+    before, sys.argv = sys.argv, ["collapsar", "diagnose", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as left:
+            main()
+    finally:
+        sys.argv = before
+    out = capsys.readouterr()
+    return int(left.value.code or 0), out.out, out.err
+
+
+@pytest.mark.parametrize(("allowed", "code"), [(0, 1), (4, 1), (5, 0), (10, 0)])
+def test_the_gate_counts_merged_and_vanished_classes(npz, capsys, allowed, code):
+    found, out, err = command(capsys, npz, "--max-merged", allowed, "--json")
+    assert found == code
+    assert json.loads(out)["num_collapsed"] == 5
+    assert ("5 classes are merged or vanished" in err) is (code == 1)
+
+
+def test_the_gate_passes_a_healthy_network(tmp_path, capsys):
+    np.savez(tmp_path / "f.npz", **arrays(0.0027))
+    code, out, err = command(capsys, tmp_path / "f.npz", "--max-merged", 0)
+    assert (code, err) == (0, "")
+    assert "All 10 classes are told apart." in out
+
+
+def test_the_command_writes_page_and_picture(npz, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"<kind {k}>" for k in range(10)), encoding="utf-8")
+    page, picture = tmp_path / "d.html", tmp_path / "d.png"
+    code, out, err = command(
+        capsys, npz, "--weight-decay", 0.01, "--lambda-h", 0.002025, "--class-names", names, "--html", page,
+        "--picture", picture,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "<kind 5>" in out
+    assert "vanished" in out
+    html = page.read_text(encoding="utf-8")
+    assert "<kind 5>" not in html
+    assert "&lt;kind 5&gt;" in html
+    assert "5 of 10 classes have collapsed" in html
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, _, _ = command(capsys, npz, "--picture", tmp_path / "d.svg")
+    assert (tmp_path / "d.svg").read_text().startswith("<svg")
+    record = json.loads(command(capsys, npz, "--json", "--features", "nonnegative", "--lambda-b", 0.02)[1])
+    assert record["prediction"]["features"] == "nonnegative"
+    assert record["known"]["lambda_b"] == 0.02
+    record = json.loads(command(capsys, npz, "--json", "--smoothing", 0.1, "--lambda-w", 0.01)[1])
+    assert record["known"]["loss"]["smoothing"] == 0.1
+    assert record["forces"]["relative_gradient"] > 0.1  # the network was trained without
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--weight-decay", 0.1, "--lambda-w", 0.1], "--weight-decay"),
+        (["--lambda-w", -1], "`lambda_w`"),
+        (["--max-merged", -1], "max-merged"),
+        (["--picture", "d.bmp"], "--picture"),
+        (["--features", "relu"], "--features"),
+        (["--class-names", "/nonexistent/names"], "names"),
+        (["--html", "/nonexistent/d.html"], "nonexistent"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_2(npz, capsys, arguments, says):
+    code, out, err = command(capsys, npz, *arguments)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+
+
+# --- pages and pictures
+
+
+def test_the_page_holds_its_record_and_runs_nothing_else(npz):
+    from collapsar.report import diagnosis_page
+    from test_report import Page
+
+    record = diagnose(npz).to_dict()
+    text = diagnosis_page(record)
+    page = Page(text)
+    assert [heading.strip() for heading in page.by_tag["h1"]] == [record["headline"]]
+    items = [item.strip() for item in page.by_tag["li"]]
+    assert all(sentence in items for sentence in (*record["words"], *record["notes"]))
+    assert page.count("rect", "cell") == 200
+    assert len(page.scripts) == 2
+    held = json.loads(page.scripts[0])
+    assert held["separation"] == record["separation"]
+    assert re.findall(r"https?://(?!www\.w3\.org/)", text) == []
+    with pytest.raises(ValueError, match='kind "diagnosis"'):
+        diagnosis_page({"kind": "demo"})
+    with pytest.raises(ValueError, match="missing: headline"):
+        diagnosis_page({"kind": "diagnosis"})
+
+
+def test_the_page_of_a_demonstration_shows_each_diagnosis(npz, tmp_path):
+    from collapsar.report import demo_page
+    from test_report import Page, fake_record
+
+    healthy = tmp_path / "healthy.npz"
+    np.savez(healthy, **arrays(0.0027))
+    record = fake_record()
+    assert "network by network" not in demo_page(record)
+    found = [diagnose(healthy), diagnose(npz)]
+    for run, d in zip(record["runs"], found, strict=False):  # the third has none
+        run["diagnosis"] = d.to_dict()
+    page = Page(demo_page(record))
+    assert page.count("section", "diagnosis") == 2
+    headings = [heading.strip() for heading in page.by_tag["h3"]]
+    for level, d in zip(("0.0045", "0.0105"), found, strict=True):
+        assert f"Penalty {level}: {d.headline}" in headings
+        assert set(d.words) <= {item.strip() for item in page.by_tag["li"]}
+
+
+@pytest.mark.parametrize("case", ["many", "vanished", "unseen", "no torch"])
+def test_pages_and_pictures_of_every_kind(case, tmp_path):
+    from collapsar.analysis.diagnosis import diagnose_measurement
+    from collapsar.analysis.measurement import measure
+    from collapsar.report import diagnosis_figure, diagnosis_page, png_bytes
+
+    counts, W, H = nonnegative_network([8] * 205 if case == "many" else [50, 50, 10], 1e-4 if case == "many" else 0.004)
+    if case == "vanished":
+        W, H = 0 * W, 0 * H
+    X, y = samples(counts, H)
+    if case == "unseen":
+        X, y = X[y != 1], y[y != 1]
+    record = diagnose_measurement(measure(X, y, W)).to_dict()
+    assert record["headline"] in diagnosis_page(record)
+    assert png_bytes(diagnosis_figure(record), dpi=40).startswith(b"\x89PNG")
+
+
+def heights(lines) -> list[float]:
+    """What is drawn, class by class."""
+    points = [(x, y) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    return [float(y) for _, y in sorted(points)]
+
+
+def test_the_pictures_show_the_record(npz):
+    from matplotlib.figure import Figure
+
+    from collapsar.report import class_lengths, price_readings, styled
+
+    record = diagnose(npz, known=KnownTraining(0.01, 0.0045**2 / 0.01, 0.02)).to_dict()
+    with styled():
+        lengths = class_lengths(record, Figure().subplots())
+        readings = price_readings(record, Figure().subplots())
+    assert heights(lengths.measured) == record["separation"]["relative_norms"]
+    assert len(lengths.measured) == 2  # one line per state
+    theory = np.asarray(lengths.predicted[0].get_ydata(), dtype=float)
+    np.testing.assert_allclose(theory, [1] * 5 + [0] * 5, atol=1e-3)
+    assert heights(readings.classes) == record["effective"]["by_class"]
+    assert len(readings.lines) == 3
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run of digits: enough to be read, not to rest."""
+    from collapsar.training import ModelSpec, TrainConfig, load_data, penalties_for, train
+
+    config = TrainConfig(
+        "digits", (40,) * 5 + (10,) * 5, penalties_for(0.01, 0.02), epochs=2, model=ModelSpec("mlp", widths=(32,)),
+        weight_decay=1e-4, device="cpu",
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    return folder, train(config, load_data("digits"), folder)
+
+
+def test_a_run_folder_knows_its_penalties_and_its_data(run, capsys):
+    folder, result = run
+    d = diagnose(folder)
+    assert d.measurement.class_counts.tolist() == [40] * 5 + [10] * 5
+    assert d.known.lambda_w == pytest.approx(0.1 + 1e-4)
+    assert d.known.lambda_h == pytest.approx(0.001)
+    assert d.known.lambda_b == pytest.approx(0.02 + 1e-4)
+    assert d.known.features == "nonnegative"
+    last = result.records[-1]
+    assert d.forces.relative_gradient == pytest.approx(last["stationarity"], rel=1e-4)
+    assert d.measurement.loss == pytest.approx(last["train_loss"], rel=1e-5)
+    np.testing.assert_allclose(d.measurement.accuracies, last["train_class_accuracies"])
+    with pytest.raises(ValueError, match="give one of its runs: one"):
+        diagnose(folder.parent)
+    assert command(capsys, folder, "--json")[0] == 0
+
+
+@pytest.mark.slow
+def test_the_digits_demo_shows_the_diagnosis_and_it_agrees_with_the_construction(tmp_path):
+    """The demo's penalties lie below, between and above the thresholds of the classes with 20 images."""
+    from collapsar.experiments.demo import POSITIONS, demo
+    from collapsar.report import demo_page
+    from test_report import Page
+
+    record = demo("digits", out=tmp_path)
+    page = Page(demo_page(record))
+    assert page.count("section", "diagnosis") == 3
+    items = [item.strip() for item in page.by_tag["li"]]
+    some = "5 of 10 classes have collapsed: 5, 6, 7, 8 and 9 have vanished."
+    expected = {
+        "below": (["separated"] * 10, "All 10 classes are told apart."),
+        "between": (["separated"] * 5 + ["vanished"] * 5, some),
+        "above": (["vanished"] * 10, "All 10 classes have vanished."),
+    }  # fmt: skip
+    for position, run in zip(POSITIONS, record["runs"], strict=True):
+        found = run["diagnosis"]
+        states, headline = expected[position]
+        assert found["class_counts"] == [100] * 5 + [20] * 5
+        assert found["separation"]["states"] == found["prediction"]["states"] == states
+        assert found["headline"] == headline
+        assert found["at_rest"]
+        assert all(sentence in items for sentence in found["words"])
+        level = cs.thresholds(cs.Problem(found["class_counts"], 1.0, 0.02, features="nonnegative")).vanish[9]
+        assert found["prediction"]["vanish"][9] == pytest.approx(level)
+        if position != "above":
+            assert found["fit"]["follows"] == "nonnegative"
+            assert found["fit"]["models"]["nonnegative"]["distance"]["Z"] < 0.02
+            assert found["effective"]["lambda_z"] == pytest.approx(run["lambda_z"], rel=0.01)
+            assert found["effective"]["agree"]

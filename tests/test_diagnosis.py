@@ -1,0 +1,215 @@
+"""The diagnosis of networks whose state is known by construction."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import collapsar as cs
+from collapsar.analysis.agreement import AT_REST
+from collapsar.analysis.diagnosis import Diagnosis, KnownTraining, diagnose_measurement
+from collapsar.analysis.measurement import MAX_CLASSES, measure
+from networks import RNG, measured, nonnegative_network, samples, signed_network
+
+
+def paper(lambda_z: float, *, known: bool = True, noise: float = 0.0) -> Diagnosis:
+    """The optimum at (5, 5, 500, 100), lambda_b = .02: merges at .003333, vanishes at .003983, all gone at .007454."""
+    counts, W, H, b = signed_network(lambda_z=lambda_z)
+    given = KnownTraining(0.01, lambda_z**2 / 0.01, 0.02) if known else None
+    return diagnose_measurement(measured(counts, W, H, b, noise), given)
+
+
+@pytest.mark.parametrize(
+    ("lambda_z", "small", "headline"),
+    [
+        (0.0027, "separated", "All 10 classes are told apart."),
+        (0.0037, "merged", "5 of 10 classes have collapsed: 5, 6, 7, 8 and 9 are merged into one."),
+        (0.0045, "vanished", "5 of 10 classes have collapsed: 5, 6, 7, 8 and 9 have vanished."),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_the_papers_three_states_are_found_and_predicted(lambda_z, small, headline, known):
+    d = paper(lambda_z, known=known)
+    assert d.separation.states == ("separated",) * 5 + (small,) * 5
+    assert d.headline == headline
+    assert d.num_collapsed == (0 if small == "separated" else 5)
+    assert d.at_rest
+    assert d.effective is not None
+    assert d.effective.lambda_z == pytest.approx(lambda_z, rel=1e-6)
+    assert d.effective.agree
+    assert d.prediction is not None
+    assert d.prediction.source == ("as trained" if known else "effective")
+    assert d.prediction.features == "signed"
+    assert d.prediction.states == d.prediction.seen == d.separation.states
+    assert d.prediction.merge[9] == pytest.approx(10 / 3000, rel=1e-9)
+    assert d.fit is not None
+    assert d.fit.follows == "signed"
+    assert d.fit.models["signed"].distance.Z < 1e-3
+    text = " ".join(d.words)
+    assert "as measured, for every class" in text
+    assert "The head is at rest" in text
+    share = lambda_z / (10 / 3000)
+    assert f"{share:.2f} times that" in text if share > 1 else "81 % of it" in text
+
+
+def test_complete_collapse_needs_the_penalties_to_be_predicted():
+    counts, W, H, b = signed_network(lambda_z=0.0045)
+    still = 1e-6 * H  # a head that has sunk to zero, its bias at the log-odds that the penalty allows
+    m = measured(counts, 0 * W, still, b)
+    known = diagnose_measurement(m, KnownTraining(0.09, 0.0008, 0.02))
+    assert known.headline == "All 10 classes have vanished."
+    assert known.effective is None
+    assert known.fit_source == "as trained"
+    assert known.prediction is not None
+    assert set(known.prediction.states) == {"vanished"}
+    blind = diagnose_measurement(m)
+    assert blind.prediction is None
+    assert blind.fit is None
+    assert any("nothing is predicted" in note for note in blind.notes)
+
+
+def test_a_zero_head_under_a_pull_is_not_at_rest_but_a_sunken_one_is():
+    counts, W, H, _ = signed_network(lambda_z=0.0045)
+    pulled = diagnose_measurement(measured(counts, 0 * W, H), KnownTraining(lambda_w=0.01))
+    assert pulled.headline == "All 10 classes have vanished."
+    assert not pulled.at_rest
+    sunken = diagnose_measurement(measured(counts, 1e-5 * W, 0 * H), KnownTraining(lambda_w=0.01))
+    assert sunken.at_rest
+    assert any("it stays collapsed" in sentence for sentence in sunken.words)
+
+
+def test_a_network_that_still_moves_is_told_to_train_on():
+    counts, W, H, b = signed_network()
+    d = diagnose_measurement(measured(counts, 2.5 * W, H, b), KnownTraining(0.01, 0.0027**2 / 0.01, 0.02))
+    assert not d.at_rest
+    assert any(sentence.startswith("The head is not at rest") for sentence in d.words)
+    assert any("mean little before the head is at rest" in sentence for sentence in d.words)
+    assert not any("they agree" in sentence for sentence in d.words)
+
+
+def test_states_that_theory_misses_are_named():
+    counts, W, H, b = signed_network(lambda_z=0.0045)
+    d = diagnose_measurement(
+        measured(counts, W, H, b), KnownTraining(0.01, 0.0027**2 / 0.01, 0.02), [f"class {k}" for k in range(10)]
+    )
+    text = " ".join(d.words)
+    assert "as measured for 5 of 10 classes" in text
+    assert "class 5: predicted separated, measured vanished" in text
+    assert "and 2 more" in text
+    assert "Trained with 0.0027: the norms differ from that by 67 %" in text
+
+
+def test_features_choose_the_model_and_can_be_overruled():
+    counts, W, H = nonnegative_network([300, 300, 100, 100, 40], 0.004)
+    d = diagnose_measurement(measured(counts, W, H))
+    assert d.prediction is not None
+    assert d.prediction.features == "nonnegative"
+    forced = diagnose_measurement(measured(counts, W, H), KnownTraining(features="signed"))
+    assert forced.prediction is not None
+    assert forced.prediction.features == "signed"
+
+
+def test_accuracy_in_collapsed_classes_is_told():
+    d = paper(0.0045)
+    assert d.measurement.accuracies.tolist() == [1.0] * 5 + [0.0] * 5
+    assert "recognises 0 % in a collapsed class on average, and 100 % in the others" in d.words[0]
+    assert "collapsed class" not in paper(0.0027).words[0]
+
+
+def test_a_single_merged_pair_in_a_long_tail_is_named():
+    K = 30
+    counts = np.full(K, 20)
+    H = np.eye(K)
+    H[17] = H[4] + 0.01 * np.eye(K)[17]
+    W = 5 * (np.eye(K) - 1 / K)
+    W[17] = W[4] = (W[4] + W[17]) / 2
+    d = diagnose_measurement(measured(counts, W, H), class_names=[f"kind {k}" for k in range(K)])
+    assert d.separation.groups == ((4, 17),)
+    assert d.headline == "2 of 30 classes have collapsed: kind 4 and kind 17 are merged into one."
+
+
+def test_classes_without_samples_are_left_out_of_theory_and_named():
+    counts, W, H, b = signed_network(lambda_z=0.0027)
+    X, y = samples(counts, H)
+    kept = y != 3
+    d = diagnose_measurement(measure(X[kept], y[kept], W, b), KnownTraining(0.01, 7e-4, 0.02))
+    assert d.separation.states[3] == "unseen"
+    assert d.headline == "All 9 classes are told apart. 3 had no samples."
+    assert d.effective is d.fit is d.prediction is None
+    assert any("Classes without samples: 1." in note for note in d.notes)
+    record = json.loads(d.to_json())
+    assert record["accuracies"][3] is None
+    assert record["Z"][0][3] is None
+
+
+def test_the_record_is_standard_json_and_holds_everything(tmp_path):
+    d = paper(0.0045, noise=1e-4)
+    record = json.loads(d.save(tmp_path / "d.json").read_text())
+    assert record == json.loads(json.dumps(d.to_dict(), allow_nan=False))
+    assert record["kind"] == "diagnosis"
+    assert record["class_counts"] == [500] * 5 + [100] * 5
+    assert record["separation"]["vanish_threshold"] == 0.05
+    assert record["effective"]["ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert record["fit"]["models"]["signed"]["distance"]["Z"] < 1e-2
+    assert record["known"]["lambda_z"] == pytest.approx(0.0045)
+    np.testing.assert_allclose(record["Z"], d.measurement.Z)
+    no_bias = diagnose_measurement(measured(*nonnegative_network([40, 20], 0.01)))
+    record = no_bias.to_dict()
+    assert record["forces"]["fitted_b"] == record["prediction"]["lambda_b"] == "inf"
+    assert any("need torch" in note for note in record["notes"])
+
+
+def test_many_classes_are_diagnosed_without_their_table_in_the_record():
+    counts, W, H = nonnegative_network([12] * 250 + [4] * 150, 2e-5)
+    d = diagnose_measurement(measured(counts, W, H))
+    record = d.to_dict()
+    assert record["Z"] is None
+    assert record["prediction"]["Z"] is None
+    assert d.effective is not None
+    assert d.effective.lambda_z == pytest.approx(2e-5, rel=1e-6)
+
+
+def test_metrics_come_with_their_meaning_and_undefined_ones_are_left_out():
+    m = measured(*nonnegative_network([40, 20], 0.01))
+    d = diagnose_measurement(replace(m, metrics={"nc1_uniform": 0.25, "nc1_weighted": math.nan, "cdnv_max": math.inf}))
+    assert [(x["name"], x["value"]) for x in d.to_dict()["metrics"]] == [("nc1_uniform", 0.25), ("cdnv_max", "inf")]
+    assert all(len(x["meaning"]) > 20 for x in d.to_dict()["metrics"])
+
+
+def test_cautions_are_said():
+    m = measured(*nonnegative_network([40, 20], 0.01))
+    d = diagnose_measurement(m, KnownTraining(cautions=("decay is decoupled.",)))
+    assert "Caution: decay is decoupled." in d.words
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: KnownTraining(lambda_w=-1.0), "`lambda_w`"),
+        (lambda: KnownTraining(lambda_h=math.nan), "`lambda_h`"),
+        (lambda: KnownTraining(lambda_b=math.inf), "`lambda_b`"),
+        (lambda: KnownTraining(features="relu"), "`features`"),  # pyright: ignore[reportArgumentType]
+        (lambda: diagnose_measurement(MEASURED, class_names=["a"]), "2 classes, got 1"),
+        (lambda: diagnose_measurement(MEASURED, KnownTraining(loss=cs.Loss(smoothing=0.1))), "`known`.*loss"),
+    ],
+)
+def test_bad_arguments_are_named(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+MEASURED = measure(np.eye(2), [0, 1], RNG(0).normal(size=(2, 2)))
+
+
+def test_the_page_on_diagnosis_says_what_is_so():
+    page = (Path(__file__).parent.parent / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(blocks[-1], "docs/diagnose.md", "exec"), {})  # its own assertions
+    assert f"up to {MAX_CLASSES} classes" in page
+    assert f"below {AT_REST:g} the head" in page

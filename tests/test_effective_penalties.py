@@ -1,0 +1,186 @@
+"""Penalties read from optimizers, losses and layers; a warning for each difference from the theory."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from collapsar.integrations.effective import PenaltyWarning, known_training, penalty_warnings
+from collapsar.problem import Loss, Penalties
+
+
+def plain_model(bias: bool = True) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=bias))
+
+
+def sgd(model: nn.Module, weight_decay: float = 0.0) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=weight_decay)
+
+
+def kinds(*arguments, **named) -> list[str]:
+    return [warning.kind for warning in penalty_warnings(*arguments, **named)]
+
+
+def test_decay_adds_to_the_penalties_of_the_loss():
+    model = plain_model()
+    known = known_training(model, model[2], sgd(model, 5e-4), penalties=Penalties(2e-3, 2e-6, 2e-2))
+    assert (known.lambda_w, known.lambda_h, known.lambda_b) == pytest.approx((2.5e-3, 2e-6, 2.05e-2))
+    assert known.cautions == ()
+    headless = plain_model(bias=False)
+    known = known_training(headless, headless[2], sgd(headless, 5e-4), penalties=Penalties(2e-3, 2e-6))
+    assert known.lambda_w == pytest.approx(2.5e-3)
+    assert known.lambda_b is None
+
+
+def test_each_parameter_has_the_decay_of_its_own_group():
+    model = plain_model()
+    head = model[2]
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [head.weight], "weight_decay": 0.03},
+            {"params": [head.bias], "weight_decay": 0.0},
+            {"params": model[0].parameters(), "weight_decay": 0.5},
+        ],
+        lr=0.1,
+    )
+    with pytest.warns(PenaltyWarning, match="1 more decayed layers"):
+        known = known_training(model, head, optimizer)
+    assert (known.lambda_w, known.lambda_h, known.lambda_b) == (0.03, None, 0.0)
+    assert len(known.cautions) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "decoupled"),
+    [
+        (lambda p: torch.optim.AdamW(p, weight_decay=0.1), True),
+        (lambda p: torch.optim.Adam(p, weight_decay=0.1, decoupled_weight_decay=True), True),
+        (lambda p: torch.optim.NAdam(p, weight_decay=0.1, decoupled_weight_decay=True), True),
+        (lambda p: type("Lion", (torch.optim.SGD,), {})(p, lr=0.1, weight_decay=0.1), True),
+        (lambda p: torch.optim.Adam(p, weight_decay=0.1), False),
+        (lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1), False),
+        (lambda p: torch.optim.AdamW(p, weight_decay=0.0), False),
+    ],
+)
+def test_decoupled_decay_is_no_penalty(make, decoupled):
+    model = plain_model()
+    optimizer = make(model.parameters())
+    penalties = Penalties(0.01, 0.001, 0.02)
+    assert ("decoupled-decay" in kinds(model, model[2], optimizer, penalties=penalties)) is decoupled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PenaltyWarning)
+        known = known_training(model, model[2], optimizer, penalties=penalties)
+    assert (known.lambda_w is None) is decoupled
+    assert (known.lambda_b is None) is decoupled
+
+
+def test_adamw_really_rests_where_the_loss_and_its_decay_do_not_balance():
+    """The reason for the warning: a quadratic whose minimum under an L2 penalty is known."""
+    resting = {}
+    for kind in (torch.optim.SGD, torch.optim.AdamW):
+        x = nn.Parameter(torch.tensor([0.0], dtype=torch.float64))
+        optimizer = kind([x], lr=0.05, weight_decay=0.5)
+        for _ in range(1000):
+            optimizer.zero_grad()
+            (0.1 * (x - 1) ** 2).sum().backward()
+            optimizer.step()
+        resting[kind] = x.item()
+    assert resting[torch.optim.SGD] == pytest.approx(0.2 / 0.7, rel=1e-6)  # 0.2 (x - 1) + 0.5 x = 0
+    assert resting[torch.optim.AdamW] > 0.5
+
+
+def test_frozen_parts_are_told_apart():
+    model = plain_model()
+    assert kinds(model, model[2], sgd(model[2])) == ["frozen-backbone", "no-feature-penalty"]
+    model[0].bias.requires_grad_(False)
+    found = penalty_warnings(model, model[2], sgd(model), penalties=Penalties(1, 1))
+    assert [(w.kind, "in part" in str(w)) for w in found] == [("frozen-backbone", True)]
+    model[0].bias.requires_grad_(True)
+    model[2].requires_grad_(False)
+    assert kinds(model, model[2], sgd(model), penalties=Penalties(1, 1)) == ["frozen-head"]
+
+
+def test_decay_of_a_batch_norm_that_feeds_the_head_is_a_feature_penalty():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6)
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), norm, nn.Dropout(0.1), nn.Linear(6, 3)).double()
+    x, wd = torch.randn(500, 4, dtype=torch.float64), 0.01
+    with torch.no_grad():
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        features = model[:2](x)  # in training mode: normalised by this very batch
+        of_norm = wd / 2 * float(norm.weight.square().sum() + norm.bias.square().sum())
+    with pytest.warns(PenaltyWarning, match="BatchNorm1d feeds the head") as caught:
+        known = known_training(model, model[3], sgd(model, wd), data=DataLoader(TensorDataset(x), batch_size=50))
+    assert [w.message.kind for w in caught] == ["normalised-features"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert known.lambda_h is not None
+    # BatchNorm adds 1e-5 to the variance, which is some 1e-4 of it here
+    assert known.lambda_h / 2 * float(features.square().sum()) == pytest.approx(of_norm, rel=1e-3)
+
+
+def test_layers_between_the_last_norm_and_the_head_are_counted():
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(),
+        nn.Linear(6, 3),
+    )  # fmt: skip
+    found = penalty_warnings(model, model[7], sgd(model, 1e-3))
+    assert [w.kind for w in found] == ["normalised-below", "decayed-layers"]
+    assert str(found[1]).startswith("2 more decayed layers")
+    assert kinds(model, model[7], sgd(model, 1e-3), penalties=Penalties(1, 1)) == []
+    layered = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    assert kinds(layered, layered[2]) == ["normalised-features"]
+
+
+def test_nothing_on_the_features_is_told():
+    model = plain_model()
+    assert kinds(model, model[2], sgd(model)) == ["no-feature-penalty"]
+
+
+class RandomCrop:
+    def __repr__(self) -> str:
+        return "Compose(RandomCrop(size=(32, 32)), ToTensor())"
+
+
+class Images(TensorDataset):
+    transform: object = None
+
+
+def mixup_collate(batch):
+    return batch
+
+
+def test_augmentation_and_mixing_are_seen_in_the_loader():
+    model = plain_model()
+    given = {"penalties": Penalties(1.0, 1.0)}
+    images = Images(torch.zeros(4, 4), torch.zeros(4))
+    assert kinds(model, model[2], sgd(model), data=DataLoader(images), **given) == []
+    images.transform = RandomCrop()
+    part = torch.utils.data.Subset(images, [0, 1])
+    assert kinds(model, model[2], sgd(model), data=DataLoader(part), **given) == ["augmentation"]
+    loader = DataLoader(images, collate_fn=mixup_collate)
+    assert kinds(model, model[2], sgd(model), data=loader, **given) == ["augmentation", "mixup"]
+
+
+def test_the_loss_is_read():
+    model = plain_model()
+    weight = torch.tensor([1.0, 2.0, 4.0])
+    criterion = nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1)
+    known = known_training(model, model[2], sgd(model), penalties=Penalties(1, 1), criterion=criterion)
+    assert known.loss == Loss(class_weights=np.array([1.0, 2.0, 4.0]), smoothing=0.1)
+    assert kinds(model, model[2], criterion=nn.MultiMarginLoss()) == ["loss"]
+
+
+def test_without_an_optimizer_only_the_loss_speaks():
+    model = plain_model()
+    known = known_training(model, model[2], None, penalties=Penalties(0.1, 0.01, 0.02))
+    assert (known.lambda_w, known.lambda_h, known.lambda_b) == (0.1, 0.01, 0.02)
+    assert known_training(model, model[2], None).lambda_w is None
+
+
+def test_a_head_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="`head` must be a linear layer of `model`"):
+        penalty_warnings(plain_model(), nn.Linear(6, 3))
