@@ -41,8 +41,10 @@ format: install ## rewrite the code in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## benchmarks: ratios within one run
-	$(BIN)/pytest benchmarks -o python_files="bench_*.py" -o addopts="--import-mode=importlib" -p no:xdist -s
+bench: install ## benchmarks, ratios within one run; the page docs/benchmarks.md is made of them
+	@mkdir -p .benchmarks
+	$(BIN)/pytest benchmarks -o python_files="bench_*.py" -o addopts="--import-mode=importlib" -p no:xdist -s --benchmark-json=.benchmarks/run.json; \
+	status=$$?; $(BIN)/python benchmarks/table.py .benchmarks/run.json && exit $$status
 
 docs: install ## the documentation site, into docs/_build/html; warnings are errors
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -8,6 +8,10 @@
 ``import collapsar`` needs numpy and scipy only; ``collapsar.metrics`` and ``collapsar.training`` bring torch.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from collapsar.analysis.advice import Advice, advise
+from collapsar.analysis.diagnosis import Diagnosis
 from collapsar.analysis.phase import PhaseDiagram, phase_diagram
 from collapsar.counts import class_counts, counts_from_labels
 from collapsar.problem import Loss, Penalties, Problem, penalties_without_halves
@@ -23,10 +27,15 @@ from collapsar.solver import (
 )
 from collapsar.theory import Thresholds, thresholds
 
+if TYPE_CHECKING:
+    from collapsar.experiments.diagnose import diagnose
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Certificate",
+    "Diagnosis",
     "Loss",
     "NotConvergedError",
     "Penalties",
@@ -36,9 +45,11 @@ __all__ = [
     "Status",
     "Thresholds",
     "__version__",
+    "advise",
     "certify",
     "class_counts",
     "counts_from_labels",
+    "diagnose",
     "load_solution",
     "path",
     "penalties_without_halves",
@@ -46,3 +57,11 @@ __all__ = [
     "solve",
     "thresholds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "diagnose":  # reads runs and networks where asked to, so it sits above the rooms that need torch
+        from collapsar.experiments.diagnose import diagnose
+
+        return diagnose
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

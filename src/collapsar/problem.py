@@ -171,6 +171,11 @@ class Loss:
         return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in values.items()}
 
 
+_PLAIN = Loss()
+_PER_CLASS = ("class_weights", "offsets", "scales", "temperatures", "feature_mass")
+_FEATURE_MODELS = get_args(FeatureModel)
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """The unconstrained feature model under cross-entropy, as a value. See the module's equation.
@@ -209,16 +214,16 @@ class Problem:
         features: FeatureModel = "signed",
     ) -> None:
         counts = _counts(class_counts)
-        loss = Loss() if loss is None else loss
+        loss = _PLAIN if loss is None else loss
         if not 0 < _number("lambda_z", lambda_z) < np.inf:
             raise ValueError(f"`lambda_z` must be finite and > 0, got {lambda_z!r}")
         if not _number("lambda_b", lambda_b) >= 0:
             raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {lambda_b!r}")
-        if features not in get_args(FeatureModel):
+        if features not in _FEATURE_MODELS:
             raise ValueError(f'`features` must be "signed" or "nonnegative", got {features!r}')
         mass = None if feature_mass is None else _vector("feature_mass", feature_mass, positive=True)
-        named = {f.name: getattr(loss, f.name) for f in fields(loss) if f.name != "smoothing"}
-        for name, value in {**named, "feature_mass": mass}.items():
+        for name in () if loss is _PLAIN and mass is None else _PER_CLASS:
+            value = mass if name == "feature_mass" else getattr(loss, name)
             if value is not None and value.shape != counts.shape:
                 raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {counts.size} classes")
         for name, value in (

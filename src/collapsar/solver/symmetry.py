@@ -8,14 +8,14 @@ it is constant. K classes in J clusters are J^2 + 2J unknowns whatever K is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.problem import FeatureModel, Problem
 
-__all__ = ["Blocks", "Quotient", "centred", "lift", "project", "quotient", "trivial_quotient"]
+__all__ = ["Blocks", "Quotient", "centred", "grid", "lift", "project", "quotient", "trivial_quotient"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -72,6 +72,13 @@ class Quotient:
         return np.sqrt(self.sizes[:, None] * (self.sizes * self.mass))
 
 
+@lru_cache(maxsize=16)
+def grid(J: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Vector]:
+    """Of a J x J matrix as a flat array: each entry's row, its column, and the identity."""
+    entries = np.arange(J * J)
+    return entries // J, entries % J, np.eye(J).ravel()
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A block-structured point: Z = alpha_j (I - J/k_j) + C_jj inside cluster j, C_ij between; bias b_i.
@@ -89,20 +96,15 @@ class Blocks:
 
 def quotient(problem: Problem) -> Quotient:
     """The problem reduced by its clusters, in order of first appearance."""
-    keys = np.stack(
-        [
-            problem.class_counts.astype(np.float64),
-            problem.loss_share,
-            problem.mass,
-            problem.scales,
-            problem.temperatures,
-            problem.offsets,
-        ]
-    )
-    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    rank = np.empty_like(first)
-    rank[np.argsort(first)] = np.arange(first.size)
-    return _reduced(problem, rank[inverse.ravel()], np.sort(first))
+    loss = problem.loss
+    vectors = (loss.class_weights, problem.feature_mass, loss.scales, loss.temperatures, loss.offsets)
+    # q and m follow from the counts where nothing else is given
+    given = [problem.class_counts.tolist(), *(v.tolist() for v in vectors if v is not None)]
+    keys = given[0] if len(given) == 1 else list(zip(*given, strict=True))
+    number = {key: j for j, key in enumerate(dict.fromkeys(keys))}
+    labels = [number[key] for key in keys]
+    first = dict(zip(reversed(labels), range(len(labels) - 1, -1, -1), strict=True))  # the last one written stays
+    return _reduced(problem, np.array(labels), np.array([first[j] for j in range(len(first))]))
 
 
 def trivial_quotient(problem: Problem) -> Quotient:
@@ -112,15 +114,20 @@ def trivial_quotient(problem: Problem) -> Quotient:
 
 
 def _reduced(problem: Problem, labels: NDArray[np.intp], first: NDArray[np.intp]) -> Quotient:
+    loss = problem.loss
+
+    def picked(value: Vector | None, constant: float) -> Vector:
+        return np.full(first.size, constant) if value is None else value[first]
+
     return Quotient(
         labels=labels,
         sizes=np.bincount(labels).astype(np.float64),
         share=problem.loss_share[first],
         mass=problem.mass[first],
-        scales=problem.scales[first],
-        temperatures=problem.temperatures[first],
-        offsets=problem.offsets[first],
-        smoothing=problem.loss.smoothing,
+        scales=picked(loss.scales, 1.0),
+        temperatures=picked(loss.temperatures, 1.0),
+        offsets=picked(loss.offsets, 0.0),
+        smoothing=loss.smoothing,
         lambda_z=problem.lambda_z,
         lambda_b=problem.lambda_b,
         features=problem.features,

@@ -1,0 +1,162 @@
+"""Few clusters at full rank: the rotation against the general algorithm, the closed form and the K x K certificate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import collapsar as cs
+from collapsar.solver.certificate import certify_blocks
+from collapsar.solver.few import certify_few
+from collapsar.solver.rotation import FEW, rotation_point
+from collapsar.solver.signed import minimise_signed
+from collapsar.solver.symmetry import Blocks, lift, quotient
+from collapsar.theory.two_cluster import two_cluster
+from problems import PROBLEMS, naive_objective
+
+INF = math.inf
+
+# every cluster alive and all directions with it; the others of the table have lost rank
+FULL = ["paper-apart", "paper-merged", "dataset1", "no-bias", "free-bias", "balanced", "two-classes", "weighted"]
+FULL += ["oversampled", "adjusted", "vs-loss", "ldt-smoothed"]
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_the_general_algorithm_ends_at_the_same_point(name):
+    q = quotient(PROBLEMS[name])
+    found = rotation_point(q)
+    assert found is not None
+    blocks, steps = found
+    general = minimise_signed(q, tol=1e-9)
+    assert steps <= 8
+    assert certify_few(q, blocks).relative_gap <= 1e-12
+    assert certify_few(q, blocks).primal == pytest.approx(general.certificate.primal, rel=1e-9)
+    for ours, theirs in zip(lift(q, blocks), lift(q, general.blocks), strict=True):
+        assert np.abs(ours - theirs).max() <= 2e-6
+
+
+@pytest.mark.parametrize("lambda_b", [0.02, 1.0, INF])
+@pytest.mark.parametrize(
+    ("k", "n", "lambda_z"),
+    [((5, 5), (500, 100), 0.0027), ((5, 5), (500, 100), 0.0036), ((3, 7), (500, 100), 1e-4), ((2, 9), (70, 3), 0.001)],
+)
+def test_two_clusters_meet_the_closed_form(k, n, lambda_z, lambda_b):
+    # JMLR (5.16)-(5.51), a scalar root that knows no rotation
+    theory = two_cluster(k[0], k[1], n[0], n[1], lambda_z, lambda_b)
+    s = cs.solve(cs.Problem([n[0]] * k[0] + [n[1]] * k[1], lambda_z, lambda_b))
+    assert np.abs(s.Z - theory.Z()).max() <= 1e-8
+    assert np.abs(s.b - theory.bias()).max() <= 1e-8
+
+
+def test_the_gap_is_that_of_the_unreduced_certificate(problem):
+    s = cs.solve(problem, throw=False)
+    q = s.quotient
+    few, full = certify_few(q, s.blocks), cs.certify(problem, s.Z, s.b)
+    assert few.primal == pytest.approx(full.primal, rel=1e-13)
+    assert few.primal == pytest.approx(naive_objective(problem, s.Z, s.b), rel=1e-12)
+    assert few.dual <= full.dual + 1e-13  # certify looks for more bounds, never for fewer
+    if s.rank == sum(q.sizes) - 1:  # merged and vanished clusters leave slack in the ray
+        assert few.dual == pytest.approx(full.dual, rel=1e-11)
+
+
+def test_at_any_point_the_bound_stays_below_the_optimum(problem):
+    best = cs.solve(problem).certificate
+    q = quotient(problem)
+    rng = np.random.default_rng(3)
+    for size in (1e-3, 0.1, 2.0):
+        J = q.num_clusters
+        b = rng.normal(size=J) if 0 < problem.lambda_b < INF else np.zeros(J)
+        blocks = Blocks(size * rng.normal(size=J) * (q.sizes > 1), size * rng.normal(size=(J, J)), b)
+        certificate = certify_few(q, blocks)
+        assert certificate.primal == pytest.approx(naive_objective(problem, *lift(q, blocks)), rel=1e-12)
+        assert certificate.dual <= best.primal
+        if problem.lambda_b > 0:
+            assert certificate.dual > -INF
+
+
+def random_problem(rng: np.random.Generator) -> cs.Problem:
+    J = int(rng.integers(1, FEW + 1))
+    sizes = rng.integers(1, 6, size=J) + (J == 1)
+    counts = np.maximum(np.rint(10 ** rng.uniform(0, rng.uniform(0.5, 5), size=J)), 1)
+
+    def spread(values):
+        return np.repeat(values, sizes)
+
+    def maybe(values):
+        return spread(values) if rng.random() < 0.25 else None
+
+    loss = cs.Loss(
+        class_weights=maybe(10 ** rng.uniform(-1, 1, size=J)),
+        offsets=maybe(rng.normal(size=J)),
+        scales=maybe(10 ** rng.uniform(-0.4, 0.4, size=J)),
+        temperatures=maybe(10 ** rng.uniform(-0.4, 0.4, size=J)),
+        smoothing=float(rng.uniform(0, 0.3)) if rng.random() < 0.25 else 0.0,
+    )
+    p = cs.Problem(spread(counts).astype(np.int64), 1.0, float(rng.choice([0.0, INF, 10 ** rng.uniform(-5, 1)])), loss)
+    top = np.max(p.loss_share * p.temperatures * p.scales / np.sqrt(p.mass))
+    return p.replace(lambda_z=float(top * 10 ** rng.uniform(-5, 0.1)))
+
+
+def test_random_problems_are_solved_or_left_to_the_general_algorithm():
+    rng = np.random.default_rng(11)
+    solved = 0
+    for _ in range(150):
+        p = random_problem(rng)
+        q = quotient(p)
+        found = rotation_point(q)
+        if found is None:
+            continue
+        few = certify_few(q, found[0])
+        if few.relative_gap > 1e-9:
+            continue
+        solved += 1
+        full = certify_blocks(q, found[0])
+        assert full.relative_gap <= 1e-9
+        assert few.primal == pytest.approx(full.primal, rel=1e-12, abs=1e-15)
+    assert solved >= 90
+
+
+@pytest.mark.parametrize("offset", [-1e-2, -1e-6, -1e-9, 0.0, 1e-9, 1e-6, 1e-2])
+@pytest.mark.parametrize("lambda_b", [0.0, 0.02, INF])
+def test_on_both_sides_of_a_merge(offset, lambda_b):
+    # JMLR Cor. 4: the minority merges at sqrt(n) / N whatever the bias and the other clusters do
+    p = cs.Problem("500x4,200x3,100x3", math.sqrt(100) / 2900 * (1 + offset), lambda_b)
+    found = rotation_point(quotient(p))
+    assert found is not None
+    assert certify_few(quotient(p), found[0]).relative_gap <= 1e-12
+    s = cs.solve(p)
+    if abs(offset) >= 1e-6:
+        assert s.class_states[-1] == ("merged" if offset > 0 else "separated")
+    assert (np.ptp(s.Z[:, -3:], axis=1).max() == 0.0) == (offset >= 0)
+
+
+def test_lost_rank_is_left_to_the_general_algorithm():
+    for p in (cs.Problem("500x5,100x5", 0.0045, 0.02), cs.Problem("500x5,100x5", 0.01, 0.02), PROBLEMS["distinct"]):
+        q = quotient(p)
+        found = rotation_point(q)
+        assert found is None or certify_few(q, found[0]).relative_gap > 1e-3
+        assert cs.solve(p).certificate.relative_gap <= 1e-9
+
+
+def test_one_cluster_needs_no_step():
+    q = quotient(cs.Problem([100] * 6, 0.004, 0.02))
+    found = rotation_point(q)
+    assert found is not None
+    assert found[1] == 0
+    assert certify_few(q, found[0]).relative_gap <= 1e-12
+
+
+def test_too_few_steps_find_nothing():
+    q = quotient(PROBLEMS["dataset1"])
+    assert rotation_point(q, max_steps=1) is None
+
+
+def test_a_free_bias_out_of_balance_has_no_bound():
+    q = quotient(PROBLEMS["free-bias"])
+    found = rotation_point(q)
+    assert found is not None
+    blocks = replace(found[0], b=found[0].b + np.array([1e-3, 0.0]))
+    assert certify_few(q, blocks).dual == -INF
