@@ -62,6 +62,9 @@ OTHERS: dict[str, Any] = {
     "eval_every": 3,
     "seed": 7,
     "device": "cpu",
+    "devices": 2,
+    "precision": "bf16",
+    "compile": True,
 }
 
 

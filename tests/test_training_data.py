@@ -6,15 +6,19 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import struct
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from collapsar.training import cifar
 from collapsar.training import data as data_module
 from collapsar.training.data import ImageData, imbalanced, load_data
 from collapsar.training.idx import FASHION_MNIST, IdxFile, IdxSet, find_idx_files, read_idx
@@ -75,10 +79,13 @@ def test_fashion_mnist_from_a_folder(tmp_path: Path, gzipped: bool) -> None:
     assert pixel == pytest.approx((data.train_images[3, 0, 2, 1].item() / 255 - 0.2860) / 0.3530, rel=1e-5)
 
 
-@pytest.mark.skipif(not FASHION_MNIST.system_dir.is_dir(), reason="the Debian package is not installed")
+SYSTEM = FASHION_MNIST.system_dir or Path()
+
+
+@pytest.mark.skipif(not SYSTEM.is_dir(), reason="the Debian package is not installed")
 def test_fashion_mnist_of_the_system_is_the_published_one() -> None:
     for file in FASHION_MNIST.files.values():
-        content = gzip.decompress((FASHION_MNIST.system_dir / f"{file.name}.gz").read_bytes())
+        content = gzip.decompress((SYSTEM / f"{file.name}.gz").read_bytes())
         assert hashlib.sha256(content).hexdigest() == file.sha256
     assert load_data("fashion-mnist").class_counts == (6000,) * 10
 
@@ -123,10 +130,14 @@ def test_missing_and_mixed_up_files_are_named(tmp_path: Path) -> None:
 
 
 def test_names_and_folders_that_make_no_sense() -> None:
-    with pytest.raises(ValueError, match="`name` must be one of digits, fashion-mnist, got 'mnist'"):
-        load_data("mnist")
+    with pytest.raises(
+        ValueError, match=r"`name` must be one of cifar10, digits, fashion-mnist, mnist, an .* got 'imagenet'"
+    ):
+        load_data("imagenet")
     with pytest.raises(ValueError, match="`data_dir` must be None for"):
         load_data("digits", "somewhere")
+    with pytest.raises(ValueError, match="`data_dir` must be None where"):
+        load_data("mine.npz", "somewhere")
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -142,7 +153,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
     folder.mkdir()
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield folder, f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()
@@ -251,3 +262,194 @@ def test_image_data_checks_itself(change: dict[str, object], named: str) -> None
     assert good.class_counts == (2, 2)
     with pytest.raises(ValueError, match=named):
         replace(good, **change)  # pyright: ignore[reportArgumentType]
+
+
+_CIFAR_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+
+
+def _cifar_records(number: int, count: int = 4) -> list[tuple[int, np.ndarray]]:
+    """(label, image in rows of (red, green, blue) pixels) of one file, as the format's page describes them."""
+    generator = np.random.default_rng(number)
+    return [
+        (int(generator.integers(10)), generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(count)
+    ]
+
+
+def _cifar_bytes(number: int) -> bytes:
+    """One byte of label, then 1024 of red, 1024 of green, 1024 of blue, each in rows."""
+    return b"".join(
+        bytes(
+            [
+                label,
+                *(int(image[row, column, colour]) for colour in range(3) for row in range(32) for column in range(32)),
+            ]
+        )
+        for label, image in _cifar_records(number)
+    )
+
+
+def _write_cifar(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(_CIFAR_FILES):
+        (folder / name).write_bytes(_cifar_bytes(number))
+
+
+def _cifar_archive() -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for number, name in enumerate(_CIFAR_FILES):
+            content = _cifar_bytes(number)
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def _check_cifar(data: ImageData) -> None:
+    records = [record for number in range(5) for record in _cifar_records(number)]
+    assert data.image_shape == (3, 32, 32)
+    assert data.train_labels.tolist() == [label for label, _ in records]
+    assert np.array_equal(data.train_images.permute(0, 2, 3, 1).numpy(), np.stack([image for _, image in records]))
+    assert data.test_labels.tolist() == [label for label, _ in _cifar_records(5)]
+    green = data.normalised(data.test_images)[1, 1, 7, 30].item()
+    assert green == pytest.approx((int(_cifar_records(5)[1][1][7, 30, 1]) / 255 - 0.4822) / 0.243, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["files", "folder", "archive"])
+def test_cifar_from_a_folder(tmp_path: Path, layout: str) -> None:
+    if layout == "archive":
+        (tmp_path / "cifar-10-binary.tar.gz").write_bytes(_cifar_archive())
+    else:
+        _write_cifar(tmp_path / ("cifar-10-batches-bin" if layout == "folder" else ""))
+    _check_cifar(load_data("cifar10", tmp_path))
+
+
+def test_cifar_from_a_server_then_from_the_cache(
+    tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = served
+    content = _cifar_archive()
+    (folder / "cifar-10-binary.tar.gz").write_bytes(content)
+    monkeypatch.setattr(cifar, "SOURCES", (f"{address}gone/", address))
+    with pytest.raises(ValueError, match=r"could not fetch cifar-10-binary.tar.gz .*404.*hash.*`data_dir`") as caught:
+        cifar.read_cifar(cache_dir=tmp_path / "cache")  # these are not the published bytes
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(cifar, "SHA256", hashlib.sha256(content).hexdigest())
+    first = cifar.read_cifar(cache_dir=tmp_path / "cache")
+    (folder / "cifar-10-binary.tar.gz").unlink()
+    again = cifar.read_cifar(cache_dir=tmp_path / "cache")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert first["train_labels"].tolist() == [label for number in range(5) for label, _ in _cifar_records(number)]
+
+
+def test_damaged_cifar_is_one_clear_line(tmp_path: Path) -> None:
+    _write_cifar(tmp_path / "cut")
+    (tmp_path / "cut" / "data_batch_3.bin").write_bytes(_cifar_bytes(2)[:-1])
+    _write_cifar(tmp_path / "gap")
+    (tmp_path / "gap" / "data_batch_2.bin").unlink()
+    _write_cifar(tmp_path / "label")
+    (tmp_path / "label" / "test_batch.bin").write_bytes(b"\x0a" + _cifar_bytes(5)[1:])
+    for name, content in (("torn", _cifar_archive()[:-200]), ("garbage", b"\x1f\x8bgarbage"), ("page", b"<html>")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cifar-10-binary.tar.gz").write_bytes(content)
+    for name, complaint in (
+        ("cut", "data_batch_3.bin in .* is damaged: its 12291 bytes"),
+        ("gap", "cannot read .*data_batch_2.bin"),
+        ("label", r"`test_labels` must lie in 0..9, got 0?.*10"),
+        ("torn", "is a damaged archive"),
+        ("garbage", "is a damaged archive"),
+        ("page", "is a damaged archive"),
+        ("nowhere", "has neither test_batch.bin nor cifar-10-batches-bin/ nor cifar-10-binary.tar.gz"),
+    ):
+        with pytest.raises(ValueError, match=complaint) as caught:
+            load_data("cifar10", tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_mnist_and_an_unknown_idx_set_from_folders(tmp_path: Path) -> None:
+    contents = _write_fashion(tmp_path, gzipped=True)  # the files of the whole family have the same names
+    data = load_data("mnist", tmp_path)
+    assert (data.name, data.mean, data.image_shape) == ("mnist", (0.1307,), (1, 5, 4))
+    own = load_data(str(tmp_path))
+    assert torch.equal(own.train_images, data.train_images)
+    pixels = np.frombuffer(contents["train_images"][16:], dtype=np.uint8) / 255
+    assert own.mean[0] == pytest.approx(pixels.mean(), rel=1e-12)
+    assert own.std[0] == pytest.approx(pixels.std(ddof=1), rel=1e-12)
+    for path in tmp_path.glob("*.gz"):
+        path.rename(path.with_name(f"emnist-letters-{path.name}"))
+    assert torch.equal(load_data(str(tmp_path)).test_images, data.test_images)
+    next(tmp_path.glob("*train-labels*")).unlink()
+    with pytest.raises(ValueError, match="must hold one IDX file of the train labels"):
+        load_data(str(tmp_path))
+
+
+def _arrays() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {
+        "train_images": generator.integers(0, 256, (20, 6, 5, 3), dtype=np.uint8),
+        "train_labels": np.arange(20) % 4,
+        "test_images": generator.integers(0, 256, (8, 6, 5, 3), dtype=np.uint8),
+        "test_labels": np.arange(8) % 4,
+    }
+
+
+@pytest.mark.parametrize("form", ["named", "keras", "channels first", "fractions", "column labels"])
+def test_npz_in_every_common_form(tmp_path: Path, form: str) -> None:
+    plain = _arrays()
+    arrays = dict(plain)
+    if form == "keras":
+        arrays = dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays.values(), strict=True))
+    elif form == "column labels":
+        arrays["train_labels"] = arrays["train_labels"][:, None].astype(np.uint8)
+    elif form != "named":
+        change = (lambda a: a.transpose(0, 3, 1, 2)) if form == "channels first" else (lambda a: a / 255)
+        arrays |= {name: change(arrays[name]) for name in ("train_images", "test_images")}
+    np.savez(tmp_path / "mine.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    data = load_data(str(tmp_path / "mine.npz"))
+    assert data.name == str(tmp_path / "mine.npz")
+    assert data.class_counts == (5,) * 4
+    for split in ("train", "test"):
+        assert np.array_equal(data.images(split).permute(0, 2, 3, 1).numpy(), plain[f"{split}_images"])
+        assert np.array_equal(data.labels(split).numpy(), plain[f"{split}_labels"])
+    channels = plain["train_images"].reshape(-1, 3) / 255
+    assert data.mean == pytest.approx(channels.mean(axis=0), rel=1e-12)
+    assert data.std == pytest.approx(channels.std(axis=0, ddof=1), rel=1e-12)
+
+
+def test_npz_without_a_test_set_keeps_a_quarter_of_each_class(tmp_path: Path) -> None:
+    images = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), dtype=np.uint8)
+    labels = np.array([0] * 25 + [1] * 15)
+    np.savez(tmp_path / "one.npz", images=images, labels=labels)
+    data = load_data(str(tmp_path / "one.npz"))
+    assert data.train_images[:, 0, 0, 0].tolist() == [*range(18), *range(25, 36)]
+    assert data.test_images[:, 0, 0, 0].tolist() == [*range(18, 25), *range(36, 40)]
+    assert data.test_labels.tolist() == [0] * 7 + [1] * 4
+
+
+def test_npz_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
+    good = _arrays()
+    bad: dict[str, tuple[dict[str, np.ndarray], str]] = {
+        "pickled": ({**good, "train_labels": np.array([{}] * 20)}, "cannot read .* as an .npz file of plain arrays"),
+        "unnamed": ({"a": good["train_images"]}, r"must hold train_images and train_labels, .* got \['a'\]"),
+        "flat": ({**good, "train_images": np.zeros((20, 9), np.uint8)}, r"must be images of shape .* \(20, 9\)"),
+        "hot": ({**good, "train_labels": np.eye(20)}, "train_labels of .* must be whole numbers from 0 on"),
+        "below": ({**good, "train_labels": np.arange(20) - 1}, "must be whole numbers from 0 on"),
+        "scaled": (
+            {**good, "test_images": good["test_images"] / 1.0},
+            r"must lie in \[0, 1\], got .* save them as bytes",
+        ),
+        "nan": ({**good, "test_images": good["test_images"] * np.nan}, r"must lie in \[0, 1\]"),
+        "wide": ({**good, "test_images": good["test_images"].astype(np.int32)}, r"must be bytes .* got int32"),
+        "short": ({**good, "train_labels": np.arange(7)}, "`train_labels` must be int64 of shape"),
+        "uneven": ({"images": good["train_images"], "labels": np.arange(7)}, "one label for each image, got 7 for 20"),
+    }
+    for name, (arrays, complaint) in bad.items():
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ValueError, match=complaint) as caught:
+            load_data(str(path))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "garbage.npz").write_bytes(b"PK garbage")
+    for name in ("garbage", "nowhere"):
+        with pytest.raises(ValueError, match="cannot read"):
+            load_data(str(tmp_path / f"{name}.npz"))

@@ -26,7 +26,7 @@ from collapsar.training.data import imbalanced, load_data
 from collapsar.training.loop import DivergedError, TrainingInterrupted, train
 from collapsar.training.measure import features_and_logits
 from collapsar.training.models import ModelSpec, build_model
-from collapsar.training.penalties import Penalties
+from collapsar.training.penalties import Penalties, penalised_backward
 from collapsar.training.provenance import choose_device
 from collapsar.training.state import TrainResult, load_run
 
@@ -175,8 +175,8 @@ def _after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("place", "calls"),
     [
-        ((loop, "penalised_loss"), 2),  # in the first epoch, before any checkpoint
-        ((loop, "penalised_loss"), 4 * 7 + 2),  # in the middle of a later one
+        ((loop, "penalised_backward"), 2),  # in the first epoch, before any checkpoint
+        ((loop, "penalised_backward"), 4 * 7 + 2),  # in the middle of a later one
         ((RunFolder, "append_record"), 0),  # before the header
         ((RunFolder, "append_record"), 2),  # after the steps of an epoch, before its record
         ((RunFolder, "save"), 5),  # after the record of epoch 6, before its checkpoint
@@ -247,6 +247,7 @@ def test_first_interrupt_saves_and_the_second_is_immediate(tmp_path: Path, unint
     ):
         train(CONFIG, DATA, tmp_path, progress=press)
     assert signal.getsignal(signal.SIGINT) is before
+    assert load_run(tmp_path).epoch == 6  # pressed while epoch 5 was reported
     assert _same(train(CONFIG, DATA, tmp_path), uninterrupted)
     with pytest.raises(TrainingInterrupted, match="nothing is saved"):
         train(CONFIG, DATA, progress=press)
@@ -390,3 +391,109 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_cuda_where_there_is_none() -> None:
     with pytest.raises(ValueError, match="`device` must be one that this machine has, got 'cuda'"):
         choose_device("cuda")
+
+
+def test_start_gives_the_weights_and_its_digest_guards_the_folder(tmp_path: Path, uninterrupted: TrainResult) -> None:
+    start = uninterrupted.model.state_dict()
+    still = replace(CONFIG, learning_rate=1e-30, epochs=2, eval_every=1)
+    moved = train(still, DATA, tmp_path, start=start)
+    parameters = dict(moved.model.named_parameters())
+    assert parameters
+    assert all(torch.equal(value, start[name]) for name, value in parameters.items())
+    assert moved.header["start_digest"]
+    assert uninterrupted.header["start_digest"] == ""
+    assert _same(train(still, DATA, tmp_path, start=start), moved)
+    other = {**start, "head.bias": start["head.bias"] + 1}
+    for wrong in (other, None):
+        with pytest.raises(ValueError, match="another `start`"):
+            train(still, DATA, tmp_path, start=wrong)
+    with pytest.raises(ValueError, match="`start` must be a state_dict") as caught:
+        train(replace(CONFIG, model=ModelSpec("mlp", widths=(12,))), DATA, start=start)
+    assert "\n" not in str(caught.value)
+    assert load_run(tmp_path).header["start_digest"] == moved.header["start_digest"]
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("model", [ModelSpec("cnn", (4, 8, 16)), ModelSpec("resnet18", (3, 4, 5, 12))], ids=str)
+def test_convolutions_resume_in_the_same_bits(
+    model: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, model=model, epochs=3, eval_every=1)
+    whole = train(config, DATA)
+    with monkeypatch.context() as crash:
+        crash.setattr(loop, "penalised_backward", _after(6, penalised_backward))
+        with pytest.raises(_PowerCutError):
+            train(config, DATA, tmp_path)
+    assert load_run(tmp_path).epoch == 1
+    assert _same(train(config, DATA, tmp_path), whole)
+    assert _same(load_run(tmp_path), whole)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_warm_started_run_resumes_in_the_same_bits(
+    tmp_path: Path, uninterrupted: TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = uninterrupted.model.state_dict()
+    config = replace(CONFIG, seed=3, epochs=4)
+    whole = train(config, DATA, start=start)
+    assert _bits(whole) != _bits(train(config, DATA))
+    with monkeypatch.context() as crash:
+        crash.setattr(loop, "penalised_backward", _after(9, penalised_backward))
+        with pytest.raises(_PowerCutError):
+            train(config, DATA, tmp_path, start=start)
+    assert _same(train(config, DATA, tmp_path, start=start), whole)
+
+
+def test_bfloat16_trains_the_same_network_roughly_and_measures_it_exactly(
+    tmp_path: Path, uninterrupted: TrainResult
+) -> None:
+    config = replace(CONFIG, precision="bf16")
+    result = train(config, DATA, tmp_path)
+    assert all(parameter.dtype == torch.float32 for parameter in result.model.parameters())
+    assert _bits(result) != _bits(uninterrupted)
+    assert result.records[-1]["train_loss"] == pytest.approx(uninterrupted.records[-1]["train_loss"], abs=0.05)
+    loaded = load_run(tmp_path).model.eval()
+    loaded.body_dtype = torch.float32
+    images = imbalanced(DATA, CONFIG.class_counts).normalised(DATA.test_images)
+    assert torch.equal(loaded(images)[0], result.model.eval()(images)[0])  # evaluation is float32 either way
+
+
+def test_products_are_exact_while_training_and_the_setting_returns() -> None:
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # pyright: ignore[reportAttributeAccessIssue]
+    before = [backend.fp32_precision for backend in backends]
+    seen: list[object] = []
+
+    def note(*_: object) -> None:
+        seen.extend(backend.fp32_precision for backend in backends)
+
+    train(replace(CONFIG, epochs=1), DATA, progress=note)
+    assert seen == ["ieee", "ieee"]
+    assert [backend.fp32_precision for backend in backends] == before
+
+
+@pytest.mark.slow  # a C++ compiler runs
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where it imports its compiler
+def test_a_compiled_network_trains_the_same_to_rounding(uninterrupted: TrainResult) -> None:
+    compiled = train(replace(CONFIG, compile=True), DATA)
+    pairs = zip(compiled.model.state_dict().values(), uninterrupted.model.state_dict().values(), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where it imports its compiler
+@pytest.mark.parametrize(
+    ("change", "rtol"),
+    [({}, 1e-3), ({"precision": "bf16"}, 0.1), ({"compile": True}, 1e-3)],
+    ids=["exact", "bf16", "graphs"],
+)
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_a_gpu_trains_what_the_cpu_does(name: str, change: dict[str, Any], rtol: float, tmp_path: Path) -> None:
+    """Same weights and order at the start; six epochs at a small rate keep the paths of rounding together."""
+    model = ModelSpec(name, widths=(16, 12) if name == "mlp" else (4, 8, 12))
+    config = replace(CONFIG, model=model, epochs=6, learning_rate=0.01, device="cpu")
+    on_cpu = train(config, DATA).records[-1]
+    on_gpu = train(replace(config, device="cuda", **change), DATA, tmp_path)
+    assert on_gpu.records[-1]["train_loss"] == pytest.approx(on_cpu["train_loss"], rel=rtol)
+    assert on_gpu.model.head.weight.is_cuda
+    assert load_run(tmp_path).records == on_gpu.records

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from collapsar.training.config import TrainConfig
 from collapsar.training.data import imbalanced, load_data
+from collapsar.training.loop import train
 from collapsar.training.measure import HeadGradient, evaluate, features_and_logits, head_gradient
 from collapsar.training.models import FeatureNetwork, ModelSpec, build_model
 from collapsar.training.penalties import Penalties
@@ -121,3 +123,37 @@ def test_evaluate_counts_like_numpy() -> None:
     for label in (0, 1, 2, 3, 4, 5, 6, 8, 9):
         assert got["test_class_accuracies"][label] == pytest.approx(right[labels == label].mean())
     assert got["stationarity"] == head_gradient(model, data, Penalties(0.1, 0.01, 0.3)).relative
+
+
+def test_balanced_majority_and_minority_accuracy_are_means_over_classes() -> None:
+    got = evaluate(_model(), DATA, Penalties(0.1, 0.01, 0.3))
+    shares = got["test_class_accuracies"]  # the first five classes have 12 training images, the others 5
+    assert got["test_balanced_accuracy"] == pytest.approx(np.mean(shares))
+    assert got["test_majority_accuracy"] == pytest.approx(np.mean(shares[:5]))
+    assert got["test_minority_accuracy"] == pytest.approx(np.mean(shares[5:]))
+    assert np.mean(shares[:5]) != pytest.approx(np.mean(shares[5:]))
+
+
+def test_effective_penalties_balance_head_and_class_means() -> None:
+    model = _model()
+    got = evaluate(model, DATA, Penalties(0.2, 0.01, 0.3))
+    with torch.no_grad():
+        features = model(DATA.normalised(DATA.train_images))[1].double().numpy()
+    labels = DATA.train_labels.numpy()
+    mass = sum(n * (features[labels == k].mean(axis=0) ** 2).sum() for k, n in enumerate(DATA.class_counts))
+    lambda_h = 0.2 * float(model.head.weight.detach().double().square().sum()) / mass
+    assert got["effective_lambda_h"] == pytest.approx(lambda_h, rel=1e-5)
+    assert got["effective_lambda_z"] == pytest.approx(math.sqrt(0.2 * lambda_h), rel=1e-5)
+    assert (got["effective_lambda_w"], got["effective_lambda_b"]) == (0.2, 0.3)
+    without = evaluate(model, DATA, Penalties(0.0, 0.01, 0.3))
+    assert math.isnan(without["effective_lambda_h"])
+    assert math.isnan(without["effective_lambda_z"])
+
+
+def test_a_trained_network_shows_the_feature_penalty_it_was_given() -> None:
+    """At a stationary point the balance of head and features gives back λ_H: the loss's own, found without it."""
+    penalties = Penalties(0.05, 0.0008, 0.02)
+    config = TrainConfig("digits", (60,) * 10, penalties, epochs=120, model=ModelSpec("mlp", (64, 64)), clip_norm=1.0)
+    last = train(replace(config, eval_every=120, device="cpu"), load_data("digits")).records[-1]
+    assert last["effective_lambda_h"] == pytest.approx(penalties.lambda_h, rel=0.03)
+    assert last["effective_lambda_z"] == pytest.approx(penalties.lambda_z, rel=0.03)

@@ -61,12 +61,127 @@ def test_initial_variances_keep_the_scale(feature_relu: bool, last_gain: float) 
 
 def test_bad_models_are_refused() -> None:
     for make, named in (
-        (lambda: ModelSpec("resnet999"), "`name` must be one of cnn, mlp"),
+        (lambda: ModelSpec("resnet999"), "`name` must be one of cnn, mlp, resnet18, vgg11, vgg13"),
         (lambda: ModelSpec(widths=(0,)), "`widths` must be"),
         (lambda: ModelSpec(widths=(2.5,)), "`widths` must be"),  # pyright: ignore[reportArgumentType]
         (lambda: build_model(ModelSpec(widths=(64, 9)), (1, 8, 8), 10), "got 9 features for 10 classes"),
         (lambda: build_model(ModelSpec("cnn", (8, 8, 8, 8, 16)), (1, 8, 8), 10), "too many for 8x8"),
         (lambda: build_model("mlp", (1, 8, 8), 1), "`num_classes` must be at least 2"),
+        (
+            lambda: build_model(ModelSpec("vgg11", (64,)), (1, 8, 8), 10),
+            r"`widths` of 'vgg11' .* 2 entries, got \(64,\)",
+        ),
+        (lambda: ModelSpec(widths=(16, 16), layers_above_norm=3), r"`layers_above_norm` .* in 0..2 .* got 3"),
+        (lambda: ModelSpec(widths=(16, 16), layers_above_norm=-1), "`layers_above_norm`"),
+        (lambda: ModelSpec("cnn", layers_above_norm=1), '`layers_above_norm` is for "mlp" alone'),
     ):
         with pytest.raises(ValueError, match=named):
             make()
+
+
+@pytest.mark.parametrize("layers_above", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_norm_stands_where_that_many_linear_layers_remain(layers_above: int, batch_norm: bool) -> None:
+    """Counted on the module list: the linear layers behind the last norm asked for, and the ReLU right after it."""
+    widths = (20, 19, 18, 17)
+    plain = build_model(ModelSpec("mlp", widths, batch_norm=batch_norm), (1, 4, 4), 10)
+    spec = ModelSpec("mlp", widths, batch_norm=batch_norm, layers_above_norm=layers_above)
+    layers = [*build_model(spec, (1, 4, 4), 10).body, build_model(spec, (1, 4, 4), 10).head]  # pyright: ignore[reportGeneralTypeIssues]
+    kinds = [type(layer).__name__ for layer in layers]
+    normed = [i for i, kind in enumerate(kinds) if kind == "BatchNorm1d"]
+    at = [i for i in normed if kinds[i:].count("Linear") == layers_above]
+    assert len(at) == 1
+    assert kinds[at[0] - 1 : at[0] + 2] == ["Linear", "BatchNorm1d", "ReLU"]
+    assert layers[at[0] - 1].bias is None
+    before = sum(isinstance(module, nn.BatchNorm1d) for module in plain.modules())
+    assert len(normed) == (1 if not batch_norm else before + (layers_above == 1))
+
+
+def test_bfloat16_is_for_the_body_in_training_alone() -> None:
+    model = build_model(ModelSpec("mlp", (64, 64)), (1, 8, 8), 10, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    exact, exact_h = model(images)
+    model.body_dtype = torch.bfloat16
+    logits, h = model(images)
+    assert logits.dtype == h.dtype == torch.float32
+    assert torch.equal(h, h.bfloat16().float())  # the body's numbers are bfloat16 ones
+    assert not torch.equal(h, exact_h)
+    assert torch.allclose(logits, torch.nn.functional.linear(h, model.head.weight, model.head.bias))  # the head's not
+    assert torch.allclose(h, exact_h, rtol=0.05, atol=0.05)
+    model.eval()
+    assert torch.equal(model(images)[0], exact)
+
+
+# Parameters with 10 classes and 3 channels. ResNet18: the widely quoted 11.17 M of its 32x32 form. VGG: torchvision's
+# published totals, 132 863 336 and 133 047 848, less its classifier for 7x7 maps and 1000 classes
+# (25088*4096 + 4096, 4096*4096 + 4096, 4096*1000 + 1000) leave the convolutions with biases; ours have a scale and a
+# shift for each of 2752 and 2944 channels in place of a bias, and 512-4096-4096-10 on top.
+_TOP = 512 * 4096 + 2 * 4096 + 4096 * 4096 + 4096 + 4096 * 10 + 10
+_SEVENS = 25088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "num_features", "parameters"),
+    [
+        ("resnet18", 512, 11_173_962),
+        ("vgg11", 4096, 132_863_336 - _SEVENS + 2752 + _TOP),
+        ("vgg13", 4096, 133_047_848 - _SEVENS + 2944 + _TOP),
+    ],
+)
+def test_the_papers_networks_have_the_published_size(name: str, num_features: int, parameters: int) -> None:
+    with torch.device("meta"):
+        model = build_model(name, (3, 32, 32), 10)
+        logits, features = model(torch.empty(2, 3, 32, 32))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert (tuple(logits.shape), tuple(features.shape)) == ((2, 10), (2, num_features))
+
+
+def test_resnet_maps_have_the_published_shapes() -> None:
+    """JMLR Sec. 4 and He et al. (2016): 64 to 512 channels at 32, 16, 8 and 4 pixels, then one pooling of 4x4."""
+    shapes = []
+    with torch.device("meta"):
+        body = build_model("resnet18", (3, 32, 32), 10).body
+        for layer in body.children():
+            layer.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape[1:])))
+        body(torch.empty(2, 3, 32, 32))
+    assert shapes[3:] == [
+        *((64, 32, 32),) * 3,
+        *((128, 16, 16),) * 2,
+        *((256, 8, 8),) * 2,
+        *((512, 4, 4),) * 2,
+        (512, 1, 1),
+        (512,),
+    ]
+
+
+@pytest.mark.parametrize("feature_relu", [False, True])
+@pytest.mark.parametrize(("name", "widths"), [("resnet18", (4, 6, 8, 12)), ("vgg11", (24, 16)), ("vgg13", (24, 16))])
+def test_the_papers_networks_take_any_image_and_sign_their_features(
+    name: str, widths: tuple[int, ...], feature_relu: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(ModelSpec(name, widths, feature_relu=feature_relu), (1, 28, 28), 10, generator=generator)
+    images = torch.randn(6, 1, 28, 28, generator=generator)
+    logits, features = model(images)
+    assert features.shape == (6, widths[-1])
+    assert bool((features >= 0).all()) == feature_relu
+    (logits.sum() + features.sum()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.eval()
+    resized = torch.nn.functional.interpolate(images, (32, 32), mode="bilinear")
+    assert torch.allclose(model(resized)[1], model(images)[1], atol=1e-5)
+    last = [layer for layer in model.body.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert len(last) == {"resnet18": 20, "vgg11": 9, "vgg13": 11}[name]
+
+
+def test_a_residual_block_is_the_sum_of_its_parts() -> None:
+    """relu(bn2(conv2(relu(bn1(conv1 x)))) + x), written with functions."""
+    model = build_model(ModelSpec("resnet18", (3, 4, 5, 6)), (1, 32, 32), 3, generator=torch.Generator().manual_seed(0))
+    block = list(model.body.children())[4].eval()
+    state = dict(block.named_parameters())
+    x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    y = x
+    for conv, relu in (("residual.0.weight", True), ("residual.3.weight", False)):
+        y = torch.nn.functional.conv2d(y, state[conv], padding=1) / (1 + 1e-5) ** 0.5  # fresh statistics: 0 and 1
+        y = y.clamp(min=0) if relu else y
+    assert torch.allclose(block(x), (x + y).clamp(min=0), atol=1e-5)

@@ -10,6 +10,7 @@ from torch import nn
 
 from collapsar.training.penalties import (
     Penalties,
+    penalised_backward,
     penalised_loss,
     penalties_for,
     scaled,
@@ -124,3 +125,27 @@ def test_warm_start_and_weight_decay_change_what_they_should() -> None:
     assert scaled(penalties, 0.5) == Penalties(0.15, 0.01, 0.5)
     assert with_weight_decay(penalties, 0.25) == Penalties(0.55, 0.02, 0.75)
     assert with_weight_decay(Penalties(0.3, 0.02), 0.25).lambda_b == math.inf
+
+
+@pytest.mark.parametrize(
+    ("penalties", "bias"),
+    [
+        (Penalties(0.3, 0.02, 0.5), True),
+        (Penalties(0.3, 0.0, 0.0), True),
+        (Penalties(0.3, 0.02, math.inf), False),
+        (Penalties(0.0, 0.0, 0.0), True),
+    ],
+)
+def test_gradient_without_the_loss_is_the_losses(penalties: Penalties, bias: bool) -> None:
+    head, features, labels = _problem(bias)
+    scale = torch.full((features.shape[1],), 1.5, dtype=torch.float64, requires_grad=True)  # a body of one parameter
+    parameters = [scale, *head.parameters()]
+    h = features * scale
+    wanted = torch.autograd.grad(penalised_loss(head(h), h, labels, head, penalties, 3 * N), parameters)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 7.0)  # it adds
+    h = features * scale
+    penalised_backward((head(h), h), labels, head, penalties, 3 * N, 1 / len(labels))
+    for parameter, gradient in zip(parameters, wanted, strict=True):
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad - 7, gradient, rtol=1e-10, atol=1e-13)

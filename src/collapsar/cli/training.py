@@ -20,7 +20,13 @@ from collapsar.files import write_atomically
 
 __all__ = ["demo", "train"]
 
-Data = Annotated[str, typer.Option("--data", help="digits (inside scikit-learn) or fashion-mnist.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="digits (inside scikit-learn), fashion-mnist, mnist, cifar10; or an .npz file or a folder of IDX files.",
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder that holds the data set, if it is not in a standard place."),
@@ -33,7 +39,9 @@ Seed = Annotated[int, typer.Option("--seed", help="Of the initial weights and of
 
     collapsar train --data digits --counts 100x5,20x5 --lambda-z 0.005 --lambda-b 0.02 --out runs/first
 
-    collapsar train --data fashion-mnist --counts exp:500:10:10 --lambda-w 0.05 --lambda-h 5e-4 --out runs/tail"""
+    collapsar train --data fashion-mnist --counts exp:500:10:10 --lambda-w 0.05 --lambda-h 5e-4 --out runs/tail
+
+    collapsar train --data my.npz --counts 500x3,50x3 --lambda-z 0.003 --devices 2 --accelerator cpu --out runs/mine"""
 )
 def train(
     counts: Annotated[
@@ -46,7 +54,7 @@ def train(
     lambda_w: LambdaW = None,
     lambda_h: LambdaH = None,
     lambda_b: LambdaB = float("inf"),
-    model: Annotated[str, typer.Option("--model", help="mlp (perceptron) or cnn (small convolutional).")] = "mlp",
+    model: Annotated[str, typer.Option("--model", help="mlp, cnn, or the paper's resnet18, vgg11, vgg13.")] = "mlp",
     signed: Annotated[bool, typer.Option("--signed", help="Leave out the last ReLU: signed features.")] = False,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training images.")] = 400,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images per step.")] = 128,
@@ -54,7 +62,10 @@ def train(
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="SGD's, on all parameters, on top.")] = 0.0,
     stop_at: Annotated[float, typer.Option("--stop-at", help="Stop once the head is this stationary; 0: never.")] = 0.0,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
+    device: Annotated[str, typer.Option("--device", "--accelerator", help="auto, cpu, cuda, ...")] = "auto",
+    devices: Annotated[int, typer.Option("--devices", help="Processes that share each batch.")] = 1,
+    precision: Annotated[str, typer.Option("--precision", help="float32, or bf16 for the body.")] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming what is in --out.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -87,6 +98,9 @@ def train(
         eval_every=max(1, epochs // 25),
         seed=seed,
         device=device,
+        devices=devices,
+        precision=precision,
+        compile=compiled,
     )
     images = imbalanced(load_data(data, data_dir), config.class_counts)
     with _bars() as bar:

@@ -12,7 +12,9 @@ Example:
 
 from collapsar.training.checkpoint import load_records
 from collapsar.training.config import TrainConfig
+from collapsar.training.criteria import MatchedCrossEntropy
 from collapsar.training.data import DATASETS, ImageData, imbalanced, load_data
+from collapsar.training.groups import param_groups
 from collapsar.training.idx import read_idx
 from collapsar.training.loop import DivergedError, TrainingInterrupted, train
 from collapsar.training.measure import HeadGradient, evaluate, features_and_logits, head_gradient
@@ -24,17 +26,21 @@ from collapsar.training.penalties import (
     scaled,
     with_weight_decay,
 )
+from collapsar.training.prior import fold_into_bias, prior_correction
 from collapsar.training.provenance import choose_device
 from collapsar.training.recipes import DEMO_RECIPES, demo_config
+from collapsar.training.sampler import ClassAwareSampler
 from collapsar.training.state import TrainResult, load_run
 
 __all__ = [
     "DATASETS",
     "DEMO_RECIPES",
+    "ClassAwareSampler",
     "DivergedError",
     "FeatureNetwork",
     "HeadGradient",
     "ImageData",
+    "MatchedCrossEntropy",
     "ModelSpec",
     "Penalties",
     "TrainConfig",
@@ -45,13 +51,16 @@ __all__ = [
     "demo_config",
     "evaluate",
     "features_and_logits",
+    "fold_into_bias",
     "head_gradient",
     "imbalanced",
     "load_data",
     "load_records",
     "load_run",
+    "param_groups",
     "penalised_loss",
     "penalties_for",
+    "prior_correction",
     "read_idx",
     "scaled",
     "train",

@@ -38,6 +38,7 @@ class Checkpoint:
         finished: Empty while epochs remain, else why the run ended: "epochs" or "stationary".
         image_shape: (C, H, W).
         num_classes: K.
+        start_digest: Hash of the weights the run was started from, empty for fresh ones.
     """
 
     tensors: Mapping[str, Tensor]
@@ -49,6 +50,7 @@ class Checkpoint:
     finished: str
     image_shape: tuple[int, int, int]
     num_classes: int
+    start_digest: str = ""
 
 
 class RunFolder:

@@ -9,11 +9,15 @@ from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from collapsar.training.data import whole_counts
 from collapsar.training.models import ModelSpec
 from collapsar.training.penalties import Penalties, scaled
 
-__all__ = ["TrainConfig"]
+__all__ = ["PRECISIONS", "TrainConfig"]
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class TrainConfig:
         eval_every: Epochs between evaluations, >= 1; the last epoch is always evaluated.
         seed: Of the initial weights and of the order of the images.
         device: "auto" (a CUDA device if there is one, else the CPU) or any name torch knows.
+        devices: Processes, >= 1, each with a share of every batch: one GPU each, or on the CPU one core's worth of
+            work each. The result is that of one process to rounding.
+        precision: "float32": every product in float32. "bf16": the body's products in bfloat16 while training; the
+            weights, the head, the loss with its penalties and every evaluation stay float32.
+        compile: Run the network through ``torch.compile``, with CUDA graphs on a GPU, where launching the kernels of
+            small batches takes longer than the kernels; it pays after a minute or so of compiling.
 
     Raises:
         ValueError: A value is outside the range above.
@@ -75,6 +85,9 @@ class TrainConfig:
     eval_every: int = 10
     seed: int = 0
     device: str = "auto"
+    devices: int = 1
+    precision: str = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_counts", whole_counts(self.class_counts))
@@ -91,6 +104,9 @@ class TrainConfig:
             "stop_at": ("finite and >= 0 (0: never)", 0 <= self.stop_at < math.inf),
             "eval_every": ("a whole number >= 1", isinstance(self.eval_every, int) and self.eval_every >= 1),
             "seed": ("a whole number in [0, 2^63)", isinstance(self.seed, int) and 0 <= self.seed < 2**63),
+            "devices": ("a whole number >= 1", isinstance(self.devices, int) and self.devices >= 1),
+            "compile": ("True or False", isinstance(self.compile, bool)),
+            "precision": (f"one of {', '.join(PRECISIONS)}", self.precision in PRECISIONS),
             "learning_rate_steps": (
                 "(fraction, factor) pairs, fractions from 0 increasing below 1, factors positive and finite",
                 _are_steps(self.learning_rate_steps),

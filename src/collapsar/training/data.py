@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collapsar.training.idx import FASHION_MNIST, find_idx_files, read_idx
+from collapsar.training.arrays import read_npz
+from collapsar.training.cifar import CLASS_NAMES, read_cifar
+from collapsar.training.idx import FASHION_MNIST, MNIST, IdxSet, find_idx_files, idx_files_in, read_idx
 
 __all__ = ["DATASETS", "ImageData", "imbalanced", "load_data", "whole_counts"]
 
@@ -114,19 +116,25 @@ class ImageData:
 
     def normalised(self, images: Tensor) -> Tensor:
         """Bytes of shape (B, C, H, W) as float32 with mean 0 and standard deviation 1, where they lie."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).reshape(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).reshape(-1, 1, 1)
+        mean, std = self._moments.to(images.device)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    @cached_property
+    def _moments(self) -> Tensor:
+        """Mean and deviation, shape (2, C, 1, 1), where the images lie: a copy from the host would stall a GPU."""
+        values = torch.tensor((self.mean, self.std), dtype=torch.float32, device=self.train_images.device)
+        return values[:, :, None, None]
 
 
 def load_data(name: str, data_dir: str | Path | None = None) -> ImageData:
     """A whole data set.
 
     Args:
-        name: "digits" (inside scikit-learn: 1797 images of 8x8, 10 classes) or "fashion-mnist" (70000 of
-            28x28).
-        data_dir: Folder with the set's files, where it has any. Where None they are looked for where Debian's
-            package puts them, then in the user's cache, and fetched with a checksum at last.
+        name: "digits" (inside scikit-learn: 1797 images of 8x8, 10 classes), "fashion-mnist" or "mnist" (70000 of
+            28x28), "cifar10" (60000 of 3x32x32); or a path of one's own: an .npz file (see ``read_npz``) or a folder
+            with four IDX files.
+        data_dir: Folder with the set's files, where it has any; nothing is fetched then. Where None they are looked
+            for where Debian's package puts them, then in the user's cache, and fetched with a checksum at last.
 
     Raises:
         ValueError: The name is unknown, or a file is missing, damaged or cannot be fetched.
@@ -135,9 +143,15 @@ def load_data(name: str, data_dir: str | Path | None = None) -> ImageData:
         >>> min(load_data("digits").class_counts)
         130
     """
-    if name not in DATASETS:
-        raise ValueError(f"`name` must be one of {', '.join(sorted(DATASETS))}, got {name!r}")
-    return DATASETS[name](None if data_dir is None else Path(data_dir))
+    if name in DATASETS:
+        return DATASETS[name](None if data_dir is None else Path(data_dir))
+    if not (name.endswith(".npz") or Path(name).is_dir()):
+        raise ValueError(
+            f"`name` must be one of {', '.join(sorted(DATASETS))}, an .npz file or a folder of IDX files, got {name!r}"
+        )
+    if data_dir is not None:
+        raise ValueError(f"`data_dir` must be None where `name` is itself a path, got {str(data_dir)!r}; leave it out")
+    return _own(name, read_npz(Path(name)) if name.endswith(".npz") else _idx_tensors(idx_files_in(Path(name))))
 
 
 def whole_counts(class_counts: Iterable[int]) -> tuple[int, ...]:
@@ -209,25 +223,82 @@ def _digits(data_dir: Path | None) -> ImageData:
     bunch: Any = datasets.load_digits()
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # 0..16 to 0..255
     labels = torch.from_numpy(bunch.target).long()
-    members = [(labels == label).nonzero().flatten() for label in range(10)]
-    train = torch.cat([rows[: len(rows) * 3 // 4] for rows in members]).sort().values
-    test = torch.cat([rows[len(rows) * 3 // 4 :] for rows in members]).sort().values
-    pixels = images[train].double() / 255
+    return _own("digits", {"train_images": images, "train_labels": labels})
+
+
+def _own(name: str, tensors: dict[str, Tensor]) -> ImageData:
+    """A set that says nothing about itself: classes are numbered, mean and deviation those of its training images.
+
+    Where there is no test set, the first three quarters of each class train and the rest test.
+    """
+    if "test_images" not in tensors:
+        images, labels = tensors["train_images"], tensors["train_labels"]
+        if len(labels) != len(images):
+            raise ValueError(f"{name} must have one label for each image, got {len(labels)} for {len(images)}")
+        members = [(labels == label).nonzero().flatten() for label in range(int(labels.max()) + 1)]
+        for split, part in (("train", slice(0, 3)), ("test", slice(3, 4))):
+            rows = torch.cat([rows[_quarters(len(rows), part)] for rows in members]).sort().values
+            tensors = {**tensors, f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
+    num_classes = int(torch.cat((tensors["train_labels"], tensors["test_labels"])).max()) + 1
+    mean, std = _moments(tensors["train_images"])
     return ImageData(
-        name="digits",
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        class_names=tuple(str(label) for label in range(10)),
-        mean=(float(pixels.mean()),),
-        std=(float(pixels.std()),),
+        name=name, class_names=tuple(str(label) for label in range(num_classes)), mean=mean, std=std, **tensors
     )
+
+
+def _quarters(size: int, part: slice) -> slice:
+    return slice(size * part.start // 4, size * part.stop // 4)
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in units of the full range.
+
+    From counts of the 256 values, in float64: no copy of the images, no rounding to speak of.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        total = counts.sum()
+        mean = float(counts @ values / total)
+        means.append(mean)
+        deviations.append(float((counts @ (values - mean).square() / (total - 1)).sqrt()))
+    return tuple(means), tuple(deviations)
 
 
 def _fashion_mnist(data_dir: Path | None) -> ImageData:
     """Xiao, Rasul and Vollgraf (arXiv 1708.07747); mean and deviation as the paper's experiments use them."""
-    paths = find_idx_files(FASHION_MNIST, data_dir)
+    names = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+    return _idx_data(FASHION_MNIST, data_dir, names, (0.2860, 0.3530))
+
+
+def _mnist(data_dir: Path | None) -> ImageData:
+    """LeCun, Cortes and Burges (1998); mean and deviation are those of its 60000 training images."""
+    return _idx_data(MNIST, data_dir, tuple(str(label) for label in range(10)), (0.1307, 0.3081))
+
+
+def _cifar10(data_dir: Path | None) -> ImageData:
+    """Krizhevsky (2009); mean and deviation as the paper's experiments use them."""
+    return ImageData(
+        name="cifar10",
+        class_names=CLASS_NAMES,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.247, 0.243, 0.261),
+        **read_cifar(data_dir),
+    )
+
+
+def _idx_data(
+    idx_set: IdxSet, data_dir: Path | None, class_names: tuple[str, ...], moments: tuple[float, float]
+) -> ImageData:
+    tensors = _idx_tensors(find_idx_files(idx_set, data_dir))
+    return ImageData(name=idx_set.name, class_names=class_names, mean=moments[:1], std=moments[1:], **tensors)
+
+
+def _idx_tensors(paths: dict[str, Path]) -> dict[str, Tensor]:
     tensors = {}
     for role, path in paths.items():
         tensor, dimensions = read_idx(path), 3 if role.endswith("images") else 1
@@ -236,17 +307,13 @@ def _fashion_mnist(data_dir: Path | None) -> ImageData:
                 f"{path} must have {dimensions} dimensions, it has {tensor.ndim}; the files may be mixed up"
             )
         tensors[role] = tensor[:, None] if dimensions == 3 else tensor.long()
-    return ImageData(
-        name=FASHION_MNIST.name,
-        class_names=(
-            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        ),
-        mean=(0.2860,),
-        std=(0.3530,),
-        **tensors,
-    )
+    return tensors
 
 
 # A further data set is one more entry: a function from the data folder, or None, to an ImageData.
-DATASETS: dict[str, Callable[[Path | None], ImageData]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+DATASETS: dict[str, Callable[[Path | None], ImageData]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+}

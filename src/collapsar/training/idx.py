@@ -7,8 +7,8 @@ big-endian 32-bit number, then the bytes. Files may be gzipped. Nothing here is 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["FASHION_MNIST", "IdxFile", "IdxSet", "find_idx_files", "read_idx"]
+from collapsar.training.fetch import NoSourceError, fetch, first_line, sha256_of
+
+__all__ = ["FASHION_MNIST", "MNIST", "IdxFile", "IdxSet", "find_idx_files", "idx_files_in", "read_idx"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ class IdxSet:
         name: The data set's name.
         files: Its files under the roles "train_images", "train_labels", "test_images", "test_labels".
         sources: Addresses to which the file name and ".gz" are appended, tried in order.
-        system_dir: Where the operating system's package puts the files.
+        system_dir: Where the operating system's package puts the files; None where there is no package.
         package: The name of that package, for the error message.
     """
 
     name: str
     files: Mapping[str, IdxFile]
     sources: tuple[str, ...]
-    system_dir: Path
-    package: str
+    system_dir: Path | None = None
+    package: str = ""
 
 
 FASHION_MNIST = IdxSet(
@@ -89,6 +91,37 @@ FASHION_MNIST = IdxSet(
 )
 
 
+MNIST = IdxSet(
+    name="mnist",
+    files={
+        "train_images": IdxFile(
+            "train-images-idx3-ubyte",
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        ),
+        "train_labels": IdxFile(
+            "train-labels-idx1-ubyte",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        ),
+        "test_images": IdxFile(
+            "t10k-images-idx3-ubyte",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        ),
+        "test_labels": IdxFile(
+            "t10k-labels-idx1-ubyte",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    },
+    sources=(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+)
+
+
 def find_idx_files(idx_set: IdxSet, data_dir: Path | None = None, cache_dir: Path | None = None) -> dict[str, Path]:
     """The four files of a set, fetched where they are nowhere on this machine.
 
@@ -108,9 +141,34 @@ def find_idx_files(idx_set: IdxSet, data_dir: Path | None = None, cache_dir: Pat
         return _files_in(
             idx_set, data_dir, f'call with data_dir=None to use the system\'s copy or fetch "{idx_set.name}"'
         )
-    if idx_set.system_dir.is_dir():
+    if idx_set.system_dir is not None and idx_set.system_dir.is_dir():
         return _files_in(idx_set, idx_set.system_dir, f"reinstall the package {idx_set.package}")
     return {role: _fetched(idx_set, file, cache_dir) for role, file in idx_set.files.items()}
+
+
+def idx_files_in(folder: Path) -> dict[str, Path]:
+    """The four files of any set in a folder, told apart by "train" or "t10k" or "test", and "images" or "labels".
+
+    Raises:
+        ValueError: One of the four is missing or not the only one of its kind.
+    """
+    found = {}
+    for role, words in {
+        "train_images": ("train", "images"),
+        "train_labels": ("train", "labels"),
+        "test_images": ("t10k|test", "images"),
+        "test_labels": ("t10k|test", "labels"),
+    }.items():
+        split, kind = words
+        paths = [path for path in sorted(folder.iterdir()) if re.search(f"({split}).*{kind}.*ubyte", path.name)]
+        if len(paths) != 1:
+            raise ValueError(
+                f"{folder} must hold one IDX file of the {split.replace('|', ' or ')} {kind}, named like "
+                f"{split.split('|')[0]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte.gz, got "
+                f"{[path.name for path in paths]}"
+            )
+        found[role] = paths[0]
+    return found
 
 
 def _files_in(idx_set: IdxSet, folder: Path, way_out: str) -> dict[str, Path]:
@@ -126,32 +184,19 @@ def _files_in(idx_set: IdxSet, folder: Path, way_out: str) -> dict[str, Path]:
 
 def _fetched(idx_set: IdxSet, file: IdxFile, cache_dir: Path | None) -> Path:
     """The file in the cache, downloaded where it is missing or damaged."""
-    import pooch  # only here, so that embedded data sets need nothing but torch and scikit-learn
-
-    folder = Path(cache_dir or pooch.os_cache("collapsar")) / idx_set.name
-    failures = []
-    for source in idx_set.sources:
-        try:
-            # pooch downloads beside the target, compares the checksum and only then moves: no half files.
-            path = pooch.retrieve(f"{source}{file.name}.gz", f"md5:{file.md5}", fname=f"{file.name}.gz", path=folder)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
-            failures.append(f"{source}: {type(error).__name__}, {_first_line(error)[:60]}")
-            continue
-        if hashlib.sha256(_content(Path(path))).hexdigest() == file.sha256:
-            return Path(path)
-        Path(path).unlink()
-        failures.append(f"{source}: the content's sha256 is not the published one")
-    raise ValueError(
-        f"could not fetch {file.name}.gz of {idx_set.name} ({'; '.join(failures)}); put the four files into "
-        f"a folder and name it as `data_dir`, or install Debian's package {idx_set.package}"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    try:
+        return fetch(
+            [f"{source}{file.name}.gz" for source in idx_set.sources],
+            f"md5:{file.md5}",
+            (cache_dir or Path()) / idx_set.name,
+            (lambda path: sha256_of(_content(path)), file.sha256),
+        )
+    except NoSourceError as error:
+        package = f", or install Debian's package {idx_set.package}" if idx_set.package else ""
+        raise ValueError(
+            f"could not fetch {file.name}.gz of {idx_set.name} ({error}); put the four files into a folder and "
+            f"name it as `data_dir`{package}"
+        ) from None
 
 
 def read_idx(path: str | Path) -> Tensor:
@@ -202,4 +247,4 @@ def _content(path: Path) -> bytes:
     try:
         return gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is a damaged gzip file: {_first_line(error)}; replace the file") from None
+        raise ValueError(f"{path} is a damaged gzip file: {first_line(error)}; replace the file") from None

@@ -16,22 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from collapsar.training.checkpoint import RunFolder, as_read_back
+from collapsar.training.checkpoint import Checkpoint, RunFolder, as_read_back
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData, imbalanced
 from collapsar.training.measure import evaluate
 from collapsar.training.models import FeatureNetwork
-from collapsar.training.penalties import penalised_loss, with_weight_decay
-from collapsar.training.provenance import choose_device, data_digest, run_header
+from collapsar.training.penalties import penalised_backward, with_weight_decay
+from collapsar.training.provenance import choose_device, data_digest, run_header, weights_digest
 from collapsar.training.state import (
     Record,
     RunState,
     TrainResult,
+    begin_from,
     bring_back,
     checkpoint_of,
     fresh_state,
+    restore,
     result_of,
 )
+from collapsar.training.team import Team, alone, leading
 
 __all__ = ["DivergedError", "Measure", "Progress", "TrainingInterrupted", "train"]
 
@@ -61,9 +64,10 @@ class _Job:
 
     config: TrainConfig
     data: ImageData
-    folder: RunFolder | None
-    progress: Progress | None
-    measure: Measure | None
+    team: Team
+    folder: RunFolder | None = None
+    progress: Progress | None = None
+    measure: Measure | None = None
 
 
 def train(
@@ -74,13 +78,13 @@ def train(
     progress: Progress | None = None,
     measure: Measure | None = None,
     resume: bool = True,
+    start: Mapping[str, Tensor] | None = None,
 ) -> TrainResult:
     """Train a network as ``config`` says.
 
     On the CPU the result depends on the configuration, the data, the torch build and its number of threads
-    alone: a run that was killed and resumed ends in the same bits as one that was not. The first Ctrl-C ends
-        the run after the
-    present epoch, the second at once.
+    alone: a run that was killed and resumed ends in the same bits as one that was not. The first Ctrl-C ends the
+    run after the present epoch, the second at once.
 
     Args:
         config: The run.
@@ -91,13 +95,15 @@ def train(
             (numbers, lists, arrays) joins the record. Use ``features_and_logits`` in it.
         resume: Go on from the checkpoint in ``run_dir``; a finished run is returned at once. False: begin
             anew, replacing what is there.
+        start: Weights to begin from, a ``state_dict()`` of the same network; the momentum begins at zero and
+            the order of the images is that of a fresh start. A run that is resumed must be given the same.
 
     Returns:
         The network and the records.
 
     Raises:
-        ValueError: The data do not fit the configuration, the device does not exist, or ``run_dir`` cannot be
-            written, holds another configuration's run or a damaged one.
+        ValueError: The data or ``start`` do not fit the configuration, the device does not exist, or
+            ``run_dir`` cannot be written, holds a run of another configuration, data or start, or a damaged one.
         DivergedError: The loss became infinite or NaN.
         TrainingInterrupted: Ctrl-C.
 
@@ -110,19 +116,56 @@ def train(
         (3, 'epochs', [3])
     """
     data = _training_data(config, data)
-    device = choose_device(config.device)
+    device = _device(config)
     folder = None if run_dir is None else RunFolder(run_dir)
-    digest = data_digest(data)
+    digests = {"data_digest": data_digest(data), "start_digest": "" if start is None else weights_digest(start)}
     state = fresh_state(config, data.image_shape, data.num_classes, device)
+    if start is not None:
+        begin_from(state, start)
     if folder is not None and resume:
-        bring_back(folder, state, config, digest)
+        bring_back(folder, state, config, digests)
     if not state.header:
-        state.header = run_header(config, digest, device)
+        state.header = run_header(config, digests, device)
         if folder is not None:
             folder.clear()
             folder.append_record(state.header)
-    _run_epochs(state, _Job(config, data.to(device), folder, progress, measure))
+    if state.finished:
+        return result_of(state, config)
+    with alone(device) if config.devices == 1 else leading(device, config.devices, _follow) as team:
+        team.told((data, checkpoint_of(state, config, data.image_shape, 0)))
+        _run_epochs(state, _Job(config, data.to(team.device), team, folder, progress, measure))
     return result_of(state, config)
+
+
+def _follow(team: Team, told: tuple[ImageData, Checkpoint]) -> None:
+    """The part of every process but the calling one."""
+    data, checkpoint = told
+    config = TrainConfig.from_json(checkpoint.config)
+    state = fresh_state(config, data.image_shape, data.num_classes, team.device)
+    restore(state, checkpoint, "of the leading process")
+    job, stop = _Job(config, data.to(team.device), team), False
+    network, inputs = _network(state.model, job), _inputs(job.data)
+    with _exact_products():
+        while not (state.finished or stop):
+            _train_epoch(state, job, network, inputs)
+            state.finished, stop = team.told((state.finished, stop))
+
+
+def _device(config: TrainConfig) -> torch.device:
+    """The configuration's device, checked against the number of processes."""
+    device = choose_device(config.device)
+    if config.devices == 1:
+        return device
+    if device.type == "cuda" and config.devices > torch.cuda.device_count():
+        raise ValueError(
+            f"`devices` must not exceed the {torch.cuda.device_count()} GPUs of this machine, got {config.devices}"
+        )
+    if device.type == "cpu" and config.model.normalises:
+        raise ValueError(
+            f"`devices` must be 1 on the CPU for a network with batch normalisation, got {config.devices}: each "
+            "process would normalise by its own share of the batch; drop the normalisation, or use GPUs"
+        )
+    return device
 
 
 def _training_data(config: TrainConfig, data: ImageData) -> ImageData:
@@ -130,7 +173,7 @@ def _training_data(config: TrainConfig, data: ImageData) -> ImageData:
     if config.dataset != data.name:
         raise ValueError(f"`data` must be the configuration's data set {config.dataset!r}, got {data.name!r}")
     data = imbalanced(data, config.class_counts)
-    if config.model.batch_norm and len(data.train_labels) % config.batch_size == 1:
+    if config.model.normalises and len(data.train_labels) % config.batch_size == 1:
         raise ValueError(
             f"`batch_size` {config.batch_size} leaves one of the {len(data.train_labels)} images alone in "
             "the last batch, where batch normalisation is undefined; change it by one"
@@ -139,54 +182,78 @@ def _training_data(config: TrainConfig, data: ImageData) -> ImageData:
 
 
 def _run_epochs(state: RunState, job: _Job) -> None:
-    config, data = job.config, job.data
-    inputs = data.train_images
-    if inputs.numel() * 4 <= _FLOAT_BYTES:
-        inputs = data.normalised(inputs)
+    config = job.config
+    network, inputs = _network(state.model, job), _inputs(job.data)
     last_save, save_pause = time.monotonic(), _CHECKPOINT_SECONDS
-    with _deferred_interrupt() as interrupted:
+    with _deferred_interrupt() as interrupted, _exact_products():
         while not state.finished:
             begin = time.monotonic()
-            _train_epoch(state, job, inputs)
+            _train_epoch(state, job, network, inputs)
             record = _evaluation(state, job, begin)
             if state.epoch == config.epochs:
                 state.finished = "epochs"
             if record is not None and config.settled(state.epoch - 1) and record["stationarity"] < config.stop_at:
                 state.finished = "stationary"
+            stop = interrupted() and not state.finished  # asked once: what is told, saved and raised must agree
+            job.team.told((state.finished, stop))
             now = time.monotonic()
             state.seconds += now - begin
-            if job.folder is not None and (state.finished or interrupted() or now - last_save >= save_pause):
-                job.folder.save(checkpoint_of(state, config, data.image_shape, job.folder.records_bytes))
+            if job.folder is not None and (state.finished or stop or now - last_save >= save_pause):
+                job.folder.save(checkpoint_of(state, config, job.data.image_shape, job.folder.records_bytes))
                 last_save = time.monotonic()
                 save_pause = max(_CHECKPOINT_SECONDS, (last_save - now) / _CHECKPOINT_SHARE)
             if job.progress is not None:
                 job.progress(state.epoch, config.epochs, record)
-            if interrupted() and not state.finished:
+            if stop:
                 raise TrainingInterrupted(_how_to_go_on(state, job))
 
 
-def _train_epoch(state: RunState, job: _Job, inputs: Tensor) -> None:
+def _inputs(data: ImageData) -> Tensor:
+    """The training images as they stay on the device."""
+    images = data.train_images
+    return data.normalised(images) if images.numel() * 4 <= _FLOAT_BYTES else images
+
+
+def _network(model: FeatureNetwork, job: _Job) -> nn.Module:
+    """The model as training calls it: compiled where that was asked for, synchronised over the team."""
+    network: nn.Module = model
+    if job.team.size > 1 and job.config.model.normalises:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if job.config.compile:
+        graphs = "reduce-overhead" if job.team.device.type == "cuda" else None
+        network = torch.compile(network, dynamic=False, mode=graphs)  # pyright: ignore[reportAssignmentType]
+    return job.team.wrapped(network)
+
+
+def _train_epoch(state: RunState, job: _Job, network: nn.Module, inputs: Tensor) -> None:
     """One pass over the training images in a fresh order."""
-    config, labels = job.config, job.data.train_labels
-    penalties = config.penalties_at(state.epoch)
+    config, team, labels = job.config, job.team, job.data.train_labels
+    head, penalties = state.model.head, config.penalties_at(state.epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate_at(state.epoch)
     parameters = list(state.model.parameters())
     num_samples = len(labels)
     order = torch.randperm(num_samples, generator=state.generator).to(labels.device)
     for batch in order.split(config.batch_size):
-        images = inputs.index_select(0, batch)
+        state.optimizer.zero_grad(set_to_none=True)  # before the network runs: CUDA graphs own the gradients
+        share = team.share(batch)
+        images = inputs.index_select(0, share)
         if images.dtype == torch.uint8:
             images = job.data.normalised(images)
-        logits, features = state.model(images)
-        targets = labels.index_select(0, batch)
-        loss = penalised_loss(logits, features, targets, state.model.head, penalties, num_samples)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        outputs, targets = network(images), labels.index_select(0, share)
+        penalised_backward(outputs, targets, head, penalties, num_samples, team.size / len(batch))
         if config.clip_norm < math.inf:
-            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            _clip(parameters, config.clip_norm)
         state.optimizer.step()
     state.epoch += 1
+
+
+def _clip(parameters: list[nn.Parameter], clip_norm: float) -> None:
+    """``nn.utils.clip_grad_norm_``, but on the CPU gradients that are short enough are not multiplied by 1."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if norm.device.type != "cpu" or not norm <= clip_norm:  # elsewhere to look at the norm would be to wait for it
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
 
 
 def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
@@ -208,6 +275,8 @@ def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
         "learning_rate": config.learning_rate_at(state.epoch - 1),
         "lambda_w": penalties.lambda_w,
         "lambda_h": penalties.lambda_h,
+        "lambda_b": penalties.lambda_b,
+        "lambda_z": penalties.lambda_z,
         **numbers,
         **(job.measure(state.model, job.data) if job.measure is not None else {}),
     }
@@ -217,6 +286,20 @@ def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
         job.folder.append_record(record)
     state.records.append(record)
     return record
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of float32 in float32: CUDA's convolutions would take TF32 with its 10 bits of mantissa."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # pyright: ignore[reportAttributeAccessIssue]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _how_to_go_on(state: RunState, job: _Job) -> str:

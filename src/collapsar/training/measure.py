@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from collapsar.analysis.fit import balance_penalties
 from collapsar.training.data import ImageData
 from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import Penalties
@@ -89,7 +90,7 @@ def head_gradient(model: FeatureNetwork, data: ImageData, penalties: Penalties) 
         data: Its training images.
         penalties: The full penalties; add an optimiser's decay with ``with_weight_decay``.
     """
-    return _training_pass(model, data, penalties)[0]
+    return _training_pass(model, data, penalties).gradient
 
 
 def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> dict[str, Any]:
@@ -97,30 +98,62 @@ def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> di
 
     Returns:
         ``train_loss`` (mean cross-entropy, nats, without penalties), ``stationarity`` (the head's relative
-        gradient), ``head_gradient_norm``, and for the training and the test images ``…_accuracy`` and
-        ``…_class_accuracies`` (K shares). A share of no images is NaN.
+        gradient), ``head_gradient_norm``, for the training and the test images ``…_accuracy`` and
+        ``…_class_accuracies`` (K shares), for the test images also ``test_balanced_accuracy`` (mean of the shares),
+        ``test_majority_accuracy`` and ``test_minority_accuracy`` (mean over the classes with most and with fewest
+        training images), and the penalties that the head acts as if it had: ``effective_lambda_w`` and
+        ``effective_lambda_b`` (those given), ``effective_lambda_h`` and ``effective_lambda_z`` (from the balance
+        λ_W‖W‖² = λ_H Σ_k n_k‖h̄_k‖² of a stationary point). A share of no images is NaN, and so are effective
+        penalties where λ_W is 0 or all class means are.
     """
-    gradient, loss, right = _training_pass(model, data, penalties)
-    hits, total = torch.zeros(2, data.num_classes, dtype=torch.float64)
+    total = _training_pass(model, data, penalties)
+    right, hits, test_counts = total.right, *torch.zeros(2, data.num_classes, dtype=torch.float64)
     for _, logits, labels in features_and_logits(model, data, "test"):
         hits += _hits(logits, labels)
-        total += torch.bincount(labels, minlength=data.num_classes).cpu()
+        test_counts += torch.bincount(labels, minlength=data.num_classes).cpu()
+    shares = hits / test_counts
+    counts = torch.tensor(data.class_counts)
+    lambda_h, lambda_z = _effective(model, total.class_sums, counts, penalties.lambda_w)
     return {
-        "train_loss": loss,
+        "train_loss": total.loss,
         "train_accuracy": float(right.sum() / len(data.train_labels)),
-        "train_class_accuracies": (right / torch.tensor(data.class_counts)).tolist(),
-        "stationarity": gradient.relative,
-        "head_gradient_norm": gradient.norm,
-        "test_accuracy": float(hits.sum() / total.sum()),
-        "test_class_accuracies": (hits / total).tolist(),
+        "train_class_accuracies": (right / counts).tolist(),
+        "stationarity": total.gradient.relative,
+        "head_gradient_norm": total.gradient.norm,
+        "test_accuracy": float(hits.sum() / test_counts.sum()),
+        "test_class_accuracies": shares.tolist(),
+        "test_balanced_accuracy": float(shares.mean()),
+        "test_majority_accuracy": float(shares[counts == counts.max()].mean()),
+        "test_minority_accuracy": float(shares[counts == counts.min()].mean()),
+        "effective_lambda_w": penalties.lambda_w,
+        "effective_lambda_h": lambda_h,
+        "effective_lambda_b": penalties.lambda_b,
+        "effective_lambda_z": lambda_z,
     }
 
 
-def _training_pass(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> tuple[HeadGradient, float, Tensor]:
-    """The head's gradient, the mean cross-entropy and each class's hits on the training set; sums in float64."""
+def _effective(model: FeatureNetwork, class_sums: Tensor, counts: Tensor, lambda_w: float) -> tuple[float, float]:
+    if not lambda_w > 0:
+        return math.nan, math.nan
+    means = (class_sums.cpu() / counts[:, None]).numpy()
+    return balance_penalties(model.head.weight.detach().double().cpu().numpy(), means, counts.numpy(), lambda_w)
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """Of the training set: the head's gradient, mean cross-entropy, hits per class (K,), sums of features (K, d)."""
+
+    gradient: HeadGradient
+    loss: float
+    right: Tensor
+    class_sums: Tensor
+
+
+def _training_pass(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> _Totals:
+    """One pass over the training set; sums in float64."""
     head = model.head
     weight = head.weight.detach().double()
-    by_weight = torch.zeros_like(weight)
+    by_weight, class_sums = torch.zeros_like(weight), torch.zeros_like(weight)
     by_bias = weight.new_zeros(weight.shape[0])
     loss = weight.new_zeros(())
     right = torch.zeros(data.num_classes, dtype=torch.float64)
@@ -128,6 +161,7 @@ def _training_pass(model: FeatureNetwork, data: ImageData, penalties: Penalties)
         residual = torch.softmax(logits.double(), dim=1)
         residual[torch.arange(len(labels), device=labels.device), labels] -= 1
         by_weight += residual.T @ features.double()
+        class_sums.index_add_(0, labels, features.double())
         by_bias += residual.sum(dim=0)
         loss += functional.cross_entropy(logits.double(), labels, reduction="sum")
         right += _hits(logits, labels)
@@ -140,7 +174,7 @@ def _training_pass(model: FeatureNetwork, data: ImageData, penalties: Penalties)
         squares += (by_bias / n + bias_force).square().sum()
         force_squares += bias_force.square().sum()
     gradient = HeadGradient(float(squares.sqrt()), float(force_squares.sqrt()))
-    return gradient, float(loss / n), right
+    return _Totals(gradient, float(loss / n), right, class_sums)
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:

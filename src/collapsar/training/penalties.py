@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from collapsar.problem import Penalties
 
-__all__ = ["Penalties", "penalised_loss", "penalties_for", "scaled", "with_weight_decay"]
+__all__ = ["Penalties", "penalised_backward", "penalised_loss", "penalties_for", "scaled", "with_weight_decay"]
 
 
 def penalties_for(lambda_z: float, lambda_b: float = math.inf, *, head_ratio: float = 10.0) -> Penalties:
@@ -100,3 +101,48 @@ def penalised_loss(
     if head.bias is not None:
         loss = loss + (penalties.lambda_b / 2) * head.bias.square().sum()
     return loss
+
+
+def penalised_backward(
+    outputs: tuple[Tensor, Tensor],
+    labels: Tensor,
+    head: nn.Linear,
+    penalties: Penalties,
+    num_samples: int,
+    weight: float,
+) -> None:
+    """Add the gradient of ``penalised_loss`` to every ``grad``, without forming the loss.
+
+    With p_i = softmax(Wh_i + b), the gradients that enter the network are p_i - y_i at the logits and λ_H N h_i at
+    the features, both times ``weight``, and λ_W W and λ_b b belong to the head alone. A dozen small kernels fewer
+    than autograd needs for the same, a twentieth of the step of a small network.
+
+    Args:
+        outputs: Logits (B, K) and features (B, d), still attached to the network; B may be 0.
+        labels: Shape (B,), int64.
+        head: The linear head.
+        penalties: λ_W, λ_H, λ_b.
+        num_samples: N, the size of the whole training set.
+        weight: Of one image: 1/|B|. Where gradients are averaged over processes that share the batch, their number
+            over the size of the whole batch.
+
+    Example:
+        >>> import torch
+        >>> head, h = torch.nn.Linear(2, 2, bias=False), torch.ones(4, 2, requires_grad=True)
+        >>> _ = torch.nn.init.zeros_(head.weight)
+        >>> penalised_backward((head(h), h), torch.tensor([0, 0, 0, 1]), head, Penalties(1.0, 0.5), 8, 1 / 4)
+        >>> head.weight.grad.tolist(), h.grad[0].tolist()  # W = 0: (p - y) averaged, and 0.5 * 8 / 4
+        ([[-0.25, -0.25], [0.25, 0.25]], [1.0, 1.0])
+    """
+    logits, features = outputs
+    with torch.no_grad():
+        residual = torch.softmax(logits, dim=1)
+        residual -= torch.eye(logits.shape[1], device=logits.device).index_select(0, labels)
+        residual *= weight
+        pull = features * (penalties.lambda_h * num_samples * weight) if penalties.lambda_h else None
+    roots, gradients = ((logits,), (residual,)) if pull is None else ((logits, features), (residual, pull))
+    torch.autograd.backward(roots, gradients)
+    with torch.no_grad():
+        for parameter, price in ((head.weight, penalties.lambda_w), (head.bias, penalties.lambda_b)):
+            if parameter is not None and parameter.grad is not None:
+                parameter.grad.add_(parameter, alpha=price)

@@ -6,17 +6,19 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData
 
-__all__ = ["choose_device", "data_digest", "run_header"]
+__all__ = ["choose_device", "data_digest", "run_header", "weights_digest"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -50,14 +52,29 @@ def data_digest(data: ImageData) -> str:
     return digest.hexdigest()
 
 
-def run_header(config: TrainConfig, digest: str, device: torch.device) -> dict[str, Any]:
-    """The first record of a run."""
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run_header(config: TrainConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+    """The first record of a run.
+
+    Args:
+        config: The run.
+        digests: "data_digest" and "start_digest", the latter empty for fresh weights.
+        device: Where it trains.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "kind": "header",
         "config": json.loads(config.to_json()),
         "config_digest": config.digest,
-        "data_digest": digest,
+        **digests,
         "seed": config.seed,
         "commit": _commit(),
         "versions": {

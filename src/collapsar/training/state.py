@@ -13,10 +13,20 @@ import torch
 from torch import Tensor
 
 from collapsar.training.checkpoint import Checkpoint, RunFolder, load_records, read_checkpoint
-from collapsar.training.config import TrainConfig
+from collapsar.training.config import PRECISIONS, TrainConfig
 from collapsar.training.models import FeatureNetwork, build_model
 
-__all__ = ["RunState", "TrainResult", "bring_back", "checkpoint_of", "fresh_state", "load_run", "result_of"]
+__all__ = [
+    "RunState",
+    "TrainResult",
+    "begin_from",
+    "bring_back",
+    "checkpoint_of",
+    "fresh_state",
+    "load_run",
+    "restore",
+    "result_of",
+]
 
 Record = dict[str, Any]
 
@@ -28,9 +38,9 @@ class TrainResult:
     Attributes:
         config: What was asked.
         model: The network, on its device, in training mode.
-        records: One for each evaluation, in order: "epoch" (finished epochs), "learning_rate", "lambda_w" and
-            "lambda_h" (as in that epoch), "seconds", then the numbers of ``evaluate`` and of the ``measure``
-            hook.
+        records: One for each evaluation, in order: "epoch" (finished epochs), "learning_rate", "lambda_w",
+            "lambda_h", "lambda_b" and "lambda_z" (the loss's own, as in that epoch; an infinite one NaN), "seconds",
+            then the numbers of ``evaluate`` and of the ``measure`` hook.
         header: Configuration, seed, commit, versions, device.
         epoch: Finished epochs.
         finished: "epochs", "stationary", or "" for a run that was loaded before its end.
@@ -69,6 +79,7 @@ def fresh_state(
     generator = torch.Generator().manual_seed(config.seed)
     head_bias = math.isfinite(config.penalties.lambda_b)
     model = build_model(config.model, image_shape, num_classes, head_bias=head_bias, generator=generator).to(device)
+    model.body_dtype = PRECISIONS[config.precision]
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.learning_rate,
@@ -77,6 +88,21 @@ def fresh_state(
         fused=device.type in ("cpu", "cuda"),  # one kernel instead of several for each tensor
     )
     return RunState(model, optimizer, generator)
+
+
+def begin_from(state: RunState, start: Mapping[str, Tensor]) -> None:
+    """Replace the weights of a fresh state.
+
+    Raises:
+        ValueError: They are those of another network.
+    """
+    try:
+        state.model.load_state_dict(start)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"`start` must be a state_dict of the configuration's network, got another ({reason})"
+        ) from None
 
 
 def result_of(state: RunState, config: TrainConfig) -> TrainResult:
@@ -95,7 +121,7 @@ def result_of(state: RunState, config: TrainConfig) -> TrainResult:
 def checkpoint_of(
     state: RunState, config: TrainConfig, image_shape: tuple[int, int, int], records_bytes: int
 ) -> Checkpoint:
-    """The state as a checkpoint; its data hash is the header's."""
+    """The state as a checkpoint; its hashes of data and start are the header's."""
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     for name, parameter in state.model.named_parameters():
         buffer = state.optimizer.state[parameter].get("momentum_buffer")
@@ -106,6 +132,7 @@ def checkpoint_of(
         tensors=tensors,
         config=config.to_json(),
         data_digest=state.header["data_digest"],
+        start_digest=state.header.get("start_digest", ""),
         epoch=state.epoch,
         seconds=state.seconds,
         records_bytes=records_bytes,
@@ -115,21 +142,21 @@ def checkpoint_of(
     )
 
 
-def bring_back(folder: RunFolder, state: RunState, config: TrainConfig, digest: str) -> None:
+def bring_back(folder: RunFolder, state: RunState, config: TrainConfig, digests: Mapping[str, str]) -> None:
     """Bring a fresh state to where the folder's run stands; a folder without a checkpoint leaves it fresh.
 
     Raises:
-        ValueError: The folder's run has another configuration or other training images, or is damaged.
+        ValueError: The folder's run has another configuration, other training images or another start, or is
+            damaged.
     """
     checkpoint = folder.load()
     if checkpoint is not None:
-        _refuse_other_run(folder, (checkpoint.config, checkpoint.data_digest), config, digest)
-        _restore(state, checkpoint, folder.checkpoint_path)
+        _refuse_other_run(folder, checkpoint.config, vars(checkpoint), config, digests)
+        restore(state, checkpoint, str(folder.checkpoint_path))
         state.header, *state.records = folder.rewind(checkpoint.records_bytes)
     elif folder.records_path.exists():
         for header in load_records(folder.path)[:1]:  # killed before its first checkpoint: only the header matters
-            theirs = (json.dumps(header.get("config")), header.get("data_digest"))
-            _refuse_other_run(folder, theirs, config, digest)
+            _refuse_other_run(folder, json.dumps(header.get("config")), header, config, digests)
 
 
 def load_run(run_dir: str | Path) -> TrainResult:
@@ -142,25 +169,31 @@ def load_run(run_dir: str | Path) -> TrainResult:
     checkpoint = read_checkpoint(path)
     config = TrainConfig.from_json(checkpoint.config)
     state = fresh_state(config, checkpoint.image_shape, checkpoint.num_classes, torch.device("cpu"))
-    _restore(state, checkpoint, path)
+    restore(state, checkpoint, str(path))
     header, *records = load_records(run_dir)
     state.header, state.records = header, [record for record in records if record["epoch"] <= state.epoch]
     return result_of(state, config)
 
 
-def _restore(state: RunState, checkpoint: Checkpoint, path: Path) -> None:
+def restore(state: RunState, checkpoint: Checkpoint, where: str) -> None:
+    """Put a checkpoint into a fresh state.
+
+    Raises:
+        ValueError: It is not one of the state's network.
+    """
     tensors = checkpoint.tensors
     try:
         state.model.load_state_dict(_named(tensors, "model."))
         momentum = _named(tensors, "momentum.")
         for name, parameter in state.model.named_parameters():
             if name in momentum:
-                state.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter.device)
+                buffer = torch.empty_like(parameter).copy_(momentum[name])  # in the layout of the parameter
+                state.optimizer.state[parameter]["momentum_buffer"] = buffer
         state.generator.set_state(tensors["generator"])
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the checkpoint {path} does not fit its own configuration ({reason}); train again with resume=False"
+            f"the checkpoint {where} does not fit its own configuration ({reason}); train again with resume=False"
         ) from None
     state.epoch, state.seconds, state.finished = checkpoint.epoch, checkpoint.seconds, checkpoint.finished
 
@@ -169,17 +202,19 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _refuse_other_run(folder: RunFolder, theirs: tuple[str, Any], config: TrainConfig, digest: str) -> None:
-    """Compare (configuration, data hash) with ours and name the fields that differ, in one line."""
-    other_json, other_digest = theirs
+def _refuse_other_run(
+    folder: RunFolder, other_json: str, theirs: Mapping[str, Any], config: TrainConfig, ours: Mapping[str, str]
+) -> None:
+    """Compare a configuration and the hashes of data and start with ours; name what differs, in one line."""
     try:
         other = TrainConfig.from_json(other_json)
         names = [name for name in vars(config) if getattr(other, name) != getattr(config, name)]
         differ = ", ".join(f"{name} {getattr(other, name)!r} there, {getattr(config, name)!r} here" for name in names)
     except ValueError:
         differ = "unreadable there"
-    if not differ and other_digest != digest:
-        differ = "other training images"
+    if not differ:
+        what = {"data_digest": "other training images", "start_digest": "another `start`"}
+        differ = ", ".join(what[name] for name in ours if theirs.get(name, "") != ours[name])
     if differ:
         raise ValueError(
             f"`run_dir` {folder.path} holds a run of another configuration ({differ}); name another folder, "
