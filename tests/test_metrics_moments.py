@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from collapsar.metrics import ClassMoments, class_moments
-from collapsar.metrics.moments import accumulate_, pack, packed_size, unpack
+from collapsar.metrics.moments import accumulate_, pack, packed_size, packed_views, unpack
 
 PARTS = ("class_counts", "class_means", "within_scatter", "class_traces")
 
@@ -91,6 +91,27 @@ def test_any_split_order_and_merge_gives_the_same_moments(seed, cuts, shift, tre
         assert all(torch.equal(getattr(part, name), before[name]) for name in PARTS)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    cuts=st.lists(st.integers(0, 60), max_size=8),
+    shift=st.sampled_from([0.0, 1e3]),
+    sort=st.booleans(),
+)
+def test_any_split_and_order_accumulated_in_place_gives_the_same_moments(seed, cuts, shift, sort):
+    """Sorted by class, whole batches hold one class and others meet it never or late."""
+    features, labels = draw(seed, 60, 4, 6, shift=shift, spread=1e-2)
+    order = np.argsort(labels) if sort else np.random.default_rng(seed + 1).permutation(60)
+    state, short = torch.zeros(packed_size(6, 4), dtype=torch.float64), torch.zeros(packed_size(6, 4, False)).double()
+    for a, b in itertools.pairwise([0, *sorted(cuts), 60]):
+        rows = torch.from_numpy(features[order[a:b]]), torch.from_numpy(labels[order[a:b]])
+        accumulate_(*packed_views(state, 6, 4), *rows)
+        accumulate_(*packed_views(short, 6, 4), *rows)
+    assert_moments(unpack(state, 6, 4), two_pass(features, labels, 6), rtol=1e-8)
+    assert torch.equal(short, state[: len(short)])
+    assert torch.isnan(unpack(short, 6, 4).within_scatter).all()
+
+
 def test_accumulating_batches_in_place_equals_one_batch(monkeypatch):
     features, labels = draw(3, 500, 7, 5, shift=50.0, spread=1e-2)
     expected = two_pass(features, labels, 5)
@@ -98,7 +119,7 @@ def test_accumulating_batches_in_place_equals_one_batch(monkeypatch):
     from collapsar.metrics import moments as module
 
     # Blocks of 3 rows and strips of 2 columns: every seam of the blocked product is crossed.
-    monkeypatch.setattr(module, "_BLOCK_NUMBERS", 21)
+    monkeypatch.setitem(module._BLOCK_NUMBERS, "cpu", 21)
     monkeypatch.setattr(module, "_STRIP", 2)
     for a, b in ((0, 1), (1, 1), (1, 230), (230, 500)):
         batch = torch.from_numpy(features[a:b]), torch.from_numpy(labels[a:b])

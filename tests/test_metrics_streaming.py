@@ -275,3 +275,37 @@ def test_two_gloo_processes_equal_one(tmp_path):
         for (scalars, means), report in zip(saved, reports, strict=True):
             assert scalars == pytest.approx(report.scalars(), rel=1e-9, abs=1e-12, nan_ok=True)
             np.testing.assert_allclose(means, report.class_means, rtol=1e-12)
+
+
+def test_a_collapsed_stream_far_from_the_origin_keeps_its_digits():
+    """NC1 about 1e-8 with means 1e5 spreads from the origin, in 40 float32 batches, one of them of one sample."""
+    rng = np.random.default_rng(7)
+    labels = rng.permutation(np.repeat(np.arange(5), [400, 300, 200, 50, 10]))
+    centres = 1e3 * np.ones(8) / np.sqrt(8) + 60 * rng.normal(size=(5, 8))
+    features = (centres[labels] + 1e-2 * rng.normal(size=(960, 8))).astype(np.float32)
+    metric = NeuralCollapse(5, 8)
+    for rows in np.split(np.arange(960), [1, *range(25, 960, 25)]):
+        metric.update(features[rows], labels[rows])
+    H = features.astype(np.float64)
+    means = np.array([H[labels == k].mean(axis=0) for k in range(5)])
+    centred, between = H - means[labels], means - H.mean(axis=0)
+    inverse = np.linalg.pinv(between.T @ between / 5, rcond=1e-12, hermitian=True)
+    expected = np.trace(centred.T @ centred / 960 @ inverse) / 5
+    assert 1e-9 < expected < 1e-7
+    assert metric.compute().nc1_uniform == pytest.approx(expected, rel=1e-6)
+
+
+def test_leaving_the_scatter_out_changes_nc1_alone():
+    features, labels = data()
+    layer = head()
+    parts = [NeuralCollapse(head=layer, within_scatter=False) for _ in range(2)]
+    for part, rows in zip(parts, torch.arange(60).split(45), strict=True):
+        part.update(features[rows], labels[rows])
+    assert parts[0].packed_moments.numel() == 2 * K + K * DIM
+    parts[0].merge_state(parts[1])
+    report, full = parts[0].compute(), expected_report(features, labels, layer)
+    assert np.isnan([report.nc1_uniform, report.nc1_weighted]).all()
+    assert_same_report(
+        dataclasses.replace(report, nc1_uniform=0.0, nc1_weighted=0.0),
+        dataclasses.replace(full, nc1_uniform=0.0, nc1_weighted=0.0),
+    )

@@ -37,9 +37,11 @@ __all__ = [
     "unpack",
 ]
 
-# Rows of float64 work space are bounded so that one call over a whole data set does not double its memory:
-# 2^21 numbers are 16 MiB, large enough for full speed of the matrix product.
-_BLOCK_NUMBERS = 1 << 21
+# Rows of float64 work space are bounded so that one call over a whole data set does not double its memory, and on
+# the CPU so that they stay in its cache: 2^18 numbers are 2 MiB, and four times as many take 1.4 times as long. An
+# accelerator wants fewer and larger products.
+_BLOCK_NUMBERS = {"cpu": 1 << 18}
+_BLOCK_NUMBERS_ELSEWHERE = 1 << 21
 # Columns per strip of the symmetric product: narrower strips save more flops but run less efficiently.
 _STRIP = 128
 _MAX_NAMED = 10
@@ -52,7 +54,8 @@ class ClassMoments:
     Attributes:
         class_counts: Samples per class n_k, shape (K,), int64.
         class_means: Class means μ_k, shape (K, d), float64; zero rows where a class was not seen.
-        within_scatter: Σ_k Σ_i (h_ki − μ_k)(h_ki − μ_k)ᵀ, shape (d, d), float64: not divided by N.
+        within_scatter: Σ_k Σ_i (h_ki − μ_k)(h_ki − μ_k)ᵀ, shape (d, d), float64: not divided by N. All NaN where
+            it was not accumulated.
         class_traces: Σ_i ‖h_ki − μ_k‖² per class, shape (K,), float64; they sum to the trace of
             ``within_scatter``.
     """
@@ -213,52 +216,52 @@ def checked_batch(
 
 @torch.no_grad()
 def accumulate_(
-    counts: Tensor, means: Tensor, scatter: Tensor, traces: Tensor, features: Tensor, labels: Tensor
+    counts: Tensor, means: Tensor, scatter: Tensor | None, traces: Tensor, features: Tensor, labels: Tensor
 ) -> None:
     """Merge a checked batch into buffers in place, touching only the rows of classes that occur in it.
 
     The upper triangle of ``scatter`` is kept up to date, the part below it is left unspecified: half of the
-    product is saved, and ``unpack`` mirrors once. Work space is a few times 16 MiB, never O(K·d).
+    product is saved, and ``unpack`` mirrors once. Work space is bounded (``_BLOCK_NUMBERS``), never O(K·d).
 
     Args:
         counts: Shape (K,), int64 or float64 (exact up to 2⁵³).
         means: Shape (K, d), float64.
-        scatter: Shape (d, d), float64.
+        scatter: Shape (d, d), float64; None leaves it out, and with it what costs O(B·d²).
         traces: Shape (K,), float64.
         features: Shape (B, d), finite, on the device of the buffers.
         labels: Shape (B,), int64, in range, on the device of the buffers.
     """
-    rows_per_block = max(1, _BLOCK_NUMBERS // max(1, means.shape[1]))
+    block_numbers = _BLOCK_NUMBERS.get(means.device.type, _BLOCK_NUMBERS_ELSEWHERE)
+    rows_per_block = max(1, block_numbers // max(1, means.shape[1]))
     for block, block_labels in zip(features.split(rows_per_block), labels.split(rows_per_block), strict=True):
-        rows = block.to(torch.float64, copy=True)
         occurring = torch.bincount(block_labels, minlength=len(counts))
         classes = occurring.nonzero().flatten()
         position = (torch.cumsum(occurring > 0, dim=0) - 1)[block_labels]
-        n_new = occurring[classes].double()
+        n_old, n_new = counts[classes].double(), occurring[classes].double()
+        share = n_new / (n_old + n_new)
 
+        rows = block.to(torch.float64, copy=True)
         sums = rows.new_zeros(len(classes), means.shape[1]).index_add_(0, position, rows)
         fresh = sums.div_(n_new[:, None])
-        rows -= fresh.index_select(0, position)
-        spread = torch.linalg.vector_norm(rows, dim=1).square_()
-        traces.index_add_(0, classes, fresh.new_zeros(len(classes)).index_add_(0, position, spread))
-        _add_gram_(scatter, rows)
-
-        n_old = counts[classes].double()
-        share = n_new / (n_old + n_new)
         old = means[classes]
-        step = fresh - old
         # A class met for the first time takes the fresh mean as it is: share is 1, and no step adds scatter.
-        both = n_old > 0
-        step_rows = step[both] * (n_old * share)[both].sqrt()[:, None]
-        traces.index_add_(0, classes[both], step_rows.square().sum(dim=1))
-        _add_gram_(scatter, step_rows)
-        means[classes] = torch.addcmul(old, step, share[:, None])
+        step = torch.where(n_old[:, None] > 0, fresh - old, 0.0)
+        # Chan et al. (1979), (2.1): the scatter about the fresh means, and n_new (1 - share) step stepᵀ for each
+        # class. Rows centred at fresh - sqrt(1 - share) step sum to both at once, because rows about their own
+        # mean are orthogonal to any constant.
+        centres = torch.addcmul(fresh, step, (1 - share).sqrt()[:, None], value=-1)
+        rows -= centres.index_select(0, position)
+        spread = torch.linalg.vector_norm(rows, dim=1).square_()
+        traces.index_add_(0, classes, spread.new_zeros(len(classes)).index_add_(0, position, spread))
+        if scatter is not None:
+            _add_gram_(scatter, rows)
+        means[classes] = torch.where(n_old[:, None] > 0, torch.addcmul(old, step, share[:, None]), fresh)
         counts[classes] += occurring[classes].to(counts.dtype)
 
 
-def packed_size(num_classes: int, num_features: int) -> int:
-    """Return the length of the vector that ``pack`` writes: 2K + K·d + d²."""
-    return 2 * num_classes + num_classes * num_features + num_features**2
+def packed_size(num_classes: int, num_features: int, within_scatter: bool = True) -> int:
+    """Return the length of the vector that ``pack`` writes: 2K + K·d + d², or without the d² for the scatter."""
+    return 2 * num_classes + num_classes * num_features + (num_features**2 if within_scatter else 0)
 
 
 def pack(moments: ClassMoments) -> Tensor:
@@ -267,17 +270,18 @@ def pack(moments: ClassMoments) -> Tensor:
     return torch.cat([part.flatten().double() for part in parts])
 
 
-def packed_views(packed: Tensor, num_classes: int, num_features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (counts, means, scatter, traces) as views into a packed vector."""
+def packed_views(packed: Tensor, num_classes: int, num_features: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Return (counts, means, scatter, traces) as views into a packed vector; None for a scatter left out."""
     K, d = num_classes, num_features
-    counts, traces, means, scatter = packed.split([K, K, K * d, d * d])
-    return counts, means.view(K, d), scatter.view(d, d), traces
+    counts, traces, means, scatter = packed.split([K, K, K * d, len(packed) - packed_size(K, d, False)])
+    return counts, means.view(K, d), scatter.view(d, d) if len(scatter) else None, traces
 
 
 def unpack(packed: Tensor, num_classes: int, num_features: int) -> ClassMoments:
     """Return the moments held in a packed vector; means and traces share its memory."""
     counts, means, scatter, traces = packed_views(packed, num_classes, num_features)
-    return ClassMoments(counts.round().long(), means, _mirrored(scatter), traces)
+    unknown = packed.new_full((1, 1), torch.nan).expand(num_features, num_features)
+    return ClassMoments(counts.round().long(), means, unknown if scatter is None else _mirrored(scatter), traces)
 
 
 def _add_gram_(out: Tensor, rows: Tensor) -> None:

@@ -63,6 +63,8 @@ class NeuralCollapse(Metric):
             of an earlier pass. With a head, NC4 is counted against them while accumulating; without centres
             NC4 is NaN, because the class means of the running pass are not known until it ends.
         pairwise: False leaves out what costs O(K²·d) time at ``compute``; see ``collapse_report``.
+        within_scatter: False leaves out Σ_W, and with it d² of the state and the product that costs O(d²) time per
+            sample: NC1 is then NaN. Its trace, the variances of the classes, and all else are as before.
         **kwargs: As for ``torchmetrics.Metric``.
 
     Raises:
@@ -82,6 +84,7 @@ class NeuralCollapse(Metric):
         head: nn.Module | None = None,
         centers: Any = None,
         pairwise: bool = True,
+        within_scatter: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"compute_with_cache": False, **kwargs})
@@ -96,9 +99,8 @@ class NeuralCollapse(Metric):
                 f"{tuple(self._centers.shape)}, head {type(head).__name__}. Pass report.class_means"
             )
         reduction = functools.partial(_merge_packed, num_classes=shape[0], num_features=shape[1])
-        self.add_state(
-            "packed_moments", torch.zeros(packed_size(*shape), dtype=torch.float64), dist_reduce_fx=reduction
-        )
+        zeros = torch.zeros(packed_size(*shape, within_scatter), dtype=torch.float64)
+        self.add_state("packed_moments", zeros, dist_reduce_fx=reduction)
         self.add_state("center_agreements", torch.zeros(self.num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
@@ -199,7 +201,7 @@ class _Reference:
 def _merge_packed(stacked: Tensor, num_classes: int, num_features: int) -> Tensor:
     """Reduce packed moments, shape (P, n), to those of all their samples together, shape (n,)."""
     parts = (unpack(row, num_classes, num_features) for row in stacked.unbind())
-    return pack(functools.reduce(ClassMoments.merge, parts))
+    return pack(functools.reduce(ClassMoments.merge, parts))[: stacked.shape[1]]  # the scatter, if any, is last
 
 
 def _head_parameters(head: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:

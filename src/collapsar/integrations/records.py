@@ -1,0 +1,67 @@
+"""Records as lines of JSON: one complete line each, appended at once, readable after a crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["JsonLines", "read_json_lines"]
+
+
+class JsonLines:
+    """Appends records to a file, which may hold the records of an interrupted run.
+
+    A line that a crash left unfinished is cut off before the first record is added. Numbers that JSON does not have
+    (NaN, infinities) become null.
+
+    Args:
+        path: The file; it and its folder are created when the first record is written.
+
+    Example:
+        >>> log = JsonLines("records/log.jsonl")
+        >>> log.append({"epoch": 1, "loss": float("nan")})
+        >>> read_json_lines("records/log.jsonl")
+        [{'epoch': 1, 'loss': None}]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._checked = False
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record as one line, in a single write."""
+        if not self._checked:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._cut_unfinished_line()
+            self._checked = True
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def _cut_unfinished_line(self) -> None:
+        if self.path.exists():
+            content = self.path.read_bytes()
+            if not content.endswith(b"\n"):
+                os.truncate(self.path, content.rfind(b"\n") + 1)
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the complete records of a file that ``JsonLines`` wrote.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,294 @@
+"""When to say that classes merge: a rule against false alarms, and the words. Needs numpy only.
+
+The rule, for every class, on mean predictions Z̄ = W M̄ᵀ measured at successive evaluations (``MergeRule`` holds the
+numbers, ``class_separation`` the definitions):
+
+* A class is **close** when its nearest other class is nearer than ``merge`` times the longest column of Z̄. It is
+  **distinct** when that distance is more than ``release`` times as large *and* the two are apart in the right
+  direction: the contrast α = ½(z_ii − z_ji + z_jj − z_ij) with its nearest class is at least ``contrast`` nats. An
+  untrained network fails the second test, whatever the first one says.
+* ``confirm`` evaluations in a row decide. A class that has been distinct and becomes close *begins to merge*: said
+  once. It is said again only after the class has been distinct again, which is said too. Between the two limits nothing
+  changes, so noise about either of them is silent.
+* The same for the length of the column: a class **vanishes**.
+* A class that was never distinct is not said to merge. Once some other class has been, ``patience`` close evaluations
+  in a row make it a class that *has not come apart*.
+
+Example:
+    >>> import numpy as np
+    >>> watch = MergeWatch(3, class_names=["cat", "lynx", "puma"])
+    >>> apart, merged = 3 * np.eye(3) - 1, np.array([[2.0, -1, -1], [-1, 0.5, 0.5], [-1, 0.5, 0.5]])
+    >>> for epoch, Z in enumerate([apart, apart, merged, merged, merged], start=1):
+    ...     for event in watch.observe(epoch, Z):
+    ...         print(event.message)
+    Classes lynx and puma begin to merge (epoch 4): their mean predictions differ by less than 10 % of the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.metrics.separation import ClassSeparation, class_separation
+
+__all__ = ["Event", "EventKind", "MergeRule", "MergeWatch"]
+
+EventKind = Literal["merge", "vanish", "apart", "never apart"]
+Mask = NDArray[np.bool_]
+
+_MAX_NAMED = 20
+_NEW, _ARMED, _ON = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class MergeRule:
+    """The numbers of the rule (see the module).
+
+    Attributes:
+        merge: Relative separation below which a class is close, in (0, 0.5).
+        vanish: Relative norm below which a class has vanished, in (0, 0.5).
+        min_norm: Norm in nats below which it has vanished whatever the others do, > 0.
+        release: How many times ``merge`` or ``vanish`` a class must exceed to count as distinct or alive, > 1.
+        contrast: What it must exceed in the right direction, in nats: at 0.5, samples of the two classes differ in
+            their mean log-odds by 1. >= 0.
+        confirm: Evaluations in a row that decide, >= 1.
+        patience: Close evaluations in a row after which a class that was never distinct is named, >= 1.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    merge: float = 0.1
+    vanish: float = 0.05
+    min_norm: float = 0.05
+    release: float = 2.0
+    contrast: float = 0.5
+    confirm: int = 2
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        limits = {
+            "merge": (0 < self.merge < 0.5, "in (0, 0.5)"),
+            "vanish": (0 < self.vanish < 0.5, "in (0, 0.5)"),
+            "min_norm": (0 < self.min_norm < np.inf, "positive and finite"),
+            "release": (1 < self.release < np.inf, "greater than 1"),
+            "contrast": (0 <= self.contrast < np.inf, ">= 0 and finite"),
+            "confirm": (self.confirm >= 1, ">= 1"),
+            "patience": (self.patience >= 1, ">= 1"),
+        }
+        for name, (good, wanted) in limits.items():
+            if not good:
+                raise ValueError(f"`{name}` must be {wanted}; got {getattr(self, name)}. Keep the default")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth saying.
+
+    Attributes:
+        kind: "merge", "vanish", "apart" (again), or "never apart".
+        epoch: The evaluation at which it was confirmed.
+        classes: The classes it is about, ascending.
+        message: The sentence.
+    """
+
+    kind: EventKind
+    epoch: float
+    classes: tuple[int, ...]
+    message: str
+
+
+class MergeWatch:
+    """Follows the classes from evaluation to evaluation and says what happens to them, once.
+
+    Args:
+        num_classes: K >= 2.
+        rule: When to speak.
+        class_names: K names; None numbers them from 0.
+
+    Raises:
+        ValueError: There are fewer than two classes, or not K names.
+    """
+
+    def __init__(
+        self, num_classes: int, rule: MergeRule | None = None, class_names: Sequence[str] | None = None
+    ) -> None:
+        if not num_classes >= 2:
+            raise ValueError(f"`num_classes` must be at least 2; got {num_classes}. Nothing can merge otherwise")
+        names = list(map(str, range(num_classes) if class_names is None else class_names))
+        if len(names) != num_classes:
+            raise ValueError(f"`class_names` must hold {num_classes} names; got {len(names)}. Name every class")
+        self.rule = MergeRule() if rule is None else rule
+        self.class_names = names
+        self.separation: ClassSeparation | None = None
+        self._epoch, self._any_distinct = 0.0, False
+        self._together, self._vanished = _Switch(num_classes), _Switch(num_classes)
+
+    @property
+    def learned(self) -> bool:
+        """Whether any class has ever been distinct."""
+        return bool((self._together.status != _NEW).any())
+
+    def observe(self, epoch: float, Z: Any) -> tuple[Event, ...]:
+        """Take one evaluation in and return what is to be said about it.
+
+        Args:
+            epoch: What to call it.
+            Z: Mean predictions (logit, class), shape (K, K), NaN columns for classes without samples: nothing is
+                decided about those.
+
+        Raises:
+            ValueError: As ``class_separation``, or Z is not (K, K).
+        """
+        Z = np.asarray(Z, dtype=np.float64)
+        size = len(self.class_names)
+        if Z.shape != (size, size):
+            raise ValueError(
+                f"`Z` must have shape (K, K) = {(size, size)}; got {Z.shape}. Use the same head throughout"
+            )
+        rule = self.rule
+        found = class_separation(Z, merge_threshold=rule.merge, vanish_threshold=rule.vanish, min_norm=rule.min_norm)
+        self.separation, self._epoch = found, epoch
+        seen, paired = np.isfinite(found.relative_norms), found.nearest >= 0
+        contrast, own = _contrasts(Z, found.nearest)
+        gone = np.array([state == "vanished" for state in found.states])
+        floor = rule.release * max(rule.vanish, rule.min_norm / found.scale)
+        with np.errstate(invalid="ignore"):  # NaN, an unseen class, is neither
+            close = found.nearest_separation < rule.merge
+            distinct = (found.nearest_separation > rule.release * rule.merge) & (contrast >= rule.contrast)
+            alive = (found.relative_norms > floor) & (own >= rule.contrast)
+        self._any_distinct = bool(distinct.any())
+        merging, parted = self._together.update(close, distinct, paired, rule.confirm)
+        vanishing, revived = self._vanished.update(gone, alive, seen, rule.confirm)
+        back = (parted | revived) & ~self._together.on & ~self._vanished.on
+        never = np.zeros(size, dtype=bool)
+        if self.learned:
+            told = self._together.on | self._vanished.on
+            never = (self._together.stuck(rule.patience) | self._vanished.stuck(rule.patience)) & ~told
+        events = self._grouped("merge", merging & ~gone, found)
+        for event in events:
+            self._together.turn_on(list(event.classes))
+        events += self._all("vanish", vanishing) + self._all("apart", back)
+        return tuple(events + self._grouped("never apart", never, found))
+
+    def summary(self) -> str:
+        """Return the present state in one sentence; "" before the first evaluation."""
+        found = self.separation
+        if found is None:
+            return ""
+        start = f"After epoch {self._epoch:g}:"
+        if not (self.learned or self._any_distinct):
+            return f"{start} no class is told apart from the others yet."
+        parts = [f"{sum(state == 'separated' for state in found.states)} of {len(found.states)} classes are apart"]
+        merged = [group for group in found.groups if not set(group) & set(found.vanished_classes)]
+        parts += [f"merged: {self._named(group)}" for group in merged]
+        for word, classes in (("vanished", found.vanished_classes), ("without samples", found.unseen_classes)):
+            parts += [f"{word}: {self._named(classes)}"] if classes else []
+        return f"{start} {'; '.join(parts)}."
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on later, as numbers and lists."""
+        return {"together": self._together.state(), "vanished": self._vanished.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state_dict`` over the same classes."""
+        for switch, name in ((self._together, "together"), (self._vanished, "vanished")):
+            if len(state[name]["status"]) != len(self.class_names):
+                raise ValueError(
+                    f"`state` must be of {len(self.class_names)} classes; got {len(state[name]['status'])}. "
+                    "It belongs to another head"
+                )
+            switch.load(state[name])
+
+    def _grouped(self, kind: EventKind, mask: Mask, found: ClassSeparation) -> list[Event]:
+        """One event per group of classes that cannot be told apart and that the mask touches."""
+        groups: list[tuple[int, ...]] = []
+        for k in np.flatnonzero(mask).tolist():
+            if any(k in group for group in groups):
+                continue
+            home = next((group for group in found.groups if k in group), None)
+            # Close to another, yet in no group whose members all are: then named with that one alone; a vanished
+            # class by itself.
+            alone = (k,) if found.states[k] == "vanished" else tuple(sorted((k, int(found.nearest[k]))))
+            joined = set(alone if home is None else home).union(*(g for g in groups if set(g) & set(home or alone)))
+            groups = [g for g in groups if not set(g) & joined] + [tuple(sorted(joined))]
+        return [self._event(kind, group) for group in groups]
+
+    def _all(self, kind: EventKind, mask: Mask) -> list[Event]:
+        classes = tuple(np.flatnonzero(mask).tolist())
+        return [self._event(kind, classes)] if classes else []
+
+    def _event(self, kind: EventKind, classes: tuple[int, ...]) -> Event:
+        one, when = len(classes) == 1, f"(epoch {self._epoch:g})"
+        subject = f"{'Class' if one else 'Classes'} {self._named(classes)}"
+        if kind == "merge":
+            share = f"{100 * self.rule.merge:g} %"
+            words = f"begin to merge {when}: their mean predictions differ by less than {share} of the largest."
+        elif kind == "vanish":
+            words = f"{'vanishes' if one else 'vanish'} {when}: the prediction is the bias alone, whatever the sample."
+        elif kind == "apart":
+            words = f"{'has' if one else 'have'} come apart {when}."
+        else:
+            words = f"{'has' if one else 'have'} not come apart by now {when}, while other classes have."
+        return Event(kind, self._epoch, classes, f"{subject} {words}")
+
+    def _named(self, classes: Sequence[int]) -> str:
+        names = [self.class_names[k] for k in classes[:_MAX_NAMED]]
+        if len(classes) > _MAX_NAMED:
+            return f"{', '.join(names)} and {len(classes) - _MAX_NAMED} more"
+        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+class _Switch:
+    """Hysteresis per class: armed by ``confirm`` evaluations off, turned on by as many on, silent in between."""
+
+    def __init__(self, size: int) -> None:
+        self.status = np.full(size, _NEW)
+        self._streak_on = np.zeros(size, dtype=np.int64)
+        self._streak_off = np.zeros(size, dtype=np.int64)
+
+    @property
+    def on(self) -> Mask:
+        return self.status == _ON
+
+    def update(self, on: Mask, off: Mask, judged: Mask, confirm: int) -> tuple[Mask, Mask]:
+        """Return the classes that have been turned on and off just now."""
+        self._streak_on = np.where(judged, (self._streak_on + 1) * on, self._streak_on)
+        self._streak_off = np.where(judged, (self._streak_off + 1) * off, self._streak_off)
+        fired = judged & (self.status == _ARMED) & (self._streak_on >= confirm)
+        settled = judged & (self._streak_off >= confirm)
+        released = settled & self.on
+        self.status[fired], self.status[settled] = _ON, _ARMED
+        return fired, released
+
+    def turn_on(self, classes: list[int]) -> None:
+        """Take as said what others have been named with."""
+        self.status[classes] = np.where(self.status[classes] == _ARMED, _ON, self.status[classes])
+
+    def stuck(self, patience: int) -> Mask:
+        """Return, once, the classes that were on from the start and for so many evaluations now."""
+        found = (self.status == _NEW) & (self._streak_on >= patience)
+        self.status[found] = _ON
+        return found
+
+    def state(self) -> dict[str, list[int]]:
+        return {
+            "status": self.status.tolist(),
+            "on": self._streak_on.tolist(),
+            "off": self._streak_off.tolist(),
+        }
+
+    def load(self, state: dict[str, list[int]]) -> None:
+        self.status = np.array(state["status"])
+        self._streak_on, self._streak_off = np.array(state["on"]), np.array(state["off"])
+
+
+def _contrasts(Z: NDArray[np.float64], nearest: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Per class the contrast with its nearest class, and its own entry centred over logits; both in nats."""
+    diagonal, k = Z.diagonal(), np.arange(len(Z))
+    contrast = (diagonal - Z[nearest, k] + diagonal[nearest] - Z[k, nearest]) / 2
+    return contrast, diagonal - Z.mean(axis=0)
