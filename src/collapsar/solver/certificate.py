@@ -9,7 +9,7 @@ is a lower bound of the optimum; S_t = Y + t(P - Y) costs one dual norm (Hong & 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,7 @@ from collapsar.problem import Problem
 from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
 from collapsar.solver.symmetry import Blocks, Quotient, trivial_quotient
 
-__all__ = ["Certificate", "balance_bias", "certify", "certify_blocks", "dual_norm", "penalty"]
+__all__ = ["Certificate", "as_free", "balance_bias", "certify", "certify_blocks", "dual_norm", "penalty"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -33,6 +33,10 @@ _INSIDE = 1 - 1e-13
 
 # With a free bias the dual's equality constraint must hold; what is left of it multiplies the bias, of order 10.
 _BALANCED = 1e-14
+
+# A bias of order 10 at this price, times lambda_Z, is invisible beside any objective that float64 resolves, while
+# rounding errors in the dual's bias term, squared and divided by lambda_b, are not.
+_ALMOST_FREE = 1e-13
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,10 @@ def certify_blocks(
     Returns:
         The certificate.
     """
+    free = as_free(q)
+    if free is not q:
+        best = certify_blocks(free, blocks, penalty_value, enough=enough)
+        return Certificate(best.primal + 0.5 * q.lambda_b * float(q.sizes @ blocks.b**2), best.dual)
     P, loss = predict(q, blocks)
     price = penalty(q, blocks) if penalty_value is None else penalty_value
     bias_price = 0.0 if q.lambda_b == np.inf else 0.5 * q.lambda_b * float(q.sizes @ blocks.b**2)
@@ -120,6 +128,14 @@ def certify_blocks(
         balanced = balance_bias(q, blocks)
         best = Certificate(best.primal, max(best.dual, _best_dual(q, predict(q, balanced)[0], balanced)))
     return best
+
+
+def as_free(q: Quotient) -> Quotient:
+    """The problem with a free bias where the bias costs next to nothing, else the problem itself.
+
+    A price can only raise the optimum, so a lower bound of the free problem is one of the priced problem too.
+    """
+    return replace(q, lambda_b=0.0) if 0 < q.lambda_b <= _ALMOST_FREE * q.lambda_z else q
 
 
 def penalty(q: Quotient, blocks: Blocks) -> float:

@@ -22,7 +22,7 @@ from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 
-__all__ = ["Basis", "Direction", "NewtonSystem", "Point", "newton_system", "point", "retract"]
+__all__ = ["Basis", "Direction", "NewtonSystem", "Point", "newton_system", "point", "retract", "straight"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -177,12 +177,12 @@ def _contrast_norm(q: Quotient) -> Vector:
     return np.sqrt(np.maximum(q.sizes - 1, 1.0) * q.mass)
 
 
-def newton_system(q: Quotient, x: Point, basis: Basis, *, near: bool) -> NewtonSystem:
-    """The system at ``x``, whose X is ``basis``; ``near`` the optimum the slacks lambda - rho can be trusted.
+def newton_system(q: Quotient, x: Point, basis: Basis) -> NewtonSystem:
+    """The system at ``x``, whose X is ``basis``.
 
     The preconditioner is diagonal either in the basis or in the entries of X. In the entries the loss is diagonal, and
     the factors nearly so, because the basis mixes classes of similar counts only: |X|_kk stands for sigma_k, and rho
-    becomes its mean over the row of B. That halves the iterations, but only where few directions are dead or ``near``.
+    becomes its mean over the row of B. That halves the iterations, but not where directions are dead or dying.
     """
     A, B, r, sigma, lam = basis.A, basis.B, basis.rank, basis.sigma, q.lambda_z
     J = q.num_clusters
@@ -197,7 +197,7 @@ def newton_system(q: Quotient, x: Point, basis: Basis, *, near: bool) -> NewtonS
     # probabilities may underflow far from the optimum: no entry is trusted to be that flat
     diagonal = np.maximum(loss.diagonal, 1e-10 * float(loss.diagonal.max()) or 1.0)
     unit = float(diagonal.mean())
-    entries = J - r <= 1 or near
+    entries = J - r <= 1
     if entries:
         size = np.einsum("ij,j,ij->i", B, sigma, B)
         size = np.maximum(size, 1e-12 * float(size.max()) or 1.0)
@@ -271,6 +271,16 @@ def retract(system: NewtonSystem, step: Direction, length: float) -> tuple[Point
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
     price = 0.5 * (float(np.sum(U**2)) + float(np.sum(V**2))) + float(width @ y)
     return point(q, (basis.A @ U) @ (basis.B @ V).T, y, x.b + length * step.b), price
+
+
+def straight(system: NewtonSystem, step: Direction, length: float) -> tuple[Point, float]:
+    """Move X itself by ``step``, for steps so long that dU dV' spoils a balance of Z and bias; with the price of Z."""
+    q, x, basis = system.q, system.x, system.basis
+    X = (basis.A * basis.sigma + length * basis.A @ step.M) @ basis.B.T
+    y = np.maximum(x.y + length * step.y, 0.0)
+    width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
+    price = float(np.linalg.svd(X, compute_uv=False).sum()) + float(width @ y)
+    return point(q, X, y, x.b + length * step.b), price
 
 
 def _grown(root: Vector, change: Vector) -> Vector:

@@ -36,8 +36,6 @@ FEW = 12  # clusters: a step costs J^6
 
 _MARGIN = 4.0  # nats: a typical logit margin of a trained classifier, for the start only
 
-_ALMOST_FREE = 1e-15  # lambda_b / lambda_z below which rounding in Q, times lambda_Z / lambda_b, is all of the bias
-
 _LAST = 1e-5  # radians: Newton's method squares the error, and the gap is the square of the error
 
 
@@ -117,8 +115,6 @@ def rotation_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | Non
         The point and the steps to it, or None where the method got stuck. Only a certificate can tell whether the
         point is the optimum.
     """
-    if 0 < q.lambda_b < _ALMOST_FREE * q.lambda_z:
-        return None
     model, Q = _start(q)
     p = model.probabilities(Q)
     if not min(p.tolist()) > 0:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from collapsar.solver.barrier import Witness
-from collapsar.solver.certificate import GAP_FLOOR, Certificate, balance_bias, certify_blocks
+from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.doubly_nonnegative import Centre, central_path, lower_bound
 from collapsar.solver.objective import cross_entropy, predict, residual
 from collapsar.solver.status import Progress, Result, Status
@@ -107,7 +107,7 @@ def certify_atoms(q: Quotient, atoms: Atoms, b: Vector, witness: Witness) -> Cer
     """
     price = 0.0 if q.lambda_b == np.inf else 0.5 * q.lambda_b * float(q.sizes @ b**2)
     primal = cross_entropy(q, atoms.blocks(q, b)) + q.lambda_z * atoms.price(q) + price
-    return Certificate(primal, lower_bound(q, witness))
+    return Certificate(primal, lower_bound(as_free(q), witness))
 
 
 def factors(q: Quotient, atoms: Atoms, max_rows: int = 100_000) -> tuple[Matrix, Matrix]:

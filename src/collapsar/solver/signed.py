@@ -12,11 +12,16 @@ The duality gap of :mod:`.certificate` is the stopping rule.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from collapsar.solver.certificate import GAP_FLOOR, certify_blocks
+from collapsar.solver.coarse import coarsened, interpolated
 from collapsar.solver.hessian import loss_hessian
-from collapsar.solver.manifold import Basis, NewtonSystem, Point, newton_system, point, retract
+from collapsar.solver.manifold import Basis, NewtonSystem, Point, newton_system, point, retract, straight
+from collapsar.solver.nonnegative import minimise_nonnegative
+from collapsar.solver.rotation import rotation_point
 from collapsar.solver.start import asymptotic_start
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient
@@ -27,9 +32,17 @@ _NOISE = 1e-15  # relative rounding of the objective
 
 _PATIENCE = 4
 
+_GOOD = 0.5  # a step this close to its model needs no second way to take it
+
 # The gap is of second order, so a gap of 1e-9 leaves Z good to 1e-5 or so. Up to this many clusters one Newton step
 # more costs next to nothing and gives Z itself to ten digits.
 _FREE_DIGITS = 24
+
+# Beyond _FREE_DIGITS clusters the start is the optimum of a problem with a sixth of them, but at least this many.
+_FEWEST_GROUPS = 12
+
+# Newton's method on the dual's rotation has J(J - 1)/2 unknowns and solves for them densely: to this many clusters.
+_ROTATE = 24
 
 
 def minimise_signed(
@@ -52,7 +65,7 @@ def minimise_signed(
     Returns:
         The best certified point, with status OPTIMAL, MAX_STEPS or STALLED.
     """
-    first = asymptotic_start(q) if start is None else start
+    first = _first_guess(q) if start is None else start
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
     x = point(q, q.weight * first.C, width * np.sqrt(q.mass) * np.maximum(first.alpha, 0.0), first.b)
     value = x.smooth + q.lambda_z * (float(np.linalg.svd(x.X, compute_uv=False).sum()) + float(width @ x.y))
@@ -64,7 +77,7 @@ def minimise_signed(
     for step in range(1, max_steps + 1):
         before = value
         x, basis, value, stretch = _proximal_step(q, x, value, stretch)
-        system = newton_system(q, x, basis, near=previous < 1e-3)
+        system = newton_system(q, x, basis)
         decrement = system.decrement / max(abs(value), GAP_FLOOR)
         still = decrement <= 1e-30 and before - value <= 2 * _NOISE * max(abs(value), GAP_FLOOR)
         last = still or step == max_steps
@@ -89,6 +102,20 @@ def minimise_signed(
     if best.status is Status.OPTIMAL or step < max_steps:
         return best
     return Result(best.blocks, best.certificate, step, Status.MAX_STEPS)
+
+
+def _first_guess(q: Quotient) -> Blocks:
+    """Where to start: the asymptotic optimum, the column form's, or for many clusters that of a coarser problem."""
+    J = q.num_clusters
+    if J <= _FREE_DIGITS:
+        return asymptotic_start(q)
+    coarse = coarsened(q, max(_FEWEST_GROUPS, J // 6))
+    if coarse is not None:
+        found = rotation_point(coarse) if coarse.num_clusters <= _ROTATE else None
+        blocks = minimise_signed(coarse, tol=1e-7, max_steps=50).blocks if found is None else found[0]
+        return interpolated(q, coarse, blocks)
+    # the columns separate, so this costs a few products, and with many classes the two optima are close
+    return minimise_nonnegative(replace(q, features="nonnegative"), tol=1e-3, max_steps=20).blocks
 
 
 def _proximal_step(q: Quotient, x: Point, value: float, stretch: float) -> tuple[Point, Basis, float, float]:
@@ -119,10 +146,16 @@ def _newton_step(system: NewtonSystem, value: float, forcing: float, radius: flo
     noise = 10 * _NOISE * max(abs(value), GAP_FLOOR)
     length = 1.0
     while length > 1e-10:
-        new, price = retract(system, step, length)
-        new_value = new.smooth + system.q.lambda_z * price
         predicted = -(step.slope + 0.5 * length * step.curvature) * length
-        agreement = (value - new_value + noise) / (predicted + noise)
+        new, new_value, agreement = system.x, np.inf, -np.inf
+        for move in (retract, straight):
+            trial, price = move(system, step, length)
+            trial_value = trial.smooth + system.q.lambda_z * price
+            if trial_value < new_value:
+                new, new_value = trial, trial_value
+                agreement = (value - new_value + noise) / (predicted + noise)
+            if agreement > _GOOD:
+                break
         if agreement > 1e-4:
             break
         length /= 2

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import log
+from typing import NamedTuple
 
 import numpy as np
 
 from collapsar.problem import Problem
+from collapsar.solver.certificate import Certificate, as_free
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.rotation import FEW, rotation_point
@@ -19,9 +22,9 @@ from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
 __all__ = ["path", "solve"]
 
-# From this many clusters on the signed algorithm starts at the column form's optimum: its columns separate, so it costs
-# a few products, and with many classes the two optima are close. On a long tail of 361 counts steps fall from 50 to 9.
-_COLUMN_START = 24
+# A line through two solutions is followed at most this many times their distance in log lambda_z: beyond, curvature
+# has taken over, and the last solution is the better start.
+_LONGEST_STEP = 2.0
 
 
 def solve(
@@ -55,34 +58,58 @@ def solve(
         >>> s.class_states[0], s.class_states[9], s.certificate.relative_gap <= 1e-9
         ('separated', 'vanished', True)
     """
+    how = _checked(tol, max_steps, progress, throw)
+    q = quotient(problem)
+    if start is not None and not np.array_equal(start.quotient.labels, q.labels):
+        raise ValueError("`start` must solve a problem with the same clusters of classes; leave it out")
+    return _solved(problem, q, None if start is None else start.blocks, how)
+
+
+class _Settings(NamedTuple):
+    tol: float
+    max_steps: int
+    progress: Progress | None
+    throw: bool
+
+
+def _checked(tol: float, max_steps: int, progress: Progress | None, throw: bool) -> _Settings:
     if not 0 < tol < 1:
         raise ValueError(f"`tol` must be in (0, 1), got {tol!r}")
     if not max_steps >= 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps!r}")
-    q = quotient(problem)
-    if problem.features == "signed" and q.sizes.size <= FEW:
+    return _Settings(tol, max_steps, progress, throw)
+
+
+def _solved(problem: Problem, q: Quotient, first: Blocks | None, how: _Settings) -> Solution:
+    result = _minimise(q, first, how.tol, how.max_steps, how.progress)
+    solution = _solution(problem, q, result)
+    if how.throw and result.status is not Status.OPTIMAL:
+        raise NotConvergedError(solution)
+    return solution
+
+
+def _minimise(q: Quotient, first: Blocks | None, tol: float, max_steps: int, progress: Progress | None) -> Result:
+    """One algorithm after the other, until one closes the certificate."""
+    free = as_free(q)
+    if free is not q:
+        result = _minimise(free, first, tol, max_steps, progress)
+        price = 0.5 * q.lambda_b * float(q.sizes @ result.blocks.b**2)
+        own = result.certificate
+        return replace(result, certificate=Certificate(own.primal + price, own.dual))
+    if q.features == "signed" and q.num_clusters <= FEW:
         result = _at_full_rank(q, tol, max_steps)
         if result is not None:
             if progress is not None:
                 progress(result.num_steps, result.certificate)
-            return Solution(problem, result.blocks, result.certificate, result.status, result.num_steps, q)
-    if start is not None and not np.array_equal(start.quotient.labels, q.labels):
-        raise ValueError("`start` must solve a problem with the same clusters of classes; leave it out")
-    first = None if start is None else start.blocks
-    if first is not None and problem.lambda_b == np.inf:
+            return result
+    if first is not None and q.lambda_b == np.inf:
         first = Blocks(first.alpha, first.C, np.zeros_like(first.b))
-    if problem.features == "signed":
-        if first is None and q.num_clusters > _COLUMN_START:
-            first = minimise_nonnegative(replace(q, features="nonnegative"), tol=1e-3, max_steps=20).blocks
-        result = minimise_signed(q, first, tol=tol, max_steps=max_steps, progress=progress)
-    else:
-        result = minimise_nonnegative(q, first, tol=tol, max_steps=max_steps, progress=progress)
-        if result.status is Status.SHARED_DIRECTIONS:
-            result = minimise_shared(q, result.blocks, tol=tol, max_steps=max_steps, progress=progress)
-    solution = _solution(problem, q, result)
-    if throw and result.status is not Status.OPTIMAL:
-        raise NotConvergedError(solution)
-    return solution
+    if q.features == "signed":
+        return minimise_signed(q, first, tol=tol, max_steps=max_steps, progress=progress)
+    result = minimise_nonnegative(q, first, tol=tol, max_steps=max_steps, progress=progress)
+    if result.status is Status.SHARED_DIRECTIONS:
+        result = minimise_shared(q, result.blocks, tol=tol, max_steps=max_steps, progress=progress)
+    return result
 
 
 def _at_full_rank(q: Quotient, tol: float, max_steps: int) -> Result | None:
@@ -112,7 +139,7 @@ def path(
     progress: Progress | None = None,
     throw: bool = True,
 ) -> list[Solution]:
-    """Solutions over penalties, each started from its neighbour and each certified.
+    """Solutions over penalties, each started from the two before it and each certified.
 
     Args:
         problem: its own ``lambda_z`` is ignored.
@@ -135,8 +162,21 @@ def path(
     """
     values = [float(value) for value in lambdas]
     problems = [problem.replace(lambda_z=value) for value in values]
+    how = _checked(tol, max_steps, progress, throw)
     solutions: dict[int, Solution] = {}
-    start: Solution | None = None
     for i in sorted(range(len(values)), key=lambda i: -values[i]):
-        start = solutions[i] = solve(problems[i], tol, max_steps=max_steps, start=start, progress=progress, throw=throw)
+        done = list(solutions.values())[-2:]
+        solutions[i] = _solved(problems[i], quotient(problems[i]), _ahead(done, values[i]), how)
     return [solutions[i] for i in range(len(values))]
+
+
+def _ahead(done: list[Solution], lambda_z: float) -> Blocks | None:
+    """Where the line through the last two solutions, over log lambda_z, meets the next penalty."""
+    if len(done) < 2 or done[0].problem.lambda_z == done[1].problem.lambda_z:
+        return done[-1].blocks if done else None
+    (old, far), (new, near) = ((s.blocks, log(s.problem.lambda_z)) for s in done)
+    step = (log(lambda_z) - near) / (near - far)
+    if not step <= _LONGEST_STEP:
+        return new
+    alpha, C, b = (y + step * (y - x) for x, y in ((old.alpha, new.alpha), (old.C, new.C), (old.b, new.b)))
+    return Blocks(alpha, C, b)
