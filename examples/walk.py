@@ -22,8 +22,8 @@ def panels() -> list[tuple[str, cs.Problem]]:
     """Five problems: balanced; then imbalanced, with the penalty growing through all its thresholds."""
     problem = cs.Problem(COUNTS["imbalanced"], lambda_z=0.005, lambda_b=LAMBDA_B)
     t = cs.thresholds(problem)
-    merge, vanish, complete = t.merge[-1], t.vanish[-1], t.complete
-    steps = [0.3 * merge, 0.9 * merge, (merge + vanish) / 2, (vanish + complete) / 2]
+    merge, vanish, complete = t.merge[-1], t.vanish[-1], t.complete  # the last two are one: cat is alone in its kind
+    steps = [0.3 * merge, 0.9 * merge, (merge + vanish) / 2, 1.05 * complete]
     words = ["small penalty", "just below the threshold", "merged", "everything vanishes"]
     first = [("balanced classes", cs.Problem(COUNTS["balanced"], lambda_z=0.3 * merge, lambda_b=LAMBDA_B))]
     return first + [

@@ -204,7 +204,8 @@ class Solution:
             ValueError: ``dim`` is too small, or the penalties do not multiply to lambda_z^2.
 
         Example:
-            >>> s = solve(Problem([10, 10, 10], lambda_z=0.02))
+            >>> import collapsar as cs
+            >>> s = cs.solve(cs.Problem([10, 10, 10], lambda_z=0.02))
             >>> W, H, b = s.factors(3)
             >>> bool(np.allclose(W.T @ H, s.Z))
             True
