@@ -1,0 +1,229 @@
+"""``collapsar advise``: from counts and penalties to remedies with numbers. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import collapsar as cs
+from collapsar.analysis.advice import advise as advise_on
+from collapsar.analysis.advice_decay import advise_weight_decay
+from collapsar.analysis.advice_sources import load_diagnosis, problem_of_diagnosis
+from collapsar.cli.app import app
+from collapsar.cli.options import (
+    Json,
+    LambdaB,
+    LambdaH,
+    LambdaW,
+    LambdaZ,
+    Offsets,
+    Scales,
+    Smoothing,
+    Temperatures,
+    Weights,
+    class_vector,
+    price,
+)
+from collapsar.cli.output import print_json, standard
+from collapsar.files import write_atomically
+from collapsar.report.advice import (
+    SUGGESTION_COLUMNS,
+    class_words,
+    decay_words,
+    prior_words,
+    room_words,
+    suggestion_rows,
+    verdict_words,
+)
+from collapsar.report.words import number_text
+
+__all__ = ["advise"]
+
+MOST_ROWS = 12
+
+
+@app.command(
+    epilog="""Examples:
+
+    collapsar advise 500x5,100x5 --lambda-z 0.0036 --lambda-b 0.02
+
+    collapsar advise labels.txt --lambda-w 5e-4 --lambda-h 1e-5 --html advice.html
+
+    collapsar advise labels.txt --weight-decay 5e-4 --layers 2
+
+    collapsar advise --diagnosis diagnosis.json --json"""
+)
+def advise(
+    counts: Annotated[
+        str | None,
+        typer.Argument(metavar="COUNTS", help="As for `collapsar solve`: a labels file, or 500x5,100x5, or exp:..."),
+    ] = None,
+    lambda_z: LambdaZ = None,
+    lambda_w: LambdaW = None,
+    lambda_h: LambdaH = None,
+    lambda_b: LambdaB = float("inf"),
+    features: Annotated[
+        Literal["nonnegative", "signed"],
+        typer.Option("--features", help="nonnegative: features out of a ReLU, as in most networks; signed: without."),
+    ] = "nonnegative",
+    weight_decay: Annotated[
+        float | None, typer.Option("--weight-decay", help="Ordinary training: decay on everything, no feature penalty.")
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            "--layers", help="With --weight-decay: linear layers above the last normalisation, with the head."
+        ),
+    ] = None,
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw"], typer.Option("--optimizer", help="What applies the decay.")
+    ] = "sgd",
+    diagnosis: Annotated[
+        Path | None, typer.Option("--diagnosis", help="Counts and penalties from `collapsar diagnose --json`.")
+    ] = None,
+    margin: Annotated[float, typer.Option("--margin", help="Room a remedy must leave: 0.1 is 10% in lambda_z.")] = 0.1,
+    class_weights: Weights = None,
+    offsets: Offsets = None,
+    scales: Scales = None,
+    temperatures: Temperatures = None,
+    smoothing: Smoothing = 0.0,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Also draw before and after, .png or .svg.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which classes merge at your penalties, and the least change that keeps them apart, with its price.
+
+    Every remedy is the least setting that brings each class across its threshold with room to spare, checked by solving
+    the problem after the change. No training, no torch.
+    """
+    given = any(value is not None for value in (lambda_z, lambda_w, lambda_h))
+    if weight_decay is not None:
+        if given or diagnosis is not None or html is not None or picture is not None:
+            raise ValueError(
+                "--weight-decay is ordinary training: it goes without penalties and --diagnosis, and has no validated "
+                "optimum to draw (--html, --picture)"
+            )
+        decay = advise_weight_decay(_given(counts), weight_decay, layers=layers, optimizer=optimizer, margin=margin)
+        _print_decay(decay.to_dict(), as_json=as_json)
+        return
+    if optimizer == "adamw":
+        raise ValueError(
+            "--optimizer adamw: its decay is decoupled from the gradient and is the derivative of no penalty, so no "
+            "theory of the optimum applies; put the penalties into the loss, or use SGD or Adam with L2"
+        )
+    names: list[str] | None = None
+    cautions: tuple[str, ...] = ()
+    if diagnosis is not None:
+        if given or counts is not None:
+            raise ValueError("give --diagnosis alone: it names counts and penalties")
+        found = load_diagnosis(diagnosis)
+        problem, cautions = problem_of_diagnosis(found)
+        names = found.get("class_names")
+    else:
+        n = cs.class_counts(_given(counts))
+        vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
+        loss = cs.Loss(**{k: class_vector(k, text, n.size) for k, text in vectors.items()}, smoothing=smoothing)
+        problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
+    record = {**advise_on(problem, margin, class_names=names).to_dict(), "cautions": list(cautions)}
+    _write(record, html, picture)
+    if as_json:
+        print_json(record)
+    else:
+        _print_advice(record)
+
+
+def _given(counts: str | None) -> str:
+    if counts is None:
+        raise ValueError("give COUNTS: a file of labels, or 500x5,100x5; or --diagnosis FILE")
+    return counts
+
+
+def _write(record: dict[str, Any], html: Path | None, picture: Path | None) -> None:
+    if html is not None:
+        from collapsar.report.advice_page import advice_page
+
+        write_atomically(html, advice_page(standard(record)))
+    if picture is not None:
+        from collapsar.report.advice_plots import picture_bytes
+
+        write_atomically(picture, picture_bytes(standard(record), picture.suffix))
+
+
+def _print_advice(record: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    problem = record["problem"]
+    console.print(
+        f"{len(problem['class_counts'])} classes, {sum(problem['class_counts'])} samples, {problem['features']} "
+        f"features, lambda_z {problem['lambda_z']:.4g}, lambda_b {problem['lambda_b']}"
+    )
+    console.print(f"[bold]{verdict_words(record)}[/bold]", soft_wrap=False)
+    for caution in record["cautions"]:
+        console.print(f"Caution: {caution}")
+    console.print(_state_table(record))
+    if not record["suggestions"]:
+        if record["verdict"] != "separated":
+            console.print("No single remedy reaches the target; combine two, or lower the penalty and try again.")
+        for sentence in (room_words(record), prior_words(record)):
+            if sentence:
+                console.print(sentence)
+        return
+    console.print(
+        f"The least change that leaves {100 * record['margin']:.0f}% room, cheapest first, each solved again after it:"
+    )
+    table = _table(*SUGGESTION_COLUMNS)
+    for row in suggestion_rows(record):
+        table.add_row(*row)
+    console.print(table)
+    best = record["suggestions"][0]
+    console.print(f"1: {best['words']}. {' '.join(best['caveats'])}")
+    for sentence in (room_words(record), prior_words(record)):
+        if sentence:
+            console.print(sentence)
+    if record["without_effect"]:
+        console.print(f"Cannot do it alone at any setting: {', '.join(record['without_effect'])}.")
+    if not all(s["verified"] for s in record["suggestions"]):
+        console.print("?: the optimum after the change did not confirm it.")
+    console.print("margin, majority: nats at the class mean; corrected: under equal priors. Logit adjustment alone "
+                  "moves no class across.")  # fmt: skip
+
+
+def _state_table(record: dict[str, Any]) -> Table:
+    table = _table("classes", "samples", "at the optimum", "threshold", "safety", "margin", "corrected")
+    groups = record["groups"]
+    shown = groups if len(groups) <= MOST_ROWS else [*groups[:3], *groups[-(MOST_ROWS - 3) :]]
+    for i, g in enumerate(shown):
+        if len(shown) < len(groups) and i == 3:
+            table.add_row(f"... {len(groups) - len(shown)} more")
+        table.add_row(
+            class_words(g, record["class_names"]),
+            str(g["samples"]),
+            g["state"],
+            *(number_text(g[name], 3) for name in ("threshold", "safety", "margin", "corrected_margin")),
+        )
+    return table
+
+
+def _print_decay(record: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(record)
+        return
+    console = Console(highlight=False)
+    n = record["class_counts"]
+    console.print(f"{len(n)} classes, {sum(n)} samples, {max(n)} in the largest, {min(n)} in the smallest")
+    for sentence in decay_words(record):
+        console.print(sentence)
+    table = _table("model", "layers above the norm", "smallest classes collapse at decay", "measured / predicted")
+    for p in record["predictions"]:
+        ratio = p["measured_ratio"]
+        measured = "never measured" if ratio is None else f"{ratio[0]:.2f} to {ratio[1]:.2f}"
+        table.add_row(p["model"], str(p["layers"]), number_text(p["weight_decay"], 3), measured)
+    console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

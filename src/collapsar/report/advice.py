@@ -1,0 +1,254 @@
+"""Advice in words: what an advice record says, for people. Needs neither matplotlib nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from collapsar.report.record import defined
+from collapsar.report.words import lambda_text, number_text, share_text
+
+__all__ = [
+    "METHOD_WORDS",
+    "REGIME_WORDS",
+    "STUDY_COLUMNS",
+    "SUGGESTION_COLUMNS",
+    "class_words",
+    "decay_words",
+    "prior_words",
+    "room_words",
+    "setting_words",
+    "study_rows",
+    "suggestion_rows",
+    "verdict_words",
+]
+
+Record = Mapping[str, Any]
+
+_FACTOR_WORDS = {
+    "weights": "loss weight",
+    "temperatures": "temperature",
+    "scales": "logit scale",
+    "oversampling": "copies (each penalised)",
+    "oversampling-held": "copies (penalty a batch mean)",
+}
+
+METHOD_WORDS = {
+    "nothing": "nothing",
+    "advice": "least advice",
+    "advice-weights": "advised weights",
+    "advice-oversampling": "advised oversampling",
+    "advice-double": "advice, twice the room",
+    "inverse-weights": "weights 1/n",
+    "effective-number": "effective-number weights",
+    "logit-adjustment": "logit adjustment",
+    "balanced-sampling": "balanced sampling",
+    "decoupled": "decoupled head",
+    "sweep": "best of the penalty sweep",
+}
+REGIME_WORDS = {
+    "merging": "penalised, classes merge",
+    "safe": "penalised, far below",
+    "ordinary": "ordinary, decay 5e-4",
+    "ordinary-strong": "ordinary, decay 1e-2",
+}
+STUDY_COLUMNS = ("method", "balanced", "minority", "calibration error", "classes merged", "samples seen", "CPU seconds")
+
+
+def class_words(group: Record, names: list[str]) -> str:
+    """The classes of a group, short.
+
+    Example:
+        >>> class_words({"classes": [5, 6, 7, 8]}, [str(k) for k in range(10)])
+        '5-8'
+        >>> class_words({"classes": [0, 2]}, ["cat", "dog", "eel"])
+        'cat, eel'
+    """
+    members = group["classes"]
+    own: list[str] = [names[k] for k in members]
+    if len(own) > 2 and own == [str(k) for k in range(members[0], members[0] + len(own))]:
+        return f"{own[0]}-{own[-1]}"
+    return ", ".join(own) if len(own) <= 4 else f"{', '.join(own[:3])}, ... ({len(own)})"
+
+
+def verdict_words(record: Record) -> str:
+    """The finding in one or two sentences."""
+    groups, room = record["groups"], f"{100 * record['margin']:.0f} %"
+    lost = [g for g in groups if not g["apart"]]
+    near = min((g for g in groups if defined(g["safety"])), key=lambda g: g["safety"], default=None)
+    factor = "" if near is None else number_text(near["safety"], 3)
+    outvoted = [g for g in groups if g["apart"] and g["margin"] < 0]
+    if record["verdict"] == "separated":
+        text = f"Your penalties are not the cause: at the optimum every class is apart, by a factor of {factor}."
+        if outvoted:
+            text += f" But {_group_words(outvoted)} outvoted by larger ones even at the class mean: correct the prior."
+        else:
+            text += " If small classes do badly, look at the number and variety of their samples, and the prior."
+        return text
+    if record["verdict"] == "close":
+        assert near is not None  # some threshold is near
+        return (
+            f"Close: every class is apart at the optimum, but {_group_words([near])} less than {room} below the "
+            f"threshold (safety {factor})."
+        )
+    if record["verdict"] == "collapsed":
+        return "Your penalties are too strong for every class: at the optimum no class has predictions of its own."
+    return (
+        f"Your penalties are the cause: at the optimum {_group_words(lost)} without predictions of "
+        f"{'its' if _count(lost) == 1 else 'their'} own ({', '.join(dict.fromkeys(g['state'] for g in lost))})."
+    )
+
+
+def _count(groups: Sequence[Record]) -> int:
+    return sum(len(g["classes"]) for g in groups)
+
+
+def _group_words(groups: Sequence[Record]) -> str:
+    """Some classes as the subject of a sentence, with its verb: "the 5 classes of 100 samples are"."""
+    sizes = [g["samples"] for g in groups]
+    size = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
+    count = _count(groups)
+    return f"the class of {size} samples is" if count == 1 else f"the {count} classes of {size} samples are"
+
+
+def setting_words(suggestion: Record, record: Record) -> str:
+    """What to set, with its number.
+
+    Example:
+        >>> from collapsar.analysis.advice import advise
+        >>> from collapsar.problem import Problem
+        >>> advice = advise(Problem("500x5,100x5", 0.0036, 0.02), families=["weights", "penalty"]).to_dict()
+        >>> [setting_words(s, advice) for s in advice["suggestions"]]
+        ['head decay or feature penalty × 0.705', 'loss weight 1.238 for classes 5-9, 1 else']
+    """
+    remedy, factors, groups = suggestion["remedy"], suggestion["factors"], record["groups"]
+    if remedy == "penalty":
+        return f"head decay or feature penalty × {_down(factors[0])}"
+    if remedy == "more-samples":
+        raised = [g for g in groups if factors[g["classes"][0]] > g["samples"]]
+        names = _class_list(raised, record)
+        return f"at least {min(factors):.0f} samples of {names}"
+    raised = [g for g in groups if factors[g["classes"][0]] > 1]
+    names = _class_list(raised, record)
+    values = [factors[g["classes"][0]] for g in raised]
+    what = _FACTOR_WORDS[remedy]
+    if len(set(values)) == 1:
+        return f"{what} {_up(values[0])} for {names}, 1 else"
+    root = "" if remedy.startswith("oversampling") else "√"
+    formula = f"{root}({suggestion['level']:.0f}/n)"
+    return f"{what} {formula} where n < {suggestion['level']:.0f}: up to {_up(max(values))}"
+
+
+def _class_list(groups: Sequence[Record], record: Record) -> str:
+    members = sorted(k for g in groups for k in g["classes"])
+    return f"{'class' if len(members) == 1 else 'classes'} {class_words({'classes': members}, record['class_names'])}"
+
+
+def _up(value: float) -> str:
+    return f"{value + 0.0005:.3f}"
+
+
+def _down(value: float) -> str:
+    return f"{value - 0.0005:.3f}" if value >= 0.01 else f"{value:.2e}"
+
+
+def suggestion_rows(record: Record) -> list[tuple[str, ...]]:
+    """One row per remedy: rank, what to set, state and margins of the smallest classes, prices."""
+    rows = []
+    for i, s in enumerate(record["suggestions"], 1):
+        small, price = s["groups"][-1], s["price"]
+        extra = f"{price['new_samples']} new" if price["new_samples"] else f"{price['extra_samples']}"
+        rows.append(
+            (
+                f"{i}{'' if s['verified'] else '?'}",
+                setting_words(s, record),
+                small["state"],
+                _signed(small["margin"]),
+                _signed(small["corrected_margin"]),
+                extra,
+                _signed(price["majority_margin_change"]),
+                share_text(price["calibration_shift"]),
+            )
+        )
+    return rows
+
+
+SUGGESTION_COLUMNS = (
+    *("", "set", "smallest", "margin", "corrected", "extra samples", "majority", "calibration shift"),
+)
+
+
+def _signed(value: float | None) -> str:
+    return number_text(value, 2) if value is None or value <= 0 else f"+{number_text(value, 2)}"
+
+
+def prior_words(record: Record) -> str:
+    """When to correct the prior, for the advice as a whole; empty where it changes no decision."""
+    after = record["suggestions"][0]["groups"] if record["suggestions"] else record["groups"]
+    if any(g["apart"] and g["margin"] < 0 < g["corrected_margin"] for g in after):
+        return (
+            "The small classes will still lose against larger ones at equal evidence. If all classes matter equally, "
+            "subtract log of the training share from the logits (collapsar.training.prior_correction), then fit a "
+            "temperature: free."
+        )
+    return ""
+
+
+def room_words(record: Record) -> str:
+    """What gives every class twice the room; empty where all have it."""
+    factor = record["roomy_penalty"]
+    if not defined(factor):
+        return ""
+    return (
+        f"Crossing the threshold separates the classes; accuracy grows with the distance from it. Twice the room needs "
+        f"head decay or feature penalty × {_down(factor)}."
+    )
+
+
+def decay_words(record: Record) -> list[str]:
+    """What can be said of weight decay alone, sentence by sentence."""
+    low, high, here = (lambda_text(record[name]) for name in ("low", "high", "weight_decay"))
+    if record["validated"] is None:
+        first = (
+            "Ordinary training (weight decay, no feature penalty): no model has been validated that predicts when its "
+            f"classes merge. The models at hand, with what was measured of them, put it between {low} and {high}."
+        )
+    else:
+        first = (
+            f"Ordinary training: the model that predicts the switch ({record['validated']}), with its measured error, "
+            f"puts it between {low} and {high}."
+        )
+    verdict = {
+        "separated": f"Your decay {here} lies below all of that: weight decay is probably not the cause.",
+        "collapsed": f"Your decay {here} lies above all of that: expect the smallest classes to have merged.",
+        "undecided": f"Your decay {here} lies in between: undecided. At or below {lambda_text(record['largest_safe'])} "
+        f"it would be below all of it with a margin of {100 * record['margin']:.0f} %.",
+    }[record["verdict"]]
+    shallow = (
+        "Whatever the decay, the prior matters: for equal priors use balanced sampling, weights or prior correction."
+    )
+    return [first, verdict, shallow]
+
+
+def study_rows(regime: Record) -> list[tuple[str, ...]]:
+    """One row per method of a regime of the study: accuracies and calibration in per cent, means over its settings.
+
+    "raw / corrected": as trained, and with the prior correction; ± standard deviation over seeds.
+    """
+    rows = []
+    for name, words in METHOD_WORDS.items():
+        method = regime["methods"].get(name)
+        if method is None:
+            continue
+        cells = [
+            " / ".join(_percent(method[f"{measure}_{reading}"]) for reading in ("raw", "corrected"))
+            for measure in ("balanced", "minority", "calibration_error")
+        ]
+        merged, seen, seconds = (method[key] for key in ("merged_classes", "samples_seen", "cpu_seconds"))
+        rows.append((words, *cells, f"{merged:.1f}", f"{seen / 1000:.0f}k", f"{seconds:.1f}"))
+    return rows
+
+
+def _percent(spread: Record) -> str:
+    mean, sd = spread["mean"], spread["sd"]
+    return f"{100 * mean:.1f}" + (f"±{100 * sd:.1f}" if defined(sd) else "")

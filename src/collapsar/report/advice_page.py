@@ -1,0 +1,67 @@
+"""Advice on a page: what pages show of it, and the page of advice alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from collapsar.report.advice import (
+    SUGGESTION_COLUMNS,
+    class_words,
+    prior_words,
+    room_words,
+    suggestion_rows,
+    verdict_words,
+)
+from collapsar.report.advice_plots import advice_figure
+from collapsar.report.page import page
+from collapsar.report.record import Record, plain
+from collapsar.report.style import svg_string
+from collapsar.report.words import lambda_text, number_text
+
+__all__ = ["advice_page", "advice_view"]
+
+
+def advice_page(record: Mapping[str, Any]) -> str:
+    """The page of an advice record.
+
+    Args:
+        record: ``Advice.to_dict()``; undefined numbers as None or NaN; ``cautions`` optional.
+
+    Returns:
+        The text of an HTML file, to be written as UTF-8.
+
+    Raises:
+        ValueError: it is another kind of record.
+    """
+    if record.get("kind") != "advice":
+        raise ValueError(f'`record` must be advice (kind "advice"), got kind {record.get("kind")!r}')
+    data = plain(record)
+    problem = data["problem"]
+    setting = (
+        f"{len(problem['class_counts'])} classes, {sum(problem['class_counts'])} samples, {problem['features']} "
+        f"features, λ_Z = {lambda_text(problem['lambda_z'])}, λ_b = {problem['lambda_b']}"
+    )
+    return page("advice.html", data, title="Collapsar: advice", setting=setting, advice=advice_view(data, "advice"))
+
+
+def advice_view(data: Record, name: str) -> Record:
+    """What the templates show of an advice record in plain values; ``name`` begins the ids of its picture."""
+    numbers = ("threshold", "safety", "margin", "corrected_margin")
+    verdict = verdict_words(data)
+    return {
+        "verdict": verdict,
+        "cautions": data.get("cautions", []),
+        "picture": Markup(svg_string(advice_figure(data), name, verdict, adaptive=True)),
+        "groups": [
+            (class_words(g, data["class_names"]), g["samples"], g["state"], *(number_text(g[n]) for n in numbers))
+            for g in data["groups"]
+        ],
+        "room": f"{100 * data['margin']:.0f} %",
+        "columns": SUGGESTION_COLUMNS,
+        "rows": suggestion_rows(data),
+        "caveats": [(s["words"], " ".join(s["caveats"])) for s in data["suggestions"]],
+        "sentences": [text for text in (room_words(data), prior_words(data)) if text],
+    }

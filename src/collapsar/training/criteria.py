@@ -1,0 +1,64 @@
+"""Criteria for training that match :class:`collapsar.Loss`: the optimum is the one that ``solve`` computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from collapsar.problem import Problem
+
+__all__ = ["MatchedCrossEntropy"]
+
+
+class MatchedCrossEntropy(nn.Module):
+    """The cross-entropy of a problem's loss, per batch: its mean over the data set is the program's data term.
+
+    (1/|B|) sum_i v_{y_i} [ lse(u_i) - <t_i, u_i> ],  u_i = tau_{y_i} delta o g_i + iota,  t_i = (1 - eps) e_{y_i} +
+    (eps / K) 1, with g the logits, v_k = w_k N / sum(w n), and w, delta, tau, iota, eps the class weights, scales,
+    temperatures, offsets and smoothing of the loss. Weights are normalised over the *data set*, not over the batch as
+    ``torch.nn.CrossEntropyLoss`` does, which would give another optimum. Offsets are *added* to the training logits:
+    logit adjustment takes +tau log prior, so that the unadjusted logits favour rare classes more.
+
+    At prediction time use the logits as they are: weights, scales, temperatures and offsets belong to training.
+
+    Args:
+        problem: counts and loss; its penalties are not used.
+        oversampled: whether a sampler realises the class weights: they are then left out here.
+
+    Example:
+        >>> from collapsar import Loss
+        >>> p = Problem([30, 10], 0.01, loss=Loss(class_weights=[1.0, 3.0]))
+        >>> criterion = MatchedCrossEntropy(p)
+        >>> loss = criterion(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+        >>> round(float(loss), 6)  # log 2: over the data set's frequencies the weights average to 1
+        0.693147
+    """
+
+    sample_weights: Tensor
+    scales: Tensor
+    temperatures: Tensor
+    offsets: Tensor
+
+    def __init__(self, problem: Problem, *, oversampled: bool = False) -> None:
+        super().__init__()
+        n = problem.class_counts
+        weights = problem.loss_share * n.sum() / n
+        if oversampled:
+            weights = weights * 0 + 1
+        for name, value in (
+            ("sample_weights", weights),
+            ("scales", problem.scales),
+            ("temperatures", problem.temperatures),
+            ("offsets", problem.offsets),
+        ):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
+        self.smoothing = problem.loss.smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of one batch, in nats: logits of shape (B, K), labels of shape (B,)."""
+        like = {"dtype": logits.dtype, "device": logits.device}
+        tau = self.temperatures.to(**like)[labels, None]
+        u = tau * self.scales.to(**like) * logits + self.offsets.to(**like)
+        each = functional.cross_entropy(u, labels, reduction="none", label_smoothing=self.smoothing)
+        return (self.sample_weights.to(**like)[labels] * each).mean()

@@ -1,0 +1,108 @@
+"""Parameters of a network in groups with their own weight decay: head, head's bias, norms, other biases, the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["param_groups"]
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,  # torch's own common base, SyncBatchNorm and lazy ones included
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+_HEADS = ("head", "fc", "classifier", "lm_head")
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    head_weight_decay: float | None = None,
+    head_bias_weight_decay: float | None = None,
+    norm_weight_decay: float | None = None,
+    head: nn.Module | str | None = None,
+) -> list[dict[str, Any]]:
+    """Groups for any torch optimizer: ``torch.optim.SGD(param_groups(model, ...), lr=0.1)``.
+
+    torch's ``weight_decay`` of SGD, Adam, RMSprop is the derivative of (decay/2)||w||^2, so the head's is lambda_W and
+    its bias's lambda_b. AdamW's is no such penalty.
+
+    Args:
+        model: the network.
+        weight_decay: >= 0, of the backbone's weights and biases, and of every group not named below.
+        head_weight_decay: of the head's weight: lambda_W.
+        head_bias_weight_decay: of the head's bias: lambda_b.
+        norm_weight_decay: of scales and shifts of normalisations. Decay on the scale of the last one acts as a feature
+            penalty; 0 takes that away.
+        head: the last linear layer or its name; by default ``head``, ``fc``, ``classifier`` or ``lm_head`` of the
+            model, else its only linear layer.
+
+    Returns:
+        Groups named "backbone", "norm", "head" and "head_bias" (empty ones left out); frozen parameters are left out,
+        shared ones come once, in the first group that has them (head first).
+
+    Raises:
+        ValueError: a decay is negative or not finite, or the head cannot be told.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+        >>> groups = param_groups(model, weight_decay=5e-4, head_weight_decay=1e-4, head="2")
+        >>> [(g["name"], len(g["params"]), g["weight_decay"]) for g in groups]
+        [('head', 1, 0.0001), ('head_bias', 1, 0.0005), ('norm', 2, 0.0005), ('backbone', 2, 0.0005)]
+    """
+    decays = {
+        "head": head_weight_decay,
+        "head_bias": head_bias_weight_decay,
+        "norm": norm_weight_decay,
+        "backbone": weight_decay,
+    }
+    _check(decays)
+    layer = _head_of(model, head)
+    norms = [p for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)]
+    members: dict[str, list[Any]] = {
+        "head": [layer.weight],
+        "head_bias": [] if layer.bias is None else [layer.bias],
+        "norm": norms,
+        "backbone": list(model.parameters()),
+    }
+    seen: set[int] = set()
+    groups = []
+    for name, parameters in members.items():
+        own = [p for p in parameters if p.requires_grad and id(p) not in seen]
+        seen |= {id(p) for p in parameters}
+        decay = decays[name]
+        if own:
+            groups.append({"params": own, "weight_decay": weight_decay if decay is None else decay, "name": name})
+    return groups
+
+
+def _check(decays: dict[str, float | None]) -> None:
+    for name, value in decays.items():
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"`{'' if name == 'backbone' else name + '_'}weight_decay` must be >= 0, got {value!r}")
+
+
+def _head_of(model: nn.Module, head: nn.Module | str | None) -> nn.Linear:
+    if isinstance(head, str):
+        named = dict(model.named_modules())
+        if head not in named:
+            raise ValueError(f"`head` must name a layer of the model, got {head!r}")
+        head = named[head]
+    if head is None:
+        head = next((m for m in (getattr(model, name, None) for name in _HEADS) if isinstance(m, nn.Linear)), None)
+    if head is None:
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        head = linear[0] if len(linear) == 1 else None
+    if not isinstance(head, nn.Linear):
+        raise ValueError(  # noqa: TRY004 - one error type at the door
+            "`head` must be the last nn.Linear of the model, or its name; here it cannot be told by itself"
+        )
+    if not any(m is head for m in model.modules()):
+        raise ValueError("`head` must be a layer of `model`")
+    return head

@@ -1,0 +1,362 @@
+"""Advice against closed forms, an independent scan of the solver, and the program after every change."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from math import sqrt
+
+import numpy as np
+import pytest
+
+import collapsar as cs
+from collapsar.analysis.advice import Advice, advise
+from collapsar.analysis.advice_decay import advise_weight_decay, evidence
+from collapsar.analysis.advice_families import FAMILIES, has_crossed, least_treatment
+from collapsar.analysis.advice_outlook import calibration_shift, edges, outlooks, told_apart
+from collapsar.analysis.advice_sources import load_diagnosis, problem_of_diagnosis
+from collapsar.cli import main
+from collapsar.theory import best_oversampling, least_oversampling
+
+K_A, K_B, N_A, N_B = 5, 5, 300, 50
+COUNTS = (N_A,) * K_A + (N_B,) * K_B
+MERGING = cs.Problem(COUNTS, 0.005, 0.02)
+NONNEGATIVE = cs.Problem("500x5,100x5", 0.0036, 0.02, features="nonnegative")
+
+
+def factor_of(family: str, problem: cs.Problem, margin: float = 0.0) -> float:
+    found = least_treatment(FAMILIES[family], problem, margin, slack=0.0)
+    assert found is not None
+    return float(found.factors[-1])
+
+
+@pytest.mark.parametrize("lambda_z", [0.0041, 0.0045, 0.005, 0.0055])
+def test_least_oversampling_is_the_root_of_its_quadratic(lambda_z: float) -> None:
+    expected = least_oversampling(K_A, K_B, N_A, N_B, lambda_z)
+    assert expected is not None
+    assert factor_of("oversampling", MERGING.replace(lambda_z=lambda_z)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_no_oversampling_where_the_quadratic_has_no_root() -> None:
+    """The best factor's own threshold is the largest penalty that oversampling can stand."""
+    s = best_oversampling(K_A, K_B, N_A, N_B)
+    most = sqrt(s * N_B) / (K_A * N_A + s * K_B * N_B)
+    assert least_treatment(FAMILIES["oversampling"], MERGING.replace(lambda_z=0.999 * most), 0.0, 0.0) is not None
+    assert least_treatment(FAMILIES["oversampling"], MERGING.replace(lambda_z=1.001 * most), 0.0, 0.0) is None
+
+
+def test_least_settings_of_the_other_families_in_closed_form() -> None:
+    """Each threshold of the table of remedies, set equal to lambda_z by hand."""
+    z, N = MERGING.lambda_z, MERGING.num_samples
+    assert factor_of("penalty", MERGING) == pytest.approx(N_B / (N * z) ** 2, rel=1e-9)
+    assert factor_of("temperatures", MERGING) == pytest.approx(z * N / sqrt(N_B), rel=1e-9)
+    assert factor_of("scales", MERGING) == pytest.approx(z * N / sqrt(N_B), rel=1e-9)
+    # w sqrt(n_B) = z (k_A n_A + k_B w n_B)
+    weight = z * K_A * N_A / (sqrt(N_B) - z * K_B * N_B)
+    assert factor_of("weights", MERGING) == pytest.approx(weight, rel=1e-9)
+    # sqrt(q / N) = z with q = s n_B / (k_A n_A + s k_B n_B)
+    q = z**2 * N
+    held = q * K_A * N_A / (N_B * (1 - q * K_B))
+    assert factor_of("oversampling-held", MERGING) == pytest.approx(held, rel=1e-9)
+    # real samples are whole: the first count above the quadratic's root, where the class would still be merged
+    root = least_oversampling(K_A, K_B, N_A, N_B, z)
+    assert root is not None
+    assert factor_of("more-samples", MERGING) == np.floor(root * N_B * (1 + 1e-12)) + 1
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("problem", [MERGING, NONNEGATIVE], ids=["signed", "nonnegative"])
+def test_least_is_least(family: str, problem: cs.Problem) -> None:
+    """The solver, half a percent (of lambda_z) to either side of the setting, disagrees with itself."""
+    found = least_treatment(FAMILIES[family], problem, 0.05, slack=0.0)
+    assert found is not None
+    below, above = (cs.solve(found.problem.replace(lambda_z=1.05 * f * found.problem.lambda_z)) for f in (0.99, 1.01))
+    assert below.class_states[-1] == "separated"
+    assert above.class_states[-1] != "separated"
+
+
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+@pytest.mark.parametrize("spec", ["500x5,100x5", "400,300,200,60", "exp:500:20:6"])
+def test_every_suggestion_holds_up_to_its_margin(spec: str, features: str) -> None:
+    plain = cs.Problem(spec, 1.0, 0.02, features=features)  # pyright: ignore[reportArgumentType]
+    edge = float(np.nanmin(edges(plain, np.zeros(plain.num_classes))))
+    advice = advise(plain.replace(lambda_z=1.6 * edge), 0.1)
+    assert advice.penalties_are_the_cause
+    works = [s for s in advice.suggestions if s.verified]
+    assert len(works) >= 2
+    for s in works:
+        problem = s.treatment.problem
+        after = cs.solve(problem.replace(lambda_z=1.1 * problem.lambda_z), 1e-7)
+        assert "vanished" not in after.class_states
+        assert told_apart(after).all()
+        assert s.relative_gap <= 1e-9
+        assert all(o.safety >= 1.1 - 1e-9 for o in s.outlooks)
+    prices = [s.price.rank for s in works]
+    assert prices == sorted(prices)
+
+
+def test_price_counts_samples_and_shifts() -> None:
+    advice = advise(NONNEGATIVE)
+    found = {s.treatment.family: s for s in advice.suggestions}
+    over = found["oversampling"]
+    assert over.price.extra_samples == np.ceil(5 * 100 * (over.treatment.factors[-1] - 1))
+    assert found["weights"].price.extra_samples == found["penalty"].price.extra_samples == 0
+    more = found["more-samples"]
+    assert more.price.new_samples == 5 * (more.treatment.factors[-1] - 100)
+    # the penalty's price, from its own optimum, by hand
+    s = cs.solve(found["penalty"].treatment.problem)
+    U = s.Z + s.b[:, None]
+    P = np.exp(U) / np.exp(U).sum(axis=0)
+    prior = np.repeat([500, 100], 5) / 3000
+    assert found["penalty"].price.calibration_shift == pytest.approx(0.5 * np.abs(P @ prior - prior).sum(), abs=1e-12)
+    margins = [float(U[0, 0] - np.delete(U[:, 0], 0).max())]
+    before = cs.solve(NONNEGATIVE)
+    V = before.Z + before.b[:, None]
+    margins.append(float(V[0, 0] - np.delete(V[:, 0], 0).max()))
+    assert found["penalty"].price.majority_margin_change == pytest.approx(margins[0] - margins[1], abs=1e-7)
+
+
+def test_verdicts_on_both_sides() -> None:
+    """The threshold of the minority is sqrt(n_B)/N: separated with room, close, merging; everything above complete."""
+    edge = sqrt(N_B) / MERGING.num_samples
+    complete = cs.thresholds(MERGING).complete
+    verdicts = {f: advise(MERGING.replace(lambda_z=f * edge), 0.1).verdict for f in (0.5, 0.9, 0.92, 1.01)}
+    assert verdicts == {0.5: "separated", 0.9: "separated", 0.92: "close", 1.01: "merging"}
+    assert advise(MERGING.replace(lambda_z=1.01 * complete)).verdict == "collapsed"
+    calm = advise(MERGING.replace(lambda_z=0.5 * edge))
+    assert not calm.penalties_are_the_cause
+    assert calm.suggestions == ()
+
+
+def test_a_large_class_carried_by_its_bias_is_no_problem() -> None:
+    """Nonnegative features: one class of nearly all samples needs no feature of its own."""
+    s = cs.solve(cs.Problem([2000, 20, 20], 0.0012, 0.0001, features="nonnegative"), throw=False)
+    assert told_apart(s)[0]
+
+
+def test_shared_directions_are_no_predictions_of_their_own() -> None:
+    """Two classes of different counts on one atom: columns are multiples of each other."""
+    s = cs.solve(cs.Problem("exp:500:10:10", 0.00264, 0.02, features="nonnegative"), 1e-7)
+    assert s.proof is not None
+    Z = s.Z
+    cosine = Z[:, 8] @ Z[:, 9] / np.linalg.norm(Z[:, 8]) / np.linalg.norm(Z[:, 9])
+    assert cosine == pytest.approx(1.0, abs=1e-6)
+    assert not told_apart(s)[[8, 9]].any()
+    assert outlooks(s)[-1].state == "merged"
+
+
+def test_calibration_shift_vanishes_without_a_bias_price() -> None:
+    assert calibration_shift(cs.solve(MERGING.replace(lambda_b=0.0))) < 1e-6
+    assert calibration_shift(cs.solve(MERGING)) > 0.01
+
+
+def test_groups_and_names() -> None:
+    advice = advise(NONNEGATIVE, class_names=[f"c{k}" for k in range(10)])
+    assert [o.classes for o in advice.outlooks] == [tuple(range(5)), tuple(range(5, 10))]
+    assert advice.class_names[7] == "c7"
+    json.dumps(advice.to_dict())
+    assert advice.outlooks[1].contrast == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"margin": -0.1}, "`margin`"),
+        ({"margin": float("nan")}, "`margin`"),
+        ({"families": ["magic"]}, "`families`.*magic"),
+        ({"class_names": ["a"]}, "`class_names`"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        advise(MERGING, **arguments)
+
+
+def test_crossing_by_closed_form_and_by_optimum_agree() -> None:
+    for factor in (0.95, 0.99, 1.01, 1.05):
+        problem = MERGING.replace(lambda_z=factor * sqrt(N_B) / MERGING.num_samples)
+        assert has_crossed(problem, 0.0) == has_crossed(problem, 0.0, certified=True) == (factor < 1)
+
+
+# --- ordinary training
+
+
+def test_decay_advice_says_that_nothing_is_validated() -> None:
+    advice = advise_weight_decay("1000x5,20x5", 5e-4, layers=2)
+    assert (advice.validated, advice.verdict) == (None, "separated")
+    assert advise_weight_decay("1000x5,20x5", 0.2, layers=2).verdict == "collapsed"
+    assert advise_weight_decay("1000x5,20x5", 0.01, layers=2).verdict == "undecided"
+    assert advice.largest_safe == pytest.approx(advice.low / 1.1)
+
+
+def test_decay_of_one_layer_is_the_shallow_threshold() -> None:
+    """lambda_w = decay, lambda_h = decay / N: the exact threshold in lambda_z, times sqrt(N)."""
+    n = cs.class_counts("500x5,100x5")
+    problem = cs.Problem(n, 1.0, 0.02, features="nonnegative")
+    expected = float(cs.thresholds(problem).vanish[-1]) * sqrt(n.sum())
+    (found,) = advise_weight_decay(n, 0.02, layers=1).predictions
+    assert found.weight_decay == pytest.approx(expected, rel=2e-3)  # the bias is taken 0.1% above the edge
+
+
+def test_the_case_on_record_lies_in_the_interval() -> None:
+    (case,) = evidence()["cases"]
+    middle = sqrt(case["merged_between"][0] * case["merged_between"][1])
+    advice = advise_weight_decay(case["counts"], middle, layers=case["layers"])
+    assert advice.low <= 1.02 * case["merged_between"][0]
+    assert advice.high >= case["merged_between"][1]
+
+
+def test_a_validated_model_replaces_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"validated": {"model": "deep-spinodal"}, "cases": evidence()["cases"]}
+    monkeypatch.setattr("collapsar.analysis.advice_decay.evidence", lambda: known)
+    advice = advise_weight_decay("1000x5,20x5", 0.01, layers=2)
+    assert advice.validated == "deep-spinodal"
+    spinodal = next(p for p in advice.predictions if p.model == "deep-spinodal")
+    assert (advice.low, advice.high) == spinodal.interval
+
+
+def test_adamw_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="decoupled"):
+        advise_weight_decay("500x5,100x5", 0.01, optimizer="adamw")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"weight_decay": 0.0}, "`weight_decay`"), ({"layers": 0}, "`layers`"), ({"margin": -1.0}, "`margin`")],
+)
+def test_bad_decays_are_named(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        advise_weight_decay("500x5,100x5", **{"weight_decay": 0.01, **arguments})
+
+
+# --- from a diagnosis
+
+
+def diagnosis(**changes: object) -> dict:
+    prediction = {"features": "nonnegative", "lambda_z": 0.0036, "lambda_b": 0.02, "source": "as trained"}
+    record: dict = {
+        "kind": "diagnosis",
+        "class_counts": [500] * 5 + [100] * 5,
+        "class_names": [f"c{k}" for k in range(10)],
+        "known": {"loss": cs.Loss().to_dict(), "cautions": []},
+        "prediction": prediction,
+        "at_rest": True,
+    }
+    return record | changes
+
+
+def test_a_diagnosis_names_the_problem() -> None:
+    problem, cautions = problem_of_diagnosis(diagnosis())
+    assert problem == NONNEGATIVE
+    assert cautions == ()
+
+
+def test_effective_penalties_and_unfinished_training_bring_cautions() -> None:
+    prediction = diagnosis()["prediction"] | {"source": "effective"}
+    _, cautions = problem_of_diagnosis(diagnosis(prediction=prediction, at_rest=False))
+    assert len(cautions) == 2
+    assert "shallow" in cautions[0]
+
+
+def test_a_diagnosis_without_penalties_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="names no penalties"):
+        problem_of_diagnosis(diagnosis(prediction=None))
+    with pytest.raises(ValueError, match="must be a diagnosis"):
+        problem_of_diagnosis({"kind": "demo"})
+    path = tmp_path / "x.json"
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="JSON of"):
+        load_diagnosis(path)
+
+
+# --- the command
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["collapsar", "advise", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchmetrics", "matplotlib", "jinja2"):
+            raise ModuleNotFoundError("blocked: " + name)
+sys.meta_path.insert(0, Block())
+sys.argv = ["collapsar", "advise", sys.argv[1], "--lambda-w", "5e-4", "--lambda-h", "0.025", "--lambda-b", "0.02"]
+from collapsar.cli import main
+main()
+"""
+
+
+def test_one_screen_from_a_labels_file_without_torch(tmp_path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(["a"] * 500 + ["b"] * 500 + ["c"] * 60 + ["d"] * 60))
+    done = subprocess.run([sys.executable, "-c", BLOCKED, str(labels)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stderr
+    assert len(done.stdout.splitlines()) <= 48
+    assert "penalties" in done.stdout
+
+
+def test_the_command_speaks_json(command) -> None:
+    code, out, _ = command("500x5,100x5", "--lambda-z", "0.0036", "--lambda-b", "0.02", "--json")
+    assert code == 0
+    record = json.loads(out)
+    again = advise(NONNEGATIVE)
+    assert isinstance(again, Advice)
+    assert record["verdict"] == again.verdict
+    assert [s["remedy"] for s in record["suggestions"]] == [s.treatment.family for s in again.suggestions]
+
+
+def test_the_command_takes_a_diagnosis(command, tmp_path) -> None:
+    path = tmp_path / "diagnosis.json"
+    path.write_text(json.dumps(diagnosis(at_rest=False)))
+    code, out, _ = command("--diagnosis", str(path))
+    assert code == 0
+    assert "Caution: The head was not at rest" in out
+    assert "c5, c6" in out
+
+
+def test_the_command_writes_page_and_picture(command, tmp_path) -> None:
+    pytest.importorskip("jinja2")
+    page, picture = tmp_path / "a.html", tmp_path / "a.svg"
+    code, _, _ = command("90x2,9x2", "--lambda-z", "0.02", "--html", str(page), "--picture", str(picture))
+    assert code == 0
+    text = page.read_text()
+    assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
+    block = text.split('id="record">')[1].split("</script>")[0]
+    assert json.loads(block)["kind"] == "advice"
+    assert picture.read_text().startswith("<svg")
+
+
+def test_weight_decay_in_words(command) -> None:
+    code, out, _ = command("1000x5,20x5", "--weight-decay", "5e-4", "--layers", "2")
+    assert code == 0
+    assert "no model has been validated" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("500x5,100x5", "--weight-decay", "0.01", "--optimizer", "adamw"), "decoupled"),
+        (("500x5,100x5", "--lambda-z", "0.01", "--optimizer", "adamw"), "decoupled"),
+        (("500x5,100x5",), "lambda-z"),
+        (("--lambda-z", "0.01"), "COUNTS"),
+        (("500x5,100x5", "--weight-decay", "0.01", "--lambda-z", "0.01"), "ordinary training"),
+    ],
+)
+def test_the_command_refuses_with_the_reason(command, arguments: tuple[str, ...], words: str) -> None:
+    code, out, err = command(*arguments)
+    assert code == 2
+    assert words in err
+    assert out == ""

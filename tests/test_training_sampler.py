@@ -1,0 +1,215 @@
+"""The class-aware sampler: frequencies in expectation, the same order after a resume, ranks that share one deck."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import collapsar as cs
+from collapsar.training.sampler import ClassAwareSampler
+
+COUNTS = (40, 12, 7)
+LABELS = np.random.default_rng(5).permutation(np.repeat(np.arange(3), COUNTS))
+MULTIPLIERS = (1.0, 2.3, 4.75)
+
+
+def sampler(**changes) -> ClassAwareSampler:
+    return ClassAwareSampler(LABELS, MULTIPLIERS, **changes)
+
+
+def epochs(s: ClassAwareSampler, count: int) -> list[list[int]]:
+    return [list(s) for _ in range(count)]
+
+
+def test_every_epoch_is_within_one_of_the_expectation_and_the_mean_is_exact() -> None:
+    """Counts differ from s n by less than 1; their mean over 2000 epochs is s n within 4 standard errors."""
+    counts = np.array([np.bincount(LABELS[e], minlength=3) for e in epochs(sampler(), 2000)])
+    expected = np.array(MULTIPLIERS) * COUNTS
+    assert np.all(np.abs(counts - expected) < 1)
+    error = np.sqrt(0.25 / 2000)  # a rounding's variance is at most 1/4
+    np.testing.assert_allclose(counts.mean(axis=0), expected, atol=4 * error)
+    assert len(set(counts[:, 1])) == 2  # 27.6 is rounded both ways
+
+
+def test_each_sample_appears_floor_or_ceil_of_its_multiplier() -> None:
+    for epoch in epochs(sampler(), 20):
+        seen = Counter(epoch)
+        for index, label in enumerate(LABELS):
+            s = MULTIPLIERS[label]
+            assert np.floor(s) <= seen[index] <= np.ceil(s)
+
+
+def test_all_samples_of_a_class_are_equally_frequent() -> None:
+    """A further copy falls on each of the 12 samples of class 1 with probability 0.3: 4 standard errors."""
+    seen = Counter(i for e in epochs(sampler(seed=3), 1500) for i in e)
+    rates = [seen[int(i)] / 1500 for i in np.flatnonzero(LABELS == 1)]
+    np.testing.assert_allclose(rates, 2.3, atol=4 * np.sqrt(0.21 / 1500))
+
+
+def test_undersampling_takes_a_part_without_repeats() -> None:
+    s = ClassAwareSampler(LABELS, [0.25, 1.0, 1.0])
+    for epoch in epochs(s, 5):
+        assert np.bincount(LABELS[epoch], minlength=3).tolist() == [10, 12, 7]
+        assert max(Counter(epoch).values()) == 1
+
+
+def test_epochs_differ_seeds_differ_and_the_same_pair_repeats() -> None:
+    first, second = epochs(sampler(), 2)
+    assert first != second
+    again = sampler()
+    again.set_epoch(1)
+    assert list(again) == second
+    assert list(sampler(seed=1)) != first
+    assert first != sorted(first)
+
+
+def test_a_resumed_epoch_goes_on_in_the_same_order() -> None:
+    s = sampler()
+    list(s)
+    whole = sampler()
+    whole.set_epoch(1)
+    expected = list(whole)
+    run = iter(s)
+    begun = [next(run) for _ in range(17)]
+    other = sampler()
+    other.load_state_dict(s.state_dict())
+    other.set_epoch(1)  # as a training loop does after a resume
+    assert len(other) == len(expected) - 17
+    assert begun + list(other) == expected
+    assert list(other) == epochs(sampler(), 3)[2]
+
+
+def test_a_resume_with_another_number_of_ranks_covers_the_rest_once() -> None:
+    whole = list(sampler())
+    one = sampler()
+    run = iter(one)
+    begun = [next(run) for _ in range(30)]
+    rest = []
+    for rank in range(2):
+        s = sampler(rank=rank, world_size=2)
+        s.load_state_dict(one.state_dict())
+        rest.append(list(s))
+    dealt = begun + [i for pair in zip(*rest, strict=True) for i in pair]
+    assert dealt == whole[: len(dealt)]
+    assert len(whole) - len(dealt) <= 1
+
+
+def test_a_loader_with_workers_needs_what_was_consumed() -> None:
+    data = TensorDataset(torch.arange(len(LABELS)))
+    s = sampler()
+    expected = list(sampler())
+    loader = DataLoader(data, batch_size=8, sampler=s)
+    batches = iter(loader)
+    seen = [int(i) for _ in range(3) for i in next(batches)[0]]
+    other = sampler()
+    other.load_state_dict(s.state_dict(consumed=len(seen)))
+    rest = [int(i) for (batch,) in DataLoader(data, batch_size=8, sampler=other) for i in batch]
+    assert seen + rest == expected
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_ranks_share_one_deck_without_padding(world_size: int) -> None:
+    whole = sampler()
+    for epoch in range(4):
+        whole.set_epoch(epoch)
+        deck = list(whole)
+        hands = []
+        for rank in range(world_size):
+            s = sampler(rank=rank, world_size=world_size)
+            s.set_epoch(epoch)
+            hands.append(list(s))
+        assert len({len(h) for h in hands}) == 1
+        dealt = Counter(i for h in hands for i in h)
+        assert not dealt - Counter(deck)  # nothing that is not in the epoch, nothing twice
+        assert len(deck) - sum(dealt.values()) < world_size
+
+
+def test_class_shares_stay_exact_over_ranks() -> None:
+    """What stays undealt is the end of a shuffled deck: shares over 3000 epochs within 4 standard errors."""
+    hands = [sampler(rank=r, world_size=7) for r in range(7)]
+    total = np.sum([np.bincount(LABELS[e], minlength=3) for s in hands for e in epochs(s, 400)], axis=0)
+    share = np.array(MULTIPLIERS) * COUNTS
+    np.testing.assert_allclose(total / total.sum(), share / share.sum(), atol=4 * 0.5 / np.sqrt(400 * 100))
+
+
+RANK = """
+import sys
+import torch
+from torch import distributed
+from collapsar.training.sampler import ClassAwareSampler
+
+rank, meeting, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+labels, multipliers = torch.load(folder + "/given.pt", weights_only=True)
+sampler = ClassAwareSampler(labels, multipliers, rank=distributed.get_rank(), world_size=2)
+hand = torch.tensor(list(sampler))
+hands = [torch.empty_like(hand) for _ in range(2)]
+distributed.all_gather(hands, hand)  # fails where lengths differ
+if rank == 0:
+    torch.save(torch.stack(hands), folder + "/hands.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_gloo_processes_deal_out_one_epoch(tmp_path) -> None:
+    torch.save((torch.from_numpy(LABELS), torch.tensor(MULTIPLIERS, dtype=torch.float64)), tmp_path / "given.pt")
+    meeting = f"file://{tmp_path}/meeting"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), meeting, str(tmp_path)], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors
+    hands = torch.load(tmp_path / "hands.pt", weights_only=True)
+    deck = list(sampler())
+    assert hands.T.flatten().tolist() == deck[: hands.numel()]
+    assert len(deck) - hands.numel() <= 1
+
+
+@pytest.mark.parametrize("penalty", ["repeated", "held"])
+def test_bookkeeping_is_the_problem_of_repeated_samples(penalty) -> None:
+    """Whole multipliers: with the penalty repeated, the program of a data set that holds the copies."""
+    s = ClassAwareSampler(LABELS, [1, 2, 3])
+    problem = s.problem(0.05, 0.02, penalty=penalty)
+    copies = cs.Problem([40, 24, 21], 0.05, 0.02, features="nonnegative")
+    np.testing.assert_allclose(problem.loss_share, copies.loss_share)
+    expected = copies.mass if penalty == "repeated" else copies.mass * 59 / 85
+    np.testing.assert_allclose(problem.mass, expected)
+    np.testing.assert_allclose(s.effective_counts, [40, 24, 21])
+    if penalty == "repeated":
+        np.testing.assert_allclose(cs.solve(problem).Z, cs.solve(copies).Z, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "arguments", "words"),
+    [
+        (LABELS, {"multipliers": [1, 2]}, "`labels`"),
+        (LABELS, {"multipliers": [1, 2, 0]}, "`multipliers`"),
+        (LABELS, {"multipliers": [1, 2, float("nan")]}, "`multipliers`"),
+        ([0, 1, 3], {"multipliers": [1, 1, 1, 1]}, "`labels`"),
+        ([0.0, 1.0], {"multipliers": [1, 1]}, "`labels`"),
+        (LABELS, {"multipliers": MULTIPLIERS, "rank": 2, "world_size": 2}, "`rank`"),
+        (LABELS, {"multipliers": MULTIPLIERS, "seed": -1}, "`seed`"),
+    ],
+)
+def test_bad_arguments_are_named(labels, arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ClassAwareSampler(labels, **arguments)
+
+
+def test_a_state_of_another_sampler_is_refused() -> None:
+    with pytest.raises(ValueError, match="other seed"):
+        sampler().load_state_dict(sampler(seed=1).state_dict())
+    with pytest.raises(ValueError, match="other multipliers"):
+        sampler().load_state_dict(ClassAwareSampler(LABELS, [1, 1, 1]).state_dict())
+    with pytest.raises(ValueError, match="`epoch`"):
+        sampler().set_epoch(-1)
