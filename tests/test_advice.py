@@ -162,6 +162,7 @@ def test_groups_and_names() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"problem": "500x5,100x5"}, "`problem` must be a collapsar.Problem"),
         ({"margin": -0.1}, "`margin`"),
         ({"margin": float("nan")}, "`margin`"),
         ({"families": ["magic"]}, "`families`.*magic"),
@@ -170,7 +171,7 @@ def test_groups_and_names() -> None:
 )
 def test_bad_arguments_are_named(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        advise(MERGING, **arguments)
+        advise(arguments.get("problem", MERGING), **{k: v for k, v in arguments.items() if k != "problem"})
 
 
 def test_crossing_by_closed_form_and_by_optimum_agree() -> None:
@@ -339,6 +340,28 @@ def test_the_command_writes_page_and_picture(command, tmp_path) -> None:
     assert picture.read_text().startswith("<svg")
 
 
+def test_nothing_is_written_when_one_of_the_files_cannot_be(command, tmp_path) -> None:
+    page = tmp_path / "advice.html"
+    code, _, err = command(
+        "500x5,100x5", "--lambda-z", "0.004", "--html", str(page), "--picture", str(tmp_path / "advice.pdf")
+    )
+    assert code == 2
+    assert "--picture" in err
+    assert not page.exists()
+
+
+def test_class_names_and_penalties_are_printed_as_they_are(command, tmp_path) -> None:
+    path = tmp_path / "diagnosis.json"
+    record = diagnosis(class_names=[f"[red]{k}:100:" for k in range(10)])
+    record["prediction"]["lambda_b"] = 0.020000348681241814
+    path.write_text(json.dumps(record))
+    code, out, _ = command("--diagnosis", str(path))
+    assert code == 0
+    assert "[red]0:100:" in out
+    assert "lambda_b 0.02" in out
+    assert "0.0200003486" not in out
+
+
 def test_weight_decay_in_words(command) -> None:
     code, out, _ = command("1000x5,20x5", "--weight-decay", "5e-4", "--layers", "2")
     assert code == 0
@@ -353,6 +376,11 @@ def test_weight_decay_in_words(command) -> None:
         (("500x5,100x5",), "lambda-z"),
         (("--lambda-z", "0.01"), "COUNTS"),
         (("500x5,100x5", "--weight-decay", "0.01", "--lambda-z", "0.01"), "ordinary training"),
+        (("500x5,100x5", "--weight-decay", "0.01", "--class-weights", "1x5,3x5"), "got --class-weights"),
+        (("500x5,100x5", "--weight-decay", "0.01", "--diagnosis", "d.json"), "got --diagnosis"),
+        (("500x5,100x5", "--lambda-z", "0.01", "--layers", "2"), "--layers goes with --weight-decay"),
+        (("--diagnosis", "d.json", "--lambda-b", "0.3"), "got --lambda-b"),
+        (("500x5", "--diagnosis", "d.json", "--smoothing", "0.1"), "got COUNTS, --smoothing"),
     ],
 )
 def test_the_command_refuses_with_the_reason(command, arguments: tuple[str, ...], words: str) -> None:

@@ -9,12 +9,27 @@ import numpy as np
 import pytest
 
 import collapsar as cs
+from collapsar.cli import main
 
 
-def collapsar(*arguments, cwd=None):
+def collapsar(*arguments):
     command = [sys.executable, "-c", "from collapsar.cli import main; main()", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """``collapsar`` within this process: the same ``main``, without starting Python and importing torch each time."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["collapsar", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 def test_solve_prints_a_table_and_json():
@@ -32,9 +47,9 @@ def test_solve_prints_a_table_and_json():
     assert out.stderr == ""
 
 
-def test_solve_takes_the_remedies_and_saves(tmp_path):
+def test_solve_takes_the_remedies_and_saves(here, tmp_path):
     file = tmp_path / "s.npz"
-    out = collapsar(
+    out = here(
         "solve", "300x3,30x3", "--lambda-w", "0.06", "--lambda-h", "0.0006", "--lambda-b", "0.02", "--smoothing", "0.1",
         "--class-weights", "1x3,4x3", "--offsets=0x3,-0.5x3", "--scales", "1x3,0.8x3", "--temperatures", "1x6",
         "--json", "--out", file,
@@ -46,11 +61,11 @@ def test_solve_takes_the_remedies_and_saves(tmp_path):
     assert cs.load_solution(file).problem.num_classes == 6
 
 
-def test_thresholds_prints_a_table_and_json():
-    shown = collapsar("thresholds", "500x5,100x5", "--lambda-b", "0.02", "--lambda-z", "0.0037")
+def test_thresholds_prints_a_table_and_json(here):
+    shown = here("thresholds", "500x5,100x5", "--lambda-b", "0.02", "--lambda-z", "0.0037")
     assert "0.00333333" in shown.stdout
     assert "merged" in shown.stdout
-    record = json.loads(collapsar("thresholds", "500x5,100", "--features", "nonnegative", "--json").stdout)
+    record = json.loads(here("thresholds", "500x5,100", "--features", "nonnegative", "--json").stdout)
     assert record["merge"] == [None] * 6
     t = cs.thresholds(cs.Problem("500x5,100", 1.0, features="nonnegative"))
     assert np.allclose(record["vanish"], t.vanish)
@@ -93,11 +108,12 @@ def test_thresholds_prints_a_table_and_json():
         ),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, says):
+def test_bad_input_is_one_line_and_exit_2(here, tmp_path, monkeypatch, arguments, says):
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "train-images-idx3-ubyte").write_bytes(b"garbage")
-    out = collapsar(*arguments, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    out = here(*arguments)
     assert out.returncode == 2
     assert out.stdout == ""
     assert len(out.stderr.strip().splitlines()) == 1
@@ -106,31 +122,32 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, says):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "file"]
 
 
-def test_not_converged_is_exit_1():
-    out = collapsar("solve", "500x5,100x5", "--lambda-z", "0.0037", "--tol", "1e-17", "--json")
+def test_not_converged_is_exit_1(here):
+    out = here("solve", "500x5,100x5", "--lambda-z", "0.0037", "--tol", "1e-17", "--json")
     assert out.returncode == 1
     assert json.loads(out.stdout)["relative_gap"] < 1e-12
     assert "not converged" in out.stderr
 
 
-def test_help_is_written_for_people():
-    out = collapsar("--help")
+def test_help_is_written_for_people(here):
+    out = here("--help")
     assert out.returncode == 0
     for command in ("solve", "thresholds", "train", "demo"):
         assert command in out.stdout
-        assert "collapsar " + command in collapsar(command, "--help").stdout
-    assert collapsar("--version").stdout.strip() == cs.__version__
+        assert "collapsar " + command in here(command, "--help").stdout
+    assert here("--version").stdout.strip() == cs.__version__
 
 
-def test_train_records_resumes_and_refuses_another_configuration(tmp_path):
+def test_train_records_resumes_and_refuses_another_configuration(here, tmp_path):
     arguments = ["train", "--counts", "20x5,5x5", "--lambda-z", "0.02", "--lambda-b", "0.02", "--epochs", "4"]
     first = collapsar(*arguments, "--out", tmp_path / "run", "--json")
     assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
     record = json.loads(first.stdout)
     assert len(record["measured"]["states"]) == 10
     assert record["epochs"] == 4
-    again = json.loads(collapsar(*arguments, "--out", tmp_path / "run", "--json").stdout)
+    again = json.loads(here(*arguments, "--out", tmp_path / "run", "--json").stdout)
     assert again["measured"] == record["measured"]
-    other = collapsar(*arguments, "--out", tmp_path / "run", "--seed", "1")
+    other = here(*arguments, "--out", tmp_path / "run", "--seed", "1")
     assert other.returncode == 2
     assert len(other.stderr.strip().splitlines()) == 1

@@ -162,6 +162,16 @@ def test_no_damage_gets_past_the_door(npz, tmp_path):
     assert refused > 30
 
 
+def test_a_missing_extra_is_not_called_damage(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "features.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays().items()}, path)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    code, _, err = command(capsys, str(path))
+    assert code == 2
+    assert "damaged" not in err
+    assert "safetensors" in err
+
+
 def test_the_largest_size_is_a_limit_not_a_wall(npz, monkeypatch):
     monkeypatch.setattr(feature_files, "MAX_BYTES", 100_000)
     with pytest.raises(ValueError, match=r"`features`.*read at once"):
@@ -350,8 +360,8 @@ def test_the_page_of_a_demonstration_shows_each_diagnosis(npz, tmp_path):
         assert set(d.words) <= {item.strip() for item in page.by_tag["li"]}
 
 
-@pytest.mark.parametrize("case", ["many", "vanished", "unseen", "no torch"])
-def test_pages_and_pictures_of_every_kind(case, tmp_path):
+@pytest.mark.parametrize("case", ["many", "vanished", "unseen", "plain"])
+def test_pages_and_pictures_of_every_kind(case):
     from collapsar.analysis.diagnosis import diagnose_measurement
     from collapsar.analysis.measurement import measure
     from collapsar.report import diagnosis_figure, diagnosis_page, png_bytes

@@ -93,6 +93,60 @@ def test_a_network_that_still_moves_is_told_to_train_on():
     assert not any("they agree" in sentence for sentence in d.words)
 
 
+def test_classes_that_no_penalty_holds_are_named_as_stuck():
+    """A dead feature stays dead under any penalty: the head rests, the norms agree, and it is no optimum."""
+    counts, W, H = nonnegative_network([200, 100, 100], 0.004)
+    H[2], W[:, 2] = 0, 0  # then classes 0 and 1 alone, balanced again below
+    m = measured(*rested(counts, W, H, 0.004))
+    d = diagnose_measurement(m, KnownTraining(0.1, 0.004**2 / 0.1, features="nonnegative"))
+    assert d.at_rest
+    assert d.effective is not None
+    assert d.effective.agree
+    assert d.effective.stuck == (2,)
+    text = " ".join(d.words)
+    assert "2 is not held there by the penalty" in text
+    assert "sits at an optimum" not in text
+
+
+def rested(counts, W, H, lambda_z, lambda_w=0.1):
+    """Gradient descent on the mean predictions, class by class, with the third feature held at zero."""
+    N, lambda_h = counts.sum(), lambda_z**2 / lambda_w
+    for _ in range(40_000):
+        Z = W @ H.T
+        P = np.exp(Z - Z.max(axis=0))
+        G = (P / P.sum(axis=0) - np.eye(3)) * (counts / N)
+        step_w, step_h = G @ H + lambda_w * W, G.T @ W + lambda_h * counts[:, None] * H
+        step_h[2] = 0
+        W, H = W - 0.2 * step_w, np.maximum(H - 0.2 * step_h, 0)
+    return counts, W, H
+
+
+@pytest.mark.parametrize("lambda_z", [0.0027, 0.0037, 0.0045])
+def test_nothing_is_stuck_at_an_optimum(lambda_z):
+    d = paper(lambda_z)
+    assert d.effective is not None
+    assert d.effective.stuck == ()
+    assert any("sits at an optimum" in sentence for sentence in d.words)
+
+
+def test_one_class_vanishes_in_good_english():
+    d = diagnose_measurement(measured(*nonnegative_network([200, 100, 50], 0.004)), KnownTraining(0.1, 1.6e-4))
+    assert any(sentence.startswith("2 vanishes first") for sentence in d.words)
+
+
+@pytest.mark.parametrize("factor", [1e160, 1e300])
+def test_numbers_whose_squares_overflow_are_refused(factor):
+    with pytest.raises(ValueError, match=r"`features` must be finite and below 1e\+100.*class 0"):
+        measure(factor * np.eye(2), [0, 1], np.eye(2))
+    with pytest.raises(ValueError, match=r"`weight` must be finite real numbers below 1e\+100"):
+        measure(np.eye(2), [0, 1], factor * np.eye(2))
+
+
+def test_half_precision_heads_are_read_without_overflow():
+    W = np.eye(2, dtype=np.float16)
+    assert measure(np.eye(2, dtype=np.float16), [0, 1], W).class_counts.tolist() == [1, 1]
+
+
 def test_states_that_theory_misses_are_named():
     counts, W, H, b = signed_network(lambda_z=0.0045)
     d = diagnose_measurement(

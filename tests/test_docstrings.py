@@ -5,11 +5,14 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
 import collapsar
 
+ROOMS = ("", ".theory", ".solver", ".metrics", ".analysis", ".training", ".integrations", ".report")
 MODULES = sorted(module.name for module in pkgutil.walk_packages(collapsar.__path__, "collapsar."))
 
 
@@ -21,3 +24,17 @@ def test_examples_run(name: str, tmp_path, monkeypatch) -> None:
     for test in tests:
         runner.run(test)
     assert runner.failures == 0
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_reference_has_every_public_name(room: str) -> None:
+    """``docs/api`` documents modules: that of every name which a room or the package exports is among them."""
+    pages = "".join(
+        page.read_text(encoding="utf-8") for page in (Path(__file__).parent.parent / "docs" / "api").glob("*.md")
+    )
+    documented = set(re.findall(r"automodule:: (\S+)", pages))
+    package = importlib.import_module(f"collapsar{room}")
+    homes = {name: getattr(getattr(package, name), "__module__", None) for name in package.__all__}
+    homes = {name: home for name, home in homes.items() if str(home).startswith("collapsar")}  # not plain constants
+    assert homes
+    assert {name: home for name, home in homes.items() if home not in documented} == {}

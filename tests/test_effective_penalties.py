@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from collapsar.integrations.effective import PenaltyWarning, known_training, penalty_warnings
-from collapsar.problem import Loss, Penalties
+from collapsar.problem import Loss, Penalties, Problem
+from collapsar.training import ClassAwareSampler, MatchedCrossEntropy
 
 
 def plain_model(bias: bool = True) -> nn.Sequential:
@@ -184,3 +185,21 @@ def test_without_an_optimizer_only_the_loss_speaks():
 def test_a_head_of_another_model_is_refused():
     with pytest.raises(ValueError, match="`head` must be a linear layer of `model`"):
         penalty_warnings(plain_model(), nn.Linear(6, 3))
+
+
+def test_the_matched_criterion_is_known_and_resampling_is_warned_of():
+    problem = Problem([30, 10, 5], 0.01, loss=Loss(class_weights=[1.0, 1.0, 3.0], scales=[1.0, 1.0, 2.0]))
+    model = plain_model()
+    named = {"penalties": Penalties(0.1, 0.01), "criterion": MatchedCrossEntropy(problem)}
+    known = known_training(model, model[2], sgd(model), **named)
+    assert known.loss == problem.loss
+    assert known.cautions == ()
+    drawn = MatchedCrossEntropy(problem, oversampled=True).loss
+    assert drawn.class_weights is None
+    assert drawn.scales is not None
+    labels = np.repeat(np.arange(3), problem.class_counts)
+    data = TensorDataset(torch.zeros(45, 4), torch.from_numpy(labels))
+    for sampler in (ClassAwareSampler(labels, [1, 2, 3]), WeightedRandomSampler([1.0] * 45, 45)):
+        loader = DataLoader(data, sampler=sampler)
+        assert kinds(model, model[2], sgd(model), penalties=Penalties(0.1, 0.01), data=loader) == ["resampled"]
+    assert kinds(model, model[2], sgd(model), penalties=Penalties(0.1, 0.01), data=DataLoader(data, shuffle=True)) == []

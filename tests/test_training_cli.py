@@ -87,3 +87,9 @@ def test_two_processes_give_the_record_of_one(data: str, tmp_path: Path) -> None
     assert load_run(tmp_path / "two").config.devices == 2
     assert np.allclose(two["measured"]["Z"], one["measured"]["Z"], rtol=1e-3, atol=1e-4)
     assert two["measured"]["states"] == one["measured"]["states"]
+
+
+def test_the_help_of_train_shows_counts_not_pictures() -> None:
+    words = CliRunner().invoke(app, ["train", "--help"]).output
+    assert "exp:500:10:10" in words
+    assert not any(ord(letter) > 0xFFFF for letter in words)  # ":100:" would be drawn as an emoji

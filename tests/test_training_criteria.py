@@ -110,6 +110,20 @@ def test_weights_are_normalised_over_the_data_set() -> None:
     assert abs(torchs - float(whole)) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("logits", "labels", "words"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), r"`logits` must have shape \(B, 2\)"),
+        (torch.zeros(4, 2), torch.zeros(4, 2), "soft or one-hot"),
+        (torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), r"`labels` \(B,\)"),
+        (torch.zeros(4, 2), torch.zeros(4), "int64"),
+    ],
+)
+def test_bad_batches_are_named(logits: torch.Tensor, labels: torch.Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        MatchedCrossEntropy(cs.Problem([30, 10], 0.01))(logits, labels)
+
+
 def test_an_oversampled_epoch_has_the_mean_of_the_weighted_loss() -> None:
     multipliers = [1.0, 1.0, 3.0, 3.0]
     problem = cs.Problem(N, 0.02, loss=cs.Loss(class_weights=multipliers))

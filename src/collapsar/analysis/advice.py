@@ -181,7 +181,8 @@ def advise(
         The advice; ``suggestions`` are sorted by price and verified by solving.
 
     Raises:
-        ValueError: ``margin`` is negative or not finite, a family is unknown, or the names do not fit.
+        ValueError: ``problem`` is none, ``margin`` is negative or not finite, a family is unknown, or the names do not
+            fit.
 
     Example:
         >>> advice = advise(Problem("300x5,50x5", lambda_z=0.005, lambda_b=0.02))
@@ -190,6 +191,10 @@ def advise(
         >>> advise(Problem("300x5,50x5", lambda_z=0.002, lambda_b=0.02)).penalties_are_the_cause
         False
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(  # noqa: TRY004 - one error type at the door
+            f"`problem` must be a collapsar.Problem, with counts and penalties, got {problem!r}"
+        )
     if not 0 <= margin < np.inf:
         raise ValueError(f"`margin` must be finite and >= 0, got {margin!r}")
     chosen = tuple(families)

@@ -27,7 +27,7 @@ __all__ = ["DecayAdvice", "DecayPrediction", "advise_weight_decay", "evidence"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Verdict = Literal["separated", "undecided", "collapsed"]
 
-UNKNOWN_LAYERS = (1, 2, 3)
+UNKNOWN_LAYERS = (1, 2, 3)  # tried where the number of layers above the normalisation is not given
 
 
 @dataclass(frozen=True)

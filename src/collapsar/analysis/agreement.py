@@ -87,6 +87,16 @@ class EffectivePenalties:
         return float(values.max() / values.min()) if values.size > 1 and values.min() > 0 else float("nan")
 
     @property
+    def stuck(self) -> tuple[int, ...]:
+        """Classes not apart whose bound exceeds lambda_z by more than 15 %: no optimum holds them there.
+
+        At an optimum the dual norm of the residual is lambda_z, and it bounds every column and every difference of
+        sibling columns (JMLR Lemma 8; its nonnegative form likewise).
+        """
+        above = ~self.tells & (self.by_class > _AGREE * self.lambda_z)
+        return tuple(np.flatnonzero(above).tolist())
+
+    @property
     def agree(self) -> bool | None:
         """Whether both readings and all classes agree within 15 %; None where one of them is missing."""
         if not (np.isfinite(self.ratio) and self.ratio > 0):
@@ -174,6 +184,8 @@ def agreement_words(effective: EffectivePenalties, at_rest: bool) -> str:
     both = f"lambda_z is {balance:.4g} by the norms of head and features and {predicted:.4g} by the predictions"
     if not at_rest:
         return f"{both}; the head is not at rest, so neither is a penalty yet."
+    if effective.agree and effective.stuck:
+        return f"{both}: they agree for the classes that are apart."
     if effective.agree:
         return f"{both}: they agree, so the network sits at an optimum of the model at that penalty."
     if np.isfinite(spread) and spread >= _AGREE**2 and max(ratio, 1 / ratio) < _AGREE:

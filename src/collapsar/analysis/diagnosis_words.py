@@ -92,6 +92,7 @@ def findings(
         yield _distance(say, fit)
     if effective is not None:
         yield agreement_words(effective, say.at_rest) + _against_known(known, effective)
+        yield from _stuck(say, effective)
     yield from (f"Caution: {caution}" for caution in known.cautions)
     yield _rule(say)
 
@@ -175,8 +176,8 @@ def _margin(say: Says, prediction: Prediction) -> Iterator[str]:
     if not np.isfinite(level):
         return
     classes = np.flatnonzero(first <= level * (1 + 1e-9)).tolist()
-    verb = "merge" if merge[classes[0]] < vanish[classes[0]] else "vanish"
-    verb += "s" if len(classes) == 1 else ""
+    verb, ending = ("merge", "s") if merge[classes[0]] < vanish[classes[0]] else ("vanish", "es")
+    verb += ending if len(classes) == 1 else ""
     ratio = prediction.lambda_z / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{_percent(ratio)} of it"
     yield f"{named(say.names, classes)} {verb} first, from lambda_z = {level:.4g} on; this network is at {where}."
@@ -197,6 +198,18 @@ def _distance(say: Says, fit: Fit) -> str:
         text += " Theory has equal predictions for classes of equal size; here they differ by "
         text += f"{_percent(fit.block_residual_z)}."
     return text if say.at_rest else f"{text} These distances mean little before the head is at rest."
+
+
+def _stuck(say: Says, effective: EffectivePenalties) -> Iterator[str]:
+    """Classes that the penalty does not hold together."""
+    if say.at_rest and effective.stuck:
+        verb, them = ("is", "it") if len(effective.stuck) == 1 else ("are", "them")
+        yield (
+            f"{named(say.names, effective.stuck)} {verb} not held there by the penalty: the loss pulls {them} apart "
+            f"harder than lambda_z = {effective.lambda_z:.4g} holds, so this is no optimum. The features no longer "
+            "answer (ReLU units that died, layers below that are frozen or too small), or training ended too soon: "
+            "begin with weaker penalties, raise them once the classes are apart, and train longer."
+        )
 
 
 def _away(fit: ModelFit) -> str:

@@ -17,7 +17,7 @@ __all__ = ["etf_slope", "self_consistent_cosines"]
 
 Matrix = NDArray[np.float64]
 
-MAX_STEPS = 500
+MAX_STEPS = 500  # half steps towards the fixed point; where these do not arrive, there is none and an error says so
 
 
 def etf_slope(shares: ArrayLike, level: float) -> Matrix:

@@ -27,6 +27,9 @@ Matrix = NDArray[np.float64]
 MAX_CLASSES = 2000
 """A diagnosis holds several K x K tables and compares every two classes: seconds at this many, hours at 50 000."""
 
+# Squares of larger numbers, summed, leave the range of float64.
+_LARGEST = 1e100
+
 # float64 work space of one step over the samples: 2^21 numbers are 16 MiB.
 _BLOCK_NUMBERS = 1 << 21
 
@@ -141,9 +144,13 @@ class Pass:
             self._add(rows[start : start + step].astype(np.float64), classes[start : start + step].astype(np.int64))
 
     def _add(self, h: Matrix, k: NDArray[np.int64]) -> None:
-        if not np.isfinite(h).all():
-            bad = sorted({int(x) for x in k[~np.isfinite(h).all(axis=1)]})
-            raise ValueError(f"`features` must be finite, got NaN or infinity in class {_named(bad)}; the run diverged")
+        usable = np.abs(h) < _LARGEST  # NaN is not
+        if not usable.all():
+            bad = sorted({int(x) for x in k[~usable.all(axis=1)]})
+            raise ValueError(
+                f"`features` must be finite and below {_LARGEST:g}, got NaN, infinity or more in class {_named(bad)}; "
+                "the run diverged"
+            )
         K, loss = len(self.weight), self.loss
         logits = h @ self.weight.T + (0.0 if self.bias is None else self.bias)
         scales = np.ones(K) if loss.scales is None else loss.scales
@@ -178,7 +185,7 @@ class Pass:
             )
         if classes.shape != rows.shape[:1] or classes.dtype.kind not in "iu":
             raise ValueError(
-                f"`labels` must be whole numbers, one per row of `features` ({len(rows)}), "
+                f"`labels` must be whole numbers of an integer type, one per row of `features` ({len(rows)}), "
                 f"got {classes.dtype} {classes.shape}"
             )
         outside = (classes < 0) | (classes >= K)
@@ -237,9 +244,13 @@ def measure(
 
 def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values)
-    if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be finite real numbers, got {array.dtype} with NaN, infinity or no numbers")
-    return array.astype(np.float64)
+    numbers = array.astype(np.float64) if array.dtype.kind in "fiub" else np.full(1, np.nan)
+    if not (np.abs(numbers) < _LARGEST).all():
+        raise ValueError(
+            f"`{name}` must be finite real numbers below {_LARGEST:g}, got {array.dtype} with NaN, infinity, more, "
+            "or no numbers"
+        )
+    return numbers
 
 
 def _named(values: list[int]) -> str:

@@ -11,10 +11,22 @@ from typing import Any
 import typer
 
 import collapsar as cs
-from collapsar.cli import advise, diagnose, explore, figures, phase, reproduce, theory, training
+from collapsar.cli import advise, diagnose, explore, figures, phase, report, reproduce, theory, training
 from collapsar.cli.app import app
 
-__all__ = ["advise", "app", "diagnose", "explore", "figures", "main", "phase", "reproduce", "theory", "training"]
+__all__ = [
+    "advise",
+    "app",
+    "diagnose",
+    "explore",
+    "figures",
+    "main",
+    "phase",
+    "report",
+    "reproduce",
+    "theory",
+    "training",
+]
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or the copy that newer typers carry
 

@@ -59,6 +59,7 @@ MOST_ROWS = 12
     collapsar advise --diagnosis diagnosis.json --json"""
 )
 def advise(
+    context: typer.Context,
     counts: Annotated[
         str | None,
         typer.Argument(metavar="COUNTS", help="As for `collapsar solve`: a labels file, or 500x5,100x5, or exp:..."),
@@ -101,13 +102,10 @@ def advise(
     Every remedy is the least setting that brings each class across its threshold with room to spare, checked by solving
     the problem after the change. No training, no torch.
     """
-    given = any(value is not None for value in (lambda_z, lambda_w, lambda_h))
+    _check_options(context, weight_decay is not None, diagnosis is not None)
+    if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
     if weight_decay is not None:
-        if given or diagnosis is not None or html is not None or picture is not None:
-            raise ValueError(
-                "--weight-decay is ordinary training: it goes without penalties and --diagnosis, and has no validated "
-                "optimum to draw (--html, --picture)"
-            )
         decay = advise_weight_decay(_given(counts), weight_decay, layers=layers, optimizer=optimizer, margin=margin)
         _print_decay(decay.to_dict(), as_json=as_json)
         return
@@ -119,8 +117,6 @@ def advise(
     names: list[str] | None = None
     cautions: tuple[str, ...] = ()
     if diagnosis is not None:
-        if given or counts is not None:
-            raise ValueError("give --diagnosis alone: it names counts and penalties")
         found = load_diagnosis(diagnosis)
         problem, cautions = problem_of_diagnosis(found)
         names = found.get("class_names")
@@ -135,6 +131,30 @@ def advise(
         print_json(record)
     else:
         _print_advice(record)
+
+
+def _check_options(context: typer.Context, ordinary: bool, diagnosed: bool) -> None:
+    """Refuse what would be ignored."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    said -= {"weight_decay", "diagnosis", "margin", "as_json", "optimizer"}
+    if ordinary:
+        if diagnosed or said - {"counts", "layers"}:
+            raise ValueError(
+                "--weight-decay is ordinary training: it goes with COUNTS, --layers, --optimizer and --margin only; "
+                f"got {_listed(said - {'counts', 'layers'} or {'diagnosis'})}"
+            )
+    elif "layers" in said:
+        raise ValueError("--layers goes with --weight-decay: the model of given penalties has one layer above them")
+    elif diagnosed and said - {"html", "picture"}:
+        raise ValueError(
+            "give --diagnosis alone: it names counts, penalties, loss and features; "
+            f"got {_listed(said - {'html', 'picture'})}"
+        )
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join("COUNTS" if name == "counts" else f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 def _given(counts: str | None) -> str:
@@ -155,13 +175,13 @@ def _write(record: dict[str, Any], html: Path | None, picture: Path | None) -> N
 
 
 def _print_advice(record: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     problem = record["problem"]
     console.print(
         f"{len(problem['class_counts'])} classes, {sum(problem['class_counts'])} samples, {problem['features']} "
-        f"features, lambda_z {problem['lambda_z']:.4g}, lambda_b {problem['lambda_b']}"
+        f"features, lambda_z {problem['lambda_z']:.4g}, lambda_b {float(problem['lambda_b']):.4g}"
     )
-    console.print(f"[bold]{verdict_words(record)}[/bold]", soft_wrap=False)
+    console.print(verdict_words(record), style="bold")
     for caution in record["cautions"]:
         console.print(f"Caution: {caution}")
     console.print(_state_table(record))

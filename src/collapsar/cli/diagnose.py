@@ -12,7 +12,7 @@ from rich.table import Table
 
 from collapsar.analysis.diagnosis import Diagnosis, KnownTraining
 from collapsar.cli.app import app
-from collapsar.cli.options import Json, LambdaH, LambdaW, Smoothing
+from collapsar.cli.options import Json, Smoothing
 from collapsar.files import write_atomically
 from collapsar.problem import Loss
 
@@ -35,6 +35,10 @@ MaxMerged = Annotated[
 ]
 WeightDecay = Annotated[
     float | None, typer.Option("--weight-decay", help="SGD's, on the head: lambda_w and lambda_b in one.")
+]
+KnownLambdaW = Annotated[float | None, typer.Option("--lambda-w", help="Penalty of the head's weight, if known.")]
+KnownLambdaH = Annotated[
+    float | None, typer.Option("--lambda-h", help="Penalty of the features, summed over samples, if known.")
 ]
 KnownLambdaB = Annotated[float | None, typer.Option("--lambda-b", help="Penalty of the head's bias, if known.")]
 Model = Annotated[
@@ -62,8 +66,8 @@ def diagnose(
     path: Source,
     max_merged: MaxMerged = None,
     weight_decay: WeightDecay = None,
-    lambda_w: LambdaW = None,
-    lambda_h: LambdaH = None,
+    lambda_w: KnownLambdaW = None,
+    lambda_h: KnownLambdaH = None,
     lambda_b: KnownLambdaB = None,
     features: Model = "auto",
     smoothing: Smoothing = 0.0,
@@ -131,7 +135,7 @@ def _lines(path: Path) -> list[str]:
 
 def _print(d: Diagnosis) -> None:
     """The headline, a row per class, the findings, the metrics."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(d.headline, style="bold", soft_wrap=True)
     shown = _order(d)
     table = Table("class", "samples", "right", "measured", "theory", "length", "lambda_z")

@@ -28,7 +28,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for NAME.json, NAME.png
 
     collapsar figures theory --out results/theory
 
-    collapsar figures theory --only vanish --only remedies --out /tmp/theory"""
+    collapsar figures theory --only vanish --only remedies --out pictures"""
 )
 def theory(
     out: Out = Path("results/theory"),

@@ -45,7 +45,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Of the initial weights and of
 )
 def train(
     counts: Annotated[
-        str, typer.Option("--counts", help='Training images per class: "100x5,20x5", "exp:100:10:10", ...')
+        str, typer.Option("--counts", help='Training images per class: "100x5,20x5", "exp:500:10:10", ...')
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the records and the checkpoint.")],
     data: Data = "digits",

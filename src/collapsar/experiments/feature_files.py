@@ -76,6 +76,7 @@ def read_features(path: str | os.PathLike[str]) -> FeatureFile:
     Raises:
         ValueError: the file is damaged or no such file, an array is missing, of another kind, or too large.
         OSError: the file cannot be opened.
+        ModuleNotFoundError: safetensors is not installed, or torch, for numbers that numpy has not (bfloat16).
     """
     file = Path(path)
     opened = {".npz": _open_npz, ".safetensors": _open_safetensors}.get(file.suffix.lower())
@@ -86,7 +87,7 @@ def read_features(path: str | os.PathLike[str]) -> FeatureFile:
             return _read(file, entries, load)
     except _Refused as error:
         raise ValueError(str(error)) from None
-    except OSError:
+    except (OSError, ModuleNotFoundError):  # an extra that is not installed is no damage
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__

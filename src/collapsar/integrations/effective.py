@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
+from torch.utils.data import WeightedRandomSampler
 
 from collapsar.analysis.diagnosis import KnownTraining
 from collapsar.problem import Loss, Penalties
@@ -49,11 +50,14 @@ _TEXTS: Mapping[str, str] = {
     "decayed-layers": "{} more decayed layers lie below the head, above the last normalisation if there is one: each "
     "further factor bends the price of the predictions, and classes collapse at weaker penalties than the thresholds "
     "of two layers say.",
-    "no-feature-penalty": "Nothing penalises the features: they may grow without end, and there is no optimum.",
+    "no-feature-penalty": "Nothing penalises the features: they may grow without end, and there is no optimum. If "
+    "the loop adds such a penalty to the loss itself, name it with penalties=.",
     "augmentation": "Samples are augmented in training: a class is then a cloud, not a point, and the floor of its "
     "loss acts like a stronger penalty.",
     "mixup": "Samples and labels are mixed in training: the targets are soft, which acts like a stronger penalty and "
     "is not in the theory.",
+    "resampled": "{} shows classes at other rates than the data set has them: states and margins are measured on the "
+    "samples given, but what theory says here holds without resampling.",
     "loss": "The loss is {}; the theory here is that of cross-entropy.",
 }
 
@@ -63,7 +67,7 @@ class PenaltyWarning(UserWarning):
 
     Attributes:
         kind: "decoupled-decay", "frozen-head", "frozen-backbone", "normalised-features", "normalised-below",
-            "decayed-layers", "no-feature-penalty", "augmentation", "mixup" or "loss".
+            "decayed-layers", "no-feature-penalty", "augmentation", "mixup", "resampled" or "loss".
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -120,7 +124,7 @@ def known_training(
         lambda_w=lambda_w or None,
         lambda_h=lambda_h,
         lambda_b=lambda_b,
-        loss=_loss(criterion),
+        loss=_loss(criterion) or Loss(),
         cautions=tuple(str(warning) for warning in found),
     )
 
@@ -197,8 +201,11 @@ def _of_data(data: Any, criterion: nn.Module | None) -> Iterator[PenaltyWarning]
     collate = getattr(data, "collate_fn", "")
     if _MIXED.search(f"{transforms} {getattr(collate, '__qualname__', '')} {collate!r}"):
         yield _warning("mixup")
-    if criterion is not None and not isinstance(criterion, nn.CrossEntropyLoss):
+    if criterion is not None and _loss(criterion) is None:
         yield _warning("loss", type(criterion).__name__)
+    sampler = getattr(data, "sampler", None)
+    if isinstance(sampler, WeightedRandomSampler) or hasattr(sampler, "loss_share"):
+        yield _warning("resampled", type(sampler).__name__)
 
 
 def _warning(kind: str, *values: Any) -> PenaltyWarning:
@@ -256,9 +263,13 @@ def _num_samples(data: Any) -> int | None:
     return len(inner) if inner is not None and hasattr(inner, "__len__") else None
 
 
-def _loss(criterion: nn.Module | None) -> Loss:
+def _loss(criterion: nn.Module | None) -> Loss | None:
+    """The criterion's loss; None where it is none of the theory's."""
+    own = getattr(criterion, "loss", None)  # training.MatchedCrossEntropy has one
+    if isinstance(own, Loss):
+        return own
     if not isinstance(criterion, nn.CrossEntropyLoss):
-        return Loss()
+        return None
     weight = criterion.weight
     weights = None if weight is None else weight.detach().double().cpu().numpy()
     return Loss(class_weights=weights, smoothing=criterion.label_smoothing)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collapsar.report.diagnosis import class_lengths, diagnosis_figure, price_readings
-    from collapsar.report.html import demo_page, diagnosis_page
+    from collapsar.report.html import demo_page
     from collapsar.report.plots import demo_figure, heatmap, nc1_curve, threshold_line
+    from collapsar.report.run_page import diagnosis_page, report_page
     from collapsar.report.style import png_bytes, styled, svg_string
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "nc1_curve",
     "png_bytes",
     "price_readings",
+    "report_page",
     "styled",
     "svg_string",
     "threshold_line",
@@ -38,8 +40,9 @@ __all__ = [
 # Named as text, so that importing this package imports neither matplotlib nor jinja2.
 _MODULES = {
     "diagnosis": "class_lengths diagnosis_figure price_readings",
-    "html": "demo_page diagnosis_page",
+    "html": "demo_page",
     "plots": "demo_figure heatmap nc1_curve threshold_line",
+    "run_page": "diagnosis_page report_page",
     "style": "png_bytes styled svg_string",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -35,6 +35,7 @@ __all__ = [
     "checked_diagnosis",
     "class_lengths",
     "diagnosis_figure",
+    "name_classes",
     "price_readings",
     "same_counts",
 ]
@@ -97,7 +98,7 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
     ax.axhline(separation["vanish_threshold"], color=COLOURS["muted"], linewidth=0.7, linestyle=":")
     ax.set_ylim(-0.06, 1.12)
     ax.set_ylabel("length of mean scores")
-    _name_classes(ax, record["class_names"])
+    name_classes(ax, record["class_names"])
     _legend(ax, dict.fromkeys(states), bool(predicted))
     return LengthArtists(measured, predicted)
 
@@ -129,7 +130,7 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
     heights = [value for value in (*effective["by_class"], *(level[1] for level in levels)) if defined(value)]
     ax.set_ylim(0, 1.1 * max(heights, default=1.0))
     ax.set_ylabel("penalty λ$_Z$ by class")
-    _name_classes(ax, record["class_names"])
+    name_classes(ax, record["class_names"])
     if lines:
         ax.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return ReadingArtists(classes, lines)
@@ -189,7 +190,8 @@ def _legend(ax: Axes, states: Mapping[str, None], theory: bool) -> None:
     ax.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(marks), borderaxespad=0.2)
 
 
-def _name_classes(ax: Axes, names: Sequence[str]) -> None:
+def name_classes(ax: Axes, names: Sequence[str]) -> None:
+    """Class names, or for many only their order, below an axis with a place per class."""
     ax.set_xlim(-0.7, len(names) - 0.3)
     if len(names) <= _MOST_NAMES:
         shown = [name if len(name) <= 12 else f"{name[:11]}…" for name in names]

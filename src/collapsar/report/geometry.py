@@ -34,6 +34,7 @@ Array = NDArray[np.float64]
 
 _MOST_NAMES = 30  # more class names would overlap
 _SAME_PLACE = 0.03  # of the picture's width: names of classes closer than this are written as one
+_COMPETES = 0.3  # share of the second principal direction's weight from which a third one competes with it
 _CIRCLE = 0.07  # radius of the circle around one point, of the picture's half width
 
 
@@ -50,7 +51,10 @@ class PlaneArtists(NamedTuple):
 def principal_plane(class_means: Any) -> tuple[Array, float]:
     """Project class means onto the plane through the origin that keeps most of their squared length.
 
-    The origin stays where it is: a vanished class is drawn there. The plane is turned so that the first class
+    The origin stays where it is: a vanished class is drawn there. Means of many classes often point in as many
+    directions of similar weight, and the plane of the two first ones would put all other classes at the origin, as if
+    they had vanished. Where a third direction competes with the second, the plane is therefore the one, among all
+    competing directions, that fans the classes out around the origin. The plane is turned so that the first class
     that has not vanished lies to the left, and the next one off that line above it: the same geometry gives
     the same picture, and panels can be compared.
 
@@ -63,11 +67,27 @@ def principal_plane(class_means: Any) -> tuple[Array, float]:
     means = np.asarray(class_means, dtype=np.float64)
     seen = np.isfinite(means).all(axis=1)
     _, sigma, axes = np.linalg.svd(means[seen], full_matrices=False)
-    flat = means[seen] @ axes[:2].T
+    flat = means[seen] @ _fanning(means[seen], sigma, axes).T
     places = np.full((len(means), 2), np.nan)
     places[seen] = _turned(np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))))
     whole = float(np.sum(sigma**2))
-    return places, float(np.sum(sigma[:2] ** 2)) / whole if whole > 0 else 1.0
+    return places, float(np.sum(flat**2)) / whole if whole > 0 else 1.0
+
+
+def _fanning(means: Array, sigma: Array, axes: Array) -> Array:
+    """Orthonormal rows, (at most 2, d): the two principal axes, or where more compete the plane that fans the rows out.
+
+    Of orthogonal means of equal length, r in number, it makes a regular r-gon.
+    """
+    competing = int(np.sum(sigma**2 >= _COMPETES * sigma[1] ** 2)) if len(sigma) > 2 and sigma[1] > 0 else 0
+    if competing <= 2:
+        return axes[:2]
+    alive = np.linalg.norm(means, axis=1) > _SAME_PLACE * np.linalg.norm(means, axis=1).max()
+    angles = 2 * np.pi * (np.cumsum(alive) - 1) / alive.sum()
+    fan = np.stack([np.cos(angles), np.sin(angles)]) * alive
+    within = axes[:competing]
+    directions, _, _ = np.linalg.svd(within @ (fan @ means).T, full_matrices=False)
+    return directions.T @ within
 
 
 def _turned(places: Array) -> Array:

@@ -16,7 +16,7 @@ from collapsar.report.record import Record, checked_demo, defined
 from collapsar.report.style import COLOURS, STATES
 from collapsar.report.words import STATE_WORDS, cluster_names, lambda_text
 
-__all__ = ["ThresholdArtists", "threshold_line"]
+__all__ = ["ThresholdArtists", "penalty_axis", "threshold_line"]
 
 _LETTER_INCHES = 0.049  # mean width of a letter of a threshold's label
 _LABEL_INCHES = 0.3  # height of a threshold's label
@@ -46,7 +46,17 @@ def threshold_line(record: Mapping[str, Any], ax: Axes) -> ThresholdArtists:
     Raises:
         ValueError: The record is of another kind or incomplete.
     """
-    data = checked_demo(record)
+    return penalty_axis(checked_demo(record), ax)
+
+
+def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
+    """``threshold_line`` of a record that has been checked.
+
+    Args:
+        data: ``class_counts``, ``features``, ``clusters``, ``thresholds`` and ``runs``; of each run only ``lambda_z``
+            and the predicted and measured ``states`` are read.
+        ax: Where to draw.
+    """
     levels = data["thresholds"][data["features"]]
     places = sorted({run["lambda_z"] for run in data["runs"]})
     shown = [*places, *(x for x in _numbers(levels) if x > 0)]

@@ -26,7 +26,7 @@ Index = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Witness:
-    """A point of the dual: anybody can check what it proves, with :func:`lower_bound`.
+    """A point of the dual: anybody can check what it proves, with :func:`.doubly_nonnegative.lower_bound`.
 
     Attributes:
         S: stochastic columns.

@@ -24,9 +24,9 @@ Index = NDArray[np.intp]
 _NOISE = 1e-15  # relative rounding of the objective
 _CONVERGED = 1e-22  # Newton decrement, relative to the objective: Z itself is good to ten digits
 _LONGEST = 6.0  # of a logit difference in one step, nats: beyond it the quadratic model of a softmax says nothing
-_RIDGE = 1e-14
+_RIDGE = 1e-14  # of a diagonal entry: a smaller pivot is rounding
 _PATIENCE = 2  # a converged point whose certificate stays open this often is no optimum of the whole problem
-_STARTS = (1.0, 0.5, 0.1, 0.0)
+_STARTS = (1.0, 0.5, 0.1, 0.0)  # multiples of the asymptotic optimum that the start is chosen among
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ __all__ = ["Softmax", "Stack", "Tilt", "best_columns", "softmax", "stack", "tilt
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-MAX_STEPS = 100
+MAX_STEPS = 100  # of the damped Newton method: a guard, what stopped early leaves its certificate open
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ Matrix = NDArray[np.float64]
 _INSIDE = 1 - 1e-14  # strictly inside, whatever the last digit of a norm
 SHRINK = 0.05  # of mu in one tangent step
 CENTRED = 0.5  # Newton decrement at which the tangent is worth following
-WELL_CENTRED = 1e-7
-MAX_CENTRING = 100
+WELL_CENTRED = 1e-7  # the same for the last point: what it leaves of the barrier function, its square, is rounding
+MAX_CENTRING = 100  # steps: a guard against rounding that never settles
 
 
 def lower_bound(q: Quotient, witness: Witness) -> float:

@@ -30,7 +30,7 @@ __all__ = ["minimise_signed"]
 
 _NOISE = 1e-15  # relative rounding of the objective
 
-_PATIENCE = 4
+_PATIENCE = 4  # certificates in a row that may fail to halve the gap before the best one is returned
 
 _GOOD = 0.5  # a step this close to its model needs no second way to take it
 

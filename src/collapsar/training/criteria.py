@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,6 +23,8 @@ class MatchedCrossEntropy(nn.Module):
     logit adjustment takes +tau log prior, so that the unadjusted logits favour rare classes more.
 
     At prediction time use the logits as they are: weights, scales, temperatures and offsets belong to training.
+
+    ``loss`` is the :class:`collapsar.Loss` that it computes; ``known_training`` reads it.
 
     Args:
         problem: counts and loss; its penalties are not used.
@@ -53,10 +57,23 @@ class MatchedCrossEntropy(nn.Module):
             ("offsets", problem.offsets),
         ):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
+        self.loss = replace(problem.loss, class_weights=None) if oversampled else problem.loss
         self.smoothing = problem.loss.smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of one batch, in nats: logits of shape (B, K), labels of shape (B,)."""
+        """The loss of one batch, in nats: logits of shape (B, K), class indices of shape (B,).
+
+        Raises:
+            ValueError: a shape or the labels' type is another. (Values are not looked at: that would stop a GPU.)
+        """
+        K = len(self.scales)
+        if logits.ndim != 2 or logits.shape[1] != K or labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"`logits` must have shape (B, {K}) and `labels` (B,), got {tuple(logits.shape)} and "
+                f"{tuple(labels.shape)}; soft or one-hot labels have no class"
+            )
+        if labels.dtype is not torch.int64:
+            raise ValueError(f"`labels` must be class indices of type int64, got {labels.dtype}; call .long()")
         like = {"dtype": logits.dtype, "device": logits.device}
         tau = self.temperatures.to(**like)[labels, None]
         u = tau * self.scales.to(**like) * logits + self.offsets.to(**like)

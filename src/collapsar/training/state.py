@@ -218,5 +218,5 @@ def _refuse_other_run(
     if differ:
         raise ValueError(
             f"`run_dir` {folder.path} holds a run of another configuration ({differ}); name another folder, "
-            "or train with resume=False to replace it"
+            "or train with resume=False (--fresh) to replace it"
         )

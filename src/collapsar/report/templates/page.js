@@ -4,9 +4,10 @@
   const record = JSON.parse(source);
 
   document.getElementById("download").addEventListener("click", () => {
+    const about = record.data ?? record.source ?? record.runs?.map((run) => run.name).join("-");
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([JSON.stringify(record, null, 1)], { type: "application/json" }));
-    link.download = `collapsar-${record.kind}-${record.data ?? record.source}.json`.replace(/[^\w.-]+/g, "_");
+    link.download = `collapsar-${[record.kind, about].filter(Boolean).join("-").slice(0, 80)}.json`.replace(/[^\w.-]+/g, "_");
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
@@ -19,24 +20,22 @@
   addEventListener("hashchange", open);
   open();
 
-  // The maps of a run share one cursor: pointer, touch or arrow keys choose a cell, both its values are read out.
-  const number = (x) => (x === null ? "undefined" : (x < 0 ? "−" : "") + Math.abs(x).toPrecision(3).replace(/e([+-])(\d+)/, " × 10^$1$2"));
-  const order = (record.clusters ?? []).flat();
-  const size = order.length;
+  // The maps of a run share one cursor: pointer, touch or arrow keys choose a cell, all its values are read out.
   for (const run of document.querySelectorAll(".run")) {
     const group = run.querySelector(".maps");
     const readout = run.querySelector(".readout");
-    const maps = [...group.querySelectorAll("svg[data-cell]")];
+    const maps = [...group.querySelectorAll("svg[data-side]")];
     if (!maps.length) continue;
-    const { measured, predicted } = record.runs[Number(run.dataset.run)];
+    const cells = maps.map((map) => [...map.querySelectorAll(".cell")]); // column by column
+    const size = Math.sqrt(cells[0].length);
     let at = [0, 0];
     const show = (column, row) => {
       at = [column, row];
-      const [k, l] = [order[column], order[row]];
-      const names = record.class_names;
-      readout.textContent =
-        `Images of “${names[k]}”, score for “${names[l]}”: network ${number(measured.Z[l][k])}, ` +
-        `theory ${number(predicted.Z[l][k])}.`;
+      // "images of “a”, score for “b”: 1.2"; the value is what follows the last colon
+      const texts = cells.map((list) => list[column * size + row].textContent);
+      const cut = texts[0].lastIndexOf(": ");
+      const values = texts.map((text, i) => `${maps[i].dataset.side} ${text.slice(text.lastIndexOf(": ") + 2)}`);
+      readout.textContent = `${texts[0][0].toUpperCase()}${texts[0].slice(1, cut)}: ${values.join(", ")}.`;
       for (const map of maps) {
         const cursor = map.querySelector(".cursor");
         cursor.setAttribute("x", column * map.dataset.cell);

@@ -1,0 +1,69 @@
+"""``collapsar report``: one page for one network or several. torch and matplotlib are imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from collapsar.cli.app import app
+from collapsar.cli.options import Json
+from collapsar.cli.output import print_json, standard
+from collapsar.files import write_atomically
+
+__all__ = ["report"]
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...",
+        help="Folders of `collapsar train` or `collapsar demo`, JSON of `collapsar diagnose --json` or of another "
+        "report, or files of features as `collapsar diagnose` takes them.",
+        show_default=False,
+    ),
+]
+
+
+@app.command(
+    epilog="""Examples:
+
+    collapsar report runs/first
+
+    collapsar report runs/first runs/second --out comparison.html
+
+    collapsar report runs/demo-digits --no-open"""
+)
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", help="Where to write the page.")] = Path("report.html"),
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Where the runs' data set lies, if not in a standard place.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Write one page about trained networks, to be read by anybody, and open it: one file, no network.
+
+    Which classes collapse and why, the class means beside the exact optimum, thresholds, curves, and what to change.
+    Several runs are compared in one page.
+    """
+    from collapsar.experiments.report import report_record
+    from collapsar.report import report_page
+    from collapsar.report.run_words import report_finding
+
+    def say(name: str) -> None:
+        if sys.stderr.isatty():
+            print(f"measuring {name}", file=sys.stderr)
+
+    record = standard(report_record(runs, data_dir=data_dir, progress=say))
+    page = write_atomically(out, report_page(record)).resolve()
+    if as_json:
+        print_json({**record, "page": str(page)})
+    else:
+        print(report_finding(record["runs"]))
+        print(f"Report: {page.as_uri()}")
+    if show and not webbrowser.open(page.as_uri()):
+        print("No browser could be opened; open the page yourself.", file=sys.stderr)

@@ -1,0 +1,143 @@
+"""Every figure of the paper and both studies from one call: train what is missing, compare with theory, draw."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from collapsar.experiments.effective import EFFECTIVE, effective_chains, effective_record
+from collapsar.experiments.paper_figures import TITLES, figure_record
+from collapsar.experiments.presets import PRESETS, Job, figure_plan
+from collapsar.experiments.sweep import Note, Progress, SweepSettings, run_sweep
+from collapsar.experiments.which_model import WHICH_MODEL, which_model_jobs, which_model_record
+from collapsar.files import write_atomically
+
+__all__ = ["NAMES", "Place", "Request", "reproduce"]
+
+Record = dict[str, Any]
+
+NAMES = (*(f"fig{number}" for number in TITLES), "which-model", "effective")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to reproduce.
+
+    Attributes:
+        name: One of ``NAMES``.
+        preset: "paper", "cpu" or "tiny".
+        dataset: Another data set than the preset's.
+        network: Another network than the preset's; figures only.
+        seeds: Others than the preset's; figures and which-model only.
+
+    Raises:
+        ValueError: A value is unknown, or means nothing for this name.
+    """
+
+    name: str
+    preset: str = "cpu"
+    dataset: str | None = None
+    network: str | None = None
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"`name` must be one of {', '.join(NAMES)}, got {self.name!r}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if self.network is not None and not self.name.startswith("fig"):
+            raise ValueError(f"`network` is for the figures; {self.name} compares networks of its own; leave it out")
+        if self.seeds and self.name == "effective":
+            raise ValueError("`seeds` are fixed for effective, sweep by sweep; leave them out")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how.
+
+    Attributes:
+        out: Folder of all results; each name gets its own inside.
+        scratch: For the checkpoints of runs in progress.
+        data_dir: Where the data set lies, if not in a standard place.
+        jobs: Processes; -1: one per core.
+        dask_scheduler: Address of a dask cluster to run on.
+    """
+
+    out: Path
+    scratch: Path
+    data_dir: Path | None = None
+    jobs: int = 1
+    dask_scheduler: str | None = None
+
+    def settings(self, home: str) -> SweepSettings:
+        """Of the sweep whose cells lie in ``home``."""
+        folders = self.out / home / "cells", self.scratch / home
+        return SweepSettings(*folders, self.data_dir, self.jobs, self.dask_scheduler)
+
+
+def reproduce(request: Request, place: Place, *, progress: Progress | None = None, note: Note | None = None) -> Record:
+    """Run what is missing, write NAME.json, NAME.png and NAME.svg, and return the record.
+
+    Args:
+        request: What.
+        place: Where.
+        progress: Called with cells done, cells in all and the estimated seconds left.
+        note: Called with one sentence about a file that is damaged.
+
+    Raises:
+        ValueError: The data cannot be found, or no run of a figure has a result.
+        OSError: A file cannot be written.
+    """
+    chains, home, finish = _plan(request)
+    cells = run_sweep([tuple(job.cell for job in chain) for chain in chains], place.settings(home), progress, note)
+    return _written(place.out / request.name, request.name, finish(cells))
+
+
+_Finish = Callable[[Mapping[str, Record]], Record]
+
+
+def _plan(request: Request) -> tuple[Sequence[Sequence[Job]], str, _Finish]:
+    """The runs, the folder of their cells, and what makes the record of them."""
+    if request.name == "which-model":
+        grid = WHICH_MODEL[request.preset]
+        grid = replace(grid, dataset=request.dataset or grid.dataset, seeds=request.seeds or grid.seeds)
+        jobs = which_model_jobs(grid)
+        return [(job,) for job in jobs], request.name, lambda cells: which_model_record(grid, jobs, cells)
+    if request.name == "effective":
+        study = EFFECTIVE[request.preset]
+        study = replace(study, dataset=request.dataset or study.dataset)
+        chains = effective_chains(study)
+        return chains, request.name, lambda cells: effective_record(study, chains, cells)
+    plan = figure_plan(int(request.name[3:]), request.preset, request.dataset, request.network, request.seeds)
+    return [(job,) for job in plan.jobs], plan.home, lambda cells: figure_record(plan, cells)
+
+
+def _written(folder: Path, name: str, data: Record) -> Record:
+    """The record with its picture beside it; matplotlib is imported here, not before."""
+    from collapsar.report.paper_plots import paper_figure
+    from collapsar.report.record import plain
+    from collapsar.report.study_plots import study_figure
+    from collapsar.report.style import png_bytes, svg_string
+
+    record = plain(_short(data))
+    figure = (paper_figure if "number" in record else study_figure)(record)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{name}.json", json.dumps(record, allow_nan=False) + "\n")
+    write_atomically(folder / f"{name}.png", png_bytes(figure, dpi=150))
+    write_atomically(folder / f"{name}.svg", svg_string(figure, name, record["title"]) + "\n")
+    return record
+
+
+def _short(value: Any) -> Any:
+    """Floats with six digits: the seventh of a trained network's numbers depends on the machine."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value

@@ -1,0 +1,172 @@
+"""What every page has in common: the template filled in, pictures as SVG, matrices as maps that can be hovered.
+
+A page is one HTML file, which opens from disk, asks the network for nothing and holds its whole record. Everything that
+comes from a record passes through jinja's escaping or stands in a JSON block that cannot end early; the page's content
+policy lets no script run but the one whose hash it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from collapsar.report.plots import heatmap
+from collapsar.report.record import Record, defined
+from collapsar.report.style import COLUMN_INCHES, STATES, strength, styled, svg_string
+from collapsar.report.words import ABSENT, cluster_names, lambda_text, number_text, share_text
+
+__all__ = ["colour_bar", "drawn", "page", "score_map"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+# A cell of a hover map is some 100 bytes of page, and a cell narrower than two pixels cannot be pointed at: larger
+# maps become a picture.
+_MOST_CELLS = 40
+_CELL, _LONGEST_NAME = 10.0, 14
+
+
+def page(template: str, data: Record, **values: Any) -> str:
+    """A template filled in, with the style, the script and the record that every page holds.
+
+    Args:
+        template: Name of a file beside this module, in ``templates``.
+        data: The record, in plain JSON values; the template knows it as ``record``.
+        values: What else the template uses.
+    """
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            record=data,
+            style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            record_json=_json_block(data),
+            **values,
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["state_styles"] = STATES
+    environment.filters |= {
+        "lambda": lambda_text,
+        "number": number_text,
+        "share": share_text,
+        "entry": lambda value: f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT,
+    }
+    environment.tests["number"] = lambda value: not isinstance(value, str) and defined(value)
+    return environment
+
+
+def _json_block(data: Record) -> Markup:
+    """The record as JSON in which no character can end the element it stands in; it parses to the same values."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":  # in JSON they occur inside strings only
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def score_map(Z: np.ndarray, data: Record, scale: float, name: str, label: str) -> Record:
+    """What the templates draw of one matrix of mean scores: cells to hover, or a picture where they are too many.
+
+    Args:
+        Z: Shape (K, K), [logit, class].
+        data: ``class_names``, ``class_counts`` and ``clusters``.
+        scale: The magnitude that gets the full colour, in nats.
+        name: Of a picture, unique in the page.
+        label: Text alternative.
+    """
+    if len(Z) > _MOST_CELLS:
+        return {"label": label, "svg": _picture(data, Z, scale, name, label)}
+    return {"label": label, "cells": _cells(data, Z, scale)}
+
+
+def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
+    """Geometry of a hover map, in the units of its view box: cells, names, lines between clusters."""
+    order = [k for cluster in data["clusters"] for k in cluster]
+    names = [_shortened(data["class_names"][k]) for k in order]
+    size, longest = _CELL * len(order), max(map(len, names))
+    font = min(0.5 * _CELL, 0.05 * size + 1.5)
+    margin = 0.56 * font * longest + 3
+    upright = 0.56 * font * longest > _CELL
+    top = (margin if upright else font + 2.5) + font + 3
+    weights = strength(Z[np.ix_(order, order)], scale)
+    cells = [
+        {
+            "x": _CELL * column,
+            "y": _CELL * row,
+            "kind": "none" if np.isnan(weight) else "for" if weight > 0 else "against",
+            "weight": "1" if np.isnan(weight) else f"{abs(weight):.3f}".rstrip("0").rstrip("."),
+            "title": f"images of “{data['class_names'][k]}”, score for “{data['class_names'][l]}”: "
+            f"{number_text(float(Z[l, k]))}",
+        }
+        for column, k in enumerate(order)
+        for row, l in enumerate(order)
+        for weight in [weights[row, column]]
+    ]
+    ends = np.cumsum([len(cluster) for cluster in data["clusters"]])
+    middles = _CELL * (ends - np.array([len(cluster) for cluster in data["clusters"]]) / 2)
+    return {
+        "cells": cells,
+        "cell": _CELL,
+        "size": size,
+        "font": font,
+        "left": margin,
+        "top": top,
+        "upright": upright,
+        "names": [(name, _CELL * (i + 0.5)) for i, name in enumerate(names)],
+        "groups": list(zip(cluster_names(data), middles.tolist(), strict=True)),
+        "edges": (_CELL * ends[:-1]).tolist(),
+    }
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _picture(data: Record, Z: np.ndarray, scale: float, name: str, label: str) -> Markup:
+    def draw(ax: Axes) -> None:
+        heatmap(Z, ax, clusters=data["clusters"], vmax=scale)
+        ax.set_xlabel("images of class")
+        ax.set_ylabel("score for class")
+
+    return drawn(draw, (COLUMN_INCHES, COLUMN_INCHES), name, label)
+
+
+def colour_bar(scale: float) -> list[Record]:
+    """Samples of the colour scale, from -scale to scale."""
+    values = [share * scale for share in (-1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1)]
+    return [
+        {
+            "kind": "for" if value > 0 else "against",
+            "weight": f"{abs(float(strength(value, scale))):.3f}",
+            "text": number_text(value, 2),
+        }
+        for value in values
+    ]
+
+
+def drawn(draw: Callable[[Axes], object], size: tuple[float, float], name: str, label: str) -> Markup:
+    """A picture of one axes as SVG; ``size`` in inches, ``name`` unique in the page, ``label`` its text alternative."""
+    with styled():
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+    return Markup(svg_string(figure, name, label, adaptive=True))

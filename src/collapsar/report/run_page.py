@@ -1,0 +1,335 @@
+"""The page of one network or of several: what collapsed, why, what theory says, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from collapsar.report.advice_page import advice_view
+from collapsar.report.diagnosis import checked_diagnosis, class_lengths, price_readings, same_counts
+from collapsar.report.geometry import class_means_plane, principal_plane
+from collapsar.report.page import colour_bar, drawn, page, score_map
+from collapsar.report.record import Record, defined, matrix, plain
+from collapsar.report.run_plots import CURVES, class_sizes, class_thresholds, curves_over_epochs
+from collapsar.report.run_words import accuracy, cautions, reason, report_finding, state_counts, trained
+from collapsar.report.style import COLUMN_INCHES
+from collapsar.report.thresholds import penalty_axis
+from collapsar.report.words import ABSENT, lambda_text, share_text
+
+__all__ = ["diagnosis_page", "report_page"]
+
+_RUN_KEYS = ("name", "training", "diagnosis", "history", "geometry", "advice")
+_DEFINED_BY = {"NC1": "def-nc1", "CDNV": "def-cdnv", "NC2 and NC3": "def-nc23", "Imbalance of forces": "def-rest"}
+# More lanes than this on the axis of penalties cannot be read: thresholds class by class then.
+_MOST_LANES = 8
+_MOST_ROWS = 30
+
+
+def report_page(record: Mapping[str, Any]) -> str:
+    """The record of a report as one self-contained page.
+
+    Args:
+        record: ``kind`` "report" and ``runs``: of each ``name``, ``diagnosis`` (as ``Diagnosis.to_dict`` gives it),
+            ``training``, ``geometry`` and ``advice`` (None where unknown) and ``history`` (maybe empty).
+
+    Returns:
+        The text of an HTML file, to be written as UTF-8.
+
+    Raises:
+        ValueError: The record is of another kind or incomplete.
+    """
+    kind = record.get("kind") if isinstance(record, Mapping) else None
+    if kind != "report":
+        raise ValueError(f'`record` must be the record of a report (kind "report"), got kind {kind!r}')
+    data: Record = plain(record)
+    if not data.get("runs"):
+        raise ValueError("`record` must hold at least one run, got none; give folders of runs or diagnosis files")
+    for index, run in enumerate(data["runs"]):
+        missing = [key for key in _RUN_KEYS if key not in run]
+        if missing:
+            raise ValueError(f"`record.runs[{index}]` must hold {', '.join(_RUN_KEYS)}; missing: {', '.join(missing)}")
+        run["name"], run["diagnosis"] = str(run["name"]), checked_diagnosis(run["diagnosis"])
+    runs = data["runs"]
+    return page(
+        "report.html",
+        data,
+        title=f"Collapsar: {report_finding(runs)}",
+        finding=report_finding(runs),
+        views=[_view(run, f"run-{i}") for i, run in enumerate(runs)],
+        rows=[_row(run, f"run-{i}") for i, run in enumerate(runs)],
+        joint_svg=_joint_axis(runs) if len(runs) > 1 else None,
+    )
+
+
+def diagnosis_page(record: Mapping[str, Any]) -> str:
+    """The record of a diagnosis as one self-contained page.
+
+    Args:
+        record: As ``Diagnosis.to_dict`` gives it.
+
+    Returns:
+        The text of an HTML file, to be written as UTF-8.
+
+    Raises:
+        ValueError: The record is of another kind or incomplete.
+    """
+    data = checked_diagnosis(record)
+    run = {
+        "name": data["source"],
+        "diagnosis": data,
+        **dict.fromkeys(("training", "geometry", "advice")),
+        "history": [],
+    }
+    return page("diagnosis.html", data, title=f"Collapsar: {data['headline']}", view=_view(run, "run-0"))
+
+
+def _view(run: Record, ident: str) -> Record:
+    """What the templates show of one network; ``ident`` begins every id."""
+    data = {**run["diagnosis"], "clusters": same_counts(run["diagnosis"]["class_counts"])}
+    scale, maps = _maps(data, ident)
+    wide = (COLUMN_INCHES * 1.5, 2.0)
+    sizes = f"Training samples of each class, with its state. {data['headline']}"
+    lengths = f"Length of the mean scores of each class, with its state. {data['headline']}"
+    return {
+        "id": ident,
+        "name": run["name"],
+        "trained": trained(run),
+        "reason": reason(data),
+        "cautions": cautions(data),
+        "diagnosis": data,
+        "training": run["training"],
+        "order": [k for cluster in data["clusters"] for k in cluster],
+        "threshold_svg": _threshold(data, ident),
+        "sizes_svg": drawn(lambda ax: class_sizes(data, ax), wide, f"{ident}-sizes", sizes),
+        "lengths_svg": drawn(lambda ax: class_lengths(data, ax), wide, f"{ident}-lengths", lengths),
+        "rows": _class_rows(data),
+        "many": len(data["class_names"]) > _MOST_ROWS,
+        "maps": maps,
+        "scale": colour_bar(scale) if maps else [],
+        "planes": _planes(run["geometry"], data, ident),
+        "curves": _curves(run["history"], ident),
+        "readings_svg": _readings(data, ident),
+        "advice": None if run["advice"] is None else advice_view(run["advice"], f"{ident}-advice"),
+    }
+
+
+def _row(run: Record, ident: str) -> Record:
+    """One line of the table that compares the networks."""
+    data = run["diagnosis"]
+    theory, fit = data["prediction"], data["fit"]
+    away = fit["models"][theory["features"]]["distance"]["Z"] if fit is not None and theory is not None else None
+    agreed = ABSENT
+    if theory is not None:
+        states = data["separation"]["states"]
+        right = sum(a == b for a, b in zip(theory["seen"], states, strict=True))
+        agreed = f"{right} of {len(states)}"
+    return {
+        "id": ident,
+        "name": run["name"],
+        "sizes": _sizes(data["class_counts"]),
+        "price": lambda_text(theory["lambda_z"]) if theory is not None else ABSENT,
+        "states": state_counts(data),
+        "agreed": agreed,
+        "away": share_text(away),
+        "balanced": share_text(accuracy(run, "balanced")),
+        "smallest": share_text(accuracy(run, "minority")),
+        "rest": "yes" if data["at_rest"] else "no",
+    }
+
+
+def _sizes(counts: Sequence[int]) -> str:
+    groups = {n: counts.count(n) for n in sorted(set(counts), reverse=True)}
+    if len(groups) > 3:
+        return f"{len(counts)} classes, {max(counts)} to {min(counts)}"
+    return ", ".join(f"{k} × {n}" for n, k in groups.items())
+
+
+# --- heat maps
+
+
+def _maps(data: Record, ident: str) -> tuple[float, list[Record]]:
+    """Mean scores of the network, and of theory where it predicts; none for many classes. And their common scale."""
+    theory = None if data["prediction"] is None else data["prediction"]["Z"]
+    sides = [
+        (data["Z"], "The network, measured", "measured"),
+        (theory, "The theory, predicted", "predicted"),
+    ]
+    found = [(matrix(Z), heading, name) for Z, heading, name in sides if Z is not None]
+    scale = max((float(np.nanmax(np.abs(Z), initial=0.0)) for Z, _, _ in found), default=0.0) or 1.0
+    views = []
+    for Z, heading, name in found:
+        label = f"{heading}: mean scores as colours, a column per class of samples, a row per score."
+        view = score_map(Z, data, scale, f"{ident}-map-{name}", label)
+        views.append({"heading": heading, "side": name, **view})
+    return scale, views
+
+
+# --- the axis of penalties
+
+
+def _threshold(data: Record, ident: str) -> Markup | None:
+    """The penalty of the network among the thresholds of theory; None where there are none."""
+    theory = data["prediction"]
+    if theory is None:
+        return None
+    here = lambda_text(theory["lambda_z"])
+    label = f"Thresholds of theory and the penalty of this network, {here}. {reason(data)}"
+    if len(set(data["class_counts"])) > _MOST_LANES:
+        return drawn(lambda ax: class_thresholds(data, ax), (COLUMN_INCHES * 1.5, 2.4), f"{ident}-threshold", label)
+    axis = _axis([data])
+    height = 0.85 + 0.5 * len(data["clusters"])
+    return drawn(lambda ax: penalty_axis(axis, ax), (COLUMN_INCHES * 1.3, height), f"{ident}-threshold", label)
+
+
+def _axis(found: Sequence[Record]) -> Record:
+    """Diagnoses of networks with the same theory as the axis of penalties reads them."""
+    theory = found[0]["prediction"]
+    return {
+        "class_counts": found[0]["class_counts"],
+        "features": theory["features"],
+        "clusters": same_counts(found[0]["class_counts"]),
+        "thresholds": {theory["features"]: {key: theory[key] for key in ("merge", "vanish", "complete")}},
+        "runs": [
+            {
+                "lambda_z": data["prediction"]["lambda_z"],
+                "predicted": {"states": data["prediction"]["states"]},
+                "measured": {"states": data["separation"]["states"]},
+            }
+            for data in found
+        ],
+    }
+
+
+def _joint_axis(runs: Sequence[Record]) -> Markup | None:
+    """All networks on one axis of penalties; None where theory differs between them or has none."""
+    found = [run["diagnosis"] for run in runs]
+    theories = [data["prediction"] for data in found]
+    if any(theory is None for theory in theories) or len(set(found[0]["class_counts"])) > _MOST_LANES:
+        return None
+    same = {
+        (tuple(d["class_counts"]), t["features"], str(t["lambda_b"]), str(d["known"]["loss"]))
+        for d, t in zip(found, theories, strict=True)
+    }
+    if len(same) > 1:
+        return None
+    axis = _axis(found)
+    places = "; ".join(f"{run['name']} at {lambda_text(t['lambda_z'])}" for run, t in zip(runs, theories, strict=True))
+    label = f"The penalties of all networks among the thresholds of theory: {places}."
+    height = 0.85 + 0.5 * len(axis["clusters"])
+    return drawn(lambda ax: penalty_axis(axis, ax), (COLUMN_INCHES * 1.3, height), "joint", label)
+
+
+# --- geometry
+
+
+def _planes(geometry: Record | None, data: Record, ident: str) -> list[Record]:
+    """Class means of the network and of the optimum in their planes, one scale; mean scores where there are none."""
+    if not {"separated", "merged"} & set(data["separation"]["states"]):
+        return []  # noise around the origin
+    means, what = _points(geometry, data)
+    theory = data["prediction"]
+    sides = [
+        ("network", "The network, measured", data["separation"]["states"], _alive_groups(data["separation"])),
+        ("theory", "The theory, predicted", theory and theory["seen"], _same_groups(means.get("theory"), theory)),
+    ]
+    sides = [side for side in sides if means.get(side[0]) is not None]
+    reach = 1.25 * max((_longest(means[side]) for side, *_ in sides), default=0.0) or 1.0
+    views = []
+    for side, heading, states, groups in sides:
+        picture = {
+            "class_means": means[side],
+            "class_names": data["class_names"],
+            "clusters": data["clusters"],
+            "groups": groups,
+            "states": states,
+        }
+        shown = principal_plane(means[side])[1]
+        circled = "; merged groups: " + ", ".join(_group(g, data) for g in groups) if groups else ""
+        label = f"{heading}: {what} in their principal plane, which holds {share_text(shown)} of their squared length"
+        svg = drawn(
+            lambda ax, picture=picture: class_means_plane(picture, ax, reach=reach),
+            (2.9, 2.9), f"{ident}-plane-{side}", f"{label}{circled}.",
+        )  # fmt: skip
+        views.append({"heading": heading, "what": what, "shown": share_text(shown), "svg": svg})
+    return views
+
+
+def _points(geometry: Record | None, data: Record) -> tuple[dict[str, Any], str]:
+    if geometry is not None:
+        return geometry, "class means"
+    theory = data["prediction"]
+    scores = {"network": data["Z"], "theory": None if theory is None else theory["Z"]}
+    return {k: None if Z is None else matrix(Z).T for k, Z in scores.items()}, "mean scores"
+
+
+def _longest(means: Any) -> float:
+    return float(np.nanmax(np.linalg.norm(principal_plane(means)[0], axis=1), initial=0.0))
+
+
+def _same_groups(means: Any, theory: Record | None) -> list[list[int]]:
+    """Classes that theory merges: those whose predicted scores are the same."""
+    if means is None or theory is None or theory["Z"] is None:
+        return []
+    columns: dict[tuple[float, ...], list[int]] = {}
+    for k, column in enumerate(np.round(matrix(theory["Z"]).T, 4)):
+        if theory["seen"][k] == "merged":
+            columns.setdefault(tuple(column), []).append(k)
+    return [group for group in columns.values() if len(group) > 1]
+
+
+def _alive_groups(separation: Record) -> list[list[int]]:
+    """Groups of merged classes; vanished ones form no group of their own."""
+    return [g for g in separation["groups"] if any(separation["states"][k] == "merged" for k in g)]
+
+
+def _group(classes: Sequence[int], data: Record) -> str:
+    return " and ".join(data["class_names"][k] for k in classes[:8])
+
+
+# --- curves, readings, rows
+
+
+def _curves(history: Sequence[Record], ident: str) -> list[Record]:
+    """The charts over epochs for which the records hold numbers."""
+    views = []
+    for chart, (heading, _, lines) in enumerate(CURVES):
+        values = [r[key] for r in history for key, *_ in lines if defined(r.get(key))]
+        if len(values) < 2:
+            continue
+        label = f"{heading} over the epochs, ending at {values[-1]:.3g}."
+
+        def draw(ax: Axes, chart: int = chart) -> None:
+            curves_over_epochs(history, chart, ax)
+
+        svg = drawn(draw, (COLUMN_INCHES * 0.85, 1.75), f"{ident}-curve-{chart}", label)
+        views.append({"heading": heading, "svg": svg, "definition": _DEFINED_BY.get(heading, "")})
+    return views
+
+
+def _readings(data: Record, ident: str) -> Markup:
+    label = "The penalty that each class shows by its predictions, beside the one that the norms show."
+    return drawn(lambda ax: price_readings(data, ax), (COLUMN_INCHES * 1.5, 2.2), f"{ident}-readings", label)
+
+
+def _class_rows(data: Record) -> list[Record]:
+    separation, effective, theory = data["separation"], data["effective"], data["prediction"]
+    names = data["class_names"]
+    return [
+        {
+            "name": names[k],
+            "count": data["class_counts"][k],
+            "right": data["accuracies"][k],
+            "state": separation["states"][k],
+            "theory": None if theory is None else theory["seen"][k],
+            "length": separation["relative_norms"][k],
+            "nearest": names[separation["nearest"][k]] if separation["nearest"][k] >= 0 else ABSENT,
+            "apart": separation["nearest_separation"][k],
+            "price": None if effective is None else effective["by_class"][k],
+            "tells": effective is not None and effective["tells"][k],
+        }
+        for k in range(len(names))
+    ]

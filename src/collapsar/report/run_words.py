@@ -1,0 +1,165 @@
+"""What a report says of its networks, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from collapsar.report.record import Record, defined
+from collapsar.report.words import lambda_text, number_text, share_text
+
+__all__ = ["accuracy", "cautions", "first_thresholds", "reason", "report_finding", "state_counts", "trained"]
+
+_MODELS = {
+    "mlp": "A perceptron",
+    "cnn": "A small convolutional network",
+    "resnet18": "A ResNet-18",
+    "vgg11": "A VGG-11",
+    "vgg13": "A VGG-13",
+}
+_MOST_NAMES = 6
+_RECOGNISED = 0.5
+
+
+def trained(run: Record) -> str:
+    """What was trained, in one line."""
+    diagnosis, training = run["diagnosis"], run["training"]
+    counts = [n for n in diagnosis["class_counts"] if n]
+    each = f"{min(counts)}" if min(counts) == max(counts) else f"{max(counts)} to {min(counts)}"
+    data = f"{sum(counts)} samples in {len(diagnosis['class_counts'])} classes ({each} each)"
+    if training is None:
+        price = _prices(diagnosis)
+        return f"A network from {diagnosis['source']}, measured on {data}{price}."
+    model = _MODELS.get(training["model"]["name"], f"A network ({training['model']['name']})")
+    return (
+        f"{model} trained on {training['dataset']}, {data}, for {training['trained_epochs']} epochs"
+        f"{_prices(diagnosis)}, seed {training['seed']}."
+    )
+
+
+def _prices(diagnosis: Record) -> str:
+    theory = diagnosis["prediction"]
+    if theory is None:
+        return ""
+    origin = "" if theory["source"] == "as trained" else " as read from it"
+    bias = theory["lambda_b"]
+    bias_text = f", bias penalty {number_text(bias)}" if isinstance(bias, int | float) and bias > 0 else ""
+    return f", penalty {lambda_text(theory['lambda_z'])}{origin}{bias_text}"
+
+
+def first_thresholds(theory: Record) -> np.ndarray:
+    """The penalty at which each class merges or vanishes, whichever comes first; inf where it never does."""
+    levels = np.array([theory["merge"], theory["vanish"]], dtype=float)
+    return np.where(np.isnan(levels), np.inf, levels).min(axis=0)
+
+
+def reason(diagnosis: Record) -> str:
+    """Why the classes are as they are: penalty against thresholds. Empty where theory predicts nothing."""
+    theory = diagnosis["prediction"]
+    if theory is None:
+        return ""
+    first, price = first_thresholds(theory), theory["lambda_z"]
+    states = diagnosis["separation"]["states"]
+    wrong = sum(a != b for a, b in zip(theory["seen"], states, strict=True))
+    agreed = (
+        "What was measured is what theory predicts, for every class."
+        if not wrong
+        else f"What was measured differs from what theory predicts, for {wrong} of {len(states)} classes."
+    )
+    lost = np.flatnonzero(first <= price)
+    if len(lost) == 0:
+        level = float(first.min())
+        if not np.isfinite(level):
+            return f"By theory no penalty takes any class here from the network. {agreed}"
+        return (
+            f"Training pulls all scores towards zero, with a strength called the penalty. The first classes would be "
+            f"given up at penalty {lambda_text(level)}; this network was trained at {lambda_text(price)}, "
+            f"{share_text(price / level)} of that. {agreed}"
+        )
+    levels = first[lost]
+    start = (
+        "Training pulls all scores towards zero, with a strength called the penalty. A large score must be worth its "
+    )
+    if len(lost) == len(first):
+        early = f", the first from {lambda_text(levels.min())} on" if levels.max() > levels.min() * (1 + 1e-6) else ""
+        return (
+            f"{start}price, and here none is: all classes are given up from penalty {lambda_text(levels.max())} on"
+            f"{early}. This network was trained at {lambda_text(price)}. {agreed}"
+        )
+    where, times = lambda_text(levels.min()), f", {number_text(price / levels.min())} times that"
+    if levels.max() > levels.min() * (1 + 1e-6):
+        where, times = f"{where} to {lambda_text(levels.max())}", ""
+    counts = [diagnosis["class_counts"][k] for k in lost]
+    size = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    who = _names([diagnosis["class_names"][k] for k in lost])
+    subject, samples, verb = ("class", "samples", "is") if len(lost) == 1 else ("classes", "samples each", "are")
+    return (
+        f"{start}price, and for a class with few samples it is not: {subject} {who} ({size} {samples}) {verb} given up "
+        f"from penalty {where} on. This network was trained at {lambda_text(price)}{times}. {agreed}"
+    )
+
+
+def cautions(diagnosis: Record) -> list[str]:
+    """What a reader of the headline must know: classes that lose although apart, and a network still moving.
+
+    Example:
+        >>> cautions({"class_names": ["cat", "dog"], "accuracies": [1.0, 0.25], "at_rest": True,
+        ...           "separation": {"states": ["separated", "separated"]}})
+        ['Told apart is not yet recognised: dog has scores of its own, but wins for less than half of its samples.']
+    """
+    found = []
+    states = diagnosis["separation"]["states"]
+    weak = [
+        name
+        for name, state, right in zip(diagnosis["class_names"], states, diagnosis["accuracies"], strict=True)
+        if state == "separated" and defined(right) and right < _RECOGNISED
+    ]
+    if weak:
+        verbs = ("has", "wins", "its") if len(weak) == 1 else ("have", "win", "their")
+        found.append(
+            f"Told apart is not yet recognised: {_names(weak)} {verbs[0]} scores of {verbs[2]} own, but {verbs[1]} for "
+            f"less than half of {verbs[2]} samples."
+        )
+    if not diagnosis["at_rest"]:
+        found.append("The network is not at rest: had training gone on, states might still have changed.")
+    return found
+
+
+def _names(names: Sequence[str]) -> str:
+    """Names in a sentence, the first of many."""
+    return ", ".join(names[:_MOST_NAMES]) + (
+        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    )
+
+
+def state_counts(diagnosis: Record) -> str:
+    """How many classes are in each state.
+
+    Example:
+        >>> state_counts({"separation": {"states": ["separated", "vanished", "vanished"]}})
+        '1 separated, 2 vanished'
+    """
+    states = diagnosis["separation"]["states"]
+    order = [state for state in ("separated", "merged", "vanished", "unseen") if state in states]
+    return ", ".join(f"{states.count(state)} {state}" for state in order)
+
+
+def report_finding(runs: Sequence[Record]) -> str:
+    """The one sentence: of one network its headline, of several which of them lost classes."""
+    if len(runs) == 1:
+        return runs[0]["diagnosis"]["headline"]
+    lost = [run["name"] for run in runs if run["diagnosis"]["num_collapsed"]]
+    if not lost:
+        return f"All classes are told apart in all {len(runs)} networks."
+    if len(lost) == len(runs):
+        return f"Classes have collapsed in all {len(runs)} networks."
+    verb = "network has" if len(lost) == 1 else "networks have"
+    return f"{len(lost)} of {len(runs)} {verb} lost classes: {_names(lost)}."
+
+
+def accuracy(run: Record, which: str) -> float | None:
+    """Test accuracy at the end of training, "balanced", "majority" or "minority"; None where it was not recorded."""
+    last = run["history"][-1] if run["history"] else {}
+    value = last.get(f"test_{which}_accuracy", last.get(f"test_{which}"))
+    return value if defined(value) else None

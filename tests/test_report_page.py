@@ -1,0 +1,391 @@
+"""The report of trained networks: its record from files and folders, its page, its command."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import json
+import re
+import sys
+from importlib import import_module
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import collapsar as cs
+from collapsar.cli import main
+from collapsar.experiments.report import report_record
+from collapsar.report import demo_page, diagnosis_page, report_page
+from collapsar.report.advice_page import advice_page
+from collapsar.report.geometry import principal_plane
+from collapsar.report.run_words import reason
+from test_report import EVIL, Page, fake_record
+
+COUNTS = (50,) * 3 + (10,) * 3
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
+LAMBDA_W, LAMBDA_B = 0.2, 0.02
+
+
+def network(features, lambda_z, dim=9):
+    """An exact optimum as a head and one feature per class: W (K, d), H (d, K), b."""
+    s = cs.solve(cs.Problem(COUNTS, lambda_z, LAMBDA_B, features=features))
+    W, H, b = s.factors(dim, lambda_w=LAMBDA_W)
+    return W.T, H, b
+
+
+def write(path, features, lambda_z, names=NAMES):
+    W, H, b = network(features, lambda_z)
+    labels = np.repeat(np.arange(len(COUNTS)), COUNTS)
+    np.savez(
+        path, features=H.T[labels], labels=labels, weight=W, bias=b, class_names=np.array(names),
+        lambda_w=LAMBDA_W, lambda_h=lambda_z**2 / LAMBDA_W, lambda_b=LAMBDA_B,
+    )  # fmt: skip
+    return path
+
+
+# The signed minority merges at sqrt(10)/180 = 0.0176 (Hong & Ling 2024, Cor. 4).
+MERGE = np.sqrt(10) / 180
+CASES = {"apart": ("nonnegative", 0.008), "merged": ("signed", 0.0185), "vanished": ("nonnegative", 0.03)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    for name, case in CASES.items():
+        write(folder / f"{name}.npz", *case)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(folder):
+    """Three networks; the first has a history and a training as a run's folder would give them."""
+    record = report_record([folder / f"{name}.npz" for name in CASES])
+    first = record["runs"][0]
+    first["history"] = [
+        {"epoch": e, "nc1_uniform": 1 / e, "nc1_weighted": 2 / e, "stationarity": 0.5 / e,
+         "test_majority_accuracy": 0.9, "test_minority_accuracy": 0.4, "test_balanced_accuracy": 0.65}
+        for e in (1, 2, 4)
+    ]  # fmt: skip
+    first["training"] = {"model": {"name": "mlp"}, "dataset": "digits", "trained_epochs": 4, "seed": 7}
+    return record
+
+
+def one(record, index):
+    return {**record, "runs": [record["runs"][index]]}
+
+
+@pytest.fixture(scope="module")
+def text(record):
+    return report_page(record)
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def words_of(page):
+    return " ".join("".join(page.by_tag["body"]).split())
+
+
+# --- the record
+
+
+def test_states_and_advice_follow_the_networks(record):
+    states = {run["name"]: run["diagnosis"]["separation"]["states"] for run in record["runs"]}
+    assert states["apart.npz"] == ["separated"] * 6
+    assert states["merged.npz"] == ["separated"] * 3 + ["merged"] * 3
+    assert states["vanished.npz"] == ["separated"] * 3 + ["vanished"] * 3
+    assert [run["advice"] is None for run in record["runs"]] == [True, False, False]
+
+
+def test_the_advised_penalty_lies_below_the_closed_form_threshold(record):
+    suggestions = record["runs"][1]["advice"]["suggestions"]
+    factor = next(s["factors"][0] for s in suggestions if s["remedy"] == "penalty")
+    # The factor is one penalty's, lambda_z takes its root; 10 % of room is asked for.
+    assert MERGE / (CASES["merged"][1] * np.sqrt(factor)) == pytest.approx(1.1, rel=3e-3)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_geometry_keeps_the_inner_products_of_network_and_optimum(record, index):
+    """The network is the optimum, made by another road: ``factors`` here, ``feature_gram`` there."""
+    _, H, _ = network(*list(CASES.values())[index])
+    geometry = record["runs"][index]["geometry"]
+    scale = np.abs(H.T @ H).max()
+    for side in ("network", "theory"):
+        places = np.array(geometry[side])
+        np.testing.assert_allclose(places @ places.T / scale, H.T @ H / scale, atol=1e-4)
+
+
+def test_records_can_be_read_again_alone_and_beside_others(record, tmp_path):
+    (tmp_path / "old.json").write_text(json.dumps(record))
+    (tmp_path / "apart.npz.json").write_text(json.dumps(record["runs"][0]["diagnosis"]))
+    (tmp_path / "demo.json").write_text(json.dumps(demonstration(record)))
+    again = report_record([tmp_path / "old.json", tmp_path / "apart.npz.json", tmp_path / "demo.json"])
+    assert again["runs"][:3] == record["runs"]
+    assert [run["name"] for run in again["runs"][3:]] == ["apart.npz (2)", "digits between"]
+    assert again["runs"][3]["diagnosis"] == record["runs"][0]["diagnosis"]
+    assert again["runs"][4]["advice"]["verdict"] == "merging"
+    text = words_of(Page(report_page({**again, "runs": [again["runs"][3]]})))
+    assert "the class means themselves are not in this record" in text
+
+
+def demonstration(record):
+    demo = fake_record()
+    demo["runs"][1]["diagnosis"] = record["runs"][2]["diagnosis"]
+    return demo
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "must be a JSON record"),
+        ("[]", "got kind None"),
+        ('{"kind": "solution"}', "got kind 'solution'"),
+        (json.dumps(fake_record()), "demonstration with diagnoses"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        report_record([tmp_path / "x.json"])
+
+
+def test_missing_sources_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        report_record([tmp_path / "none"])
+    with pytest.raises(ValueError, match=r"holds no checkpoint.safetensors"):
+        report_record([tmp_path])
+    with pytest.raises(ValueError, match="at least one run"):
+        report_record([])
+
+
+# --- the page
+
+
+@pytest.mark.parametrize(
+    ("index", "headline", "threshold"),
+    [
+        (0, "All 6 classes are told apart.", None),
+        (1, "3 of 6 classes have collapsed: dog, eel and fox are merged into one.", MERGE),
+        (2, "3 of 6 classes have collapsed: dog, eel and fox have vanished.", None),
+    ],
+)
+def test_one_network_which_classes_and_why(record, index, headline, threshold):
+    page = Page(report_page(one(record, index)))
+    assert [h.strip() for h in page.by_tag["h1"]] == [headline]
+    text = words_of(page)
+    assert "What was measured is what theory predicts, for every class." in text
+    assert ("A large score must be worth its price" in text) == (index > 0)
+    assert ("What to change" in text) == (index > 0)
+    if threshold is not None:
+        assert f"are given up from penalty {threshold:.3g} on" in text
+        assert f"{CASES['merged'][1] / threshold:.3g} times that" in text
+
+
+def test_every_mean_score_can_be_hovered(page):
+    W, H, _ = network(*CASES["merged"])
+    titles = page.by_tag["title"]
+    assert page.count("rect", "cell") == 3 * 2 * 36
+    assert f"images of “dog”, score for “ant”: {(W @ H)[0, 3]:.3g}".replace("-", "−") in titles
+
+
+def test_several_networks_are_compared(record, page):
+    assert [h.strip() for h in page.by_tag["h1"]] == ["2 of 3 networks have lost classes: merged.npz, vanished.npz."]
+    cells = [cell.strip() for cell in page.by_tag["td"]]
+    for text in ("6 separated", "3 separated, 3 merged", "3 separated, 3 vanished", "3 × 50, 3 × 10", "65 %", "40 %"):
+        assert text in cells
+    assert page.count("section", "network") == 3
+    # theories differ (two feature models), so no axis holds all; of the two with one theory it does
+    assert "each column of markers is one network" not in words_of(page)
+    same = Page(report_page({**record, "runs": [record["runs"][0], record["runs"][2]]}))
+    assert "each column of markers is one network" in words_of(same)
+
+
+@pytest.mark.parametrize(
+    ("price", "thresholds", "words"),
+    [
+        (0.02, [0.01, 0.015, 0.015], "all classes are given up from penalty 0.015 on, the first from 0.01 on. This"),
+        (0.02, [0.01, 0.01, 0.01], "all classes are given up from penalty 0.01 on. This network was trained at 0.02."),
+        (0.02, [0.01, 0.03, 0.03], "class a (9 samples) is given up from penalty 0.01 on. This network was trained at"),
+        (0.02, [0.01, 0.03, 0.03], "was trained at 0.02, 2 times that. What"),
+        (0.02, [0.01, 0.015, 0.03], "classes a, b (9 to 20 samples each) are given up from penalty 0.01 to 0.015 on."),
+        (0.02, [0.04, 0.05, 0.05], "would be given up at penalty 0.04; this network was trained at 0.02, 50 % of that"),
+        (0.02, [None, None, None], "no penalty takes any class"),
+    ],
+)  # fmt: skip
+def test_the_reason_in_words(price, thresholds, words):
+    states = ["separated", "separated", "merged"]
+    theory = {"lambda_z": price, "merge": [None] * 3, "vanish": thresholds, "seen": ["separated"] * 3}
+    classes = {"class_names": ["a", "b", "c"], "class_counts": [9, 20, 30]}
+    diagnosis = {"prediction": theory, "separation": {"states": states}, **classes}
+    assert words in reason(diagnosis)
+    assert reason(diagnosis).endswith("What was measured differs from what theory predicts, for 1 of 3 classes.")
+
+
+def test_cautions_stand_under_the_headline(record):
+    weak = copy.deepcopy(one(record, 0))
+    assert "not yet recognised" not in report_page(weak)
+    weak["runs"][0]["diagnosis"]["accuracies"][4:] = [0.1, 0.2]
+    weak["runs"][0]["diagnosis"]["at_rest"] = False
+    page = Page(report_page(weak))
+    paragraphs = [" ".join(text.split()) for text in page.by_tag["p"]]
+    words = "eel, fox have scores of their own, but win for less than half of their samples."
+    assert f"Told apart is not yet recognised: {words}" in paragraphs
+    assert any(text.startswith("The network is not at rest") for text in paragraphs)
+
+
+def test_curves_are_drawn_where_there_is_history(record):
+    text = report_page(one(record, 0))
+    assert "A perceptron trained on digits, 180 samples in 6 classes (50 to 10 each), for 4 epochs" in text
+    charts = re.findall(r'aria-label="([^"]*over the epochs[^"]*)"', text)
+    assert [chart.partition(" over")[0] for chart in charts] == ["Test images recognised", "NC1", "Imbalance of forces"]
+    assert text.count("While training") == 1
+
+
+def test_the_embedded_record_is_the_record(record):
+    named = copy.deepcopy(one(record, 0))
+    named["runs"][0]["diagnosis"]["class_names"][0] = EVIL
+    block = Page(report_page(named)).scripts[0]
+    assert not re.search(r"[<>&]", block)
+    assert json.loads(block) == named
+
+
+def test_text_from_a_record_stays_text(record, page):
+    evil = copy.deepcopy(record)
+    for run in evil["runs"]:
+        run["name"] = run["diagnosis"]["source"] = run["diagnosis"]["headline"] = EVIL
+        run["diagnosis"]["class_names"][3] = EVIL
+        run["diagnosis"]["words"][0] = EVIL
+    evil["runs"][0]["training"]["dataset"] = EVIL
+    evil["runs"][1]["advice"]["class_names"][3] = EVIL
+    found = Page(report_page(evil))
+    assert len(found.scripts) == 2
+    assert {name for name, _ in found.elements} == {name for name, _ in page.elements}
+    for tag in ("h2", "p", "th", "li"):
+        assert any(EVIL in text for text in found.by_tag[tag])
+
+
+def test_ids_are_unique_and_references_lead_somewhere(text, page):
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'(?:href="|url\()#([\w-]+)|aria-labelledby="([\w-]+)"', text)
+    assert len(targets) > 20
+    assert {a or b for a, b in targets} <= set(ids)
+
+
+def test_headings_descend_one_level_at_a_time(record, text):
+    advice, diagnosis = record["runs"][1]["advice"], record["runs"][1]["diagnosis"]
+    demo = demonstration(record)
+    for other in (text, diagnosis_page(diagnosis), advice_page(advice), demo_page(demo)):
+        levels = [int(name[1]) for name, _ in Page(other).elements if re.fullmatch(r"h[1-6]", name)]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_the_page_is_small_the_same_every_time_and_asks_for_nothing(record, text):
+    assert text == report_page(record)
+    assert len(text.encode()) < 2_000_000
+    assert re.findall(r"https?://(?!www\.w3\.org/)", text) == []
+
+
+@pytest.mark.parametrize("case", ["many sizes", "unseen", "all vanished", "205 classes"])
+def test_unusual_networks_have_a_page(case, tmp_path):
+    counts = {"many sizes": range(60, 40, -2), "205 classes": [3] * 205}.get(case, [30, 30, 9])
+    K = len(counts)
+    labels = np.repeat(np.arange(K), counts)
+    W = 0.0 * np.eye(K) if case == "all vanished" else 4.0 * np.eye(K)
+    features = np.eye(K)[labels] * (case != "all vanished")
+    if case == "unseen":
+        features, labels = features[labels != 1], labels[labels != 1]
+    path = tmp_path / "a.npz"
+    np.savez(path, features=features, labels=labels, weight=W, lambda_w=0.1, lambda_h=1e-4)
+    found = report_record([path])
+    text = words_of(Page(report_page(found)))
+    assert found["runs"][0]["diagnosis"]["headline"] in text
+    assert ("the line is the penalty of this network" in text) == (case == "many sizes")
+    assert ("The geometry" in text) == (case != "all vanished")
+    assert ("The classes in numbers" in text) == (case == "205 classes")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(kind="demo"), "got kind 'demo'"),
+        (lambda r: r.update(runs=[]), "at least one run"),
+        (lambda r: r["runs"][1].pop("geometry"), r"record.runs\[1\].* missing: geometry"),
+        (lambda r: r["runs"][0]["diagnosis"].pop("separation"), "missing: separation"),
+    ],
+)
+def test_bad_records_are_refused(record, change, message):
+    bad = copy.deepcopy(record)
+    change(bad)
+    with pytest.raises(ValueError, match=message):
+        report_page(bad)
+
+
+def test_competing_directions_are_fanned_out():
+    """Five orthogonal classes of one length and a vanished one: a regular pentagon around it."""
+    places, shown = principal_plane(np.vstack([np.eye(5, 7), np.zeros((1, 7))]))
+    assert shown == pytest.approx(2 / 5)
+    np.testing.assert_allclose(np.hypot(*places[:5].T), np.sqrt(2 / 5))
+    np.testing.assert_allclose(places[5], 0)
+    steps = np.linalg.norm(places[:5] - np.roll(places[:5], 1, axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps[0])
+
+
+@pytest.mark.parametrize("module", ["run_words", "run_plots", "geometry"])
+def test_examples_run(module):
+    failed, attempted = doctest.testmod(import_module(f"collapsar.report.{module}"))
+    assert attempted > 0
+    assert failed == 0
+
+
+# --- the command
+
+
+def command(capsys, *arguments):
+    keep, sys.argv = sys.argv, ["collapsar", "report", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = keep
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def test_the_command_reads_a_folder_of_runs_and_its_own_record(tmp_path, capsys, monkeypatch):
+    from collapsar.training import ModelSpec, TrainConfig, load_data, penalties_for, train
+
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    for name, lambda_z in (("b", 0.001), ("a", 0.002)):
+        config = TrainConfig(
+            "digits", (12,) * 5 + (6,) * 5, penalties_for(lambda_z, 0.02), epochs=2, eval_every=1,
+            model=ModelSpec("mlp", widths=(16,)), device="cpu",
+        )  # fmt: skip
+        train(config, load_data("digits"), tmp_path / "runs" / name)
+    page = tmp_path / "page.html"
+    code, out, _ = command(capsys, tmp_path / "runs", "--out", page, "--no-open", "--json")
+    assert (code, opened) == (0, [])
+    record = json.loads(out)
+    assert record["page"] == str(page)
+    assert [run["name"] for run in record["runs"]] == ["b", "a"]  # by penalty
+    run = record["runs"][0]
+    assert run["training"]["trained_epochs"] == 2
+    assert [r["epoch"] for r in run["history"]] == [1, 2]
+    del record["page"]
+    assert json.loads(Page(page.read_text()).scripts[0]) == record
+    (tmp_path / "again.json").write_text(json.dumps(record))
+    code, out, _ = command(capsys, tmp_path / "again.json", "--out", page)
+    assert (code, opened) == (0, [page.as_uri()])
+    assert page.as_uri() in out
+
+
+def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
+    code, out, err = command(capsys, tmp_path / "none", "--no-open")
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
