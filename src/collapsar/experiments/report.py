@@ -110,19 +110,32 @@ def _of_json(path: Path) -> list[Record]:
     except ValueError as error:
         raise ValueError(f"{path} must be a JSON record of Collapsar, got an error at {error}") from None
     kind = record.get("kind") if isinstance(record, dict) else None
-    if kind == "diagnosis":
-        return [_entry(path.stem, record)]
-    if kind == "report":
+    try:
+        runs = _runs_in(record) if kind else []
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is an incomplete record ({error}); write it again with `collapsar diagnose`"
+        ) from None
+    if not runs:
+        raise ValueError(
+            f"{path} must be a record of `collapsar diagnose --json`, of a report, or of a demonstration with diagnoses, "
+            f"got kind {kind!r}"
+        )
+    return [{**run, "name": path.stem} if len(runs) == 1 and not run["name"] else run for run in runs]
+
+
+def _runs_in(record: Record) -> list[Record]:
+    """The runs in a record; empty where its kind has none."""
+    if record["kind"] == "diagnosis":
+        return [_entry("", record)]
+    if record["kind"] == "report":
+        for run in record["runs"]:
+            _entry(run["name"], run["diagnosis"])  # raises where something is missing
         return list(record["runs"])
-    if kind == "demo":
+    if record["kind"] == "demo":
         runs = [run for run in record["runs"] if run.get("diagnosis") is not None]
-        if runs:
-            names = [f"{record['data']} {run['position']}" for run in runs]
-            return [_entry(n, r["diagnosis"], history=r["history"]) for n, r in zip(names, runs, strict=True)]
-    raise ValueError(
-        f"{path} must be a record of `collapsar diagnose --json`, of a report, or of a demonstration with diagnoses, "
-        f"got kind {kind!r}"
-    )
+        return [_entry(f"{record['data']} {r['position']}", r["diagnosis"], history=r["history"]) for r in runs]
+    return []
 
 
 def _entry(
