@@ -118,8 +118,8 @@ def _of_json(path: Path) -> list[Record]:
         ) from None
     if not runs:
         raise ValueError(
-            f"{path} must be a record of `collapsar diagnose --json`, of a report, or of a demonstration with diagnoses, "
-            f"got kind {kind!r}"
+            f"{path} must be a record of `collapsar diagnose --json`, of a report, or of a demonstration with "
+            f"diagnoses, got kind {kind!r}"
         )
     return [{**run, "name": path.stem} if len(runs) == 1 and not run["name"] else run for run in runs]
 
