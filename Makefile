@@ -28,7 +28,6 @@ test-slow: install ## only the tests that take more than 10 seconds
 
 test-browser: install ## the pages in headless Chromium (Debian: apt install chromium)
 	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "make test-browser needs Chromium: install it (Debian: apt install chromium), then try again"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/pytest -m browser
 
 check: install ## formatting, lint, types, import rules
