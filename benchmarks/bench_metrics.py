@@ -19,7 +19,7 @@ SIZES = [(50_000, 512, 100), (50_000, 2048, 1000), (20_000, 768, 50_000)]
 BATCH = 1024
 
 
-def measure(num_samples, dim, num_classes):
+def measure(num_samples, dim, num_classes, device="cpu"):
     """Seconds (best of the repeats) and peak memory for one size."""
     import torch
 
@@ -28,12 +28,12 @@ def measure(num_samples, dim, num_classes):
     # One thread: on a machine that is shared, waiting for the second would be most of what is measured.
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    labels = torch.randint(num_classes, (num_samples,))
-    features = torch.randn(num_samples, dim) + 10
+    labels = torch.randint(num_classes, (num_samples,)).to(device)
+    features = (torch.randn(num_samples, dim) + 10).to(device)
 
     def bare(dtype):
-        gram = torch.zeros(dim, dim, dtype=dtype)
-        sums = torch.zeros(num_classes, dim, dtype=dtype)
+        gram = torch.zeros(dim, dim, dtype=dtype, device=device)
+        sums = torch.zeros(num_classes, dim, dtype=dtype, device=device)
         for start in range(0, num_samples, BATCH):
             rows = features[start : start + BATCH].to(dtype)
             gram.addmm_(rows.T, rows)
@@ -44,8 +44,13 @@ def measure(num_samples, dim, num_classes):
         for start in range(0, num_samples, BATCH):
             metric.update(features[start : start + BATCH], labels[start : start + BATCH])
 
-    metric = NeuralCollapse(num_classes=num_classes, num_features=dim)
-    repeats = 5 if num_samples * dim**2 < 1e11 else 1
+    def seconds_now():
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    metric = NeuralCollapse(num_classes=num_classes, num_features=dim).to(device)
+    repeats = 5 if num_samples * dim**2 < 1e11 or device != "cpu" else 1
     seconds = {"float64": float("inf"), "float32": float("inf"), "pass": float("inf")}
     for _ in range(repeats):
         # Interleaved, so that a busy machine slows all three.
@@ -54,17 +59,17 @@ def measure(num_samples, dim, num_classes):
             ("float32", lambda: bare(torch.float32)),
             ("pass", one_pass),
         ):
-            start = time.perf_counter()
+            start = seconds_now()
             call()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-    start = time.perf_counter()
+            seconds[name] = min(seconds[name], seconds_now() - start)
+    start = seconds_now()
     metric.compute()
     return {
         "size": [num_samples, dim, num_classes],
         "pass_s": seconds["pass"],
         "over_float64": seconds["pass"] / seconds["float64"],
         "over_float32": seconds["pass"] / seconds["float32"],
-        "compute_s": time.perf_counter() - start,
+        "compute_s": seconds_now() - start,
         "state_mib": metric.packed_moments.nbytes / 2**20,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }

@@ -166,6 +166,7 @@ def test_the_key_is_of_everything_that_decides_a_run() -> None:
         "devices": 2,
         "precision": "bf16",
         "compile": True,
+        "cuda_graphs": True,
     }
     cells = [Cell(CONFIG), Cell(CONFIG, start=Cell(CONFIG)), Cell(CONFIG, detail="curve")]
     cells += [Cell(replace(CONFIG, **{name: value})) for name, value in other.items()]

@@ -65,6 +65,7 @@ OTHERS: dict[str, Any] = {
     "devices": 2,
     "precision": "bf16",
     "compile": True,
+    "cuda_graphs": True,
 }
 
 

@@ -471,6 +471,42 @@ def test_products_are_exact_while_training_and_the_setting_returns() -> None:
     assert [backend.fp32_precision for backend in backends] == before
 
 
+class _FakeRecorder:
+    """Stands in for CUDA: notes a call without making it; what it returns makes it."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, call: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            call()
+
+        return replay
+
+
+@pytest.mark.parametrize("change", [{}, {"clip_norm": math.inf}, {"model": ModelSpec("resnet18", (3, 4, 5, 12))}])
+def test_recorded_steps_train_the_same_network(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+    """Four stages of penalties and learning rates, batches of 20 and one of 5: eight kinds of steps."""
+    config = replace(CONFIG, epochs=12, cuda_graphs=True, warm_fraction=0.5, **change)
+    plain = train(config, DATA)
+    recorder = _FakeRecorder()
+    monkeypatch.setattr(loop, "recorder", lambda device: recorder)
+    assert _same(train(config, DATA), plain)
+    stages = {(config.learning_rate_at(epoch), config.penalties_at(epoch)) for epoch in range(12)}
+    assert recorder.recorded == 2 * len(stages) - 2  # the stages of two epochs have too few short batches to record
+    assert recorder.replayed == 12 * 4 - 2 * 3 * len(stages) + 2
+
+
+def test_a_run_that_is_told_to_stop_goes_on_in_the_same_bits(tmp_path: Path, uninterrupted: TrainResult) -> None:
+    with pytest.raises(TrainingInterrupted, match="after epoch 1 of 12; the same call"):
+        train(CONFIG, DATA, tmp_path, stop=lambda: True)
+    assert load_run(tmp_path).epoch == 1
+    assert _same(train(CONFIG, DATA, tmp_path, stop=lambda: False), uninterrupted)
+
+
 @pytest.mark.slow  # a C++ compiler runs
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where it imports its compiler
 def test_a_compiled_network_trains_the_same_to_rounding(uninterrupted: TrainResult) -> None:
@@ -484,8 +520,8 @@ def test_a_compiled_network_trains_the_same_to_rounding(uninterrupted: TrainResu
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where it imports its compiler
 @pytest.mark.parametrize(
     ("change", "rtol"),
-    [({}, 1e-3), ({"precision": "bf16"}, 0.1), ({"compile": True}, 1e-3)],
-    ids=["exact", "bf16", "graphs"],
+    [({}, 1e-3), ({"precision": "bf16"}, 0.1), ({"compile": True}, 1e-3), ({"cuda_graphs": True}, 1e-3)],
+    ids=["exact", "bf16", "compiled", "graphs"],
 )
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_a_gpu_trains_what_the_cpu_does(name: str, change: dict[str, Any], rtol: float, tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def train(
     device: Annotated[str, typer.Option("--device", "--accelerator", help="auto, cpu, cuda, ...")] = "auto",
     devices: Annotated[int, typer.Option("--devices", help="Processes that share each batch.")] = 1,
     precision: Annotated[str, typer.Option("--precision", help="float32, or bf16 for the body.")] = "float32",
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first; on a GPU, CUDA graphs.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming what is in --out.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -101,6 +103,7 @@ def train(
         devices=devices,
         precision=precision,
         compile=compiled,
+        cuda_graphs=compiled,
     )
     images = imbalanced(load_data(data, data_dir), config.class_counts)
     with _bars() as bar:

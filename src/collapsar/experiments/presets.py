@@ -26,7 +26,7 @@ NOMINAL = Penalties(2e-3, 2e-6, 2e-2)
 LAMBDA_B = 0.02
 
 # Batches of 128 small images leave a GPU waiting for its next kernel; weights, head and evaluation stay float32.
-ON_A_GPU: Mapping[str, Any] = {"precision": "bf16", "compile": True}
+ON_A_GPU: Mapping[str, Any] = {"precision": "bf16", "cuda_graphs": True}
 
 LAMBDAS = {
     5: (0.0027, 0.0030, 0.0033, 0.0039, 0.0045, 0.0051, 0.0057, 0.0063, 0.0069, 0.0075),

@@ -15,6 +15,7 @@ from collapsar.experiments.presets import PRESETS, Job, figure_plan
 from collapsar.experiments.sweep import Note, Progress, SweepSettings, run_sweep
 from collapsar.experiments.which_model import WHICH_MODEL, which_model_jobs, which_model_record
 from collapsar.files import write_atomically
+from collapsar.training import TrainingInterrupted
 
 __all__ = ["NAMES", "Place", "Request", "reproduce"]
 
@@ -65,6 +66,8 @@ class Place:
         data_dir: Where the data set lies, if not in a standard place.
         jobs: Processes; -1: one per core.
         dask_scheduler: Address of a dask cluster to run on.
+        at_once: Runs side by side on one GPU, in this process.
+        stop: Ends the runs once it says True, see ``SweepSettings``; what has ended is drawn.
     """
 
     out: Path
@@ -72,11 +75,13 @@ class Place:
     data_dir: Path | None = None
     jobs: int = 1
     dask_scheduler: str | None = None
+    at_once: int = 1
+    stop: Callable[[], bool] | None = None
 
     def settings(self, home: str) -> SweepSettings:
         """Of the sweep whose cells lie in ``home``."""
         folders = self.out / home / "cells", self.scratch / home
-        return SweepSettings(*folders, self.data_dir, self.jobs, self.dask_scheduler)
+        return SweepSettings(*folders, self.data_dir, self.jobs, self.dask_scheduler, self.at_once, self.stop)
 
 
 def reproduce(request: Request, place: Place, *, progress: Progress | None = None, note: Note | None = None) -> Record:
@@ -91,9 +96,13 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
     Raises:
         ValueError: The data cannot be found, or no run of a figure has a result.
         OSError: A file cannot be written.
+        TrainingInterrupted: Ctrl-C, or ``place.stop`` before there was anything to draw.
     """
     chains, home, finish = _plan(request)
     cells = run_sweep([tuple(job.cell for job in chain) for chain in chains], place.settings(home), progress, note)
+    missing = {job.cell.key for chain in chains for job in chain} - cells.keys()
+    if missing and (not cells or request.name == "effective"):
+        raise TrainingInterrupted(f"{len(missing)} runs of {request.name} have not ended yet; the same call goes on")
     return _written(place.out / request.name, request.name, finish(cells))
 
 
@@ -101,19 +110,28 @@ _Finish = Callable[[Mapping[str, Record]], Record]
 
 
 def _plan(request: Request) -> tuple[Sequence[Sequence[Job]], str, _Finish]:
-    """The runs, the folder of their cells, and what makes the record of them."""
+    """The runs, the folder of their cells, and what makes the record of those that have ended."""
     if request.name == "which-model":
         grid = WHICH_MODEL[request.preset]
         grid = replace(grid, dataset=request.dataset or grid.dataset, seeds=request.seeds or grid.seeds)
         jobs = which_model_jobs(grid)
-        return [(job,) for job in jobs], request.name, lambda cells: which_model_record(grid, jobs, cells)
+        home = request.name if grid.steps else "fig5"
+        return [(job,) for job in jobs], home, lambda cells: which_model_record(grid, _ended(jobs, cells), cells)
     if request.name == "effective":
         study = EFFECTIVE[request.preset]
         study = replace(study, dataset=request.dataset or study.dataset)
         chains = effective_chains(study)
         return chains, request.name, lambda cells: effective_record(study, chains, cells)
     plan = figure_plan(int(request.name[3:]), request.preset, request.dataset, request.network, request.seeds)
-    return [(job,) for job in plan.jobs], plan.home, lambda cells: figure_record(plan, cells)
+    return (
+        [(job,) for job in plan.jobs],
+        plan.home,
+        lambda cells: figure_record(replace(plan, jobs=_ended(plan.jobs, cells)), cells),
+    )
+
+
+def _ended(jobs: Sequence[Job], cells: Mapping[str, Record]) -> tuple[Job, ...]:
+    return tuple(job for job in jobs if job.cell.key in cells)
 
 
 def _written(folder: Path, name: str, data: Record) -> Record:

@@ -11,10 +11,12 @@ import hashlib
 import json
 import math
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,18 @@ import torch
 
 from collapsar.experiments.cells import DETAILS, Detail, finished_record
 from collapsar.files import write_atomically
-from collapsar.training import DivergedError, ImageData, TrainConfig, imbalanced, load_data, load_run, train
+from collapsar.training import (
+    DivergedError,
+    ImageData,
+    TrainConfig,
+    TrainingInterrupted,
+    imbalanced,
+    load_data,
+    load_run,
+    train,
+)
+from collapsar.training.graphs import taking_turns
+from collapsar.training.loop import exact_products
 
 __all__ = ["Cell", "Chain", "SweepSettings", "load_cell", "run_sweep"]
 
@@ -88,9 +101,13 @@ class SweepSettings:
         data_dir: Where the data set lies, if not in a standard place.
         jobs: Processes; -1: one per core.
         dask_scheduler: Address of a dask cluster to run on, "tcp://host:8786"; it must see ``folder`` and ``scratch``.
+        at_once: Runs side by side in this process, on CUDA streams of their own: one network of the paper's does not
+            fill a GPU. On the CPU they run one after another all the same.
+        stop: Asked after every epoch of every run; once it says True the runs are saved and the sweep ends. It must be
+            one that other processes can be sent where there are several.
 
     Raises:
-        ValueError: ``jobs`` is 0.
+        ValueError: ``jobs`` is 0, ``at_once`` less than 1, or both ask for more than one.
     """
 
     folder: Path
@@ -98,10 +115,16 @@ class SweepSettings:
     data_dir: Path | None = None
     jobs: int = 1
     dask_scheduler: str | None = None
+    at_once: int = 1
+    stop: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.jobs == 0:
             raise ValueError("`jobs` must be a number of processes or -1 (one per core), got 0")
+        if not (self.at_once == 1 or (self.at_once > 1 and self.jobs == 1 and self.dask_scheduler is None)):
+            raise ValueError(
+                f"`at_once` must be a number of runs >= 1, and 1 where there are several processes, got {self.at_once}"
+            )
 
 
 def run_sweep(
@@ -122,11 +145,13 @@ def run_sweep(
 
     Returns:
         Records by cell key: "config", "start" (a key or ""), "data_digest", "environment",
-        "cpu_seconds" (of this process; for a run that was resumed, of its last part), "error", "result".
+        "cpu_seconds" (of this process; for a run that was resumed, of its last part), "error", "result". Where ``stop``
+        ended the sweep, those of the runs that had ended.
 
     Raises:
         ValueError: The data set cannot be found or does not suffice, or a start is no earlier cell of its chain.
         OSError: A file cannot be written, or the dask cluster cannot be reached.
+        TrainingInterrupted: Ctrl-C; the runs in progress are saved.
         ModuleNotFoundError: joblib or dask are not installed and needed.
     """
     note = _silent if note is None else note
@@ -187,7 +212,10 @@ def _computed(
     if not chains:
         return
     if settings.jobs == 1 and settings.dask_scheduler is None:
-        yield from (_run_chain(chain, settings, done) for chain in chains)
+        if settings.at_once > 1:
+            yield from _in_threads(chains, settings, done)
+        else:
+            yield from (_run_chain(chain, settings, done) for chain in chains)
         return
     import joblib
 
@@ -204,22 +232,55 @@ def _computed(
         yield from results
 
 
+def _in_threads(
+    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Chains that share this process and its GPU by turns."""
+    halt, asked = threading.Event(), settings.stop
+    settings = replace(settings, stop=lambda: halt.is_set() or (asked is not None and asked()))
+
+    def run(chain: Chain) -> tuple[list[str], list[str]]:
+        with taking_turns():
+            return _run_chain(chain, settings, done)
+
+    # Exact products here as well: the first thread to leave would take the setting from the others.
+    with exact_products(), ThreadPoolExecutor(settings.at_once) as pool:
+        futures = [pool.submit(run, chain) for chain in chains]
+        try:
+            yield from (future.result() for future in as_completed(futures))
+        except BaseException:
+            halt.set()  # the others save what they have
+            raise
+
+
 def _run_chain(chain: Chain, settings: SweepSettings, done: frozenset[str]) -> tuple[list[str], list[str]]:
-    """Train the cells of a chain whose records are missing, and those they start from where their weights are gone."""
+    """Train the cells of a chain whose records are missing, and those they start from where their weights are gone.
+
+    Returns:
+        Keys of the new records, and notes.
+    """
     notes: list[str] = []
     new = [cell for cell in chain if cell.key not in done]
+    ended: list[str] = []
     # On the CPU a result depends on the number of threads: one, whatever the machine, so that records can be compared.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for cell in new:
+            if settings.stop is not None and settings.stop():
+                return ended, notes
             content = _trained(cell, settings, notes)
             write_atomically(_record_file(settings.folder, cell), _sealed(content))
+            ended.append(cell.key)
+    except TrainingInterrupted:
+        if settings.stop is None or not settings.stop():
+            raise
+        return ended, notes
     finally:
         torch.set_num_threads(threads)
     for cell in chain:
         shutil.rmtree(settings.scratch / cell.key, ignore_errors=True)
-    return [cell.key for cell in new], notes
+    return ended, notes
 
 
 def _trained(cell: Cell, settings: SweepSettings, notes: list[str]) -> Record:
@@ -234,7 +295,9 @@ def _trained(cell: Cell, settings: SweepSettings, notes: list[str]) -> Record:
     }
     try:
         weights = None if cell.start is None else _final_weights(cell.start, settings, notes)
-        result = _train(cell, data, weights, settings, notes)
+        with exact_products():
+            result = _train(cell, data, weights, settings, notes)
+            measured = finished_record(result, data, cell.detail)
     except DivergedError as error:
         return content | {"environment": {}, "cpu_seconds": None, "error": str(error), "result": None}
     header = result.header
@@ -243,14 +306,14 @@ def _trained(cell: Cell, settings: SweepSettings, notes: list[str]) -> Record:
         "environment": environment,
         "cpu_seconds": round(time.process_time() - begun, 2),
         "error": "",
-        "result": finished_record(result, data, cell.detail),
+        "result": measured,
     }
 
 
 def _train(cell: Cell, data: ImageData, weights: Any, settings: SweepSettings, notes: list[str]) -> Any:
     """Train, or go on; a scratch folder that cannot be gone on from is named and begun anew."""
     folder = settings.scratch / cell.key
-    run = partial(train, cell.config, data, folder, measure=DETAILS[cell.detail], start=weights)
+    run = partial(train, cell.config, data, folder, measure=DETAILS[cell.detail], start=weights, stop=settings.stop)
     if not folder.exists():
         return run()
     try:

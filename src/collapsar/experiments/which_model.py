@@ -12,7 +12,7 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.experiments.against_theory import MODELS, brackets, environment, summary, verdict
-from collapsar.experiments.presets import Job, perceptron_run
+from collapsar.experiments.presets import LAMBDAS, Job, figure_plan, perceptron_run
 from collapsar.experiments.sweep import Cell
 from collapsar.theory import fractional_problem
 from collapsar.training import ModelSpec, penalties_for
@@ -35,8 +35,8 @@ class WhichModel:
         n_a: Images of each of the five large classes.
         minorities: Images of each of the five small classes, one sweep over lambda_z for each.
         num_lambdas: Penalties of each sweep: from 0.7 of the smallest threshold to 1.05 of the largest, equal ratios.
-        steps: SGD steps of each run.
-        model: The network; its ``feature_relu`` is what varies.
+        steps: SGD steps of each run; 0: the runs of Fig. 5 at this preset, each with and without its last ReLU.
+        model: The network; its ``feature_relu`` is what varies. Of Fig. 5's runs it is the figure's own.
         seeds: Of weights and order.
     """
 
@@ -51,9 +51,7 @@ class WhichModel:
 
 
 WHICH_MODEL: dict[str, WhichModel] = {
-    "paper": WhichModel(
-        "paper", "fashion-mnist", 500, (250, 100, 25), 16, 60000, ModelSpec("mlp", (512, 512, 512)), (0, 1, 2, 3, 4)
-    ),
+    "paper": WhichModel("paper", "fashion-mnist", 500, (100,), 10, 0, ModelSpec("resnet18"), (0,)),
     "cpu": WhichModel("cpu", "fashion-mnist", 200, (100, 40, 10), 8, 3000, ModelSpec("mlp", (128,) * 3), (0, 1, 2)),
     "tiny": WhichModel("tiny", "digits", 40, (8,), 3, 40, ModelSpec("mlp", (32, 32)), (0,)),
 }
@@ -69,8 +67,15 @@ def thresholds_of(n_a: int, n_b: int) -> dict[str, dict[str, float]]:
     return out
 
 
+# Of Fig. 5's penalties, those at which the two models differ most come first, so that few runs say most: merged but
+# not zero in the signed model only (.0039), all zero in the nonnegative one only (.0069), then the plain cases.
+_TELLING = (0.0039, 0.0069, 0.0030, 0.0051, 0.0063, 0.0033, 0.0075, 0.0045, 0.0057, 0.0027)
+
+
 def lambdas(grid: WhichModel, n_b: int) -> list[float]:
     """The penalties of one sweep, to four digits."""
+    if not grid.steps:
+        return list(LAMBDAS[5])
     known = [value for model in thresholds_of(grid.n_a, n_b).values() for value in model.values()]
     low, high = 0.7 * min(known), 1.05 * max(known)
     return [float(f"{v:.4g}") for v in np.geomspace(low, high, grid.num_lambdas)]
@@ -78,6 +83,8 @@ def lambdas(grid: WhichModel, n_b: int) -> list[float]:
 
 def which_model_jobs(grid: WhichModel) -> list[Job]:
     """The runs, those of the first seed first."""
+    if not grid.steps:
+        return _as_in_figure_5(grid)
     jobs = []
     for seed in grid.seeds:
         for n_b in grid.minorities:
@@ -91,6 +98,17 @@ def which_model_jobs(grid: WhichModel) -> list[Job]:
                     labels = {"seed": seed, "n_b": n_b, "value": lambda_z, "relu": relu}
                     jobs.append(Job(labels, Cell(config)))
     return jobs
+
+
+def _as_in_figure_5(grid: WhichModel) -> list[Job]:
+    """The figure's own runs, which have the ReLU, and the same without it; the most telling penalties first."""
+    jobs = []
+    for job in figure_plan(5, grid.preset, grid.dataset, seeds=grid.seeds).jobs:
+        config = job.cell.config
+        for relu in (True, False):
+            changed = replace(config, model=replace(config.model, feature_relu=relu))
+            jobs.append(Job({**job.labels, "n_b": min(config.class_counts), "relu": relu}, Cell(changed)))
+    return sorted(jobs, key=lambda job: (job.labels["seed"], _TELLING.index(job.labels["value"])))
 
 
 def which_model_record(grid: WhichModel, jobs: Sequence[Job], cells: Mapping[str, Record]) -> Record:

@@ -82,6 +82,8 @@ def _which_model(record: Record) -> Figure:
 
 def _distance_panel(ax: Axes, record: Record, n_b: int, *, relu: bool) -> None:
     runs = [run for run in record["runs"] if run["n_b"] == n_b and run["relu"] == relu]
+    if not runs:  # of a study that has not ended
+        return
     for model, (colour, _, _) in MODEL_LOOK.items():
         points = [(run["value"], run["distance"][model]["Z"]) for run in runs]
         x, y = np.array([(a, np.nan if b is None else b) for a, b in points], dtype=float).T

@@ -54,8 +54,9 @@ class TrainConfig:
             work each. The result is that of one process to rounding.
         precision: "float32": every product in float32. "bf16": the body's products in bfloat16 while training; the
             weights, the head, the loss with its penalties and every evaluation stay float32.
-        compile: Run the network through ``torch.compile``, with CUDA graphs on a GPU, where launching the kernels of
-            small batches takes longer than the kernels; it pays after a minute or so of compiling.
+        compile: Run the network through ``torch.compile``; it pays after a minute or so of compiling.
+        cuda_graphs: Record the whole step and replay it with one launch: launching the kernels of small batches one
+            by one takes longer than the kernels. On the CPU, and with several processes, the step is made as it is.
 
     Raises:
         ValueError: A value is outside the range above.
@@ -88,6 +89,7 @@ class TrainConfig:
     devices: int = 1
     precision: str = "float32"
     compile: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_counts", whole_counts(self.class_counts))
@@ -106,6 +108,7 @@ class TrainConfig:
             "seed": ("a whole number in [0, 2^63)", isinstance(self.seed, int) and 0 <= self.seed < 2**63),
             "devices": ("a whole number >= 1", isinstance(self.devices, int) and self.devices >= 1),
             "compile": ("True or False", isinstance(self.compile, bool)),
+            "cuda_graphs": ("True or False", isinstance(self.cuda_graphs, bool)),
             "precision": (f"one of {', '.join(PRECISIONS)}", self.precision in PRECISIONS),
             "learning_rate_steps": (
                 "(fraction, factor) pairs, fractions from 0 increasing below 1, factors positive and finite",

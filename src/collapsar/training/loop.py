@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from collapsar.training.checkpoint import Checkpoint, RunFolder, as_read_back
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData, imbalanced
+from collapsar.training.graphs import RecordedSteps, own_stream, recorder
 from collapsar.training.measure import evaluate
 from collapsar.training.models import FeatureNetwork
-from collapsar.training.penalties import penalised_backward, with_weight_decay
+from collapsar.training.penalties import Penalties, penalised_backward, with_weight_decay
 from collapsar.training.provenance import choose_device, data_digest, run_header, weights_digest
 from collapsar.training.state import (
     Record,
@@ -36,10 +37,12 @@ from collapsar.training.state import (
 )
 from collapsar.training.team import Team, alone, leading
 
-__all__ = ["DivergedError", "Measure", "Progress", "TrainingInterrupted", "train"]
+__all__ = ["DivergedError", "Measure", "Progress", "TrainingInterrupted", "exact_products", "train"]
 
 Progress = Callable[[int, int, Record | None], object]
 Measure = Callable[[FeatureNetwork, ImageData], Mapping[str, Any]]
+Setting = tuple[float, Penalties]
+Step = Callable[[Tensor, Setting], None]
 
 # Training images are kept as float32 up to this size, ready for the network; larger sets stay bytes and are
 # normalised batch by batch.
@@ -55,7 +58,7 @@ class DivergedError(ArithmeticError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C: the epoch was finished and, with a ``run_dir``, saved. The text says how to go on."""
+    """Ctrl-C or ``stop``: the epoch was finished and, with a ``run_dir``, saved. The text says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class _Job:
     folder: RunFolder | None = None
     progress: Progress | None = None
     measure: Measure | None = None
+    stop: Callable[[], bool] | None = None
 
 
 def train(
@@ -79,6 +83,7 @@ def train(
     measure: Measure | None = None,
     resume: bool = True,
     start: Mapping[str, Tensor] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Train a network as ``config`` says.
 
@@ -97,6 +102,7 @@ def train(
             anew, replacing what is there.
         start: Weights to begin from, a ``state_dict()`` of the same network; the momentum begins at zero and
             the order of the images is that of a fresh start. A run that is resumed must be given the same.
+        stop: Asked after every epoch; True ends the run there like Ctrl-C, to be gone on with.
 
     Returns:
         The network and the records.
@@ -105,7 +111,7 @@ def train(
         ValueError: The data or ``start`` do not fit the configuration, the device does not exist, or
             ``run_dir`` cannot be written, holds a run of another configuration, data or start, or a damaged one.
         DivergedError: The loss became infinite or NaN.
-        TrainingInterrupted: Ctrl-C.
+        TrainingInterrupted: Ctrl-C, or ``stop`` said so.
 
     Example:
         >>> from collapsar.training import ModelSpec, Penalties, TrainConfig, load_data, train
@@ -133,7 +139,7 @@ def train(
         return result_of(state, config)
     with alone(device) if config.devices == 1 else leading(device, config.devices, _follow) as team:
         team.told((data, checkpoint_of(state, config, data.image_shape, 0)))
-        _run_epochs(state, _Job(config, data.to(team.device), team, folder, progress, measure))
+        _run_epochs(state, _Job(config, data.to(team.device), team, folder, progress, measure, stop))
     return result_of(state, config)
 
 
@@ -144,10 +150,10 @@ def _follow(team: Team, told: tuple[ImageData, Checkpoint]) -> None:
     state = fresh_state(config, data.image_shape, data.num_classes, team.device)
     restore(state, checkpoint, "of the leading process")
     job, stop = _Job(config, data.to(team.device), team), False
-    network, inputs = _network(state.model, job), _inputs(job.data)
-    with _exact_products():
+    step = _step(state, job)
+    with exact_products():
         while not (state.finished or stop):
-            _train_epoch(state, job, network, inputs)
+            _train_epoch(state, job, step)
             state.finished, stop = team.told((state.finished, stop))
 
 
@@ -183,12 +189,13 @@ def _training_data(config: TrainConfig, data: ImageData) -> ImageData:
 
 def _run_epochs(state: RunState, job: _Job) -> None:
     config = job.config
-    network, inputs = _network(state.model, job), _inputs(job.data)
     last_save, save_pause = time.monotonic(), _CHECKPOINT_SECONDS
-    with _deferred_interrupt() as interrupted, _exact_products():
+    with _deferred_interrupt(job.stop) as interrupted, exact_products(), own_stream(job.team.device) as pace:
+        step = _step(state, job)
         while not state.finished:
             begin = time.monotonic()
-            _train_epoch(state, job, network, inputs)
+            _train_epoch(state, job, step)
+            pace()
             record = _evaluation(state, job, begin)
             if state.epoch == config.epochs:
                 state.finished = "epochs"
@@ -220,31 +227,45 @@ def _network(model: FeatureNetwork, job: _Job) -> nn.Module:
     if job.team.size > 1 and job.config.model.normalises:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if job.config.compile:
-        graphs = "reduce-overhead" if job.team.device.type == "cuda" else None
-        network = torch.compile(network, dynamic=False, mode=graphs)  # pyright: ignore[reportAssignmentType]
+        network = torch.compile(network, dynamic=False)  # pyright: ignore[reportAssignmentType]
     return job.team.wrapped(network)
 
 
-def _train_epoch(state: RunState, job: _Job, network: nn.Module, inputs: Tensor) -> None:
-    """One pass over the training images in a fresh order."""
-    config, team, labels = job.config, job.team, job.data.train_labels
-    head, penalties = state.model.head, config.penalties_at(state.epoch)
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.learning_rate_at(state.epoch)
+def _step(state: RunState, job: _Job) -> Step:
+    """A function that makes one SGD step on the images numbered ``rows``, at a learning rate and penalties."""
+    config, data, team, head = job.config, job.data, job.team, state.model.head
+    network, inputs = _network(state.model, job), _inputs(data)
     parameters = list(state.model.parameters())
-    num_samples = len(labels)
-    order = torch.randperm(num_samples, generator=state.generator).to(labels.device)
-    for batch in order.split(config.batch_size):
-        state.optimizer.zero_grad(set_to_none=True)  # before the network runs: CUDA graphs own the gradients
-        share = team.share(batch)
+    num_samples = len(data.train_labels)
+
+    def step(rows: Tensor, setting: Setting) -> None:
+        learning_rate, penalties = setting
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        state.optimizer.zero_grad(set_to_none=True)  # before the network runs: a recorded step owns its gradients
+        share = team.share(rows)
         images = inputs.index_select(0, share)
         if images.dtype == torch.uint8:
-            images = job.data.normalised(images)
-        outputs, targets = network(images), labels.index_select(0, share)
-        penalised_backward(outputs, targets, head, penalties, num_samples, team.size / len(batch))
+            images = data.normalised(images)
+        outputs, targets = network(images), data.train_labels.index_select(0, share)
+        penalised_backward(outputs, targets, head, penalties, num_samples, team.size / len(rows))
         if config.clip_norm < math.inf:
             _clip(parameters, config.clip_norm)
         state.optimizer.step()
+
+    record = recorder(team.device) if config.cuda_graphs and team.size == 1 else None
+    return step if record is None else RecordedSteps(step, record)  # pyright: ignore[reportArgumentType]
+
+
+def _train_epoch(state: RunState, job: _Job, step: Step) -> None:
+    """One pass over the training images in a fresh order."""
+    config, device = job.config, job.data.train_labels.device
+    setting = config.learning_rate_at(state.epoch), config.penalties_at(state.epoch)
+    order = torch.randperm(len(job.data.train_labels), generator=state.generator)
+    if device.type == "cuda":  # from pinned memory, else the copy would wait for the epoch before
+        order = order.pin_memory().to(device, non_blocking=True)
+    for rows in order.split(config.batch_size):
+        step(rows, setting)
     state.epoch += 1
 
 
@@ -289,7 +310,7 @@ def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
 
 
 @contextmanager
-def _exact_products() -> Iterator[None]:
+def exact_products() -> Iterator[None]:
     """Products of float32 in float32: CUDA's convolutions would take TF32 with its 10 bits of mantissa."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # pyright: ignore[reportAttributeAccessIssue]
     before = [backend.fp32_precision for backend in backends]
@@ -310,15 +331,19 @@ def _how_to_go_on(state: RunState, job: _Job) -> str:
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold the first Ctrl-C back until the caller asks; the second one acts at once.
+def _deferred_interrupt(stop: Callable[[], bool] | None) -> Iterator[Callable[[], bool]]:
+    """Hold the first Ctrl-C back until the caller asks, and ask ``stop`` then; the second Ctrl-C acts at once.
 
     An interrupt in the middle of a step would leave weights and momentum half updated, a state that no
     uninterrupted run passes through.
     """
     pressed = threading.Event()
+
+    def asked() -> bool:
+        return pressed.is_set() or (stop is not None and stop())
+
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
-        yield pressed.is_set
+        yield asked
         return
 
     def note(_signal: int, _frame: FrameType | None) -> None:
@@ -328,6 +353,6 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield pressed.is_set
+        yield asked
     finally:
         signal.signal(signal.SIGINT, before)

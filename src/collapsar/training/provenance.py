@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -96,10 +97,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this code lies in, "-dirty" where it was changed, else None."""
+    """The commit of the checkout this code lies in, "-dirty" where it was changed.
+
+    Where the files were copied without their repository: what the variable COLLAPSAR_COMMIT says, else None.
+    """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists() or not (root / "src" / "collapsar").is_dir():
-        return None  # never the commit of some other repository that the environment happens to lie in
+        # never the commit of some other repository that the environment happens to lie in
+        return os.environ.get("COLLAPSAR_COMMIT")
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
