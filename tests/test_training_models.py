@@ -174,14 +174,18 @@ def test_the_papers_networks_take_any_image_and_sign_their_features(
     assert len(last) == {"resnet18": 20, "vgg11": 9, "vgg13": 11}[name]
 
 
-def test_a_residual_block_is_the_sum_of_its_parts() -> None:
-    """relu(bn2(conv2(relu(bn1(conv1 x)))) + x), written with functions."""
+@pytest.mark.parametrize(("number", "stride"), [(4, 1), (5, 2)])
+def test_a_residual_block_is_the_sum_of_its_parts(number: int, stride: int) -> None:
+    """relu(bn2(conv2(relu(bn1(conv1 x)))) + shortcut), written with functions; the shortcut is a strided convolution."""
     model = build_model(ModelSpec("resnet18", (3, 4, 5, 6)), (1, 32, 32), 3, generator=torch.Generator().manual_seed(0))
-    block = list(model.body.children())[4].eval()
+    block = list(model.body.children())[number].eval()
     state = dict(block.named_parameters())
     x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
-    y = x
-    for conv, relu in (("residual.0.weight", True), ("residual.3.weight", False)):
-        y = torch.nn.functional.conv2d(y, state[conv], padding=1) / (1 + 1e-5) ** 0.5  # fresh statistics: 0 and 1
-        y = y.clamp(min=0) if relu else y
+    scale = (1 + 1e-5) ** 0.5  # fresh statistics: 0 and 1
+    y = torch.nn.functional.conv2d(x, state["residual.0.weight"], stride=stride, padding=1) / scale
+    y = torch.nn.functional.conv2d(y.clamp(min=0), state["residual.3.weight"], padding=1) / scale
+    if stride > 1:
+        x = torch.nn.functional.conv2d(x, state["shortcut.0.weight"], stride=stride) / scale
     assert torch.allclose(block(x), (x + y).clamp(min=0), atol=1e-5)
+    # A strided 1x1 convolution crashes oneDNN's backward pass: see the block.
+    assert all(layer.stride == (1, 1) for layer in block.modules() if getattr(layer, "kernel_size", 0) == (1, 1))
