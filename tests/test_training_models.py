@@ -184,8 +184,7 @@ def test_a_residual_block_is_the_sum_of_its_parts(number: int, stride: int) -> N
     scale = (1 + 1e-5) ** 0.5  # fresh statistics: 0 and 1
     y = torch.nn.functional.conv2d(x, state["residual.0.weight"], stride=stride, padding=1) / scale
     y = torch.nn.functional.conv2d(y.clamp(min=0), state["residual.3.weight"], padding=1) / scale
-    if stride > 1:
-        x = torch.nn.functional.conv2d(x, state["shortcut.0.weight"], stride=stride) / scale
-    assert torch.allclose(block(x), (x + y).clamp(min=0), atol=1e-5)
+    short = x if stride == 1 else torch.nn.functional.conv2d(x, state["shortcut.0.weight"], stride=stride) / scale
+    assert torch.allclose(block(x), (short + y).clamp(min=0), atol=1e-5)
     # A strided 1x1 convolution crashes oneDNN's backward pass: see the block.
     assert all(layer.stride == (1, 1) for layer in block.modules() if getattr(layer, "kernel_size", 0) == (1, 1))
