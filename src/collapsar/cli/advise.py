@@ -32,8 +32,10 @@ from collapsar.cli.options import (
 from collapsar.cli.output import print_json, standard
 from collapsar.files import write_atomically
 from collapsar.report.advice import (
+    DECAY_COLUMNS,
     SUGGESTION_COLUMNS,
     class_words,
+    decay_rows,
     decay_words,
     prior_words,
     room_words,
@@ -237,11 +239,9 @@ def _print_decay(record: dict[str, Any], *, as_json: bool) -> None:
     console.print(f"{len(n)} classes, {sum(n)} samples, {max(n)} in the largest, {min(n)} in the smallest")
     for sentence in decay_words(record):
         console.print(sentence)
-    table = _table("model", "layers above the norm", "smallest classes collapse at decay", "measured / predicted")
-    for p in record["predictions"]:
-        ratio = p["measured_ratio"]
-        measured = "never measured" if ratio is None else f"{ratio[0]:.2f} to {ratio[1]:.2f}"
-        table.add_row(p["model"], str(p["layers"]), number_text(p["weight_decay"], 3), measured)
+    table = _table(*DECAY_COLUMNS)
+    for row in decay_rows(record):
+        table.add_row(*row)
     console.print(table)
 
 

@@ -9,11 +9,13 @@ from collapsar.report.record import defined
 from collapsar.report.words import lambda_text, number_text, share_text
 
 __all__ = [
+    "DECAY_COLUMNS",
     "METHOD_WORDS",
     "REGIME_WORDS",
     "STUDY_COLUMNS",
     "SUGGESTION_COLUMNS",
     "class_words",
+    "decay_rows",
     "decay_words",
     "prior_words",
     "room_words",
@@ -207,27 +209,56 @@ def room_words(record: Record) -> str:
 
 def decay_words(record: Record) -> list[str]:
     """What can be said of weight decay alone, sentence by sentence."""
-    low, high, here = (lambda_text(record[name]) for name in ("low", "high", "weight_decay"))
-    if record["validated"] is None:
-        first = (
-            "Ordinary training (weight decay, no feature penalty): no model has been validated that predicts when its "
-            f"classes merge. The models at hand, with what was measured of them, put it between {low} and {high}."
-        )
-    else:
-        first = (
-            f"Ordinary training: the model that predicts the switch ({record['validated']}), with its measured error, "
-            f"puts it between {low} and {high}."
-        )
+    here, predictions = lambda_text(record["weight_decay"]), record["predictions"]
     verdict = {
-        "separated": f"Your decay {here} lies below all of that: weight decay is probably not the cause.",
-        "collapsed": f"Your decay {here} lies above all of that: expect the smallest classes to have merged.",
-        "undecided": f"Your decay {here} lies in between: undecided. At or below {lambda_text(record['largest_safe'])} "
-        f"it would be below all of it with a margin of {100 * record['margin']:.0f} %.",
+        "separated": f"Your decay {here} is probably not the cause: the model, with its measured error, has the "
+        "smallest classes lost at larger decays only.",
+        "collapsed": f"Your decay {here} is too strong: the model, with its measured error, has the smallest classes "
+        "lost there.",
+        "undecided": f"Undecided whether your decay {here} is the cause.",
     }[record["verdict"]]
-    shallow = (
+    if record["verdict"] == "undecided":
+        if len(predictions) > 1:
+            verdict += " It depends on the layers above the last normalisation: count them, and give --layers."
+        else:
+            verdict += f" {_why_undecided(predictions[0])}"
+    if record["largest_safe"] is not None:
+        margin = f"{100 * record['margin']:.0f} %"
+        verdict += f" Decays up to {lambda_text(record['largest_safe'])} are below that by {margin} or more."
+    model = (
+        f"Model: {record['model']}, the nearest to the switches that were measured, with the error measured there: "
+        f"perceptrons on {record['data']}, SGD, {' and '.join(record['networks'])} images."
+    )
+    beyond = " Your data are more imbalanced than any of these." if record["beyond"] else ""
+    prior = (
         "Whatever the decay, the prior matters: for equal priors use balanced sampling, weights or prior correction."
     )
-    return [first, verdict, shallow]
+    return [verdict, model + beyond, prior]
+
+
+def _why_undecided(prediction: Record) -> str:
+    layers = f"{prediction['layers']} layer{'' if prediction['layers'] == 1 else 's'} above the normalisation"
+    if prediction["switches"] == 0:
+        return f"No network with {layers} was measured."
+    if not prediction["predicts"]:
+        return f"With {layers} networks lost their small classes far from where the model says: it fails there."
+    return "It lies where some networks had lost them and others not, or too near."
+
+
+def decay_rows(record: Record) -> list[tuple[str, ...]]:
+    """One row per number of layers: the prediction, the error measured, the decays between which networks switched."""
+    rows = []
+    for p in record["predictions"]:
+        low, high = (number_text(value, 2) if defined(value) else "?" for value in p["measured_ratio"])
+        measured = f"{low} to {high} ({p['switches']})" if p["switches"] else "never measured"
+        interval = "it fails" if p["switches"] else "unknown"
+        if p["interval"] is not None:
+            interval = " to ".join(number_text(value, 3) for value in p["interval"])
+        rows.append((str(p["layers"]), number_text(p["weight_decay"], 3), measured, interval, p["verdict"]))
+    return rows
+
+
+DECAY_COLUMNS = ("layers", "model: lost at decay", "measured / model (networks)", "lost between", "verdict")
 
 
 def study_rows(regime: Record) -> list[tuple[str, ...]]:

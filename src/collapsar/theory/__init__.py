@@ -1,6 +1,7 @@
 """Closed forms and scalar roots of the unconstrained feature model. No solver here: each tests the other."""
 
 from collapsar.theory.deep import DeepState, deep_column, deep_price, deep_within
+from collapsar.theory.deep_switch import decay_switch
 from collapsar.theory.inverse import (
     Edge,
     best_oversampling,
@@ -39,6 +40,7 @@ __all__ = [
     "critical_majority",
     "critical_minority",
     "critical_ratio",
+    "decay_switch",
     "deep_column",
     "deep_price",
     "deep_within",

@@ -131,6 +131,7 @@ class Response:
         slope: dP/d(logit) before normalisation, column array.
         tie: a second direction that the columns hold fixed, column array; 0 where there is none.
         amplitude: shape (J,), the column's own unknown: alpha for signed features, mu for nonnegative ones.
+        stiffness: shape (J,): by how much less than rigidly the second direction is held; 0: rigidly.
     """
 
     value: float
@@ -138,6 +139,7 @@ class Response:
     slope: Matrix
     tie: Matrix
     amplitude: Vector
+    stiffness: Vector | float = 0.0
 
 
 def clusters_of(problem: Problem) -> Clusters:
@@ -232,7 +234,7 @@ def _bias_hessian(c: Clusters, now: Response) -> Matrix:
     reach = c.temperatures * c.scale
     mean = slope.sum(axis=0)
     tie = now.tie - np.sum(slope * now.tie, axis=0) / mean
-    spread = np.sum(slope * tie**2, axis=0)
+    spread = np.sum(slope * tie**2, axis=0) - now.stiffness
     tie = np.where(np.any(now.tie != 0, axis=0), tie, 0.0)
     weight = c.sizes * c.share
     first = c.gathered(now.slope * reach)

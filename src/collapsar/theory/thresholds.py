@@ -18,7 +18,7 @@ from collapsar.problem import Problem
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
 from collapsar.theory.roots import root_between
 
-__all__ = ["Thresholds", "thresholds"]
+__all__ = ["Thresholds", "thresholds", "tilted"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -249,7 +249,7 @@ def _alive_columns(
     mu = np.zeros(u.shape[1]) if guess is None else guess
     low, high = np.zeros_like(mu), np.full_like(mu, np.inf)
     for _ in range(100):
-        P = _tilted(u, mu * curvature, target, count, P)
+        P = tilted(u, mu * curvature, target, count, P)
         miss = square * (target - P)
         norm = np.sqrt(np.sum(count * miss * (target - P), axis=0))
         slope = count * P / (1 + mu * curvature * P)
@@ -266,10 +266,10 @@ def _alive_columns(
         mu = np.where(home, mu, mu + step)
         if np.all(settled):
             break
-    return _tilted(u, mu * curvature, target, count, P), mu
+    return tilted(u, mu * curvature, target, count, P), mu
 
 
-def _tilted(u: Matrix, kappa: Matrix, target: Matrix, count: Matrix, P: Matrix) -> Matrix:
+def tilted(u: Matrix, kappa: Matrix, target: Matrix, count: Matrix, P: Matrix) -> Matrix:
     """The p with log p = u + kappa (target - p) - L, sum p = 1, by Wright's omega function."""
     bent = kappa > 0
     safe = np.where(bent, kappa, 1.0)
