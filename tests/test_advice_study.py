@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from math import sqrt
 
@@ -112,7 +113,7 @@ def test_accuracies_and_calibration_by_naive_loops() -> None:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> StudyPreset:
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[StudyPreset]:
     settings = (MERGING, Setting("digits", "step", 10, 60, "ordinary"))
     size = StudyPreset("small", settings, Schedule(2, (16, 16), 1), (0, 1))
     monkeypatch.setitem(advice_plans.PRESETS, "small", lambda: size)
@@ -123,7 +124,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> StudyPreset:
     few = {"nothing", "advice", "advice-double", "balanced-sampling", "sweep:0.25", "sweep:0.0001"}
     chosen = {s: {k: v for k, v in advice_plans.recipes(s).items() if k in few} for s in settings}
     monkeypatch.setattr(advice_study, "_recipes", chosen.__getitem__)
-    return size
+    advice_study._told_all.cache_clear()
+    yield size
+    advice_study._told_all.cache_clear()
 
 
 def test_a_study_is_resumed_and_damage_is_mended(small: StudyPreset, tmp_path) -> None:
@@ -143,6 +146,12 @@ def test_a_study_is_resumed_and_damage_is_mended(small: StudyPreset, tmp_path) -
         assert {k: v for k, v in method.items() if k != "cpu_seconds"} == {
             k: v for k, v in mended["methods"][name].items() if k != "cpu_seconds"
         }
+    other = json.loads(broken.read_text())
+    other["methods"]["advice"]["recipe"]["problem"]["lambda_z"] *= 1.00001  # made by another plan
+    broken.write_text(json.dumps(other))
+    seen.clear()
+    advice_study.run("small", out=tmp_path, progress=lambda done, total, left: seen.append((done, total)))
+    assert seen == [(4, 4)]
     assert again["regimes"][0]["methods"]["nothing"]["balanced_raw"] == record["regimes"][0]["methods"]["nothing"][
         "balanced_raw"
     ]  # fmt: skip

@@ -152,7 +152,6 @@ def _run_cell(setting: Setting, seed: int, schedule: Schedule, folder: Path) -> 
         "class_counts": list(setting.class_counts),
         "seed": seed,
         "schedule": asdict(schedule),
-        "plan": _plan_key(setting, schedule),
         "environment": {
             "collapsar": collapsar.__version__,
             "python": platform.python_version(),
@@ -185,28 +184,31 @@ def _key(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(_told(recipe), sort_keys=True).encode()).hexdigest()
 
 
-def _plan_key(setting: Setting, schedule: Schedule) -> str:
-    """A hash of everything that decides a cell's result, but its seed."""
-    told = {name: _told(recipe) for name, recipe in _recipes(setting).items()}
-    whole = json.dumps([FORMAT, asdict(setting), asdict(schedule), told], sort_keys=True)
-    return hashlib.sha256(whole.encode()).hexdigest()
-
-
 def _file(folder: Path, setting: Setting, seed: int) -> Path:
     return folder / f"{setting.name}-seed{seed}.json"
 
 
 def _load(folder: Path, setting: Setting, seed: int, schedule: Schedule) -> Record | None:
-    """A cell's record; None where it is not there, is damaged, or was made by another plan."""
+    """A cell's record; None where it is not there, is damaged, or was made by another plan.
+
+    Recipes are compared as they are stored, to six digits: the last digits of a penalty differ between machines.
+    """
     path = _file(folder, setting, seed)
     if not path.exists():
         return None
+    plan = _plain({"format": FORMAT, "setting": asdict(setting), "seed": seed, "schedule": asdict(schedule)})
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        same = record["plan"] == _plan_key(setting, schedule) and record["seed"] == seed
-    except (ValueError, KeyError, TypeError):
+        told = {name: method["recipe"] for name, method in record["methods"].items()}
+        same = all(record[name] == value for name, value in plan.items())
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if same else None
+    return record if same and told == _told_all(setting) else None
+
+
+@cache
+def _told_all(setting: Setting) -> Record:
+    return {name: _plain(_told(recipe)) for name, recipe in _recipes(setting).items()}
 
 
 def _plain(value: Any) -> Any:
