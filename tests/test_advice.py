@@ -14,9 +14,9 @@ import pytest
 import collapsar as cs
 from collapsar.analysis.advice import Advice, advise
 from collapsar.analysis.advice_decay import advise_weight_decay, evidence
-from collapsar.analysis.advice_families import FAMILIES, has_crossed, least_treatment
+from collapsar.analysis.advice_families import FAMILIES, has_crossed, has_crossed_certified, least_treatment
 from collapsar.analysis.advice_outlook import calibration_shift, edges, outlooks, told_apart
-from collapsar.analysis.advice_sources import load_diagnosis, problem_of_diagnosis
+from collapsar.analysis.advice_sources import joined_sizes, load_diagnosis, problem_of_diagnosis
 from collapsar.cli import main
 from collapsar.theory import best_oversampling, decay_switch, deep_column, deep_price, least_oversampling
 
@@ -178,7 +178,7 @@ def test_bad_arguments_are_named(arguments: dict, words: str) -> None:
 def test_crossing_by_closed_form_and_by_optimum_agree() -> None:
     for factor in (0.95, 0.99, 1.01, 1.05):
         problem = MERGING.replace(lambda_z=factor * sqrt(N_B) / MERGING.num_samples)
-        assert has_crossed(problem, 0.0) == has_crossed(problem, 0.0, certified=True) == (factor < 1)
+        assert has_crossed(problem, 0.0) == has_crossed_certified(problem, 0.0) == (factor < 1)
 
 
 # --- ordinary training
@@ -283,6 +283,30 @@ def test_adamw_is_refused_with_the_reason() -> None:
 def test_bad_decays_are_named(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         advise_weight_decay("500x5,100x5", **{"weight_decay": 0.01, **arguments})
+
+
+# --- many class sizes
+
+
+def test_joined_sizes_give_the_same_advice() -> None:
+    """30 sizes joined into 16: least levels within 4% of those of all sizes, 2% in lambda_z."""
+    n = cs.class_counts("exp:900:5:30")
+    joined, change = joined_sizes(n)
+    assert (np.unique(joined).size, joined.size) == (16, 30)
+    assert np.abs(joined / n - 1).max() == pytest.approx(change)
+    assert set(np.unique(n)[:8]) <= set(joined)
+    levels = [
+        {s.treatment.family: s.treatment.level for s in advise(cs.Problem(c, 0.0012, 0.02)).suggestions}
+        for c in (n, joined)
+    ]
+    assert len(levels[0]) >= 5
+    assert levels[1] == pytest.approx(levels[0], rel=0.04)
+
+
+def test_few_sizes_are_left_alone() -> None:
+    n, change = joined_sizes("exp:500:10:10")
+    assert change == 0
+    assert n.tolist() == cs.class_counts("exp:500:10:10").tolist()
 
 
 # --- from a diagnosis

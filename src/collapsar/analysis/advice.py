@@ -12,7 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from collapsar.analysis.advice_families import FAMILIES, Treatment, has_crossed, least_treatment
+from collapsar.analysis.advice_families import (
+    FAMILIES,
+    Treatment,
+    has_crossed,
+    has_crossed_certified,
+    least_treatment,
+)
 from collapsar.analysis.advice_outlook import Outlook, calibration_shift, outlooks, told_apart
 from collapsar.problem import Problem
 from collapsar.solver import Solution, Status, solve
@@ -238,7 +244,8 @@ def _verdict(now: Solution, margin: float) -> Verdict:
         return "collapsed"
     if not apart.all():
         return "merging"
-    return "separated" if has_crossed(now.problem, margin) else "close"
+    target = now.problem, margin
+    return "separated" if has_crossed(*target) and has_crossed_certified(*target) else "close"
 
 
 def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float) -> Suggestion:
@@ -254,11 +261,7 @@ def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float
         calibration_shift=calibration_shift(after),
         majority_margin_change=now - largest.margin,
     )
-    verified = bool(
-        after.status is Status.OPTIMAL
-        and told_apart(after).all()
-        and has_crossed(treatment.problem, margin, certified=True)
-    )
+    verified = bool(after.status is Status.OPTIMAL and told_apart(after).all() and treatment.certified)
     if verified:  # known to hold, also where the threshold itself is an estimate at the present bias
         least = (1 + margin) * treatment.problem.lambda_z
         groups = tuple(

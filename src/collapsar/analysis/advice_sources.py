@@ -1,4 +1,4 @@
-"""What to advise on, from a diagnosis of a trained network."""
+"""What to advise on: from a diagnosis of a trained network, or with many class sizes joined into a few."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.counts import CountsLike, class_counts
 from collapsar.problem import Loss, Problem
 
-__all__ = ["load_diagnosis", "problem_of_diagnosis"]
+__all__ = ["joined_sizes", "load_diagnosis", "problem_of_diagnosis"]
+
+# The smallest sizes decide what merges and are kept; the others count through the total and the bias.
+KEPT, JOINED = 8, 8
 
 
 def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str, ...]]:
@@ -60,6 +67,33 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
     if not at_rest:
         cautions.append("The head was not at rest: the optimum speaks of the end of training, not of this moment.")
     return problem, tuple(cautions)
+
+
+def joined_sizes(counts: CountsLike) -> tuple[NDArray[np.int64], float]:
+    """Counts with many different sizes joined into a few: an optimum costs the cube of their number.
+
+    Args:
+        counts: samples per class.
+
+    Returns:
+        Counts with at most 16 different sizes, the 8 smallest as they are and each other as the mean of its
+        neighbours; and the largest relative change of a class's count, 0 where nothing was joined.
+
+    Example:
+        >>> n, change = joined_sizes("exp:1280:5:1000")
+        >>> np.unique(n).size, int(n.min()), round(change, 2)
+        (16, 5, 0.35)
+    """
+    n = class_counts(counts)
+    sizes = np.unique(n)
+    if sizes.size <= KEPT + JOINED:
+        return n, 0.0
+    edges = np.geomspace(sizes[KEPT], sizes[-1], JOINED + 1)
+    place = np.clip(np.searchsorted(edges, n, side="right") - 1, -1, JOINED - 1)
+    joined = n.copy()
+    for i in np.unique(place[place >= 0]):
+        joined[place == i] = round(float(n[place == i].mean()))
+    return joined, float(np.abs(joined / n - 1).max())
 
 
 def load_diagnosis(path: str | Path) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +15,7 @@ from rich.table import Table
 import collapsar as cs
 from collapsar.analysis.advice import advise as advise_on
 from collapsar.analysis.advice_decay import advise_weight_decay
-from collapsar.analysis.advice_sources import load_diagnosis, problem_of_diagnosis
+from collapsar.analysis.advice_sources import joined_sizes, load_diagnosis, problem_of_diagnosis
 from collapsar.cli.app import app
 from collapsar.cli.options import (
     Json,
@@ -95,6 +97,9 @@ def advise(
     scales: Scales = None,
     temperatures: Temperatures = None,
     smoothing: Smoothing = 0.0,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Solve for every class size; by default more than 16 are joined.")
+    ] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Also draw before and after, .png or .svg.")] = None,
     as_json: Json = False,
@@ -126,6 +131,8 @@ def advise(
         n = cs.class_counts(_given(counts))
         vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
         loss = cs.Loss(**{k: class_vector(k, text, n.size) for k, text in vectors.items()}, smoothing=smoothing)
+        if not exact and not any(vectors.values()):
+            n, cautions = _joined(n)
         problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
     record = {**advise_on(problem, margin, class_names=names).to_dict(), "cautions": list(cautions)}
     _write(record, html, picture)
@@ -153,6 +160,17 @@ def _check_options(context: typer.Context, ordinary: bool, diagnosed: bool) -> N
             "give --diagnosis alone: it names counts, penalties, loss and features; "
             f"got {_listed(said - {'html', 'picture'})}"
         )
+
+
+def _joined(n: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    joined, change = joined_sizes(n)
+    if change == 0:
+        return n, ()
+    caution = (
+        f"{np.unique(n).size} class sizes were joined into {np.unique(joined).size}, the smallest kept, the others "
+        f"changed by at most {100 * change:.0f} %; --exact solves for all of them, in minutes."
+    )
+    return joined, (caution,)
 
 
 def _listed(names: set[str]) -> str:
@@ -210,8 +228,10 @@ def _print_advice(record: dict[str, Any]) -> None:
         console.print(f"Cannot do it alone at any setting: {', '.join(record['without_effect'])}.")
     if not all(s["verified"] for s in record["suggestions"]):
         console.print("?: the optimum after the change did not confirm it.")
-    console.print("margin, majority: nats at the class mean; corrected: under equal priors. Logit adjustment alone "
-                  "moves no class across.")  # fmt: skip
+    console.print(
+        "margin: nats at the mean of a smallest class, corrected: under equal priors; extra: samples per epoch; "
+        "majority: change of its margin; shift: of calibration. All other classes: factor 1."
+    )
 
 
 def _state_table(record: dict[str, Any]) -> Table:

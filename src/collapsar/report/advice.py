@@ -32,7 +32,7 @@ _FACTOR_WORDS = {
     "temperatures": "temperature",
     "scales": "logit scale",
     "oversampling": "copies (each penalised)",
-    "oversampling-held": "copies (penalty a batch mean)",
+    "oversampling-held": "copies (penalty a mean)",
 }
 
 METHOD_WORDS = {
@@ -121,7 +121,7 @@ def setting_words(suggestion: Record, record: Record) -> str:
         >>> from collapsar.problem import Problem
         >>> advice = advise(Problem("500x5,100x5", 0.0036, 0.02), families=["weights", "penalty"]).to_dict()
         >>> [setting_words(s, advice) for s in advice["suggestions"]]
-        ['head decay or feature penalty × 0.705', 'loss weight 1.238 for classes 5-9, 1 else']
+        ['head decay or feature penalty × 0.705', 'loss weight 1.238 for classes 5-9']
     """
     remedy, factors, groups = suggestion["remedy"], suggestion["factors"], record["groups"]
     if remedy == "penalty":
@@ -135,10 +135,10 @@ def setting_words(suggestion: Record, record: Record) -> str:
     values = [factors[g["classes"][0]] for g in raised]
     what = _FACTOR_WORDS[remedy]
     if len(set(values)) == 1:
-        return f"{what} {_up(values[0])} for {names}, 1 else"
+        return f"{what} {_up(values[0])} for {names}"
     root = "" if remedy.startswith("oversampling") else "√"
     formula = f"{root}({suggestion['level']:.0f}/n)"
-    return f"{what} {formula} where n < {suggestion['level']:.0f}: up to {_up(max(values))}"
+    return f"{what} {formula} where n < {suggestion['level']:.0f}, to {_up(max(values))}"
 
 
 def _class_list(groups: Sequence[Record], record: Record) -> str:
@@ -155,7 +155,7 @@ def _down(value: float) -> str:
 
 
 def suggestion_rows(record: Record) -> list[tuple[str, ...]]:
-    """One row per remedy: rank, what to set, state and margins of the smallest classes, prices."""
+    """One row per remedy: rank, what to set, margins of the smallest classes, prices."""
     rows = []
     for i, s in enumerate(record["suggestions"], 1):
         small, price = s["groups"][-1], s["price"]
@@ -164,7 +164,6 @@ def suggestion_rows(record: Record) -> list[tuple[str, ...]]:
             (
                 f"{i}{'' if s['verified'] else '?'}",
                 setting_words(s, record),
-                small["state"],
                 _signed(small["margin"]),
                 _signed(small["corrected_margin"]),
                 extra,
@@ -175,9 +174,7 @@ def suggestion_rows(record: Record) -> list[tuple[str, ...]]:
     return rows
 
 
-SUGGESTION_COLUMNS = (
-    *("", "set", "smallest", "margin", "corrected", "extra samples", "majority", "calibration shift"),
-)
+SUGGESTION_COLUMNS = (*("", "set", "margin", "corrected", "extra", "majority", "shift"),)
 
 
 def _signed(value: float | None) -> str:
