@@ -2,7 +2,7 @@
 
     make bench                                # or: python benchmarks/table.py RUN.json [RUN.json ...]
 
-Of several runs a later one replaces the earlier one's entries of the same name, so a run in pieces makes one table.
+A run may come in pieces, of one commit on one machine; a later piece replaces entries of the same name.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ CASES = {
 }
 
 
+LONG = ("zipf", "distinct100")  # only with COLLAPSAR_BENCH=all
+
+
 def read(files: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The machine of the last run, and one flat entry per benchmark of the solver."""
-    machine: dict[str, Any] = {}
+    """The machine of the run, and one flat entry per benchmark of the solver."""
+    machines: list[dict[str, Any]] = []
     entries: dict[str, dict[str, Any]] = {}
     for file in files:
         run = json.loads(Path(file).read_text(encoding="utf-8"))
         info = run["machine_info"]
         machine = {
+            "commit": run.get("commit_info", {}).get("id", "unknown"),
             "cpu": re.sub(r"\(R\)|\(TM\)|\s*@.*", "", info["cpu"].get("brand_raw", "unknown CPU")).strip(),
             "cores": info["cores"],
             "blas_threads": info["blas_threads"],
@@ -47,6 +51,11 @@ def read(files: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             "versions": {"python": info["python_version"], **info["versions"]},
             "date": run["datetime"][:10],
         }
+        if machines and machine != machines[-1]:
+            raise SystemExit(
+                f"{file} is of another commit, day or machine than the piece before it: run the whole again"
+            )
+        machines.append(machine)
         for bench in run["benchmarks"]:
             if bench["extra_info"].get("kind") in KINDS:
                 stats = bench["stats"]
@@ -57,7 +66,7 @@ def read(files: Iterable[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                     **bench["extra_info"],
                 }
     ordered = sorted(entries.values(), key=lambda e: (e["kind"], e.get("K", 0), e.get("J", 0), e.get("multiple", 0)))
-    return machine, ordered
+    return {**machines[-1], "pieces": len(machines)}, ordered
 
 
 def duration(seconds: float | None) -> str:
@@ -81,7 +90,12 @@ def markdown(header: str, rows: Iterable[Iterable[str]]) -> str:
 
 
 def case(e: Entry) -> str:
-    return CASES.get(e.get("case", ""), f"all counts distinct, K = {e['K']}")
+    return CASES.get(e.get("case", ""), f"all counts distinct, K = {e['K']}") + model(e)
+
+
+def model(e: Entry) -> str:
+    """The feature model, where it is not the default."""
+    return ", nonnegative features" if e.get("features") == "nonnegative" else ""
 
 
 def cone_row(e: Entry) -> list[str]:
@@ -106,14 +120,14 @@ def svd_row(e: Entry) -> list[str]:
 
 def size_row(e: Entry) -> list[str]:
     memory = f"{e['peak_mib']:,.0f} MiB" if "peak_mib" in e else "–"
-    name = CASES.get(e.get("case", ""), "geometric" if e["kind"] == "clusters" else "two clusters")
-    row = [name, f"{e['K']:,}".replace(",", " "), str(e["J"]), duration(e["seconds"])]
+    name = CASES.get(e.get("case", ""), "geometric" if e["kind"] == "clusters" else "two clusters").split(",")[0]
+    row = [name + model(e), f"{e['K']:,}".replace(",", " "), str(e["J"]), duration(e["seconds"])]
     return [*row, str(e["steps"]), gap(e["gap"]), memory]
 
 
 def many_row(e: Entry) -> list[str]:
     if e["kind"] == "batch":
-        what = f"{e['problems']:,}".replace(",", " ") + " two-cluster problems at once"
+        what = f"{e['problems']:,}".replace(",", " ") + " two-cluster problems at once" + model(e)
         return [what, duration(e["seconds"]), "–", "–", gap(e["gap"])]
     what = f"path of {e['problems']} penalties, {case(e)}"
     return [what, duration(e["seconds"]), duration(e["cold_seconds"]), f"{e['ratio']:.1f}", gap(e["gap"])]
@@ -134,11 +148,16 @@ TABLES: dict[str, tuple[tuple[str, ...], str, Callable[[Entry], list[str]]]] = {
 KINDS = {kind for kinds, _, _ in TABLES.values() for kind in kinds}
 
 
-def machine_words(machine: Mapping[str, Any]) -> str:
+def machine_words(machine: Mapping[str, Any], entries: list[dict[str, Any]]) -> str:
+    command = "`make bench`"
+    if any(e.get("case") in LONG for e in entries):
+        command = "`COLLAPSAR_BENCH=all make bench`"
+    if machine["pieces"] > 1:
+        command += f", in {machine['pieces']} pieces one after the other"
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return (
         f"Measured on {machine['date']} on {machine['cores']} cores of an {machine['cpu']} ({machine['system']}), BLAS "
-        f"threads: {machine['blas_threads']}; {versions}. Command: `make bench`."
+        f"threads: {machine['blas_threads']}; {versions}; commit {machine['commit'][:7]}. Command: {command}."
     )
 
 
@@ -179,7 +198,7 @@ def is_of(e: Entry, solver: str) -> bool:
 def main(files: list[str]) -> None:
     machine, entries = read(files)
     text = PAGE.read_text(encoding="utf-8")
-    parts = {"machine": machine_words(machine)}
+    parts = {"machine": machine_words(machine, entries)}
     for name, (kinds, header, row) in TABLES.items():
         parts[name] = markdown(header, (row(e) for kind in kinds for e in entries if e["kind"] == kind))
     for name, part in parts.items():

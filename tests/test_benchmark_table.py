@@ -25,7 +25,7 @@ def table(tmp_path, monkeypatch):
     return module
 
 
-def run(tmp_path, **changed):
+def run(tmp_path, name="run", commit="abcdef0123", **changed):
     solved = {"kind": "cone", "K": 10, "J": 3, "gap": 8.6e-14, "status": "OPTIMAL", "steps": 3, "case": "dataset1"}
     solved |= {"their_solver": "SCS", "their_status": "optimal", "their_seconds": 0.036, "their_seconds_again": 0.0105}
     solved |= {"their_gap": 3.6e-9, "ratio": 240.0, **changed}
@@ -45,8 +45,9 @@ def run(tmp_path, **changed):
     info = {"cpu": {"brand_raw": "Some(R) CPU @ 2GHz"}, "cores": 2, "blas_threads": "all cores", "system": "Linux"}
     info |= {"machine": "x86_64", "python_version": "3.11.7", "versions": {"numpy": "2.4.6"}, "node": "secret-host"}
     benches = [{"name": n, "stats": {"median": 1.5e-4, "rounds": 9}, "extra_info": e} for n, e in names.items()]
-    file = tmp_path / "run.json"
-    file.write_text(json.dumps({"machine_info": info, "datetime": "2026-01-02T03:04:05", "benchmarks": benches}))
+    file = tmp_path / f"{name}.json"
+    whole = {"machine_info": info, "commit_info": {"id": commit}, "datetime": "2026-01-02T03:04:05"}
+    file.write_text(json.dumps({**whole, "benchmarks": benches}))
     return str(file)
 
 
@@ -59,6 +60,7 @@ def test_tables_picture_and_summary_come_from_the_run(table, tmp_path):
     )
     assert "| 50 | 0.1 | 250 µs | 150 µs | 58 | 7 | 1e-12 |" in text
     assert "2 cores of an Some CPU (Linux x86_64)" in text
+    assert "commit abcdef0. Command: `make bench`." in text
     assert "secret-host" not in text
     summary = json.loads((tmp_path / "results" / "solver.json").read_text(encoding="utf-8"))
     assert [e["name"] for e in summary["benchmarks"]] == ["cone[a]", "cone[b]", "svd[50]"]
@@ -74,6 +76,16 @@ def test_a_second_run_replaces_the_first(table, tmp_path):
     assert "| 999 |" in text
     assert "| 240 |" not in text
     assert text.count("<!-- begin cone -->") == 1
+
+
+def test_pieces_of_one_run_make_one_page_and_of_two_runs_none(table, tmp_path):
+    table.main([run(tmp_path), run(tmp_path, "more", case="distinct100", K=100, ratio=4321.0)])
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert "| 4,321 |" in text
+    assert "Command: `COLLAPSAR_BENCH=all make bench`, in 2 pieces one after the other." in text
+    with pytest.raises(SystemExit, match="another commit"):
+        table.main([run(tmp_path), run(tmp_path, "other", commit="0123abcdef")])
+    assert table.PAGE.read_text(encoding="utf-8") == text
 
 
 def test_a_page_without_a_place_is_refused(table, tmp_path):

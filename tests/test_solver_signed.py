@@ -220,14 +220,33 @@ def test_at_the_edge_of_a_transition(offset, lambda_b):
         assert cs.solve(Problem("500x5,100x5", edge * (1 + offset), lambda_b)).certificate.relative_gap <= 1e-9
 
 
-def test_a_path_is_the_list_of_its_solutions():
-    p = PROBLEMS["distinct"]
-    lambdas = [0.004, 0.02, 0.001, 0.05]
-    for value, s in zip(lambdas, cs.path(p, lambdas), strict=True):
-        cold = cs.solve(p.replace(lambda_z=value))
+@pytest.mark.parametrize(
+    ("p", "num_penalties"),
+    [
+        (PROBLEMS["distinct"], 4),  # each started from the two before it
+        (PROBLEMS["paper-apart"], 20),  # side by side
+        (PROBLEMS["ldt-smoothed"].replace(features="nonnegative"), 5),
+        # side by side but for those whose classes share a direction
+        (Problem("500x5,20x5", 1.0, 0.001, features="nonnegative"), 6),
+        (Problem([7, 7], 1.0), 3),
+    ],
+)
+def test_a_path_is_the_list_of_its_solutions(p, num_penalties):
+    lambdas = cs.thresholds(p).complete * np.geomspace(1e-3, 1.1, num_penalties)
+    lambdas = np.random.default_rng(0).permutation(lambdas)
+    seen = []
+    solutions = cs.path(p, lambdas, progress=lambda step, c: seen.append(c.gap))
+    assert len(seen) >= num_penalties
+    for value, s in zip(lambdas, solutions, strict=True):
+        cold = cs.solve(p.replace(lambda_z=float(value)))
         assert s.problem == cold.problem
+        assert s.certificate.relative_gap <= 1e-9
         assert s.certificate.primal == pytest.approx(cold.certificate.primal, rel=2e-9)
         assert s.class_states == cold.class_states
+        assert s.rank == cold.rank
+    assert cs.path(p, []) == []
+    with pytest.raises(ValueError, match="`lambda_z`"):
+        cs.path(p, [*lambdas, 0.0])
 
 
 def test_rank_comes_from_the_dual():
@@ -276,17 +295,25 @@ def test_not_converged_is_honest():
     assert stalled.certificate.relative_gap < 1e-12
 
 
-def test_progress_sees_certificates_and_may_interrupt():
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+def test_progress_sees_every_step_and_may_interrupt(features):
+    p = Problem(np.rint(np.geomspace(5000, 50, 40)).astype(int), 1e-3, 0.02, features=features)
     seen = []
-    cs.solve(PROBLEMS["distinct"], progress=lambda step, c: seen.append((step, c.gap)))
-    assert seen
-    assert seen[-1][1] <= 1e-9 * 2
+    s = cs.solve(p, progress=lambda step, c: seen.append((step, c)))
+    steps = [step for step, _ in seen]
+    assert steps == list(range(1, s.num_steps + 1))
+    assert s.num_steps >= 2
+    for _, c in seen:  # every one is true of the problem
+        assert c.dual <= s.certificate.primal * (1 + 1e-14)
+        assert c.primal >= s.certificate.dual * (1 - 1e-14)
+    assert seen[-1][1].relative_gap <= 1e-9
 
     def stop(step, certificate):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cs.solve(PROBLEMS["distinct"], progress=stop)
+        cs.solve(p, progress=stop)
+    assert cs.solve(p).certificate == s.certificate  # an interrupted solve leaves nothing behind
 
 
 def test_save_and_load(tmp_path, problem):

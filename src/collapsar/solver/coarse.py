@@ -35,7 +35,10 @@ def coarsened(q: Quotient, num_groups: int) -> Quotient | None:
     low, high = float(t.min()), float(t.max())
     if not high > low:
         return None
-    group = np.minimum(((t - low) / (high - low) * num_groups).astype(np.intp), num_groups - 1)
+    # half by position, so that the family is resolved evenly, half by rank, so that it is where its clusters are
+    rank = np.argsort(np.argsort(t, kind="stable"), kind="stable") / (t.size - 1)
+    where = 0.5 * ((t - low) / (high - low) + rank)
+    group = np.minimum((where * num_groups).astype(np.intp), num_groups - 1)
     group = np.unique(group, return_inverse=True)[1].ravel()
     sizes = np.bincount(group, weights=q.sizes)
     if not 4 <= sizes.size <= 0.6 * q.num_clusters:

@@ -84,17 +84,15 @@ def cross_entropy(q: Quotient, blocks: Blocks) -> float:
 
 def residual(q: Quotient, P: Columns) -> Residual:
     """R at stochastic columns P, from which the gradient in Z is -R M^(1/2)."""
-    Y = target(q)
+    even, root = q.smoothing / q.num_classes, np.sqrt(q.sizes)  # Y off the own class; what is left there is miss
     share = q.temperatures * q.share
-    r_own = q.scales * (P.miss - Y.miss) * share / np.sqrt(q.mass)
-    r_other = q.scales[:, None] * (Y.other - P.other) * (share / np.sqrt(q.mass))
-    between = np.sqrt(np.outer(q.sizes, q.sizes)) * r_other
-    diagonal = np.diag_indices_from(between)
-    siblings = np.diag(r_other)
-    between[diagonal] = r_own + (q.sizes - 1) * siblings
+    miss, other = P.miss - even * (q.num_classes - 1), even - P.other
+    r_own, siblings = q.scales * miss * share / np.sqrt(q.mass), np.diag(other) * q.scales * share / np.sqrt(q.mass)
+    between = (root * q.scales)[:, None] * other * (root * share / np.sqrt(q.mass))
+    between[np.diag_indices_from(between)] = r_own + (q.sizes - 1) * siblings
     within = np.where(q.sizes > 1, r_own - siblings, 0.0)
-    columns = q.sizes - np.eye(q.num_clusters)  # classes of cluster j that see a logit of cluster i as "other"
-    bias = q.scales * ((P.miss - Y.miss) * share + np.sum(columns * (Y.other - P.other) * share, axis=1))
+    # of cluster j's classes, k_j - [i=j] see a logit of cluster i as "other"
+    bias = q.scales * (miss * share + (q.others.T * other) @ share)
     return Residual(within, between, bias)
 
 

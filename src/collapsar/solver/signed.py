@@ -16,11 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from collapsar.solver.certificate import GAP_FLOOR, certify_blocks
+from collapsar.solver.certificate import GAP_FLOOR, Certificate, certify_blocks
 from collapsar.solver.coarse import coarsened, interpolated
 from collapsar.solver.hessian import loss_hessian
 from collapsar.solver.manifold import Basis, NewtonSystem, Point, newton_system, point, retract, straight
 from collapsar.solver.nonnegative import minimise_nonnegative
+from collapsar.solver.objective import dual_entropy, target
 from collapsar.solver.rotation import rotation_point
 from collapsar.solver.start import asymptotic_start
 from collapsar.solver.status import Progress, Result, Status
@@ -38,10 +39,10 @@ _GOOD = 0.5  # a step this close to its model needs no second way to take it
 # more costs next to nothing and gives Z itself to ten digits.
 _FREE_DIGITS = 24
 
-# Beyond _FREE_DIGITS clusters the start is the optimum of a problem with a sixth of them, but at least this many.
+# Beyond _FREE_DIGITS clusters the start is the optimum of a coarser problem: a sixth of the clusters, but at least
+# _FEWEST_GROUPS, where that is few enough for Newton's method on the dual's rotation (J(J - 1)/2 unknowns, densely);
+# else half of them, which costs an eighth of a step and leaves one or two steps to do.
 _FEWEST_GROUPS = 12
-
-# Newton's method on the dual's rotation has J(J - 1)/2 unknowns and solves for them densely: to this many clusters.
 _ROTATE = 24
 
 
@@ -60,7 +61,7 @@ def minimise_signed(
         start: a point to start from, for example the optimum of a neighbouring problem.
         tol: relative duality gap to reach, certified at the returned point.
         max_steps: iterations at most.
-        progress: called at every certificate.
+        progress: called at every step, with the best lower bound so far.
 
     Returns:
         The best certified point, with status OPTIMAL, MAX_STEPS or STALLED.
@@ -71,8 +72,9 @@ def minimise_signed(
     value = x.smooth + q.lambda_z * (float(np.linalg.svd(x.X, compute_uv=False).sum()) + float(width @ x.y))
     radius, stretch, previous = np.inf, 1.0, np.inf
     near = 0.5 * tol  # the gap is of the order of the decrement
-    target = near if q.num_clusters > _FREE_DIGITS else min(near, 1e-24)
+    aim = near if q.num_clusters > _FREE_DIGITS else min(near, 1e-24)
     best: Result | None = None
+    bound = dual_entropy(q, target(q))  # the residual of the targets themselves is 0: a bound, if a poor one
     step = idle = 0  # certificates in a row that did not halve the gap
     for step in range(1, max_steps + 1):
         before = value
@@ -83,20 +85,22 @@ def minimise_signed(
         last = still or step == max_steps
         stuck = near >= decrement > 1e-2 * previous
         previous = decrement
-        if decrement <= target or stuck or last:
-            blocks = x.blocks(q)
-            certificate = certify_blocks(q, blocks, enough=tol)
-            if progress is not None:
-                progress(step, certificate)
+        certify = decrement <= aim or stuck or last
+        blocks = x.blocks(q)
+        certificate = certify_blocks(q, blocks, enough=tol) if certify else Certificate(value, bound)
+        if progress is not None:
+            progress(step, certificate)
+        if certify:
+            bound = max(bound, certificate.dual)
             idle = 0 if best is None or certificate.gap < 0.5 * best.certificate.gap else idle + 1
             if best is None or certificate.gap < best.certificate.gap:
                 status = Status.OPTIMAL if certificate.relative_gap <= tol else Status.STALLED
                 best = Result(blocks, certificate, step, status)
             if best.status is Status.OPTIMAL or last or idle > _PATIENCE:
                 break
-            target = 1e-3 * min(target, decrement)
-        # superlinear: the residual is asked to fall with the decrement, but not below what the target needs
-        forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * target / max(decrement, 1e-300)))
+            aim = 1e-3 * min(aim, decrement)
+        # superlinear: the residual is asked to fall with the decrement, but not below what the aim needs
+        forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * aim / max(decrement, 1e-300)))
         x, value, radius = _newton_step(system, value, forcing, radius)
     assert best is not None  # the last step always certifies
     if best.status is Status.OPTIMAL or step < max_steps:
@@ -109,7 +113,8 @@ def _first_guess(q: Quotient) -> Blocks:
     J = q.num_clusters
     if J <= _FREE_DIGITS:
         return asymptotic_start(q)
-    coarse = coarsened(q, max(_FEWEST_GROUPS, J // 6))
+    groups = max(_FEWEST_GROUPS, J // 6)
+    coarse = coarsened(q, groups if groups <= _ROTATE else J // 2)
     if coarse is not None:
         found = rotation_point(coarse) if coarse.num_clusters <= _ROTATE else None
         blocks = minimise_signed(coarse, tol=1e-7, max_steps=50).blocks if found is None else found[0]

@@ -1,0 +1,105 @@
+"""The optima over a list of penalties: side by side for few clusters, else each started from the two before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import log
+
+import numpy as np
+
+from collapsar.problem import Problem
+from collapsar.solver.batched import ProblemBatch, solve_batch
+from collapsar.solver.certificate import Certificate
+from collapsar.solver.solution import Solution
+from collapsar.solver.solve import Settings, checked_settings, solve_quotient
+from collapsar.solver.status import Progress, Status
+from collapsar.solver.symmetry import Blocks, quotient
+
+__all__ = ["path"]
+
+# A line through two solutions is followed at most this many times their distance in log lambda_z: beyond, curvature
+# has taken over, and the last solution is the better start.
+_LONGEST_STEP = 2.0
+
+_FEW = 4  # clusters: the work per problem of a batch grows like J^6
+
+
+def path(
+    problem: Problem,
+    lambdas: Iterable[float],
+    tol: float = 1e-9,
+    *,
+    max_steps: int = 300,
+    progress: Progress | None = None,
+    throw: bool = True,
+) -> list[Solution]:
+    """Solutions over penalties, each certified: of few clusters all at once, else each started from the two before it.
+
+    Args:
+        problem: its own ``lambda_z`` is ignored.
+        lambdas: values of lambda_z, in any order.
+        tol: as for :func:`solve`.
+        max_steps: as for :func:`solve`, per solution.
+        progress: as for :func:`solve`.
+        throw: as for :func:`solve`.
+
+    Returns:
+        One solution per value, in the order given.
+
+    Raises:
+        NotConvergedError: as for :func:`solve`.
+        ValueError: a value is not finite or not positive.
+
+    Example:
+        >>> [s.class_states[9] for s in path(Problem("500x5,100x5", 1.0, 0.02), [0.003, 0.0036, 0.0045])]
+        ['separated', 'merged', 'vanished']
+    """
+    problems = [problem.replace(lambda_z=float(value)) for value in lambdas]
+    how = checked_settings(tol, max_steps, progress, throw)
+    solutions = _side_by_side(problems, how)
+    one_by_one: list[Solution] = []
+    for i in sorted(set(range(len(problems))) - solutions.keys(), key=lambda i: -problems[i].lambda_z):
+        first = _ahead(one_by_one[-2:], problems[i].lambda_z)
+        solutions[i] = solve_quotient(problems[i], quotient(problems[i]), first, how)
+        one_by_one.append(solutions[i])
+    return [solutions[i] for i in range(len(problems))]
+
+
+def _side_by_side(problems: list[Problem], how: Settings) -> dict[int, Solution]:
+    """What a batch solves, by place in the list; nothing where one by one is faster."""
+    if not problems:
+        return {}
+    q = quotient(problems[0])
+    J, B = q.num_clusters, len(problems)
+    # with signed features one solve is a few dozen operations on small arrays, and a batch pays from some number on
+    if J > _FEW or B < 2 or (q.features == "signed" and B < 16 * (J - 1) ** 2):
+        return {}
+    per_cluster = ("sizes", "share", "mass", "scales", "temperatures", "offsets")
+    batch = ProblemBatch(
+        **{name: np.tile(getattr(q, name), (B, 1)) for name in per_cluster},
+        smoothing=np.full(B, q.smoothing),
+        lambda_z=np.array([p.lambda_z for p in problems]),
+        lambda_b=np.full(B, q.lambda_b),
+        features=q.features,
+    )
+    result = solve_batch(batch, how.tol, max_steps=how.max_steps)
+    solutions: dict[int, Solution] = {}
+    for i in np.flatnonzero(~result.one_by_one).tolist():
+        certificate = Certificate(float(result.primal[i]), float(result.dual[i]))
+        own, steps = quotient(problems[i]), int(result.num_steps[i])
+        solutions[i] = Solution(problems[i], result.blocks(i), certificate, Status.OPTIMAL, steps, own)
+        if how.progress is not None:
+            how.progress(steps, certificate)
+    return solutions
+
+
+def _ahead(done: list[Solution], lambda_z: float) -> Blocks | None:
+    """Where the line through the last two solutions, over log lambda_z, meets the next penalty."""
+    if len(done) < 2 or done[0].problem.lambda_z == done[1].problem.lambda_z:
+        return done[-1].blocks if done else None
+    (old, far), (new, near) = ((s.blocks, log(s.problem.lambda_z)) for s in done)
+    step = (log(lambda_z) - near) / (near - far)
+    if not step <= _LONGEST_STEP:
+        return new
+    alpha, C, b = (y + step * (y - x) for x, y in ((old.alpha, new.alpha), (old.C, new.C), (old.b, new.b)))
+    return Blocks(alpha, C, b)
