@@ -47,6 +47,17 @@ def test_solve_prints_a_table_and_json():
     assert out.stderr == ""
 
 
+def test_solve_shows_a_person_how_far_it_is_and_stops_at_max_steps(here, monkeypatch):
+    shown = []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("rich.status.Status.update", lambda _, line: shown.append(line))
+    arguments = ("solve", "300,200,100,90,80,70,60,50,40,30,20,10,9", "--lambda-z", "0.01", "--lambda-b", "0.02")
+    assert here(*arguments).returncode == 0
+    assert len(shown) >= 3
+    assert shown[0].startswith("step 1: relative gap ")
+    assert here(*arguments, "--max-steps", 1).returncode == 1
+
+
 def test_solve_takes_the_remedies_and_saves(here, tmp_path):
     file = tmp_path / "s.npz"
     out = here(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 import collapsar as cs
 from collapsar.cli.app import app
@@ -50,6 +52,7 @@ def solve(
     temperatures: Temperatures = None,
     smoothing: Smoothing = 0.0,
     tol: Annotated[float, typer.Option("--tol", help="Relative duality gap to reach.")] = 1e-9,
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Steps of the algorithm at most.")] = 300,
     out: Annotated[Path | None, typer.Option("--out", help="Save the solution here (.npz).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -58,7 +61,7 @@ def solve(
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
     problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
-    solution = cs.solve(problem, tol, throw=False)
+    solution = _watched(problem, tol, max_steps)
     if out is not None:
         solution.save(out)
     if as_json:
@@ -67,6 +70,18 @@ def solve(
         print_solution(solution)
     if solution.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(solution)
+
+
+def _watched(problem: cs.Problem, tol: float, max_steps: int) -> cs.Solution:
+    """The solution; on a terminal, with a line that says how far the solver is."""
+    if not sys.stderr.isatty():
+        return cs.solve(problem, tol, max_steps=max_steps, throw=False)
+    with Console(stderr=True).status("solving") as line:
+
+        def say(step: int, certificate: cs.Certificate) -> None:
+            line.update(f"step {step}: relative gap {certificate.relative_gap:.1e}, asked for {tol:g}")
+
+        return cs.solve(problem, tol, max_steps=max_steps, progress=say, throw=False)
 
 
 @app.command(
