@@ -31,7 +31,9 @@ __all__ = ["minimise_signed"]
 
 _NOISE = 1e-15  # relative rounding of the objective
 
-_PATIENCE = 4  # certificates in a row that may fail to halve the gap before the best one is returned
+# certificates in a row that may fail to halve the gap, or to lower the objective by a thousandth of it, before the best
+# one is returned: the primal may be nearly there while the dual is still poor
+_PATIENCE = 4
 
 _GOOD = 0.5  # a step this close to its model needs no second way to take it
 
@@ -75,7 +77,7 @@ def minimise_signed(
     aim = near if q.num_clusters > _FREE_DIGITS else min(near, 1e-24)
     best: Result | None = None
     bound = dual_entropy(q, target(q))  # the residual of the targets themselves is 0: a bound, if a poor one
-    step = idle = 0  # certificates in a row that did not halve the gap
+    step = idle = 0
     for step in range(1, max_steps + 1):
         before = value
         x, basis, value, stretch = _proximal_step(q, x, value, stretch)
@@ -92,7 +94,7 @@ def minimise_signed(
             progress(step, certificate)
         if certify:
             bound = max(bound, certificate.dual)
-            idle = 0 if best is None or certificate.gap < 0.5 * best.certificate.gap else idle + 1
+            idle = 0 if best is None or _nearer(certificate, best.certificate) else idle + 1
             if best is None or certificate.gap < best.certificate.gap:
                 status = Status.OPTIMAL if certificate.relative_gap <= tol else Status.STALLED
                 best = Result(blocks, certificate, step, status)
@@ -106,6 +108,10 @@ def minimise_signed(
     if best.status is Status.OPTIMAL or step < max_steps:
         return best
     return Result(best.blocks, best.certificate, step, Status.MAX_STEPS)
+
+
+def _nearer(new: Certificate, best: Certificate) -> bool:
+    return new.gap < 0.5 * best.gap or best.primal - new.primal > 1e-3 * best.gap
 
 
 def _first_guess(q: Quotient) -> Blocks:
