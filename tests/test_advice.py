@@ -406,6 +406,22 @@ def test_the_command_takes_a_diagnosis(command, tmp_path) -> None:
     assert "c5, c6" in out
 
 
+def test_the_command_diagnoses_a_file_of_features_itself(command, tmp_path) -> None:
+    """An optimum as a network: the advice is that of its own penalties."""
+    problem = cs.Problem("60x3,9x3", 0.02, 0.05, features="nonnegative")
+    solution = cs.solve(problem)
+    W, H, b = solution.factors(6, lambda_w=0.04, lambda_h=0.01)
+    labels = np.repeat(np.arange(6), problem.class_counts)
+    path = tmp_path / "features.npz"
+    penalties = {"lambda_w": 0.04, "lambda_h": 0.01, "lambda_b": 0.05}
+    np.savez(path, features=H.T[labels], labels=labels, weight=W.T, bias=b, **penalties)
+    code, out, _ = command("--diagnosis", str(path), "--json")
+    assert code == 0
+    record = json.loads(out)
+    assert record["problem"]["lambda_z"] == pytest.approx(0.02)
+    assert record["verdict"] == advise(problem).verdict
+
+
 def test_the_command_writes_page_and_picture(command, tmp_path) -> None:
     pytest.importorskip("jinja2")
     page, picture = tmp_path / "a.html", tmp_path / "a.svg"

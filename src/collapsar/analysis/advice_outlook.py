@@ -25,6 +25,8 @@ EXACT_KINDS = 4
 TIE = 1e-6
 # Columns whose cosine is closer to 1 than this share one direction.
 PARALLEL = 1e-5
+# Where classes share directions, a column this short beside the longest is a trace of its neighbours', not its own.
+FAINT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Outlook:
         classes: their indices.
         samples: samples of each.
         state: "separated", "merged" or "vanished", the worst among them; a class alone in its kind whose predictions
-            are a multiple of another's, or lose to them under every prior, counts as merged.
+            are a multiple of another's or a hundredth of the longest, or lose to them under every prior, counts as
+            merged.
         apart: whether all of them have predictions of their own; a large class whose bias carries it has.
         threshold: lambda_z from which on they are no longer separated; see :func:`edges`.
         safety: threshold / lambda_z; above 1: separated. NaN where the bias alone carries the class at every lambda_z.
@@ -125,7 +128,8 @@ def told_apart(solution: Solution) -> NDArray[np.bool_]:
     margin, corrected = _margins(logits_of(solution)), corrected_margins(solution)
     own = (states == "separated") & (np.maximum(margin, corrected) > TIE)
     if solution.proof is not None:  # classes share feature directions: their columns may be multiples of each other
-        own &= ~_parallel(solution.Z)
+        norms = solution.column_norms
+        own &= ~_parallel(solution.Z) & (norms > FAINT * norms.max())
     return own | (margin > TIE)
 
 

@@ -89,7 +89,11 @@ def advise(
         Literal["sgd", "adam", "adamw"], typer.Option("--optimizer", help="What applies the decay.")
     ] = "sgd",
     diagnosis: Annotated[
-        Path | None, typer.Option("--diagnosis", help="Counts and penalties from `collapsar diagnose --json`.")
+        Path | None,
+        typer.Option(
+            "--diagnosis",
+            help="What `collapsar diagnose` printed as --json, or what it reads: a run's folder, a file of features.",
+        ),
     ] = None,
     margin: Annotated[float, typer.Option("--margin", help="Room a remedy must leave: 0.1 is 10% in lambda_z.")] = 0.1,
     class_weights: Weights = None,
@@ -124,7 +128,7 @@ def advise(
     names: list[str] | None = None
     cautions: tuple[str, ...] = ()
     if diagnosis is not None:
-        found = load_diagnosis(diagnosis)
+        found = _diagnosis(diagnosis)
         problem, cautions = problem_of_diagnosis(found)
         names = found.get("class_names")
     else:
@@ -175,6 +179,15 @@ def _joined(n: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
 
 def _listed(names: set[str]) -> str:
     return ", ".join("COUNTS" if name == "counts" else f"--{name.replace('_', '-')}" for name in sorted(names))
+
+
+def _diagnosis(path: Path) -> dict[str, Any]:
+    """The record of a file of ``collapsar diagnose --json``, or of what that command would read."""
+    if not path.is_dir() and path.suffix not in (".npz", ".safetensors"):
+        return load_diagnosis(path)
+    from collapsar.experiments.diagnose import diagnose
+
+    return diagnose(path).to_dict()
 
 
 def _given(counts: str | None) -> str:

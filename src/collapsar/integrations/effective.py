@@ -28,7 +28,7 @@ from torch.utils.data import WeightedRandomSampler
 from collapsar.analysis.diagnosis import KnownTraining
 from collapsar.problem import Loss, Penalties
 
-__all__ = ["PenaltyWarning", "known_training", "penalty_warnings"]
+__all__ = ["PenaltyWarning", "known_training", "layers_above_norm", "penalty_warnings", "weight_decays"]
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Flatten)
@@ -151,6 +151,25 @@ def penalty_warnings(
         *_of_layers(model, head, optimizer, penalties),
         *_of_data(data, criterion),
     )
+
+
+def layers_above_norm(model: nn.Module, head: nn.Module) -> int:
+    """Linear layers above the last normalisation, the head included, in order of registration; 0 without one.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> layers_above_norm(model, model[3])
+        2
+    """
+    leaves = _leaves_below(model, head)
+    norms = [i for i, leaf in enumerate(leaves) if isinstance(leaf, _NORMS)]
+    return 1 + sum(isinstance(leaf, _LAYERS) for leaf in leaves[norms[-1] + 1 :]) if norms else 0
+
+
+def weight_decays(model: nn.Module, optimizer: Optimizer) -> set[float]:
+    """The different weight decays that the model's trained parameters have."""
+    own = {id(p) for p in model.parameters() if p.requires_grad}
+    return {float(g.get("weight_decay", 0.0)) for g in optimizer.param_groups if any(id(p) in own for p in g["params"])}
 
 
 def _of_optimizer(model: nn.Module, head: nn.Module, optimizer: Optimizer | None) -> Iterator[PenaltyWarning]:

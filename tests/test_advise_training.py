@@ -1,0 +1,87 @@
+"""Advice from the objects of a training loop: the penalties and layers that they have, or the reason to refuse."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import collapsar as cs
+from collapsar.analysis.advice import Advice
+from collapsar.analysis.advice_decay import DecayAdvice, advise_weight_decay
+from collapsar.integrations import Loop, advise_training
+from collapsar.problem import Penalties
+from collapsar.training import MatchedCrossEntropy
+
+COUNTS = [100, 100, 20]
+
+
+def network(norm: bool = True) -> nn.Sequential:
+    middle = [nn.BatchNorm1d(8)] if norm else []
+    return nn.Sequential(nn.Linear(4, 8), *middle, nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def sgd(model: nn.Module, decay: float) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=decay)
+
+
+def test_ordinary_training_counts_its_layers() -> None:
+    model = network()
+    found = advise_training(COUNTS, model, sgd(model, 0.03))
+    assert isinstance(found.advice, DecayAdvice)
+    assert found.advice.to_dict() == advise_weight_decay(COUNTS, 0.03, layers=2).to_dict()
+
+
+def test_penalties_of_the_loss_add_to_the_decay() -> None:
+    model, weights = network(norm=False), [1.0, 1.0, 2.0]
+    criterion = MatchedCrossEntropy(cs.Problem(COUNTS, 1.0, loss=cs.Loss(class_weights=weights)))
+    loop = Loop(criterion, Penalties(0.02, 5e-4, 0.01))
+    found = advise_training(COUNTS, model, sgd(model, 0.01), loop)
+    assert isinstance(found.advice, Advice)
+    expected = cs.Problem(COUNTS, (0.03 * 5e-4) ** 0.5, 0.02, cs.Loss(class_weights=weights), features="nonnegative")
+    assert found.advice.problem == expected
+    assert found.cautions == ()
+
+
+def mixup_batches(batch: list) -> list:
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("adamw", "shrinks weights beside the gradient"),
+        ("loss", "The loss is MSELoss"),
+        ("frozen", "The head is not trained"),
+        ("mixed", "Samples and labels are mixed"),
+        ("resampled", "shows classes at other rates"),
+        ("two decays", "the same weight decay > 0, got 0, 0.01"),
+        ("no decay", "the same weight decay > 0, got 0"),
+        ("no norm", "without a normalisation"),
+    ],
+)
+def test_what_no_theory_covers_is_refused_with_the_reason(change: str, words: str) -> None:
+    model, loop = network(norm=change != "no norm"), Loop()
+    optimizer: torch.optim.Optimizer = sgd(model, 0.0 if change == "no decay" else 0.01)
+    data = torch.utils.data.TensorDataset(torch.zeros(4, 4), torch.zeros(4))
+    if change == "adamw":
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    elif change == "loss":
+        loop = Loop(nn.MSELoss())
+    elif change == "frozen":
+        model[-1].requires_grad_(False)
+    elif change == "mixed":
+        loop = Loop(data=torch.utils.data.DataLoader(data, collate_fn=mixup_batches))
+    elif change == "resampled":
+        sampler = torch.utils.data.WeightedRandomSampler([1.0] * 4, 4)
+        loop = Loop(data=torch.utils.data.DataLoader(data, sampler=sampler))
+    elif change == "two decays":
+        optimizer = torch.optim.SGD(
+            [{"params": model[:-1].parameters()}, {"params": model[-1].parameters(), "weight_decay": 0.0}],
+            lr=0.1,
+            weight_decay=0.01,
+        )
+    with pytest.raises(ValueError, match=re.escape(words)):
+        advise_training(COUNTS, model, optimizer, loop)
