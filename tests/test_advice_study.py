@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from collapsar.experiments import advice_plans, advice_runs, advice_study
+from collapsar.experiments import advice_adjusting, advice_plans, advice_runs, advice_study
 from collapsar.experiments.advice_plans import Setting, StudyPreset, base_recipe, carried_out, given_advice, recipes
 from collapsar.experiments.advice_runs import Images, Recipe, Schedule, subset, train_and_measure
 from collapsar.experiments.advice_sharpness import SHARPNESS, sharpness
@@ -227,3 +227,22 @@ def test_the_least_oversampling_factor_is_sharp() -> None:
     """Trained networks: at 0.9 of it the minority stays merged, at 1.1 it separates."""
     record = sharpness("cpu", seeds=(0,))
     assert [run["alive"] for run in record["runs"]] == [False, True]
+
+
+def test_the_adjusting_trainer_lowers_the_head_penalty_to_the_level() -> None:
+    """Read at twice the level: the penalty that acts is the product of two, so the head's becomes a quarter."""
+    from collapsar.analysis.fit import balance_penalties
+
+    images = subset("digits", (20,) * 5 + (4,) * 5, 1, 0)
+    model = build_model("mlp", images.shape, 10)
+    penalties = Penalties(0.03, 0.004, 0.02)
+    means = advice_adjusting._class_means(model, images).numpy()
+    weight = model.head.weight.detach().numpy()
+    _, found = balance_penalties(weight, means, np.array(images.class_counts), penalties.lambda_w)
+    trainer = advice_adjusting._Trainer(images, found / 2)
+    assert trainer(advice_adjusting.EVERY + 1, model, penalties) == penalties  # between two readings
+    lowered = trainer(advice_adjusting.EVERY, model, penalties)
+    assert (lowered.lambda_w, lowered.lambda_h) == pytest.approx((0.03 / 4, 0.004))
+    calm = advice_adjusting._Trainer(images, 2 * found)
+    assert calm(advice_adjusting.EVERY, model, penalties) == penalties
+    assert model.training

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -30,6 +31,8 @@ from collapsar.training.sampler import ClassAwareSampler
 __all__ = ["Images", "Recipe", "Schedule", "subset", "train_and_measure"]
 
 Record = dict[str, Any]
+Adjust = Callable[[int, FeatureNetwork, Penalties], Penalties]
+"""Called with (epoch, network, the recipe's penalties) before an epoch past the warm start."""
 
 BATCH = 128
 BINS = 15  # of the calibration error (Guo et al., ICML 2017)
@@ -124,14 +127,19 @@ def subset(name: str, class_counts: tuple[int, ...], pool: int, seed: int) -> Im
     return Images(train[chosen], torch.tensor(new), test, place[test_labels], class_counts)
 
 
-def train_and_measure(images: Images, recipe: Recipe, schedule: Schedule, seed: int) -> Record:
-    """Train one network and return what is kept of it, as JSON-able values."""
+def train_and_measure(
+    images: Images, recipe: Recipe, schedule: Schedule, seed: int, adjust: Adjust | None = None
+) -> Record:
+    """Train one network and return what is kept of it, as JSON-able values.
+
+    ``adjust`` may change the penalties before every epoch.
+    """
     begun = time.process_time()
     generator = torch.Generator().manual_seed(seed)
     spec = ModelSpec("mlp", widths=schedule.widths, layers_above_norm=0 if recipe.penalties else len(schedule.widths))
     bias = recipe.penalties is None or math.isfinite(recipe.penalties.lambda_b)
     model = build_model(spec, images.shape, len(images.class_counts), head_bias=bias, generator=generator)
-    seen = _fit(model, images, recipe, schedule, seed)
+    seen = _fit(model, images, recipe, schedule, seed, adjust)
     share = recipe.problem.loss_share
     if recipe.retrain_head:
         seen += _refit_head(model, images, recipe, seed, generator)
@@ -140,7 +148,9 @@ def train_and_measure(images: Images, recipe: Recipe, schedule: Schedule, seed: 
     return {"samples_seen": seen, "cpu_seconds": round(seconds, 3), **_measured(model, images, recipe, share)}
 
 
-def _fit(model: FeatureNetwork, images: Images, recipe: Recipe, schedule: Schedule, seed: int) -> int:
+def _fit(
+    model: FeatureNetwork, images: Images, recipe: Recipe, schedule: Schedule, seed: int, adjust: Adjust | None
+) -> int:
     """The plain loop; returns how many samples passed through the network."""
     counts = np.array(images.class_counts)
     s = np.ones(counts.size) if recipe.multipliers is None else np.array(recipe.multipliers)
@@ -159,6 +169,8 @@ def _fit(model: FeatureNetwork, images: Images, recipe: Recipe, schedule: Schedu
         penalties = recipe.penalties
         if penalties is not None and done < WARM:
             penalties = scaled(penalties, WARM_FACTOR)
+        elif penalties is not None and adjust is not None:
+            penalties = adjust(epoch, model, penalties)
         order = torch.tensor(list(sampler))
         for batch in order.split(BATCH):
             if len(batch) == 1:  # undefined for batch normalisation
