@@ -134,13 +134,13 @@ def test_a_piece_is_cut_off_packed_opened_elsewhere_and_gone_on_with(
 
     def run(folder: Path, out: Path) -> dict[str, Any]:
         capsys.readouterr()
-        arguments = ["which-model", "--preset", "tiny", "--at-once", "2", "--folder", str(folder), "--out", str(out)]
-        piece.main(arguments)
+        arguments = ["--preset", "tiny", "--at-once", "2", "--beyond", "8", "--folder", str(folder), "--out", str(out)]
+        piece.main(["which-model", *arguments])
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     assert run(tmp_path / "whole", tmp_path / "whole-out")["in_progress"] == []
     with monkeypatch.context() as hurry:
-        hurry.setattr(piece, "TimeIsUp", lambda _seconds: After(60))
+        hurry.setattr(piece, "TimeIsUp", lambda _seconds: After(47))
         report = run(tmp_path / "one", tmp_path / "out")
     assert 0 < report["runs_drawn"]["which-model"] < 6
     assert report["in_progress"]
@@ -159,6 +159,14 @@ def test_a_piece_is_cut_off_packed_opened_elsewhere_and_gone_on_with(
     run(tmp_path / "two", tmp_path / "out-two")
     assert record(tmp_path / "two") == record(tmp_path / "whole")
     assert (tmp_path / "out-two" / "which-model.png").stat().st_size > 1000
+    ended = {(one["value"], one["relu"]): one for one in record(tmp_path / "two")["runs"]}
+    longer = record(tmp_path / "two")["beyond"]
+    assert {(one["value"], one["relu"]) for one in longer} == set(ended)
+    for one in longer:
+        assert one["epochs"] <= 8
+        assert (one["finished"] == "stationary") == (one["stationarity"] < 0.01)
+        before = ended[one["value"], one["relu"]]["distance"]["nonnegative"]["Z"]
+        assert one["distance"]["nonnegative"]["Z"] == pytest.approx(before, abs=0.3)  # from there, at a small rate
 
 
 def test_parcels_that_do_not_belong_together_are_named(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -187,18 +195,38 @@ def test_precision_and_throughput_at_tiny_size(
     record = json.loads(out.read_text())
     network = record["networks"]["resnet18"]
     rates = network["loop"]
-    assert set(rates) == {"plain", "recorded", "recorded, 2 at once", "recorded, exact float32"}
+    assert set(rates) == {
+        *("plain", "recorded", "recorded, cudnn.benchmark", "recorded, 2 at once", "recorded, exact float32")
+    }
     assert all(rate > 0 for rate in rates.values())
     assert network["bare"]["bf16"].keys() == {"plain", "lists, one run"}
     assert 0 < network["share"] < 1
+    assert network["loop_over_bare"] > 0
     assert record["metrics"][0]["over_float64"] > 0
+    at_40k = {"loop": {"recorded": 4e4, "recorded, exact float32": 1e4}}
+    minutes = scripts["throughput"].piece_minutes({"resnet18": at_40k})
+    # Figs. 5: 10 runs of 2000 epochs on 3000 images, 20 looks at those and 10000 others, at three times the exact rate.
+    assert minutes["fig5"] == pytest.approx((10 * 2000 * 3000 / 4e4 + 10 * 20 * 13000 / 3e4) / 60, abs=0.06)
+    assert minutes["which-model"] == pytest.approx(2 * minutes["fig5"], abs=0.11)  # half of its runs are Fig. 5's
 
 
 @pytest.mark.slow
 def test_every_piece_at_tiny_size(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     piece = scripts["piece"]
     for name, figures in piece.PIECES.items():
-        piece.main([name, "--preset", "tiny", "--folder", str(tmp_path / "run"), "--out", str(tmp_path / name)])
+        piece.main(
+            [
+                name,
+                "--preset",
+                "tiny",
+                "--beyond",
+                "4",
+                "--folder",
+                str(tmp_path / "run"),
+                "--out",
+                str(tmp_path / name),
+            ]
+        )
         assert {path.name for path in (tmp_path / name).iterdir()} == {"results.zip", *(f"{f}.png" for f in figures)}
         assert sum(path.stat().st_size for path in (tmp_path / name).iterdir()) < 64 << 20
 

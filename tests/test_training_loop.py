@@ -500,6 +500,18 @@ def test_recorded_steps_train_the_same_network(monkeypatch: pytest.MonkeyPatch, 
     assert recorder.replayed == 12 * 4 - 2 * 3 * len(stages) + 2
 
 
+def test_steps_that_cannot_be_recorded_are_made_as_they_are(
+    uninterrupted: TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_call: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(loop, "recorder", lambda device: refuse)
+    with pytest.warns(UserWarning, match="launched piece by piece: operation not permitted when stream is capturing$"):
+        result = train(replace(CONFIG, cuda_graphs=True), DATA)
+    assert _same(result, uninterrupted)
+
+
 def test_a_run_that_is_told_to_stop_goes_on_in_the_same_bits(tmp_path: Path, uninterrupted: TrainResult) -> None:
     with pytest.raises(TrainingInterrupted, match="after epoch 1 of 12; the same call"):
         train(CONFIG, DATA, tmp_path, stop=lambda: True)

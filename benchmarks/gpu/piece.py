@@ -37,16 +37,19 @@ class TimeIsUp:
 
 def run(name, args):
     """Train, draw, pack; returns what was done."""
+    import torch
+
     from collapsar.experiments.reproduce import Place, Request, reproduce
     from collapsar.training import TrainingInterrupted, choose_device
 
     begun, folder = time.monotonic(), Path(args.folder)
     stop = TimeIsUp(60 * args.minutes)
+    torch.backends.cudnn.benchmark = args.cudnn_benchmark
     place = Place(folder / "results", folder / "scratch", args.data_dir, at_once=args.at_once, stop=stop)
     seconds, drawn = [], {}
     for each in PIECES[name]:
         try:
-            record = reproduce(Request(each, args.preset), place, progress=_says(each), note=_note)
+            record = reproduce(Request(each, args.preset, beyond=args.beyond), place, progress=_says(each), note=_note)
             drawn[each] = record["environment"]["runs"]
         except TrainingInterrupted as interrupted:
             _note(str(interrupted))
@@ -106,6 +109,8 @@ def main(arguments=None):
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which runs are saved and the piece ends")
     parser.add_argument("--at-once", type=int, default=2, help="runs side by side on the card")
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="choose convolution kernels by trial")
+    parser.add_argument("--beyond", type=int, default=200, help="at most so many epochs more, until the head is still")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder with the four IDX files")
     parser.add_argument("--folder", default="runs/gpu", help="where results and runs in progress lie")
     parser.add_argument("--out", type=Path, default=None, help="where the files go that are to travel")

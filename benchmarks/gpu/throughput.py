@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bench_metrics
+from piece import PIECES
 
 from collapsar.files import write_atomically
 from collapsar.training import ImageData, ModelSpec, Penalties, TrainConfig, build_model, choose_device, train
@@ -103,7 +104,9 @@ def flops_per_image(spec):
 
 def loop_rate(clock, spec, settings, epochs, at_once=1):
     """Images per second of ``train``, all runs together, from the last one's third epoch to the first one's last."""
+    settings = dict(settings)
     data = random_images(settings.pop("num_samples"))
+    torch.backends.cudnn.benchmark = settings.pop("cudnn_benchmark", False)
     config = TrainConfig("random", data.class_counts, Penalties(1e-3, 1e-5, 1e-2), epochs, spec, batch_size=BATCH)
     config = replace(config, learning_rate=1e-3, eval_every=epochs, device=str(clock.device), **settings)
     times = [[] for _ in range(at_once)]
@@ -177,6 +180,7 @@ def network_rates(clock, name, args, matrix_rate):
         ("plain", {}, 1),
         ("recorded", {"cuda_graphs": True}, 1),
         *((f"recorded, {n} at once", {"cuda_graphs": True}, n) for n in args.at_once),
+        ("recorded, cudnn.benchmark", {"cuda_graphs": True, "cudnn_benchmark": True}, 1),
         *((("compiled and recorded", {"cuda_graphs": True, "compile": True}, 1),) if args.compile else ()),
     ):
         given = {"precision": "bf16", "num_samples": samples, **settings}
@@ -186,9 +190,39 @@ def network_rates(clock, name, args, matrix_rate):
     bare = {p: _or_error(lambda p=p: bare_rates(clock, spec, args.steps, p)) for p in ("bf16", "tf32", "float32")}
     best = max((rate for rate in loops.values() if isinstance(rate, float)), default=math.nan)
     record = {"gflop_per_image": flops / 1e9, "loop": loops, "bare": bare, "share": best * flops / matrix_rate}
-    if isinstance(bare["bf16"], dict) and "recorded" in bare["bf16"]:
+    if "recorded" in bare["bf16"]:
         record["launch_bound"] = bare["bf16"]["recorded"] > 1.2 * bare["bf16"]["plain"]
+    if isinstance(loops["recorded"], float):
+        ready = bare["bf16"].get("recorded", bare["bf16"].get("plain", math.nan))
+        record["loop_over_bare"] = loops["recorded"] / ready
     return record
+
+
+def piece_minutes(networks):
+    """Minutes of every piece at the measured rates: training, and evaluation as a third of an exact training step."""
+    from collapsar.experiments.presets import figure_plan
+    from collapsar.experiments.which_model import WHICH_MODEL, which_model_jobs
+
+    def jobs(name):
+        return (
+            which_model_jobs(WHICH_MODEL["paper"])
+            if name == "which-model"
+            else figure_plan(int(name[3:]), "paper").jobs
+        )
+
+    minutes = {}
+    for name, figures in PIECES.items():
+        cells = {job.cell for each in figures for job in jobs(each)}
+        seconds = 0.0
+        for cell in cells:
+            config, rates = cell.config, networks.get(cell.config.model.name, {}).get("loop", {})
+            best = max((rate for rate in rates.values() if isinstance(rate, float)), default=math.nan)
+            exact = rates.get("recorded, exact float32", math.nan)
+            samples = sum(config.class_counts)
+            looks = config.epochs / config.eval_every * (samples * (2 if cell.detail == "curve" else 1) + 10_000)
+            seconds += config.epochs * samples / best + looks / (3 * exact if isinstance(exact, float) else math.nan)
+        minutes[name] = round(seconds / 60, 1)
+    return {name: value for name, value in minutes.items() if math.isfinite(value)}
 
 
 def _or_error(call):
@@ -198,10 +232,6 @@ def _or_error(call):
     except (RuntimeError, ValueError, AssertionError) as error:
         print(f"throughput: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         return {"error": str(error)[:500]}
-
-
-def show(record):
-    print(json.dumps(record, indent=1), flush=True)
 
 
 def main(arguments=None):
@@ -235,7 +265,10 @@ def main(arguments=None):
     for name in args.networks:
         record["networks"][name] = network_rates(clock, name, args, rates["bf16"])
         write_atomically(args.out, json.dumps(record) + "\n")  # what is measured is kept, whatever comes
-    show(record)
+    if not args.tiny:
+        record["minutes"] = piece_minutes(record["networks"])
+        write_atomically(args.out, json.dumps(record) + "\n")
+    print(json.dumps(record, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from collapsar.experiments.beyond import beyond, beyond_record
 from collapsar.experiments.effective import EFFECTIVE, effective_chains, effective_record
 from collapsar.experiments.paper_figures import TITLES, figure_record
 from collapsar.experiments.presets import PRESETS, Job, figure_plan
@@ -34,6 +35,8 @@ class Request:
         dataset: Another data set than the preset's.
         network: Another network than the preset's; figures only.
         seeds: Others than the preset's; figures and which-model only.
+        beyond: At most so many epochs more for each run, until its head is stationary; where the record says "beyond".
+            Figures and which-model only. Runs that ended without it would have to be trained again.
 
     Raises:
         ValueError: A value is unknown, or means nothing for this name.
@@ -44,6 +47,7 @@ class Request:
     dataset: str | None = None
     network: str | None = None
     seeds: tuple[int, ...] = ()
+    beyond: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -54,6 +58,8 @@ class Request:
             raise ValueError(f"`network` is for the figures; {self.name} compares networks of its own; leave it out")
         if self.seeds and self.name == "effective":
             raise ValueError("`seeds` are fixed for effective, sweep by sweep; leave them out")
+        if self.beyond < 0 or (self.beyond and self.name == "effective"):
+            raise ValueError(f"`beyond` must be epochs >= 0, and 0 for effective, got {self.beyond}")
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,17 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
         TrainingInterrupted: Ctrl-C, or ``place.stop`` before there was anything to draw.
     """
     chains, home, finish = _plan(request)
+    longer = [beyond(chain[-1], request.beyond) for chain in chains] if request.beyond else []
+    chains = [(*chain, job) for chain, job in zip(chains, longer, strict=True)] if longer else chains
     cells = run_sweep([tuple(job.cell for job in chain) for chain in chains], place.settings(home), progress, note)
     missing = {job.cell.key for chain in chains for job in chain} - cells.keys()
     if missing and (not cells or request.name == "effective"):
         raise TrainingInterrupted(f"{len(missing)} runs of {request.name} have not ended yet; the same call goes on")
-    return _written(place.out / request.name, request.name, finish(cells))
+    record = finish(cells)
+    if longer:
+        went_on = [job for job in _ended(longer, cells) if cells[job.cell.key]["result"] is not None]
+        record["beyond"] = [beyond_record(job, cells[job.cell.key]) for job in went_on]
+    return _written(place.out / request.name, request.name, record)
 
 
 _Finish = Callable[[Mapping[str, Record]], Record]

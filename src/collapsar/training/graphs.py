@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ class RecordedSteps:
     """A training step that is recorded once and then replayed with one launch.
 
     A recording holds the addresses and the numbers of its step. The rows are copied to one place before each replay;
-    another setting, or another number of rows, needs another recording. Those of earlier settings are dropped.
+    another setting, or another number of rows, needs another recording. Those of earlier settings are dropped. Where
+    recording fails, a warning says so and the steps are made as they are.
 
     Args:
         step: Makes one step on the images numbered ``rows``, shape (B,), at a setting.
@@ -49,11 +51,23 @@ class RecordedSteps:
             self._step(rows, setting)
             return
         if size not in self._recorded:
-            place = rows.clone()
-            self._recorded[size] = place, self._record(lambda: self._step(place, setting))
+            self._recorded[size] = self._recording(rows.clone(), setting)
         place, replay = self._recorded[size]
         place.copy_(rows)
         replay()
+
+    def _recording(self, place: Tensor, setting: Hashable) -> tuple[Tensor, Callable[[], object]]:
+        def call() -> None:
+            self._step(place, setting)
+
+        try:
+            return place, self._record(call)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            warnings.warn(
+                f"the training step cannot be recorded and is launched piece by piece: {reason}", stacklevel=4
+            )
+            return place, call
 
     def _forget(self, device: torch.device) -> None:
         if self._recorded and device.type == "cuda":
