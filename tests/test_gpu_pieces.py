@@ -19,7 +19,7 @@ import torch
 
 from collapsar.experiments import presets, which_model
 from collapsar.experiments.sweep import Cell, SweepSettings, run_sweep
-from collapsar.training import ModelSpec, Penalties, TrainConfig, TrainingInterrupted, graphs
+from collapsar.training import ModelSpec, Penalties, TrainConfig, TrainingInterrupted, graphs, provenance
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "gpu"
 CONFIG = TrainConfig(
@@ -270,3 +270,12 @@ def test_which_model_of_the_paper_shares_the_runs_of_figure_5() -> None:
     back = {Cell(replace(c, model=replace(c.model, feature_relu=True))).key for c in signed}
     assert back == {cell.key for cell in own}
     assert [job.labels["value"] for job in jobs[:4]] == [0.0039, 0.0039, 0.0069, 0.0069]  # the most telling first
+
+
+def test_a_copy_without_its_repository_is_told_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "src" / "collapsar" / "training" / "provenance.py"))
+    commit = provenance._commit  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.delenv("COLLAPSAR_COMMIT", raising=False)
+    assert commit() is None
+    monkeypatch.setenv("COLLAPSAR_COMMIT", "0123abc")
+    assert commit() == "0123abc"
