@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 import threading
 import time
@@ -16,10 +17,24 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from collapsar.experiments import presets, which_model
 from collapsar.experiments.sweep import Cell, SweepSettings, run_sweep
-from collapsar.training import ModelSpec, Penalties, TrainConfig, TrainingInterrupted, graphs, provenance
+from collapsar.training import (
+    FeatureNetwork,
+    ImageData,
+    ModelSpec,
+    Penalties,
+    TrainConfig,
+    TrainingInterrupted,
+    graphs,
+    loop,
+    provenance,
+)
+from collapsar.training.models import BODIES
+from collapsar.training.state import RunState
+from collapsar.training.team import Team
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "gpu"
 CONFIG = TrainConfig(
@@ -113,6 +128,30 @@ def test_threads_take_turns_but_for_their_waits() -> None:
         for future in [pool.submit(work) for _ in range(2)]:
             future.result()
     assert len(inside) == 6
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "vgg11"])
+def test_no_step_looks_at_a_value(name: str) -> None:
+    """What waits for the device cannot be recorded: with tensors that have no values a look at one is an error."""
+    widths = {"mlp": (16, 12), "cnn": (4, 8, 12), "resnet18": (3, 4, 5, 12), "vgg11": (12, 12)}[name]
+    change = {"model": ModelSpec(name, widths), "precision": "bf16", "clip_norm": math.inf}
+    config = TrainConfig(**{**vars(CONFIG), **change})
+    with FakeTensorMode():
+        body, num_features = BODIES[name](config.model, (1, 8, 8))
+        model = FeatureNetwork(body, torch.nn.Linear(num_features, 10))
+        model.body_dtype = torch.bfloat16
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+        images = {f"{split}_images": torch.zeros(125, 1, 8, 8, dtype=torch.uint8) for split in ("train", "test")}
+        labels = {f"{split}_labels": torch.zeros(125, dtype=torch.int64) for split in ("train", "test")}
+        data = object.__new__(ImageData)  # its checks do look
+        vars(data).update(images | labels | {"mean": (0.5,), "std": (0.3,)})
+        state = RunState(model, optimizer, torch.Generator())
+        step = loop._step(state, loop._Job(config, data, Team(torch.device("cpu"))))  # pyright: ignore[reportPrivateUsage]
+        for _ in range(2):
+            step(torch.zeros(20, dtype=torch.int64), (0.1, config.penalties))
+        assert isinstance(model.head.weight.grad, FakeTensor)
+        with pytest.raises(DataDependentOutputException):
+            bool(model.head.weight.grad.sum() > 0)
 
 
 def test_runs_at_once_belong_to_one_process(tmp_path: Path) -> None:
@@ -233,10 +272,12 @@ def test_every_piece_at_tiny_size(scripts: dict[str, ModuleType], tmp_path: Path
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("error:the training step cannot be recorded")  # whatever else is asked for
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_runs_at_once_on_a_gpu_are_the_runs_one_by_one(tmp_path: Path, precision: str) -> None:
     """Recorded steps on three streams: to the rounding of kernels that may be chosen anew."""
-    change = {"device": "cuda", "precision": precision, "model": ModelSpec("resnet18", (8, 8, 12, 16))}
+    model = ModelSpec("resnet18", (8, 8, 12, 16))
+    change = {"device": "cuda", "precision": precision, "model": model, "batch_size": 32}
     configs = [TrainConfig(**{**vars(CONFIG), **change, "seed": seed, "learning_rate": 0.01}) for seed in range(4)]
     chains = [(Cell(config),) for config in configs]
     plain = [(Cell(TrainConfig(**{**vars(config), "cuda_graphs": False})),) for config in configs]
@@ -246,11 +287,12 @@ def test_runs_at_once_on_a_gpu_are_the_runs_one_by_one(tmp_path: Path, precision
     at_once = run_sweep(chains, SweepSettings(tmp_path / "three", tmp_path / "runs", at_once=3))
     for (recorded,), (made,) in zip(chains, plain, strict=True):
         a, b = at_once[recorded.key]["result"], one_by_one[made.key]["result"]
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3 if precision == "float32" else 0.05)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=5e-3 if precision == "float32" else 0.05)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("error:the training step cannot be recorded")  # whatever else is asked for
 def test_throughput_on_a_gpu(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     out = tmp_path / "throughput.json"
     scripts["throughput"].main(["--tiny", "--epochs", "5", "--steps", "5", "--at-once", "2", "--out", str(out)])

@@ -530,6 +530,7 @@ def test_a_compiled_network_trains_the_same_to_rounding(uninterrupted: TrainResu
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where it imports its compiler
+@pytest.mark.filterwarnings("error:the training step cannot be recorded")  # whatever else is asked for
 @pytest.mark.parametrize(
     ("change", "rtol"),
     [({}, 1e-3), ({"precision": "bf16"}, 0.1), ({"compile": True}, 1e-3), ({"cuda_graphs": True}, 1e-3)],

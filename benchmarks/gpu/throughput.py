@@ -14,6 +14,7 @@ import statistics
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -228,8 +229,10 @@ def piece_minutes(networks):
 def _or_error(call):
     """A number, or what went wrong: one variant that fails must not cost the others their time on the card."""
     try:
-        return call()
-    except (RuntimeError, ValueError, AssertionError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="the training step cannot be recorded")
+            return call()
+    except (RuntimeError, ValueError, AssertionError, UserWarning) as error:
         print(f"throughput: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         return {"error": str(error)[:500]}
 
