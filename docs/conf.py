@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version as version_of
-from pathlib import Path
 
 project = "Collapsar"
 author = "The Collapsar authors"
@@ -35,14 +34,19 @@ napoleon_attr_annotations = False  # the signature has them
 
 html_theme = "furo"
 html_title = f"Collapsar {release}"
-html_extra_path = ["explorer.html"] if (Path(__file__).parent / "explorer.html").exists() else []
+html_static_path = ["explorer.html"]  # beside the page of the same name, which links to it
 html_theme_options = {"source_repository": "", "navigation_with_keys": True}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
-def _escape_bars(_app, _what, _name, _object, _options, lines: list[str]) -> None:
-    """Docstrings write |x| for a magnitude; reStructuredText would take it for a substitution."""
+def _tidy(_app, _what, _name, _object, _options, lines: list[str]) -> None:
+    """Docstrings write |x| for a magnitude, which reStructuredText would take for a substitution.
+
+    And what Python writes of the fields of a named tuple says nothing.
+    """
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
     for i, line in enumerate(lines):
         if "|" in line and ">>>" not in line:
             parts = line.split("``")  # every second one is code
@@ -50,4 +54,4 @@ def _escape_bars(_app, _what, _name, _object, _options, lines: list[str]) -> Non
 
 
 def setup(app) -> None:
-    app.connect("autodoc-process-docstring", _escape_bars, priority=1)
+    app.connect("autodoc-process-docstring", _tidy, priority=1)

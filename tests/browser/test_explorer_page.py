@@ -356,11 +356,19 @@ def test_an_open_certificate_is_said(file, open_page):
 def test_panels_of_a_figure(file, open_page):
     page = open_page(file)
     page.select_option("#preset", "7")
+    sticks_out = """[...document.querySelectorAll("#geometry circle")].filter((c) =>
+      [c.cx, c.cy].some((at) => at.baseVal.value < 0 || at.baseVal.value > 400))"""
+    for preset in ("5", "6", "8", "9", "balanced", "three", "tail", "7"):
+        page.select_option("#preset", preset)
+        settle(page)
+        assert page.evaluate(f"{sticks_out}.length") == 0, preset
     assert page.locator("#panels button").count() == 10
     page.locator("#panels button").nth(3).click()
     until(page, "explorer.state.n[0] === 400 && explorer.problem.groups[0].n === 400")
     assert page.evaluate("explorer.state.f") == "nonnegative"
     assert solved(page)["states"] == expected((400, 100), 0.005, features="nonnegative")[1]
+    page.click("#start-tour")  # the menu does not go on naming a figure that is no longer shown
+    assert (page.input_value("#preset"), page.locator("#panels button").count()) == ("", 0)
 
 
 def test_play_goes_from_apart_to_collapsed_and_stops_when_touched(file, open_page):

@@ -259,5 +259,12 @@ export function bindPresets(onChange) {
   });
 }
 
+/** The menu without a choice: what is shown came from elsewhere. */
+export function forgetPreset() {
+  byId("preset").value = "";
+  byId("panels").replaceChildren();
+  byId("preset-note").replaceChildren();
+}
+
 /** No remedy. */
 export const PLAIN = { s: 1, held: false, w: 1, t: 0, d: 1, l: 1, e: 0, c: 1 };

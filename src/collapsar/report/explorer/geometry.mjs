@@ -82,7 +82,8 @@ export function drawGeometry(state, problem, solution, reach) {
   const { used } = groupsOf(state),
     box = byId("geometry");
   const positions = positionsOf(solution.grams[state.v], problem.groups);
-  const scale = REACH / (reach ** 0.4 * Math.max(reachOf(positions), 1e-4 * reach) ** 0.6);
+  const now = Math.max(reachOf(positions), 1e-4 * reach);
+  const scale = Math.min(REACH / now, REACH / (reach ** 0.4 * now ** 0.6)); // nothing sticks out where they grow
   const size = Math.min(6.5, 90 / problem.groups.reduce((sum, group) => sum + group.k, 0));
   const drawn = positions.map((position, i) => {
     const name = NAMES[used[i]],

@@ -134,7 +134,8 @@ byId("copy-python").addEventListener("click", (event) => copy(toPython(page.stat
 byId("copy-link").addEventListener("click", (event) =>
   copy(location.href.split("#")[0] + `#${toFragment(page.state)}`, event.currentTarget),
 );
-addEventListener("hashchange", () => change(fromFragment(location.hash)));
+// What was asked for, not location.hash: by now the timer above may have put the state before it there.
+addEventListener("hashchange", (event) => change(fromFragment(new URL(event.newURL).hash)));
 addEventListener("resize", render);
 render();
 

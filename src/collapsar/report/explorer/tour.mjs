@@ -1,7 +1,7 @@
 // A guided tour: a card with a few sentences, beside pictures that move.
 
 import { byId, glide, withSubscripts } from "./dom.mjs";
-import { PLAIN } from "./controls.mjs";
+import { forgetPreset, PLAIN } from "./controls.mjs";
 import { TOUR } from "./presets.mjs";
 
 const SWEEP = 3200; // ms
@@ -34,7 +34,10 @@ export function bindTour(onChange) {
     else if (sweep) stop = glide(patch.z, sweep, SWEEP, (z) => onChange({ z }));
     byId("tour-next").focus({ preventScroll: true });
   };
-  byId("start-tour").addEventListener("click", () => go(0));
+  byId("start-tour").addEventListener("click", () => {
+    forgetPreset();
+    go(0);
+  });
   byId("tour-next").addEventListener("click", () => go(step + 1));
   byId("tour-back").addEventListener("click", () => go(step - 1));
   byId("tour-end").addEventListener("click", leave);
