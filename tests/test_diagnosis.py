@@ -48,6 +48,7 @@ def test_the_papers_three_states_are_found_and_predicted(lambda_z, small, headli
     assert d.prediction.features == "signed"
     assert d.prediction.states == d.prediction.seen == d.separation.states
     assert d.prediction.merge[9] == pytest.approx(10 / 3000, rel=1e-9)
+    assert d.prediction.edge[9] == d.prediction.merge[9]
     assert d.fit is not None
     assert d.fit.follows == "signed"
     assert d.fit.models["signed"].distance.Z < 1e-3
@@ -56,6 +57,22 @@ def test_the_papers_three_states_are_found_and_predicted(lambda_z, small, headli
     assert "The head is at rest" in text
     share = lambda_z / (10 / 3000)
     assert f"{share:.2f} times that" in text if share > 1 else "81 % of it" in text
+
+
+def test_classes_alone_in_their_size_have_an_edge_where_they_have_no_transition():
+    counts = np.array([120, 91, 69, 52, 40, 30, 23, 17, 13, 10])
+    problem = cs.Problem(counts, 0.008, 0.02)
+    W, H, b = cs.solve(problem).factors(10, lambda_w=0.1)
+    found = diagnose_measurement(measured(counts, W.T, H.T, b), KnownTraining(0.1, 0.008**2 / 0.1, 0.02))
+    assert found.prediction is not None
+    assert np.isnan(found.prediction.merge).all()
+    np.testing.assert_allclose(found.prediction.edge[1:], np.sqrt(counts[1:]) / counts.sum(), rtol=1e-9)
+    assert found.prediction.edge[0] == found.prediction.complete  # nothing outlives everything
+    lost = np.flatnonzero(found.prediction.edge < 0.008)
+    assert lost.tolist() == [8, 9] == list(found.separation.merged_classes)
+    assert (
+        "9 comes to equal others first, from lambda_z = 0.006801 on; this network is at 1.18 times that." in found.words
+    )
 
 
 def test_complete_collapse_needs_the_penalties_to_be_predicted():

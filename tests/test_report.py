@@ -280,7 +280,7 @@ def test_many_classes_become_pictures_within_the_budget() -> None:
     text = demo_page(fake_record(large=30, small=30))
     assert len(text.encode()) < 2_000_000
     assert Page(text).count("rect", "cell") == 0
-    assert text.count("data:image/png;base64") == 6
+    assert text.count("data:image/png;base64") == 12  # a picture for each colour of each map
 
 
 def numbers_to_null(value: Any, keep: tuple[str, ...]) -> Any:
@@ -579,6 +579,14 @@ def with_states(*states: str) -> Callable[[Record], None]:
             run["measured"]["states"] = ["separated"] * 5 + state.split() * (5 // len(state.split()))
 
     return change
+
+
+def test_the_words_of_the_finding_are_explained_and_its_classes_named(page: Page) -> None:
+    text = " ".join("".join(page.by_tag["body"]).split())
+    small = ", ".join(f"digit {k}" for k in range(5, 10))
+    assert f"Minority: {small}. Majority:" in text
+    assert "A class has collapsed when the network gives its images no scores of their own" in text
+    assert "Minority:" not in demo_page(fake_record(large=30, small=30))
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,30 @@ def test_the_reason_in_words(price, thresholds, words):
     assert reason(diagnosis).endswith("What was measured differs from what theory predicts, for 1 of 3 classes.")
 
 
+def test_a_class_alone_in_its_size_is_lost_from_its_edge_on(tmp_path):
+    counts, price = np.array([60, 40, 6, 5]), 0.022
+    s = cs.solve(cs.Problem(counts, price, LAMBDA_B))
+    W, H, b = s.factors(5, lambda_w=LAMBDA_W)
+    labels = np.repeat(np.arange(4), counts)
+    penalties = {"lambda_w": LAMBDA_W, "lambda_h": price**2 / LAMBDA_W, "lambda_b": LAMBDA_B}
+    np.savez(tmp_path / "a.npz", features=H.T[labels], labels=labels, weight=W.T, bias=b, **penalties)  # pyright: ignore[reportArgumentType]
+    record = report_record([tmp_path / "a.npz"])
+    text = words_of(Page(report_page(record)))
+    assert "2, 3 (5 to 6 samples each) are given up from penalty 0.0201 to 0.0221 on" not in text  # 6 is not yet lost
+    assert "class 3 (5 samples) is given up from penalty 0.0201 on" in text  # sqrt(5) / 111
+    assert "A class alone in its size has no sharp threshold" in text
+
+
+def test_sentences_have_the_letters_of_the_page(text, page):
+    assert "at λ<sub>Z</sub> = 0.0185" in text
+    assert "lambda_z" not in "".join(page.by_tag["li"] + page.by_tag["p"])
+
+
+def test_theory_s_merged_groups_are_circled_by_the_rule_that_measures(record):
+    labels = re.findall(r'aria-label="(The [^"]*principal plane[^"]*)"', report_page(one(record, 1)))
+    assert [label.endswith("merged groups: dog and eel and fox.") for label in labels] == [True, True]
+
+
 def test_cautions_stand_under_the_headline(record):
     weak = copy.deepcopy(one(record, 0))
     assert "not yet recognised" not in report_page(weak)
@@ -362,12 +386,14 @@ def test_the_command_reads_a_folder_of_runs_and_its_own_record(tmp_path, capsys,
 
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    from collapsar.experiments.demo import COLLAPSE_NUMBERS, collapse_numbers
+
     for name, lambda_z in (("b", 0.001), ("a", 0.002)):
         config = TrainConfig(
             "digits", (12,) * 5 + (6,) * 5, penalties_for(lambda_z, 0.02), epochs=2, eval_every=1,
             model=ModelSpec("mlp", widths=(16,)), device="cpu",
         )  # fmt: skip
-        train(config, load_data("digits"), tmp_path / "runs" / name)
+        train(config, load_data("digits"), tmp_path / "runs" / name, measure=collapse_numbers)
     page = tmp_path / "page.html"
     code, out, _ = command(capsys, tmp_path / "runs", "--out", page, "--no-open", "--json")
     assert (code, opened) == (0, [])
@@ -377,6 +403,9 @@ def test_the_command_reads_a_folder_of_runs_and_its_own_record(tmp_path, capsys,
     run = record["runs"][0]
     assert run["training"]["trained_epochs"] == 2
     assert [r["epoch"] for r in run["history"]] == [1, 2]
+    assert all(np.isfinite(r[name]) for r in run["history"] for name in COLLAPSE_NUMBERS)
+    charts = re.findall(r'aria-label="(\w[^"]*) over the epochs', page.read_text())
+    assert charts == 2 * ["Test images recognised", "NC1", "CDNV", "NC2 and NC3", "Imbalance of forces"]
     del record["page"]
     assert json.loads(Page(page.read_text()).scripts[0]) == record
     (tmp_path / "again.json").write_text(json.dumps(record))

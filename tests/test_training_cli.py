@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from collapsar.cli.app import app
+from collapsar.experiments.demo import COLLAPSE_NUMBERS
 from collapsar.training import load_records, load_run
 
 
@@ -60,6 +61,8 @@ def test_train_on_an_npz_file_of_ones_own(data: str, tmp_path: Path) -> None:
     assert record["accuracy"]["test_balanced"] == pytest.approx(last["test_balanced_accuracy"])
     assert {"lambda_w", "lambda_h", "lambda_z", "effective_lambda_h", "effective_lambda_z"} <= last.keys()
     assert last["lambda_z"] == pytest.approx(0.02)
+    assert all({*COLLAPSE_NUMBERS} <= r.keys() for r in (*evaluations, *record["history"]))
+    assert last["nc1_uniform"] == pytest.approx(record["measured"]["nc1_uniform"])
 
 
 def test_the_papers_networks_have_names_here(data: str, tmp_path: Path) -> None:

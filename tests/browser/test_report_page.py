@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from browser_probes import LOW_CONTRASTS, NAMELESS, STICKS_OUT
 from collapsar.report import demo_page
@@ -59,6 +62,30 @@ def test_markup_in_names_is_text(tmp_path, open_page):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
     assert EVIL in page.inner_text(".run .readout >> nth=0")
+
+
+def test_maps_of_many_classes_are_pictures_in_the_right_colours_that_can_be_read(tmp_path, open_page):
+    record = fake_record(large=30, small=30)
+    record["class_names"][3] = EVIL
+    path = tmp_path / "many.html"
+    path.write_text(demo_page(record))
+    page = open_page(path, color_scheme="light")
+    Z = np.array(record["runs"][0]["measured"]["Z"])
+    frame = page.locator(".run .frame").first
+    frame.scroll_into_view_if_needed()
+    box = frame.bounding_box()
+    picture = np.array(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), dtype=float)
+    full = max(np.abs(run[side]["Z"]).max() for run in record["runs"] for side in ("measured", "predicted"))
+    for column, row in ((3, 3), (3, 40), (45, 45), (59, 0)):
+        x, y = (box[a] + box[b] * (at + 0.5) / 60 for a, b, at in (("x", "width", column), ("y", "height", row)))
+        z = Z[row, column]
+        end = np.array([0x0B, 0x4F, 0x8A] if z > 0 else [0xB8, 0x4A, 0x00])
+        expected = 255 + (end - 255) * (abs(z) / full) ** 0.6
+        assert np.abs(picture[int(y), int(x)] - expected).max() <= 3
+        page.mouse.move(x, y)
+        said = page.inner_text(".run .readout >> nth=0")
+        assert f"“{record['class_names'][column]}”, score for “{record['class_names'][row]}”: network " in said
+        assert f"{float(f'{abs(z):.3g}'):g}" in said
 
 
 def test_the_keyboard_reads_cells_and_opens_definitions(file, open_page, record):

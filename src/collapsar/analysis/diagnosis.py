@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.analysis import diagnosis_words as words
+from collapsar.analysis.advice_outlook import edges
 from collapsar.analysis.agreement import AT_REST, EffectivePenalties, HeadForces, effective_penalties, head_forces
 from collapsar.analysis.fit import Fit, fit_to_theory
 from collapsar.analysis.measurement import Measurement
@@ -101,6 +102,8 @@ class Prediction:
         merge: shape (K,), lambda_z from which the class merges; NaN where it does not.
         vanish: shape (K,), lambda_z from which it vanishes.
         complete: lambda_z from which nothing is left.
+        edge: shape (K,), lambda_z from which the class has no predictions of its own: the first of the two, or for one
+            alone in its size (signed features), which has no transition, where it loses its own direction.
         Z: shape (K, K), the optimum's mean predictions.
         b: shape (K,).
         gap: relative duality gap of the optimum.
@@ -115,6 +118,7 @@ class Prediction:
     merge: Vector
     vanish: Vector
     complete: float
+    edge: Vector
     Z: Matrix
     b: Vector
     gap: float
@@ -344,7 +348,7 @@ def _prediction(
     problem = _problem(m, lambda_z, _bias_price(m, known, effective), features)
     solution = solve(problem, 1e-7, throw=False)
     t = thresholds(problem)
-    Z = solution.Z
+    Z, edge = solution.Z, np.fmin(t.merge, t.vanish)
     return Prediction(
         features=features,
         lambda_z=lambda_z,
@@ -355,6 +359,7 @@ def _prediction(
         merge=t.merge,
         vanish=t.vanish,
         complete=t.complete,
+        edge=np.fmin(edge, edges(problem, solution.b)) if features == "signed" else edge,
         Z=Z,
         b=solution.b,
         gap=solution.certificate.relative_gap,

@@ -169,15 +169,16 @@ def _predicted(say: Says, prediction: Prediction) -> str:
 
 def _margin(say: Says, prediction: Prediction) -> Iterator[str]:
     """How far the class that goes first is from its threshold."""
-    merge = np.where(np.isnan(prediction.merge), np.inf, prediction.merge)
-    vanish = np.where(np.isnan(prediction.vanish), np.inf, prediction.vanish)
-    first = np.minimum(merge, vanish)
+    first = np.where(np.isnan(prediction.edge), np.inf, prediction.edge)
     level = float(first.min())
     if not np.isfinite(level):
         return
     classes = np.flatnonzero(first <= level * (1 + 1e-9)).tolist()
-    verb, ending = ("merge", "s") if merge[classes[0]] < vanish[classes[0]] else ("vanish", "es")
-    verb += ending if len(classes) == 1 else ""
+    verb = "merges" if level == prediction.merge[classes[0]] else "vanishes"
+    if level < np.fmin(prediction.merge, prediction.vanish)[classes[0]]:  # alone in its size: no transition
+        verb = "comes to equal others"
+    if len(classes) > 1:
+        verb = {"merges": "merge", "vanishes": "vanish"}.get(verb, "come to equal others")
     ratio = prediction.lambda_z / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{_percent(ratio)} of it"
     yield f"{named(say.names, classes)} {verb} first, from lambda_z = {level:.4g} on; this network is at {where}."

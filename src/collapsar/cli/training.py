@@ -76,7 +76,7 @@ def train(
     With --lambda-z the head gets lambda_w = 10 lambda_z and the features lambda_h = lambda_z / 10, as in the paper.
     A run that is interrupted goes on where it stopped when the same command is given again.
     """
-    from collapsar.experiments.demo import run_record
+    from collapsar.experiments.demo import collapse_numbers, run_record
     from collapsar.training import ModelSpec, Penalties, TrainConfig, imbalanced, load_data, penalties_for
     from collapsar.training import train as train_network
 
@@ -107,7 +107,8 @@ def train(
     )
     images = imbalanced(load_data(data, data_dir), config.class_counts)
     with _bars() as bar:
-        result = train_network(config, images, out, progress=_advance(bar, "training"), resume=not fresh)
+        progress = _advance(bar, "training")
+        result = train_network(config, images, out, progress=progress, resume=not fresh, measure=collapse_numbers)
     record = {"config": json.loads(config.to_json()), **run_record(result, images)}
     write_atomically(out / "result.json", json.dumps(standard(record), allow_nan=False))
     if as_json:

@@ -20,6 +20,7 @@ import torch
 import collapsar as cs
 from collapsar.analysis.fit import Distance, distance
 from collapsar.experiments.diagnose import diagnose_run
+from collapsar.experiments.network_records import advice_record, geometry_record
 from collapsar.metrics import CollapseReport, NeuralCollapse
 from collapsar.training import (
     DEMO_RECIPES,
@@ -32,13 +33,16 @@ from collapsar.training import (
     train,
 )
 
-__all__ = ["POSITIONS", "demo", "demo_penalties", "run_record"]
+__all__ = ["COLLAPSE_NUMBERS", "POSITIONS", "collapse_numbers", "demo", "demo_penalties", "run_record"]
 
 Record = dict[str, Any]
 Progress = Callable[[str, int, int], None]
 """Called with (position, finished epochs, all epochs) while a network trains."""
 
 POSITIONS = ("below", "between", "above")
+
+COLLAPSE_NUMBERS = ("nc1_uniform", "nc1_weighted", "cdnv", "cdnv_max", "nc2_etf", "nc3_self_duality")
+"""The metrics of neural collapse that are measured at every evaluation: those that the pages draw over the epochs."""
 
 # The outer penalties, as factors of the thresholds next to them: far enough for the states to be plain to see, close
 # enough for the pictures to be of one family.
@@ -92,8 +96,9 @@ def demo(
     for position, lambda_z in demo_penalties(problem).items():
         config = replace(demo_config(data_name, lambda_z, seed), eval_every=max(1, recipe.epochs // 25))
         note = None if progress is None else partial(_note, progress, position)
-        result = train(config, data, out / f"{position}-seed{seed}", progress=note, measure=_nc1)
-        runs.append({"position": position, **run_record(result, data)})
+        result = train(config, data, out / f"{position}-seed{seed}", progress=note, measure=collapse_numbers)
+        run = run_record(result, data)
+        runs.append({"position": position, **run, "advice": advice_record(run["diagnosis"])})
     assert result is not None  # there are three positions
     t, ts = cs.thresholds(problem), cs.thresholds(signed)
     small = counts == counts.min()
@@ -129,6 +134,7 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
     small = problem.class_counts == problem.class_counts.min()
     last = result.records[-1]
     c = solution.certificate
+    found = diagnose_run(result, data, f"{config.dataset}, lambda_z {penalties.lambda_z:.4g}")
     return {
         "lambda_z": penalties.lambda_z,
         "seed": config.seed,
@@ -154,12 +160,13 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
         "distance": _distances(match, other),
         "accuracy": _accuracies(last, small),
         "stationarity": last["stationarity"],
-        "diagnosis": diagnose_run(result, data, f"{config.dataset}, lambda_z {penalties.lambda_z:.4g}").to_dict(),
+        "diagnosis": found.to_dict(),
+        "geometry": geometry_record(found),
         "seconds": result.seconds,
         "epochs": result.epoch,
         "history": [
             {
-                **{k: r.get(k) for k in ("epoch", "nc1_uniform", "nc1_weighted", "train_loss", "train_accuracy")},
+                **{k: r.get(k) for k in ("epoch", *COLLAPSE_NUMBERS, "train_loss", "train_accuracy")},
                 "test_minority": _accuracies(r, small)["test_minority"],
             }
             for r in result.records
@@ -179,10 +186,10 @@ def _report(model: Any, data: ImageData) -> CollapseReport:
     return metric.compute()
 
 
-def _nc1(model: Any, data: ImageData) -> Record:
-    """What the curve over epochs needs."""
-    report = _report(model, data)
-    return {"nc1_uniform": report.nc1_uniform, "nc1_weighted": report.nc1_weighted}
+def collapse_numbers(model: Any, data: ImageData) -> Record:
+    """``COLLAPSE_NUMBERS`` of the training set, for ``training.train(..., measure=)``."""
+    values = _report(model, data).scalars()
+    return {name: values[name] for name in COLLAPSE_NUMBERS}
 
 
 def _accuracies(record: Record, small: np.ndarray) -> Record:

@@ -42,7 +42,7 @@ def advice_page(record: Mapping[str, Any]) -> str:
     problem = data["problem"]
     setting = (
         f"{len(problem['class_counts'])} classes, {sum(problem['class_counts'])} samples, {problem['features']} "
-        f"features, λ_Z = {lambda_text(problem['lambda_z'])}, λ_b = {problem['lambda_b']}"
+        f"features, lambda_z = {lambda_text(problem['lambda_z'])}, lambda_b = {problem['lambda_b']}"
     )
     return page("advice.html", data, title="Collapsar: advice", setting=setting, advice=advice_view(data, "advice"))
 

@@ -78,7 +78,7 @@ def safety(record: Record, ax: Axes) -> Axes:
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("safety: threshold / λ_Z (1: the threshold; dashed: the target)")
+    ax.set_xlabel("threshold / penalty (dashed: the target)")
     names = [f"{class_words(g, record['class_names'])}: {g['samples']}" for g in record["groups"]]
     ax.set_yticks(y, names)
     ax.set_ylabel("classes: samples each")

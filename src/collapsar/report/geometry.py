@@ -106,8 +106,9 @@ def class_means_plane(record: Mapping[str, Any], ax: Axes, *, reach: float | Non
     """Draw class means in their principal plane: a ray from the origin each, merged groups circled.
 
     Args:
-        record: ``class_means`` (K, d); optional ``class_names`` (K), ``clusters`` (lists of class indices, one
-            colour each), ``groups`` (merged classes, circled), ``states`` (K, a marker each).
+        record: ``class_means`` (K, d); optional ``class_names`` (K), ``states`` (K, a marker and a colour each),
+            ``clusters`` (lists of class indices, one colour each in place of those of the states), ``groups``
+            (merged classes, circled).
         ax: Where to draw.
         reach: Half width of the picture; default 1.25 times the longest projected mean. Give the same to panels
             that are compared.
@@ -126,19 +127,27 @@ def class_means_plane(record: Mapping[str, Any], ax: Axes, *, reach: float | Non
             raise ValueError(f"`{what}` must hold one entry for each of the {len(places)} classes, got {len(values)}")
     longest = float(np.nanmax(np.hypot(*places.T), initial=0.0)) or 1.0
     reach = 1.25 * longest if reach is None else reach
-    points, rays = [], []
-    for j, cluster in enumerate(cluster_of_classes(record.get("clusters") or (), len(places))):
-        colour = COLOURS[CLUSTER_COLOURS[j % len(CLUSTER_COLOURS)]]
-        for k in (k for k in cluster if np.isfinite(places[k]).all()):
-            rays += ax.plot([0, places[k, 0]], [0, places[k, 1]], color=colour, linewidth=0.9, alpha=0.5, zorder=2)
-            marker = STATES[states[k]].marker
-            points.append(ax.scatter(*places[k], s=26, marker=marker, color=colour, linewidths=0, zorder=3))
+    points, rays, colours = [], [], _colours(record, states)
+    for k in np.flatnonzero(np.isfinite(places).all(axis=1)):
+        colour, marker = colours[k], STATES[states[k]].marker
+        rays += ax.plot([0, places[k, 0]], [0, places[k, 1]], color=colour, linewidth=0.9, alpha=0.5, zorder=2)
+        points.append(ax.scatter(*places[k], s=26, marker=marker, color=colour, linewidths=0, zorder=3))
     circles = [_circle(places[list(group)], reach, ax) for group in record.get("groups") or () if len(group) > 1]
     labels = _written(places, names, reach, ax) if 0 < len(names) <= _MOST_NAMES else []
     ax.plot([0], [0], marker="+", color=COLOURS["muted"], markersize=6, zorder=1)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return PlaneArtists(points, rays, circles, labels, shown)
+
+
+def _colours(record: Mapping[str, Any], states: Sequence[str]) -> list[str]:
+    """One for each class: of its cluster where clusters are given, else of its state."""
+    if not record.get("clusters"):
+        return [COLOURS[STATES[state].colour] for state in states]
+    cluster_of = {
+        k: j for j, cluster in enumerate(cluster_of_classes(record["clusters"], len(states))) for k in cluster
+    }
+    return [COLOURS[CLUSTER_COLOURS[cluster_of[k] % len(CLUSTER_COLOURS)]] for k in range(len(states))]
 
 
 def _circle(places: Array, reach: float, ax: Axes) -> Circle:

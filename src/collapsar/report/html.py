@@ -8,8 +8,10 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from collapsar.report.advice_page import advice_view
 from collapsar.report.diagnosis import checked_diagnosis, price_readings
 from collapsar.report.page import colour_bar, drawn, page, score_map
+from collapsar.report.planes import plane_views
 from collapsar.report.plots import (
     VANISHED_REMARK,
     curve_legend,
@@ -28,6 +30,7 @@ from collapsar.report.words import (
     data_words,
     finding,
     lambda_text,
+    meaning,
     number_text,
     outcome,
     share_text,
@@ -57,6 +60,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
         title=f"Collapsar: {data_words(data)}",
         finding=finding(data),
         verdict=verdict(data),
+        meaning=meaning(data),
         consequence=consequence(data),
         names=cluster_names(data),
         data_words=data_words(data),
@@ -74,7 +78,25 @@ def demo_page(record: Mapping[str, Any]) -> str:
             run["measured"].get("relative_norm") or [None] * len(data["class_names"]) for run in data["runs"]
         ],
         diagnoses=[_diagnosis_view(run, i) for i, run in enumerate(data["runs"])],
+        planes=[_planes(data, i) for i in range(len(data["runs"]))],
+        advice=_advice(data),
     )
+
+
+def _planes(data: Record, index: int) -> list[Record]:
+    """The class means of one run and of theory; none where the record has no diagnosis of it."""
+    run = data["runs"][index]
+    if run.get("diagnosis") is None:
+        return []
+    return plane_views(run.get("geometry"), checked_diagnosis(run["diagnosis"]), f"run-{index}")
+
+
+def _advice(data: Record) -> Record | None:
+    """Advice at the smallest penalty at which classes are lost, and that penalty; None where none was recorded."""
+    found = [run for run in data["runs"] if run.get("advice") is not None]
+    if not found:
+        return None
+    return {"level": lambda_text(found[0]["lambda_z"]), "view": advice_view(found[0]["advice"], "advice")}
 
 
 # --- heat maps
@@ -94,7 +116,10 @@ def _run_view(data: Record, index: int, scale: float) -> Record:
         view: Record = {"side": side, "heading": heading, "states": states, "remark": ""}
         if side == "predicted" and defined(run["distance"]["Z"]):
             view["remark"] = f"the network is {share_text(run['distance']['Z'])} away"
-        maps.append(view | score_map(matrix(run[side]["Z"]), data, scale, f"map-{index}-{side}", label))
+        maps.append(
+            view
+            | score_map(matrix(run[side]["Z"]), data, scale, f"map-{index}-{side}", label, f"runs.{index}.{side}.Z")
+        )
     seeds = len({run["seed"] for run in data["runs"]}) > 1
     return {"index": index, "level": level, "seed": run["seed"] if seeds else None, "maps": maps, "run": run}
 
@@ -108,7 +133,8 @@ def _diagnosis_view(run: Record, index: int) -> Record | None:
         return None
     data = checked_diagnosis(run["diagnosis"])
     view = {key: data[key] for key in ("headline", "words", "notes")}
-    return {**view, "svg": _readings_svg(data, f"readings-{index}")}
+    readings = data["effective"] is not None and any(map(defined, data["effective"]["by_class"]))
+    return {**view, "svg": _readings_svg(data, f"readings-{index}") if readings else None}
 
 
 def _readings_svg(data: Record, name: str) -> Markup:

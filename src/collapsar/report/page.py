@@ -9,29 +9,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
-from collapsar.report.plots import heatmap
 from collapsar.report.record import Record, defined
-from collapsar.report.style import COLUMN_INCHES, STATES, strength, styled, svg_string
+from collapsar.report.style import STATES, strength, styled, svg_string
 from collapsar.report.words import ABSENT, cluster_names, lambda_text, number_text, share_text
 
 __all__ = ["colour_bar", "drawn", "page", "score_map"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# A cell of a hover map is some 100 bytes of page, and a cell narrower than two pixels cannot be pointed at: larger
-# maps become a picture.
+# A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
 _MOST_CELLS = 40
 _CELL, _LONGEST_NAME = 10.0, 14
+_LAMBDA = re.compile(r"\blambda_([wzhb])\b")
 
 
 def page(template: str, data: Record, **values: Any) -> str:
@@ -70,10 +72,16 @@ def _environment() -> Environment:
         "lambda": lambda_text,
         "number": number_text,
         "share": share_text,
+        "prose": _prose,
         "entry": lambda value: f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT,
     }
     environment.tests["number"] = lambda value: not isinstance(value, str) and defined(value)
     return environment
+
+
+def _prose(text: str) -> Markup:
+    """A sentence of a record with the letters of the page: lambda_z is λ with an index."""
+    return Markup(_LAMBDA.sub(lambda found: f"λ<sub>{found[1].replace('z', 'Z')}</sub>", str(escape(text))))
 
 
 def _json_block(data: Record) -> Markup:
@@ -84,19 +92,19 @@ def _json_block(data: Record) -> Markup:
     return Markup(text)
 
 
-def score_map(Z: np.ndarray, data: Record, scale: float, name: str, label: str) -> Record:
-    """What the templates draw of one matrix of mean scores: cells to hover, or a picture where they are too many.
+def score_map(Z: np.ndarray, data: Record, scale: float, name: str, label: str, source: str) -> Record:
+    """What the templates draw of one matrix of mean scores: cells, or a picture where they are too many.
 
     Args:
         Z: Shape (K, K), [logit, class].
         data: ``class_names``, ``class_counts`` and ``clusters``.
         scale: The magnitude that gets the full colour, in nats.
-        name: Of a picture, unique in the page.
+        name: Of the map, unique in the page.
         label: Text alternative.
+        source: Where the page's record has the matrix: keys joined by points.
     """
-    if len(Z) > _MOST_CELLS:
-        return {"label": label, "svg": _picture(data, Z, scale, name, label)}
-    return {"label": label, "cells": _cells(data, Z, scale)}
+    draw = _cells if len(Z) <= _MOST_CELLS else _raster
+    return {"label": label, "name": name, "source": source, "cells": draw(data, Z, scale)}
 
 
 def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
@@ -122,8 +130,6 @@ def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
         for row, l in enumerate(order)
         for weight in [weights[row, column]]
     ]
-    ends = np.cumsum([len(cluster) for cluster in data["clusters"]])
-    middles = _CELL * (ends - np.array([len(cluster) for cluster in data["clusters"]]) / 2)
     return {
         "cells": cells,
         "cell": _CELL,
@@ -133,22 +139,50 @@ def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
         "top": top,
         "upright": upright,
         "names": [(name, _CELL * (i + 0.5)) for i, name in enumerate(names)],
+        **_groups(data, _CELL),
+    }
+
+
+def _raster(data: Record, Z: np.ndarray, scale: float) -> Record:
+    """As ``_cells`` of a map with too many of them: its two colours as pictures of their strength, no class names."""
+    order = [k for cluster in data["clusters"] for k in cluster]
+    weights = np.nan_to_num(strength(Z[np.ix_(order, order)], scale))
+    size, font = _CELL * _MOST_CELLS, 14.0
+    return {
+        "cells": [],
+        "layers": [("for", _png(np.maximum(weights, 0))), ("against", _png(np.maximum(-weights, 0)))],
+        "order": json.dumps(order, separators=(",", ":")),
+        "cell": size / len(order),
+        "size": size,
+        "font": font,
+        "left": 1.0,
+        "top": 1.5 * font,
+        "upright": False,
+        "names": [],
+        **_groups(data, size / len(order)),
+    }
+
+
+def _png(values: np.ndarray) -> str:
+    """Numbers from 0 to 1 as the grey pixels of a picture, in a data URL."""
+    buffer = io.BytesIO()
+    imsave(buffer, values, cmap="gray", vmin=0, vmax=1, format="png", metadata={"Software": "collapsar"})
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _groups(data: Record, cell: float) -> Record:
+    """Names of the clusters at their middles, and the lines between them."""
+    sizes = np.array([len(cluster) for cluster in data["clusters"]])
+    ends = np.cumsum(sizes)
+    middles = cell * (ends - sizes / 2)
+    return {
         "groups": list(zip(cluster_names(data), middles.tolist(), strict=True)),
-        "edges": (_CELL * ends[:-1]).tolist(),
+        "edges": (cell * ends[:-1]).tolist(),
     }
 
 
 def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
-def _picture(data: Record, Z: np.ndarray, scale: float, name: str, label: str) -> Markup:
-    def draw(ax: Axes) -> None:
-        heatmap(Z, ax, clusters=data["clusters"], vmax=scale)
-        ax.set_xlabel("images of class")
-        ax.set_ylabel("score for class")
-
-    return drawn(draw, (COLUMN_INCHES, COLUMN_INCHES), name, label)
 
 
 def colour_bar(scale: float) -> list[Record]:

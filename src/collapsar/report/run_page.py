@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,19 @@ from matplotlib.axes import Axes
 
 from collapsar.report.advice_page import advice_view
 from collapsar.report.diagnosis import checked_diagnosis, class_lengths, price_readings, same_counts
-from collapsar.report.geometry import class_means_plane, principal_plane
 from collapsar.report.page import colour_bar, drawn, page, score_map
+from collapsar.report.planes import plane_views
 from collapsar.report.record import Record, defined, matrix, plain
 from collapsar.report.run_plots import CURVES, class_sizes, class_thresholds, curves_over_epochs
-from collapsar.report.run_words import accuracy, cautions, reason, report_finding, state_counts, trained
+from collapsar.report.run_words import (
+    accuracy,
+    cautions,
+    first_thresholds,
+    reason,
+    report_finding,
+    state_counts,
+    trained,
+)
 from collapsar.report.style import COLUMN_INCHES
 from collapsar.report.thresholds import penalty_axis
 from collapsar.report.words import ABSENT, lambda_text, share_text
@@ -59,7 +68,7 @@ def report_page(record: Mapping[str, Any]) -> str:
         data,
         title=f"Collapsar: {report_finding(runs)}",
         finding=report_finding(runs),
-        views=[_view(run, f"run-{i}") for i, run in enumerate(runs)],
+        views=[_view(run, f"run-{i}", f"runs.{i}.diagnosis.") for i, run in enumerate(runs)],
         rows=[_row(run, f"run-{i}") for i, run in enumerate(runs)],
         joint_svg=_joint_axis(runs) if len(runs) > 1 else None,
     )
@@ -87,10 +96,10 @@ def diagnosis_page(record: Mapping[str, Any]) -> str:
     return page("diagnosis.html", data, title=f"Collapsar: {data['headline']}", view=_view(run, "run-0"))
 
 
-def _view(run: Record, ident: str) -> Record:
-    """What the templates show of one network; ``ident`` begins every id."""
+def _view(run: Record, ident: str, source: str = "") -> Record:
+    """What the templates show of one network; ``ident`` begins every id, ``source`` the place of the diagnosis."""
     data = {**run["diagnosis"], "clusters": same_counts(run["diagnosis"]["class_counts"])}
-    scale, maps = _maps(data, ident)
+    scale, maps = _maps(data, ident, source)
     wide = (COLUMN_INCHES * 1.5, 2.0)
     sizes = f"Training samples of each class, with its state. {data['headline']}"
     lengths = f"Length of the mean scores of each class, with its state. {data['headline']}"
@@ -104,13 +113,14 @@ def _view(run: Record, ident: str) -> Record:
         "training": run["training"],
         "order": [k for cluster in data["clusters"] for k in cluster],
         "threshold_svg": _threshold(data, ident),
+        "gradual": _gradual(data["prediction"]),
         "sizes_svg": drawn(lambda ax: class_sizes(data, ax), wide, f"{ident}-sizes", sizes),
         "lengths_svg": drawn(lambda ax: class_lengths(data, ax), wide, f"{ident}-lengths", lengths),
         "rows": _class_rows(data),
         "many": len(data["class_names"]) > _MOST_ROWS,
         "maps": maps,
         "scale": colour_bar(scale) if maps else [],
-        "planes": _planes(run["geometry"], data, ident),
+        "planes": plane_views(run["geometry"], data, ident),
         "curves": _curves(run["history"], ident),
         "readings_svg": _readings(data, ident),
         "advice": None if run["advice"] is None else advice_view(run["advice"], f"{ident}-advice"),
@@ -151,19 +161,19 @@ def _sizes(counts: Sequence[int]) -> str:
 # --- heat maps
 
 
-def _maps(data: Record, ident: str) -> tuple[float, list[Record]]:
+def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
     """Mean scores of the network, and of theory where it predicts; none for many classes. And their common scale."""
     theory = None if data["prediction"] is None else data["prediction"]["Z"]
     sides = [
-        (data["Z"], "The network, measured", "measured"),
-        (theory, "The theory, predicted", "predicted"),
+        (data["Z"], "The network, measured", "measured", "Z"),
+        (theory, "The theory, predicted", "predicted", "prediction.Z"),
     ]
-    found = [(matrix(Z), heading, name) for Z, heading, name in sides if Z is not None]
-    scale = max((float(np.nanmax(np.abs(Z), initial=0.0)) for Z, _, _ in found), default=0.0) or 1.0
+    found = [(matrix(Z), *rest) for Z, *rest in sides if Z is not None]
+    scale = max((float(np.nanmax(np.abs(Z), initial=0.0)) for Z, *_ in found), default=0.0) or 1.0
     views = []
-    for Z, heading, name in found:
+    for Z, heading, name, place in found:
         label = f"{heading}: mean scores as colours, a column per class of samples, a row per score."
-        view = score_map(Z, data, scale, f"{ident}-map-{name}", label)
+        view = score_map(Z, data, scale, f"{ident}-map-{name}", label, source + place)
         views.append({"heading": heading, "side": name, **view})
     return scale, views
 
@@ -192,7 +202,9 @@ def _axis(found: Sequence[Record]) -> Record:
         "class_counts": found[0]["class_counts"],
         "features": theory["features"],
         "clusters": same_counts(found[0]["class_counts"]),
-        "thresholds": {theory["features"]: {key: theory[key] for key in ("merge", "vanish", "complete")}},
+        "thresholds": {
+            theory["features"]: {"merge": _merging(theory), "vanish": theory["vanish"], "complete": theory["complete"]}
+        },
         "runs": [
             {
                 "lambda_z": data["prediction"]["lambda_z"],
@@ -202,6 +214,22 @@ def _axis(found: Sequence[Record]) -> Record:
             for data in found
         ],
     }
+
+
+def _gradual(theory: Record | None) -> bool:
+    """Whether a class is alone in its size and comes to equal others without a transition."""
+    if theory is None:
+        return False
+    sharp = np.fmin.reduce(np.array([theory["merge"], theory["vanish"]], dtype=float))
+    return bool(np.any(first_thresholds(theory) < sharp))
+
+
+def _merging(theory: Record) -> list[float | None]:
+    """Where each class merges; for one alone in its size, where it comes to equal others; None where it does not."""
+    return [
+        None if level >= (vanish or math.inf) else float(level)
+        for level, vanish in zip(first_thresholds(theory), theory["vanish"], strict=True)
+    ]
 
 
 def _joint_axis(runs: Sequence[Record]) -> Markup | None:
@@ -221,73 +249,6 @@ def _joint_axis(runs: Sequence[Record]) -> Markup | None:
     label = f"The penalties of all networks among the thresholds of theory: {places}."
     height = 0.85 + 0.5 * len(axis["clusters"])
     return drawn(lambda ax: penalty_axis(axis, ax), (COLUMN_INCHES * 1.3, height), "joint", label)
-
-
-# --- geometry
-
-
-def _planes(geometry: Record | None, data: Record, ident: str) -> list[Record]:
-    """Class means of the network and of the optimum in their planes, one scale; mean scores where there are none."""
-    if not {"separated", "merged"} & set(data["separation"]["states"]):
-        return []  # noise around the origin
-    means, what = _points(geometry, data)
-    theory = data["prediction"]
-    sides = [
-        ("network", "The network, measured", data["separation"]["states"], _alive_groups(data["separation"])),
-        ("theory", "The theory, predicted", theory and theory["seen"], _same_groups(means.get("theory"), theory)),
-    ]
-    sides = [side for side in sides if means.get(side[0]) is not None]
-    reach = 1.25 * max((_longest(means[side]) for side, *_ in sides), default=0.0) or 1.0
-    views = []
-    for side, heading, states, groups in sides:
-        picture = {
-            "class_means": means[side],
-            "class_names": data["class_names"],
-            "clusters": data["clusters"],
-            "groups": groups,
-            "states": states,
-        }
-        shown = principal_plane(means[side])[1]
-        circled = "; merged groups: " + ", ".join(_group(g, data) for g in groups) if groups else ""
-        label = f"{heading}: {what} in their principal plane, which holds {share_text(shown)} of their squared length"
-        svg = drawn(
-            lambda ax, picture=picture: class_means_plane(picture, ax, reach=reach),
-            (2.9, 2.9), f"{ident}-plane-{side}", f"{label}{circled}.",
-        )  # fmt: skip
-        views.append({"heading": heading, "what": what, "shown": share_text(shown), "svg": svg})
-    return views
-
-
-def _points(geometry: Record | None, data: Record) -> tuple[dict[str, Any], str]:
-    if geometry is not None:
-        return geometry, "class means"
-    theory = data["prediction"]
-    scores = {"network": data["Z"], "theory": None if theory is None else theory["Z"]}
-    return {k: None if Z is None else matrix(Z).T for k, Z in scores.items()}, "mean scores"
-
-
-def _longest(means: Any) -> float:
-    return float(np.nanmax(np.linalg.norm(principal_plane(means)[0], axis=1), initial=0.0))
-
-
-def _same_groups(means: Any, theory: Record | None) -> list[list[int]]:
-    """Classes that theory merges: those whose predicted scores are the same."""
-    if means is None or theory is None or theory["Z"] is None:
-        return []
-    columns: dict[tuple[float, ...], list[int]] = {}
-    for k, column in enumerate(np.round(matrix(theory["Z"]).T, 4)):
-        if theory["seen"][k] == "merged":
-            columns.setdefault(tuple(column), []).append(k)
-    return [group for group in columns.values() if len(group) > 1]
-
-
-def _alive_groups(separation: Record) -> list[list[int]]:
-    """Groups of merged classes; vanished ones form no group of their own."""
-    return [g for g in separation["groups"] if any(separation["states"][k] == "merged" for k in g)]
-
-
-def _group(classes: Sequence[int], data: Record) -> str:
-    return " and ".join(data["class_names"][k] for k in classes[:8])
 
 
 # --- curves, readings, rows
@@ -310,7 +271,10 @@ def _curves(history: Sequence[Record], ident: str) -> list[Record]:
     return views
 
 
-def _readings(data: Record, ident: str) -> Markup:
+def _readings(data: Record, ident: str) -> Markup | None:
+    """None where no class shows a penalty."""
+    if data["effective"] is None or not any(map(defined, data["effective"]["by_class"])):
+        return None
     label = "The penalty that each class shows by its predictions, beside the one that the norms show."
     return drawn(lambda ax: price_readings(data, ax), (COLUMN_INCHES * 1.5, 2.2), f"{ident}-readings", label)
 

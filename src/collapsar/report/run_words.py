@@ -49,9 +49,9 @@ def _prices(diagnosis: Record) -> str:
 
 
 def first_thresholds(theory: Record) -> np.ndarray:
-    """The penalty at which each class merges or vanishes, whichever comes first; inf where it never does."""
-    levels = np.array([theory["merge"], theory["vanish"]], dtype=float)
-    return np.where(np.isnan(levels), np.inf, levels).min(axis=0)
+    """The penalty from which each class has no predictions of its own; inf where it always has."""
+    levels = [theory["merge"], theory["vanish"], *([theory["edge"]] if "edge" in theory else [])]
+    return np.fmin.reduce(np.array([*levels, np.full(len(theory["merge"]), np.inf)], dtype=float))
 
 
 def reason(diagnosis: Record) -> str:

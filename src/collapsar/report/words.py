@@ -20,6 +20,7 @@ __all__ = [
     "data_words",
     "finding",
     "lambda_text",
+    "meaning",
     "number_text",
     "outcome",
     "power_text",
@@ -36,6 +37,7 @@ _DATA_WORDS = {"digits": "pictures of handwritten digits", "fashion-mnist": "pic
 # A short word for each state, for a reader who does not know the theory.
 STATE_WORDS = {"separated": "apart", "merged": "merged", "vanished": "vanished", "unseen": "without images"}
 _COLLAPSED = ("merged", "vanished")
+_MOST_NAMED = 20
 
 
 def number_text(value: float | None, digits: int = 3) -> str:
@@ -166,6 +168,20 @@ def finding(record: Record) -> str:
     cluster = record["clusters"][j]
     size = f" ({cluster_counts(record, cluster)} training images each)" if len(record["clusters"]) == 2 else ""
     return f"{sentence(_classes(record, j))}{size} {text}{theory}."
+
+
+def meaning(record: Record) -> str:
+    """What the words of the finding mean, and of two clusters which classes they are."""
+    named = ""
+    clusters = record["clusters"]
+    if len(clusters) == 2 and sum(map(len, clusters)) <= _MOST_NAMED:
+        large, small = (", ".join(record["class_names"][k] for k in cluster) for cluster in clusters)
+        named = f"Minority: {small}. Majority: {large}. "
+    return (
+        f"{named}A class has collapsed when the network gives its images no scores of their own, so that it cannot "
+        "tell them from others, not even images it was trained on. The penalty is how strongly training pulls all "
+        "scores towards zero, as weight decay does."
+    )
 
 
 def _story(record: Record, j: int) -> tuple[float, str]:

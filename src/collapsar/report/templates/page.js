@@ -20,19 +20,33 @@
   addEventListener("hashchange", open);
   open();
 
+  // What a map says of a cell. One with many cells is a picture, and its values stand in the record.
+  const readerOf = (map) => {
+    const cells = [...map.querySelectorAll(".cell")]; // column by column
+    const { values, order } = map.dataset;
+    if (!values) return { size: Math.sqrt(cells.length), text: (column, row) => cells[Math.sqrt(cells.length) * column + row].textContent };
+    const found = [record]; // the record, and what it holds along the path to the matrix
+    for (const key of values.split(".")) found.push(found.at(-1)[key]);
+    const scores = found.at(-1), names = found.findLast((part) => part.class_names).class_names, classes = JSON.parse(order);
+    const written = (x) => (x === null ? "–" : String(Number(x.toPrecision(3))).replace("-", "−"));
+    const text = (column, row) =>
+      `images of “${names[classes[column]]}”, score for “${names[classes[row]]}”: ${written(scores[classes[row]][classes[column]])}`;
+    return { size: classes.length, text };
+  };
+
   // The maps of a run share one cursor: pointer, touch or arrow keys choose a cell, all its values are read out.
   for (const run of document.querySelectorAll(".run")) {
     const group = run.querySelector(".maps");
     const readout = run.querySelector(".readout");
     const maps = [...group.querySelectorAll("svg[data-side]")];
     if (!maps.length) continue;
-    const cells = maps.map((map) => [...map.querySelectorAll(".cell")]); // column by column
-    const size = Math.sqrt(cells[0].length);
+    const readers = maps.map(readerOf);
+    const size = readers[0].size;
     let at = [0, 0];
     const show = (column, row) => {
       at = [column, row];
       // "images of “a”, score for “b”: 1.2"; the value is what follows the last colon
-      const texts = cells.map((list) => list[column * size + row].textContent);
+      const texts = readers.map(({ text }) => text(column, row));
       const cut = texts[0].lastIndexOf(": ");
       const values = texts.map((text, i) => `${maps[i].dataset.side} ${text.slice(text.lastIndexOf(": ") + 2)}`);
       readout.textContent = `${texts[0][0].toUpperCase()}${texts[0].slice(1, cut)}: ${values.join(", ")}.`;
