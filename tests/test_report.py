@@ -6,8 +6,10 @@ import base64
 import copy
 import doctest
 import hashlib
+import inspect
 import json
 import math
+import pkgutil
 import re
 import subprocess
 import sys
@@ -525,6 +527,20 @@ def test_png_is_the_same_every_time() -> None:
 
     assert draw() == draw()
     assert b"Software" not in draw()
+
+
+def test_whoever_draws_on_axes_returns_what_was_drawn() -> None:
+    """Axes are taken, never made, and the artists come back; what only names ticks draws nothing."""
+    drawing = set()
+    for module in pkgutil.iter_modules(room.__path__, "collapsar.report."):
+        found = import_module(module.name)
+        for name in getattr(found, "__all__", ()):
+            function = getattr(found, name)
+            if inspect.isfunction(function) and {"ax", "axes"} & inspect.signature(function).parameters.keys():
+                drawing.add((name, inspect.signature(function).return_annotation))
+    assert len(drawing) > 12
+    silent = {name for name, returned in drawing if returned in ("None", "Axes")}
+    assert silent == {"name_classes", "plain_log_ticks"}
 
 
 def test_no_pyplot_no_torch() -> None:

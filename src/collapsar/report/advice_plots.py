@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from collapsar.report.advice import METHOD_WORDS, REGIME_WORDS, class_words
@@ -67,45 +68,49 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def safety(record: Record, ax: Axes) -> Axes:
+def safety(record: Record, ax: Axes) -> list[Line2D]:
     """Threshold over lambda_z of every kind of class, logarithmic; the line at 1 is the threshold."""
     now, later = _before_after(record, "safety")
     y = np.arange(len(now))
     ax.axvline(1.0, color=COLOURS["ink"], linewidth=0.8)
     ax.axvline(1 + record["margin"], color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 2)))
-    _points(record, ax, now, later, y)
+    lines = _points(record, ax, now, later, y)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("threshold / penalty (dashed: the target)")
     names = [f"{class_words(g, record['class_names'])}: {g['samples']}" for g in record["groups"]]
-    ax.set_yticks(y, names)
+    ax.set_yticks(y, names, parse_math=False)
     ax.set_ylabel("classes: samples each")
     if not ax.yaxis_inverted():
         ax.invert_yaxis()
-    return ax
+    return lines
 
 
-def margins(record: Record, ax: Axes) -> Axes:
+def margins(record: Record, ax: Axes) -> list[Line2D]:
     """Decision margin at the class mean of every kind of class, nats; below 0 the mean itself is misclassified."""
     now, later = _before_after(record, "margin")
     ax.axvline(0.0, color=COLOURS["ink"], linewidth=0.8)
-    _points(record, ax, now, later, np.arange(len(now)))
+    lines = _points(record, ax, now, later, np.arange(len(now)))
     ax.set_xlabel("decision margin at the mean, nats")
-    return ax
+    return lines
 
 
-def _points(record: Record, ax: Axes, now: Sequence[float], later: Sequence[float] | None, y: np.ndarray) -> None:
+def _points(
+    record: Record, ax: Axes, now: Sequence[float], later: Sequence[float] | None, y: np.ndarray
+) -> list[Line2D]:
+    lines = []
     for value, group, place in zip(now, record["groups"], y, strict=True):
         style = STATES[group["state"]]
-        ax.plot([value], [place], style.marker, color=COLOURS[style.colour], markersize=4, clip_on=False)
+        lines += ax.plot([value], [place], style.marker, color=COLOURS[style.colour], markersize=4, clip_on=False)
     if later is None:
-        return
-    ax.plot(later, y, linestyle="none", marker=".", markersize=3, color=COLOURS["muted"])
+        return lines
+    lines += ax.plot(later, y, linestyle="none", marker=".", markersize=3, color=COLOURS["muted"])
     for before, after, place in zip(now, later, y, strict=True):
         if defined(before) and defined(after):
             ax.annotate("", (after, place), (before, place), arrowprops={"arrowstyle": "->", "color": COLOURS["muted"]})
+    return lines
 
 
 def study_figure(record: Record) -> Figure:
@@ -131,7 +136,7 @@ def study_figure(record: Record) -> Figure:
     return figure
 
 
-def differences(regime: Record, measure: str, ax: Axes) -> Axes:
+def differences(regime: Record, measure: str, ax: Axes) -> list[Line2D]:
     """Paired differences of one regime with their 95% intervals.
 
     Circles: the least advice; squares: with twice the room. Filled: the other method as people use it; hollow: with the
@@ -139,6 +144,7 @@ def differences(regime: Record, measure: str, ax: Axes) -> Axes:
     """
     names = [name for name in METHOD_WORDS if name in regime["methods"] and not name.startswith("advice")]
     ax.axvline(0.0, color=COLOURS["ink"], linewidth=0.8)
+    lines: list[Line2D] = []
     series = (("advice", "raw"), ("advice", "corrected"), ("advice-double", "raw"), ("advice-double", "corrected"))
     for place, name in enumerate(names):
         for i, (advice, reading) in enumerate(series):
@@ -148,10 +154,11 @@ def differences(regime: Record, measure: str, ax: Axes) -> Axes:
             colour = COLOURS["blue" if advice == "advice" else "vermilion"]
             y = place + 0.17 * (i - 1.5)
             if defined(d["low"]):
-                ax.plot([100 * d["low"], 100 * d["high"]], [y, y], color=colour, linewidth=0.8)
+                lines += ax.plot([100 * d["low"], 100 * d["high"]], [y, y], color=colour, linewidth=0.8)
             marker = "o" if advice == "advice" else "s"
-            ax.plot([100 * d["mean"]], [y], marker, color=colour, markersize=3, mfc=colour if reading == "raw" else "w")
+            face = colour if reading == "raw" else "w"
+            lines += ax.plot([100 * d["mean"]], [y], marker, color=colour, markersize=3, mfc=face)
     ax.set_yticks(range(len(names)), [METHOD_WORDS[name] for name in names])
     ax.invert_yaxis()
     ax.set_title(f"{REGIME_WORDS.get(regime['regime'], regime['regime'])} ({len(regime['seeds'])} seeds)", loc="left")
-    return ax
+    return lines

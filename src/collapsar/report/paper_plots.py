@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
@@ -61,15 +62,17 @@ def plain_log_ticks(ax: Axes, values: Sequence[float], which: str = "x") -> None
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
 
 
-def heatmap_row(axes: Sequence[Axes], matrices: Sequence[Any], norm: Normalize) -> None:
+def heatmap_row(axes: Sequence[Axes], matrices: Sequence[Any], norm: Normalize) -> list[AxesImage]:
     """Square grey maps, dark for large, no ticks."""
+    images = []
     for ax, Z in zip(axes, matrices, strict=True):
-        ax.imshow(_array(Z), cmap="Greys", norm=norm)
+        images.append(ax.imshow(_array(Z), cmap="Greys", norm=norm))
         ax.set_xticks([])
         ax.set_yticks([])
         for spine in ax.spines.values():
             spine.set_visible(True)
             spine.set_linewidth(0.4)
+    return images
 
 
 # --- Fig. 1

@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
@@ -159,9 +160,9 @@ def nc1_curve(history: Sequence[Mapping[str, Any]], ax: Axes, *, remark: str = "
     return CurveArtists(lines, text)
 
 
-def curve_legend(ax: Axes) -> None:
+def curve_legend(ax: Axes) -> Legend:
     """Names of the weightings above an NC1 curve, where no curve can run into them."""
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
 def nc1_limits(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, float] | None:
