@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
@@ -395,9 +396,10 @@ def test_the_study_of_the_advice_is_one_of_the_names(
     ("arguments", "message"),
     [
         (("fig0",), "`name`"),
+        (("fig5", "--preset", "tiny", "--seed", "1", "--seed", "1"), "`seeds` must differ"),
         (("which-model", "--preset", "tiny", "--network", "cnn"), "`network`"),
         (("effective", "--preset", "tiny", "--seed", "4"), "`seeds`"),
-        (("fig5", "--preset", "tiny", "--network", "transformer"), "`name` must be one of"),
+        (("fig5", "--preset", "tiny", "--network", "transformer"), "`network` must be one of"),
         (("fig5", "--preset", "tiny", "--jobs", "0"), "`jobs`"),
         (("fig5", "--preset", "huge"), "`preset`"),
         (("advice", "--preset", "tiny", "--network", "cnn"), "`--network`"),
@@ -416,6 +418,25 @@ def test_wrong_requests_end_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "run_sweep", pressed)
+    assert run(monkeypatch, "fig5", "--preset", "tiny", "--out", str(tmp_path)) == 130
+    assert capsys.readouterr().err == ("collapsar: fig5 was interrupted; the same command goes on where it stopped\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
+def test_the_papers_size_asks_for_a_gpu() -> None:
+    """Figure 5: ten runs of 2000 epochs of 3000 images."""
+    said = reproduce.needs_a_gpu(reproduce.Request("fig5", "paper"))
+    assert "6.0e+07 images to resnet18" in said
+    assert reproduce.needs_a_gpu(reproduce.Request("fig5", "cpu")) == ""
 
 
 def test_records_of_other_figures_are_refused() -> None:

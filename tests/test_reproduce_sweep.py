@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from collapsar.experiments import sweep as sweep_module
+from collapsar.experiments.clock import Clock
 from collapsar.experiments.sweep import Cell, SweepSettings, load_cell, run_sweep
 from collapsar.training import ModelSpec, Penalties, TrainConfig, loop
 
@@ -139,7 +140,7 @@ def test_a_record_is_of_its_training_images(tmp_path: Path, monkeypatch: pytest.
     run_sweep([(cell,)], settings(tmp_path))
     notes: list[str] = []
     assert load_cell(tmp_path / "cells", cell, note=notes.append) is not None
-    monkeypatch.setattr(sweep_module, "_digest", lambda *_: "another")
+    monkeypatch.setattr(sweep_module, "digest", lambda *_: "another")
     assert load_cell(tmp_path / "cells", cell, note=notes.append) is None
     assert "other training images" in notes[0]
 
@@ -190,18 +191,47 @@ def test_wrong_chains_and_settings_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_time_left_is_that_of_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([100.0, 110.0, 130.0])
+    """Cells of 6, 12 and 24 epochs of 125 images; the first is there, the second is gone on with at its half."""
+    now = iter([100.0, 110.0, 130.0, 160.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     calls: list[tuple[int, int, float]] = []
-    clock = sweep_module._Clock(  # pyright: ignore[reportPrivateUsage]
-        {"a", "b", "c", "d"}, {"a": {}}, lambda *call: calls.append(call)
-    )
-    clock.advance(2)
-    clock.advance(3)
-    assert [call[:2] for call in calls] == [(1, 4), (2, 4), (3, 4)]
+    there, resumed, other = (Cell(replace(CONFIG, epochs=epochs)) for epochs in (6, 12, 24))
+    images = {cell.key: 125 * cell.config.epochs for cell in (there, resumed, other)}
+    clock = Clock(images, [there.key], lambda *call: calls.append(call))
+    clock.tick(resumed.key, 7, 12)  # one epoch in 10 seconds; 5 + 24 are left
+    clock.tick(resumed.key, 8, 12)  # two in 30; 4 + 24 are left
+    clock.ended([resumed.key])  # six in 60; 24 are left
+    assert [call[:2] for call in calls] == [(1, 3), (1, 3), (1, 3), (2, 3)]
     assert math.isnan(calls[0][2])
-    assert calls[1][2] == pytest.approx(10.0 * 2)
-    assert calls[2][2] == pytest.approx(15.0)
+    assert [call[2] for call in calls[1:]] == pytest.approx([10 * 29, 15 * 28, 10 * 24])
+
+
+def test_a_run_that_broke_off_is_a_record_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [Cell(replace(CONFIG, seed=seed)) for seed in range(2)]
+    trained = loop.train
+
+    def starved(config: TrainConfig, *arguments: Any, **settings: Any) -> Any:
+        if config.seed == 0:
+            raise torch.OutOfMemoryError("no memory\nleft")
+        return trained(config, *arguments, **settings)
+
+    notes: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_module, "train", starved)
+        records = run_sweep([(cell,) for cell in cells], settings(tmp_path), note=notes.append)
+    assert [records[cell.key]["error"] for cell in cells] == ["broke off: OutOfMemoryError, no memory left", ""]
+    assert records[cells[0].key]["result"] is None
+    assert json.loads((tmp_path / "cells" / f"{cells[0].key[:16]}.json").read_text())["config"]["seed"] == 0
+    again = run_sweep([(cell,) for cell in cells], settings(tmp_path), note=notes.append)
+    assert [again[cell.key]["error"] for cell in cells] == ["", ""]
+    assert again[cells[1].key] == records[cells[1].key]
+    assert [("broke off" in note, "trained again" in note) for note in notes] == [(True, False), (True, True)]
+
+
+def test_what_the_data_cannot_give_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="class 3"):
+        run_sweep([(Cell(CONFIG),), (Cell(replace(CONFIG, class_counts=(20,) * 3 + (9000,) * 7)),)], settings(tmp_path))
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow

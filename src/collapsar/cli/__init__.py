@@ -12,7 +12,7 @@ import typer
 
 import collapsar as cs
 from collapsar.cli import advise, diagnose, explore, figures, phase, report, reproduce, theory, training
-from collapsar.cli.app import app
+from collapsar.cli.app import Interrupted, app
 
 __all__ = [
     "advise",
@@ -43,7 +43,7 @@ def main() -> None:
         code = _complain(_missing(error))
     except (ValueError, OSError, ArithmeticError) as error:
         code = _complain(str(error) or type(error).__name__)
-    except (KeyboardInterrupt, typer.Abort) as error:
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         code = _complain(str(error) or "interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import collapsar as cs
 
-__all__ = ["app"]
+__all__ = ["Interrupted", "app"]
+
+
+class Interrupted(Exception):  # noqa: N818 - no error
+    """Ctrl-C, and how to go on."""
+
+
+class _Commands(TyperGroup):
+    """Typer by itself ends at Ctrl-C without a word, and a run that was stopped has something to say."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted(str(error) or "interrupted") from None
+
 
 app = typer.Typer(
     name="collapsar",
+    cls=_Commands,
     invoke_without_command=True,
     add_completion=False,
     rich_markup_mode="markdown",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +64,11 @@ def reproduce(
     models; effective asks what predicts the loss of the small classes when there is nothing but weight decay. A third,
     advice, asks whether what `collapsar advise` says helps.
     """
-    from collapsar.experiments.reproduce import NAMES, Place, Request
+    from collapsar.experiments.reproduce import NAMES, Place, Request, needs_a_gpu
     from collapsar.experiments.reproduce import reproduce as run
 
+    if name not in (*NAMES, "all", "advice"):
+        raise ValueError(f"`name` must be one of {', '.join(NAMES)}, all or advice, got {name!r}")
     folder = out if out is not None else Path("results") if preset == "cpu" else Path("runs") / f"reproduce-{preset}"
     if name == "advice":
         given = {"--data": data, "--data-dir": data_dir, "--network": network, "--dask-scheduler": dask_scheduler}
@@ -75,7 +78,9 @@ def reproduce(
     records = {}
     for each in NAMES if name == "all" else (name,):
         request = Request(each, preset, data, *_fitting(each, name, network, seed))
-        with _Bar(each) as bar:
+        if warning := needs_a_gpu(request):
+            _complain(warning)
+        with _Bar(each) as bar, _going_on(each):
             records[each] = run(request, place, progress=bar.advance, note=_complain)
         if not as_json:
             _print(records[each])
@@ -108,6 +113,15 @@ def _fitting(each: str, name: str, network: str | None, seed: list[int] | None) 
         None if skip and not each.startswith("fig") else network,
         () if skip and each == "effective" else tuple(seed or ()),
     )
+
+
+@contextmanager
+def _going_on(name: str) -> Iterator[None]:
+    """What Ctrl-C says: of the whole command, not of the one run that it stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{name} was interrupted; the same command goes on where it stopped") from None
 
 
 def _complain(sentence: str) -> None:
@@ -168,7 +182,7 @@ def _print(record: Mapping[str, Any]) -> None:
     for sentence in record.get("statement", []):
         console.print(sentence)
     e = record["environment"]
-    failed = f"; {len(e['failed'])} runs failed" if e["failed"] else ""
+    failed = f"; {len(e['failed'])} failed: {'; '.join(dict.fromkeys(e['failed']))}" if e["failed"] else ""
     console.print(
         f"{e['runs']} runs, {e['cpu_minutes']:g} minutes of processor time, {', '.join(e['devices'])}{failed}"
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from collapsar.experiments.sweep import Cell
 from collapsar.training import ModelSpec, Penalties, TrainConfig, penalties_for
+from collapsar.training.models import BODIES
 
 __all__ = ["FIGURES", "PRESETS", "FigurePlan", "Job", "Preset", "figure_plan", "perceptron_run"]
 
@@ -151,6 +152,8 @@ def figure_plan(
     if dataset is not None:
         size = replace(size, dataset=dataset)
     if network is not None:
+        if network not in BODIES:
+            raise ValueError(f"`network` must be one of {', '.join(sorted(BODIES))}, got {network!r}")
         size = replace(size, networks={network: ModelSpec(network)}, curves=(network,) * 3)
     if seeds:
         size = replace(size, seeds=tuple(seeds))

@@ -9,16 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from collapsar.experiments.beyond import beyond, beyond_record
+from collapsar.experiments.clock import Progress
 from collapsar.experiments.effective import EFFECTIVE, effective_chains, effective_record
 from collapsar.experiments.paper_figures import TITLES, figure_record
 from collapsar.experiments.presets import PRESETS, Job, figure_plan
-from collapsar.experiments.sweep import Note, Progress, SweepSettings, run_sweep
+from collapsar.experiments.sweep import Note, SweepSettings, run_sweep
 from collapsar.experiments.which_model import WHICH_MODEL, which_model_jobs, which_model_record
 from collapsar.files import write_atomically
 from collapsar.training import TrainingInterrupted
 
-__all__ = ["NAMES", "Place", "Request", "reproduce"]
+__all__ = ["NAMES", "Place", "Request", "needs_a_gpu", "reproduce"]
 
 Record = dict[str, Any]
 
@@ -60,6 +63,8 @@ class Request:
             raise ValueError("`seeds` are fixed for effective, sweep by sweep; leave them out")
         if self.beyond < 0 or (self.beyond and self.name == "effective"):
             raise ValueError(f"`beyond` must be epochs >= 0, and 0 for effective, got {self.beyond}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` must differ, got {', '.join(map(str, self.seeds))}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,24 @@ class Place:
         """Of the sweep whose cells lie in ``home``."""
         folders = self.out / home / "cells", self.scratch / home
         return SweepSettings(*folders, self.data_dir, self.jobs, self.dask_scheduler, self.at_once, self.stop)
+
+
+def needs_a_gpu(request: Request) -> str:
+    """One sentence where the runs ask for a GPU and this machine has none, else nothing.
+
+    Example:
+        >>> needs_a_gpu(Request("fig5", "tiny"))
+        ''
+    """
+    configs = [job.cell.config for chain in _plan(request)[0] for job in chain]
+    if torch.cuda.is_available() or not any(config.cuda_graphs for config in configs):
+        return ""
+    images = sum(config.epochs * sum(config.class_counts) for config in configs)
+    names = ", ".join(sorted({config.model.name for config in configs}))
+    return (
+        f"{request.name} at the preset {request.preset} shows {images:.1e} images to {names}: hours on a GPU, weeks on "
+        "the CPU that it will run on here"
+    )
 
 
 def reproduce(request: Request, place: Place, *, progress: Progress | None = None, note: Note | None = None) -> Record:

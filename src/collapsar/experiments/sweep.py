@@ -15,23 +15,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from collapsar.experiments.cells import DETAILS, Detail, finished_record
+from collapsar.experiments.clock import Clock, Progress
+from collapsar.experiments.cuts import cut, digest
 from collapsar.files import write_atomically
 from collapsar.training import (
     DivergedError,
     ImageData,
     TrainConfig,
     TrainingInterrupted,
-    imbalanced,
-    load_data,
     load_run,
     train,
 )
@@ -41,10 +42,13 @@ from collapsar.training.loop import exact_products
 __all__ = ["Cell", "Chain", "SweepSettings", "load_cell", "run_sweep"]
 
 Record = dict[str, Any]
-Progress = Callable[[int, int, float], None]
-"""Called with (cells done, cells in all, estimated seconds left; NaN before the first cell has ended)."""
 Note = Callable[[str], None]
-"""Called with one sentence about a file that is damaged and what is done about it."""
+"""Called with one sentence about a file that is damaged or a run that broke off, and what is done about it."""
+_Tick = Callable[[str, int, int], None]
+"""Called with the key of a run, its finished epochs and all of its epochs, after each epoch."""
+
+# Not the configuration's fault, as divergence is, but perhaps the machine's: tried again the next time.
+_BROKEN_OFF = "broke off"
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ def run_sweep(
 ) -> dict[str, Record]:
     """Train what is missing and return every cell's record.
 
-    A run whose loss became infinite is a record too: "error" says so and "result" is None.
+    A run whose loss became infinite is a record too: "error" says so and "result" is None. So is one that broke off
+    for want of memory, say; it is trained again when the sweep is started again.
 
     Args:
         chains: The cells. Chains run side by side in the order given, the cells of one chain one after another.
@@ -150,7 +155,8 @@ def run_sweep(
 
     Raises:
         ValueError: The data set cannot be found or does not suffice, or a start is no earlier cell of its chain.
-        OSError: A file cannot be written, or the dask cluster cannot be reached.
+            Nothing has been written then.
+        OSError: A file cannot be written, the dask cluster cannot be reached, or a process died.
         TrainingInterrupted: Ctrl-C; the runs in progress are saved.
         ModuleNotFoundError: joblib or dask are not installed and needed.
     """
@@ -162,24 +168,35 @@ def run_sweep(
     cells = [cell for chain in chains for cell in chain]
     if len(set(cells)) < len(cells):
         raise ValueError("`chains` must hold each cell once: two processes would train it at the same time")
+    for config in {(c.config.dataset, c.config.class_counts): c.config for c in cells}.values():
+        cut(config, settings.data_dir)  # what the data set cannot give is found now, not after hours
     settings.folder.mkdir(parents=True, exist_ok=True)
-    records: dict[str, Record] = {}
-    for cell in cells:
-        found = load_cell(settings.folder, cell, settings.data_dir, note)
-        if found is not None:
-            records[cell.key] = found
+    records = _found(cells, settings, note)
     missing = [chain for chain in chains if any(cell.key not in records for cell in chain)]
-    clock = _Clock({cell.key for cell in cells}, records, progress)
-    for keys, notes in _computed(missing, settings, frozenset(records)):
+    by_key = {cell.key: cell for cell in cells}
+    images = {cell.key: cell.config.epochs * sum(cell.config.class_counts) for cell in cells}
+    clock = Clock(images, records, progress)
+    for keys, notes in _computed(missing, settings, frozenset(records), clock.tick):
         for sentence in notes:
             note(sentence)
         for key in keys:
-            cell = next(cell for cell in cells if cell.key == key)
-            found = load_cell(settings.folder, cell, settings.data_dir, note)
+            found = load_cell(settings.folder, by_key[key], settings.data_dir, note)
             if found is None:
-                raise OSError(f"the record {_record_file(settings.folder, cell)} is not there although its run ended")
+                raise OSError(f"{_record_file(settings.folder, by_key[key])} is not there although its run has ended")
             records[key] = found
-        clock.advance(len(records))
+        clock.ended(keys)
+    return records
+
+
+def _found(cells: Sequence[Cell], settings: SweepSettings, note: Note) -> dict[str, Record]:
+    """Records of earlier sweeps by key."""
+    records: dict[str, Record] = {}
+    for cell in cells:
+        found = load_cell(settings.folder, cell, settings.data_dir, note)
+        if found is not None and found["error"].startswith(_BROKEN_OFF):
+            note(f"{_record_file(settings.folder, cell)} is of a run that {found['error']}; it is trained again")
+        elif found is not None:
+            records[cell.key] = found
     return records
 
 
@@ -187,35 +204,20 @@ def _silent(sentence: str) -> None:
     pass
 
 
-class _Clock:
-    """Says how much is done, and how long the rest will take at the pace so far."""
-
-    def __init__(self, keys: set[str], records: Mapping[str, Record], progress: Progress | None) -> None:
-        self.total, self.before, self.progress = len(keys), len(records), progress
-        self.begun = time.monotonic()
-        self.advance(self.before)
-
-    def advance(self, done: int) -> None:
-        if self.progress is not None:
-            new = done - self.before
-            pace = (time.monotonic() - self.begun) / new if new else float("nan")
-            self.progress(done, self.total, pace * (self.total - done))
-
-
 # --- running
 
 
 def _computed(
-    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str]
+    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str], tick: _Tick
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Keys of new records and notes, as chains end, in any order."""
     if not chains:
         return
     if settings.jobs == 1 and settings.dask_scheduler is None:
         if settings.at_once > 1:
-            yield from _in_threads(chains, settings, done)
+            yield from _in_threads(chains, settings, done, tick)
         else:
-            yield from (_run_chain(chain, settings, done) for chain in chains)
+            yield from (_run_chain(chain, settings, done, tick) for chain in chains)
         return
     import joblib
 
@@ -229,11 +231,17 @@ def _computed(
             jobs = -1
         tasks = (joblib.delayed(_run_chain)(chain, settings, done) for chain in chains)
         results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
-        yield from results
+        try:
+            yield from results
+        except BrokenProcessPool:
+            raise OSError(
+                "a process of the sweep was killed, perhaps for want of memory; the same command goes on from the runs "
+                "that are done, and fewer `jobs` need less memory"
+            ) from None
 
 
 def _in_threads(
-    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str]
+    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str], tick: _Tick
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Chains that share this process and its GPU by turns."""
     halt, asked = threading.Event(), settings.stop
@@ -241,7 +249,7 @@ def _in_threads(
 
     def run(chain: Chain) -> tuple[list[str], list[str]]:
         with taking_turns():
-            return _run_chain(chain, settings, done)
+            return _run_chain(chain, settings, done, tick)
 
     # Exact products here as well: the first thread to leave would take the setting from the others.
     with exact_products(), ThreadPoolExecutor(settings.at_once) as pool:
@@ -253,7 +261,9 @@ def _in_threads(
             raise
 
 
-def _run_chain(chain: Chain, settings: SweepSettings, done: frozenset[str]) -> tuple[list[str], list[str]]:
+def _run_chain(
+    chain: Chain, settings: SweepSettings, done: frozenset[str], tick: _Tick | None = None
+) -> tuple[list[str], list[str]]:
     """Train the cells of a chain whose records are missing, and those they start from where their weights are gone.
 
     Returns:
@@ -269,7 +279,7 @@ def _run_chain(chain: Chain, settings: SweepSettings, done: frozenset[str]) -> t
         for cell in new:
             if settings.stop is not None and settings.stop():
                 return ended, notes
-            content = _trained(cell, settings, notes)
+            content = _trained(cell, settings, notes, tick)
             write_atomically(_record_file(settings.folder, cell), _sealed(content))
             ended.append(cell.key)
     except TrainingInterrupted:
@@ -283,23 +293,27 @@ def _run_chain(chain: Chain, settings: SweepSettings, done: frozenset[str]) -> t
     return ended, notes
 
 
-def _trained(cell: Cell, settings: SweepSettings, notes: list[str]) -> Record:
+def _trained(cell: Cell, settings: SweepSettings, notes: list[str], tick: _Tick | None) -> Record:
     """The record of one run."""
-    data = _cut(cell.config, settings.data_dir)
+    data = cut(cell.config, settings.data_dir)
     begun = time.process_time()
     content: Record = {
         "config": json.loads(cell.config.to_json()),
         "start": cell.start.key if cell.start is not None else "",
         "detail": cell.detail,
-        "data_digest": _digest(cell.config, settings.data_dir),
+        "data_digest": digest(cell.config, settings.data_dir),
     }
     try:
         weights = None if cell.start is None else _final_weights(cell.start, settings, notes)
         with exact_products():
-            result = _train(cell, data, weights, settings, notes)
+            result = _train(cell, data, weights, settings, notes, tick)
             measured = finished_record(result, data, cell.detail)
-    except DivergedError as error:
-        return content | {"environment": {}, "cpu_seconds": None, "error": str(error), "result": None}
+    except (DivergedError, RuntimeError, MemoryError) as error:
+        reason = str(error)
+        if not isinstance(error, DivergedError):
+            reason = f"{_BROKEN_OFF}: {type(error).__name__}, {' '.join(reason.split())[:200]}"
+            notes.append(f"the run {cell.key[:16]} {reason}")
+        return content | {"environment": {}, "cpu_seconds": None, "error": reason, "result": None}
     header = result.header
     environment = {name: header.get(name) for name in ("versions", "commit", "device", "threads")}
     return content | {
@@ -310,10 +324,14 @@ def _trained(cell: Cell, settings: SweepSettings, notes: list[str]) -> Record:
     }
 
 
-def _train(cell: Cell, data: ImageData, weights: Any, settings: SweepSettings, notes: list[str]) -> Any:
+def _train(
+    cell: Cell, data: ImageData, weights: Any, settings: SweepSettings, notes: list[str], tick: _Tick | None = None
+) -> Any:
     """Train, or go on; a scratch folder that cannot be gone on from is named and begun anew."""
     folder = settings.scratch / cell.key
-    run = partial(train, cell.config, data, folder, measure=DETAILS[cell.detail], start=weights, stop=settings.stop)
+    told = None if tick is None else lambda epoch, epochs, _record: tick(cell.key, epoch, epochs)
+    how = {"progress": told, "measure": DETAILS[cell.detail], "start": weights, "stop": settings.stop}
+    run = partial(train, cell.config, data, folder, **how)
     if not folder.exists():
         return run()
     try:
@@ -334,28 +352,7 @@ def _final_weights(cell: Cell, settings: SweepSettings, notes: list[str]) -> Map
         except ValueError as error:
             notes.append(f"{folder} is damaged ({error}); this run is trained again")
     weights = None if cell.start is None else _final_weights(cell.start, settings, notes)
-    return _train(cell, _cut(cell.config, settings.data_dir), weights, settings, notes).model.state_dict()
-
-
-@lru_cache(maxsize=2)
-def _whole(name: str, data_dir: Path | None) -> ImageData:
-    return load_data(name, data_dir)
-
-
-@lru_cache(maxsize=4)
-def _cut_to(name: str, class_counts: tuple[int, ...], data_dir: Path | None) -> tuple[ImageData, str]:
-    from collapsar.training.provenance import data_digest
-
-    data = imbalanced(_whole(name, data_dir), class_counts)
-    return data, data_digest(data)
-
-
-def _cut(config: TrainConfig, data_dir: Path | None) -> ImageData:
-    return _cut_to(config.dataset, config.class_counts, data_dir)[0]
-
-
-def _digest(config: TrainConfig, data_dir: Path | None) -> str:
-    return _cut_to(config.dataset, config.class_counts, data_dir)[1]
+    return _train(cell, cut(cell.config, settings.data_dir), weights, settings, notes).model.state_dict()
 
 
 # --- files
@@ -392,7 +389,7 @@ def load_cell(folder: Path, cell: Cell, data_dir: Path | None = None, note: Note
         start = cell.start.key if cell.start is not None else ""
         if TrainConfig.from_json(json.dumps(content["config"])) != cell.config or content["start"] != start:
             raise ValueError("it belongs to another run")  # noqa: TRY301
-        if content["data_digest"] != _digest(cell.config, data_dir):
+        if content["data_digest"] != digest(cell.config, data_dir):
             raise ValueError("it was made with other training images")  # noqa: TRY301
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         note(f"{path} cannot be trusted ({error}); this run is trained again")
