@@ -243,7 +243,7 @@ def _which_model(record: Mapping[str, Any]) -> Table:
 
 
 def _spread(values: Sequence[float] | None) -> str:
-    return "-" if values is None else "{:.3f} ({:.3f}..{:.3f})".format(*values)
+    return "-" if values is None else "{:.3f} ({:.3f} to {:.3f})".format(*values)
 
 
 def _effective(record: Mapping[str, Any]) -> Table:

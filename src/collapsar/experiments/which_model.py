@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import collapsar as cs
-from collapsar.experiments.against_theory import MODELS, brackets, environment, summary, verdict
+from collapsar.experiments.against_theory import MODELS, brackets, environment, optimum, summary, verdict
 from collapsar.experiments.presets import LAMBDAS, Job, figure_plan, perceptron_run
 from collapsar.experiments.sweep import Cell
 from collapsar.theory import fractional_problem
@@ -137,10 +137,7 @@ def which_model_record(grid: WhichModel, jobs: Sequence[Job], cells: Mapping[str
                     "complete": brackets(axis, [r["all_vanished"] for r in mine]),
                 }
                 verdicts = {m: {e: verdict(predicted[m][e], seen[e], axis) for e in seen} for m in MODELS}
-                merged = sum("merged" in r["states"][LARGE:] for r in mine)
-                transitions.append(
-                    {"n_b": n_b, "relu": relu, "seed": seed, **seen, "verdict": verdicts, "merged_runs": merged}
-                )
+                transitions.append({"n_b": n_b, "relu": relu, "seed": seed, **seen, "verdict": verdicts})
     return {
         "figure": "which-model",
         "title": "which feature model networks follow, with and without their last ReLU",
@@ -153,9 +150,27 @@ def which_model_record(grid: WhichModel, jobs: Sequence[Job], cells: Mapping[str
         "predicted": {str(n_b): thresholds_of(grid.n_a, n_b) for n_b in grid.minorities},
         "runs": runs,
         "transitions": transitions,
+        "between": [entry for job in done for entry in _between(grid, job, cells[job.cell.key])],
         "table": [row for n_b in grid.minorities for relu in (True, False) for row in _rows(n_b, relu, runs)],
         "environment": environment([cells[job.cell.key] for job in jobs]),
     }
+
+
+def _between(grid: WhichModel, job: Job, cell: Record) -> list[Record]:
+    """How long B's columns are where the signed model has them merged and not zero: between its two thresholds.
+
+    Returns:
+        One entry, or none at other penalties: the labels of the run, "norm", the median of ||z_k|| over B relative to
+        the largest column, and "signed", the same of the signed optimum. The nonnegative model has 0 there.
+    """
+    config = job.cell.config
+    signed = thresholds_of(grid.n_a, job.labels["n_b"])["signed"]
+    if not signed["minority"] < job.labels["value"] < signed["vanish"]:
+        return []
+    best = optimum(config.class_counts, config.penalties.lambda_z, config.penalties.lambda_b, "signed")
+    norms = [np.linalg.norm(np.array(Z, dtype=float), axis=0) for Z in (cell["result"]["Z"], best.Z)]
+    network, optimal = (float(np.median(n[LARGE:]) / n.max()) for n in norms)
+    return [{**job.labels, "norm": network, "signed": optimal}]
 
 
 def _rows(n_b: int, relu: bool, runs: Sequence[Record]) -> list[Record]:

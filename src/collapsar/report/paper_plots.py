@@ -10,12 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from collapsar.report.style import COLOURS, styled
 
-__all__ = ["MODEL_LOOK", "heatmap_row", "paper_figure", "plain_log_ticks"]
+__all__ = ["MODEL_LOOK", "heatmap_row", "paper_figure", "plain_log_ticks", "transition_handles"]
 
 Record = Mapping[str, Any]
 
@@ -130,27 +132,48 @@ def _fig_2(record: Record) -> Figure:
 
 
 def _fig_3(record: Record) -> Figure:
-    """Relative distance of Z and of b to both optima over epochs."""
+    """Relative distance of Z and of b to both optima over epochs, and where the paper's networks end."""
     profiles = list(dict.fromkeys(run["counts"] for run in record["runs"]))
-    figure = Figure(figsize=(6.6, 3.0), layout="constrained")
-    panels = figure.subplots(1, len(profiles), sharey=True, squeeze=False)[0]
-    words = {"Z": "Z, Frobenius", "Z_max": "Z, largest entry", "b": "b, Euclidean", "b_max": "b, largest entry"}
-    for ax, profile in zip(panels, profiles, strict=True):
+    figure = Figure(figsize=(6.8, 4.6), layout="constrained")
+    panels = figure.subplots(2, len(profiles), sharey="row", sharex="col", squeeze=False)
+    for column, profile in zip(panels.T, profiles, strict=True):
         mine = [run for run in record["runs"] if run["counts"] == profile]
-        for (name, word), colour in zip(words.items(), SEQUENCE, strict=False):
-            for model, (_, style, _) in MODEL_LOOK.items():
-                if model == "signed" and name.endswith("max"):
-                    continue
-                for i, run in enumerate(mine):
-                    label = word if i == 0 and model == "nonnegative" else None
-                    curve = _array(run["curves"][model][name])
-                    ax.plot(run["epoch"], curve, color=COLOURS[colour], linestyle=style, linewidth=1.0, label=label)
-        ax.set_title(f"{record['data']}, {profile}", loc="left")
-        ax.set_xlabel("epoch")
-        ax.set_yscale("log")
-    panels[0].set_ylabel("relative distance")
-    panels[-1].legend(title="to the nonnegative optimum;\ndashed: to the signed one", title_fontsize=SMALL)
+        for ax, first, names in zip(column, (0, 2), (("Z", "Z_max"), ("b", "b_max")), strict=True):
+            _distance_curves(ax, mine, names)
+            printed = record["printed"][profile][first : first + 2]
+            for value, fill in zip(printed, (COLOURS["ink"], "white"), strict=True):
+                ax.plot(1.015, value, "<", transform=ax.get_yaxis_transform(), clip_on=False, color=COLOURS["ink"],
+                        markerfacecolor=fill, markersize=4.5)  # fmt: skip
+            ax.axhline(record["between_models"][profile][first], color=COLOURS["muted"], linewidth=0.8, linestyle=":")
+            ax.set_yscale("log")
+        column[0].set_title(f"{record['data']}, {profile}", loc="left")
+        column[-1].set_xlabel("epoch")
+    for ax, word in zip(panels[:, 0], ("Z", "b"), strict=True):
+        ax.set_ylabel(f"relative distance of {word}")
+    handles = [
+        Line2D([], [], color=COLOURS[colour], linestyle=style, label=f"network to optimum, {word}")
+        for colour, style, word in MODEL_LOOK.values()
+    ]
+    handles.append(Line2D([], [], color=COLOURS["muted"], linewidth=0.8, linestyle=":", label="between both optima"))
+    handles += [
+        Line2D([], [], color=COLOURS["ink"], linewidth=width, alpha=alpha, marker="<", markerfacecolor=fill,
+               markersize=4.5, label=word)
+        for width, alpha, fill, word in (
+            (1.3, 1.0, COLOURS["ink"], "Euclidean norm; triangle: the paper's end"),
+            (0.7, 0.55, "white", "largest entry; triangle: the paper's end"),
+        )
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
+
+
+def _distance_curves(ax: Axes, runs: Sequence[Record], names: tuple[str, str]) -> None:
+    """A strong line for the norm and a faint one for the largest entry, to both models, for every seed."""
+    for name, width, alpha in ((names[1], 0.7, 0.55), (names[0], 1.3, 1.0)):
+        for model, (colour, style, _) in MODEL_LOOK.items():
+            for run in runs:
+                curve = _array(run["curves"][model][name])
+                ax.plot(run["epoch"], curve, color=COLOURS[colour], linestyle=style, linewidth=width, alpha=alpha)
 
 
 # --- Figs. 5 to 8
@@ -190,34 +213,55 @@ def _contrasts(ax: Axes, record: Record) -> None:
         for model, (_, style, word) in MODEL_LOOK.items():
             ax.plot(
                 theory["value"], theory[model][cluster], color=COLOURS[colour], linestyle=style, linewidth=1.1,
-                label=f"{cluster}, {word}",
+                label=f"inside {cluster}, {word}",
             )  # fmt: skip
         points = [(run["value"], run["contrasts"][place]) for run in record["runs"]]
         ax.plot(*zip(*points, strict=True), marker, color=COLOURS[colour], markersize=4, markerfacecolor="none",
-                label=f"{cluster}, networks", linestyle="none")  # fmt: skip
+                label=f"inside {cluster}, networks", linestyle="none")  # fmt: skip
     top = ax.get_ylim()[1]
-    for i, event in enumerate(("minority", "complete")):
-        height = top * (1.03 + 0.07 * i)
-        for seen in record["observed"]:
-            low, high = (end if end is not None else None for end in seen[event])
-            left, right = low or record["values"][0], high or record["values"][-1]
-            ax.plot([left, right], [height] * 2, color=COLOURS["muted"], linewidth=4, alpha=0.35, solid_capstyle="butt")
-        words = {"minority": "B collapsed", "complete": "all collapsed"}[event]
-        ax.annotate(f"{words}: bars, networks", (1.0, height), xycoords=("axes fraction", "data"), size=SMALL,
-                    ha="left", va="center", color=COLOURS["muted"])  # fmt: skip
-        for model, (colour, _, _) in MODEL_LOOK.items():
-            ax.plot(
-                record["predicted"][model][event], height, "|", color=COLOURS[colour], markersize=9, markeredgewidth=2
-            )
+    lowest, highest = record["values"][0], record["values"][-1]
     plain_log_ticks(ax, record["values"])
     ax.tick_params(axis="x", labelsize=6, labelrotation=45)
-    ax.set_ylim(-0.05 * top, top * 1.18)
-    lowest, highest = record["values"][0], record["values"][-1]
+    ax.set_ylim(-0.05 * top, top * 1.2)
     ax.set_xlim(lowest * 0.97, highest * 1.03)
+    for i, event in enumerate(("minority", "complete")):
+        _transition(ax, record, event, top * (1.03 + 0.09 * i))
     ax.set_xlabel("penalty λ_Z" if record["varied"] == "lambda_z" else "majority images n_A, at λ_Z = 0.005")
-    ax.set_ylabel("contrast inside the cluster, nats")
-    words = "coloured ticks: predictions,\nred nonnegative, blue signed"
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.42), title=words, title_fontsize=SMALL)
+    ax.set_ylabel("contrast, nats")
+    handles = [*ax.get_legend_handles_labels()[0], *transition_handles()]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def transition_handles() -> list[Any]:
+    """Legend entries for observed and predicted transitions."""
+    look: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 9, "markeredgewidth": 2}
+    handles: list[Any] = [Patch(color=COLOURS["muted"], alpha=0.35, label="transition, networks")]
+    return handles + [
+        Line2D([], [], color=COLOURS[colour], label=f"transition, {word}", **look)
+        for colour, _, word in MODEL_LOOK.values()
+    ]
+
+
+def _transition(ax: Axes, record: Record, event: str, height: float) -> None:
+    """Bars from the last value before to the first value after; ticks where the models have it, arrows beyond."""
+    lowest, highest = record["values"][0], record["values"][-1]
+    ends = []
+    for seen in record["observed"]:
+        low, high = seen[event]
+        ends.append((lowest if low is None else low, highest if high is None else high))
+        ax.plot(ends[-1], [height] * 2, color=COLOURS["muted"], linewidth=4, alpha=0.35, solid_capstyle="butt")
+    marks = {model: record["predicted"][model][event] for model in MODEL_LOOK}
+    for model, (colour, _, _) in MODEL_LOOK.items():
+        if marks[model] <= highest * 1.03:
+            ax.plot(marks[model], height, "|", color=COLOURS[colour], markersize=9, markeredgewidth=2)
+        else:
+            ax.annotate(f"→ {marks[model]:.0f}", (1.01, height), xycoords=ax.get_yaxis_transform(), size=SMALL,
+                        ha="left", va="center", color=COLOURS[colour])  # fmt: skip
+    inside = [mark for mark in marks.values() if mark <= highest * 1.03]
+    words = {"minority": "B collapses", "complete": "all collapse"}[event]
+    left = min(*(low for low, _ in ends), *inside)
+    ax.annotate(words, (left, height), xytext=(-6, 0), textcoords="offset points", size=SMALL, ha="right", va="center",
+                color=COLOURS["muted"])  # fmt: skip
 
 
 # --- Fig. 9

@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from collapsar.report.paper_plots import MODEL_LOOK
+from collapsar.report.paper_plots import MODEL_LOOK, plain_log_ticks, transition_handles
 from collapsar.report.style import COLOURS, styled
 
 __all__ = ["study_figure"]
@@ -67,16 +66,14 @@ def _which_model(record: Record) -> Figure:
             _distance_panel(ax, record, n_b, relu=relu)
         row[0].set_ylabel(f"{'with' if relu else 'without'} the last ReLU\nrelative distance of Z")
     for ax, n_b in zip(panels[0], record["minorities"], strict=True):
-        ax.set_title(f"n_A = {record['n_a']}, n_B = {n_b}\n", loc="left")
+        ax.set_title(f"n_A = {record['n_a']}, n_B = {n_b}", loc="left")
     for ax in panels[-1]:
         ax.set_xlabel("penalty λ_Z")
     handles: list[Any] = [
         Line2D([], [], marker="o", linestyle="none", color=COLOURS[c], label=f"to the optimum with {w}", markersize=4)
         for c, _, w in MODEL_LOOK.values()
     ]
-    handles.append(Patch(color=COLOURS["muted"], alpha=0.35, label="observed: B collapsed, all collapsed"))
-    handles.append(Line2D([], [], marker="|", linestyle="none", color=COLOURS["ink"], label="predicted", markersize=8))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.legend(handles=handles + transition_handles(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -91,8 +88,14 @@ def _distance_panel(ax: Axes, record: Record, n_b: int, *, relu: bool) -> None:
     ax.set_yscale("log")
     ax.set_ylim(0.002, 9)
     values = [run["value"] for run in runs]
-    _log_axis(ax, 0.93 * min(values), 1.07 * max(values))
+    plain_log_ticks(ax, [v for v in (0.002, 0.003, 0.005, 0.007, 0.01, 0.014) if min(values) <= v <= max(values)])
+    ax.set_xlim(0.93 * min(values), 1.07 * max(values))
     for event, height in (("minority", 2.6), ("complete", 5.0)):
+        words, place, side = {"minority": ("B collapses", 0.99, "right"), "complete": ("all collapse", 0.01, "left")}[
+            event
+        ]
+        ax.annotate(words, (place, height), xycoords=ax.get_yaxis_transform(), size=SMALL, ha=side, va="center",
+                    color=COLOURS["muted"])  # fmt: skip
         for seen in record["transitions"]:
             if seen["n_b"] == n_b and seen["relu"] == relu:
                 low, high = (end or other for end, other in zip(seen[event], (min(values), max(values)), strict=True))
