@@ -100,9 +100,8 @@ def rows_of_figures() -> Iterable[str]:
         pairs = ("A", "B", "across")
         net = ", ".join(f"{p} {np.median([run['cosines'][p] for run in here]):.3f}" for p in pairs)
         both = [", ".join(f"{p} {here[0]['optimum_cosines'][m][p]:.3f}" for p in pairs) for m in MODELS]
-        yield (
-            f"| 9 | `fig9` | {minutes('fig9')} | cosines at n_A = {value}: {net} | towards -1/9 | {both[0]} | {both[1]} |"
-        )
+        what = f"cosines at n_A = {value}: {net}"
+        yield f"| 9 | `fig9` | {minutes('fig9')} | {what} | towards -1/9 | {both[0]} | {both[1]} |"
 
 
 def rows_of_which_model() -> Iterable[str]:

@@ -5,11 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
-__all__ = ["Clock", "Progress"]
+__all__ = ["Clock", "Live", "Note", "Progress"]
 
 Progress = Callable[[int, int, float], None]
 """Called with (cells done, cells in all, estimated seconds left; NaN before anything has been trained)."""
+Note = Callable[[str], None]
+"""Called with one sentence about a file that is damaged or a run that broke off, and what is done about it."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a run tells while it goes, where it runs in the process that started the sweep.
+
+    Attributes:
+        tick: Called after each epoch with the key of the run, its finished epochs and all of its epochs.
+        note: See ``Note``.
+    """
+
+    tick: Callable[[str, int, int], None] | None
+    note: Note
 
 
 class Clock:

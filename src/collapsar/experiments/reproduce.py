@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from collapsar.experiments.beyond import beyond, beyond_record
-from collapsar.experiments.clock import Progress
+from collapsar.experiments.clock import Note, Progress
 from collapsar.experiments.effective import EFFECTIVE, effective_chains, effective_record
 from collapsar.experiments.paper_figures import TITLES, figure_record
 from collapsar.experiments.presets import PRESETS, Job, figure_plan
-from collapsar.experiments.sweep import Note, SweepSettings, run_sweep
+from collapsar.experiments.sweep import SweepSettings, run_sweep
 from collapsar.experiments.which_model import WHICH_MODEL, which_model_jobs, which_model_record
 from collapsar.files import write_atomically
 from collapsar.training import TrainingInterrupted

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from collapsar.experiments.cells import DETAILS, Detail, finished_record
-from collapsar.experiments.clock import Clock, Progress
+from collapsar.experiments.clock import Clock, Live, Note, Progress
 from collapsar.experiments.cuts import cut, digest
 from collapsar.files import write_atomically
 from collapsar.training import (
@@ -42,11 +42,6 @@ from collapsar.training.loop import exact_products
 __all__ = ["Cell", "Chain", "SweepSettings", "load_cell", "run_sweep"]
 
 Record = dict[str, Any]
-Note = Callable[[str], None]
-"""Called with one sentence about a file that is damaged or a run that broke off, and what is done about it."""
-_Tick = Callable[[str, int, int], None]
-"""Called with the key of a run, its finished epochs and all of its epochs, after each epoch."""
-
 # Not the configuration's fault, as divergence is, but perhaps the machine's: tried again the next time.
 _BROKEN_OFF = "broke off"
 
@@ -176,7 +171,7 @@ def run_sweep(
     by_key = {cell.key: cell for cell in cells}
     images = {cell.key: cell.config.epochs * sum(cell.config.class_counts) for cell in cells}
     clock = Clock(images, records, progress)
-    for keys, notes in _computed(missing, settings, frozenset(records), clock.tick):
+    for keys, notes in _computed(missing, settings, frozenset(records), Live(clock.tick, note)):
         for sentence in notes:
             note(sentence)
         for key in keys:
@@ -208,16 +203,16 @@ def _silent(sentence: str) -> None:
 
 
 def _computed(
-    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str], tick: _Tick
+    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str], live: Live
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Keys of new records and notes, as chains end, in any order."""
     if not chains:
         return
     if settings.jobs == 1 and settings.dask_scheduler is None:
         if settings.at_once > 1:
-            yield from _in_threads(chains, settings, done, tick)
+            yield from _in_threads(chains, settings, done, live)
         else:
-            yield from (_run_chain(chain, settings, done, tick) for chain in chains)
+            yield from (_run_chain(chain, settings, done, live) for chain in chains)
         return
     import joblib
 
@@ -241,7 +236,7 @@ def _computed(
 
 
 def _in_threads(
-    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str], tick: _Tick
+    chains: Sequence[Chain], settings: SweepSettings, done: frozenset[str], live: Live
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Chains that share this process and its GPU by turns."""
     halt, asked = threading.Event(), settings.stop
@@ -249,7 +244,7 @@ def _in_threads(
 
     def run(chain: Chain) -> tuple[list[str], list[str]]:
         with taking_turns():
-            return _run_chain(chain, settings, done, tick)
+            return _run_chain(chain, settings, done, live)
 
     # Exact products here as well: the first thread to leave would take the setting from the others.
     with exact_products(), ThreadPoolExecutor(settings.at_once) as pool:
@@ -262,16 +257,17 @@ def _in_threads(
 
 
 def _run_chain(
-    chain: Chain, settings: SweepSettings, done: frozenset[str], tick: _Tick | None = None
+    chain: Chain, settings: SweepSettings, done: frozenset[str], live: Live | None = None
 ) -> tuple[list[str], list[str]]:
     """Train the cells of a chain whose records are missing, and those they start from where their weights are gone.
 
     Returns:
-        Keys of the new records, and notes.
+        Keys of the new records, and notes where they could not be told ``live``.
     """
     notes: list[str] = []
+    live = Live(None, notes.append) if live is None else live
     new = [cell for cell in chain if cell.key not in done]
-    ended: list[str] = []
+    ended, whole = list[str](), True
     # On the CPU a result depends on the number of threads: one, whatever the machine, so that records can be compared.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -279,21 +275,22 @@ def _run_chain(
         for cell in new:
             if settings.stop is not None and settings.stop():
                 return ended, notes
-            content = _trained(cell, settings, notes, tick)
+            content = _trained(cell, settings, live)
             write_atomically(_record_file(settings.folder, cell), _sealed(content))
             ended.append(cell.key)
+            whole = whole and not content["error"].startswith(_BROKEN_OFF)
     except TrainingInterrupted:
         if settings.stop is None or not settings.stop():
             raise
         return ended, notes
     finally:
         torch.set_num_threads(threads)
-    for cell in chain:
+    for cell in chain if whole else ():  # a run that broke off goes on from its checkpoint
         shutil.rmtree(settings.scratch / cell.key, ignore_errors=True)
     return ended, notes
 
 
-def _trained(cell: Cell, settings: SweepSettings, notes: list[str], tick: _Tick | None) -> Record:
+def _trained(cell: Cell, settings: SweepSettings, live: Live) -> Record:
     """The record of one run."""
     data = cut(cell.config, settings.data_dir)
     begun = time.process_time()
@@ -304,15 +301,15 @@ def _trained(cell: Cell, settings: SweepSettings, notes: list[str], tick: _Tick 
         "data_digest": digest(cell.config, settings.data_dir),
     }
     try:
-        weights = None if cell.start is None else _final_weights(cell.start, settings, notes)
+        weights = None if cell.start is None else _final_weights(cell.start, settings, live.note)
         with exact_products():
-            result = _train(cell, data, weights, settings, notes, tick)
+            result = _train(cell, data, weights, settings, live)
             measured = finished_record(result, data, cell.detail)
     except (DivergedError, RuntimeError, MemoryError) as error:
         reason = str(error)
         if not isinstance(error, DivergedError):
             reason = f"{_BROKEN_OFF}: {type(error).__name__}, {' '.join(reason.split())[:200]}"
-            notes.append(f"the run {cell.key[:16]} {reason}")
+            live.note(f"the run {cell.key[:16]} {reason}")
         return content | {"environment": {}, "cpu_seconds": None, "error": reason, "result": None}
     header = result.header
     environment = {name: header.get(name) for name in ("versions", "commit", "device", "threads")}
@@ -324,11 +321,10 @@ def _trained(cell: Cell, settings: SweepSettings, notes: list[str], tick: _Tick 
     }
 
 
-def _train(
-    cell: Cell, data: ImageData, weights: Any, settings: SweepSettings, notes: list[str], tick: _Tick | None = None
-) -> Any:
+def _train(cell: Cell, data: ImageData, weights: Any, settings: SweepSettings, live: Live) -> Any:
     """Train, or go on; a scratch folder that cannot be gone on from is named and begun anew."""
     folder = settings.scratch / cell.key
+    tick = live.tick
     told = None if tick is None else lambda epoch, epochs, _record: tick(cell.key, epoch, epochs)
     how = {"progress": told, "measure": DETAILS[cell.detail], "start": weights, "stop": settings.stop}
     run = partial(train, cell.config, data, folder, **how)
@@ -337,11 +333,11 @@ def _train(
     try:
         return run()
     except ValueError as error:
-        notes.append(f"{folder} cannot be gone on from ({error}); this run is trained again")
+        live.note(f"{folder} cannot be gone on from ({error}); this run is trained again")
         return run(resume=False)
 
 
-def _final_weights(cell: Cell, settings: SweepSettings, notes: list[str]) -> Mapping[str, torch.Tensor]:
+def _final_weights(cell: Cell, settings: SweepSettings, note: Note) -> Mapping[str, torch.Tensor]:
     """The weights a cell ended in, from its checkpoint or by training it again."""
     folder = settings.scratch / cell.key
     if (folder / "checkpoint.safetensors").exists():
@@ -350,9 +346,9 @@ def _final_weights(cell: Cell, settings: SweepSettings, notes: list[str]) -> Map
             if result.finished and result.config == cell.config:
                 return result.model.state_dict()
         except ValueError as error:
-            notes.append(f"{folder} is damaged ({error}); this run is trained again")
-    weights = None if cell.start is None else _final_weights(cell.start, settings, notes)
-    return _train(cell, cut(cell.config, settings.data_dir), weights, settings, notes).model.state_dict()
+            note(f"{folder} is damaged ({error}); this run is trained again")
+    weights = None if cell.start is None else _final_weights(cell.start, settings, note)
+    return _train(cell, cut(cell.config, settings.data_dir), weights, settings, Live(None, note)).model.state_dict()
 
 
 # --- files
