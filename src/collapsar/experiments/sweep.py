@@ -293,7 +293,8 @@ def _run_chain(
 def _trained(cell: Cell, settings: SweepSettings, live: Live) -> Record:
     """The record of one run."""
     data = cut(cell.config, settings.data_dir)
-    begun = time.process_time()
+    clock = time.process_time if settings.at_once == 1 else time.thread_time
+    begun = clock()
     content: Record = {
         "config": json.loads(cell.config.to_json()),
         "start": cell.start.key if cell.start is not None else "",
@@ -315,7 +316,7 @@ def _trained(cell: Cell, settings: SweepSettings, live: Live) -> Record:
     environment = {name: header.get(name) for name in ("versions", "commit", "device", "threads")}
     return content | {
         "environment": environment,
-        "cpu_seconds": round(time.process_time() - begun, 2),
+        "cpu_seconds": round(clock() - begun, 2),
         "error": "",
         "result": measured,
     }
