@@ -4,7 +4,9 @@
 
 The bare products are what any one-pass metric must at least do: the Gram matrix XᵀX and the sums per class, nothing
 centred and nothing checked, in float64 (the precision of the moments) and in float32 (that of the features). The pass
-is ``NeuralCollapse.update`` in batches of 1024. Each size runs in its own process, so that its peak memory is its own.
+is ``NeuralCollapse.update`` in batches of 1024. Times are the best of interleaved repeats, on the CPU in processor
+seconds of one thread, so that what other processes take does not count. Each size runs in its own process, so that its
+peak memory is its own.
 """
 
 import json
@@ -25,7 +27,6 @@ def measure(num_samples, dim, num_classes, device="cpu"):
 
     from collapsar.metrics import NeuralCollapse
 
-    # One thread: on a machine that is shared, waiting for the second would be most of what is measured.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     labels = torch.randint(num_classes, (num_samples,)).to(device)
@@ -45,15 +46,15 @@ def measure(num_samples, dim, num_classes, device="cpu"):
             metric.update(features[start : start + BATCH], labels[start : start + BATCH])
 
     def seconds_now():
-        if device != "cpu":
-            torch.cuda.synchronize()
+        if device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
     metric = NeuralCollapse(num_classes=num_classes, num_features=dim).to(device)
-    repeats = 5 if num_samples * dim**2 < 1e11 or device != "cpu" else 1
+    repeats = 10 if num_samples * dim**2 < 1e11 or device != "cpu" else 3
     seconds = {"float64": float("inf"), "float32": float("inf"), "pass": float("inf")}
     for _ in range(repeats):
-        # Interleaved, so that a busy machine slows all three.
         for name, call in (
             ("float64", lambda: bare(torch.float64)),
             ("float32", lambda: bare(torch.float32)),
@@ -62,14 +63,18 @@ def measure(num_samples, dim, num_classes, device="cpu"):
             start = seconds_now()
             call()
             seconds[name] = min(seconds[name], seconds_now() - start)
-    start = seconds_now()
-    metric.compute()
+    compute = {}
+    for metric.pairwise in (True, False):
+        start = seconds_now()
+        metric.compute()
+        compute[metric.pairwise] = seconds_now() - start
     return {
         "size": [num_samples, dim, num_classes],
         "pass_s": seconds["pass"],
         "over_float64": seconds["pass"] / seconds["float64"],
         "over_float32": seconds["pass"] / seconds["float32"],
-        "compute_s": seconds_now() - start,
+        "compute_s": compute[True],
+        "compute_without_pairs_s": compute[False],
         "state_mib": metric.packed_moments.nbytes / 2**20,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
@@ -87,7 +92,7 @@ def test_one_pass_against_the_bare_products(benchmark, size):
     benchmark.extra_info.update(record)
     print(json.dumps(record))
     if size == SIZES[0]:
-        assert record["over_float64"] <= 2
+        assert max(record["over_float64"], record["over_float32"]) <= 2
     assert record["peak_gib"] <= 8
 
 

@@ -225,7 +225,7 @@ def accumulate_(
 
     Args:
         counts: Shape (K,), int64 or float64 (exact up to 2⁵³).
-        means: Shape (K, d), float64.
+        means: Shape (K, d), float64; zero where a class has no samples yet.
         scatter: Shape (d, d), float64; None leaves it out, and with it what costs O(B·d²).
         traces: Shape (K,), float64.
         features: Shape (B, d), finite, on the device of the buffers.
@@ -233,6 +233,7 @@ def accumulate_(
     """
     block_numbers = _BLOCK_NUMBERS.get(means.device.type, _BLOCK_NUMBERS_ELSEWHERE)
     rows_per_block = max(1, block_numbers // max(1, means.shape[1]))
+    work = means.new_empty(2, min(rows_per_block, len(features)), means.shape[1])
     for block, block_labels in zip(features.split(rows_per_block), labels.split(rows_per_block), strict=True):
         occurring = torch.bincount(block_labels, minlength=len(counts))
         classes = occurring.nonzero().flatten()
@@ -240,22 +241,22 @@ def accumulate_(
         n_old, n_new = counts[classes].double(), occurring[classes].double()
         share = n_new / (n_old + n_new)
 
-        rows = block.to(torch.float64, copy=True)
-        sums = rows.new_zeros(len(classes), means.shape[1]).index_add_(0, position, rows)
-        fresh = sums.div_(n_new[:, None])
+        rows = work[0, : len(block)].copy_(block)
+        centres = rows.new_zeros(len(classes), means.shape[1]).index_add_(0, position, rows)
+        centres.div_(n_new[:, None])
         old = means[classes]
-        # A class met for the first time takes the fresh mean as it is: share is 1, and no step adds scatter.
-        step = torch.where(n_old[:, None] > 0, fresh - old, 0.0)
+        step = centres - old
         # Chan et al. (1979), (2.1): the scatter about the fresh means, and n_new (1 - share) step stepᵀ for each
         # class. Rows centred at fresh - sqrt(1 - share) step sum to both at once, because rows about their own
-        # mean are orthogonal to any constant.
-        centres = torch.addcmul(fresh, step, (1 - share).sqrt()[:, None], value=-1)
-        rows -= centres.index_select(0, position)
+        # mean are orthogonal to any constant. A class met for the first time has mean 0 and share 1: it takes the
+        # fresh mean as it is, and its step adds nothing.
+        centres.addcmul_(step, (1 - share).sqrt()[:, None], value=-1)
+        rows -= torch.index_select(centres, 0, position, out=work[1, : len(block)])
         spread = torch.linalg.vector_norm(rows, dim=1).square_()
         traces.index_add_(0, classes, spread.new_zeros(len(classes)).index_add_(0, position, spread))
         if scatter is not None:
             _add_gram_(scatter, rows)
-        means[classes] = torch.where(n_old[:, None] > 0, torch.addcmul(old, step, share[:, None]), fresh)
+        means[classes] = old.addcmul_(step, share[:, None])
         counts[classes] += occurring[classes].to(counts.dtype)
 
 
