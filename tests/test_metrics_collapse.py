@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import collapsar as cs
 from collapsar.metrics import (
     ClassMoments,
     cdnv,
@@ -161,6 +162,10 @@ def test_per_class_and_per_pair_versions():
     assert blocks[0, 0] == pytest.approx(matrix[0, 1])
     assert blocks[0, 1] == blocks[1, 0] == pytest.approx(matrix[:2, 3:5].mean())
     assert math.isnan(blocks[2, 2])
+    np.testing.assert_allclose(report.cdnv_between([0, 0, 0, 1, 1, 2, 3]), blocks, rtol=1e-12)
+    counts = report.class_counts  # the long tail's: all different but for the class that is not seen
+    order = np.argsort(counts)
+    np.testing.assert_allclose(report.cdnv_between(), matrix[order][:, order], rtol=1e-9)
     np.testing.assert_allclose(report.within_variances[0], features[labels == 0].astype(float).var(axis=0).sum())
     np.testing.assert_allclose(
         report.center_norms[3], np.linalg.norm(report.class_means[3] - report.mean_of_class_means)
@@ -243,6 +248,52 @@ def test_seli_geometry(n_a, n_b):
     balanced = n_a == n_b
     for name in ("nc2_equinorm", "nc2_equiangular", "nc2_etf", "nc3_self_duality"):
         assert (getattr(report, name) < 1e-7) is balanced, name
+
+
+@pytest.mark.parametrize(
+    ("lambda_z", "state", "rank"), [(0.0027, "separated", 9), (0.0037, "merged", 5), (0.0045, "vanished", 4)]
+)
+def test_the_exact_optimum_at_the_papers_counts(lambda_z, state, rank):
+    """Every metric of its factors, against its value from the Gram matrices and Z, which are unique."""
+    K, d, eps, n = 10, 12, 1e-3, np.array([5] * 5 + [1] * 5)
+    s = cs.solve(cs.Problem("500x5,100x5", lambda_z=lambda_z, lambda_b=0.02))
+    W, H, b = s.factors(d, lambda_w=lambda_z, lambda_h=lambda_z)
+    report = collapse_report(class_moments(*isotropic(H.T, n, eps), K), W.T, b)
+    C, p, pairs = np.eye(K) - 1 / K, n / n.sum(), np.triu_indices(K, 1)
+    gram = C @ s.feature_gram() @ C
+    norms = np.sqrt(np.where(gram.diagonal() > 1e-9, gram.diagonal(), 0))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a vanished class has no angle
+        cosines = np.where(norms.min() > 0, gram / np.outer(norms, norms), np.nan)[pairs]
+    about_sample_mean = (np.eye(K) - p) @ s.feature_gram() @ (np.eye(K) - p).T
+    nonzero = np.linalg.eigvalsh(about_sample_mean)[-rank:]
+    weighted = np.linalg.eigvalsh(about_sample_mean * np.sqrt(np.outer(p, p)))[-rank:]
+    distances = (gram.diagonal()[:, None] + gram.diagonal() - 2 * gram)[pairs]
+    distances[distances < 1e-9] = 0
+    with np.errstate(divide="ignore"):
+        ratios = eps**2 / distances
+    aligned = np.trace(s.Z) / math.sqrt(np.trace(s.classifier_gram()) * np.trace(gram))
+    expected = {
+        "nc1_uniform": eps**2 / d * (1 / nonzero).sum(),
+        "nc1_weighted": eps**2 / d * (1 / weighted).sum() / K,
+        "nc1_trace_ratio": eps**2 / (p @ about_sample_mean.diagonal()),
+        "cdnv": ratios.mean(),
+        "cdnv_max": ratios.max(),
+        "nc2_equinorm": norms.std() / norms.mean(),
+        "nc2_equiangular": cosines.std(),
+        "nc2_maximal_angle": np.abs(cosines + 1 / (K - 1)).mean(),
+        "nc2_etf": np.linalg.norm(gram / np.linalg.norm(gram) - C / math.sqrt(K - 1)),
+        "nc3_self_duality": math.sqrt(max(2 - 2 * aligned, 0)),
+        "nc0_relative": 0.0,
+        "nc1_rank": rank,
+    }
+    scalars = report.scalars()
+    for name, value in expected.items():
+        assert scalars[name] == pytest.approx(value, rel=1e-6, abs=1e-7, nan_ok=True), name
+    assert math.isnan(scalars["nc2_equiangular"]) is (state == "vanished")
+    assert (scalars["cdnv"] == math.inf) is (state != "separated")
+    assert report.Z is not None
+    np.testing.assert_allclose(report.Z, s.Z, atol=1e-7)
+    assert report.separation().states == ("separated",) * 5 + (state,) * 5
 
 
 def test_merged_minority_loses_rank_and_is_named():

@@ -122,7 +122,8 @@ def variance_traces(moments: ClassMoments) -> tuple[float, float]:
 def trace_ratio(moments: ClassMoments) -> float:
     """Return Tr Σ_W / Tr Σ_B with Σ_B weighted by n_k/N about the sample mean: 0 at collapse.
 
-    The two traces add up to the total variance. inf when all class means coincide, NaN when the total
+    Tirer, Huang & Niles-Weed, "Perturbation analysis of neural collapse", ICML 2023, where classes are balanced. The
+    two traces add up to the total variance. inf when all class means coincide, NaN when the total
     variance is 0. Large classes dominate both traces: a merged minority hardly shows.
     """
     within, between = variance_traces(moments)

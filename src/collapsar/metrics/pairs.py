@@ -118,6 +118,7 @@ def equiangularity(vectors: Tensor) -> tuple[float, float]:
 def etf_distance(vectors: Tensor) -> float:
     """Return ‖G/‖G‖_F − C_S/√(S−1)‖_F for the Gram matrix G of the rows: 0 at a simplex ETF, at most 2.
 
+    Zhu et al., "A geometric analysis of neural collapse with unconstrained features", NeurIPS 2021, there of the head.
     C_S = I − J/S has Frobenius norm √(S−1). Under imbalance the ETF is *not* the target of training.
 
     Args:

@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -24,7 +25,14 @@ from torch import Tensor
 
 from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
 from collapsar.metrics.moments import ClassMoments
-from collapsar.metrics.pairs import cdnv, centred_means, equiangularity, etf_distance, within_variances
+from collapsar.metrics.pairs import (
+    cdnv,
+    cdnv_between_clusters,
+    centred_means,
+    equiangularity,
+    etf_distance,
+    within_variances,
+)
 from collapsar.metrics.separation import ClassSeparation, class_logits, class_separation
 
 __all__ = ["CollapseReport", "collapse_report"]
@@ -46,7 +54,7 @@ class CollapseReport:
         within_trace: Tr Σ_W, per sample.
         between_trace: Tr Σ_B, weighted by n_k/N about the sample mean.
         cdnv: Mean over pairs of classes (``pairs.cdnv``). 0 at collapse. Hides a merged minority: see the
-            next four.
+            next four, and ``cdnv_between`` for its mean per block of classes.
         cdnv_worst: Each class's largest CDNV with another, (K,).
         cdnv_rival: The class it is reached with, (K,), int64, −1 for unseen.
         worst_pairs: The worst pairs overall, worst first, (t, 2), int64.
@@ -134,6 +142,25 @@ class CollapseReport:
         if self.Z is None:
             raise ValueError("`separation` needs mean predictions; got a report without a head. Pass head=model.fc")
         return class_separation(self.Z, **thresholds)
+
+    def cdnv_between(self, clusters: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Return the mean CDNV per block of classes, shape (J, J): ``pairs.cdnv_between_clusters``.
+
+        Args:
+            clusters: The cluster of each class, length K; None puts classes with equally many samples together, in
+                ascending order of their counts.
+
+        Raises:
+            ValueError: If ``clusters`` does not have one entry per class.
+        """
+        counts, d = torch.from_numpy(self.class_counts), self.class_means.shape[1]
+        moments = ClassMoments(
+            class_counts=counts,
+            class_means=torch.from_numpy(np.nan_to_num(self.class_means)),
+            within_scatter=torch.full((1, 1), math.nan, dtype=torch.float64).expand(d, d),
+            class_traces=torch.from_numpy(np.nan_to_num(self.within_variances)) * counts,
+        )
+        return _numpy(cdnv_between_clusters(moments, self.class_counts.tolist() if clusters is None else clusters))
 
     def scalars(self) -> dict[str, float]:
         """Return every scalar by name, as floats fit for a logger; undefined ones are NaN.
