@@ -152,3 +152,4 @@ def test_labels_that_the_trainer_keeps_are_named(tmp_path):
     with pytest.raises(ValueError, match="`labels` did not reach the model, as with label smoothing"):
         run.train()
     assert callback.monitor is not None
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model_of(run).modules())

@@ -9,6 +9,7 @@ For models that classify a sample as a whole (sequences, images). Records go to 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,16 +63,38 @@ class CollapseCallback(TrainerCallback):
         self._hooks: list[Any] = []
 
     def attach(self, trainer: Trainer) -> CollapseCallback:
-        """Add the callback to the trainer and log through it; without this, scalars reach its log history only."""
+        """Add the callback to the trainer, log through it, and remove the hooks when its training fails.
+
+        Without this, scalars reach the log history only, and after an exception, of which a trainer tells its callbacks
+        nothing, the hooks stay until ``close`` or the next training.
+        """
         self._log = trainer.log
         trainer.add_callback(self)
+        train = trainer.train
+
+        @functools.wraps(train)
+        def closing(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return train(*args, **kwargs)
+            finally:
+                self.close()
+
+        trainer.train = closing
         return self
+
+    def close(self) -> None:
+        """Remove the hooks; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self.monitor is not None:
+            self.monitor.close(summarise=False)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Hook model and head, before the first batch and so before anything is compiled."""
-        self._remove_hooks()  # of a training that ended with an exception
+        self.close()  # of a training that ended with an exception
         model, options = unwrapped(kwargs["model"]), self._options
         config: Any = getattr(model, "config", None)
         _, head = find_head(model, self._head, getattr(config, "num_labels", None))
@@ -120,14 +143,7 @@ class CollapseCallback(TrainerCallback):
         """Say how things stand and remove the hooks."""
         if self.monitor is not None:
             self.monitor.close()
-        self._remove_hooks()
-
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if self.monitor is not None:
-            self.monitor.close(summarise=False)
+        self.close()
 
     def _keep_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._labels = kwargs.get("labels")
