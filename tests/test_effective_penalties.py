@@ -62,6 +62,7 @@ def test_each_parameter_has_the_decay_of_its_own_group():
         (lambda p: torch.optim.Adam(p, weight_decay=0.1, decoupled_weight_decay=True), True),
         (lambda p: torch.optim.NAdam(p, weight_decay=0.1, decoupled_weight_decay=True), True),
         (lambda p: type("Lion", (torch.optim.SGD,), {})(p, lr=0.1, weight_decay=0.1), True),
+        (lambda p: type("Muon", (torch.optim.SGD,), {})(p, lr=0.1, weight_decay=0.1), True),
         (lambda p: torch.optim.Adam(p, weight_decay=0.1), False),
         (lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1), False),
         (lambda p: torch.optim.AdamW(p, weight_decay=0.0), False),

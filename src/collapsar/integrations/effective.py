@@ -33,7 +33,7 @@ __all__ = ["PenaltyWarning", "known_training", "layers_above_norm", "penalty_war
 _NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)
 _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Flatten)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_DECOUPLED = re.compile(r"adamw|sgdw|lion|lamb|adafactor|nadamw|radamw", re.IGNORECASE)
+_DECOUPLED = re.compile(r"adamw|sgdw|lion|lamb|adafactor|muon", re.IGNORECASE)
 _RANDOM = re.compile(r"Random|AutoAugment|TrivialAugment|AugMix|ColorJitter|ElasticTransform", re.IGNORECASE)
 _MIXED = re.compile(r"mix_?up|cut_?mix", re.IGNORECASE)
 
