@@ -194,7 +194,7 @@ class Net(nn.Module):
         return self.fc(self.body(x))
 
 
-def test_a_module_with_a_loader_says_what_the_file_says(npz):
+def test_a_module_with_a_loader_says_what_the_file_says(npz, monkeypatch):
     held = arrays()
     net = Net(held["weight"], held["bias"])
     x, y = torch.from_numpy(held["features"]), torch.from_numpy(held["labels"])
@@ -204,10 +204,18 @@ def test_a_module_with_a_loader_says_what_the_file_says(npz):
     np.testing.assert_allclose(d.measurement.Z, of_file.measurement.Z, atol=1e-6)
     assert d.separation.states == of_file.separation.states
     assert d.forces.relative_gradient == pytest.approx(of_file.forces.relative_gradient, rel=1e-3)
+    assert d.measurement.metrics == pytest.approx(dict(of_file.measurement.metrics), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert 0 < d.measurement.metrics["nc4_agreement"] <= 1
+    monkeypatch.setattr("collapsar.experiments.diagnose._KEPT", 100)
+    assert np.isnan(diagnose(net, pairs).measurement.metrics["nc4_agreement"])
     assert (net.training, net.norm.training) == (True, False)
     assert not net.fc._forward_pre_hooks
     mappings = [{"x": a, "labels": b} for a, b in pairs]
     assert diagnose(net, mappings, head="fc").separation.states == d.separation.states
+    weighted = [(a, b.tolist(), torch.ones(len(b))) for a, b in pairs]  # what a loader adds is left alone
+    np.testing.assert_array_equal(
+        diagnose(torch.compile(net, backend="eager"), weighted).measurement.Z, d.measurement.Z
+    )
 
 
 def test_a_module_that_cannot_be_read_says_why():
@@ -216,7 +224,7 @@ def test_a_module_that_cannot_be_read_says_why():
     x, y = torch.from_numpy(held["features"][:4]), torch.from_numpy(held["labels"][:4])
     for call, says in (
         (lambda: diagnose(net), "without a loader"),
-        (lambda: diagnose(net, [(x, y, y)]), "inputs, labels"),
+        (lambda: diagnose(net, [x]), r"\(inputs, labels\) or mappings with labels; got Tensor"),
         (lambda: diagnose(net, [(x, y)], head="nothing"), "`head`"),
         (lambda: diagnose(net, []), "at least one sample"),
         (lambda: diagnose("x.npz", [(x, y)]), "`loader` and `head` go with a module"),

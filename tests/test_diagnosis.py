@@ -193,6 +193,15 @@ def test_accuracy_in_collapsed_classes_is_told():
     assert "collapsed class" not in paper(0.0027).words[0]
 
 
+def test_classes_that_are_apart_but_taken_for_another_are_named():
+    counts, W, H, b = signed_network(lambda_z=0.0027)
+    swapped = [1, 0, *range(2, 10)]
+    d = diagnose_measurement(measured(counts, W[swapped], H, b))
+    assert d.separation.states == ("separated",) * 10
+    assert any(sentence.startswith("0 and 1 are apart from the other classes, but on average") for sentence in d.words)
+    assert not any("scores another" in sentence for sentence in paper(0.0027).words)
+
+
 def test_a_single_merged_pair_in_a_long_tail_is_named():
     K = 30
     counts = np.full(K, 20)

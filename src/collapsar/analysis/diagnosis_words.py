@@ -84,6 +84,7 @@ def findings(
 ) -> Iterator[str]:
     """Everything found, most important first."""
     yield from _cost(say)
+    yield from _elsewhere(say)
     if prediction is not None:
         yield _predicted(say, prediction)
         yield from _margin(say, prediction)
@@ -119,6 +120,18 @@ def _cost(say: Says) -> Iterator[str]:
     apart = [k for k, state in enumerate(say.found.states) if state == "separated"]
     others = f", and {_percent(float(np.mean(accuracies[apart])))} in the others" if apart else ""
     yield f"Of the samples measured, the head recognises {right} in a collapsed class on average{others}."
+
+
+def _elsewhere(say: Says) -> Iterator[str]:
+    """Classes that are apart, but not in the right direction."""
+    best = np.argmax(say.measurement.Z + say.measurement.b[:, None], axis=0)
+    wrong = [k for k, state in enumerate(say.found.states) if state == "separated" and best[k] != k]
+    if wrong:
+        verb = "is" if len(wrong) == 1 else "are"
+        yield (
+            f"{named(say.names, wrong)} {verb} apart from the other classes, but on average the head scores another "
+            "class higher: it does not recognise what it tells apart."
+        )
 
 
 def _rule(say: Says) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +29,14 @@ from collapsar.experiments.feature_files import FeatureFile, read_features
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from collapsar.metrics import ClassMoments
     from collapsar.training import ImageData, TrainResult
 
 __all__ = ["diagnose", "diagnose_run"]
 
 _BATCH = 4096
+# NC4 takes a second look at the features: they are kept up to this many numbers, 128 MiB in float32.
+_KEPT = 1 << 25
 
 
 def diagnose(
@@ -51,8 +53,8 @@ def diagnose(
     Args:
         source: a path, of an .npz or .safetensors file (see ``experiments.feature_files``) or of a run's folder; or a
             torch module, then with ``loader``.
-        loader: the training samples, without augmentation: batches (inputs, labels), or mappings with "labels" whose
-            other entries are the module's arguments.
+        loader: the training samples, without augmentation: batches (inputs, labels, ...), or mappings with "labels" or
+            "label" whose other entries are the module's arguments.
         head: the module's last linear layer, or its name; found where it is clear.
         known: penalties and loss of the training; they go before those that a file or a run names.
         class_names: K names.
@@ -82,8 +84,9 @@ def diagnose(
     known = KnownTraining() if known is None else known
     from collapsar.integrations.head import find_head, unwrapped
 
-    _, layer = find_head(unwrapped(source), head)
-    measurement = _measured(layer, _features(source, layer, loader), known)
+    model = unwrapped(source)  # a compiled one may not notice the hook
+    _, layer = find_head(model, head)
+    measurement = _measured(layer, _features(model, layer, loader), known)
     return diagnose_measurement(measurement, known, class_names, type(source).__name__)
 
 
@@ -126,7 +129,7 @@ def _merged(known: KnownTraining | None, scalars: Mapping[str, float]) -> KnownT
 def _metrics(file: FeatureFile) -> dict[str, float]:
     """The scalars of a ``CollapseReport``; none without torch."""
     try:
-        from collapsar.metrics import center_agreement, class_moments, collapse_report
+        from collapsar.metrics import class_moments
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("torch", "torchmetrics"):
             raise
@@ -134,18 +137,28 @@ def _metrics(file: FeatureFile) -> dict[str, float]:
     import torch
 
     K = len(file.weight)
-    moments = class_moments(file.features, file.labels.astype(np.int64), K)
+    labels = file.labels.astype(np.int64)
     weight = torch.as_tensor(file.weight).double()
     bias = torch.zeros(K).double() if file.bias is None else torch.as_tensor(file.bias).double()
-    agreements = torch.zeros(K, dtype=torch.int64)
-    for start in range(0, len(file.features), _BATCH):
-        part = slice(start, start + _BATCH)
-        rows, labels = (
-            torch.as_tensor(np.asarray(x, dtype=kind))
-            for x, kind in ((file.features[part], np.float64), (file.labels[part], np.int64))
-        )
+    parts = (slice(start, start + _BATCH) for start in range(0, len(labels), _BATCH))
+    pairs = ((torch.as_tensor(file.features[p].astype(np.float64)), torch.as_tensor(labels[p])) for p in parts)
+    return _scalars(class_moments(file.features, labels, K), weight, bias, pairs)
+
+
+def _scalars(
+    moments: ClassMoments, weight: Tensor, bias: Tensor | None, pairs: Iterable[tuple[Tensor, Tensor]] | None
+) -> dict[str, float]:
+    """Every metric of moments and head; NC4, which compares with the means, from the samples once more, if given."""
+    import torch
+
+    from collapsar.metrics import center_agreement, collapse_report
+
+    agreements = None
+    if pairs is not None:
         centres = moments.class_means.masked_fill((moments.class_counts == 0)[:, None], torch.nan)
-        agreements += center_agreement(rows, labels, centres, weight, bias)
+        agreements = torch.zeros_like(moments.class_counts)
+        for rows, labels in pairs:
+            agreements += center_agreement(rows, labels, centres, weight, bias).to(agreements.device)
     return collapse_report(moments, weight, bias, agreements=agreements).scalars()
 
 
@@ -201,53 +214,34 @@ def _measured(head: Any, pairs: Iterable[tuple[Tensor, Tensor]], known: KnownTra
     assert weight is not None
     sums = Pass(weight, bias, known.loss)
     metric = NeuralCollapse(head=head)
+    kept: list[tuple[Tensor, Tensor]] = []
+    size = 0
     for features, labels in pairs:
         rows, classes = features.detach(), labels.detach()
         sums.add(rows.double().cpu().numpy(), classes.cpu().numpy())
         metric.update(rows, classes)
-    return sums.result(metric.compute().scalars() if sums.counts.any() else None)
+        size += rows.numel()
+        if size <= _KEPT:
+            kept.append((rows, classes))
+    if not sums.counts.any():
+        return sums.result()
+    return sums.result(_scalars(metric.class_moments, head.weight, head.bias, kept if size <= _KEPT else None))
 
 
 def _features(model: nn.Module, head: nn.Module, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the head receives, batch by batch, in evaluation mode; every part's mode comes back afterwards."""
+    """What the head receives, batch by batch, in evaluation mode; the model is as before afterwards."""
     import torch
 
+    from collapsar.integrations.monitor import inputs_and_labels
+    from collapsar.integrations.undisturbed import undisturbed
+
     caught: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-    device = next(model.parameters()).device
-    with hook, _evaluating(model), torch.no_grad():
+    with head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])), undisturbed(model, loader):
         for batch in loader:
-            arguments, keywords, labels = _parts(batch)
             caught.clear()
-            model(*(_moved(x, device) for x in arguments), **{k: _moved(x, device) for k, x in keywords.items()})
+            labels = inputs_and_labels(model, batch)
             if len(caught) != 1:
                 raise ValueError(
                     f"`head` must run once per batch, it ran {len(caught)} times; name the layer that makes the logits"
                 )
             yield caught[0], torch.as_tensor(labels)
-
-
-def _parts(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    if isinstance(batch, Mapping) and "labels" in batch:
-        return (), {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return (batch[0],), {}, batch[1]
-    raise ValueError(
-        f'`loader` must give (inputs, labels) or mappings with "labels", got {type(batch).__name__}; '
-        "wrap it in a generator"
-    )
-
-
-def _moved(value: Any, device: Any) -> Any:
-    return value.to(device) if hasattr(value, "to") else value
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -46,7 +46,7 @@ _MAX_CLASSES = 4096
 _logger = logging.getLogger("collapsar")
 
 
-def inputs_and_labels(model: nn.Module, batch: Any) -> Tensor:
+def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
     """Run the model on a batch and return its labels: ``forward`` of a monitor's own pass, unless given.
 
     Args:
@@ -59,16 +59,17 @@ def inputs_and_labels(model: nn.Module, batch: Any) -> Tensor:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(batch, Mapping):
         labels = next((batch[key] for key in ("labels", "label") if key in batch), None)
-        if isinstance(labels, Tensor):
+        if labels is not None:
             inputs = {key: value for key, value in batch.items() if key not in ("labels", "label")}
             model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in inputs.items()})
             return labels
-    elif isinstance(batch, Sequence) and len(batch) > 1 and isinstance(batch[1], Tensor):
+    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
         model(batch[0].to(device) if isinstance(batch[0], Tensor) else batch[0])
         return batch[1]
     raise ValueError(
-        f"`loader` must yield (inputs, labels) or a mapping with labels; got {type(batch).__name__}. Pass "
-        "MonitorOptions(forward=...), a function of model and batch that runs the model and returns the labels"
+        f"`loader` must yield (inputs, labels) or mappings with labels; got {type(batch).__name__}. Wrap it in a "
+        "generator that does, or give a monitor MonitorOptions(forward=...), a function of model and batch that runs "
+        "the model and returns the labels"
     )
 
 
