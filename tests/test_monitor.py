@@ -327,6 +327,18 @@ def test_features_that_are_not_finite_are_said_once_and_left_out(tmp_path):
     assert len(said) == 2  # and the summary
 
 
+def test_a_step_that_was_forgotten_is_said_once(tmp_path):
+    model, said = nn.Sequential(nn.Linear(5, K)), []
+    with CollapseMonitor(model, options=options(tmp_path, say=said.append)) as monitor:
+        for _ in range(2):
+            model(dataset()[:][0])
+            assert monitor.end_epoch() is None
+    assert said == ["No samples to evaluate (epoch 1). Call step(labels) after each batch."]
+    with CollapseMonitor(model, loader=[], options=options(tmp_path, say=said.append)) as monitor:
+        assert monitor.end_epoch() is None
+    assert said[1:] == ["No samples to evaluate (epoch 1). The loader gave none."]
+
+
 def test_hooks_go_on_exit_exception_and_close(tmp_path):
     model = Net()
     with CollapseMonitor(model, options=options(tmp_path)) as monitor:

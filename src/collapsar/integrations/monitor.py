@@ -165,7 +165,7 @@ class CollapseMonitor:
         small = num_classes <= _MAX_CLASSES
         self._samples = BatchedMetric(NeuralCollapse(head=self.head, pairwise=small, within_scatter=scatter))
         self._lines = JsonLines("collapse.jsonl" if self.options.path is None else self.options.path)
-        self._said_diverged = False
+        self._complaints: set[str] = set()
         self._tap = HeadTap(self.head, self.head_name)
         self._tap.listening = self._reusing()
 
@@ -198,7 +198,7 @@ class CollapseMonitor:
             epoch: What to call the epoch that has just ended; None counts from 1.
 
         Returns:
-            The evaluation, or None where none is due or there were no samples.
+            The evaluation, or None where none is due or there were no samples, which is said once.
 
         Raises:
             ValueError: A batch of the loader does not fit.
@@ -240,12 +240,12 @@ class CollapseMonitor:
 
     def _evaluate(self, epoch: float, begin: float) -> MonitorRecord | None:
         report, lost = self._samples.finish()
-        if lost and not self._said_diverged:
-            self._said_diverged = True
-            self._announce(
-                epoch, "diverged", (), f"{lost} samples have features that are not finite (epoch {epoch:g})."
-            )
+        if lost:
+            self._complain(epoch, "diverged", f"{lost} samples have features that are not finite (epoch {epoch:g}).")
         if report.num_samples == 0 or report.Z is None:
+            if not lost:
+                cure = "Call step(labels) after each batch" if self.loader is None else "The loader gave none"
+                self._complain(epoch, "no samples", f"No samples to evaluate (epoch {epoch:g}). {cure}.")
             return None
         small = report.num_classes <= _MAX_CLASSES
         events = self.watch.observe(epoch, report.Z) if small else ()
@@ -260,6 +260,12 @@ class CollapseMonitor:
         for event in events:
             self._announce(epoch, event.kind, event.classes, event.message)
         return record
+
+    def _complain(self, epoch: float, kind: str, message: str) -> None:
+        """Say once what is wrong with the samples."""
+        if kind not in self._complaints:
+            self._complaints.add(kind)
+            self._announce(epoch, kind, (), message)
 
     def _announce(self, epoch: float, kind: str, classes: tuple[int, ...], message: str) -> None:
         if _is_first_process():
