@@ -17,9 +17,10 @@ from collapsar.experiments import advice_adjusting, advice_plans, advice_runs, a
 from collapsar.experiments.advice_plans import Setting, StudyPreset, base_recipe, carried_out, given_advice, recipes
 from collapsar.experiments.advice_runs import Images, Recipe, Schedule, subset, train_and_measure
 from collapsar.experiments.advice_sharpness import SHARPNESS, sharpness
-from collapsar.problem import Penalties, Problem
+from collapsar.problem import Loss, Penalties, Problem
 from collapsar.report.advice import study_rows
-from collapsar.training import build_model, load_data, penalised_loss
+from collapsar.solver import solve
+from collapsar.training import build_model, load_data, penalised_loss, penalties_for
 
 MERGING = Setting("digits", "step", 10, 60, "merging")
 
@@ -246,3 +247,27 @@ def test_the_adjusting_trainer_lowers_the_head_penalty_to_the_level() -> None:
     calm = advice_adjusting._Trainer(images, 2 * found)
     assert calm(advice_adjusting.EVERY, model, penalties) == penalties
     assert model.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["weights", "offsets", "scales", "vs", "temperatures", "smoothing"])
+def test_a_network_ends_at_the_optimum_of_its_criterion(name: str) -> None:
+    """Digits, 60 and 12 images: within a tenth of its own optimum, and nearer than that is to plain training's."""
+    counts = (60,) * 5 + (12,) * 5
+    small, prior = np.array(counts) < 60, np.array(counts) / sum(counts)
+    loss = {
+        "weights": Loss(class_weights=np.where(small, 1.5, 1.0)),
+        "offsets": Loss(offsets=np.log(prior)),
+        "scales": Loss(scales=np.where(small, 0.8, 1.0)),
+        "vs": Loss(scales=np.where(small, 1.25, 1.0), offsets=np.log(prior)),
+        "temperatures": Loss(temperatures=np.where(small, 1.5, 1.0)),
+        "smoothing": Loss(smoothing=0.1),
+    }[name]
+    plain = Problem(counts, 0.004, 0.02, features="nonnegative")
+    problem = plain.replace(loss=loss)
+    recipe = Recipe(problem, penalties_for(0.004, 0.02), penalised_samples=float(sum(counts)))
+    found = train_and_measure(subset("digits", counts, 1, 0), recipe, Schedule(400, (64, 64), 1), 0)
+    own, other = solve(problem), solve(plain)
+    moved = np.linalg.norm(own.Z - other.Z) / np.linalg.norm(own.Z)
+    assert found["distance_Z"] < min(0.1, moved)
+    assert found["states"] == found["predicted_states"]
