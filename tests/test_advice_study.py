@@ -149,10 +149,15 @@ def test_a_study_is_resumed_and_damage_is_mended(small: StudyPreset, tmp_path) -
         }
     other = json.loads(broken.read_text())
     other["methods"]["advice"]["recipe"]["problem"]["lambda_z"] *= 1.00001  # made by another plan
+    other["methods"]["nothing"]["train_accuracy"] = 7.0
     broken.write_text(json.dumps(other))
     seen.clear()
     advice_study.run("small", out=tmp_path, progress=lambda done, total, left: seen.append((done, total)))
     assert seen == [(4, 4)]
+    found = json.loads(broken.read_text())["methods"]
+    assert found["nothing"]["train_accuracy"] == 7.0  # the same recipe is not trained again
+    assert found["advice"]["recipe"] == whole["methods"]["advice"]["recipe"]
+    assert found["advice"]["train_accuracy"] == whole["methods"]["advice"]["train_accuracy"]
     assert again["regimes"][0]["methods"]["nothing"]["balanced_raw"] == record["regimes"][0]["methods"]["nothing"][
         "balanced_raw"
     ]  # fmt: skip

@@ -6,7 +6,6 @@ files that are there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -132,35 +131,41 @@ def _cells(work: list[tuple[Setting, int]], schedule: Schedule, folder: Path, jo
 
 
 def _run_cell(setting: Setting, seed: int, schedule: Schedule, folder: Path) -> None:
-    """Train every method of one setting with one seed; equal recipes once."""
+    """Train every method of one setting with one seed; equal recipes once, and those of an older plan not again."""
+    path = _file(folder, setting, seed)
+    plan, environment = _plan(setting, seed, schedule), _environment()
+    old = _read(path, plan)
+    trained: dict[str, Record] = {}
+    if old is not None and old["environment"] == environment:
+        trained = {_key(method["recipe"]): method for method in old["methods"].values()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on the CPU a result depends on the number of threads
     try:
         images = subset(setting.data, setting.class_counts, schedule.pool, seed)
-        trained: dict[str, Record] = {}
         methods = {}
         for name, recipe in _recipes(setting).items():
-            key = _key(recipe)
+            told = _plain(_told(recipe))
+            key = _key(told)
             if key not in trained:
                 trained[key] = train_and_measure(images, recipe, schedule, seed)
-            methods[name] = {"recipe": _told(recipe), **trained[key]}
+            methods[name] = {**trained[key], "recipe": told}
     finally:
         torch.set_num_threads(threads)
-    content = {
-        "format": FORMAT,
-        "setting": asdict(setting),
-        "class_counts": list(setting.class_counts),
-        "seed": seed,
-        "schedule": asdict(schedule),
-        "environment": {
-            "collapsar": collapsar.__version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "threads": 1,
-        },
-        "methods": methods,
+    content = {**plan, "class_counts": list(setting.class_counts), "environment": environment, "methods": methods}
+    write_atomically(path, json.dumps(_plain(content), allow_nan=False) + "\n")
+
+
+def _plan(setting: Setting, seed: int, schedule: Schedule) -> Record:
+    return _plain({"format": FORMAT, "setting": asdict(setting), "seed": seed, "schedule": asdict(schedule)})
+
+
+def _environment() -> Record:
+    return {
+        "collapsar": collapsar.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "threads": 1,
     }
-    write_atomically(_file(folder, setting, seed), json.dumps(_plain(content), allow_nan=False) + "\n")
 
 
 @cache
@@ -180,8 +185,8 @@ def _told(recipe: Recipe) -> Record:
     }
 
 
-def _key(recipe: Recipe) -> str:
-    return hashlib.sha256(json.dumps(_told(recipe), sort_keys=True).encode()).hexdigest()
+def _key(told: Record) -> str:
+    return json.dumps(told, sort_keys=True)
 
 
 def _file(folder: Path, setting: Setting, seed: int) -> Path:
@@ -193,17 +198,24 @@ def _load(folder: Path, setting: Setting, seed: int, schedule: Schedule) -> Reco
 
     Recipes are compared as they are stored, to six digits: the last digits of a penalty differ between machines.
     """
-    path = _file(folder, setting, seed)
+    record = _read(_file(folder, setting, seed), _plan(setting, seed, schedule))
+    if record is None:
+        return None
+    told = {name: method["recipe"] for name, method in record["methods"].items()}
+    return record if told == _told_all(setting) else None
+
+
+def _read(path: Path, plan: Record) -> Record | None:
+    """A whole record of this setting, seed and schedule, whatever its recipes; None without one."""
     if not path.exists():
         return None
-    plan = _plain({"format": FORMAT, "setting": asdict(setting), "seed": seed, "schedule": asdict(schedule)})
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        told = {name: method["recipe"] for name, method in record["methods"].items()}
-        same = all(record[name] == value for name, value in plan.items())
+        whole = all("recipe" in method for method in record["methods"].values())
+        same = all(record[name] == value for name, value in plan.items()) and "environment" in record
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if same and told == _told_all(setting) else None
+    return record if whole and same else None
 
 
 @cache
