@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from collapsar.experiments.effective import K_A, K_B
-from collapsar.experiments.effective_scores import PREDICTORS, middle
+from collapsar.experiments.effective_scores import middle
 
 __all__ = ["evidence_of"]
 
 Record = dict[str, Any]
 
+# Models that need no more than counts, decay and layers, as advice has them: the record may hold nearer ones that need
+# the images or a trained network.
+MODELS = ("shallow", "deep")
 # A model foresees a kind of network when each of its switches lies within this factor of the prediction.
 TRUSTED = 2.0
 
 
 def evidence_of(effective: Mapping[str, Any]) -> Record:
-    """The nearest model, and per number of layers above the normalisation by how much its switches missed it.
+    """The nearest of ``MODELS``, and per number of layers above the normalisation by how much its switches missed it.
 
     Networks trained afresh only, at every learning rate: what a practitioner does.
 
@@ -44,7 +47,7 @@ def evidence_of(effective: Mapping[str, Any]) -> Record:
     """
     rows = [row for row in effective["table"] if row["layers"] >= 1]
     depths = sorted({row["layers"] for row in rows})
-    off = {name: _off(rows, name) for name in PREDICTORS}
+    off = {name: _off(rows, name) for name in MODELS}
     known = {name: value for name, value in off.items() if value is not None}
     if not known:
         raise ValueError("`effective` must hold switches of networks with normalisation, got none")
@@ -62,7 +65,7 @@ def _off(rows: Sequence[Record], model: str) -> float | None:
     logs = []
     for row in rows:
         for place in filter(None, map(middle, row["measured"]["cold"])):
-            if row["predicted"][model] in (None, math.inf):
+            if row["predicted"].get(model) in (None, math.inf):
                 return None
             logs.append(math.log(place / row["predicted"][model]))
     return math.hypot(*logs) / math.sqrt(len(logs)) if logs else None
