@@ -17,7 +17,7 @@ import collapsar as cs
 from collapsar.cli import main
 from collapsar.experiments.report import report_record
 from collapsar.report import demo_page, diagnosis_page, report_page
-from collapsar.report.advice_page import advice_page
+from collapsar.report.advice_page import advice_page, advice_view
 from collapsar.report.geometry import principal_plane
 from collapsar.report.run_words import reason
 from test_report import EVIL, Page, fake_record
@@ -127,13 +127,14 @@ def test_records_can_be_read_again_alone_and_beside_others(record, tmp_path):
     assert [run["name"] for run in again["runs"][3:]] == ["apart.npz (2)", "digits between"]
     assert again["runs"][3]["diagnosis"] == record["runs"][0]["diagnosis"]
     assert again["runs"][4]["advice"]["verdict"] == "merging"
+    assert again["runs"][4]["geometry"] == record["runs"][2]["geometry"]
     text = words_of(Page(report_page({**again, "runs": [again["runs"][3]]})))
     assert "the class means themselves are not in this record" in text
 
 
 def demonstration(record):
     demo = fake_record()
-    demo["runs"][1]["diagnosis"] = record["runs"][2]["diagnosis"]
+    demo["runs"][1] |= {key: record["runs"][2][key] for key in ("diagnosis", "geometry", "advice")}
     return demo
 
 
@@ -291,7 +292,20 @@ def test_text_from_a_record_stays_text(record, page):
         assert any(EVIL in text for text in found.by_tag[tag])
 
 
-def test_ids_are_unique_and_references_lead_somewhere(text, page):
+def test_a_demonstration_shows_geometry_and_advice_of_its_diagnosed_networks(record):
+    demo = demonstration(record)
+    text = words_of(Page(demo_page(demo)))
+    assert "Class means as arrows from the origin" in text
+    assert f"At penalty 0.0105: {advice_view(record['runs'][2]['advice'], 'a')['verdict']}" in text
+    bare = words_of(Page(demo_page(fake_record())))
+    assert "as arrows from the origin" not in bare
+    assert "What to change" not in bare
+
+
+@pytest.mark.parametrize("which", ["report", "demo"])
+def test_ids_are_unique_and_references_lead_somewhere(record, text, which):
+    text = text if which == "report" else demo_page(demonstration(record))
+    page = Page(text)
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     targets = re.findall(r'(?:href="|url\()#([\w-]+)|aria-labelledby="([\w-]+)"', text)

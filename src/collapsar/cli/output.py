@@ -140,7 +140,8 @@ def print_demo(record: dict[str, Any], page: Path) -> None:
     console.print(
         f"Theory and network agree on the state of the small classes at {agree} of {len(record['runs'])} penalties. "
         "Z off, b off: relative distance of the network's mean predictions and bias to the exact optimum (- where that "
-        "is zero). train, small test: accuracy on the training images, and on the small classes' test images."
+        "is zero). train, small test: accuracy on the training images, and on the small classes' test images. A class "
+        "has vanished when its images move no score, so that the network cannot tell it from others."
     )
     console.print(f"Report: {page.resolve().as_uri()}", soft_wrap=True)
 

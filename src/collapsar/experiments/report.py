@@ -128,7 +128,12 @@ def _runs_in(record: Record) -> list[Record]:
         return list(record["runs"])
     if record["kind"] == "demo":
         runs = [run for run in record["runs"] if run.get("diagnosis") is not None]
-        return [_entry(f"{record['data']} {r['position']}", r["diagnosis"], history=r["history"]) for r in runs]
+        return [
+            _entry(
+                f"{record['data']} {r['position']}", r["diagnosis"], history=r["history"], geometry=r.get("geometry")
+            )
+            for r in runs
+        ]
     return []
 
 
