@@ -270,13 +270,11 @@ def _train_epoch(state: RunState, job: _Job, step: Step) -> None:
 
 
 def _clip(parameters: list[nn.Parameter], clip_norm: float) -> None:
-    """``nn.utils.clip_grad_norm_``, but on the CPU gradients that are clearly short enough are left as they are."""
+    """``nn.utils.clip_grad_norm_``, but on the CPU gradients that are short enough are not multiplied by 1."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if gradients[0].device.type == "cpu":  # elsewhere to look at a norm would be to wait for it
-        flat = [gradient.ravel() for gradient in gradients]
-        if sum(float(torch.dot(g, g)) for g in flat) < 0.99 * clip_norm**2:  # inner products are the fastest way
-            return
-    nn.utils.clip_grads_with_norm_(parameters, clip_norm, nn.utils.get_total_norm(gradients))
+    norm = nn.utils.get_total_norm(gradients)
+    if norm.device.type != "cpu" or not norm <= clip_norm:  # elsewhere to look at the norm would be to wait for it
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
 
 
 def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
