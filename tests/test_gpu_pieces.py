@@ -20,6 +20,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from collapsar.experiments import presets, which_model
+from collapsar.experiments.reproduce import Place, Request, reproduce
 from collapsar.experiments.sweep import Cell, SweepSettings, run_sweep
 from collapsar.training import (
     FeatureNetwork,
@@ -208,6 +209,20 @@ def test_a_piece_is_cut_off_packed_opened_elsewhere_and_gone_on_with(
         assert (one["finished"] == "stationary") == (one["stationarity"] < 0.01)
         before = ended[one["value"], one["relu"]]["distance"]["nonnegative"]["Z"]
         assert one["distance"]["nonnegative"]["Z"] == pytest.approx(before, abs=0.3)  # from there, at a small rate
+
+
+_PARTIAL = {"fig1": (16, 6), "fig3": (9, 2), "fig5": (12, 4), "fig7": (60, 4), "fig9": (125, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "planned"),
+    [("fig2", 23, 6), *(pytest.param(name, *given, marks=pytest.mark.slow) for name, given in _PARTIAL.items())],
+)
+def test_what_has_ended_is_drawn(tmp_path: Path, name: str, times: int, planned: int) -> None:
+    """Two runs of six, one value of four: empty panels, one point on an axis."""
+    place = Place(tmp_path / "results", tmp_path / "scratch", stop=After(times))
+    assert 0 < len(reproduce(Request(name, "tiny"), place)["runs"]) < planned
+    assert (tmp_path / "results" / name / f"{name}.png").stat().st_size > 1000
 
 
 def test_parcels_that_do_not_belong_together_are_named(scripts: dict[str, ModuleType], tmp_path: Path) -> None:

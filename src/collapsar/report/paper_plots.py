@@ -114,10 +114,14 @@ def _fig_2(record: Record) -> Figure:
     for row, profile in zip(panels, profiles, strict=True):
         mine = {run["network"]: run for run in runs if run["counts"] == profile}
         any_run = next(iter(mine.values()))
-        matrices = [mine[name]["Z"] for name in columns] + [any_run["optimum"][m]["Z"] for m in MODEL_LOOK]
+        blank = np.full(_array(any_run["Z"]).shape, np.nan)  # a run that has not ended
+        matrices = [mine[name]["Z"] if name in mine else blank for name in columns]
+        matrices += [any_run["optimum"][m]["Z"] for m in MODEL_LOOK]
         heatmap_row(row, matrices, norm)
         row[0].set_ylabel(profile)
         for ax, name in zip(row, columns, strict=False):
+            if name not in mine:
+                continue
             off = {m: mine[name]["distance"][m]["Z"] for m in MODEL_LOOK}
             ax.set_xlabel(f"off by {off['nonnegative']:.3f} | {off['signed']:.3f}", size=SMALL)
     for ax, title in zip(panels[0], [*columns, *(f"optimum,\n{look[2]}" for look in MODEL_LOOK.values())], strict=True):
@@ -255,11 +259,11 @@ def _transition(ax: Axes, record: Record, event: str, height: float) -> None:
         if marks[model] <= highest * 1.03:
             ax.plot(marks[model], height, "|", color=COLOURS[colour], markersize=9, markeredgewidth=2)
         else:
-            ax.annotate(f"→ {marks[model]:.0f}", (1.01, height), xycoords=ax.get_yaxis_transform(), size=SMALL,
+            ax.annotate(f"→ {marks[model]:.4g}", (1.01, height), xycoords=ax.get_yaxis_transform(), size=SMALL,
                         ha="left", va="center", color=COLOURS[colour])  # fmt: skip
     inside = [mark for mark in marks.values() if mark <= highest * 1.03]
     words = {"minority": "B collapses", "complete": "all collapse"}[event]
-    left = min(*(low for low, _ in ends), *inside)
+    left = min([low for low, _ in ends] + inside)
     ax.annotate(words, (left, height), xytext=(-6, 0), textcoords="offset points", size=SMALL, ha="right", va="center",
                 color=COLOURS["muted"])  # fmt: skip
 
