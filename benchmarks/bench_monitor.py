@@ -4,8 +4,9 @@
 
 Training on FashionMNIST images (Debian's package, or fetched; scikit-learn's digits where neither is to be had), in
 batches of 128, by SGD with momentum. Epochs with and without the monitor alternate, each from the same weights, and the
-overhead is the median of their ratios, so that a busy machine slows both. The bar is for the convolutional network; the
-perceptron, where a step takes four milliseconds, shows the limit. ``scatter`` is what NC1 needs on top.
+overhead is the median of their ratios, in processor seconds of one thread, so that what other processes take does not
+count. The bar is for the convolutional network; the perceptron, where a step takes four milliseconds, shows the limit.
+``scatter`` is what NC1 needs on top.
 """
 
 import itertools
@@ -62,7 +63,6 @@ def measure(case):
 
     from collapsar.integrations import CollapseMonitor, MonitorOptions
 
-    # One thread: on a machine that is shared, waiting for the second would be most of what is measured.
     torch.set_num_threads(1)
     kind, widths, num_samples, scatter, bar = CASES[case]
     images, labels, name = data(num_samples)
@@ -77,7 +77,7 @@ def measure(case):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
         monitor = CollapseMonitor(model, options=quiet) if watched else None
-        begin = time.perf_counter()
+        begin = time.process_time()
         for rows in order.split(BATCH):
             loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
             optimizer.zero_grad()
@@ -87,7 +87,7 @@ def measure(case):
                 monitor.step(labels[rows])
         if monitor is not None:
             monitor.end_epoch()
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
         if monitor is not None:
             monitor.close()
         return seconds
