@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +334,13 @@ def on_page(sentence: str) -> str:
     return sentence.replace("lambda_z", "λZ").replace("lambda_w", "λw").replace("lambda_b", "λb")
 
 
+def listed(sentence):
+    """A sentence as pages have it: lambda_z is λ with an index."""
+    safe = escape(sentence, quote=False).replace("'", "&#39;")
+    written = re.sub(r"lambda_([wzhb])", lambda found: f"λ<sub>{found[1].replace('z', 'Z')}</sub>", safe)
+    return f">{written}</li>"
+
+
 def test_the_page_holds_its_record_and_runs_nothing_else(npz):
     from collapsar.report import diagnosis_page
     from test_report import Page
@@ -365,7 +373,8 @@ def test_the_page_of_a_demonstration_shows_each_diagnosis(npz, tmp_path):
     found = [diagnose(healthy), diagnose(npz)]
     for run, d in zip(record["runs"], found, strict=False):  # the third has none
         run["diagnosis"] = d.to_dict()
-    page = Page(demo_page(record))
+    text = demo_page(record)
+    page = Page(text)
     assert page.count("section", "diagnosis") == 2
     headings = [heading.strip() for heading in page.by_tag["h3"]]
     for level, d in zip(("0.0045", "0.0105"), found, strict=True):
