@@ -93,6 +93,8 @@ def test_paired_differences(page: str, regimes: dict[str, Any]) -> None:
         assert interval(merging[method][f"{advice}_minus_{measure}"], sign) in page, (method, measure, advice)
     found = ordinary["logit-adjustment"]["advice_minus_balanced_raw"]
     assert f"({percent(found['mean'])}, {percent(found['low'])} to {percent(found['high'])})".replace("-", "−") in page
+    found = regimes["ordinary-strong"]["inverse-weights"]["advice_minus_balanced_raw"]
+    assert f"({percent(found['mean'])}, {percent(found['low'])} to {percent(found['high'])}:".replace("-", "−") in page
     assert interval(safe["sweep"]["advice_minus_balanced_corrected"], -1) in page
 
 
@@ -106,6 +108,23 @@ def test_calibration_and_the_prior_alone(page: str, regimes: dict[str, Any]) -> 
     alone = {m: merging["nothing"][f"{m}_corrected"]["mean"] - merging["nothing"][f"{m}_raw"]["mean"] for m in MEASURES}
     assert f"gives minority classes +{percent(alone['minority'])} and costs balanced accuracy " in page
     assert f"costs balanced accuracy {percent(-alone['balanced'])}" in page
+
+
+def test_the_adjusting_trainer(page: str) -> None:
+    """The fixed factor minus the adjusting trainer, pair by pair."""
+    runs = json.loads((ROOT / "results" / "advice" / "adjusting.json").read_text())["runs"]
+    found = {(run["setting"], run["seed"], run["recipe"]): run for run in runs}
+    behind = {
+        measure: [
+            found[setting, seed, "advice"][measure] - found[setting, seed, "adjusting"][measure]
+            for setting, seed, recipe in found
+            if recipe == "nothing"
+        ]
+        for measure in ("balanced", "minority")
+    }
+    assert len(behind["balanced"]) == 6
+    balanced, minority = ([percent(pick(values)) for pick in (min, max)] for values in behind.values())
+    assert "by {} to {} points of balanced and {} to {} of minority accuracy".format(*balanced, *minority) in page
 
 
 def test_sharpness(page: str) -> None:
