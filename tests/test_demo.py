@@ -1,0 +1,37 @@
+"""The main job, as a newcomer runs it: ``collapsar demo`` trains, agrees with theory and writes a report."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from collapsar.cli import app
+from collapsar.experiments.demo import COLLAPSE_NUMBERS, POSITIONS
+from test_report import Page
+
+
+@pytest.mark.slow
+def test_the_demonstration_agrees_with_theory_and_writes_a_small_report(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert [run["position"] for run in record["runs"]] == list(POSITIONS)
+    for run in record["runs"]:
+        assert run["measured"]["states"] == run["predicted"]["states"]
+        assert all({*COLLAPSE_NUMBERS} <= r.keys() for r in run["history"])  # None where nothing is left to measure
+    below, between, above = record["runs"]
+    assert [run["advice"] is None for run in (below, between, above)] == [True, False, False]
+    assert all(math.isfinite(r[name]) for r in below["history"] for name in COLLAPSE_NUMBERS)
+    assert below["distance"]["Z"] < 0.02
+    assert between["distance"]["Z"] < 0.02
+    report = tmp_path / "report.html"
+    assert report.stat().st_size < 2_000_000
+    page = Page(report.read_text(encoding="utf-8"))
+    assert json.loads(page.scripts[0]) == record
+    headings = {heading.strip() for heading in page.by_tag["h2"]}
+    assert {"The geometry", "What to change", "Definitions"} <= headings
+    assert "5 minority classes" in page.by_tag["h1"][0]
