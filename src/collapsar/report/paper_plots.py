@@ -230,7 +230,9 @@ def _contrasts(ax: Axes, record: Record) -> None:
     ax.set_xlim(lowest * 0.97, highest * 1.03)
     for i, event in enumerate(("minority", "complete")):
         _transition(ax, record, event, top * (1.03 + 0.09 * i))
-    ax.set_xlabel("penalty λ_Z" if record["varied"] == "lambda_z" else "majority images n_A, at λ_Z = 0.005")
+    ax.set_xlabel(
+        r"penalty $\lambda_Z$" if record["varied"] == "lambda_z" else r"majority images $n_A$, at $\lambda_Z$ = 0.005"
+    )
     ax.set_ylabel("contrast, nats")
     handles = [*ax.get_legend_handles_labels()[0], *transition_handles()]
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -287,7 +289,7 @@ def _fig_9(record: Record) -> Figure:
     ax.axhline(record["etf"], color=COLOURS["muted"], linewidth=0.8)
     ax.annotate("simplex ETF, -1/9", (0.0, record["etf"]), xycoords=("axes fraction", "data"), size=SMALL, ha="left",
                 va="bottom", xytext=(2, 6), textcoords="offset points", color=COLOURS["muted"])  # fmt: skip
-    ax.set_xlabel("majority images n_A in the paper's units, n_B = n_A/2")
+    ax.set_xlabel("majority images $n_A$ in the paper's units, $n_B = n_A/2$")
     ax.set_ylabel("mean cosine of columns of Z")
     ax.legend(loc="center", bbox_to_anchor=(0.5, 0.75), title="solid: nonnegative, dashed: signed optimum",
               title_fontsize=SMALL)  # fmt: skip

@@ -66,9 +66,9 @@ def _which_model(record: Record) -> Figure:
             _distance_panel(ax, record, n_b, relu=relu)
         row[0].set_ylabel(f"{'with' if relu else 'without'} the last ReLU\nrelative distance of Z")
     for ax, n_b in zip(panels[0], record["minorities"], strict=True):
-        ax.set_title(f"n_A = {record['n_a']}, n_B = {n_b}", loc="left")
+        ax.set_title(f"$n_A$ = {record['n_a']}, $n_B$ = {n_b}", loc="left")
     for ax in panels[-1]:
-        ax.set_xlabel("penalty λ_Z")
+        ax.set_xlabel(r"penalty $\lambda_Z$")
     handles: list[Any] = [
         Line2D([], [], marker="o", linestyle="none", color=COLOURS[c], label=f"to the optimum with {w}", markersize=4)
         for c, _, w in MODEL_LOOK.values()

@@ -102,8 +102,8 @@ def table_figure(record: Record) -> Figure:
             ax.spines["left"].set_visible(False)
         _ticks(panels[0], (0.003, 0.004, 0.005, 0.007, 0.01))
         _ticks(panels[1], (250, 500, 1000, 2000, 4000))
-        panels[0].set_xlabel("penalty λ_Z, at n = (500, 100)")
-        panels[1].set_xlabel("majority samples n_A, at λ_Z = 0.005")
+        panels[0].set_xlabel(r"penalty $\lambda_Z$, at n = (500, 100)")
+        panels[1].set_xlabel(r"majority samples $n_A$, at $\lambda_Z$ = 0.005")
         handles = [panels[0].plot([], [], m, color=COLOURS[c], label=w)[0] for c, m, w in MODEL_STYLE.values()]
         handles += panels[0].plot(
             [], [], color=COLOURS["rule"], linewidth=6, label="network, bracket read from the figure"
@@ -150,7 +150,7 @@ def walk_figure(record: Record) -> Figure:
         _threshold(ax, t["complete"], "all collapses", left=True)
         ax.set_ylim(-1.0, None)
         ax.set_xlim(x[0], x[-1])
-        ax.set_xlabel(f"penalty λ_Z   (k = 5, 5; n = 500, 100; λ_b = {record['lambda_b']:g})")
+        ax.set_xlabel(rf"penalty $\lambda_Z$   (k = 5, 5; n = 500, 100; $\lambda_b$ = {record['lambda_b']:g})")
         ax.set_ylabel("logits (nats)")
     return figure
 
@@ -204,10 +204,10 @@ def _maps(ax: Axes, record: Record, model: str) -> None:
     ax.set_xticks([left, *decades, right], ["0", *(f"$10^{{{d}}}$" for d in decades), "∞"])
     ax.set_xlim(left, right)
     ax.set_xlabel("price of the bias, λ_b")
-    ax.set_ylabel("λ* over √n_B/N")
+    ax.set_ylabel(r"$\lambda^*$ over $\sqrt{n_B}/N$")
     ax.set_title(f"{MODEL_STYLE[model][2]}: small classes vanish at λ*\n", loc="left")
     notes = {
-        "signed": "curves: (k_A, k_B, n_A, n_B); ▾ lowest",
+        "signed": "curves: ($k_A$, $k_B$, $n_A$, $n_B$); ▾ lowest",
         "nonnegative": "dashed: classes would share directions and live longer",
     }
     ax.annotate(
@@ -231,7 +231,7 @@ def _sample(figure: Figure, axes: Sequence[Axes], sample: Record) -> None:
     axes[0].axhline(1, color=COLOURS["muted"], linewidth=0.8)
     axes[0].set_xscale("log")
     axes[0].set_yscale("log")
-    axes[0].set_xlabel("imbalance n_A / n_B")
+    axes[0].set_xlabel("imbalance $n_A / n_B$")
     axes[0].set_ylabel("λ*(∞) / λ*(0)")
     turns = sample["turning_points"].get("1", 0)
     axes[0].set_title(
@@ -239,7 +239,7 @@ def _sample(figure: Figure, axes: Sequence[Axes], sample: Record) -> None:
     )
     axes[1].scatter(r, sample["dip"], **common)
     axes[1].set_xscale("log")
-    axes[1].set_xlabel("imbalance n_A / n_B")
+    axes[1].set_xlabel("imbalance $n_A / n_B$")
     axes[1].set_ylabel("lowest λ* / lower end")
     axes[1].set_title("how deep the map dips\nbelow both of its ends", loc="left")
     bar = figure.colorbar(dots, ax=list(axes), aspect=25, pad=0.01)
@@ -331,7 +331,7 @@ def oversampling_figure(record: Record) -> Figure:
         panels[0].set_ylim(0.001, 0.0105)
         panels[0].yaxis.set_minor_locator(NullLocator())
         panels[0].set_yticks([0.001, 0.002, 0.004, 0.007, 0.01], ["0.001", "0.002", "0.004", "0.007", "0.01"])
-        panels[0].set_ylabel("threshold of λ_Z")
+        panels[0].set_ylabel(r"threshold of $\lambda_Z$")
     return figure
 
 
@@ -350,7 +350,7 @@ def landscape_figure(record: Record) -> Figure:
                 [rest["first_step"], rest["last_step"]], [rest["excess"]] * 2, color=COLOURS["vermilion"], linewidth=4.0
             )
             norm = rest["spectral_norm"] / record["lambda_z"]
-            words = f"saddle: {names.get(rest['rank'], '')}\n‖R‖ = {norm:.2f} λ_Z"
+            words = f"saddle: {names.get(rest['rank'], '')}\n‖R‖ = {norm:.2f} $\\lambda_Z$"
             _label(ax, rest["last_step"] + 25, rest["excess"] * 1.5, words, "vermilion", va="bottom")
         end = max(row["step"] for row in trace if row["excess"] > 1e-11)
         _label(ax, end + 15, 1e-10, "global", "blue", va="bottom")
