@@ -23,7 +23,7 @@ from collapsar.experiments import effective as ef
 from collapsar.experiments import paper_figures as pf
 from collapsar.experiments.cells import layer_norms
 from collapsar.experiments.deep_two_cluster import DeepPair, decay_switches, deep_optimum
-from collapsar.experiments.effective_scores import scores_of
+from collapsar.experiments.effective_scores import predictors_of, statement_of
 from collapsar.report.paper_plots import paper_figure
 from collapsar.report.study_plots import study_figure
 from collapsar.theory import deep_column
@@ -351,20 +351,22 @@ def test_the_share_of_the_layers_below_the_features() -> None:
 
 
 def test_measured_over_predicted_switches() -> None:
-    """Two seeds that switch at twice and at half of one prediction: ratio 1, spread 2."""
+    """Brackets of two seeds over each prediction; the open one counts apart, and the nearest model is named."""
     row = {
         "rate": 0.1,
         "layers": 1,
-        "measured": {"cold": [[2.0, 2.0], [0.5, 0.5], [9.0, None]], "up": [], "down": []},
-        "predicted": {"shallow": 1.0, "deep": 4.0, "spinodal": None},
+        "measured": {"cold": [[1.5, 2.0], [0.5, 0.75], [9.0, None]], "up": [], "down": []},
+        "predicted": {"shallow": 1.0, "deep": 4.0, "body": 2.0, "spinodal": None, "descent": None},
     }
-    cold = scores_of([row])["normalised, rate 0.1"]["cold"]
-    assert cold["shallow"]["ratio"] == pytest.approx(1.0)
-    assert cold["shallow"]["spread"] == pytest.approx(2.0)
-    assert cold["deep"]["ratio"] == pytest.approx(0.25)
-    assert cold["spinodal"]["ratio"] is None
-    assert cold["shallow"]["no_switch_in_range"] == 1
-    assert (cold["shallow"]["without_prediction"], cold["spinodal"]["without_prediction"]) == (0, 2)
+    found = predictors_of([row])
+    assert {p["regime"] for p in found} == {"batch normalisation", "batch normalisation, L = 1"}
+    cold = {p["model"]: p for p in found if (p["layers"], p["branch"]) == (1, "cold")}
+    assert [cold["shallow"][name] for name in ("ratio_low", "ratio_high", "switches", "open")] == [0.5, 2.0, 2, 1]
+    assert cold["deep"]["ratio_low"] == pytest.approx(0.125)
+    assert cold["body"]["ratio"] == pytest.approx((1.5 * 2.0 * 0.5 * 0.75) ** 0.25 / 2)
+    assert [p["best"] for p in cold.values()] == [True, False, False, False, False]
+    assert (cold["spinodal"]["ratio"], cold["spinodal"]["unpredicted"]) == (None, 2)
+    assert statement_of(found)[0].endswith("at 0.50 to 2.00 of its decay (2 switches)")
 
 
 # --- the command

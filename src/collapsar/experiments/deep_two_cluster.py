@@ -7,19 +7,21 @@ class with a direction of its own (collapsar.theory.deep), the problem is
 
 with price_k from ``deep_price``. Batch normalisation makes the decay wd of its scale and shift a feature penalty: what
 it emits has Σ_i ||h_i||^2 <= N (||scale||^2 + ||shift||^2), so lambda_H = wd/N and price_k is
-(L+1)/2 wd (n_k/N)^(1/(L+1)).
+(L+1)/2 wd (n_k/N)^(1/(L+1)). Where the decay of the layers below the normalisation is counted too, a column costs
+``body_cost`` in place of price_k ||z_k||^(2/(L+1)).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from collapsar.theory import deep_price
+from collapsar.theory import Body, body_cost, deep_price
 
 __all__ = ["DeepPair", "DeepPoint", "Switches", "decay_switches", "deep_optimum"]
 
@@ -37,6 +39,10 @@ class DeepPair:
         layers: L >= 1 decayed linear layers, the head included.
         decay: wd > 0 of every one of them and of the head's bias.
         lambda_h: Feature penalty; None: wd/N, that of a batch normalisation.
+        bodies: What a class of A and one of B sees of the decayed layers below the normalisation; None: those are free.
+
+    Raises:
+        ValueError: Both ``lambda_h`` and ``bodies`` are given.
     """
 
     k_a: int
@@ -46,6 +52,21 @@ class DeepPair:
     layers: int
     decay: float
     lambda_h: float | None = None
+    bodies: tuple[Body, Body] | None = None
+
+    def __post_init__(self) -> None:
+        if self.lambda_h is not None and self.bodies is not None:
+            raise ValueError(
+                "`bodies` belong to a batch normalisation, whose feature penalty is known: leave `lambda_h`"
+            )
+
+    def cost(self, cluster: int) -> Callable[[float], tuple[float, float]]:
+        """What a column of A (0) or B (1) costs as a function of its squared norm, with the derivative."""
+        if self.bodies is not None:
+            share = (self.n_a, self.n_b)[cluster] / (self.k_a * self.n_a + self.k_b * self.n_b)
+            return partial(body_cost, share=share, layers=self.layers, decay=self.decay, body=self.bodies[cluster])
+        price, power = self.prices[cluster], 1 / (self.layers + 1)
+        return lambda square: (price * square**power, price * power * square ** (power - 1))
 
     @property
     def prices(self) -> tuple[float, float]:
@@ -114,10 +135,9 @@ def _objective(pair: DeepPair, minority_alive: bool) -> Callable[[Vector], tuple
     """Objective and gradient in (own, sibling, foreign) of A, of B, and the bias of A; B's is -k_A/k_B of it."""
     k_a, k_b = pair.k_a, pair.k_b
     N = k_a * pair.n_a + k_b * pair.n_b
-    power = 2 / (pair.layers + 1)
     parts = [
-        (k_a, pair.n_a / N, pair.prices[0], np.array([1.0, k_a - 1.0, k_b]), np.array([1.0, 1.0, -k_a / k_b]), True),
-        (k_b, pair.n_b / N, pair.prices[1], np.array([1.0, k_b - 1.0, k_a]), np.array([-k_a / k_b] * 2 + [1.0]), False),
+        (k_a, pair.n_a / N, pair.cost(0), np.array([1.0, k_a - 1.0, k_b]), np.array([1.0, 1.0, -k_a / k_b]), True),
+        (k_b, pair.n_b / N, pair.cost(1), np.array([1.0, k_b - 1.0, k_a]), np.array([-k_a / k_b] * 2 + [1.0]), False),
     ]
     weight = pair.decay * (k_a + k_a**2 / k_b)
 
@@ -126,7 +146,7 @@ def _objective(pair: DeepPair, minority_alive: bool) -> Callable[[Vector], tuple
         bias = x[6]
         total = weight / 2 * bias**2
         gradient[6] = weight * bias
-        for i, (k, q, price, many, tilt, large) in enumerate(parts):
+        for i, (k, q, cost, many, tilt, large) in enumerate(parts):
             place = slice(3 * i, 3 * i + 3)
             alive = large or minority_alive
             z = x[place] if alive else np.zeros(3)
@@ -139,8 +159,9 @@ def _objective(pair: DeepPair, minority_alive: bool) -> Callable[[Vector], tuple
             gradient[6] += k * q * float(miss @ tilt)
             if alive:
                 square = float(many @ z**2) + 1e-30
-                total += k * price * square ** (power / 2)
-                gradient[place] = k * (q * miss + price * power * square ** (power / 2 - 1) * many * z)
+                paid, slope = cost(square)
+                total += k * paid
+                gradient[place] = k * (q * miss + 2 * slope * many * z)
         return float(total), gradient
 
     return value

@@ -2,39 +2,44 @@
 
 Perceptrons without batch normalisation and with one to four decayed linear layers above it, several decays and
 imbalances, started afresh ("cold") and from the network at the next smaller ("up") or next larger decay ("down").
-Measured switch and mean predictions against three predictions: the shallow model at the penalties its head reveals, the
-global optimum of the deep model, and the deep model's spinodal.
+Measured switch and mean predictions against four predictions: the shallow model at the penalties its head reveals, the
+global optimum of the deep model, the same with the decay of the layers below the normalisation, and the spinodal.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import collapsar as cs
 from collapsar.experiments.against_theory import LEAST, contrasts, environment, lost, optimum
+from collapsar.experiments.deep_descent import DescentProblem, descent_switch
 from collapsar.experiments.deep_two_cluster import DeepPair, DeepPoint, Switches, decay_switches, deep_optimum
 from collapsar.experiments.effective_scores import (
     BRANCHES,
     PREDICTORS,
     distances_of,
     middle,
-    scores_of,
+    predictors_of,
     statement_of,
 )
+from collapsar.experiments.image_reach import image_reach
 from collapsar.experiments.presets import Job
 from collapsar.experiments.sweep import Cell
-from collapsar.theory import fractional_problem
-from collapsar.training import ModelSpec, Penalties, TrainConfig
+from collapsar.theory import Body, fractional_problem
+from collapsar.training import ModelSpec, Penalties, TrainConfig, imbalanced, load_data
 
-__all__ = ["EFFECTIVE", "Effective", "effective_chains", "effective_record"]
+__all__ = ["EFFECTIVE", "Effective", "effective_chains", "effective_record", "reaches"]
 
 Record = dict[str, Any]
+Reaches = Mapping[int, tuple[float, float]]
+"""By the number of images of a small class: ``Body.reach`` of a class of A and one of B."""
 
 K_A = K_B = 5
 
@@ -70,11 +75,13 @@ class Effective:
         n_a: Images of each of the five large classes.
         minorities: Images of each of the five small classes, over all sweeps.
         factors: Decays, in units of the deep model's global switch.
+        early: The same for one layer above the normalisation, where networks switch long before that.
         bare: Decays without normalisation, where there is no such prediction: {images of a small class: decays}.
         width: Of each of the hidden layers.
         hidden: How many.
         batch_size: Images in each step.
         sweeps: What is swept at which learning rate.
+        descents: Random starts of the descents on the deep model's factors; 0: none are made.
     """
 
     preset: str
@@ -82,11 +89,13 @@ class Effective:
     n_a: int
     minorities: tuple[int, ...]
     factors: tuple[float, ...]
+    early: tuple[float, ...]
     bare: Mapping[int, tuple[float, ...]]
     width: int
     hidden: int
     batch_size: int
     sweeps: tuple[RateSweep, ...]
+    descents: int
 
     @property
     def combinations(self) -> list[tuple[float, int, int]]:
@@ -95,24 +104,28 @@ class Effective:
 
 
 _FACTORS = (0.3, 0.5, 0.7, 0.85, 1.0, 1.3, 1.9)
+_EARLY = (0.15, 0.25, 0.35, 0.42, 0.5, 0.7, 1.0)
 _BARE = {20: (0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14), 5: (0.004, 0.008, 0.014, 0.02, 0.03, 0.045, 0.07)}
 _ALL = (0, 1, 2, 3, 4)
 EFFECTIVE: dict[str, Effective] = {
     "paper": Effective(
-        *("paper", "fashion-mnist", 1000, (200, 50), _FACTORS, {200: _BARE[20], 50: _BARE[5]}, 512, 4, 1000),
+        *("paper", "fashion-mnist", 1000, (200, 50), _FACTORS, _EARLY, {200: _BARE[20], 50: _BARE[5]}, 512, 4, 1000),
         tuple(RateSweep(lr, steps, (200, 50), _ALL, BRANCHES, _ALL) for lr, steps in ((0.1, 20000), (0.01, 100000))),
+        3,
     ),
     "cpu": Effective(
-        *("cpu", "fashion-mnist", 100, (20, 5), _FACTORS, _BARE, 96, 4, 200),
+        *("cpu", "fashion-mnist", 100, (20, 5), _FACTORS, _EARLY, _BARE, 96, 4, 200),
         (
             RateSweep(0.1, 1500, (20,), _ALL, BRANCHES, (0, 1, 2)),
             RateSweep(0.1, 1500, (5,), _ALL, BRANCHES, (0,)),
             RateSweep(0.01, 5000, (20,), (1, 2, 3), ("cold", "up"), (0,)),
         ),
+        3,
     ),
     "tiny": Effective(
-        *("tiny", "digits", 20, (4,), (0.3, 1.9), {4: (0.01, 0.1)}, 16, 2, 60),
+        *("tiny", "digits", 20, (4,), (0.3, 1.9), (0.15, 1.0), {4: (0.01, 0.1)}, 16, 2, 60),
         (RateSweep(0.1, 12, (4,), (0, 2), BRANCHES, (0,)),),
+        0,
     ),
 }
 
@@ -122,13 +135,31 @@ def decays(grid: Effective, layers: int, n_b: int) -> tuple[float, ...]:
     if layers == 0:
         return grid.bare[n_b]
     switch = switches(grid.n_a, n_b, layers).deep
-    return tuple(float(f"{factor * switch:.4g}") for factor in grid.factors)
+    return tuple(float(f"{factor * switch:.4g}") for factor in (grid.factors if layers > 1 else grid.early))
 
 
 @lru_cache(maxsize=64)
-def switches(n_a: int, n_b: int, layers: int) -> Switches:
+def switches(n_a: int, n_b: int, layers: int, bodies: tuple[Body, Body] | None = None) -> Switches:
     """The deep model's predictions for a batch normalisation below ``layers`` decayed layers."""
-    return decay_switches(DeepPair(K_A, K_B, n_a, n_b, layers, 1.0), 2e-4, 2.0)
+    return decay_switches(DeepPair(K_A, K_B, n_a, n_b, layers, 1.0, bodies=bodies), 2e-4, 2.0)
+
+
+def reaches(grid: Effective, data_dir: Path | None = None) -> Reaches:
+    """Geometric mean of ``image_reach`` over each cluster, from the training images of each imbalance."""
+    whole, out = load_data(grid.dataset, data_dir), {}
+    for n_b in grid.minorities:
+        data = imbalanced(whole, (grid.n_a,) * K_A + (n_b,) * K_B)
+        each = np.log(image_reach(data.normalised(data.train_images).numpy(), data.train_labels.numpy()))
+        out[n_b] = (math.exp(each[:K_A].mean()), math.exp(each[K_A:].mean()))
+    return out
+
+
+def _bodies(grid: Effective, n_b: int, layers: int, reach: Reaches) -> tuple[Body, Body] | None:
+    """The layers below the batch normalisation, the normalised one included; None without one."""
+    if not layers:
+        return None
+    below = grid.hidden + 1 - layers
+    return Body(below, reach[n_b][0]), Body(below, reach[n_b][1])
 
 
 def effective_chains(grid: Effective) -> list[tuple[Job, ...]]:
@@ -183,22 +214,25 @@ def _chain(grid: Effective, sweep: RateSweep, labels: Mapping[str, Any]) -> tupl
     )
 
 
-def effective_record(grid: Effective, chains: Sequence[Sequence[Job]], cells: Mapping[str, Record]) -> Record:
-    """Every run beside the three predictions, the switches, and how well each predictor does.
+def effective_record(
+    grid: Effective, chains: Sequence[Sequence[Job]], cells: Mapping[str, Record], reach: Reaches
+) -> Record:
+    """Every run beside the predictions, the switches, and how well each predictor does.
 
     Args:
         grid: The experiment.
         chains: Its runs.
         cells: Their records by key.
+        reach: As ``reaches`` measures it.
     """
     runs = [
-        {**job.labels, **_run(grid, job, cells[job.cell.key]["result"])}
+        {**job.labels, **_run(grid, job, cells[job.cell.key]["result"], reach)}
         for chain in chains
         for job in chain
         if cells[job.cell.key]["result"] is not None
     ]
     table = [
-        _switch_row(grid, place, [r for r in runs if (r["rate"], r["n_b"], r["layers"]) == place])
+        _switch_row(grid, place, [r for r in runs if (r["rate"], r["n_b"], r["layers"]) == place], reach)
         for place in grid.combinations
     ]
     return {
@@ -210,8 +244,9 @@ def effective_record(grid: Effective, chains: Sequence[Sequence[Job]], cells: Ma
         "minorities": list(grid.minorities),
         "runs": runs,
         "table": table,
-        "scores": (scores := scores_of(table)),
-        "statement": statement_of(scores),
+        "reach": {str(n_b): list(pair) for n_b, pair in reach.items()},
+        "predictors": (predictors := predictors_of(table)),
+        "statement": statement_of(predictors),
         "distances": distances_of(runs),
         "environment": environment([cells[job.cell.key] for chain in chains for job in chain]),
     }
@@ -220,7 +255,7 @@ def effective_record(grid: Effective, chains: Sequence[Sequence[Job]], cells: Ma
 # --- one run
 
 
-def _run(grid: Effective, job: Job, result: Record) -> Record:
+def _run(grid: Effective, job: Job, result: Record, reach: Reaches) -> Record:
     """Order parameter, what each predictor says of it, and the distance of Z to each."""
     decay, layers, n_b = (job.labels[name] for name in ("decay", "layers", "n_b"))
     Z = np.array(result["Z"], dtype=float)
@@ -230,15 +265,17 @@ def _run(grid: Effective, job: Job, result: Record) -> Record:
     lambda_h, depth = _feature_penalty(result["layers"], decay)
     N = K_A * grid.n_a + K_B * n_b
     pair = DeepPair(K_A, K_B, grid.n_a, n_b, depth, decay, None if layers else lambda_h)
-    alive = _branch(pair, True)
-    dead = _branch(pair, False)
+    bodies = _bodies(grid, n_b, layers, reach)
+    whole = pair if bodies is None else replace(pair, bodies=bodies)
     vanish = _shallow_threshold(grid.n_a, n_b, decay)
     says = {
         "shallow": bool(balance >= vanish),
-        "deep": alive is None or (dead is not None and dead.value <= alive.value),
-        "spinodal": alive is None,
+        "deep": _foresees_loss(pair),
+        **({} if bodies is None else {"body": _foresees_loss(whole)}),
+        "spinodal": _branch(whole, True) is None,
     }
-    observed = dead if num_lost * 2 > K_B or alive is None else alive
+    apart = num_lost * 2 <= K_B
+    observed = {name: _branch(p, apart) or _branch(p, False) for name, p in (("deep", pair), ("body", whole))}
     shallow = optimum((grid.n_a,) * K_A + (n_b,) * K_B, float(balance), decay, "nonnegative") if balance > 0 else None
     return {
         "contrast_a": scale,
@@ -255,9 +292,15 @@ def _run(grid: Effective, job: Job, result: Record) -> Record:
         "says_lost": says,
         "distance": {
             "shallow": None if shallow is None else _relative(Z, shallow.Z),
-            "deep": None if observed is None else _relative(Z, observed.Z),
+            **{name: None if point is None else _relative(Z, point.Z) for name, point in observed.items()},
         },
     }
+
+
+def _foresees_loss(pair: DeepPair) -> bool:
+    """Whether the optimum without the small classes is the better one, or the only one."""
+    alive, dead = _branch(pair, True), _branch(pair, False)
+    return alive is None or (dead is not None and dead.value <= alive.value)
 
 
 def _feature_penalty(layers: Sequence[Record], decay: float) -> tuple[float, int]:
@@ -296,6 +339,12 @@ def _shallow_threshold(n_a: int, n_b: int, decay: float) -> float:
     return float(cs.thresholds(problem).vanish[-1])
 
 
+@lru_cache(maxsize=16)
+def _descent(n_a: int, n_b: int, layers: int, starts: int, column: float) -> float:
+    """The switch of the lowest descents: nowhere near below that of the column form, which is one of their points."""
+    return descent_switch(DescentProblem(K_A, K_B, n_a, n_b, layers, 1.0), 0.7 * column, 3 * column, starts)
+
+
 def _relative(Z: np.ndarray, target: np.ndarray) -> float | None:
     scale = float(np.linalg.norm(target))
     return float(np.linalg.norm(Z - target)) / scale if scale > 1e-9 else None
@@ -304,7 +353,7 @@ def _relative(Z: np.ndarray, target: np.ndarray) -> float | None:
 # --- switches
 
 
-def _switch_row(grid: Effective, place: tuple[float, int, int], runs: Sequence[Record]) -> Record:
+def _switch_row(grid: Effective, place: tuple[float, int, int], runs: Sequence[Record], reach: Reaches) -> Record:
     """Between which decays each branch switched, for each seed; and the predictions as decays."""
     rate, n_b, layers = place
     axis = decays(grid, layers, n_b)
@@ -320,13 +369,15 @@ def _switch_row(grid: Effective, place: tuple[float, int, int], runs: Sequence[R
     says = {
         name: _bracket({wd: _majority([r["says_lost"][name] for r in cold if r["decay"] == wd]) for wd in axis}, axis)
         for name in PREDICTORS
+        if name in runs[0]["says_lost"]
     }
-    exact = switches(grid.n_a, n_b, layers) if layers else None
-    row["predicted"] = {
-        "shallow": middle(says["shallow"]),
-        "deep": exact.deep if exact else middle(says["deep"]),
-        "spinodal": exact.spinodal if exact else middle(says["spinodal"]),
-    }
+    row["predicted"] = {name: middle(says[name]) if name in says else None for name in PREDICTORS}
+    if layers:
+        whole = switches(grid.n_a, n_b, layers, _bodies(grid, n_b, layers, reach))
+        free = switches(grid.n_a, n_b, layers)
+        row["predicted"] |= {"deep": free.deep, "body": whole.deep, "spinodal": whole.spinodal}
+        if grid.descents:
+            row["predicted"]["descent"] = _descent(grid.n_a, n_b, layers, grid.descents, free.deep)
     row["predicted_brackets"] = says
     return row
 

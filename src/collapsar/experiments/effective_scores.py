@@ -1,4 +1,4 @@
-"""How well each predictor of a switch does: ratios, spreads, and the plain statement made of them."""
+"""How well each predictor of a switch does: intervals of measured over predicted, and the plain statement of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BRANCHES", "PREDICTORS", "distances_of", "middle", "scores_of", "statement_of"]
+__all__ = ["BRANCHES", "PREDICTORS", "distances_of", "middle", "predictors_of", "statement_of"]
 
 Record = dict[str, Any]
 
 BRANCHES = ("cold", "up", "down")
-PREDICTORS = ("shallow", "deep", "spinodal")
+PREDICTORS = ("shallow", "deep", "body", "spinodal", "descent")
+WORDS = {
+    "shallow": "the shallow model at effective penalties",
+    "deep": "the global switch of the deep model",
+    "body": "the global switch of the deep model with the layers below the normalisation",
+    "spinodal": "the spinodal",
+    "descent": "the lowest point of the deep model",
+}
 
 
 def middle(bracket: Sequence[float | None]) -> float | None:
@@ -27,69 +34,89 @@ def middle(bracket: Sequence[float | None]) -> float | None:
     return math.sqrt(low * high) if low is not None and high is not None else None
 
 
-def scores_of(table: Sequence[Record]) -> Record:
-    """Measured over predicted switch: geometric mean and spread (a factor) over networks, imbalances and seeds."""
-    out: Record = {}
-    groups = {f"{'normalised' if row['layers'] else 'bare'}, rate {row['rate']:g}": [] for row in table}
+def predictors_of(table: Sequence[Record]) -> list[Record]:
+    """Measured over predicted decay at the switch, for each kind of network, way of starting and predictor.
+
+    Args:
+        table: One row for each network, imbalance and learning rate, with "rate", "layers", "measured" (brackets by
+            branch, one for each seed) and "predicted".
+
+    Returns:
+        Dicts with "regime", "layers" (L; 0 without normalisation, None where several L are taken together), "rate"
+        (None: all), "branch", "model"; "ratio_low", "ratio_high": the smallest lower and the largest upper end of a
+        bracket over its prediction; "ratio": geometric mean of the middles; "switches": how many that is made of;
+        "unpredicted": switches where the model foresees none; "open": switches outside the decays tried, not in the
+        rest; "best": whether no other model with as many predictions has the largest factor between measured and
+        predicted as small.
+    """
+    groups: dict[tuple[str, int | None, float | None], list[Record]] = {}
     for row in table:
-        groups[f"{'normalised' if row['layers'] else 'bare'}, rate {row['rate']:g}"].append(row)
-    for group, rows in groups.items():
+        name = f"batch normalisation, L = {row['layers']}" if row["layers"] else "no normalisation"
+        groups.setdefault((name, row["layers"], None), []).append(row)
+        if row["layers"]:
+            groups.setdefault(("batch normalisation", None, None), []).append(row)
+            groups.setdefault(("batch normalisation", None, row["rate"]), []).append(row)
+    out = []
+    for (regime, layers, rate), rows in groups.items():
         for branch in BRANCHES:
-            for name in PREDICTORS:
-                logs = [
-                    math.log(place / row["predicted"][name])
-                    for row in rows
-                    for bracket in row["measured"][branch]
-                    if (place := middle(bracket)) is not None and row["predicted"][name] not in (None, math.inf)
-                ]
-                open_ended = sum(middle(bracket) is None for row in rows for bracket in row["measured"][branch])
-                out.setdefault(group, {}).setdefault(branch, {})[name] = {
-                    "ratio": math.exp(float(np.mean(logs))) if logs else None,
-                    "spread": math.exp(float(np.std(logs))) if logs else None,
-                    "switches": len(logs),
-                    "without_prediction": sum(
-                        middle(bracket) is not None and row["predicted"][name] in (None, math.inf)
-                        for row in rows
-                        for bracket in row["measured"][branch]
-                    ),
-                    "no_switch_in_range": int(open_ended),
-                }
+            found = [_interval(rows, branch, model) for model in PREDICTORS]
+            known = [s for s in found if s["switches"]]
+            most = max((s["switches"] for s in known), default=0)
+            off = {s["model"]: _factor(s) for s in known if s["switches"] == most}
+            for s in found:
+                best = s["model"] in off and off[s["model"]] == min(off.values())
+                out.append({"regime": regime, "layers": layers, "rate": rate, "branch": branch, **s, "best": best})
     return out
 
 
-def statement_of(scores: Mapping[str, Any]) -> list[str]:
-    """One plain sentence for each kind of network and start: the predictor that comes closest, and how close."""
-    words = {
-        "cold": "cold starts",
-        "up": "warm starts with decay going up",
-        "down": "warm starts with decay going down",
+def _interval(rows: Sequence[Record], branch: str, model: str) -> Record:
+    ratios, unpredicted, outside = [], 0, 0
+    for row in rows:
+        place = row["predicted"][model]
+        for low, high in row["measured"][branch]:
+            if low is None or high is None:
+                outside += 1
+            elif place is None or not math.isfinite(place):
+                unpredicted += 1
+            else:
+                ratios.append((low / place, high / place))
+    return {
+        "model": model,
+        "ratio_low": min(low for low, _ in ratios) if ratios else None,
+        "ratio_high": max(high for _, high in ratios) if ratios else None,
+        "ratio": math.exp(float(np.mean(np.log(ratios)))) if ratios else None,
+        "switches": len(ratios),
+        "unpredicted": unpredicted,
+        "open": outside,
     }
+
+
+def _factor(interval: Mapping[str, Any]) -> float:
+    """The largest factor between a measured and a predicted switch."""
+    return max(interval["ratio_high"], 1 / interval["ratio_low"])
+
+
+def statement_of(predictors: Sequence[Record]) -> list[str]:
+    """One plain sentence for each kind of network and start: the best predictor, and how good it is."""
+    ways = {"cold": "fresh weights", "up": "decay raised step by step", "down": "decay lowered step by step"}
     out = []
-    for group, branches in scores.items():
-        for branch, predictors in branches.items():
-            known = {name: s for name, s in predictors.items() if s["ratio"] is not None}
-            if not known:
-                continue
-            # how far a single switch typically is from the prediction: the bias and the spread together
-            off = {name: math.hypot(math.log(s["ratio"]), math.log(s["spread"])) for name, s in known.items()}
-            best = min(off, key=lambda name: off[name])
-            s = known[best]
-            missed = predictors["shallow"]["without_prediction"]
+    for s in predictors:
+        if s["best"] and s["branch"] != "down":
+            rate = "" if s["rate"] is None else f", learning rate {s['rate']:g}"
             out.append(
-                f"{group}, {words[branch]}: nearest is {best}; measured over predicted {s['ratio']:.2f} with a spread "
-                f"of a factor {s['spread']:.2f} over {s['switches']} switches ({s['no_switch_in_range']} more outside "
-                f"the decays tried); the shallow model foresees none for {missed} of them"
+                f"{s['regime']}{rate}, {ways[s['branch']]}: best is {WORDS[s['model']]}; the small classes are lost "
+                f"at {s['ratio_low']:.2f} to {s['ratio_high']:.2f} of its decay ({s['switches']} switches)"
             )
     return out
 
 
 def distances_of(runs: Sequence[Record]) -> list[Record]:
-    """Median distance of Z to the shallow optimum and to the deep one of the observed state, while B is apart."""
+    """Median distance of Z to each model's optimum of the observed state, while B is apart."""
     out = []
     for rate, layers in dict.fromkeys((r["rate"], r["layers"]) for r in runs):
         mine = [r for r in runs if (r["rate"], r["layers"]) == (rate, layers) and r["lost"] == 0]
         entry: Record = {"rate": rate, "layers": layers, "runs": len(mine)}
-        for name in ("shallow", "deep"):
+        for name in ("shallow", "deep", "body"):
             found = [r["distance"][name] for r in mine if r["distance"][name] is not None]
             entry[name] = [float(np.median(found)), float(min(found)), float(max(found))] if found else None
         out.append(entry)

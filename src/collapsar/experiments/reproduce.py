@@ -13,7 +13,7 @@ import torch
 
 from collapsar.experiments.beyond import beyond, beyond_record
 from collapsar.experiments.clock import Note, Progress
-from collapsar.experiments.effective import EFFECTIVE, effective_chains, effective_record
+from collapsar.experiments.effective import EFFECTIVE, effective_chains, effective_record, reaches
 from collapsar.experiments.paper_figures import TITLES, figure_record
 from collapsar.experiments.presets import PRESETS, Job, figure_plan
 from collapsar.experiments.sweep import SweepSettings, run_sweep
@@ -127,7 +127,7 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
         OSError: A file cannot be written.
         TrainingInterrupted: Ctrl-C, or ``place.stop`` before there was anything to draw.
     """
-    chains, home, finish = _plan(request)
+    chains, home, finish = _plan(request, place)
     longer = [beyond(chain[-1], request.beyond) for chain in chains] if request.beyond else []
     chains = [(*chain, job) for chain, job in zip(chains, longer, strict=True)] if longer else chains
     cells = run_sweep([tuple(job.cell for job in chain) for chain in chains], place.settings(home), progress, note)
@@ -144,7 +144,7 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
 _Finish = Callable[[Mapping[str, Record]], Record]
 
 
-def _plan(request: Request) -> tuple[Sequence[Sequence[Job]], str, _Finish]:
+def _plan(request: Request, place: Place) -> tuple[Sequence[Sequence[Job]], str, _Finish]:
     """The runs, the folder of their cells, and what makes the record of those that have ended."""
     if request.name == "which-model":
         grid = WHICH_MODEL[request.preset]
@@ -156,7 +156,11 @@ def _plan(request: Request) -> tuple[Sequence[Sequence[Job]], str, _Finish]:
         study = EFFECTIVE[request.preset]
         study = replace(study, dataset=request.dataset or study.dataset)
         chains = effective_chains(study)
-        return chains, request.name, lambda cells: effective_record(study, chains, cells)
+        return (
+            chains,
+            request.name,
+            lambda cells: effective_record(study, chains, cells, reaches(study, place.data_dir)),
+        )
     plan = figure_plan(int(request.name[3:]), request.preset, request.dataset, request.network, request.seeds)
     return (
         [(job,) for job in plan.jobs],

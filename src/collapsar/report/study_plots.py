@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from collapsar.report.paper_plots import MODEL_LOOK, plain_log_ticks, transition_handles
-from collapsar.report.style import COLOURS, styled
+from collapsar.report.style import CLUSTER_COLOURS, COLOURS, styled
 
 __all__ = ["study_figure"]
 
@@ -23,11 +23,14 @@ BRANCHES: Mapping[str, tuple[str, str, float]] = {  # colour, marker, lane in th
     "up": ("vermilion", "^", 0.26),
     "down": ("blue", "v", -0.26),
 }
-PREDICTORS: Mapping[str, tuple[str, str, str]] = {
-    "shallow": ("purple", "X", "shallow, effective penalties"),
-    "deep": ("green", "|", "deep, global optimum"),
-    "spinodal": ("orange", "D", "deep, spinodal"),
+PREDICTORS: Mapping[str, tuple[str, str, str]] = {  # colour, marker, words
+    "shallow": ("purple", "X", "shallow model"),
+    "deep": ("orange", "s", "deep model"),
+    "descent": ("blue", "P", "deep model, lowest descent"),
+    "body": ("green", "*", "deep model, all layers paid"),
+    "spinodal": ("muted", "D", "the same, B's state ends"),
 }
+NETWORKS = {0: "no batch norm", 1: "L = 1", 2: "L = 2", 3: "L = 3", 4: "L = 4"}
 
 
 def study_figure(record: Record) -> Figure:
@@ -46,10 +49,10 @@ def study_figure(record: Record) -> Figure:
         return draw(record)
 
 
-def _log_axis(ax: Axes, low: float, high: float) -> None:
+def _log_axis(ax: Axes, low: float, high: float, subs: Sequence[float] = (1, 2, 5)) -> None:
     ax.set_xscale("log")
     ax.set_xlim(low, high)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
 
@@ -110,34 +113,38 @@ def _distance_panel(ax: Axes, record: Record, n_b: int, *, relu: bool) -> None:
 
 
 def _effective(record: Record) -> Figure:
-    """Above: measured switches as bars, predictions as marks. Below: what is left of B over the decay, each start."""
+    """Above: measured switches as bars, predictions as marks. Below: measured over predicted; what is left of B."""
     places = list(dict.fromkeys((row["rate"], row["n_b"]) for row in record["table"]))
-    figure = Figure(figsize=(7.4, 5.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1.0))[:, 0]
+    figure = Figure(figsize=(7.4, 6.2), layout="constrained")
+    figure.suptitle(
+        f"Weight decay on every parameter: from which decay on are the five small classes (B, of 10) lost?\n"
+        f"A: {record['n_a']} images a class. L: linear layers above the batch normalisation",
+        fontsize="medium",
+    )
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1.0))[:, 0]
     for ax, place in zip(upper.subplots(1, len(places), squeeze=False)[0], places, strict=True):
         _switches(ax, [row for row in record["table"] if (row["rate"], row["n_b"]) == place])
-        ax.set_title(f"n_A = {record['n_a']}, n_B = {place[1]}\nlearning rate {place[0]:g}", loc="left")
+        ax.set_title(f"B: {place[1]} images a class\nlearning rate {place[0]:g}", loc="left")
+    words = {"cold": "fresh weights", "up": "decay raised step by step", "down": "decay lowered step by step"}
     handles: list[Any] = [
-        Line2D([], [], color=COLOURS[c], linewidth=4, label={"cold": "network, cold start"}.get(b, f"warm, decay {b}"))
+        Line2D([], [], color=COLOURS[c], linewidth=4, label=f"networks, {words[b]}")
         for b, (c, _, _) in BRANCHES.items()
     ]
     handles += [
-        Line2D([], [], linestyle="none", marker=m, color=COLOURS[c], label=w, markersize=6, markeredgewidth=1.6)
+        Line2D([], [], linestyle="none", marker=m, color=COLOURS[c], label=w, markersize=6, markeredgewidth=0)
         for c, m, w in PREDICTORS.values()
     ]
     upper.legend(handles=handles, loc="outside lower center", ncols=3)
-    rate, n_b = places[0]
-    networks = [row for row in record["table"] if (row["rate"], row["n_b"]) == (rate, n_b)]
-    panels = lower.subplots(1, len(networks), sharey=True, squeeze=False)[0]
-    for ax, row in zip(panels, networks, strict=True):
-        mine = [r for r in record["runs"] if (r["rate"], r["n_b"], r["layers"]) == (rate, n_b, row["layers"])]
-        _order(ax, row, mine)
-    panels[0].set_ylabel(f"contrast inside B over that inside A\n(n_B = {n_b}, learning rate {rate:g})")
+    left, right = lower.subplots(1, 2, width_ratios=(1.7, 1.0))
+    _ratios(left, record["table"])
+    networks = [row for row in record["table"] if (row["rate"], row["n_b"]) == places[0] and row["layers"]]
+    row = networks[min(1, len(networks) - 1)]
+    mine = [r for r in record["runs"] if all(r[name] == row[name] for name in ("rate", "n_b", "layers"))]
+    _order(right, row, mine)
+    right.set_title(
+        f"What is left of B: {NETWORKS[row['layers']]},\n{row['n_b']} images, rate {row['rate']:g}", loc="left"
+    )
     return figure
-
-
-def _name(layers: int) -> str:
-    return "no norm" if layers == 0 else f"L = {layers}"
 
 
 def _switches(ax: Axes, rows: Sequence[Record]) -> None:
@@ -150,14 +157,39 @@ def _switches(ax: Axes, rows: Sequence[Record]) -> None:
                         solid_capstyle="butt")  # fmt: skip
         for name, (colour, marker, _) in PREDICTORS.items():
             if row["predicted"][name] is not None:
-                look: dict[str, Any] = {"markersize": 6, "markeredgewidth": 0.5, "markeredgecolor": "white"}
-                if marker == "|":
-                    look = {"markersize": 14, "markeredgewidth": 1.6}
-                ax.plot(row["predicted"][name], y, marker, color=COLOURS[colour], zorder=3, **look)
-    ax.set_yticks(range(len(rows)), [_name(row["layers"]) for row in rows])
+                ax.plot(row["predicted"][name], y, marker, color=COLOURS[colour], zorder=3, markeredgewidth=0.5,
+                        markersize=9 if marker == "*" else 5, markeredgecolor="white")  # fmt: skip
+    ax.set_yticks(range(len(rows)), [NETWORKS[row["layers"]] for row in rows])
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    _log_axis(ax, low, high)
-    ax.set_xlabel("weight decay at which B is lost")
+    _log_axis(ax, low, high, (1, 3))
+    ax.set_xlabel("weight decay")
+
+
+def _ratios(ax: Axes, table: Sequence[Record]) -> None:
+    """Every bracket of fresh weights over each prediction, a thin bar each; a perfect model has all across 1."""
+    names = list(PREDICTORS)
+    for row in table:
+        for name in names:
+            place = row["predicted"][name]
+            for low, high in row["measured"]["cold"]:
+                if place is not None and low is not None and high is not None:
+                    y = names.index(name) + 0.13 * (row["layers"] - 2)
+                    colour = "ink" if row["layers"] == 0 else CLUSTER_COLOURS[row["layers"] - 1]
+                    ax.plot([low / place, high / place], [y] * 2, color=COLOURS[colour], linewidth=2.5, alpha=0.5,
+                            solid_capstyle="butt")  # fmt: skip
+    ax.axvline(1.0, color=COLOURS["ink"], linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(names)), [PREDICTORS[name][2] for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    _log_axis(ax, 0.18, 2.2)
+    ax.set_xlabel("measured over predicted decay (1: exact), fresh weights")
+    seen = sorted({row["layers"] for row in table})
+    handles = [
+        Line2D([], [], linewidth=2.5, label=NETWORKS[layers],
+               color=COLOURS["ink" if layers == 0 else CLUSTER_COLOURS[layers - 1]])
+        for layers in seen
+    ]  # fmt: skip
+    ax.set_title("How far off each prediction is", loc="left")
+    ax.legend(handles=handles, loc="lower left", fontsize=SMALL)
 
 
 def _order(ax: Axes, row: Record, runs: Sequence[Record]) -> None:
@@ -177,7 +209,6 @@ def _order(ax: Axes, row: Record, runs: Sequence[Record]) -> None:
     for name, (colour, _, _) in PREDICTORS.items():
         if row["predicted"][name] is not None:
             ax.axvline(row["predicted"][name], color=COLOURS[colour], linewidth=1.0, zorder=0)
-    ax.set_title(_name(row["layers"]), loc="left")
     _log_axis(ax, min(row["decays"]) * 0.9, max(row["decays"]) * 1.1)
-    ax.tick_params(axis="x", labelsize=6)
     ax.set_xlabel("weight decay")
+    ax.set_ylabel("contrast inside B / inside A")

@@ -1,6 +1,7 @@
 """Closed forms and scalar roots of the unconstrained feature model. No solver here: each tests the other."""
 
 from collapsar.theory.deep import DeepState, deep_column, deep_price, deep_within
+from collapsar.theory.deep_body import Body, body_cost
 from collapsar.theory.deep_switch import decay_switch
 from collapsar.theory.inverse import (
     Edge,
@@ -27,6 +28,7 @@ from collapsar.theory.thresholds import Thresholds, thresholds
 from collapsar.theory.two_cluster import TwoCluster, balanced, two_cluster
 
 __all__ = [
+    "Body",
     "DeepState",
     "Edge",
     "Geometry",
@@ -36,6 +38,7 @@ __all__ = [
     "Verdict",
     "balanced",
     "best_oversampling",
+    "body_cost",
     "column_cosines",
     "critical_majority",
     "critical_minority",
