@@ -82,8 +82,8 @@ def test_the_reach_of_images_that_are_only_their_class() -> None:
     found = image_reach(images, labels)
     assert found == pytest.approx([6 * math.sqrt(4 / 3)] * 4, rel=0.15)
     assert image_reach(10 * images, labels) == pytest.approx(10 * found)
-    with pytest.raises(ValueError, match="class 0"):
-        image_reach(rng.standard_normal((200, 2)), labels)
+    noise = image_reach(rng.standard_normal((200, 2)), labels)  # no ridge explains it
+    assert np.all((noise > 0) & (noise < 1))
 
 
 @pytest.mark.parametrize("wrong", [{"layers": 0}, {"layers": 1.5}, {"reach": 0.0}, {"eps": math.inf}])
