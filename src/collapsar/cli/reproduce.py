@@ -247,10 +247,11 @@ def _spread(values: Sequence[float] | None) -> str:
 
 
 def _effective(record: Mapping[str, Any]) -> Table:
-    table = _table("rate", "n_B", "L", "cold", "up", "down", "shallow", "deep", "spinodal")
+    models = ("shallow", "deep", "descent", "body", "spinodal")
+    table = _table("rate", "n_B", "L", "cold", "up", "down", *models)
     number: Callable[[Any], str] = lambda v: "-" if v is None else f"{v:.3g}"  # noqa: E731
     for row in record["table"]:
         seen = ["\n".join(_bracket(b) for b in row["measured"][branch]) or "-" for branch in ("cold", "up", "down")]
-        said = [number(row["predicted"][name]) for name in ("shallow", "deep", "spinodal")]
+        said = [number(row["predicted"][name]) for name in models]
         table.add_row(f"{row['rate']:g}", str(row["n_b"]), str(row["layers"]), *seen, *said)
     return table
