@@ -127,7 +127,7 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
         OSError: A file cannot be written.
         TrainingInterrupted: Ctrl-C, or ``place.stop`` before there was anything to draw.
     """
-    chains, home, finish = _plan(request, place)
+    chains, home, finish = _plan(request, place.data_dir)
     longer = [beyond(chain[-1], request.beyond) for chain in chains] if request.beyond else []
     chains = [(*chain, job) for chain, job in zip(chains, longer, strict=True)] if longer else chains
     cells = run_sweep([tuple(job.cell for job in chain) for chain in chains], place.settings(home), progress, note)
@@ -144,7 +144,7 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
 _Finish = Callable[[Mapping[str, Record]], Record]
 
 
-def _plan(request: Request, place: Place) -> tuple[Sequence[Sequence[Job]], str, _Finish]:
+def _plan(request: Request, data_dir: Path | None = None) -> tuple[Sequence[Sequence[Job]], str, _Finish]:
     """The runs, the folder of their cells, and what makes the record of those that have ended."""
     if request.name == "which-model":
         grid = WHICH_MODEL[request.preset]
@@ -159,7 +159,7 @@ def _plan(request: Request, place: Place) -> tuple[Sequence[Sequence[Job]], str,
         return (
             chains,
             request.name,
-            lambda cells: effective_record(study, chains, cells, reaches(study, place.data_dir)),
+            lambda cells: effective_record(study, chains, cells, reaches(study, data_dir)),
         )
     plan = figure_plan(int(request.name[3:]), request.preset, request.dataset, request.network, request.seeds)
     return (
