@@ -46,8 +46,8 @@ def predictors_of(table: Sequence[Record]) -> list[Record]:
         (None: all), "branch", "model"; "ratio_low", "ratio_high": the smallest lower and the largest upper end of a
         bracket over its prediction; "ratio": geometric mean of the middles; "switches": how many that is made of;
         "unpredicted": switches where the model foresees none; "open": switches outside the decays tried, not in the
-        rest; "best": whether no other model with as many predictions has the largest factor between measured and
-        predicted as small.
+        rest; "best": of the models with the most predictions, the first with the smallest factor between any switch and
+        its prediction.
     """
     groups: dict[tuple[str, int | None, float | None], list[Record]] = {}
     for row in table:
@@ -63,9 +63,9 @@ def predictors_of(table: Sequence[Record]) -> list[Record]:
             known = [s for s in found if s["switches"]]
             most = max((s["switches"] for s in known), default=0)
             off = {s["model"]: _factor(s) for s in known if s["switches"] == most}
-            for s in found:
-                best = s["model"] in off and off[s["model"]] == min(off.values())
-                out.append({"regime": regime, "layers": layers, "rate": rate, "branch": branch, **s, "best": best})
+            best = min(off, key=lambda name: off[name]) if off else None
+            place = {"regime": regime, "layers": layers, "rate": rate, "branch": branch}
+            out += [{**place, **s, "best": s["model"] == best} for s in found]
     return out
 
 
