@@ -413,8 +413,9 @@ def test_the_command_diagnoses_a_file_of_features_itself(command, tmp_path) -> N
     W, H, b = solution.factors(6, lambda_w=0.04, lambda_h=0.01)
     labels = np.repeat(np.arange(6), problem.class_counts)
     path = tmp_path / "features.npz"
-    penalties = {"lambda_w": 0.04, "lambda_h": 0.01, "lambda_b": 0.05}
-    np.savez(path, features=H.T[labels], labels=labels, weight=W.T, bias=b, **penalties)
+    network = {"features": H.T[labels], "labels": labels, "weight": W.T, "bias": b}
+    penalties = {"lambda_w": np.array(0.04), "lambda_h": np.array(0.01), "lambda_b": np.array(0.05)}
+    np.savez(path, allow_pickle=False, **network, **penalties)
     code, out, _ = command("--diagnosis", str(path), "--json")
     assert code == 0
     record = json.loads(out)

@@ -203,7 +203,7 @@ def _maps(ax: Axes, record: Record, model: str) -> None:
     decades = [-4, -2, 0, 2]
     ax.set_xticks([left, *decades, right], ["0", *(f"$10^{{{d}}}$" for d in decades), "∞"])
     ax.set_xlim(left, right)
-    ax.set_xlabel("price of the bias, λ_b")
+    ax.set_xlabel(r"price of the bias, $\lambda_b$")
     ax.set_ylabel(r"$\lambda^*$ over $\sqrt{n_B}/N$")
     ax.set_title(f"{MODEL_STYLE[model][2]}: small classes vanish at λ*\n", loc="left")
     notes = {
@@ -243,7 +243,7 @@ def _sample(figure: Figure, axes: Sequence[Axes], sample: Record) -> None:
     axes[1].set_ylabel("lowest λ* / lower end")
     axes[1].set_title("how deep the map dips\nbelow both of its ends", loc="left")
     bar = figure.colorbar(dots, ax=list(axes), aspect=25, pad=0.01)
-    bar.set_label("share of small classes, k_B / K")
+    bar.set_label(r"share of small classes, $k_B / K$")
     bar.outline.set_visible(False)
 
 

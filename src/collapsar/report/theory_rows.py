@@ -81,10 +81,10 @@ def remedies_figure(record: Record) -> Figure:
         _logarithmic(panels[0], 4)
         panels[0].axvline(lambda_z, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 2)), zorder=0)
         panels[0].annotate(
-            "λ_Z here", (lambda_z, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", size=SMALL
+            r"$\lambda_Z$ here", (lambda_z, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", size=SMALL
         )
-        panels[0].set_xlabel("threshold of λ_Z (more is better)")
-        panels[1].set_xlabel("margin at λ_Z (nats)")
+        panels[0].set_xlabel(r"threshold of $\lambda_Z$ (more is better)")
+        panels[1].set_xlabel(r"margin at $\lambda_Z$ (nats)")
         panels[2].set_xlabel("contrast within kind (nats)")
         kinds = (
             ("s", "orange", "small classes merge (signed)", False),
