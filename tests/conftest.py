@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from numpy.typing import NDArray
@@ -17,3 +18,13 @@ def problem(request: pytest.FixtureRequest) -> cs.Problem:
 @pytest.fixture
 def objective() -> Callable[[cs.Problem, NDArray, NDArray], float]:
     return naive_objective
+
+
+@pytest.fixture(autouse=True)
+def torch_keeps_its_threads() -> Iterator[None]:
+    """A test that leaves torch with another number of threads changes the last bits of those after it."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    yield
+    if torch:
+        assert torch.get_num_threads() == threads

@@ -256,7 +256,7 @@ def test_precision_and_throughput_at_tiny_size(
     }
     assert all(rate > 0 for rate in rates.values())
     assert network["bare"]["bf16"].keys() == {"plain", "lists, one run"}
-    assert 0 < network["share"] < 1
+    assert network["share"] > 0  # ratios of times on a busy CPU: no bound
     assert network["loop_over_bare"] > 0
     assert record["metrics"][0]["over_float64"] > 0
     at_40k = {"loop": {"recorded": 4e4, "recorded, exact float32": 1e4}}

@@ -31,6 +31,7 @@ from piece import PIECES
 from collapsar.files import write_atomically
 from collapsar.training import ImageData, ModelSpec, Penalties, TrainConfig, build_model, choose_device, train
 from collapsar.training.graphs import RecordedSteps, own_stream, recorder, taking_turns
+from collapsar.training.loop import one_thread
 
 BATCH, CLASSES, SKIPPED = 128, 10, 3
 # Networks with channels and units of their own sizes, or small ones that a CPU moves in seconds.
@@ -263,7 +264,8 @@ def main(arguments=None):
     rates = matrix_rates(clock, 256 if args.tiny else 8192)
     record["matrix_tflops"] = {name: rate / 1e12 for name, rate in rates.items()}
     for size in ((2000, 32, 10),) if args.tiny else ((50_000, 2048, 1000), (20_000, 768, 50_000)):
-        record["metrics"].append(_or_error(lambda size=size: bench_metrics.measure(*size, device=str(device))))
+        with one_thread():  # which is what ``measure`` sets, for good
+            record["metrics"].append(_or_error(lambda size=size: bench_metrics.measure(*size, device=str(device))))
         write_atomically(args.out, json.dumps(record) + "\n")
     for name in args.networks:
         record["networks"][name] = network_rates(clock, name, args, rates["bf16"])

@@ -23,6 +23,7 @@ from collapsar.experiments.advice_runs import Images, subset, train_and_measure
 from collapsar.files import write_atomically
 from collapsar.problem import Penalties
 from collapsar.training import FeatureNetwork
+from collapsar.training.loop import one_thread
 
 __all__ = ["adjusting"]
 
@@ -52,9 +53,7 @@ def adjusting(
     schedule = PRESETS["cpu"]().schedule
     settings = [Setting("fashion-mnist", "step", ratio, 500, "merging") for ratio in RATIOS]
     runs: list[Record] = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on the CPU a result depends on the number of threads
-    try:
+    with one_thread():
         for setting in settings:
             base, advised = base_recipe(setting), recipes(setting)["advice"]
             for seed in seeds:
@@ -78,8 +77,6 @@ def adjusting(
                     )
                     if progress is not None:
                         progress(len(runs), 3 * len(settings) * len(seeds))
-    finally:
-        torch.set_num_threads(threads)
     record = {"kind": "advice-adjusting", "every": EVERY, "seeds": list(seeds), "runs": runs}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from collapsar.analysis.advice_families import FAMILIES, least_treatment
 from collapsar.analysis.remedies import oversampling
@@ -23,6 +22,7 @@ from collapsar.problem import Problem
 from collapsar.solver import solve
 from collapsar.theory import thresholds
 from collapsar.training import penalties_for
+from collapsar.training.loop import one_thread
 
 __all__ = ["SHARPNESS", "Sharpness", "sharpness"]
 
@@ -99,17 +99,13 @@ def sharpness(
     small = counts < counts.max()
     level = _relative_norm(solve(experiment.at(max(experiment.positions) * experiment.least_factor)).Z, small) / 2
     runs = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on the CPU a result depends on the number of threads
-    try:
+    with one_thread():
         for seed in seeds:
             images = subset(experiment.data, experiment.class_counts, experiment.schedule.pool, seed)
             for position in experiment.positions:
                 runs.append(_run(experiment, position, images, seed, level))
                 if progress is not None:
                     progress(len(runs), len(seeds) * len(experiment.positions))
-    finally:
-        torch.set_num_threads(threads)
     record = {
         "kind": "advice-sharpness",
         "preset": preset,

@@ -27,6 +27,7 @@ from collapsar.experiments.advice_sharpness import SHARPNESS, sharpness
 from collapsar.files import write_atomically
 from collapsar.problem import Problem
 from collapsar.solver import solve
+from collapsar.training.loop import one_thread
 
 __all__ = ["run", "summary"]
 
@@ -138,9 +139,7 @@ def _run_cell(setting: Setting, seed: int, schedule: Schedule, folder: Path) -> 
     trained: dict[str, Record] = {}
     if old is not None and old["environment"] == environment:
         trained = {_key(method["recipe"]): method for method in old["methods"].values()}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on the CPU a result depends on the number of threads
-    try:
+    with one_thread():
         images = subset(setting.data, setting.class_counts, schedule.pool, seed)
         methods = {}
         for name, recipe in _recipes(setting).items():
@@ -149,8 +148,6 @@ def _run_cell(setting: Setting, seed: int, schedule: Schedule, folder: Path) -> 
             if key not in trained:
                 trained[key] = train_and_measure(images, recipe, schedule, seed)
             methods[name] = {**trained[key], "recipe": told}
-    finally:
-        torch.set_num_threads(threads)
     content = {**plan, "class_counts": list(setting.class_counts), "environment": environment, "methods": methods}
     write_atomically(path, json.dumps(_plain(content), allow_nan=False) + "\n")
 

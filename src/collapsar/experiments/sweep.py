@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from collapsar.training import (
     train,
 )
 from collapsar.training.graphs import taking_turns
-from collapsar.training.loop import exact_products
+from collapsar.training.loop import exact_products, one_thread
 
 __all__ = ["Cell", "Chain", "SweepSettings", "load_cell", "run_sweep"]
 
@@ -246,8 +246,8 @@ def _in_threads(
         with taking_turns():
             return _run_chain(chain, settings, done, live)
 
-    # Exact products here as well: the first thread to leave would take the setting from the others.
-    with exact_products(), ThreadPoolExecutor(settings.at_once) as pool:
+    # Settings of the process: the first run to leave would take them from the others.
+    with exact_products(), one_thread(), ThreadPoolExecutor(settings.at_once) as pool:
         futures = [pool.submit(run, chain) for chain in chains]
         try:
             yield from (future.result() for future in as_completed(futures))
@@ -268,23 +268,20 @@ def _run_chain(
     live = Live(None, notes.append) if live is None else live
     new = [cell for cell in chain if cell.key not in done]
     ended, whole = list[str](), True
-    # On the CPU a result depends on the number of threads: one, whatever the machine, so that records can be compared.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        for cell in new:
-            if settings.stop is not None and settings.stop():
-                return ended, notes
-            content = _trained(cell, settings, live)
-            write_atomically(_record_file(settings.folder, cell), _sealed(content))
-            ended.append(cell.key)
-            whole = whole and not content["error"].startswith(_BROKEN_OFF)
+        # Side by side, the first run to leave would take the setting from the others: there it is made outside.
+        with one_thread() if settings.at_once == 1 else nullcontext():
+            for cell in new:
+                if settings.stop is not None and settings.stop():
+                    return ended, notes
+                content = _trained(cell, settings, live)
+                write_atomically(_record_file(settings.folder, cell), _sealed(content))
+                ended.append(cell.key)
+                whole = whole and not content["error"].startswith(_BROKEN_OFF)
     except TrainingInterrupted:
         if settings.stop is None or not settings.stop():
             raise
         return ended, notes
-    finally:
-        torch.set_num_threads(threads)
     for cell in chain if whole else ():  # a run that broke off goes on from its checkpoint
         shutil.rmtree(settings.scratch / cell.key, ignore_errors=True)
     return ended, notes

@@ -37,7 +37,7 @@ from collapsar.training.state import (
 )
 from collapsar.training.team import Team, alone, leading
 
-__all__ = ["DivergedError", "Measure", "Progress", "TrainingInterrupted", "exact_products", "train"]
+__all__ = ["DivergedError", "Measure", "Progress", "TrainingInterrupted", "exact_products", "one_thread", "train"]
 
 Progress = Callable[[int, int, Record | None], object]
 Measure = Callable[[FeatureNetwork, ImageData], Mapping[str, Any]]
@@ -321,6 +321,17 @@ def exact_products() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes with one thread: on the CPU a result depends on their number, and records are to be compared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _how_to_go_on(state: RunState, job: _Job) -> str:
