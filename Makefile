@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## train, measure, solve and compare on imbalanced digits (under a minute)
 	$(BIN)/collapsar demo
 
+# One worker a core, one thread a worker: two threads each wait for one another twenty times longer than they compute.
+test test-slow: export OMP_NUM_THREADS = 1
+
 test: install ## the tests (slow ones: make test-slow)
 	$(BIN)/pytest -n auto -m "not slow and not gpu and not browser"
 
