@@ -153,10 +153,11 @@ def machine_words(machine: Mapping[str, Any], entries: list[dict[str, Any]]) -> 
     if any(e.get("case") in LONG for e in entries):
         command = "`COLLAPSAR_BENCH=all make bench`"
     if machine["pieces"] > 1:
-        command += f", in {machine['pieces']} pieces one after the other"
+        command += f", in {machine['pieces']} pieces"
+    cores = "one core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return (
-        f"Measured on {machine['date']} on {machine['cores']} cores of an {machine['cpu']} ({machine['system']}), BLAS "
+        f"Measured on {machine['date']} on {cores} of an {machine['cpu']} ({machine['system']}), BLAS "
         f"threads: {machine['blas_threads']}; {versions}; commit {machine['commit'][:7]}. Command: {command}."
     )
 

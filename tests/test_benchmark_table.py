@@ -82,7 +82,7 @@ def test_pieces_of_one_run_make_one_page_and_of_two_runs_none(table, tmp_path):
     table.main([run(tmp_path), run(tmp_path, "more", case="distinct100", K=100, ratio=4321.0)])
     text = table.PAGE.read_text(encoding="utf-8")
     assert "| 4,321 |" in text
-    assert "Command: `COLLAPSAR_BENCH=all make bench`, in 2 pieces one after the other." in text
+    assert "Command: `COLLAPSAR_BENCH=all make bench`, in 2 pieces." in text
     with pytest.raises(SystemExit, match="another commit"):
         table.main([run(tmp_path), run(tmp_path, "other", commit="0123abcdef")])
     assert table.PAGE.read_text(encoding="utf-8") == text
