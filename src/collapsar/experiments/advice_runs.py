@@ -221,7 +221,7 @@ def _refit_head(model: FeatureNetwork, images: Images, recipe: Recipe, seed: int
 
 def _measured(model: FeatureNetwork, images: Images, recipe: Recipe, share: np.ndarray) -> Record:
     model.eval()
-    metric = NeuralCollapse(head=model.head)
+    metric = NeuralCollapse(head=model.head, sync_on_compute=False)  # this process sees all the images
     with torch.no_grad():
         for rows in torch.arange(len(images.train_labels)).split(2048):
             metric.update(model(images.train[rows])[1], images.train_labels[rows])

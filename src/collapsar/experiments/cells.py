@@ -124,7 +124,7 @@ def _square(tensor: Tensor) -> float:
 
 def _report(model: FeatureNetwork, data: ImageData) -> CollapseReport:
     """Every collapse metric of the training set in one pass, features in ``eval()`` mode."""
-    metric = NeuralCollapse(head=model.head)
+    metric = NeuralCollapse(head=model.head, sync_on_compute=False)  # this process sees all the images
     with torch.no_grad():
         for features, _, labels in features_and_logits(model, data):
             metric.update(features, labels)

@@ -213,7 +213,7 @@ def _measured(head: Any, pairs: Iterable[tuple[Tensor, Tensor]], known: KnownTra
     weight, bias = (None if p is None else p.detach().double().cpu().numpy() for p in (head.weight, head.bias))
     assert weight is not None
     sums = Pass(weight, bias, known.loss)
-    metric = NeuralCollapse(head=head)
+    metric = NeuralCollapse(head=head, sync_on_compute=False)  # this process sees all the images
     kept: list[tuple[Tensor, Tensor]] = []
     size = 0
     for features, labels in pairs:
