@@ -11,10 +11,10 @@ help: ## show this list
 
 install: $(STAMP) ## create .venv and install collapsar with the dev extra; nothing when up to date
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml studies/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "collapsar needs Python 3.11 or newer; say which one: make PYTHON=python3.12 install"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --editable ./studies
 	@touch $(STAMP)
 
 demo: install ## train, measure, solve and compare on imbalanced digits (under a minute)

@@ -61,7 +61,7 @@ def measure(case):
     """The record of one case: median seconds of an epoch without, and the monitor's share of it."""
     import torch
 
-    from collapsar.integrations import CollapseMonitor, MonitorOptions
+    from collapsar.monitor import CollapseMonitor, MonitorOptions
 
     torch.set_num_threads(1)
     kind, widths, num_samples, scatter, bar = CASES[case]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.problem import FeatureModel
+from collapsar.core.problem import FeatureModel
 from collapsar.solver.batched import ProblemBatch, solve_batch
 
 long = pytest.mark.skipif(os.environ.get("COLLAPSAR_BENCH") != "all", reason="takes minutes: COLLAPSAR_BENCH=all")

@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from collapsar.files import write_atomically
+from collapsar.core.files import write_atomically
 from collapsar.report.style import COLOURS, png_bytes, styled, svg_string
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -75,7 +75,7 @@ numbers below and try to get the gap down by hand; then compare with `solve`."""
 
 We train a small network on pictures of digits: five digits with 60 pictures each, five with 15, once just below and
 once above the threshold that theory gives for its nonnegative (post-ReLU) features.""",
-    """>from collapsar.experiments.demo import measure
+    """>from collapsar.app.demo import measure
 >from collapsar.training import ModelSpec, Penalties, TrainConfig, load_data, train
 >
 >data = load_data("digits")

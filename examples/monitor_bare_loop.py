@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from collapsar.integrations import CollapseMonitor, MonitorOptions
+from collapsar.monitor import CollapseMonitor, MonitorOptions
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

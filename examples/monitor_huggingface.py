@@ -8,8 +8,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from collapsar.integrations import MonitorOptions
-from collapsar.integrations.transformers import CollapseCallback
+from collapsar.monitor import MonitorOptions
+from collapsar.monitor.transformers import CollapseCallback
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from collapsar.integrations import MonitorOptions
-from collapsar.integrations.lightning import CollapseCallback
+from collapsar.monitor import MonitorOptions
+from collapsar.monitor.lightning import CollapseCallback
 
 warnings.filterwarnings("ignore", module="lightning")  # about loaders without workers
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

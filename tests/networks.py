@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from collapsar.analysis.measurement import Measurement, measure
+from collapsar.diagnose.measurement import Measurement, measure
 from collapsar.theory.two_cluster import two_cluster
 
 RNG = np.random.default_rng

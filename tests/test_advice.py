@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.analysis.advice import Advice, advise
-from collapsar.analysis.advice_decay import advise_weight_decay, evidence
-from collapsar.analysis.advice_families import FAMILIES, has_crossed, has_crossed_certified, least_treatment
-from collapsar.analysis.advice_outlook import calibration_shift, edges, outlooks, told_apart
-from collapsar.analysis.advice_sources import joined_sizes, load_diagnosis, problem_of_diagnosis
+from collapsar.advise.advice import Advice, advise
+from collapsar.advise.families import FAMILIES, has_crossed, has_crossed_certified, least_treatment
+from collapsar.advise.outlook import calibration_shift, edges, outlooks, told_apart
+from collapsar.advise.sources import joined_sizes, load_diagnosis, problem_of_diagnosis
+from collapsar.advise.weight_decay import advise_weight_decay, evidence
 from collapsar.cli import main
 from collapsar.theory import best_oversampling, decay_switch, deep_column, deep_price, least_oversampling
 
@@ -189,16 +189,14 @@ def test_what_advice_reads_is_what_the_record_says() -> None:
     path = Path(__file__).parent.parent / "results" / "effective" / "effective.json"
     if not path.exists():
         pytest.skip("runs in the repository, beside results/effective")
-    from collapsar.experiments.advice_evidence import evidence_of
+    from collapsar_studies.advice_evidence import evidence_of
 
-    assert evidence_of(json.loads(path.read_text())) == evidence(), (
-        "run python -m collapsar.experiments.advice_evidence"
-    )
+    assert evidence_of(json.loads(path.read_text())) == evidence(), "run python -m collapsar_studies.advice_evidence"
 
 
 def test_evidence_of_by_hand() -> None:
     """Two networks: ratios are the outer ends of the brackets; an open end or a far switch is no prediction."""
-    from collapsar.experiments.advice_evidence import evidence_of
+    from collapsar_studies.advice_evidence import evidence_of
 
     def row(layers: int, brackets: list, predicted: float) -> dict:
         predictions = {"shallow": None, "deep": predicted, "spinodal": 3 * predicted}
@@ -217,7 +215,7 @@ def test_evidence_of_by_hand() -> None:
 @pytest.mark.parametrize(("n_b", "layers"), [(20, 2), (5, 4)])
 def test_the_switch_of_advice_is_that_of_the_experiment(n_b: int, layers: int) -> None:
     """Newton on bias and decay against descent on whole columns along a grid of 2%."""
-    from collapsar.experiments.effective import switches
+    from collapsar_studies.effective import switches
 
     found = decay_switch(f"100x5,{n_b}x5", layers)
     assert 0.98 <= found / switches(100, n_b, layers).deep <= 1 + 1e-9

@@ -143,7 +143,7 @@ def test_sharpness(page: str) -> None:
 
 
 def test_the_table_of_ordinary_training(page: str) -> None:
-    from collapsar.analysis.advice_decay import evidence
+    from collapsar.advise.weight_decay import evidence
     from collapsar.theory import decay_switch
 
     def short(value: float) -> str:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import collapsar as cs
-from collapsar.analysis.advice import Advice
-from collapsar.analysis.advice_decay import DecayAdvice, advise_weight_decay
-from collapsar.integrations import Loop, advise_training
-from collapsar.problem import Penalties
+from collapsar.advise.advice import Advice
+from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
+from collapsar.core.problem import Penalties
+from collapsar.monitor import Loop, advise_training
 from collapsar.training import MatchedCrossEntropy
 
 COUNTS = [100, 100, 20]

@@ -9,10 +9,10 @@ import pytest
 from scipy.optimize import minimize
 
 import collapsar as cs
-from collapsar.experiments.deep_descent import DescentProblem, descend
-from collapsar.experiments.deep_two_cluster import DeepPair, decay_switches, deep_optimum
-from collapsar.experiments.image_reach import image_reach
 from collapsar.theory import Body, body_cost, deep_price
+from collapsar_studies.deep_descent import DescentProblem, descend
+from collapsar_studies.deep_two_cluster import DeepPair, decay_switches, deep_optimum
+from collapsar_studies.image_reach import image_reach
 
 
 def cheapest(norm: float, share: float, layers: int, body: Body) -> float:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from collapsar.app.demo import COLLAPSE_NUMBERS, POSITIONS
 from collapsar.cli import app
-from collapsar.experiments.demo import COLLAPSE_NUMBERS, POSITIONS
 from test_report import Page
 
 

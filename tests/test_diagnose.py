@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from html import escape
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from safetensors.numpy import save_file
 from torch import nn
 
 import collapsar as cs
-from collapsar.analysis.diagnosis import KnownTraining
-from collapsar.experiments import feature_files
-from collapsar.experiments.diagnose import diagnose
+from collapsar.core.known import KnownTraining
+from collapsar.diagnose import feature_files
+from collapsar.diagnose.readers import diagnose
 from networks import nonnegative_network, samples, signed_network
 
 ROOT = Path(__file__).parent.parent
@@ -207,7 +208,7 @@ def test_a_module_with_a_loader_says_what_the_file_says(npz, monkeypatch):
     assert d.forces.relative_gradient == pytest.approx(of_file.forces.relative_gradient, rel=1e-3)
     assert d.measurement.metrics == pytest.approx(dict(of_file.measurement.metrics), rel=1e-5, abs=1e-6, nan_ok=True)
     assert 0 < d.measurement.metrics["nc4_agreement"] <= 1
-    monkeypatch.setattr("collapsar.experiments.diagnose._KEPT", 100)
+    monkeypatch.setattr(import_module("collapsar.diagnose.readers"), "_KEPT", 100)
     assert np.isnan(diagnose(net, pairs).measurement.metrics["nc4_agreement"])
     assert (net.training, net.norm.training) == (True, False)
     assert not net.fc._forward_pre_hooks
@@ -240,7 +241,7 @@ def test_a_file_needs_neither_torch_nor_matplotlib(npz):
     code = f"""
 import sys
 sys.modules["torch"] = None
-from collapsar.experiments.diagnose import diagnose
+from collapsar.diagnose.readers import diagnose
 d = diagnose({str(npz)!r})
 assert d.num_collapsed == 5 and d.effective.agree
 assert any("need torch" in note for note in d.notes)
@@ -384,8 +385,8 @@ def test_the_page_of_a_demonstration_shows_each_diagnosis(npz, tmp_path):
 
 @pytest.mark.parametrize("case", ["many", "vanished", "unseen", "plain"])
 def test_pages_and_pictures_of_every_kind(case):
-    from collapsar.analysis.diagnosis import diagnose_measurement
-    from collapsar.analysis.measurement import measure
+    from collapsar.diagnose.diagnosis import diagnose_measurement
+    from collapsar.diagnose.measurement import measure
     from collapsar.report import diagnosis_figure, diagnosis_page, png_bytes
 
     counts, W, H = nonnegative_network([8] * 205 if case == "many" else [50, 50, 10], 1e-4 if case == "many" else 0.004)
@@ -458,7 +459,7 @@ def test_a_run_folder_knows_its_penalties_and_its_data(run, capsys):
 @pytest.mark.slow
 def test_the_digits_demo_shows_the_diagnosis_and_it_agrees_with_the_construction(tmp_path):
     """The demo's penalties lie below, between and above the thresholds of the classes with 20 images."""
-    from collapsar.experiments.demo import POSITIONS, demo
+    from collapsar.app.demo import POSITIONS, demo
     from collapsar.report import demo_page
     from test_report import Page
 

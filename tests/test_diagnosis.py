@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.analysis.agreement import AT_REST
-from collapsar.analysis.diagnosis import Diagnosis, KnownTraining, diagnose_measurement
-from collapsar.analysis.measurement import MAX_CLASSES, measure
+from collapsar.core.known import KnownTraining
+from collapsar.diagnose.agreement import AT_REST
+from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
+from collapsar.diagnose.measurement import MAX_CLASSES, measure
 from networks import RNG, measured, nonnegative_network, samples, signed_network
 
 

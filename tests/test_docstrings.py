@@ -12,7 +12,7 @@ import pytest
 
 import collapsar
 
-ROOMS = ("", ".theory", ".solver", ".metrics", ".analysis", ".training", ".integrations", ".report")
+ROOMS = ("", ".theory", ".solver", ".metrics", ".diagnose", ".training", ".monitor", ".report")
 MODULES = sorted(module.name for module in pkgutil.walk_packages(collapsar.__path__, "collapsar."))
 
 

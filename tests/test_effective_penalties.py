@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from collapsar.integrations.effective import PenaltyWarning, known_training, penalty_warnings
-from collapsar.problem import Loss, Penalties, Problem
+from collapsar.core.problem import Loss, Penalties, Problem
+from collapsar.monitor.known import PenaltyWarning, known_training, penalty_warnings
 from collapsar.training import ClassAwareSampler, MatchedCrossEntropy
 
 

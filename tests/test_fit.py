@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.analysis.agreement import agreement_words, effective_penalties, head_forces
-from collapsar.analysis.fit import (
+from collapsar.diagnose.agreement import agreement_words, effective_penalties, head_forces
+from collapsar.diagnose.fit import (
     balance_penalties,
     block_residual,
     distance,
@@ -18,7 +18,7 @@ from collapsar.analysis.fit import (
     lambda_z_from_predictions,
     lambda_z_from_residual,
 )
-from collapsar.analysis.measurement import Pass, measure
+from collapsar.diagnose.measurement import Pass, measure
 from networks import RNG, measured, nonnegative_network, samples, signed_network
 from problems import INF, PROBLEMS, naive_loss
 

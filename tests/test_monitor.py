@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from collapsar.integrations import CollapseMonitor, MergeRule, MonitorOptions, read_json_lines
-from collapsar.integrations.head import find_head
-from collapsar.integrations.records import JsonLines
-from collapsar.integrations.undisturbed import undisturbed
 from collapsar.metrics import class_moments, collapse_report
+from collapsar.monitor import CollapseMonitor, MergeRule, MonitorOptions, read_json_lines
+from collapsar.monitor.head import find_head
+from collapsar.monitor.records import JsonLines
+from collapsar.monitor.undisturbed import undisturbed
 
 K, DIM = 4, 6
 QUIET = {"say": lambda message: None}
@@ -205,7 +205,7 @@ def test_mappings_and_functions_of_the_batch(tmp_path):
 
 
 def test_large_small_and_odd_batches_are_all_counted(tmp_path, monkeypatch):
-    from collapsar.integrations import features as module
+    from collapsar.monitor import features as module
 
     monkeypatch.setattr(module, "_ROWS", 8)
     model = nn.Sequential(nn.Linear(5, K)).bfloat16()
@@ -439,7 +439,7 @@ import sys, datetime
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from collapsar.integrations import CollapseMonitor, MonitorOptions
+from collapsar.monitor import CollapseMonitor, MonitorOptions
 rank, store, source, folder = int(sys.argv[1]), *sys.argv[2:]
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2,
                         timeout=datetime.timedelta(seconds=60))
@@ -495,7 +495,7 @@ def test_two_gloo_processes_with_uneven_batches(tmp_path):
 
 
 def test_many_classes_do_without_pairs(tmp_path, monkeypatch):
-    from collapsar.integrations import monitor as module
+    from collapsar.monitor import bare_loop as module
 
     monkeypatch.setattr(module, "_MAX_CLASSES", 3)
     model = Net()

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import collapsar as cs
-from collapsar.integrations import MonitorOptions, read_json_lines
-from collapsar.integrations.lightning import CollapseCallback, labels_of
+from collapsar.monitor import MonitorOptions, read_json_lines
+from collapsar.monitor.lightning import CollapseCallback, labels_of
 
 COUNTS = (80,) * 3 + (20,) * 3
 NAMES = ["zero", "one", "two", "three", "four", "five"]

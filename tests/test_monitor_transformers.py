@@ -13,8 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArg
 from transformers.modeling_outputs import ImageClassifierOutput
 
 import collapsar as cs
-from collapsar.integrations import MonitorOptions, read_json_lines
-from collapsar.integrations.transformers import CollapseCallback
+from collapsar.monitor import MonitorOptions, read_json_lines
+from collapsar.monitor.transformers import CollapseCallback
 
 COUNTS = (80,) * 3 + (20,) * 3
 NAMES = ["zero", "one", "two", "three", "four", "five"]

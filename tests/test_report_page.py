@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import collapsar as cs
+from collapsar.app.report_record import report_record
 from collapsar.cli import main
-from collapsar.experiments.report import report_record
 from collapsar.report import demo_page, diagnosis_page, report_page
 from collapsar.report.advice_page import advice_page, advice_view
 from collapsar.report.geometry import principal_plane
@@ -400,7 +400,7 @@ def test_the_command_reads_a_folder_of_runs_and_its_own_record(tmp_path, capsys,
 
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
-    from collapsar.experiments.demo import COLLAPSE_NUMBERS, collapse_numbers
+    from collapsar.app.demo import COLLAPSE_NUMBERS, collapse_numbers
 
     for name, lambda_z in (("b", 0.001), ("a", 0.002)):
         config = TrainConfig(

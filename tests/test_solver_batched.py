@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 from collapsar.solver import batched
 from collapsar.solver.batch_newton import BatchPoint
 from collapsar.solver.batched import ProblemBatch, solve_batch

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from collapsar.problem import Loss, Problem
+from collapsar.core.problem import Loss, Problem
 from collapsar.solver.certificate import balance_bias
 from collapsar.solver.nonnegative import column_certificate, minimise_nonnegative
 from collapsar.solver.objective import predict, residual

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 import collapsar as cs
-from collapsar.problem import Loss, Problem
+from collapsar.core.problem import Loss, Problem
 from collapsar.solver import shared
 from collapsar.solver.doubly_nonnegative import lower_bound
 from collapsar.solver.nonnegative import minimise_nonnegative

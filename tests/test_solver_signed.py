@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import collapsar as cs
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 from collapsar.solver.symmetry import quotient
 from problems import PROBLEMS, naive_loss, naive_objective
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collapsar.problem import FeatureModel, Loss, Problem
+from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.theory import inverse
 from collapsar.theory.inverse import edge_of, fractional_problem
 from collapsar.theory.thresholds import thresholds

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from collapsar.problem import Loss, Problem
+from collapsar.core.problem import Loss, Problem
 from collapsar.theory.landscape import Verdict, landscape
 from collapsar.theory.two_cluster import two_cluster
 

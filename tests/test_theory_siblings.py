@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 from collapsar.theory import siblings
 from collapsar.theory.deep import deep_column, deep_price, deep_within
 from collapsar.theory.thresholds import thresholds

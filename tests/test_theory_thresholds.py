@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from collapsar.problem import FeatureModel, Loss, Problem
+from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.theory.thresholds import thresholds
 
 INF = float("inf")

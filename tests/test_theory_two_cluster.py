@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 from collapsar.theory.thresholds import thresholds
 from collapsar.theory.two_cluster import TwoCluster, balanced, two_cluster
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from collapsar.app.demo import COLLAPSE_NUMBERS
 from collapsar.cli.app import app
-from collapsar.experiments.demo import COLLAPSE_NUMBERS
 from collapsar.training import load_records, load_run
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import collapsar as cs
-from collapsar.analysis.transitions import lowest_vanish, monotonicity, vanish_boundary
-from collapsar.problem import FeatureModel
+from collapsar.core.problem import FeatureModel
+from collapsar.theory.vanish_boundary import lowest_vanish, monotonicity, vanish_boundary
 
 PRICES = (0.0, 1e-6, 1e-3, 0.02, 0.3, 50.0, inf)
 SETTINGS = ((5, 5, 500, 100), (3, 7, 500, 100), (20, 2, 5000, 50), (2, 40, 300, 200), (4, 1, 60, 10))

@@ -39,8 +39,8 @@ def run(name, args):
     """Train, draw, pack; returns what was done."""
     import torch
 
-    from collapsar.experiments.reproduce import Place, Request, reproduce
     from collapsar.training import TrainingInterrupted, choose_device
+    from collapsar_studies.reproduce import Place, Request, reproduce
 
     begun, folder = time.monotonic(), Path(args.folder)
     stop = TimeIsUp(60 * args.minutes)

@@ -15,10 +15,10 @@ import numpy as np
 
 
 def compare(args):
-    from collapsar.experiments.against_theory import MODELS, environment, summary
-    from collapsar.experiments.presets import figure_plan
-    from collapsar.experiments.sweep import Cell, SweepSettings, run_sweep
-    from collapsar.files import write_atomically
+    from collapsar.core.files import write_atomically
+    from collapsar_studies.against_theory import MODELS, environment, summary
+    from collapsar_studies.presets import figure_plan
+    from collapsar_studies.sweep import Cell, SweepSettings, run_sweep
 
     jobs = {job.labels["value"]: job for job in figure_plan(5, args.preset).jobs}
     value = min(jobs, key=lambda value: abs(value - args.lambda_z))

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import bench_metrics
 from piece import PIECES
 
-from collapsar.files import write_atomically
+from collapsar.core.files import write_atomically
 from collapsar.training import ImageData, ModelSpec, Penalties, TrainConfig, build_model, choose_device, train
 from collapsar.training.graphs import RecordedSteps, own_stream, recorder, taking_turns
 from collapsar.training.loop import one_thread
@@ -202,8 +202,8 @@ def network_rates(clock, name, args, matrix_rate):
 
 def piece_minutes(networks):
     """Minutes of every piece at the measured rates: training, and evaluation as a third of an exact training step."""
-    from collapsar.experiments.presets import figure_plan
-    from collapsar.experiments.which_model import WHICH_MODEL, which_model_jobs
+    from collapsar_studies.presets import figure_plan
+    from collapsar_studies.which_model import WHICH_MODEL, which_model_jobs
 
     def jobs(name):
         return (

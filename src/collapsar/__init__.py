@@ -5,30 +5,38 @@
     s = cs.solve(p)            # the exact optimum, with a duality gap anyone can re-check
     t = cs.thresholds(p)       # the penalties at which classes merge, vanish, and everything collapses
 
-``import collapsar`` needs numpy and scipy only; ``collapsar.metrics`` and ``collapsar.training`` bring torch.
+Names are imported when they are first used: the theory needs numpy and scipy only, ``collapsar.metrics``,
+``collapsar.monitor`` and ``collapsar.training`` bring torch.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from collapsar.analysis.advice import Advice, advise
-from collapsar.analysis.diagnosis import Diagnosis
-from collapsar.analysis.phase import PhaseDiagram, phase_diagram
-from collapsar.counts import class_counts, counts_from_labels
-from collapsar.problem import Loss, Penalties, Problem, penalties_without_halves
-from collapsar.solver import (
-    Certificate,
-    NotConvergedError,
-    Solution,
-    Status,
-    certify,
-    load_solution,
-    path,
-    solve,
-)
-from collapsar.theory import Thresholds, thresholds
+# The rooms `advise` and `diagnose` share their names with functions. They are imported first, which costs nothing,
+# so that their import cannot put the room in the function's place later.
+import collapsar.advise
+import collapsar.diagnose
+from collapsar._lazy import forward_moved_modules, lazy_names
 
 if TYPE_CHECKING:
-    from collapsar.experiments.diagnose import diagnose
+    from collapsar.advise.advice import Advice, advise
+    from collapsar.core.counts import class_counts, counts_from_labels
+    from collapsar.core.problem import Loss, Penalties, Problem, penalties_without_halves
+    from collapsar.diagnose.diagnosis import Diagnosis
+    from collapsar.diagnose.readers import diagnose
+    from collapsar.phase.diagram import PhaseDiagram, phase_diagram
+    from collapsar.solver import (
+        Certificate,
+        NotConvergedError,
+        Solution,
+        Status,
+        certify,
+        load_solution,
+        path,
+        solve,
+    )
+    from collapsar.theory import Thresholds, thresholds
+else:
+    del collapsar.advise, collapsar.diagnose
 
 __version__ = "0.1.0"
 
@@ -58,10 +66,36 @@ __all__ = [
     "thresholds",
 ]
 
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "collapsar.advise.advice": "Advice advise",
+        "collapsar.core.counts": "class_counts counts_from_labels",
+        "collapsar.core.problem": "Loss Penalties Problem penalties_without_halves",
+        "collapsar.diagnose.diagnosis": "Diagnosis",
+        "collapsar.diagnose.readers": "diagnose",
+        "collapsar.phase.diagram": "PhaseDiagram phase_diagram",
+        "collapsar.solver": "Certificate NotConvergedError Solution Status certify load_solution path solve",
+        "collapsar.theory": "Thresholds thresholds",
+    },
+)
 
-def __getattr__(name: str) -> Any:
-    if name == "diagnose":  # reads runs and networks where asked to, so it sits above the rooms that need torch
-        from collapsar.experiments.diagnose import diagnose
-
-        return diagnose
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Until 0.3: the names of 0.1 that the documentation used.
+forward_moved_modules(
+    {
+        "collapsar.analysis": "collapsar.diagnose",
+        "collapsar.analysis.advice": "collapsar.advise.advice",
+        "collapsar.analysis.diagnosis": "collapsar.diagnose.diagnosis",
+        "collapsar.analysis.fit": "collapsar.diagnose.fit",
+        "collapsar.analysis.measurement": "collapsar.diagnose.measurement",
+        "collapsar.analysis.phase": "collapsar.phase.diagram",
+        "collapsar.analysis.remedies": "collapsar.advise.mitigations",
+        "collapsar.counts": "collapsar.core.counts",
+        "collapsar.experiments": "collapsar.diagnose",
+        "collapsar.experiments.diagnose": "collapsar.diagnose.readers",
+        "collapsar.integrations": "collapsar.monitor",
+        "collapsar.integrations.lightning": "collapsar.monitor.lightning",
+        "collapsar.integrations.transformers": "collapsar.monitor.transformers",
+        "collapsar.problem": "collapsar.core.problem",
+    }
+)

@@ -11,7 +11,7 @@ import pytest
 
 import collapsar as cs
 from browser_probes import LOW_CONTRASTS, NAMELESS, STICKS_OUT
-from collapsar.problem import FeatureModel
+from collapsar.core.problem import FeatureModel
 from collapsar.report.explorer import explorer_page
 from make_explorer_cases import DATA
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from browser_probes import LOW_CONTRASTS, NAMELESS, STICKS_OUT
-from collapsar.experiments.report import report_record
+from collapsar.app.report_record import report_record
 from collapsar.report import diagnosis_page, report_page
 from collapsar.report.advice_page import advice_page
 from test_report import EVIL

@@ -6,12 +6,13 @@ Exit codes: 0 done, 1 not converged or a failed gate, 2 bad usage or input, 130 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 from typing import Any
 
 import typer
 
 import collapsar as cs
-from collapsar.cli import advise, diagnose, explore, figures, phase, report, reproduce, theory, training
+from collapsar.cli import advise, diagnose, explore, phase, report, theory, training
 from collapsar.cli.app import Interrupted, app
 
 __all__ = [
@@ -19,14 +20,16 @@ __all__ = [
     "app",
     "diagnose",
     "explore",
-    "figures",
     "main",
     "phase",
     "report",
-    "reproduce",
     "theory",
     "training",
 ]
+
+# Other distributions add commands: each entry point names a module that registers its own with `app`.
+for _entry in entry_points(group="collapsar.commands"):
+    _entry.load()
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or the copy that newer typers carry
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 import collapsar as cs
-from collapsar.analysis.advice import advise as advise_on
-from collapsar.analysis.advice_decay import advise_weight_decay
-from collapsar.analysis.advice_sources import joined_sizes, load_diagnosis, problem_of_diagnosis
+from collapsar.advise.advice import advise as advise_on
+from collapsar.advise.sources import joined_sizes, load_diagnosis, problem_of_diagnosis
+from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.cli.app import app
 from collapsar.cli.options import (
     Json,
@@ -32,7 +32,7 @@ from collapsar.cli.options import (
     price,
 )
 from collapsar.cli.output import print_json, standard
-from collapsar.files import write_atomically
+from collapsar.core.files import write_atomically
 from collapsar.report.advice import (
     DECAY_COLUMNS,
     SUGGESTION_COLUMNS,
@@ -185,7 +185,7 @@ def _diagnosis(path: Path) -> dict[str, Any]:
     """The record of a file of ``collapsar diagnose --json``, or of what that command would read."""
     if not path.is_dir() and path.suffix not in (".npz", ".safetensors"):
         return load_diagnosis(path)
-    from collapsar.experiments.diagnose import diagnose
+    from collapsar.diagnose.readers import diagnose
 
     return diagnose(path).to_dict()
 

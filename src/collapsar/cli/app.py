@@ -19,6 +19,12 @@ class Interrupted(Exception):  # noqa: N818 - no error
 class _Commands(TyperGroup):
     """Typer by itself ends at Ctrl-C without a word, and a run that was stopped has something to say."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Say where the commands of the studies come from, where they are not installed."""
+        if args and args[0] in ("figures", "reproduce") and self.get_command(ctx, args[0]) is None:
+            raise ValueError(f"`{args[0]}` comes with the studies: in a clone of the repository, pip install ./studies")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from collapsar.analysis.diagnosis import Diagnosis, KnownTraining
 from collapsar.cli.app import app
 from collapsar.cli.options import Json, Smoothing
-from collapsar.files import write_atomically
-from collapsar.problem import Loss
+from collapsar.core.files import write_atomically
+from collapsar.core.known import KnownTraining
+from collapsar.core.problem import Loss
+from collapsar.diagnose.diagnosis import Diagnosis
 
 __all__ = ["diagnose"]
 
@@ -82,7 +83,7 @@ def diagnose(
     Compares the network with the exact optima, reads the penalties it acts as if it had, and says how far to trust
     that. Penalties that are not given are read from the network. With --max-merged it is a gate for CI.
     """
-    from collapsar.experiments.diagnose import diagnose as run
+    from collapsar.diagnose.readers import diagnose as run
 
     if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")

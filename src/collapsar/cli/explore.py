@@ -12,7 +12,7 @@ import typer
 from collapsar.cli.app import app
 from collapsar.cli.options import Json
 from collapsar.cli.output import print_json
-from collapsar.files import write_atomically
+from collapsar.core.files import write_atomically
 
 __all__ = ["explore"]
 

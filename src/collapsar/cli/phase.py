@@ -15,10 +15,10 @@ import collapsar as cs
 from collapsar.cli.app import app
 from collapsar.cli.options import Json
 from collapsar.cli.output import print_json
-from collapsar.files import write_atomically
+from collapsar.core.files import write_atomically
 
 if TYPE_CHECKING:
-    from collapsar.analysis.phase import ModelPhase, PhaseDiagram
+    from collapsar.phase.diagram import ModelPhase, PhaseDiagram
 
 __all__ = ["phase"]
 
@@ -63,8 +63,8 @@ def phase(
     n_A; "share_a" is k_A / K. A sweep that is interrupted goes on where it stopped when the same command is given again
     with the same --out; a finished one computes nothing.
     """
-    from collapsar.analysis.phase_grid import Axis, PhaseConfig, PhaseSettings
-    from collapsar.experiments.phase import sweep
+    from collapsar.phase.grid import Axis, PhaseConfig, PhaseSettings
+    from collapsar.phase.sweep import sweep
 
     if out is not None and out.suffix.lower() not in _PICTURES:
         raise ValueError(f"`--out` must end in {', '.join(_PICTURES)}, got {str(out)!r}")
@@ -120,7 +120,7 @@ def _draw(record: dict[str, Any], out: Path) -> None:
 
 def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | None) -> None:
     """One row per feature model: how many cells in which state, and how well states and thresholds agree."""
-    from collapsar.analysis.phase import STATES
+    from collapsar.phase.diagram import STATES
 
     console = Console(highlight=False)
     table = Table("", *(f"{part.features} features" for part in diagram.models))

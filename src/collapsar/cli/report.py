@@ -12,7 +12,7 @@ import typer
 from collapsar.cli.app import app
 from collapsar.cli.options import Json
 from collapsar.cli.output import print_json, standard
-from collapsar.files import write_atomically
+from collapsar.core.files import write_atomically
 
 __all__ = ["report"]
 
@@ -50,7 +50,7 @@ def report(
     Which classes collapse and why, the class means beside the exact optimum, thresholds, curves, and what to change.
     Several runs are compared in one page.
     """
-    from collapsar.experiments.report import report_record
+    from collapsar.app.report_record import report_record
     from collapsar.report import report_page
     from collapsar.report.run_words import report_finding
 

@@ -16,7 +16,7 @@ import collapsar as cs
 from collapsar.cli.app import app
 from collapsar.cli.options import Json, LambdaB, LambdaH, LambdaW, LambdaZ, price
 from collapsar.cli.output import print_demo, print_json, print_training, standard
-from collapsar.files import write_atomically
+from collapsar.core.files import write_atomically
 
 __all__ = ["demo", "train"]
 
@@ -76,7 +76,7 @@ def train(
     With --lambda-z the head gets lambda_w = 10 lambda_z and the features lambda_h = lambda_z / 10, as in the paper.
     A run that is interrupted goes on where it stopped when the same command is given again.
     """
-    from collapsar.experiments.demo import collapse_numbers, run_record
+    from collapsar.app.demo import collapse_numbers, run_record
     from collapsar.training import ModelSpec, Penalties, TrainConfig, imbalanced, load_data, penalties_for
     from collapsar.training import train as train_network
 
@@ -136,7 +136,7 @@ def demo(
     One penalty below, one between and one above the thresholds; prints a table of what was predicted and what was
     measured, and writes a report that opens in any browser. About a minute on two cores; no download for digits.
     """
-    from collapsar.experiments.demo import demo as run_demo
+    from collapsar.app.demo import demo as run_demo
     from collapsar.report import demo_figure, demo_page, png_bytes
 
     folder = Path("runs") / f"demo-{data}" if out is None else out

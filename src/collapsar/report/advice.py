@@ -117,8 +117,8 @@ def setting_words(suggestion: Record, record: Record) -> str:
     """What to set, with its number.
 
     Example:
-        >>> from collapsar.analysis.advice import advise
-        >>> from collapsar.problem import Problem
+        >>> from collapsar.advise.advice import advise
+        >>> from collapsar.core.problem import Problem
         >>> advice = advise(Problem("500x5,100x5", 0.0036, 0.02), families=["weights", "penalty"]).to_dict()
         >>> [setting_words(s, advice) for s in advice["suggestions"]]
         ['head decay or feature penalty × 0.705', 'loss weight 1.238 for classes 5-9']

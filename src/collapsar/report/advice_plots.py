@@ -117,7 +117,7 @@ def study_figure(record: Record) -> Figure:
     """The study: the advice minus every other method, balanced and minority test accuracy, per regime.
 
     Args:
-        record: as ``collapsar.experiments.advice_study.summary`` makes it.
+        record: as ``collapsar_studies.advice_study.summary`` makes it.
     """
     regimes = record["regimes"]
     with styled():

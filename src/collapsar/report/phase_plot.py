@@ -55,7 +55,7 @@ def phase_figure(record: Mapping[str, Any]) -> Figure:
     """Both feature models of a phase diagram side by side, at the width of a column of text.
 
     Args:
-        record: as :meth:`collapsar.analysis.phase.PhaseDiagram.to_dict` writes it.
+        record: as :meth:`collapsar.phase.diagram.PhaseDiagram.to_dict` writes it.
 
     Raises:
         ValueError: The record is of another kind or incomplete.

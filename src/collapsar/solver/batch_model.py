@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import xlog1py, xlogy
 
-from collapsar.problem import FeatureModel
+from collapsar.core.problem import FeatureModel
 
 __all__ = ["BatchModel", "Softmax", "lower_bound", "spectral_norm"]
 

@@ -13,7 +13,7 @@ from typing import Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.problem import FeatureModel, Loss, Problem
+from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.solver.batch_model import BatchModel
 from collapsar.solver.batch_newton import minimise_batch
 from collapsar.solver.certificate import GAP_FLOOR

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
 from collapsar.solver.symmetry import Blocks, Quotient, trivial_quotient
 

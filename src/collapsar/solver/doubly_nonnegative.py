@@ -5,7 +5,7 @@ The price of nonnegative features is a minimum over completely positive matrices
     gauge(X) = min_C ( tr C + tr X C^-1 X' ) / 2.
 
 Relaxed to C doubly nonnegative (positive semidefinite and entrywise >= 0, the same thing for up to four classes), the
-program of :mod:`collapsar.problem` has the dual
+program of :mod:`collapsar.core.problem` has the dual
 
     max D(S)   over S with columns in the simplex and N >= 0, symmetric, zero on the diagonal: R'R + N <= lambda_Z^2 I,
 

@@ -58,7 +58,7 @@ def minimise_nonnegative(
         to ``tol`` by its own duality gap, while the certificate for features >= 0 stays open.
 
     Example:
-        >>> from collapsar.problem import Problem
+        >>> from collapsar.core.problem import Problem
         >>> from collapsar.solver.symmetry import quotient
         >>> q = quotient(Problem("500x5,100x5", lambda_z=0.0045, lambda_b=0.02, features="nonnegative"))
         >>> result = minimise_nonnegative(q)

@@ -7,7 +7,7 @@ from math import log
 
 import numpy as np
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.solution import Solution

@@ -172,7 +172,7 @@ def minimise_shared(
         there are too many clusters for the interior point, or the relaxation behind the bound is not tight.
 
     Example:
-        >>> from collapsar.problem import Problem
+        >>> from collapsar.core.problem import Problem
         >>> from collapsar.solver.nonnegative import minimise_nonnegative
         >>> from collapsar.solver.symmetry import quotient
         >>> q = quotient(Problem("500x5,20x5", lambda_z=0.0018, lambda_b=0.001, features="nonnegative"))

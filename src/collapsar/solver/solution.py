@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.files import write_atomically
-from collapsar.problem import Problem
+from collapsar.core.files import write_atomically
+from collapsar.core.problem import Problem
 from collapsar.solver.barrier import Witness
 from collapsar.solver.certificate import Certificate, certify_blocks
 from collapsar.solver.objective import Columns, predict, residual

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 from collapsar.solver.certificate import Certificate, as_free
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative

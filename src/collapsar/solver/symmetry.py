@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.problem import FeatureModel, Problem
+from collapsar.core.problem import FeatureModel, Problem
 
 __all__ = ["Blocks", "Quotient", "centred", "grid", "lift", "project", "quotient", "trivial_quotient"]
 

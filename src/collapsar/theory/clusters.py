@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 
 __all__ = ["Clusters", "Response", "balanced_bias", "clusters_of", "softmax"]
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.counts import CountsLike, class_counts
+from collapsar.core.counts import CountsLike, class_counts
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_entropy, softmax
 from collapsar.theory.roots import root_between
 from collapsar.theory.thresholds import tilted

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collapsar.problem import FeatureModel, Loss, Problem
+from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.theory.roots import root_between
 from collapsar.theory.thresholds import thresholds
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 
 __all__ = ["Landscape", "Verdict", "landscape"]
 

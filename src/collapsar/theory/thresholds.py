@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import wrightomega
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
 from collapsar.theory.roots import root_between
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from collapsar.files import write_atomically
+from collapsar.core.files import write_atomically
 
 __all__ = ["Checkpoint", "RunFolder", "as_read_back", "load_records", "read_checkpoint"]
 

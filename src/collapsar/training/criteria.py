@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapsar.problem import Problem
+from collapsar.core.problem import Problem
 
 __all__ = ["MatchedCrossEntropy"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from collapsar.analysis.fit import balance_penalties
+from collapsar.metrics.balance import balance_penalties
 from collapsar.training.data import ImageData
 from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import Penalties

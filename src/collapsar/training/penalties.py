@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapsar.problem import Penalties
+from collapsar.core.problem import Penalties
 
 __all__ = ["Penalties", "penalised_backward", "penalised_loss", "penalties_for", "scaled", "with_weight_decay"]
 

@@ -1,6 +1,6 @@
 """A sampler that shows every class as often as it is told to: exact in expectation, resumable, distributed.
 
-Knows no theory but one bookkeeping: which :class:`collapsar.Problem` the network it feeds is trained on.
+It knows which :class:`collapsar.Problem` the network that it feeds is trained on.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from collapsar.analysis.remedies import Penalty, oversampling
-from collapsar.problem import FeatureModel, Problem
+from collapsar.core.problem import FeatureModel, Loss, Problem
 
 __all__ = ["ClassAwareSampler"]
 
@@ -184,7 +183,8 @@ class ClassAwareSampler(Sampler[int]):
             >>> p.loss_share.tolist(), p.mass.tolist(), sampler.problem(0.01, penalty="held").mass.tolist()
             ([0.5, 0.5], [6.0, 6.0], [4.0, 4.0])
         """
-        kind: Penalty = penalty
-        return oversampling(self.class_counts, self.multipliers, kind)(
-            Problem(self.class_counts, lambda_z, lambda_b, features=features)
-        )
+        if penalty not in ("repeated", "held"):
+            raise ValueError(f'`penalty` must be "repeated" or "held", got {penalty!r}')
+        mass = self.effective_counts if penalty == "repeated" else self.class_counts.sum() * self.loss_share
+        loss = Loss(class_weights=self.multipliers)
+        return Problem(self.class_counts, lambda_z, lambda_b, features=features, loss=loss, feature_mass=mass)

@@ -1,0 +1,60 @@
+"""Names that are imported when they are first used, and old import paths that still work for one release."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["forward_moved_modules", "lazy_names"]
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose public names live in modules that are imported on first use.
+
+    Args:
+        package: the package's ``__name__``.
+        homes: for each module, absolute, its public names, separated by blanks.
+    """
+    home = {name: module for module, names in homes.items() for name in names.split()}
+
+    def find(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(home[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return find, lambda: sorted(home)
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Old module names lead to the new modules, with a DeprecationWarning that names them."""
+
+    def __init__(self, moved: Mapping[str, str]) -> None:
+        self.moved = moved
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname in self.moved else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return ModuleType(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        new = self.moved[old]
+        warnings.warn(f"{old} has moved: import from {new}", DeprecationWarning, stacklevel=2)
+        real = import_module(new)
+        vars(module).update(__getattr__=lambda name: getattr(real, name), __doc__=real.__doc__)
+
+
+def forward_moved_modules(moved: Mapping[str, str]) -> None:
+    """Let the old names of modules, the keys, be imported as the new ones for one release."""
+    sys.meta_path.append(_Moved(moved))

@@ -1,0 +1,1 @@
+"""What to change so that no class is lost: mitigations, each solved again and priced."""

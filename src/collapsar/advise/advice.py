@@ -1,0 +1,279 @@
+"""Advice with numbers: which classes merge at the given penalties, and the least change that keeps them apart.
+
+Every remedy is found as the least turn of one dial that brings each class across its threshold with a margin, then
+verified by solving the problem after the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from collapsar.advise.families import (
+    FAMILIES,
+    Treatment,
+    has_crossed,
+    has_crossed_certified,
+    least_treatment,
+)
+from collapsar.advise.outlook import Outlook, calibration_shift, outlooks, told_apart
+from collapsar.core.problem import Problem
+from collapsar.solver import Solution, Status, solve
+
+__all__ = ["Advice", "Price", "Suggestion", "advise"]
+
+Verdict = Literal["separated", "close", "merging", "collapsed"]
+
+# In the efficacy study networks with this safety did better than those just across the threshold.
+ROOM = 2.0
+
+CAVEATS: dict[str, tuple[str, ...]] = {
+    "penalty": (
+        "Weaker penalties let norms and confidence grow; check test calibration.",
+        "The factor on the head's decay, or on the feature penalty, or its root on each: the predictions are the same.",
+    ),
+    "weights": ("Rare samples with large weights make noisy steps; lower the learning rate if the loss jumps.",),
+    "temperatures": ("Training loss only: leave the temperatures out when predicting.",),
+    "scales": ("Training loss only: leave the scales out when predicting, which lowers the scaled classes' logits.",),
+    "oversampling": (
+        "Holds where the feature penalty grows with the number of copies (it is summed over the epoch's samples).",
+        "More than the balancing factor dilutes everybody's loss share and makes it worse.",
+    ),
+    "oversampling-held": ("Holds where the feature penalty is a mean over the batch with an unchanged factor.",),
+    "more-samples": ("New labelled samples, not copies. The head's and the features' penalties stay as they are.",),
+}
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a remedy costs. Ranked in this order.
+
+    Attributes:
+        new_samples: labelled samples to collect.
+        extra_samples: further samples to pass through the network in each epoch.
+        calibration_shift: total variation between mean predicted and actual class frequencies, at the optimum, without
+            prior correction.
+        majority_margin_change: nats by which the decision margin of the largest classes changes.
+    """
+
+    new_samples: int
+    extra_samples: int
+    calibration_shift: float
+    majority_margin_change: float
+
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        """Sorting key: new data first, then passes, then calibration."""
+        return self.new_samples, self.extra_samples, round(self.calibration_shift, 6)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One remedy, at the least setting that reaches the target.
+
+    Attributes:
+        treatment: family, dial, factor per class, and the problem after the change.
+        words: what it is.
+        outlooks: every kind of class at the optimum after the change.
+        price: what it costs.
+        verified: whether the certified optimum after the change, and the one with the margin, tell all classes apart.
+        relative_gap: certified gap of the optimum after the change.
+        caveats: what to know before doing it.
+    """
+
+    treatment: Treatment
+    words: str
+    outlooks: tuple[Outlook, ...]
+    price: Price
+    verified: bool
+    relative_gap: float
+    caveats: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        t = self.treatment
+        return {
+            "remedy": t.family,
+            "words": self.words,
+            "level": t.level,
+            "factors": t.factors.tolist(),
+            "problem": t.problem.to_dict(),
+            "groups": [o.to_dict() for o in self.outlooks],
+            "price": asdict(self.price),
+            "verified": self.verified,
+            "relative_gap": self.relative_gap,
+            "caveats": list(self.caveats),
+        }
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What :func:`advise` found.
+
+    Attributes:
+        problem: counts and penalties as given.
+        margin: by how much the penalty may still grow after a remedy.
+        verdict: "separated": every class is apart with the margin, the penalties are not the cause of trouble;
+            "close": apart, but not with the margin; "merging": some classes have no predictions of their own;
+            "collapsed": no class has.
+        outlooks: every kind of class at the present optimum, largest first.
+        calibration_shift: of the present optimum.
+        suggestions: the remedies that work, cheapest first; empty where none is needed.
+        without_effect: families with no setting that reaches the target.
+        roomy_penalty: factor of the head's or the features' penalty that gives every class twice the room, a safety of
+            2: separation begins at the threshold, good accuracy needs distance from it. None where there is enough
+            already.
+        class_names: as given, or the indices.
+    """
+
+    problem: Problem
+    margin: float
+    verdict: Verdict
+    outlooks: tuple[Outlook, ...]
+    calibration_shift: float
+    suggestions: tuple[Suggestion, ...]
+    without_effect: tuple[str, ...]
+    roomy_penalty: float | None
+    class_names: tuple[str, ...]
+
+    @property
+    def penalties_are_the_cause(self) -> bool:
+        """Whether classes merge, vanish or come close to it because of the penalties."""
+        return self.verdict != "separated"
+
+    @property
+    def outvoted(self) -> tuple[Outlook, ...]:
+        """Kinds of classes that are separated but whose own means are decided against them."""
+        return tuple(o for o in self.outlooks if o.state == "separated" and o.margin < 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able values; undefined numbers are NaN."""
+        return {
+            "kind": "advice",
+            "problem": self.problem.to_dict(),
+            "class_names": list(self.class_names),
+            "margin": self.margin,
+            "verdict": self.verdict,
+            "penalties_are_the_cause": self.penalties_are_the_cause,
+            "calibration_shift": self.calibration_shift,
+            "groups": [o.to_dict() for o in self.outlooks],
+            "suggestions": [s.to_dict() for s in self.suggestions],
+            "without_effect": list(self.without_effect),
+            "roomy_penalty": self.roomy_penalty,
+        }
+
+
+def advise(
+    problem: Problem,
+    margin: float = 0.1,
+    *,
+    families: Iterable[str] = tuple(FAMILIES),
+    class_names: Iterable[str] | None = None,
+) -> Advice:
+    """Which classes are separated, merging or vanished at the optimum, and the least remedies against it.
+
+    Args:
+        problem: counts, penalties and loss of the training at hand. The penalties must be ones the theory knows:
+            L2 on the head and on the features, given or measured on a trained head; weight decay without a feature
+            penalty goes through :func:`collapsar.advise.weight_decay.advise_weight_decay`.
+        margin: a remedy must hold for penalties up to ``(1 + margin)`` times the given one; >= 0.
+        families: keys of the remedies to consider.
+        class_names: K names, the indices by default.
+
+    Returns:
+        The advice; ``suggestions`` are sorted by price and verified by solving.
+
+    Raises:
+        ValueError: ``problem`` is none, ``margin`` is negative or not finite, a family is unknown, or the names do not
+            fit.
+
+    Example:
+        >>> advice = advise(Problem("300x5,50x5", lambda_z=0.005, lambda_b=0.02))
+        >>> advice.verdict, [s.treatment.family for s in advice.suggestions[:2]]
+        ('merging', ['penalty', 'scales'])
+        >>> advise(Problem("300x5,50x5", lambda_z=0.002, lambda_b=0.02)).penalties_are_the_cause
+        False
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(  # noqa: TRY004 - one error type at the door
+            f"`problem` must be a collapsar.Problem, with counts and penalties, got {problem!r}"
+        )
+    if not 0 <= margin < np.inf:
+        raise ValueError(f"`margin` must be finite and >= 0, got {margin!r}")
+    chosen = tuple(families)
+    unknown = [name for name in chosen if name not in FAMILIES]
+    if unknown:
+        raise ValueError(f"`families` must be among {', '.join(FAMILIES)}, got {', '.join(unknown)}")
+    names = tuple(str(k) for k in range(problem.num_classes)) if class_names is None else tuple(class_names)
+    if len(names) != problem.num_classes:
+        raise ValueError(f"`class_names` must name all {problem.num_classes} classes, got {len(names)}")
+    now = solve(problem, throw=False)
+    present = outlooks(now)
+    verdict = _verdict(now, margin)
+    settings: dict[str, Treatment | None] = {}
+    if verdict != "separated":
+        settings = {name: least_treatment(FAMILIES[name], problem, margin) for name in chosen}
+    found = [_suggestion(t, present, margin) for t in settings.values() if t is not None]
+    found.sort(key=lambda s: (not s.verified, s.price.rank))
+    return Advice(
+        problem=problem,
+        margin=margin,
+        verdict=verdict,
+        outlooks=present,
+        calibration_shift=calibration_shift(now),
+        suggestions=tuple(found),
+        without_effect=tuple(name for name, t in settings.items() if t is None),
+        roomy_penalty=_roomy_penalty(problem),
+        class_names=names,
+    )
+
+
+def _roomy_penalty(problem: Problem) -> float | None:
+    if has_crossed(problem, ROOM - 1):
+        return None
+    found = least_treatment(FAMILIES["penalty"], problem, ROOM - 1)
+    return None if found is None else float(found.factors[0])
+
+
+def _verdict(now: Solution, margin: float) -> Verdict:
+    apart = told_apart(now)
+    if set(now.class_states) == {"vanished"} or not apart.any():
+        return "collapsed"
+    if not apart.all():
+        return "merging"
+    target = now.problem, margin
+    return "separated" if has_crossed(*target) and has_crossed_certified(*target) else "close"
+
+
+def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float) -> Suggestion:
+    after = solve(treatment.problem, throw=False)
+    groups, largest = outlooks(after), before[0]
+    samples = sum(o.samples * len(o.classes) for o in before)
+    extra = treatment.family.startswith("oversampling")
+    n = treatment.problem.class_counts
+    now = next(o.margin for o in groups if largest.classes[0] in o.classes)
+    price = Price(
+        new_samples=int(n.sum()) - samples,
+        extra_samples=int(np.ceil(treatment.factors @ n - samples - 1e-9)) if extra else 0,
+        calibration_shift=calibration_shift(after),
+        majority_margin_change=now - largest.margin,
+    )
+    verified = bool(after.status is Status.OPTIMAL and told_apart(after).all() and treatment.certified)
+    if verified:  # known to hold, also where the threshold itself is an estimate at the present bias
+        least = (1 + margin) * treatment.problem.lambda_z
+        groups = tuple(
+            replace(o, threshold=max(o.threshold, least), safety=max(o.safety, 1 + margin)) if o.safety > 0 else o
+            for o in groups
+        )
+    return Suggestion(
+        treatment=treatment,
+        words=FAMILIES[treatment.family].words,
+        outlooks=groups,
+        price=price,
+        verified=verified,
+        relative_gap=after.certificate.relative_gap,
+        caveats=CAVEATS[treatment.family],
+    )

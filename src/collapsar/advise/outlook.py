@@ -1,0 +1,206 @@
+"""How a group of classes stands at an optimum: its state, its distance from the threshold, its decisions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.core.problem import Problem
+from collapsar.solver import Solution
+from collapsar.solver.solution import ClassState
+from collapsar.theory import thresholds
+
+__all__ = ["Outlook", "calibration_shift", "corrected_margins", "edges", "logits_of", "outlooks", "told_apart"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+# The exact thresholds of nonnegative features cost a root per kind of class; beyond so many kinds the residual at the
+# present bias stands in for them.
+EXACT_KINDS = 4
+# A margin this small, in nats, is a tie: siblings that have merged have equal logits up to the solver's rounding.
+TIE = 1e-6
+# Columns whose cosine is closer to 1 than this share one direction.
+PARALLEL = 1e-5
+# Where classes share directions, a column this short beside the longest is a trace of its neighbours', not its own.
+FAINT = 1e-2
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Classes with the same number of samples, at an optimum.
+
+    Attributes:
+        classes: their indices.
+        samples: samples of each.
+        state: "separated", "merged" or "vanished", the worst among them; a class alone in its kind whose predictions
+            are a multiple of another's or a hundredth of the longest, or lose to them under every prior, counts as
+            merged.
+        apart: whether all of them have predictions of their own; a large class whose bias carries it has.
+        threshold: lambda_z from which on they are no longer separated; see :func:`edges`.
+        safety: threshold / lambda_z; above 1: separated. NaN where the bias alone carries the class at every lambda_z.
+        margin: own logit minus the largest other at the class mean, nats; negative: the mean itself is misclassified.
+        corrected_margin: the same after the prior correction for equally frequent classes.
+        contrast: own logit minus a sibling's (a class of the same group), nats; NaN without siblings.
+        norm: length of the class's column of predictions.
+    """
+
+    classes: tuple[int, ...]
+    samples: int
+    state: ClassState
+    apart: bool
+    threshold: float
+    safety: float
+    margin: float
+    corrected_margin: float
+    contrast: float
+    norm: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+
+def outlooks(solution: Solution) -> tuple[Outlook, ...]:
+    """How every kind of class stands at an optimum, largest classes first.
+
+    Args:
+        solution: a certified optimum.
+
+    Returns:
+        One entry per different number of samples.
+
+    Example:
+        >>> from collapsar import Problem, solve
+        >>> [(o.samples, o.state, round(o.safety, 3)) for o in outlooks(solve(Problem("500x5,100x5", 0.0036, 0.02)))]
+        [(500, 'separated', 2.07), (100, 'merged', 0.926)]
+    """
+    problem = solution.problem
+    edge, apart = edges(problem, solution.b), told_apart(solution)
+    states: list[ClassState] = [
+        ("merged" if state == "separated" and not own else state)
+        for state, own in zip(solution.class_states, apart, strict=True)
+    ]
+    logits = logits_of(solution)
+    margin, corrected = _margins(logits), corrected_margins(solution)
+    norms = solution.column_norms
+    order: tuple[ClassState, ...] = ("vanished", "merged", "separated")
+    result = []
+    for n in np.unique(problem.class_counts)[::-1]:
+        members = np.flatnonzero(problem.class_counts == n)
+        threshold = float(np.min(edge[members]))
+        block = logits[np.ix_(members, members)]
+        ahead = np.diag(block)[:, None] - block.T
+        contrast = float(ahead[~np.eye(members.size, dtype=bool)].min()) if members.size > 1 else float("nan")
+        states_here: list[ClassState] = [states[k] for k in members]
+        result.append(
+            Outlook(
+                classes=tuple(int(k) for k in members),
+                samples=int(n),
+                state=min(states_here, key=order.index),
+                apart=bool(apart[members].all()),
+                threshold=threshold,
+                safety=threshold / problem.lambda_z,
+                margin=float(margin[members].min()),
+                corrected_margin=float(corrected[members].min()),
+                contrast=contrast,
+                norm=float(norms[members].min()),
+            )
+        )
+    return tuple(result)
+
+
+def told_apart(solution: Solution) -> NDArray[np.bool_]:
+    """Whether a class has predictions of its own, shape (K,).
+
+    Separated, and decided rightly with the priors of training or with equal ones (columns that have become parallel are
+    separated in name only); or carried by the bias alone, as a large class can be.
+
+    Example:
+        >>> from collapsar import Problem, solve
+        >>> told_apart(solve(Problem("500x2,100x2", 0.01, 0.02))).tolist()
+        [True, True, False, False]
+    """
+    states = np.array(solution.class_states)
+    margin, corrected = _margins(logits_of(solution)), corrected_margins(solution)
+    own = (states == "separated") & (np.maximum(margin, corrected) > TIE)
+    if solution.proof is not None:  # classes share feature directions: their columns may be multiples of each other
+        norms = solution.column_norms
+        own &= ~_parallel(solution.Z) & (norms > FAINT * norms.max())
+    return own | (margin > TIE)
+
+
+def _parallel(Z: Matrix) -> NDArray[np.bool_]:
+    """Whether a column points where another one does, shape (K,)."""
+    norm = np.linalg.norm(Z, axis=0)
+    unit = Z / np.where(norm > 0, norm, np.inf)
+    cosine = unit.T @ unit
+    np.fill_diagonal(cosine, 0.0)
+    return cosine.max(axis=0) > 1 - PARALLEL
+
+
+def edges(problem: Problem, bias: Vector) -> Vector:
+    """The lambda_z from which on each class is no longer separated, shape (K,).
+
+    Signed features: tau delta (1 - eps) q / sqrt(m), where a class and its like merge; a class alone in its kind has
+    no transition there, but loses its own direction around it. Nonnegative features: where the class vanishes, exactly
+    for up to four kinds of classes; for more, the length of its residual at ``bias``.
+
+    Args:
+        problem: its ``lambda_z`` is ignored where the thresholds are exact.
+        bias: b at the present optimum, shape (K,).
+    """
+    strength = problem.temperatures * problem.loss_share / np.sqrt(problem.mass)
+    if problem.features == "signed":
+        return strength * problem.scales * (1 - problem.loss.smoothing)
+    kinds = np.stack([problem.class_counts, problem.loss_share, problem.mass, problem.scales, problem.temperatures])
+    if np.unique(kinds, axis=1).shape[1] <= EXACT_KINDS:
+        return thresholds(problem).vanish
+    K, eps = problem.num_classes, problem.loss.smoothing
+    u = np.outer(problem.scales * bias, problem.temperatures) + problem.offsets[:, None]
+    P = np.exp(u - np.logaddexp.reduce(u, axis=0))
+    target = (1 - eps) * np.eye(K) + eps / K
+    return strength * np.linalg.norm(problem.scales[:, None] * (target - P), axis=0)
+
+
+def logits_of(solution: Solution) -> Matrix:
+    """Z + b, shape (K, K), [logit, class]: what the head puts out at the class means."""
+    return solution.Z + solution.b[:, None]
+
+
+def corrected_margins(solution: Solution) -> Vector:
+    """Decision margins at the class means after the prior correction for equally frequent classes, shape (K,), nats.
+
+    Trained with loss shares q and offsets iota, g + iota is the log posterior under the prior q; g + iota - log q is
+    the one under equal priors.
+    """
+    problem = solution.problem
+    correction = problem.offsets - np.log(problem.loss_share)
+    return _margins(logits_of(solution) + correction[:, None])
+
+
+def calibration_shift(solution: Solution) -> float:
+    """How far the mean predicted probability of each class lies from its frequency n/N: total variation, 0 to 1.
+
+    At the optimum of the plain loss with a free bias it is 0. Weights, oversampling and offsets move it.
+
+    Example:
+        >>> from collapsar import Loss, Problem, solve
+        >>> weighted = Loss(class_weights=[1, 1, 5, 5])
+        >>> [round(calibration_shift(solve(Problem("500x2,100x2", 0.01, 0.0, loss))), 3) for loss in (None, weighted)]
+        [0.0, 0.172]
+    """
+    logits = logits_of(solution)
+    P = np.exp(logits - np.logaddexp.reduce(logits, axis=0))
+    prior = solution.problem.class_counts / solution.problem.num_samples
+    return float(0.5 * np.abs(P @ prior - prior).sum())
+
+
+def _margins(logits: Matrix) -> Vector:
+    own = np.diag(logits).copy()
+    others = logits.copy()
+    np.fill_diagonal(others, -np.inf)
+    return own - others.max(axis=0)

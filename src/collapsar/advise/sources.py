@@ -1,0 +1,112 @@
+"""What to advise on: from a diagnosis of a trained network, or with many class sizes joined into a few."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.problem import Loss, Problem
+
+__all__ = ["joined_sizes", "load_diagnosis", "problem_of_diagnosis"]
+
+# The smallest sizes decide what merges and are kept; the others count through the total and the bias.
+KEPT, JOINED = 8, 8
+
+
+def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str, ...]]:
+    """The problem that a diagnosis compared its network with, and what makes it less than certain.
+
+    Args:
+        record: as ``collapsar diagnose --json`` prints it.
+
+    Returns:
+        The problem, at the penalties of the training where the diagnosis knew them, else at the effective ones; and
+        sentences of caution.
+
+    Raises:
+        ValueError: it is no diagnosis, or the diagnosis found no penalties.
+
+    Example:
+        >>> prediction = {"features": "signed", "lambda_z": 0.004, "lambda_b": 0.02, "source": "as trained"}
+        >>> record = {"kind": "diagnosis", "class_counts": [50, 5], "loss": {}, "at_rest": True,
+        ...           "known": {"loss": {}, "cautions": []}, "prediction": prediction}
+        >>> problem_of_diagnosis(record)[0].lambda_z
+        0.004
+    """
+    if record.get("kind") != "diagnosis":
+        raise ValueError(f'`record` must be a diagnosis (kind "diagnosis"), got kind {record.get("kind")!r}')
+    prediction = record.get("prediction")
+    if prediction is None:
+        raise ValueError(
+            "`record` names no penalties: none was given and none could be read from the network (a class without "
+            "samples, or no class alive); say --lambda-w and --lambda-h"
+        )
+    try:
+        problem = Problem(
+            record["class_counts"],
+            float(prediction["lambda_z"]),
+            float(prediction["lambda_b"]),
+            Loss(**record["known"]["loss"]),
+            features=prediction["features"],
+        )
+        cautions = [str(caution) for caution in record["known"]["cautions"]]
+        effective, at_rest = prediction["source"] == "effective", bool(record["at_rest"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"`record` is an incomplete diagnosis: {error}") from None
+    if effective:
+        cautions.append(
+            "The penalties were read from the trained head. Without a feature penalty this shallow reading is known "
+            "to miss the switch of ordinary training: take the verdict as a hint."
+        )
+    if not at_rest:
+        cautions.append("The head was not at rest: the optimum speaks of the end of training, not of this moment.")
+    return problem, tuple(cautions)
+
+
+def joined_sizes(counts: CountsLike) -> tuple[NDArray[np.int64], float]:
+    """Counts with many different sizes joined into a few: an optimum costs the cube of their number.
+
+    Args:
+        counts: samples per class.
+
+    Returns:
+        Counts with at most 16 different sizes, the 8 smallest as they are and each other as the mean of its
+        neighbours; and the largest relative change of a class's count, 0 where nothing was joined.
+
+    Example:
+        >>> n, change = joined_sizes("exp:1280:5:1000")
+        >>> np.unique(n).size, int(n.min()), round(change, 2)
+        (16, 5, 0.35)
+    """
+    n = class_counts(counts)
+    sizes = np.unique(n)
+    if sizes.size <= KEPT + JOINED:
+        return n, 0.0
+    edges = np.geomspace(sizes[KEPT], sizes[-1], JOINED + 1)
+    place = np.clip(np.searchsorted(edges, n, side="right") - 1, -1, JOINED - 1)
+    joined = n.copy()
+    for i in np.unique(place[place >= 0]):
+        joined[place == i] = round(float(n[place == i].mean()))
+    return joined, float(np.abs(joined / n - 1).max())
+
+
+def load_diagnosis(path: str | Path) -> dict[str, Any]:
+    """A diagnosis from its file.
+
+    Raises:
+        ValueError: the file is not JSON of an object.
+        OSError: it cannot be read.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be the JSON of `collapsar diagnose --json`, got an error at {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} must be the JSON of `collapsar diagnose --json`, got a list or a number")  # noqa: TRY004
+    return record

@@ -1,0 +1,1 @@
+"""Whole jobs, end to end: the demonstration, the record behind a report."""

@@ -1,0 +1,224 @@
+"""The main job, end to end: train on real imbalanced data, measure the collapse, solve the theory, compare.
+
+Three penalties: below, between and above the thresholds of the nonnegative model, which is the one that a network with
+a ReLU before its head follows.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import collapsar as cs
+from collapsar.app.network_records import advice_record, geometry_record
+from collapsar.diagnose.fit import Distance, distance
+from collapsar.diagnose.readers import diagnose_run
+from collapsar.metrics import CollapseReport, NeuralCollapse
+from collapsar.training import (
+    DEMO_RECIPES,
+    ImageData,
+    TrainResult,
+    demo_config,
+    features_and_logits,
+    imbalanced,
+    load_data,
+    train,
+)
+
+__all__ = ["COLLAPSE_NUMBERS", "POSITIONS", "collapse_numbers", "demo", "demo_penalties", "run_record"]
+
+Record = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+"""Called with (position, finished epochs, all epochs) while a network trains."""
+
+POSITIONS = ("below", "between", "above")
+
+COLLAPSE_NUMBERS = ("nc1_uniform", "nc1_weighted", "cdnv", "cdnv_max", "nc2_etf", "nc3_self_duality")
+"""The metrics of neural collapse that are measured at every evaluation: those that the pages draw over the epochs."""
+
+# The outer penalties, as factors of the thresholds next to them: far enough for the states to be plain to see, close
+# enough for the pictures to be of one family.
+_BELOW, _ABOVE = 0.7, 1.25
+
+
+def demo_penalties(problem: cs.Problem) -> dict[str, float]:
+    """lambda_z below, between and above the vanish threshold of the smallest class and complete collapse.
+
+    Args:
+        problem: two clusters, ``features="nonnegative"``.
+
+    Raises:
+        ValueError: the smallest class does not vanish before all classes do.
+    """
+    t = cs.thresholds(problem)
+    vanish = float(t.vanish[int(np.argmin(problem.class_counts))])
+    if not vanish < t.complete:
+        raise ValueError(f"`problem` has no state between: its minority vanishes at {vanish:g}, all at {t.complete:g}")
+    return {"below": _BELOW * vanish, "between": float(np.sqrt(vanish * t.complete)), "above": _ABOVE * t.complete}
+
+
+def demo(
+    data_name: str = "digits",
+    *,
+    out: Path,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Record:
+    """Train three networks, compare each with the exact optimum, and return one record of JSON-able values.
+
+    Args:
+        data_name: a key of ``DEMO_RECIPES``.
+        out: folder for the runs; each resumes where it was interrupted.
+        data_dir: where the data set lies, if not in a standard place.
+        seed: of weights and order.
+        progress: see ``Progress``.
+
+    Raises:
+        ValueError: the data cannot be found or do not suffice, or ``out`` cannot be written.
+    """
+    if data_name not in DEMO_RECIPES:
+        raise ValueError(f"`data_name` must be one of {', '.join(sorted(DEMO_RECIPES))}, got {data_name!r}")
+    recipe = DEMO_RECIPES[data_name]
+    counts = np.array(recipe.class_counts)
+    data = imbalanced(load_data(data_name, data_dir), recipe.class_counts)
+    signed = cs.Problem(counts, recipe.penalties.lambda_z, recipe.penalties.lambda_b)
+    problem = signed.replace(features="nonnegative")
+    runs, result = [], None
+    for position, lambda_z in demo_penalties(problem).items():
+        config = replace(demo_config(data_name, lambda_z, seed), eval_every=max(1, recipe.epochs // 25))
+        note = None if progress is None else partial(_note, progress, position)
+        result = train(config, data, out / f"{position}-seed{seed}", progress=note, measure=collapse_numbers)
+        run = run_record(result, data)
+        runs.append({"position": position, **run, "advice": advice_record(run["diagnosis"])})
+    assert result is not None  # there are three positions
+    t, ts = cs.thresholds(problem), cs.thresholds(signed)
+    small = counts == counts.min()
+    return {
+        "kind": "demo",
+        "data": data_name,
+        "class_names": list(data.class_names),
+        "class_counts": counts.tolist(),
+        "features": "nonnegative",
+        "lambda_b": signed.lambda_b,
+        "clusters": [np.flatnonzero(~small).tolist(), np.flatnonzero(small).tolist()],
+        "thresholds": {
+            "nonnegative": {"vanish": t.vanish.tolist(), "complete": t.complete},
+            "signed": {"merge": ts.merge.tolist(), "vanish": ts.vanish.tolist(), "complete": ts.complete},
+        },
+        "environment": _environment(result),
+        "runs": runs,
+    }
+
+
+def run_record(result: TrainResult, data: ImageData) -> Record:
+    """One trained network beside both optima at its penalties."""
+    config = result.config
+    report = measure(result, data)
+    assert report.Z is not None  # a head was given
+    assert report.b is not None
+    penalties = config.penalties
+    problem = cs.Problem(config.class_counts, penalties.lambda_z, penalties.lambda_b, features="nonnegative")
+    solution = cs.solve(problem, throw=False)
+    match = distance(solution, report.Z, report.b)
+    other = distance(cs.solve(problem.replace(features="signed")), report.Z, report.b)
+    separation = report.separation()
+    small = problem.class_counts == problem.class_counts.min()
+    last = result.records[-1]
+    c = solution.certificate
+    found = diagnose_run(result, data, f"{config.dataset}, lambda_z {penalties.lambda_z:.4g}")
+    return {
+        "lambda_z": penalties.lambda_z,
+        "seed": config.seed,
+        "predicted": {
+            "states": list(solution.class_states),
+            "Z": solution.Z.tolist(),
+            "b": solution.b.tolist(),
+            "primal": c.primal,
+            "dual": c.dual,
+            "gap": c.gap,
+            "relative_gap": c.relative_gap,
+            "status": solution.status.name.lower(),
+        },
+        "measured": {
+            "states": list(separation.states),
+            "Z": report.Z.tolist(),
+            "b": report.b.tolist(),
+            "nc1_uniform": report.nc1_uniform,
+            "nc1_weighted": report.nc1_weighted,
+            "relative_norm": separation.relative_norms.tolist(),
+            "minority_separation": float(np.min(separation.nearest_separation[small])),
+        },
+        "distance": _distances(match, other),
+        "accuracy": _accuracies(last, small),
+        "stationarity": last["stationarity"],
+        "diagnosis": found.to_dict(),
+        "geometry": geometry_record(found),
+        "seconds": result.seconds,
+        "epochs": result.epoch,
+        "history": [
+            {
+                **{k: r.get(k) for k in ("epoch", *COLLAPSE_NUMBERS, "train_loss", "train_accuracy")},
+                "test_minority": _accuracies(r, small)["test_minority"],
+            }
+            for r in result.records
+        ],
+    }
+
+
+def measure(result: TrainResult, data: ImageData) -> CollapseReport:
+    """Every collapse metric of the training set in one pass, features in ``eval()`` mode."""
+    return _report(result.model, data)
+
+
+def _report(model: Any, data: ImageData) -> CollapseReport:
+    metric = NeuralCollapse(head=model.head, sync_on_compute=False)  # this process sees all the images
+    for features, _, labels in features_and_logits(model, data, "train"):
+        metric.update(features, labels)
+    return metric.compute()
+
+
+def collapse_numbers(model: Any, data: ImageData) -> Record:
+    """``COLLAPSE_NUMBERS`` of the training set, for ``training.train(..., measure=)``."""
+    values = _report(model, data).scalars()
+    return {name: values[name] for name in COLLAPSE_NUMBERS}
+
+
+def _accuracies(record: Record, small: np.ndarray) -> Record:
+    on_train, on_test = (np.array(record[f"{split}_class_accuracies"]) for split in ("train", "test"))
+    return {
+        "train": record["train_accuracy"],
+        "train_minority": float(on_train[small].mean()),
+        "train_majority": float(on_train[~small].mean()),
+        "test_minority": float(on_test[small].mean()),
+        "test_majority": float(on_test[~small].mean()),
+        "test_balanced": float(on_test.mean()),
+    }
+
+
+def _distances(match: Distance, other: Distance) -> Record:
+    return {"Z": match.Z, "Z_max": match.Z_max, "b": match.b, "Z_signed": other.Z, "b_signed": other.b}
+
+
+def _note(progress: Progress, position: str, epoch: int, epochs: int, record: Record | None) -> None:
+    progress(position, epoch, epochs)
+
+
+def _environment(result: TrainResult) -> Record:
+    return {
+        "collapsar": cs.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": sys.platform,
+        "device": str(next(result.model.parameters()).device),
+        "commit": result.header.get("commit"),
+    }

@@ -1,0 +1,65 @@
+"""What pages show of a diagnosed network beside the diagnosis: its class means in few axes, and advice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import collapsar as cs
+from collapsar.advise.advice import advise
+from collapsar.advise.sources import problem_of_diagnosis
+from collapsar.diagnose.diagnosis import Diagnosis
+
+__all__ = ["advice_record", "geometry_record"]
+
+Record = dict[str, Any]
+
+# Remedies are found by solving again and again: up to this many different class sizes that takes seconds.
+_MOST_SIZES = 40
+
+
+def advice_record(diagnosis: Record) -> Record | None:
+    """Advice where classes have merged or vanished and the penalties are known; else None."""
+    if diagnosis["num_collapsed"] == 0 or diagnosis["prediction"] is None:
+        return None
+    if len(set(diagnosis["class_counts"])) > _MOST_SIZES:
+        return None
+    problem, cautions = problem_of_diagnosis(diagnosis)
+    return {**advise(problem, class_names=diagnosis["class_names"]).to_dict(), "cautions": list(cautions)}
+
+
+def geometry_record(found: Diagnosis) -> Record:
+    """Class means of the network and of the optimum at its penalties, each in axes of its own: (K, r) coordinates."""
+    return {
+        "network": _coordinates(found.measurement.class_means @ found.measurement.class_means.T),
+        "theory": _optimal_means(found),
+    }
+
+
+def _optimal_means(found: Diagnosis) -> list[list[float]] | None:
+    theory = found.prediction
+    if theory is None:
+        return None
+    problem = cs.Problem(
+        found.measurement.class_counts, theory.lambda_z, theory.lambda_b, found.known.loss, features=theory.features
+    )
+    gram = cs.solve(problem, 1e-7, throw=False).feature_gram()
+    known, effective = found.known, found.effective
+    split = (known.lambda_w, known.lambda_h)
+    if theory.source == "effective" and effective is not None:
+        split = (effective.lambda_w, effective.lambda_h)
+    assert split[0] is not None  # as lambda_z is known
+    assert split[1] is not None
+    return _coordinates(gram * np.sqrt(split[0] / split[1]))
+
+
+def _coordinates(gram: np.ndarray) -> list[list[float]]:
+    """Points with these inner products, in as few axes as they need; rows of NaN where the products are undefined."""
+    seen = np.isfinite(np.diag(gram))
+    values, vectors = np.linalg.eigh(gram[np.ix_(seen, seen)])
+    kept = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-300)
+    places = np.full((len(gram), max(int(kept.sum()), 1)), np.nan)
+    places[seen] = 0.0
+    places[np.ix_(seen, np.arange(int(kept.sum())))] = (vectors[:, kept] * np.sqrt(values[kept]))[:, ::-1]
+    return places.tolist()

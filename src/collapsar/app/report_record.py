@@ -1,0 +1,157 @@
+"""The record behind ``collapsar report``: networks from folders and files, each diagnosed and advised on.
+
+A run's folder needs torch and the run's data; a record that was written before needs neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import collapsar as cs
+from collapsar.app.network_records import advice_record, geometry_record
+from collapsar.diagnose.readers import diagnose, diagnose_run
+from collapsar.report.record import plain
+
+__all__ = ["report_record"]
+
+Record = dict[str, Any]
+Progress = Callable[[str], None]
+
+_CHECKPOINT = "checkpoint.safetensors"
+_PER_CLASS = ("train_class_accuracies", "test_class_accuracies")
+
+
+def report_record(
+    sources: Sequence[str | Path], *, data_dir: str | Path | None = None, progress: Progress | None = None
+) -> Record:
+    """One record of all the networks that the sources name, in the order given; of one folder, by penalty.
+
+    Args:
+        sources: folders of a run, or of several (``collapsar demo``); files of ``collapsar diagnose --json``, of a
+            demonstration, of a report, or of features.
+        data_dir: where the runs' data lies, if not in a standard place.
+        progress: called with the name of each network that has to be measured.
+
+    Raises:
+        ValueError: a source does not exist, holds nothing that can be reported, or there are none.
+        OSError: a file cannot be read.
+    """
+    if not sources:
+        raise ValueError("`sources` must name at least one run, got none; give folders of runs or diagnosis files")
+    say = progress if progress is not None else lambda name: None
+    runs = [run for source in sources for run in _runs_of(Path(source), data_dir, say)]
+    taken: dict[str, int] = {}
+    for run in runs:  # names are shown and linked to: each only once
+        taken[run["name"]] = taken.get(run["name"], 0) + 1
+        if taken[run["name"]] > 1:
+            run["name"] = f"{run['name']} ({taken[run['name']]})"
+    return {"kind": "report", "collapsar": cs.__version__, "runs": runs}
+
+
+def _runs_of(path: Path, data_dir: str | Path | None, say: Progress) -> list[Record]:
+    if not path.exists():
+        raise ValueError(
+            f"`sources` {path} does not exist; give the folder of a run, or a file of `collapsar diagnose`"
+        )
+    if path.is_dir():
+        folders = [path] if (path / _CHECKPOINT).is_file() else _folders_in(path)
+        runs = []
+        for folder in folders:
+            say(folder.name)
+            runs.append(_of_folder(folder, data_dir))
+        return sorted(runs, key=lambda run: (run["diagnosis"]["known"]["lambda_z"] or 0.0, run["name"]))
+    if path.suffix.lower() in (".npz", ".safetensors"):
+        say(path.name)
+        found = diagnose(path)
+        return [_entry(path.name, found.to_dict(), geometry=geometry_record(found))]
+    return _of_json(path)
+
+
+def _folders_in(path: Path) -> list[Path]:
+    found = sorted(p for p in path.iterdir() if (p / _CHECKPOINT).is_file())
+    if not found:
+        raise ValueError(
+            f"`sources` {path} holds no {_CHECKPOINT}, nor does a folder in it; give the --out folder of "
+            "`collapsar train` or `collapsar demo`"
+        )
+    return found
+
+
+def _of_folder(folder: Path, data_dir: str | Path | None) -> Record:
+    from collapsar.training import imbalanced, load_data, load_run
+
+    result = load_run(folder)
+    config = result.config
+    data = imbalanced(load_data(config.dataset, None if data_dir is None else Path(data_dir)), config.class_counts)
+    found = diagnose_run(result, data, folder.name)
+    # Accuracies of every class at every evaluation would be most of the page; the last ones are in the diagnosis.
+    history = [{k: v for k, v in r.items() if k not in (*_PER_CLASS, "kind")} for r in result.records]
+    training = {
+        **json.loads(config.to_json()),
+        "trained_epochs": result.epoch,
+        "seconds": result.seconds,
+        **{key: result.header.get(key) for key in ("versions", "device", "commit", "begun")},
+    }
+    return _entry(folder.name, found.to_dict(), training=training, history=history, geometry=geometry_record(found))
+
+
+def _of_json(path: Path) -> list[Record]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be a JSON record of Collapsar, got an error at {error}") from None
+    kind = record.get("kind") if isinstance(record, dict) else None
+    try:
+        runs = _runs_in(record) if kind else []
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is an incomplete record ({error}); write it again with `collapsar diagnose`"
+        ) from None
+    if not runs:
+        raise ValueError(
+            f"{path} must be a record of `collapsar diagnose --json`, of a report, or of a demonstration with "
+            f"diagnoses, got kind {kind!r}"
+        )
+    return [{**run, "name": path.stem} if len(runs) == 1 and not run["name"] else run for run in runs]
+
+
+def _runs_in(record: Record) -> list[Record]:
+    """The runs in a record; empty where its kind has none."""
+    if record["kind"] == "diagnosis":
+        return [_entry("", record)]
+    if record["kind"] == "report":
+        for run in record["runs"]:
+            _entry(run["name"], run["diagnosis"])  # raises where something is missing
+        return list(record["runs"])
+    if record["kind"] == "demo":
+        runs = [run for run in record["runs"] if run.get("diagnosis") is not None]
+        return [
+            _entry(
+                f"{record['data']} {r['position']}", r["diagnosis"], history=r["history"], geometry=r.get("geometry")
+            )
+            for r in runs
+        ]
+    return []
+
+
+def _entry(
+    name: str,
+    diagnosis: Record,
+    *,
+    training: Record | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    geometry: Record | None = None,
+) -> Record:
+    return plain(
+        {
+            "name": name,
+            "training": training,
+            "diagnosis": diagnosis,
+            "history": list(history),
+            "geometry": geometry,
+            "advice": advice_record(diagnosis),
+        }
+    )

@@ -1,0 +1,391 @@
+"""The convex program as a frozen value.
+
+    min_{Z,b}  sum_k q_k [ lse(u_k) - <y_k, u_k> ]  +  lambda_Z ||Z M^{1/2}||  +  (lambda_b / 2) ||b||^2,
+    u_k = tau_k * delta o (z_k + b) + iota,     y_k = (1 - eps) e_k + (eps / K) 1,
+
+with the nuclear norm for signed features (Hong & Ling, JMLR 25(192), 2024, Sec. 2.1) and the gauge of
+factorisations with nonnegative features otherwise. Column k of Z is the mean prediction of class k without the bias.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from collapsar.core.counts import CountsLike, class_counts
+
+__all__ = ["FeatureModel", "Loss", "Penalties", "Problem", "penalties_without_halves"]
+
+FeatureModel = Literal["signed", "nonnegative"]
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Quadratic penalties, each with a half: (lambda_w/2)||W||^2 + (lambda_h/2)||H||^2 + (lambda_b/2)||b||^2.
+
+    ``lambda_b = inf`` is a head without bias, ``lambda_b = 0`` a free bias.
+
+    Raises:
+        ValueError: lambda_w or lambda_h is negative or not finite, or lambda_b is negative or NaN.
+
+    Example:
+        >>> Penalties(lambda_w=1e-3, lambda_h=1e-5, lambda_b=0.02).lambda_z
+        0.0001
+    """
+
+    lambda_w: float
+    lambda_h: float
+    lambda_b: float = float("inf")
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_w", "lambda_h"):
+            value = getattr(self, name)
+            if not 0 <= value < np.inf:
+                raise ValueError(f"`{name}` must be finite and >= 0, got {value!r}")
+        if not self.lambda_b >= 0:
+            raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {self.lambda_b!r}")
+
+    @property
+    def lambda_z(self) -> float:
+        """The price of the prediction matrix, sqrt(lambda_w lambda_h)."""
+        return float(np.sqrt(self.lambda_w * self.lambda_h))
+
+
+def penalties_without_halves(
+    reg_w: float,
+    reg_h: float,
+    reg_b: float = float("inf"),
+    *,
+    weight_decay: float = 0.0,
+    feature_term: Literal["dataset", "batch_sum", "batch_mean"] = "dataset",
+    num_samples: int | None = None,
+    batch_size: int | None = None,
+) -> Penalties:
+    """Convert penalties written as reg * (square), without the half, to this project's convention.
+
+    The authors' published scripts minimise CE + reg_w ||W||^2 + reg_h ||H||^2 + reg_b ||b||^2 and let SGD's
+    ``weight_decay``, which does carry the half, add to the head: lambda_w = 2 reg_w + wd, lambda_b = 2 reg_b + wd.
+
+    Args:
+        reg_w: factor of ||W||^2 (sum of squares).
+        reg_h: factor of the feature term.
+        reg_b: factor of ||b||^2; inf for a head without bias.
+        weight_decay: the optimizer's L2 decay on the head, on top (not AdamW's decoupled decay).
+        feature_term: how one batch of B of the N samples writes its feature penalty: ``"dataset"`` for
+            reg_h (N/B) sum ||h||^2 (an estimate of the whole data set's), ``"batch_sum"`` for reg_h sum ||h||^2,
+            ``"batch_mean"`` for reg_h (1/B) sum ||h||^2.
+        num_samples: N; needed unless ``feature_term="dataset"``.
+        batch_size: B; needed for ``"batch_sum"``.
+
+    Returns:
+        The equivalent :class:`Penalties`.
+
+    Raises:
+        ValueError: An argument is negative, or N or B is needed and missing.
+
+    Example:
+        >>> penalties_without_halves(1e-3, 1e-6, 1e-2, weight_decay=5e-4)
+        Penalties(lambda_w=0.0025, lambda_h=2e-06, lambda_b=0.0205)
+    """
+    if not weight_decay >= 0:
+        raise ValueError(f"`weight_decay` must be >= 0, got {weight_decay!r}")
+    if feature_term not in ("dataset", "batch_sum", "batch_mean"):
+        raise ValueError(f'`feature_term` must be "dataset", "batch_sum" or "batch_mean", got {feature_term!r}')
+    if feature_term == "dataset":
+        scale = 1.0
+    elif num_samples is None or (feature_term == "batch_sum" and batch_size is None):
+        raise ValueError(f'`feature_term="{feature_term}"` needs `num_samples` (and "batch_sum" `batch_size`)')
+    else:
+        scale = (batch_size if feature_term == "batch_sum" and batch_size is not None else 1) / num_samples
+    return Penalties(2 * reg_w + weight_decay, 2 * reg_h * scale, 2 * reg_b + weight_decay)
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A cross-entropy and its remedies. Every vector has one entry per class; None is the plain loss.
+
+    Attributes:
+        class_weights: w > 0, factor of each sample's loss before normalisation: q_k = w_k n_k / sum(w n).
+        offsets: iota, added to the logits in the training loss only (logit adjustment: tau log prior).
+        scales: delta > 0, one factor per logit (CDT; VS loss with ``offsets``).
+        temperatures: tau > 0, one factor per class of the sample (LDT).
+        smoothing: eps in [0, 1), the target of class k is (1 - eps) e_k + (eps / K) 1.
+
+    Raises:
+        ValueError: An entry is not finite, a weight, scale or temperature is not positive, or ``smoothing`` is
+            outside [0, 1).
+
+    Example:
+        >>> Loss(smoothing=0.1).smoothing
+        0.1
+    """
+
+    class_weights: Vector | None = None
+    offsets: Vector | None = None
+    scales: Vector | None = None
+    temperatures: Vector | None = None
+    smoothing: float = 0.0
+
+    def __init__(
+        self,
+        class_weights: ArrayLike | None = None,
+        offsets: ArrayLike | None = None,
+        scales: ArrayLike | None = None,
+        temperatures: ArrayLike | None = None,
+        smoothing: float = 0.0,
+    ) -> None:
+        for name, value, positive in (
+            ("class_weights", class_weights, True),
+            ("offsets", offsets, False),
+            ("scales", scales, True),
+            ("temperatures", temperatures, True),
+        ):
+            object.__setattr__(self, name, None if value is None else _vector(name, value, positive=positive))
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"`smoothing` must be in [0, 1), got {smoothing!r}")
+        object.__setattr__(self, "smoothing", float(smoothing))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loss) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.to_dict()))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the unmodified cross-entropy."""
+        return self.smoothing == 0 and all(
+            v is None for v in (self.class_weights, self.offsets, self.scales, self.temperatures)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in values.items()}
+
+
+_PLAIN = Loss()
+_PER_CLASS = ("class_weights", "offsets", "scales", "temperatures", "feature_mass")
+_FEATURE_MODELS = get_args(FeatureModel)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The unconstrained feature model under cross-entropy, as a value. See the module's equation.
+
+    Attributes:
+        class_counts: n, shape (K,), int64; anything :func:`collapsar.class_counts` reads.
+        lambda_z: > 0, price of Z: sqrt(lambda_w lambda_h) with halves in the penalties; nats.
+        lambda_b: >= 0, price of the bias; ``inf``: no bias, ``0``: free bias.
+        loss: the remedies, plain by default.
+        feature_mass: m > 0, shape (K,): how often the penalty counts the feature of class k; n by default.
+        features: ``"signed"`` (Hong & Ling's model) or ``"nonnegative"`` (features after a ReLU).
+
+    Raises:
+        ValueError: Any of these does not hold; the message names the argument.
+
+    Example:
+        >>> p = Problem("500x5,100x5", lambda_z=0.0027, lambda_b=0.02)
+        >>> p.num_classes, p.num_samples
+        (10, 3000)
+    """
+
+    class_counts: NDArray[np.int64]
+    lambda_z: float
+    lambda_b: float = float("inf")
+    loss: Loss = field(default_factory=Loss)
+    feature_mass: Vector | None = None
+    features: FeatureModel = "signed"
+
+    def __init__(
+        self,
+        class_counts: CountsLike | ArrayLike,
+        lambda_z: float,
+        lambda_b: float = float("inf"),
+        loss: Loss | None = None,
+        feature_mass: ArrayLike | None = None,
+        features: FeatureModel = "signed",
+    ) -> None:
+        counts = _counts(class_counts)
+        loss = _PLAIN if loss is None else loss
+        if not 0 < _number("lambda_z", lambda_z) < np.inf:
+            raise ValueError(f"`lambda_z` must be finite and > 0, got {lambda_z!r}")
+        if not _number("lambda_b", lambda_b) >= 0:
+            raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {lambda_b!r}")
+        if features not in _FEATURE_MODELS:
+            raise ValueError(f'`features` must be "signed" or "nonnegative", got {features!r}')
+        mass = None if feature_mass is None else _vector("feature_mass", feature_mass, positive=True)
+        for name in () if loss is _PLAIN and mass is None else _PER_CLASS:
+            value = mass if name == "feature_mass" else getattr(loss, name)
+            if value is not None and value.shape != counts.shape:
+                raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {counts.size} classes")
+        for name, value in (
+            ("class_counts", counts),
+            ("lambda_z", float(lambda_z)),
+            ("lambda_b", float(lambda_b)),
+            ("loss", loss),
+            ("feature_mass", mass),
+            ("features", features),
+        ):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_penalties(
+        cls,
+        class_counts: CountsLike | ArrayLike,
+        lambda_w: float,
+        lambda_h: float,
+        lambda_b: float = float("inf"),
+        **rest: Any,
+    ) -> Self:
+        """The problem of a network trained with (lambda_w/2)||W||^2 + (lambda_h/2)||H||^2 + (lambda_b/2)||b||^2.
+
+        Args:
+            class_counts: as for :class:`Problem`.
+            lambda_w: > 0, penalty of the head's weight.
+            lambda_h: > 0, penalty of the features, summed over all N samples.
+            lambda_b: penalty of the head's bias.
+            **rest: ``loss``, ``feature_mass``, ``features`` as for :class:`Problem`.
+
+        Raises:
+            ValueError: A penalty is out of range.
+
+        Example:
+            >>> Problem.from_penalties("500x5,100x5", lambda_w=1e-3, lambda_h=1e-5, lambda_b=0.02).lambda_z
+            0.0001
+        """
+        for name, value in (("lambda_w", lambda_w), ("lambda_h", lambda_h)):
+            if not 0 < _number(name, value) < np.inf:
+                raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+        return cls(class_counts, Penalties(lambda_w, lambda_h).lambda_z, lambda_b, **rest)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.class_counts.size
+
+    @property
+    def num_samples(self) -> int:
+        """N, the sum of the class counts."""
+        return int(self.class_counts.sum())
+
+    @cached_property
+    def loss_share(self) -> Vector:
+        """q, shape (K,): the share of the loss that class k has; n/N unless weighted."""
+        weight = self.class_counts.astype(np.float64)
+        if self.loss.class_weights is not None:
+            weight = weight * self.loss.class_weights
+        return _frozen(weight / weight.sum())
+
+    @cached_property
+    def mass(self) -> Vector:
+        """m, shape (K,): ``feature_mass`` or n."""
+        return _frozen(self.class_counts.astype(np.float64)) if self.feature_mass is None else self.feature_mass
+
+    @cached_property
+    def scales(self) -> Vector:
+        """delta, shape (K,), one per logit."""
+        return self._or_constant(self.loss.scales, 1.0)
+
+    @cached_property
+    def temperatures(self) -> Vector:
+        """tau, shape (K,), one per class of the sample."""
+        return self._or_constant(self.loss.temperatures, 1.0)
+
+    @cached_property
+    def offsets(self) -> Vector:
+        """iota, shape (K,), one per logit."""
+        return self._or_constant(self.loss.offsets, 0.0)
+
+    def _or_constant(self, value: Vector | None, constant: float) -> Vector:
+        return _frozen(np.full(self.num_classes, constant)) if value is None else value
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is plain training: unmodified loss, feature mass n."""
+        return self.loss.is_plain and self.feature_mass is None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed.
+
+        Example:
+            >>> Problem([5, 5], 0.1).replace(lambda_z=0.2).lambda_z
+            0.2
+        """
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values; an infinite ``lambda_b`` is the string "inf"."""
+        return {
+            "class_counts": self.class_counts.tolist(),
+            "lambda_z": self.lambda_z,
+            "lambda_b": "inf" if self.lambda_b == np.inf else self.lambda_b,
+            "loss": self.loss.to_dict(),
+            "feature_mass": None if self.feature_mass is None else self.feature_mass.tolist(),
+            "features": self.features,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The problem that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: A field is missing, unknown or out of range.
+        """
+        try:
+            loss, lambda_b = Loss(**values["loss"]), float(values["lambda_b"])
+            return cls(**{**values, "loss": loss, "lambda_b": lambda_b})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"`values` does not describe a problem: {error}") from None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of every field, equal for equal problems."""
+        parts = [self.class_counts, self.loss_share, self.mass, self.scales, self.temperatures, self.offsets]
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
+        digest.update(repr((self.lambda_z, self.lambda_b, self.loss.smoothing, self.features)).encode())
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Problem) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+
+def _counts(spec: CountsLike | ArrayLike) -> NDArray[np.int64]:
+    counts = class_counts(spec)
+    counts.setflags(write=False)
+    return counts
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise ValueError(f"`{name}` must be a number, got {value!r}")  # noqa: TRY004 - one error type at the door
+    return float(value)
+
+
+def _vector(name: str, values: ArrayLike, *, positive: bool) -> Vector:
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be numbers, got {values!r}") from None
+    if array.ndim != 1:
+        raise ValueError(f"`{name}` must be one-dimensional, one entry per class, got shape {array.shape}")
+    good = np.isfinite(array) & (array > 0) if positive else np.isfinite(array)
+    if not good.all():
+        k = int(np.argmin(good))
+        raise ValueError(f"`{name}` must be finite{' and > 0' if positive else ''}, got {array[k]:g} for class {k}")
+    return _frozen(array)
+
+
+def _frozen(array: Vector) -> Vector:
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,351 @@
+"""A trained network diagnosed: which classes collapsed, what theory says of them, and how far to trust that.
+
+Example:
+    >>> from collapsar.diagnose.measurement import measure
+    >>> from collapsar.solver import solve
+    >>> s = solve(Problem("50x2,10x2", 0.02, 0.02, features="nonnegative"))
+    >>> W, H, b = s.factors(4, lambda_w=0.2)
+    >>> labels = np.repeat(np.arange(4), s.problem.class_counts)
+    >>> d = diagnose_measurement(measure(H.T[labels], labels, W.T, b), KnownTraining(lambda_w=0.2, lambda_b=0.02))
+    >>> d.headline
+    'All 4 classes are told apart.'
+    >>> round(d.effective.lambda_z, 6), d.fit.follows, d.at_rest
+    (0.02, 'nonnegative', True)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.advise.outlook import edges
+from collapsar.core.files import write_atomically
+from collapsar.core.known import KnownTraining
+from collapsar.core.problem import FeatureModel, Problem
+from collapsar.diagnose import words
+from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, HeadForces, effective_penalties, head_forces
+from collapsar.diagnose.fit import Fit, fit_to_theory
+from collapsar.diagnose.measurement import Measurement
+from collapsar.metrics.separation import ClassSeparation, ClassState, class_separation
+from collapsar.solver import solve
+from collapsar.theory import thresholds
+
+__all__ = ["Diagnosis", "KnownTraining", "Prediction", "diagnose_measurement"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+# A record keeps the K x K tables of scores up to this many classes.
+_TABLE_CLASSES = 200
+# The optimum for more different class counts than this takes long: 5 s at 600.
+_MOST_CLUSTERS = 600
+_READINGS = ("from_predictions", "ratio", "spread", "agree")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What theory predicts for these counts and penalties.
+
+    Attributes:
+        features: the feature model.
+        lambda_z: the price of the predictions.
+        lambda_b: the price of the bias.
+        source: whether the price is that of the training as known, or was read from the network.
+        states: state of each class at the exact optimum.
+        seen: the states that the measuring rule finds in the optimum's Z: what a perfect network would show.
+        merge: shape (K,), lambda_z from which the class merges; NaN where it does not.
+        vanish: shape (K,), lambda_z from which it vanishes.
+        complete: lambda_z from which nothing is left.
+        edge: shape (K,), lambda_z from which the class has no predictions of its own: the first of the two, or for one
+            alone in its size (signed features), which has no transition, where it loses its own direction.
+        Z: shape (K, K), the optimum's mean predictions.
+        b: shape (K,).
+        gap: relative duality gap of the optimum.
+    """
+
+    features: FeatureModel
+    lambda_z: float
+    lambda_b: float
+    source: Literal["as trained", "effective"]
+    states: tuple[ClassState, ...]
+    seen: tuple[ClassState, ...]
+    merge: Vector
+    vanish: Vector
+    complete: float
+    edge: Vector
+    Z: Matrix
+    b: Vector
+    gap: float
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The result: plain values that a page, a test or a gate can read; ``to_dict`` makes JSON of it.
+
+    Attributes:
+        headline: what happened to the classes, in one sentence.
+        words: all that was found, a sentence or two per finding.
+        source: where the network came from.
+        class_names: shape (K,).
+        measurement: what was measured.
+        separation: which classes are apart, merged, vanished or unseen, with the rule's thresholds.
+        known: what is known of the training.
+        forces: the balance of forces at the head.
+        at_rest: whether the head is stationary; distances to theory mean nothing before that.
+        effective: the penalties read from the network; None where nothing is alive or a class has no samples.
+        fit: distances to the optima; None where they cannot be computed (a note says why).
+        fit_source: which penalties ``fit`` was made at.
+        prediction: what theory predicts; None as for ``fit``.
+        notes: what was left out, and why.
+    """
+
+    headline: str
+    words: tuple[str, ...]
+    source: str
+    class_names: tuple[str, ...]
+    measurement: Measurement
+    separation: ClassSeparation
+    known: KnownTraining
+    forces: HeadForces
+    at_rest: bool
+    effective: EffectivePenalties | None
+    fit: Fit | None
+    fit_source: Literal["effective", "as trained", ""]
+    prediction: Prediction | None
+    notes: tuple[str, ...]
+
+    @property
+    def num_collapsed(self) -> int:
+        """How many classes are merged or vanished: what a gate counts."""
+        return len(self.separation.merged_classes) + len(self.separation.vanished_classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The diagnosis as JSON-able values: NaN is None, infinity "inf", Z is None beyond 200 classes."""
+        m, known = self.measurement, self.known
+        forces = _plain(self.forces)
+        if m.bias is None:
+            forces["fitted_b"] = "inf"
+        prediction = None if self.prediction is None else _plain(self.prediction)
+        table = m.num_classes <= _TABLE_CLASSES
+        if prediction is not None and not table:
+            prediction["Z"] = None
+        return {
+            "kind": "diagnosis",
+            "headline": self.headline,
+            "words": list(self.words),
+            "source": self.source,
+            "class_names": list(self.class_names),
+            "class_counts": m.class_counts.tolist(),
+            "accuracies": _plain(m.accuracies),
+            "loss": _plain(m.loss),
+            "features_nonnegative": m.nonnegative,
+            "within_share": _plain(m.within_share),
+            "Z": _plain(m.Z) if table else None,
+            "b": _plain(m.b),
+            "separation": _plain(self.separation),
+            "num_collapsed": self.num_collapsed,
+            "metrics": [
+                {"name": name, "value": _plain(m.metrics[name]), "meaning": meaning}
+                for name, meaning in words.METRICS.items()
+                if name in m.metrics and not math.isnan(m.metrics[name])
+            ],
+            "known": {**{name: getattr(known, name) for name in ("lambda_w", "lambda_h", "lambda_b", "lambda_z")},
+                      "features": known.features, "loss": known.loss.to_dict(), "cautions": list(known.cautions)},
+            "forces": forces,
+            "at_rest": self.at_rest,
+            "effective": None if self.effective is None else {
+                **_plain(self.effective),
+                **{name: _plain(getattr(self.effective, name)) for name in _READINGS},
+            },
+            "fit": None if self.fit is None else {**_plain(self.fit), "source": self.fit_source},
+            "prediction": prediction,
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+    def to_json(self) -> str:
+        """The record as one line of standard JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``to_json`` to a file, all of it or nothing.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+        """
+        return write_atomically(path, self.to_json() + "\n")
+
+
+def diagnose_measurement(
+    m: Measurement,
+    known: KnownTraining | None = None,
+    class_names: Sequence[str] | None = None,
+    source: str = "arrays",
+) -> Diagnosis:
+    """Diagnose a measured network.
+
+    Args:
+        m: the network over its training samples.
+        known: what is known of its training; its loss must be the one that ``m`` was measured with.
+        class_names: K names; the class numbers by default.
+        source: where it came from, for the reader.
+
+    Raises:
+        ValueError: the names are not K, or the loss was another.
+    """
+    known = KnownTraining(loss=m.loss_form) if known is None else known
+    if known.loss != m.loss_form:
+        raise ValueError("`known` must name the loss that the network was measured with; measure with loss=known.loss")
+    names = _names(class_names, m.num_classes)
+    found = class_separation(m.Z)
+    features: FeatureModel = known.features or ("nonnegative" if m.nonnegative else "signed")
+    forces = head_forces(m, known.lambda_w or None, known.lambda_b)
+    alive = any(state in ("separated", "merged") for state in found.states)
+    at_rest = _rests(m, forces, known, alive=alive)
+    notes = _notes(m, alive=alive, lost=bool(found.merged_classes or found.vanished_classes))
+    effective = None
+    if alive and not m.unseen:
+        effective = effective_penalties(m, features, known.lambda_w or None, known.lambda_b)
+    solvable = not m.unseen and len(np.unique(m.class_counts)) <= _MOST_CLUSTERS
+    fit, fit_source = _fit(m, known, effective) if solvable else (None, "")
+    prediction = _prediction(m, known, effective, features) if solvable else None
+    if solvable and prediction is None:
+        notes.append(
+            "No penalty is known, and none can be read from this network: nothing is predicted. "
+            "Give lambda_w and lambda_h."
+        )
+    say = words.Says(names, found, m, at_rest)
+    return Diagnosis(
+        headline=words.headline(say),
+        words=tuple(words.findings(say, known, forces, effective, fit, prediction)),
+        source=source,
+        class_names=names,
+        measurement=m,
+        separation=found,
+        known=known,
+        forces=forces,
+        at_rest=at_rest,
+        effective=effective,
+        fit=fit,
+        fit_source=fit_source,
+        prediction=prediction,
+        notes=tuple(notes),
+    )
+
+
+def _rests(m: Measurement, forces: HeadForces, known: KnownTraining, *, alive: bool) -> bool:
+    """Whether the head is stationary; where nothing is alive, whether the loss has stopped pulling it outwards."""
+    if alive:
+        return forces.relative_gradient < AT_REST
+    # a head that sinks to zero never balances relative to itself: it rests once the penalty outweighs the loss
+    hold = (known.lambda_w or 0.0) * float(np.linalg.norm(m.weight))
+    return forces.relative_gradient < AT_REST or float(np.linalg.norm(m.weight_gradient)) <= hold
+
+
+def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
+    notes = []
+    if m.unseen:
+        notes.append(
+            f"Classes without samples: {len(m.unseen)}. Theory, which speaks of classes with samples, is left out."
+        )
+    if not (alive or m.unseen):
+        notes.append("No class is alive: the features' penalty cannot be read from the network.")
+    if len(np.unique(m.class_counts)) > _MOST_CLUSTERS:
+        notes.append(
+            f"More than {_MOST_CLUSTERS} different class sizes: the optimum would take minutes and is left out."
+        )
+    if m.metrics and lost:
+        notes.append(
+            "NC1 and CDNV divide by differences between class means; for merged or vanished classes these are "
+            "noise, and so are the values."
+        )
+    if not m.metrics:
+        notes.append("The metrics of neural collapse need torch: pip install 'collapsar[train]'.")
+    return notes
+
+
+def _problem(m: Measurement, lambda_z: float, lambda_b: float, features: FeatureModel) -> Problem:
+    return Problem(m.class_counts, lambda_z, lambda_b, m.loss_form, features=features)
+
+
+def _bias_price(m: Measurement, known: KnownTraining, effective: EffectivePenalties | None) -> float:
+    if m.bias is None:
+        return math.inf
+    if known.lambda_b is not None:
+        return known.lambda_b
+    return effective.lambda_b if effective is not None else 0.0
+
+
+def _fit(
+    m: Measurement, known: KnownTraining, effective: EffectivePenalties | None
+) -> tuple[Fit | None, Literal["effective", "as trained", ""]]:
+    """Distances at the effective penalties; at those of the training where nothing is alive to read them from."""
+    lambda_b = _bias_price(m, known, effective)
+    if effective is not None and np.isfinite(effective.lambda_z):
+        problem = _problem(m, effective.lambda_z, lambda_b, "signed")
+        grams: dict[str, Any] = {"weight": m.weight, "class_means": m.class_means}
+        return fit_to_theory(problem, m.Z, m.b, **grams, split=(effective.lambda_w, effective.lambda_h)), "effective"
+    if known.lambda_z is not None:
+        return fit_to_theory(_problem(m, known.lambda_z, lambda_b, "signed"), m.Z, m.b), "as trained"
+    return None, ""
+
+
+def _prediction(
+    m: Measurement, known: KnownTraining, effective: EffectivePenalties | None, features: FeatureModel
+) -> Prediction | None:
+    """Theory at the penalties of the training where they are known, else at the effective ones."""
+    lambda_z = known.lambda_z
+    source: Literal["as trained", "effective"] = "as trained"
+    if lambda_z is None:
+        if effective is None or not np.isfinite(effective.lambda_z):
+            return None
+        lambda_z, source = effective.lambda_z, "effective"
+    problem = _problem(m, lambda_z, _bias_price(m, known, effective), features)
+    solution = solve(problem, 1e-7, throw=False)
+    t = thresholds(problem)
+    Z, edge = solution.Z, np.fmin(t.merge, t.vanish)
+    return Prediction(
+        features=features,
+        lambda_z=lambda_z,
+        lambda_b=problem.lambda_b,
+        source=source,
+        states=solution.class_states,
+        seen=class_separation(Z).states,
+        merge=t.merge,
+        vanish=t.vanish,
+        complete=t.complete,
+        edge=np.fmin(edge, edges(problem, solution.b)) if features == "signed" else edge,
+        Z=Z,
+        b=solution.b,
+        gap=solution.certificate.relative_gap,
+    )
+
+
+def _names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    if class_names is None:
+        return tuple(str(k) for k in range(num_classes))
+    if len(class_names) != num_classes:
+        raise ValueError(f"`class_names` must name each of the {num_classes} classes, got {len(class_names)} names")
+    return tuple(str(name) for name in class_names)
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able: dataclasses as dicts, arrays as lists, NaN None, infinity "inf"."""
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value

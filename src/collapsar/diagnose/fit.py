@@ -1,0 +1,295 @@
+"""Measured against optimum: distances, which model a network follows, and the penalties its head acts as if it had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from collapsar.core.problem import FeatureModel, Problem
+from collapsar.metrics.balance import balance_penalties
+from collapsar.solver import Solution, certify, solve
+from collapsar.solver.certificate import dual_norm
+from collapsar.solver.objective import predict, residual
+from collapsar.solver.symmetry import Blocks, lift, project, quotient, trivial_quotient
+
+__all__ = [
+    "Distance",
+    "Fit",
+    "ModelFit",
+    "balance_penalties",
+    "block_residual",
+    "distance",
+    "fit_to_theory",
+    "gram_distances",
+    "lambda_z_from_predictions",
+    "lambda_z_from_residual",
+]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+# A network counts as following one model when it lies nearer to it by more than this factor.
+_NEARER = 0.8
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Relative distances of a measured (Z, b) to an optimum (Z*, b*); NaN where the optimum is zero.
+
+    Attributes:
+        Z: ||Z - Z*||_F / ||Z*||_F.
+        Z_max: the same in the largest absolute entry.
+        b: ||b - b*||_2 / ||b*||_2.
+        b_max: the same in the largest absolute entry.
+    """
+
+    Z: float
+    Z_max: float
+    b: float
+    b_max: float
+
+
+def distance(solution: Solution, Z: ArrayLike, b: ArrayLike) -> Distance:
+    """How far a network's mean predictions are from the optimum (Hong & Ling, JMLR 25(192), 2024, Fig. 3).
+
+    With a free bias (``lambda_b`` 0) a shift of b along 1/delta changes no loss and no price: it is taken out first.
+
+    Args:
+        solution: the optimum.
+        Z: shape (K, K), [logit, class], mean predictions without the bias.
+        b: shape (K,).
+
+    Raises:
+        ValueError: a shape disagrees.
+
+    Example:
+        >>> from collapsar import Problem, solve
+        >>> s = solve(Problem([10, 10], lambda_z=0.05))
+        >>> round(distance(s, 1.1 * s.Z, s.b).Z, 12)
+        0.1
+    """
+    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    K = solution.problem.num_classes
+    for name, value, shape in (("Z", z, (K, K)), ("b", bias, (K,))):
+        if value.shape != shape:
+            raise ValueError(f"`{name}` must have shape {shape} for {K} classes, got {value.shape}")
+    if solution.problem.lambda_b == 0:
+        shift = 1 / solution.problem.scales
+        bias = bias - (shift @ bias) / (shift @ shift) * shift
+    dz, db = z - solution.Z, bias - solution.b
+    return Distance(
+        Z=_ratio(np.linalg.norm(dz), np.linalg.norm(solution.Z)),
+        Z_max=_ratio(np.abs(dz).max(), np.abs(solution.Z).max()),
+        b=_ratio(np.linalg.norm(db), np.linalg.norm(solution.b)),
+        b_max=_ratio(np.abs(db).max(), np.abs(solution.b).max()),
+    )
+
+
+def _ratio(value: float | np.floating, scale: float | np.floating) -> float:
+    # an optimum that is zero to rounding has no relative distance
+    return float(value / scale) if scale > 1e-9 else float("nan")
+
+
+def lambda_z_from_predictions(problem: Problem, Z: ArrayLike, b: ArrayLike, features: FeatureModel) -> Vector:
+    """lambda_z read from each class's mean prediction; NaN where the class cannot tell.
+
+    With r_k = q_k tau_k delta o (y_k - p_k) / sqrt(m_k), plainly (e_k - p_k) sqrt(n_k)/N: signed features give
+    r_kk - r_lk, l the mean over the class's cluster, plainly (1 - p_own + p_other) sqrt(n_k)/N (NaN for a class alone
+    in it); nonnegative ones ||r_k||. Both equal lambda_z at the optimum for classes that are apart (Hong & Ling, JMLR
+    25(192), 2024, Thm 3; column form of the model with H >= 0); a class that is not bounds lambda_z from below.
+
+    Args:
+        problem: counts and loss; its penalties are not used.
+        Z: shape (K, K), [logit, class].
+        b: shape (K,).
+        features: the model to read by.
+
+    Returns:
+        shape (K,).
+
+    Example:
+        >>> s = solve(Problem("100x2,20x2", lambda_z=0.01))
+        >>> lambda_z_from_predictions(s.problem, s.Z, s.b, "signed").round(9).tolist()
+        [0.01, 0.01, 0.01, 0.01]
+    """
+    R = _residual_columns(problem, np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    if features == "nonnegative":
+        return np.linalg.norm(R, axis=0)
+    labels = quotient(problem).labels
+    same = labels[:, None] == labels
+    siblings = same.sum(axis=0) - 1
+    own = np.diag(R)
+    return own - (np.sum(same * R, axis=0) - own) / np.where(siblings > 0, siblings, np.nan)
+
+
+def _residual_columns(problem: Problem, Z: Matrix, b: Vector) -> Matrix:
+    """R = diag(delta)(Y - P)diag(tau o q)M^(-1/2), shape (K, K), from the whole of Z."""
+    K, eps = problem.num_classes, problem.loss.smoothing
+    u = problem.temperatures * (problem.scales[:, None] * (Z + b[:, None])) + problem.offsets[:, None]
+    P = np.exp(u - np.logaddexp.reduce(u, axis=0))
+    Y = (1 - eps) * np.eye(K) + eps / K
+    return problem.scales[:, None] * (Y - P) * (problem.temperatures * problem.loss_share / np.sqrt(problem.mass))
+
+
+def lambda_z_from_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> float:
+    """lambda_z read from all mean predictions at once: the dual norm of the residual R.
+
+    At an optimum with anything alive it is lambda_z (JMLR Lemma 8), for signed features the spectral norm of R, for
+    nonnegative ones the bound sqrt(lambda_max([R'R]_+)). It speaks where every class is alone in its cluster.
+
+    Args:
+        problem: counts, loss and feature model; its penalties are not used.
+        Z: shape (K, K), [logit, class].
+        b: shape (K,).
+    """
+    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    q = trivial_quotient(problem)
+    return dual_norm(q, residual(q, predict(q, Blocks(np.zeros(q.num_classes), z, bias))[0]))
+
+
+def block_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """How far (Z, b) is from being the same for classes that the problem cannot tell apart.
+
+    The optimum is block-structured over clusters (JMLR Thm 2b): the rest is what data, not counts, put there.
+
+    Returns:
+        ||Z - its block part||_F / ||Z||_F, and the same for b; NaN where Z or b is zero.
+
+    Example:
+        >>> p = Problem([10, 10, 10], lambda_z=0.02)
+        >>> [round(x, 3) for x in block_residual(p, solve(p).Z + np.diag([0.1, 0, 0]), [0.1, 0.1, 0.1])]
+        [0.022, 0.0]
+    """
+    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    q = quotient(problem)
+    block_z, block_b = lift(q, project(q, z, bias))
+    return (
+        _ratio(np.linalg.norm(z - block_z), np.linalg.norm(z)),
+        _ratio(np.linalg.norm(bias - block_b), np.linalg.norm(bias)),
+    )
+
+
+def gram_distances(
+    solution: Solution, weight: ArrayLike, class_means: ArrayLike, lambda_w: float, lambda_h: float
+) -> tuple[float, float]:
+    """Relative Frobenius distances of the head's and the features' Gram matrices to those of the optimum.
+
+    Args:
+        solution: the optimum.
+        weight: W, shape (K, d), as torch stores a linear layer; its Gram is weight weight'.
+        class_means: shape (K, d).
+        lambda_w: penalty of the head, which with ``lambda_h`` sets how scale is split between the two.
+        lambda_h: penalty of the features.
+
+    Returns:
+        Distance of the classifier Gram, distance of the feature Gram; NaN where the optimum's is zero.
+    """
+    W, H = np.asarray(weight, dtype=np.float64), np.asarray(class_means, dtype=np.float64)
+    split = float(np.sqrt(lambda_h / lambda_w))
+    distances = []
+    for measured, optimal in (
+        (W @ W.T, solution.classifier_gram() * split),
+        (H @ H.T, solution.feature_gram() / split),
+    ):
+        distances.append(_ratio(np.linalg.norm(measured - optimal), np.linalg.norm(optimal)))
+    return distances[0], distances[1]
+
+
+@dataclass(frozen=True)
+class ModelFit:
+    """How a measured network lies to the optimum of one feature model at given penalties.
+
+    Attributes:
+        features: the model.
+        distance: of Z and b.
+        away: ||Z - Z*||_F, nats: defined also where the optimum is zero.
+        classifier_gram: relative distance of the Gram of the head; NaN where lambda_h is unknown.
+        feature_gram: the same of the class means.
+        excess: by how much the network's mean predictions cost more than the optimum, relative to it.
+        gap: relative duality gap of the optimum itself.
+    """
+
+    features: FeatureModel
+    distance: Distance
+    away: float
+    classifier_gram: float
+    feature_gram: float
+    excess: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A measured network beside both feature models at the same penalties.
+
+    Attributes:
+        lambda_z: the price of the predictions.
+        lambda_b: the price of the bias.
+        models: a :class:`ModelFit` per feature model.
+        follows: the model that the network lies nearer to; None where the two are not told apart.
+        block_residual_z: see :func:`block_residual`.
+        block_residual_b: see :func:`block_residual`.
+    """
+
+    lambda_z: float
+    lambda_b: float
+    models: Mapping[FeatureModel, ModelFit]
+    follows: FeatureModel | None
+    block_residual_z: float
+    block_residual_b: float
+
+
+def fit_to_theory(
+    problem: Problem,
+    Z: ArrayLike,
+    b: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    class_means: ArrayLike | None = None,
+    split: tuple[float, float] | None = None,
+) -> Fit:
+    """Compare mean predictions with the optima of both feature models.
+
+    Args:
+        problem: counts, loss and penalties; its feature model is not used.
+        Z: shape (K, K), [logit, class].
+        b: shape (K,); zero where ``lambda_b`` is inf.
+        weight: W, shape (K, d), for the Grams.
+        class_means: shape (K, d), for the Grams.
+        split: (lambda_w, lambda_h), for the Grams.
+
+    Raises:
+        ValueError: a shape disagrees, or there is a bias where ``lambda_b`` is inf.
+
+    Example:
+        >>> p = Problem("100x2,20x2", lambda_z=0.01, lambda_b=0.02, features="nonnegative")
+        >>> s = solve(p)
+        >>> fit_to_theory(p, s.Z, s.b).follows
+        'nonnegative'
+    """
+    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    models: dict[FeatureModel, ModelFit] = {}
+    for features in get_args(FeatureModel):
+        model = problem.replace(features=features)
+        solution = solve(model, 1e-7, throw=False)
+        grams = (float("nan"), float("nan"))
+        if weight is not None and class_means is not None and split is not None:
+            grams = gram_distances(solution, weight, class_means, *split)
+        best = solution.certificate
+        models[features] = ModelFit(
+            features,
+            distance(solution, z, bias),
+            float(np.linalg.norm(z - solution.Z)),
+            *grams,
+            excess=(certify(model, z, bias).primal - best.primal) / best.primal,
+            gap=best.relative_gap,
+        )
+    near, far = sorted(models.values(), key=lambda fit: fit.away)
+    told = far.away > 0 and near.away < _NEARER * far.away
+    return Fit(
+        problem.lambda_z, problem.lambda_b, models, near.features if told else None, *block_residual(problem, z, bias)
+    )

@@ -1,0 +1,258 @@
+"""What theory needs to know of a trained network: class means, head, and how hard the loss still pulls. No torch.
+
+Example:
+    >>> features = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    >>> m = measure(features, [0, 0, 1], weight=[[1.0, -1.0], [-1.0, 1.0]])
+    >>> m.class_counts.tolist(), m.Z.tolist(), m.nonnegative
+    ([2, 1], [[2.0, -1.0], [-2.0, 1.0]], True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from collapsar.core.problem import Loss
+from collapsar.metrics.separation import class_logits
+
+__all__ = ["MAX_CLASSES", "Measurement", "Pass", "measure"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+MAX_CLASSES = 2000
+"""A diagnosis holds several K x K tables and compares every two classes: seconds at this many, hours at 50 000."""
+
+# Squares of larger numbers, summed, leave the range of float64.
+_LARGEST = 1e100
+
+# float64 work space of one step over the samples: 2^21 numbers are 16 MiB.
+_BLOCK_NUMBERS = 1 << 21
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One pass over the training samples, in the mode in which the network is used.
+
+    Attributes:
+        class_counts: n, shape (K,), int64.
+        class_means: shape (K, d), mean feature of each class; NaN rows for classes without samples.
+        weight: W, shape (K, d), as torch stores a linear layer.
+        bias: b, shape (K,); None for a head without bias.
+        weight_gradient: shape (K, d), gradient of the mean loss, without penalties, in W, the features held.
+        bias_gradient: shape (K,), the same in b.
+        loss: the mean loss, nats.
+        accuracies: shape (K,), share of each class's samples that the head gets right; NaN without samples.
+        energy: sum of ||h||^2 over all samples.
+        nonnegative: whether no feature is below zero.
+        loss_form: the loss behind the gradients.
+        metrics: scalars of ``CollapseReport`` by name, empty where they were not computed.
+    """
+
+    class_counts: NDArray[np.int64]
+    class_means: Matrix
+    weight: Matrix
+    bias: Vector | None
+    weight_gradient: Matrix
+    bias_gradient: Vector
+    loss: float
+    accuracies: Vector
+    energy: float
+    nonnegative: bool
+    loss_form: Loss = field(default_factory=Loss)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.class_counts.size
+
+    @cached_property
+    def Z(self) -> Matrix:  # noqa: N802 - the paper's letter
+        """Mean predictions, shape (K, K) [logit, class], bias not included; NaN columns without samples."""
+        return class_logits(self.class_means, self.weight)
+
+    @property
+    def b(self) -> Vector:
+        """The bias, zeros for a head without one."""
+        return np.zeros(self.num_classes) if self.bias is None else self.bias
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """The classes without samples."""
+        return tuple(np.flatnonzero(self.class_counts == 0).tolist())
+
+    @property
+    def within_share(self) -> float:
+        """1 - sum_k n_k ||mean_k||^2 / energy: what of the features' energy is spread inside classes. 0 at collapse."""
+        means = float(self.class_counts @ np.sum(np.nan_to_num(self.class_means) ** 2, axis=1))
+        return max(1 - means / self.energy, 0.0) if self.energy > 0 else float("nan")
+
+
+class Pass:
+    """Sums over batches; ``result`` turns them into a :class:`Measurement`.
+
+    Args:
+        weight: W, shape (K, d).
+        bias: shape (K,) or None.
+        loss: the loss that the network was trained with.
+
+    Raises:
+        ValueError: a shape disagrees, an entry is not finite, or there are too many classes.
+    """
+
+    def __init__(self, weight: ArrayLike, bias: ArrayLike | None = None, loss: Loss | None = None) -> None:
+        self.weight = _finite("weight", weight)
+        if self.weight.ndim != 2 or min(self.weight.shape) < 1 or len(self.weight) < 2:
+            raise ValueError(
+                f"`weight` must have shape (K, d) with K >= 2, got {self.weight.shape}; give the last layer's"
+            )
+        K = len(self.weight)
+        if K > MAX_CLASSES:
+            raise ValueError(
+                f"`weight` has {K} classes, more than the {MAX_CLASSES} that a diagnosis compares pair by pair; "
+                "use collapsar.metrics.NeuralCollapse(pairwise=False)"
+            )
+        self.bias = None if bias is None else _finite("bias", bias)
+        if self.bias is not None and self.bias.shape != (K,):
+            raise ValueError(f"`bias` must have one entry per row of `weight`, ({K},), got {self.bias.shape}")
+        self.loss = Loss() if loss is None else loss
+        self.counts = np.zeros(K, dtype=np.int64)
+        self.sums = np.zeros_like(self.weight)
+        self.pulls = np.zeros_like(self.weight)
+        self.bias_pull, self.losses, self.hits = np.zeros((3, K))
+        self.energy, self.least = 0.0, np.inf
+
+    def add(self, features: ArrayLike, labels: ArrayLike) -> None:
+        """Add samples.
+
+        Args:
+            features: shape (B, d), what the head receives.
+            labels: shape (B,), whole numbers in [0, K).
+
+        Raises:
+            ValueError: a shape disagrees, a label is out of range (named), or a feature is not finite.
+        """
+        rows, classes = np.asarray(features), np.asarray(labels)
+        self._check(rows, classes)
+        step = max(1, _BLOCK_NUMBERS // max(self.weight.shape))
+        for start in range(0, len(rows), step):
+            self._add(rows[start : start + step].astype(np.float64), classes[start : start + step].astype(np.int64))
+
+    def _add(self, h: Matrix, k: NDArray[np.int64]) -> None:
+        usable = np.abs(h) < _LARGEST  # NaN is not
+        if not usable.all():
+            bad = sorted({int(x) for x in k[~usable.all(axis=1)]})
+            raise ValueError(
+                f"`features` must be finite and below {_LARGEST:g}, got NaN, infinity or more in class {_named(bad)}; "
+                "the run diverged"
+            )
+        K, loss = len(self.weight), self.loss
+        logits = h @ self.weight.T + (0.0 if self.bias is None else self.bias)
+        scales = np.ones(K) if loss.scales is None else loss.scales
+        temperature = np.ones(len(k)) if loss.temperatures is None else loss.temperatures[k]
+        importance = np.ones(len(k)) if loss.class_weights is None else loss.class_weights[k]
+        u = temperature[:, None] * (scales * logits) + (0.0 if loss.offsets is None else loss.offsets)
+        top = u.max(axis=1, keepdims=True)
+        odds = np.exp(u - top)
+        total = odds.sum(axis=1, keepdims=True)
+        sample, eps = np.arange(len(k)), loss.smoothing
+        lse = (top + np.log(total))[:, 0]
+        value = lse - (1 - eps) * u[sample, k] - eps * u.mean(axis=1)
+        r = odds / total - eps / K
+        r[sample, k] -= 1 - eps
+        r *= scales * (importance * temperature)[:, None]
+        occurring, starts = np.unique(np.sort(k), return_index=True)
+        self.counts += np.bincount(k, minlength=K)
+        self.sums[occurring] += np.add.reduceat(h[np.argsort(k, kind="stable")], starts, axis=0)
+        self.pulls += r.T @ h
+        self.bias_pull += r.sum(axis=0)
+        self.losses += np.bincount(k, weights=importance * value, minlength=K)
+        self.hits += np.bincount(k, weights=logits.argmax(axis=1) == k, minlength=K)
+        self.energy += float(np.sum(h * h))
+        self.least = min(self.least, float(h.min()))
+
+    def _check(self, rows: NDArray, classes: NDArray) -> None:
+        K, d = self.weight.shape
+        if rows.ndim != 2 or rows.shape[1] != d or rows.dtype.kind not in "fiub":
+            raise ValueError(
+                f"`features` must be real with shape (N, {d}), as the head's `weight` {self.weight.shape} says, "
+                f"got {rows.dtype} {rows.shape}"
+            )
+        if classes.shape != rows.shape[:1] or classes.dtype.kind not in "iu":
+            raise ValueError(
+                f"`labels` must be whole numbers of an integer type, one per row of `features` ({len(rows)}), "
+                f"got {classes.dtype} {classes.shape}"
+            )
+        outside = (classes < 0) | (classes >= K)
+        if outside.any():
+            named = _named(sorted({int(x) for x in classes[outside]}))
+            raise ValueError(f"`labels` must lie in [0, {K}), one logit per class, got {named}")
+
+    def result(self, metrics: Mapping[str, float] | None = None) -> Measurement:
+        """The measurement of everything added so far.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not self.counts.any():
+            raise ValueError("`features` must hold at least one sample, got none")
+        n = self.counts.astype(np.float64)
+        weights = np.ones_like(n) if self.loss.class_weights is None else self.loss.class_weights
+        total = float(n @ weights)
+        seen = self.counts > 0
+        each = np.where(seen, n, np.nan)
+        return Measurement(
+            class_counts=self.counts.copy(),
+            class_means=self.sums / each[:, None],
+            weight=self.weight,
+            bias=self.bias,
+            weight_gradient=self.pulls / total,
+            bias_gradient=self.bias_pull / total,
+            loss=float(self.losses.sum()) / total,
+            accuracies=self.hits / each,
+            energy=self.energy,
+            nonnegative=self.least >= 0,
+            loss_form=self.loss,
+            metrics=dict(metrics or {}),
+        )
+
+
+def measure(
+    features: ArrayLike, labels: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, loss: Loss | None = None
+) -> Measurement:
+    """Measure features and head that are at hand as arrays.
+
+    Args:
+        features: shape (N, d), what the head receives, in evaluation mode, for the training samples.
+        labels: shape (N,), whole numbers in [0, K).
+        weight: W, shape (K, d), as torch stores a linear layer.
+        bias: shape (K,); None for a head without bias.
+        loss: the loss that the network was trained with; plain cross-entropy by default.
+
+    Raises:
+        ValueError: a shape disagrees, a label is out of range, or a value is not finite.
+    """
+    sums = Pass(weight, bias, loss)
+    sums.add(features, labels)
+    return sums.result()
+
+
+def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values)
+    numbers = array.astype(np.float64) if array.dtype.kind in "fiub" else np.full(1, np.nan)
+    if not (np.abs(numbers) < _LARGEST).all():
+        raise ValueError(
+            f"`{name}` must be finite real numbers below {_LARGEST:g}, got {array.dtype} with NaN, infinity, more, "
+            "or no numbers"
+        )
+    return numbers
+
+
+def _named(values: list[int]) -> str:
+    shown = ", ".join(map(str, values[:10]))
+    return shown if len(values) <= 10 else f"{shown} and {len(values) - 10} more"

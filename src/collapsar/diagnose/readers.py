@@ -1,0 +1,248 @@
+"""``diagnose``: a file of features, a module with a loader, or a run's folder, measured and compared with theory.
+
+torch is imported for modules and runs only; a file of features needs numpy alone, and gets the metrics of neural
+collapse besides where torch is installed.
+
+Example:
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> x, y = torch.eye(4).repeat(5, 1), torch.arange(20) % 2
+    >>> diagnose(model, [(x, y)], head=model[2]).measurement.class_counts.tolist()
+    [10, 10]
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collapsar.core.known import KnownTraining
+from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
+from collapsar.diagnose.feature_files import FeatureFile, read_features
+from collapsar.diagnose.measurement import Measurement, Pass
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from collapsar.metrics import ClassMoments
+    from collapsar.training import ImageData, TrainResult
+
+__all__ = ["diagnose", "diagnose_run"]
+
+_BATCH = 4096
+# NC4 takes a second look at the features: they are kept up to this many numbers, 128 MiB in float32.
+_KEPT = 1 << 25
+
+
+def diagnose(
+    source: Any,
+    loader: Iterable[Any] | None = None,
+    *,
+    head: nn.Module | str | None = None,
+    known: KnownTraining | None = None,
+    class_names: Sequence[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Diagnosis:
+    """Diagnose a trained network: which classes collapsed, and what theory says of it.
+
+    Args:
+        source: a path, of an .npz or .safetensors file (see ``experiments.feature_files``) or of a run's folder; or a
+            torch module, then with ``loader``.
+        loader: the training samples, without augmentation: batches (inputs, labels, ...), or mappings with "labels" or
+            "label" whose other entries are the module's arguments.
+        head: the module's last linear layer, or its name; found where it is clear.
+        known: penalties and loss of the training; they go before those that a file or a run names.
+        class_names: K names.
+        data_dir: where a run's data set lies, if not in a standard place.
+
+    Returns:
+        The diagnosis.
+
+    Raises:
+        ValueError: the file, folder, batches or head are not as they must be; the message says what to do.
+        OSError: a file cannot be read.
+    """
+    if isinstance(source, str | os.PathLike):
+        if loader is not None or head is not None:
+            raise ValueError("`loader` and `head` go with a module; `source` is a path")
+        path = Path(source)
+        if not path.exists():
+            raise ValueError(f"`source` {path} does not exist; give an .npz or .safetensors file, or a run's folder")
+        if path.is_dir():
+            return _of_folder(path, known, class_names, data_dir)
+        return _of_file(path, known, class_names)
+    if loader is None or not callable(getattr(source, "named_modules", None)):
+        raise ValueError(
+            "`source` must be a path, or a torch module with a `loader` of (inputs, labels); "
+            f"got {type(source).__name__}{'' if loader is not None else ' without a loader'}"
+        )
+    known = KnownTraining() if known is None else known
+    from collapsar.monitor.head import find_head, unwrapped
+
+    model = unwrapped(source)  # a compiled one may not notice the hook
+    _, layer = find_head(model, head)
+    measurement = _measured(layer, _features(model, layer, loader), known)
+    return diagnose_measurement(measurement, known, class_names, type(source).__name__)
+
+
+def diagnose_run(result: TrainResult, data: ImageData, source: str = "run") -> Diagnosis:
+    """Diagnose a training run of ours, its penalties known.
+
+    Args:
+        result: the run.
+        data: its data, cut to its counts.
+        source: for the reader.
+    """
+    known = _of_config(result)
+    return diagnose_measurement(_run_measurement(result, data, known), known, data.class_names, source)
+
+
+def _of_file(path: Path, known: KnownTraining | None, class_names: Sequence[str] | None) -> Diagnosis:
+    file = read_features(path)
+    known = _merged(known, file.scalars)
+    sums = Pass(file.weight, file.bias, known.loss)
+    sums.add(file.features, file.labels)
+    return diagnose_measurement(
+        sums.result(_metrics(file)), known, file.class_names if class_names is None else class_names, path.name
+    )
+
+
+def _merged(known: KnownTraining | None, scalars: Mapping[str, float]) -> KnownTraining:
+    """What the caller knows, then what the file says: lambda_w, or weight_decay for head and bias."""
+    known = KnownTraining() if known is None else known
+    decay = scalars.get("weight_decay")
+    of_file = {
+        "lambda_w": scalars.get("lambda_w", decay),
+        "lambda_h": scalars.get("lambda_h"),
+        "lambda_b": scalars.get("lambda_b", decay),
+    }
+    if of_file["lambda_b"] == np.inf:  # a head without bias says so by having none
+        of_file["lambda_b"] = None
+    return replace(known, **{name: value for name, value in of_file.items() if getattr(known, name) is None})
+
+
+def _metrics(file: FeatureFile) -> dict[str, float]:
+    """The scalars of a ``CollapseReport``; none without torch."""
+    try:
+        from collapsar.metrics import class_moments
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("torch", "torchmetrics"):
+            raise
+        return {}
+    import torch
+
+    K = len(file.weight)
+    labels = file.labels.astype(np.int64)
+    weight = torch.as_tensor(file.weight).double()
+    bias = torch.zeros(K).double() if file.bias is None else torch.as_tensor(file.bias).double()
+    parts = (slice(start, start + _BATCH) for start in range(0, len(labels), _BATCH))
+    pairs = ((torch.as_tensor(file.features[p].astype(np.float64)), torch.as_tensor(labels[p])) for p in parts)
+    return _scalars(class_moments(file.features, labels, K), weight, bias, pairs)
+
+
+def _scalars(
+    moments: ClassMoments, weight: Tensor, bias: Tensor | None, pairs: Iterable[tuple[Tensor, Tensor]] | None
+) -> dict[str, float]:
+    """Every metric of moments and head; NC4, which compares with the means, from the samples once more, if given."""
+    import torch
+
+    from collapsar.metrics import center_agreement, collapse_report
+
+    agreements = None
+    if pairs is not None:
+        centres = moments.class_means.masked_fill((moments.class_counts == 0)[:, None], torch.nan)
+        agreements = torch.zeros_like(moments.class_counts)
+        for rows, labels in pairs:
+            agreements += center_agreement(rows, labels, centres, weight, bias).to(agreements.device)
+    return collapse_report(moments, weight, bias, agreements=agreements).scalars()
+
+
+def _of_folder(
+    path: Path, known: KnownTraining | None, class_names: Sequence[str] | None, data_dir: str | os.PathLike[str] | None
+) -> Diagnosis:
+    if not (path / "checkpoint.safetensors").is_file():
+        inside = sorted(p.name for p in path.iterdir() if (p / "checkpoint.safetensors").is_file())
+        hint = f"; give one of its runs: {', '.join(inside[:5])}" if inside else "; give the --out folder of a training"
+        raise ValueError(f"`source` {path} holds no checkpoint.safetensors{hint}")
+    from collapsar.training import imbalanced, load_data, load_run
+
+    result = load_run(path)
+    data = imbalanced(
+        load_data(result.config.dataset, None if data_dir is None else Path(data_dir)), result.config.class_counts
+    )
+    own = _of_config(result)
+    if known is not None:
+        given = {name: getattr(known, name) for name in ("lambda_w", "lambda_h", "lambda_b", "features")}
+        own = replace(own, loss=known.loss, **{name: value for name, value in given.items() if value is not None})
+    names = data.class_names if class_names is None else class_names
+    return diagnose_measurement(_run_measurement(result, data, own), own, names, str(path))
+
+
+def _of_config(result: TrainResult) -> KnownTraining:
+    """The penalties of a run of ours, the optimizer's decay added."""
+    import torch
+
+    from collapsar.monitor.known import PenaltyWarning, known_training
+
+    config, model = result.config, result.model
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PenaltyWarning)  # the diagnosis says them
+        known = known_training(
+            model, model.head, optimizer, penalties=config.penalties, data=range(sum(config.class_counts))
+        )
+    return replace(known, features="nonnegative" if config.model.feature_relu else "signed")
+
+
+def _run_measurement(result: TrainResult, data: ImageData, known: KnownTraining) -> Measurement:
+    from collapsar.training import features_and_logits
+
+    pairs = ((features, labels) for features, _, labels in features_and_logits(result.model, data, "train"))
+    return _measured(result.model.head, pairs, known)
+
+
+def _measured(head: Any, pairs: Iterable[tuple[Tensor, Tensor]], known: KnownTraining) -> Measurement:
+    """One pass: the sums that theory needs, and the moments of every metric."""
+    from collapsar.metrics import NeuralCollapse
+
+    weight, bias = (None if p is None else p.detach().double().cpu().numpy() for p in (head.weight, head.bias))
+    assert weight is not None
+    sums = Pass(weight, bias, known.loss)
+    metric = NeuralCollapse(head=head, sync_on_compute=False)  # this process sees all the images
+    kept: list[tuple[Tensor, Tensor]] = []
+    size = 0
+    for features, labels in pairs:
+        rows, classes = features.detach(), labels.detach()
+        sums.add(rows.double().cpu().numpy(), classes.cpu().numpy())
+        metric.update(rows, classes)
+        size += rows.numel()
+        if size <= _KEPT:
+            kept.append((rows, classes))
+    if not sums.counts.any():
+        return sums.result()
+    return sums.result(_scalars(metric.class_moments, head.weight, head.bias, kept if size <= _KEPT else None))
+
+
+def _features(model: nn.Module, head: nn.Module, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the head receives, batch by batch, in evaluation mode; the model is as before afterwards."""
+    import torch
+
+    from collapsar.monitor.bare_loop import inputs_and_labels
+    from collapsar.monitor.undisturbed import undisturbed
+
+    caught: list[Tensor] = []
+    with head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])), undisturbed(model, loader):
+        for batch in loader:
+            caught.clear()
+            labels = inputs_and_labels(model, batch)
+            if len(caught) != 1:
+                raise ValueError(
+                    f"`head` must run once per batch, it ran {len(caught)} times; name the layer that makes the logits"
+                )
+            yield caught[0], torch.as_tensor(labels)

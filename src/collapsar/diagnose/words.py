@@ -1,0 +1,241 @@
+"""A diagnosis in plain words: one headline, one sentence or two per finding, the meaning of every metric."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, HeadForces, agreement_words
+from collapsar.diagnose.fit import Fit, ModelFit
+from collapsar.diagnose.measurement import Measurement
+from collapsar.metrics.separation import ClassSeparation
+
+if TYPE_CHECKING:
+    from collapsar.core.known import KnownTraining
+    from collapsar.diagnose.diagnosis import Prediction
+
+__all__ = ["METRICS", "Says", "findings", "headline", "named"]
+
+_MOST_NAMES = 8
+
+METRICS: Mapping[str, str] = {
+    "nc1_uniform": "Spread of the features inside classes against the spread of the class means, each class counted "
+    "once. 0: every class is one point.",
+    "nc1_weighted": "The same with every sample counted once, so that large classes dominate.",
+    "nc1_trace_ratio": "Total spread inside classes over total spread between class means. Large classes dominate.",
+    "cdnv": "Spread inside classes against the distance between two classes, averaged over all pairs. The average "
+    "hides a few merged pairs.",
+    "cdnv_max": "The same for the worst pair: large when two classes overlap.",
+    "nc2_equinorm": "How unequal the lengths of the centred class means are. 0 for balanced classes at the optimum; "
+    "under imbalance the optimum itself is unequal.",
+    "nc2_equiangular": "How unequal the angles between class means are. 0 for balanced classes at the optimum.",
+    "nc2_etf": "Distance of the class means' geometry to the simplex, the optimum of balanced classes. Under imbalance "
+    "that is not the target: see the distance to theory.",
+    "nc3_self_duality": "Difference between the directions of the head and of the class means. 0 for balanced classes "
+    "at the optimum, at most 2.",
+    "nc0_relative": "How far the head's rows are from summing to zero, which they do at every optimum.",
+    "nc4_agreement": "Share of samples on which the head and the nearest class mean agree. 1 at collapse.",
+}
+
+
+@dataclass(frozen=True)
+class Says:
+    """What every sentence may need."""
+
+    names: Sequence[str]
+    found: ClassSeparation
+    measurement: Measurement
+    at_rest: bool
+
+
+def headline(say: Says) -> str:
+    """What happened to the classes."""
+    found, K = say.found, len(say.names)
+    lost = len(found.merged_classes) + len(found.vanished_classes)
+    seen = K - len(found.unseen_classes)
+    unseen = f" {named(say.names, found.unseen_classes)} had no samples." if found.unseen_classes else ""
+    if not lost:
+        return f"All {seen} classes are told apart.{unseen}"
+    if len(found.vanished_classes) == seen > 1:
+        return f"All {seen} classes have vanished.{unseen}"
+    parts = []
+    if found.vanished_classes:
+        verb = "has" if len(found.vanished_classes) == 1 else "have"
+        parts.append(f"{named(say.names, found.vanished_classes)} {verb} vanished")
+    dead = set(found.vanished_classes)
+    groups = [group for group in found.groups if not dead & set(group)]
+    parts += [f"{named(say.names, group)} are merged into one" for group in groups[:3]]
+    if len(groups) > 3:
+        parts.append(f"{len(groups) - 3} more groups are merged")
+    verb = "has" if lost == 1 else "have"
+    return f"{lost} of {seen} classes {verb} collapsed: {'; '.join(parts)}.{unseen}"
+
+
+def findings(
+    say: Says,
+    known: KnownTraining,
+    forces: HeadForces,
+    effective: EffectivePenalties | None,
+    fit: Fit | None,
+    prediction: Prediction | None,
+) -> Iterator[str]:
+    """Everything found, most important first."""
+    yield from _cost(say)
+    yield from _elsewhere(say)
+    if prediction is not None:
+        yield _predicted(say, prediction)
+        yield from _margin(say, prediction)
+    yield _rest(say, known, forces)
+    if fit is not None:
+        yield _distance(say, fit)
+    if effective is not None:
+        yield agreement_words(effective, say.at_rest) + _against_known(known, effective)
+        yield from _stuck(say, effective)
+    yield from (f"Caution: {caution}" for caution in known.cautions)
+    yield _rule(say)
+
+
+def named(names: Sequence[str], classes: Sequence[int]) -> str:
+    """Names of classes in a sentence, the first eight of many."""
+    shown = [names[k] for k in classes[:_MOST_NAMES]]
+    if len(classes) > _MOST_NAMES:
+        return f"{', '.join(shown)} and {len(classes) - _MOST_NAMES} more"
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def _cost(say: Says) -> Iterator[str]:
+    """How often collapsed classes are still recognised."""
+    lost = sorted((*say.found.merged_classes, *say.found.vanished_classes))
+    accuracies = say.measurement.accuracies
+    if not lost:
+        return
+    right = _percent(float(np.mean(accuracies[lost])))
+    apart = [k for k, state in enumerate(say.found.states) if state == "separated"]
+    others = f", and {_percent(float(np.mean(accuracies[apart])))} in the others" if apart else ""
+    yield f"Of the samples measured, the head recognises {right} in a collapsed class on average{others}."
+
+
+def _elsewhere(say: Says) -> Iterator[str]:
+    """Classes that are apart, but not in the right direction."""
+    best = np.argmax(say.measurement.Z + say.measurement.b[:, None], axis=0)
+    wrong = [k for k, state in enumerate(say.found.states) if state == "separated" and best[k] != k]
+    if wrong:
+        verb = "is" if len(wrong) == 1 else "are"
+        yield (
+            f"{named(say.names, wrong)} {verb} apart from the other classes, but on average the head scores another "
+            "class higher: it does not recognise what it tells apart."
+        )
+
+
+def _rule(say: Says) -> str:
+    """How the states were told from the numbers."""
+    found = say.found
+    longest = found.scale * float(np.nanmax(found.relative_norms, initial=0.0))
+    return (
+        f"A class has vanished if its mean prediction is shorter than {found.vanish_threshold:.0%} of the longest one "
+        f"({longest:.3g} nats) or than 0.05 nats: its samples move no score. Classes are merged if every two of "
+        f"them differ by less than {found.merge_threshold:.0%}: the head gives them the same scores."
+    )
+
+
+def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
+    value = forces.relative_gradient
+    if say.at_rest and not value < AT_REST:
+        return "Nothing is alive, and the penalty holds the head harder than the loss pulls: it stays collapsed."
+    fitted = "" if known.lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
+    if say.at_rest:
+        return f"The head is at rest: loss and penalty balance to {_percent(value)}{fitted}."
+    if not np.isfinite(value):
+        return (
+            "The loss does not pull the head outwards, or no penalty holds it: it is not at rest, and distances to "
+            "theory mean nothing yet."
+        )
+    return (
+        f"The head is not at rest: loss and penalty differ by {_percent(value)} of the penalty{fitted}. Train on, with "
+        "a smaller learning rate, before you read the distances to theory; states may still change."
+    )
+
+
+def _predicted(say: Says, prediction: Prediction) -> str:
+    states = say.found.states
+    wrong = [k for k, (theory, here) in enumerate(zip(prediction.seen, states, strict=True)) if theory != here]
+    count = Counter(prediction.seen)
+    what = ", ".join(f"{number} {state}" for state, number in count.most_common())
+    origin = "as trained" if prediction.source == "as trained" else "read from the network"
+    text = (
+        f"For these class counts at lambda_z = {prediction.lambda_z:.4g} ({origin}) theory with {prediction.features} "
+        f"features predicts {what}"
+    )
+    if not wrong:
+        return f"{text}: as measured, for every class."
+    listed = "; ".join(f"{say.names[k]}: predicted {prediction.seen[k]}, measured {states[k]}" for k in wrong[:3])
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return f"{text}: as measured for {len(states) - len(wrong)} of {len(states)} classes. Not so: {listed}{more}."
+
+
+def _margin(say: Says, prediction: Prediction) -> Iterator[str]:
+    """How far the class that goes first is from its threshold."""
+    first = np.where(np.isnan(prediction.edge), np.inf, prediction.edge)
+    level = float(first.min())
+    if not np.isfinite(level):
+        return
+    classes = np.flatnonzero(first <= level * (1 + 1e-9)).tolist()
+    verb = "merges" if level == prediction.merge[classes[0]] else "vanishes"
+    if level < np.fmin(prediction.merge, prediction.vanish)[classes[0]]:  # alone in its size: no transition
+        verb = "comes to equal others"
+    if len(classes) > 1:
+        verb = {"merges": "merge", "vanishes": "vanish"}.get(verb, "come to equal others")
+    ratio = prediction.lambda_z / level
+    where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{_percent(ratio)} of it"
+    yield f"{named(say.names, classes)} {verb} first, from lambda_z = {level:.4g} on; this network is at {where}."
+
+
+def _distance(say: Says, fit: Fit) -> str:
+    signed, nonnegative = fit.models["signed"], fit.models["nonnegative"]
+    if np.isnan(signed.distance.Z) and np.isnan(nonnegative.distance.Z):
+        return (
+            f"At lambda_z = {fit.lambda_z:.4g} both optima are zero; the network is {signed.away:.2g} nats from them."
+        )
+    text = (
+        f"At lambda_z = {fit.lambda_z:.4g} the mean predictions lie {_away(nonnegative)} from the optimum with "
+        f"nonnegative features and {_away(signed)} from the one with signed features"
+    )
+    text += f": the network follows the {fit.follows} model." if fit.follows else ": the two are not told apart."
+    if np.isfinite(fit.block_residual_z):
+        text += " Theory has equal predictions for classes of equal size; here they differ by "
+        text += f"{_percent(fit.block_residual_z)}."
+    return text if say.at_rest else f"{text} These distances mean little before the head is at rest."
+
+
+def _stuck(say: Says, effective: EffectivePenalties) -> Iterator[str]:
+    """Classes that the penalty does not hold together."""
+    if say.at_rest and effective.stuck:
+        verb, them = ("is", "it") if len(effective.stuck) == 1 else ("are", "them")
+        yield (
+            f"{named(say.names, effective.stuck)} {verb} not held there by the penalty: the loss pulls {them} apart "
+            f"harder than lambda_z = {effective.lambda_z:.4g} holds, so this is no optimum. The features no longer "
+            "answer (ReLU units that died, layers below that are frozen or too small), or training ended too soon: "
+            "begin with weaker penalties, raise them once the classes are apart, and train longer."
+        )
+
+
+def _away(fit: ModelFit) -> str:
+    if np.isfinite(fit.distance.Z):
+        return _percent(fit.distance.Z)
+    return f"{fit.away:.2g} nats (that optimum is zero)"
+
+
+def _against_known(known: KnownTraining, effective: EffectivePenalties) -> str:
+    nominal = known.lambda_z
+    if nominal is None or not np.isfinite(effective.lambda_z):
+        return ""
+    off = effective.lambda_z / nominal - 1
+    return f" Trained with {nominal:.3g}: the norms differ from that by {_percent(abs(off))}."

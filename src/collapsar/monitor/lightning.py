@@ -1,0 +1,124 @@
+"""``CollapseCallback`` for Lightning: the monitor as a callback of ``Trainer``.
+
+    from collapsar.monitor.lightning import CollapseCallback
+    trainer = lightning.Trainer(callbacks=[CollapseCallback(class_names=names)])
+
+Scalars go to the trainer's loggers as "nc/...", and can be watched by other callbacks; records go to
+``collapse.jsonl`` in ``default_root_dir``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+from torch import nn
+
+from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
+
+__all__ = ["CollapseCallback", "labels_of"]
+
+
+def labels_of(batch: Any) -> Any:
+    """Return the labels of a batch: its second part, or what a mapping calls "labels", "label", "targets" or "y".
+
+    Raises:
+        ValueError: There are none.
+
+    Example:
+        >>> labels_of(("images", [0, 1])), labels_of({"pixels": "images", "label": [1, 0]})
+        ([0, 1], [1, 0])
+    """
+    if isinstance(batch, Mapping):
+        for key in ("labels", "label", "targets", "y"):
+            if key in batch:
+                return batch[key]
+    elif isinstance(batch, Sequence) and len(batch) > 1:
+        return batch[1]
+    raise ValueError(
+        f"`labels` cannot be told from a batch of type {type(batch).__name__}. Pass labels=..., a function from the "
+        "batch to its class indices"
+    )
+
+
+class CollapseCallback(lightning.Callback):
+    """A ``CollapseMonitor`` over ``trainer.fit``; epochs are called what Lightning calls them, from 0.
+
+    Args:
+        head: The head's module or name within the LightningModule; None looks for it.
+        loader: Batches for a pass of its own, which calls the LightningModule itself on the inputs; None reuses the
+            training pass.
+        every: Evaluate after every so many epochs.
+        class_names: K names; None numbers the classes.
+        labels: From a training batch to its class indices.
+        options: Everything else; see ``MonitorOptions``.
+
+    Raises:
+        ValueError: At the start of training, as ``CollapseMonitor``.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module | str | None = None,
+        *,
+        loader: Iterable[Any] | None = None,
+        every: int = 1,
+        class_names: Sequence[str] | None = None,
+        labels: Callable[[Any], Any] = labels_of,
+        options: MonitorOptions | None = None,
+    ) -> None:
+        self.monitor: CollapseMonitor | None = None
+        self._arguments: dict[str, Any] = {"head": head, "loader": loader, "every": every, "class_names": class_names}
+        self._labels = labels
+        self._options = MonitorOptions() if options is None else options
+        self._state: dict[str, Any] | None = None
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Hook the head, before the first batch and so before anything is compiled."""
+        options = self._options
+        if options.path is None:
+            options = replace(options, path=Path(trainer.default_root_dir) / "collapse.jsonl")
+        self.monitor = CollapseMonitor(pl_module, options=options, **self._arguments)
+        if self._state is not None:
+            self.monitor.load_state_dict(self._state)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch up."""
+        if self.monitor is not None and self.monitor.loader is None:
+            self.monitor.step(self._labels(batch))
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate and log."""
+        record = None if self.monitor is None else self.monitor.end_epoch(trainer.current_epoch)
+        if record is not None:
+            # Equal on all processes already; averaging them is how Lightning is told so.
+            pl_module.log_dict(record.scalars, on_epoch=True, sync_dist=trainer.world_size > 1)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Say how things stand and remove the hook."""
+        self._close(summarise=True)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Remove the hook."""
+        self._close(summarise=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Go into the checkpoint, so that a resumed run says nothing twice."""
+        return {} if self.monitor is None else self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Come from the checkpoint; used when training starts."""
+        self._state = state_dict or None
+        if self.monitor is not None and state_dict:
+            self.monitor.load_state_dict(state_dict)
+
+    def _close(self, *, summarise: bool) -> None:
+        if self.monitor is not None:
+            self.monitor.close(summarise=summarise)

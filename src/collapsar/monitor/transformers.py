@@ -1,0 +1,159 @@
+"""``CollapseCallback`` for Hugging Face's ``Trainer``: the monitor as a ``TrainerCallback``.
+
+    from collapsar.monitor.transformers import CollapseCallback
+    trainer = transformers.Trainer(model=model, args=args, train_dataset=data)
+    CollapseCallback().attach(trainer)        # logs through trainer.log, and so to every reporting integration
+
+For models that classify a sample as a whole (sequences, images). Records go to ``collapse.jsonl`` in ``output_dir``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
+from collapsar.monitor.head import find_head, unwrapped
+
+__all__ = ["CollapseCallback"]
+
+# Where the monitor's state lies within the trainer's.
+_STATE = "CollapseMonitor"
+
+
+class CollapseCallback(TrainerCallback):
+    """A ``CollapseMonitor`` over ``Trainer.train``; an epoch is called what the trainer's state calls it.
+
+    Labels are taken from the ``labels`` that the model receives. With label smoothing or a loss function of its own
+    the trainer keeps them to itself: give a ``loader`` then.
+
+    Args:
+        head: The head's module or name within the model; None looks for the linear layer with ``config.num_labels``
+            outputs.
+        loader: Batches for a pass of its own, mappings with "labels"; None reuses the training pass.
+        every: Evaluate after every so many epochs.
+        class_names: K names; None takes ``config.id2label``.
+        options: Everything else; see ``MonitorOptions``.
+
+    Raises:
+        ValueError: At the start of training, as ``CollapseMonitor``; at the first evaluation, if no labels came.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module | str | None = None,
+        *,
+        loader: Iterable[Any] | None = None,
+        every: int = 1,
+        class_names: Sequence[str] | None = None,
+        options: MonitorOptions | None = None,
+    ) -> None:
+        self.monitor: CollapseMonitor | None = None
+        self._head, self._loader, self._every, self._names = head, loader, every, class_names
+        self._options = MonitorOptions() if options is None else options
+        self._log: Callable[[dict[str, float]], None] | None = None
+        self._labels: Any = None
+        self._hooks: list[Any] = []
+
+    def attach(self, trainer: Trainer) -> CollapseCallback:
+        """Add the callback to the trainer, log through it, and remove the hooks when its training fails.
+
+        Without this, scalars reach the log history only, and after an exception, of which a trainer tells its callbacks
+        nothing, the hooks stay until ``close`` or the next training.
+        """
+        self._log = trainer.log
+        trainer.add_callback(self)
+        train = trainer.train
+
+        @functools.wraps(train)
+        def closing(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return train(*args, **kwargs)
+            finally:
+                self.close()
+
+        trainer.train = closing
+        return self
+
+    def close(self) -> None:
+        """Remove the hooks; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self.monitor is not None:
+            self.monitor.close(summarise=False)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Hook model and head, before the first batch and so before anything is compiled."""
+        self.close()  # of a training that ended with an exception
+        model, options = unwrapped(kwargs["model"]), self._options
+        config: Any = getattr(model, "config", None)
+        _, head = find_head(model, self._head, getattr(config, "num_labels", None))
+        weight: Any = head.weight
+        names = self._names
+        if names is None and len(getattr(config, "id2label", None) or {}) == len(weight):
+            names = [str(config.id2label[k]) for k in sorted(config.id2label)]
+        if options.path is None:
+            options = replace(options, path=Path(args.output_dir or ".") / "collapse.jsonl")
+        self.monitor = CollapseMonitor(
+            model, head=head, loader=self._loader, every=self._every, class_names=names, options=options
+        )
+        saved: Any = state.stateful_callbacks or {}  # a mapping, whatever its annotation says
+        if _STATE in saved:
+            self.monitor.load_state_dict(saved[_STATE])
+        if self._loader is None:
+            keep_labels: Any = torch.compiler.disable(self._keep_labels)
+            add_batch: Any = torch.compiler.disable(self._add_batch)
+            self._hooks = [
+                model.register_forward_pre_hook(keep_labels, with_kwargs=True),
+                model.register_forward_hook(add_batch),
+            ]
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate and log."""
+        if self.monitor is None:
+            return
+        record = self.monitor.end_epoch(None if state.epoch is None else round(state.epoch, 6))
+        # Saved with the trainer's state, so that a resumed run says nothing twice. An ``ExportableState`` would be
+        # made anew from JSON on resumption, without its head, loader and options.
+        saved: Any = state.stateful_callbacks
+        if saved is not None:
+            saved[_STATE] = self.monitor.state_dict()
+        if record is None:
+            return
+        if self._log is not None:
+            self._log(dict(record.scalars))
+        else:
+            state.log_history.append({**record.scalars, "epoch": record.epoch, "step": state.global_step})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say how things stand and remove the hooks."""
+        if self.monitor is not None:
+            self.monitor.close()
+        self.close()
+
+    def _keep_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._labels = kwargs.get("labels")
+
+    def _add_batch(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not model.training or self.monitor is None:
+            return
+        if self._labels is None:
+            raise ValueError(
+                "`labels` did not reach the model, as with label smoothing or a loss function of the trainer's. "
+                "Pass CollapseCallback(loader=...), which makes a pass of its own"
+            )
+        self.monitor.step(self._labels)

@@ -1,0 +1,1 @@
+"""Phase diagrams over two parameters."""

@@ -1,0 +1,303 @@
+"""Phase diagrams: the state of every cluster over a grid of two parameters, solved, beside the closed-form thresholds.
+
+Two clusters: k_A classes of n_A samples and k_B of n_B, plain training but for an oversampling factor of B, which
+repeats its samples and with them its feature penalty. The states come from certified optima and the curves from
+:func:`collapsar.thresholds`; the two share no code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.core.problem import FeatureModel
+from collapsar.phase.curves import Curve, curves_of
+from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
+from collapsar.solver.batched import ProblemBatch, solve_batch
+from collapsar.solver.solution import ClassState
+from collapsar.theory.thresholds import Thresholds, thresholds
+
+__all__ = ["Agreement", "ModelPhase", "PhaseDiagram", "assemble", "phase_chunk", "phase_diagram"]
+
+Array = NDArray[np.float64]
+Codes = NDArray[np.int64]
+Record = dict[str, Any]
+
+FEATURES: tuple[FeatureModel, ...] = get_args(FeatureModel)
+STATES: tuple[ClassState, ...] = get_args(ClassState)
+UNKNOWN = -1  # predicted state where classes share a feature direction, which the closed forms do not follow
+_FIELDS = ("merge_a", "merge_b", "vanish_a", "vanish_b", "complete", "exact_a", "exact_b", "exact_complete")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the solver's states compare with the thresholds.
+
+    Attributes:
+        cells: number of cells, both clusters counted.
+        known: those of which the closed forms are certified to be exact.
+        equal: known cells with the same state.
+        near: known cells with another state, but that of a neighbouring cell: off by less than one cell of the grid.
+    """
+
+    cells: int
+    known: int
+    equal: int
+    near: int
+
+    @property
+    def share(self) -> float:
+        """Share of the known cells that agree or are off by less than one cell; NaN where none is known."""
+        return (self.equal + self.near) / self.known if self.known else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPhase:
+    """One feature model over the grid; arrays are indexed [.., row of y, column of x].
+
+    Attributes:
+        features: "signed" or "nonnegative".
+        states: shape (2, ny, nx), per cluster A, B an index of "separated", "merged", "vanished". Both vanished: Z = 0.
+        predicted: the same by the thresholds; -1 where they are not certified to be exact.
+        gap: relative duality gap, (ny, nx).
+        status: names of :class:`collapsar.Status`, (ny, nx).
+        one_by_one: whether the general solver had to take over from the batch, (ny, nx).
+        curves: the transitions.
+    """
+
+    features: FeatureModel
+    states: Codes
+    predicted: Codes
+    gap: Array
+    status: NDArray[np.str_]
+    one_by_one: NDArray[np.bool_]
+    curves: tuple[Curve, ...]
+
+    @property
+    def zero(self) -> NDArray[np.bool_]:
+        """Where Z = 0, shape (ny, nx)."""
+        return np.asarray((self.states == STATES.index("vanished")).all(axis=0))
+
+    @property
+    def agreement(self) -> Agreement:
+        """States against thresholds."""
+        known = self.predicted != UNKNOWN
+        equal = known & (self.states == self.predicted)
+        near = known & ~equal & (_around(self.predicted) == self.states[None]).any(axis=0)
+        return Agreement(known.size, int(known.sum()), int(equal.sum()), int(near.sum()))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which transitions the range does not contain."""
+        return tuple(curve.note for curve in self.curves if not curve.lines)
+
+
+@dataclass(frozen=True, eq=False)
+class PhaseDiagram:
+    """States and transitions of both feature models over one grid.
+
+    Attributes:
+        config: everything it was computed from; ``config.x_values`` and ``config.y_values`` are the grid.
+        models: one per feature model.
+    """
+
+    config: PhaseConfig
+    models: tuple[ModelPhase, ...]
+
+    def model(self, features: FeatureModel) -> ModelPhase:
+        """The part of one feature model.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        for part in self.models:
+            if part.features == features:
+                return part
+        raise ValueError(f"`features` must be one of {[part.features for part in self.models]}, got {features!r}")
+
+    def to_dict(self) -> Record:
+        """The record as JSON values."""
+        models = [
+            {
+                "features": part.features,
+                "states": part.states.tolist(),
+                "predicted": part.predicted.tolist(),
+                "gap": part.gap.tolist(),
+                "status": part.status.tolist(),
+                "one_by_one": part.one_by_one.tolist(),
+                "curves": [
+                    {**asdict(curve), "lines": [[list(point) for point in line] for line in curve.lines]}
+                    for curve in part.curves
+                ],
+            }
+            for part in self.models
+        ]
+        return {
+            "kind": "phase",
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "config_digest": self.config.digest,
+            "x_values": self.config.x_values.tolist(),
+            "y_values": self.config.y_values.tolist(),
+            "state_names": list(STATES),
+            "models": models,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The diagram that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: The record is of another kind, incomplete, or not of its configuration.
+        """
+        try:
+            config = PhaseConfig.from_dict(record["config"])
+            if record["kind"] != "phase" or record["config_digest"] != config.digest:
+                raise ValueError("`record` is not a phase diagram of its configuration; compute it again")
+            models = tuple(_model_from(part) for part in record["models"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"`record` is not a phase diagram: {error!r}") from None
+        if {part.states.shape for part in models} != {(2, *config.shape)}:
+            raise ValueError("`record` holds a grid of another shape; compute it again")
+        return cls(config, models)
+
+
+def _model_from(part: Mapping[str, Any]) -> ModelPhase:
+    curves = tuple(
+        Curve(**{**curve, "lines": tuple(tuple((x, y) for x, y in line) for line in curve["lines"])})
+        for curve in part["curves"]
+    )
+    arrays = [np.array(part[name]) for name in ("states", "predicted", "gap", "status", "one_by_one")]
+    return ModelPhase(part["features"], *arrays, curves=curves)
+
+
+def phase_diagram(
+    x: Axis | str,
+    y: Axis | str,
+    settings: PhaseSettings | None = None,
+    *,
+    tol: float = 1e-9,
+    progress: Callable[[int, int], None] | None = None,
+) -> PhaseDiagram:
+    """The states of both clusters, for both feature models, over a grid of two parameters.
+
+    ``collapsar phase`` and :func:`collapsar.phase.sweep.sweep` do the same in parallel, and resume.
+
+    Args:
+        x: horizontal axis, or its text, "lambda_z:1e-4:1e-2:60:log".
+        y: vertical axis.
+        settings: the other parameters.
+        tol: relative duality gap of every cell.
+        progress: called with (parts done, parts in all).
+
+    Returns:
+        States, gaps and statuses per cell, and the closed-form transitions as curves.
+
+    Raises:
+        ValueError: an axis or a setting is out of range.
+
+    Example:
+        >>> d = phase_diagram("lambda_z:0.003:0.005:5", "r:4:6:3")
+        >>> [STATES[code] for code in d.model("signed").states[1, 1]]
+        ['separated', 'merged', 'vanished', 'vanished', 'vanished']
+        >>> d.model("signed").notes
+        ('everything collapses: nowhere in this range',)
+    """
+    x, y = (Axis.parse(axis) if isinstance(axis, str) else axis for axis in (x, y))
+    config = PhaseConfig(x, y, PhaseSettings() if settings is None else settings, tol)
+    parts = []
+    for i in range(config.num_chunks):
+        parts.append(phase_chunk(config, i))
+        if progress is not None:
+            progress(i + 1, config.num_chunks)
+    return assemble(config, parts)
+
+
+def phase_chunk(config: PhaseConfig, chunk: int) -> Record:
+    """One part of the work as JSON values: the same for the same configuration, wherever it is computed.
+
+    Args:
+        config: the whole diagram.
+        chunk: which part, from 0.
+    """
+    cells = {
+        name: config.cut(getattr(config, name), chunk) for name in ("lambda_z", "lambda_b", "counts_a", "counts_b")
+    }
+    sizes = config.cut(config.sizes, chunk)
+    shape = sizes.shape[:2]
+    counts = np.stack([cells["counts_a"], cells["counts_b"]], axis=-1)
+    record: Record = {}
+    for features in FEATURES:
+        flat = (sizes.reshape(-1, 2), counts.reshape(-1, 2), cells["lambda_z"].ravel(), cells["lambda_b"].ravel())
+        batch = ProblemBatch.plain(*flat, features)
+        result = solve_batch(batch, config.tol)
+        codes = np.argmax(result.states[..., None] == np.array(STATES), axis=-1)
+        record[features] = {
+            "states": [np.reshape(codes[:, j], shape).tolist() for j in (0, 1)],
+            "gap": [[float(f"{gap:.3g}") for gap in row] for row in result.relative_gap.reshape(shape)],
+            "status": [[status.name for status in row] for row in result.status.reshape(shape)],
+            "one_by_one": result.one_by_one.reshape(shape).tolist(),
+            "thresholds": _threshold_fields(config, batch, shape),
+        }
+    return record
+
+
+def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int, int]) -> Record:
+    """Thresholds per cell, computed once along lambda_z."""
+    grid = np.arange(batch.num_problems).reshape(shape)
+    wanted = np.take(grid, [0], axis=config.along) if config.has_lambda_z else grid
+    known = {int(i): _row(thresholds(batch.problem(int(i))), int(batch.sizes[i, 0])) for i in wanted.ravel()}
+    source = np.broadcast_to(wanted, shape)
+    return {name: [[known[int(i)][n] for i in row] for row in source] for n, name in enumerate(_FIELDS)}
+
+
+def _row(t: Thresholds, k_a: int) -> list[float | None]:
+    """In the order of ``_FIELDS``; None for NaN."""
+    certain = (*t.exact[[0, k_a]], t.complete_bound <= t.complete * (1 + 1e-9))
+    values = [*t.merge[[0, k_a]], *t.vanish[[0, k_a]], t.complete, *map(float, certain)]
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
+    """The diagram from all parts of its work, in order.
+
+    Args:
+        config: what they were computed from.
+        parts: one record of :func:`phase_chunk` per chunk.
+    """
+
+    def joined(features: FeatureModel, *path: str) -> NDArray[Any]:
+        pieces: list[Any] = []
+        for part in parts:
+            piece = part[features]
+            for name in path:
+                piece = piece[name]
+            pieces.append(np.array(piece, dtype=np.float64) if path[0] == "thresholds" else np.array(piece))
+        return np.concatenate(pieces, axis=(0 if config.along == 1 else 1) - 2)
+
+    models = []
+    for features in FEATURES:
+        fields = {name: joined(features, "thresholds", name) for name in _FIELDS}
+        cells = [joined(features, name) for name in ("states", "gap", "status", "one_by_one")]
+        predicted = np.stack([_predicted(config.lambda_z, fields, side) for side in "ab"])
+        models.append(ModelPhase(features, cells[0], predicted, *cells[1:], curves=curves_of(config, fields)))
+    return PhaseDiagram(config, tuple(models))
+
+
+def _predicted(lambda_z: Array, fields: Mapping[str, Array], side: str) -> Codes:
+    """State of a cluster by its thresholds; comparisons with NaN are false."""
+    merged = np.where(lambda_z >= fields[f"merge_{side}"], STATES.index("merged"), STATES.index("separated"))
+    vanish = fields[f"vanish_{side}"]  # NaN: zero at every lambda_z
+    state = np.where((lambda_z >= vanish) | np.isnan(vanish), STATES.index("vanished"), merged)
+    return np.where(fields[f"exact_{side}"] > 0, state, UNKNOWN)
+
+
+def _around(codes: Codes) -> Codes:
+    """The codes of the eight neighbours of every cell, shape (8, 2, ny, nx); UNKNOWN beyond the edge."""
+    padded = np.pad(codes, ((0, 0), (1, 1), (1, 1)), constant_values=UNKNOWN)
+    ny, nx = codes.shape[1:]
+    return np.stack([padded[:, i : i + ny, j : j + nx] for i in range(3) for j in range(3) if (i, j) != (1, 1)])

@@ -1,0 +1,189 @@
+"""The sweep behind a phase diagram: in parallel, resumable, never computed twice.
+
+The work is cut into parts; each finished part is one file, written atomically and named by a hash of the whole
+configuration. A sweep that was killed goes on with the parts that are missing, and one whose record is complete
+computes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from collapsar.core.files import write_atomically
+from collapsar.phase.diagram import PhaseDiagram, assemble, phase_chunk
+from collapsar.phase.grid import PhaseConfig
+
+__all__ = ["parts_folder", "sweep"]
+
+Record = dict[str, Any]
+Progress = Callable[[int, int], None]
+"""Called with (parts done, parts in all)."""
+Note = Callable[[str], None]
+"""Called with one sentence about a file that is damaged and what is done about it."""
+
+
+def sweep(
+    config: PhaseConfig,
+    out: Path | None = None,
+    *,
+    jobs: int | None = None,
+    dask_scheduler: str | None = None,
+    progress: Progress | None = None,
+    note: Note | None = None,
+) -> PhaseDiagram:
+    """Compute a phase diagram, or what is missing of it.
+
+    Args:
+        config: what to compute.
+        out: file for the record, JSON. The parts lie beside it in OUT.parts until all are there. None: nothing is
+            written.
+        jobs: processes; -1: one per core. None: what ``joblib.parallel_config`` says, which may be a dask cluster, or
+            this process alone.
+        dask_scheduler: address of a dask cluster to compute on, "tcp://host:8786".
+        progress: see ``Progress``.
+        note: see ``Note``.
+
+    Returns:
+        The diagram.
+
+    Raises:
+        ValueError: ``jobs`` is 0, or the folder of ``out`` does not exist.
+        OSError: a file cannot be written, or the dask cluster cannot be reached.
+        ModuleNotFoundError: joblib or dask are not installed and needed.
+    """
+    if jobs == 0:
+        raise ValueError("`jobs` must be a number of processes or -1 (one per core), got 0")
+    note = _silent if note is None else note
+    if out is not None:
+        if not out.parent.is_dir():
+            raise ValueError(f"`out` must lie in an existing folder, got {out}; create {out.parent} first")
+        finished = _finished(out, config, note)
+        if finished is not None:
+            if progress is not None:
+                progress(config.num_chunks, config.num_chunks)
+            return finished
+    folder = None if out is None else parts_folder(out)
+    found = {} if folder is None else _found(folder, config, note)
+    missing = [i for i in range(config.num_chunks) if i not in found]
+    if progress is not None:
+        progress(len(found), config.num_chunks)
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    for i, part in _computed(config, missing, jobs, dask_scheduler):
+        found[i] = part
+        if folder is not None:
+            write_atomically(_part_file(folder, config, i), _sealed(config, i, part))
+        if progress is not None:
+            progress(len(found), config.num_chunks)
+    diagram = assemble(config, [found[i] for i in range(config.num_chunks)])
+    if out is not None and folder is not None:
+        write_atomically(out, json.dumps(diagram.to_dict(), allow_nan=False))
+        _remove_parts(folder, config)
+    return diagram
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the finished parts of an unfinished record lie.
+
+    Example:
+        >>> parts_folder(Path("phase.json")).name
+        'phase.json.parts'
+    """
+    return out.with_name(f"{out.name}.parts")
+
+
+def _silent(sentence: str) -> None:
+    pass
+
+
+# --- computing
+
+
+def _computed(
+    config: PhaseConfig, missing: Sequence[int], jobs: int | None, dask_scheduler: str | None
+) -> Iterator[tuple[int, Record]]:
+    """Parts as they get ready, in any order."""
+    if not missing:
+        return
+    try:
+        import joblib
+    except ModuleNotFoundError:
+        if jobs not in (None, 1) or dask_scheduler is not None:
+            raise
+        yield from (_numbered(config, i) for i in missing)
+        return
+    with ExitStack() as stack:
+        if dask_scheduler is not None:
+            from dask.distributed import Client
+
+            stack.enter_context(Client(dask_scheduler))
+            stack.enter_context(joblib.parallel_config(backend="dask"))
+            jobs = -1
+        if len(missing) == 1 and dask_scheduler is None:
+            jobs = 1 if jobs is not None else None
+        tasks = (joblib.delayed(_numbered)(config, i) for i in missing)
+        results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
+        yield from results
+
+
+def _numbered(config: PhaseConfig, chunk: int) -> tuple[int, Record]:
+    return chunk, phase_chunk(config, chunk)
+
+
+# --- files
+
+
+def _part_file(folder: Path, config: PhaseConfig, chunk: int) -> Path:
+    return folder / f"{config.digest[:16]}-{chunk:05d}.json"
+
+
+def _sealed(config: PhaseConfig, chunk: int, part: Record) -> str:
+    """A part with what it belongs to and a checksum of its content."""
+    content = json.dumps(part, allow_nan=False)
+    check = hashlib.sha256(content.encode()).hexdigest()
+    return json.dumps({"config_digest": config.digest, "chunk": chunk, "check": check, "content": content})
+
+
+def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Record]:
+    """The parts that are there and whole; files of other configurations are left alone."""
+    parts: dict[int, Record] = {}
+    for i in range(config.num_chunks):
+        path = _part_file(folder, config, i)
+        if not path.exists():
+            continue
+        try:
+            sealed = json.loads(path.read_text(encoding="utf-8"))
+            content = sealed["content"]
+            if hashlib.sha256(content.encode()).hexdigest() != sealed["check"]:
+                raise ValueError("its checksum does not fit")  # noqa: TRY301 - one place for every way to be damaged
+            if sealed["config_digest"] != config.digest or sealed["chunk"] != i:
+                raise ValueError("it belongs to another sweep")  # noqa: TRY301
+            parts[i] = json.loads(content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            note(f"{path} is damaged ({error}); this part is computed again")
+    return parts
+
+
+def _finished(out: Path, config: PhaseConfig, note: Note) -> PhaseDiagram | None:
+    """The record, if it is there, whole, and of this configuration."""
+    if not out.exists():
+        return None
+    try:
+        diagram = PhaseDiagram.from_dict(json.loads(out.read_text(encoding="utf-8")))
+    except ValueError as error:
+        note(f"{out} is damaged ({error}); it is computed again")
+        return None
+    return diagram if diagram.config.digest == config.digest else None
+
+
+def _remove_parts(folder: Path, config: PhaseConfig) -> None:
+    """The parts are in the record now. Parts of another configuration, and whatever else lies there, stay."""
+    for i in range(config.num_chunks):
+        _part_file(folder, config, i).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

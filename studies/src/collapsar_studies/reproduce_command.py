@@ -1,0 +1,257 @@
+"""``collapsar reproduce``: the paper's figures and two studies, trained, compared with theory and drawn."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from collapsar.cli.app import app
+from collapsar.cli.options import Json
+from collapsar.cli.output import print_json
+
+__all__ = ["reproduce"]
+
+# Off a terminal, a line of progress at most this often.
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+@app.command(
+    epilog="""Examples:
+
+    collapsar reproduce fig5 --jobs 2
+
+    collapsar reproduce all --preset tiny
+
+    collapsar reproduce which-model --seed 0 --seed 1 --out results
+
+    collapsar reproduce fig1 --preset paper --network vgg11 --jobs 1"""
+)
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(help="fig1 to fig9, which-model, effective, all of these, or advice.", show_default=False)
+    ],
+    preset: Annotated[
+        str, typer.Option(help="paper: its settings in full, on a GPU; cpu: minutes on two cores; tiny: seconds.")
+    ] = "cpu",
+    data: Annotated[str | None, typer.Option("--data", help="Another data set than the preset's.")] = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder with the data set's files.")] = None,
+    network: Annotated[str | None, typer.Option("--network", help="Another network; figures only.")] = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="Other seeds; may be repeated.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the results; default results, or runs/reproduce-PRESET.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes; -1: one per core. More than one needs joblib.")] = 1,
+    dask_scheduler: Annotated[
+        str | None, typer.Option("--dask-scheduler", help='Train on a dask cluster: "tcp://host:8786".')
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the networks behind a figure of Hong & Ling (2024), and draw it with both feature models over it.
+
+    Runs that are done are not repeated: an interrupted command goes on where it stopped when it is given again. Two
+    studies go beyond the paper: which-model compares the same network with and without its last ReLU with both feature
+    models; effective asks what predicts the loss of the small classes when there is nothing but weight decay. A third,
+    advice, asks whether what `collapsar advise` says helps.
+    """
+    from collapsar_studies.reproduce import NAMES, Place, Request, needs_a_gpu
+    from collapsar_studies.reproduce import reproduce as run
+
+    if name not in (*NAMES, "all", "advice"):
+        raise ValueError(f"`name` must be one of {', '.join(NAMES)}, all or advice, got {name!r}")
+    folder = out if out is not None else Path("results") if preset == "cpu" else Path("runs") / f"reproduce-{preset}"
+    if name == "advice":
+        given = {"--data": data, "--data-dir": data_dir, "--network": network, "--dask-scheduler": dask_scheduler}
+        _advice(folder, preset, tuple(seed or ()), jobs, given, as_json=as_json)
+        return
+    place = Place(folder, Path("runs") / "reproduce-scratch", data_dir, jobs, dask_scheduler)
+    records = {}
+    for each in NAMES if name == "all" else (name,):
+        request = Request(each, preset, data, *_fitting(each, name, network, seed))
+        if warning := needs_a_gpu(request):
+            _complain(warning)
+        with _Bar(each) as bar, _going_on(each):
+            records[each] = run(request, place, progress=bar.advance, note=_complain)
+        if not as_json:
+            _print(records[each])
+            Console(highlight=False).print(str(folder / each / f"{each}.png"), soft_wrap=True)
+    if as_json:
+        print_json(records if name == "all" else records[name])
+
+
+def _advice(
+    folder: Path, preset: str, seeds: tuple[int, ...], jobs: int, given: Mapping[str, Any], *, as_json: bool
+) -> None:
+    """The study of the advice has its own sweep, on data and networks of its own."""
+    from collapsar_studies.advice_study import run as run_advice
+
+    unknown = [option for option, value in given.items() if value is not None]
+    if unknown:
+        raise ValueError(f"`{unknown[0]}` is for the figures and the other studies; leave it out")
+    with _Bar("advice") as bar:
+        record = run_advice(preset, out=folder / "advice", seeds=seeds, jobs=jobs, progress=bar.advance)
+    if as_json:
+        print_json(record)
+    else:
+        Console(highlight=False).print(f"{folder / 'advice' / 'advice.png'}  {record['title']}", soft_wrap=True)
+
+
+def _fitting(each: str, name: str, network: str | None, seed: list[int] | None) -> tuple[str | None, tuple[int, ...]]:
+    """Under "all", the options that a study does not know are for the others."""
+    skip = name == "all"
+    return (
+        None if skip and not each.startswith("fig") else network,
+        () if skip and each == "effective" else tuple(seed or ()),
+    )
+
+
+@contextmanager
+def _going_on(name: str) -> Iterator[None]:
+    """What Ctrl-C says: of the whole command, not of the one run that it stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{name} was interrupted; the same command goes on where it stopped") from None
+
+
+def _complain(sentence: str) -> None:
+    print(f"collapsar: {sentence}", file=sys.stderr)
+
+
+class _Bar:
+    """A bar for people, a line now and then for a log file."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.last = name, time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} runs"))
+        console = Console(stderr=True)
+        self.bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=console, disable=not _terminal())
+        self.task = self.bar.add_task(name, total=None, left="")
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, done: int, total: int, seconds: float) -> None:
+        left = "" if not seconds > 0 else f"about {_duration(seconds)} left"
+        self.bar.update(self.task, completed=done, total=total, left=left)
+        if not _terminal() and left and time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
+            print(f"{self.name}: {done} of {total} runs, {left}", file=sys.stderr)
+
+
+def _terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def _duration(seconds: float) -> str:
+    """Two digits are enough for an estimate.
+
+    Example:
+        >>> _duration(42), _duration(400), _duration(9000)
+        ('42 s', '7 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+# --- tables
+
+
+def _print(record: Mapping[str, Any]) -> None:
+    console = Console(highlight=False)
+    show = {"which-model": _which_model, "effective": _effective}.get(record["figure"])
+    if show is None:
+        number = record["number"]
+        show = _transitions if 5 <= number <= 8 else _cosines if number == 9 else _ends
+    console.print(show(record))
+    for sentence in record.get("statement", []):
+        console.print(sentence)
+    e = record["environment"]
+    failed = f"; {len(e['failed'])} failed: {'; '.join(dict.fromkeys(e['failed']))}" if e["failed"] else ""
+    console.print(
+        f"{e['runs']} runs, {e['cpu_minutes']:g} minutes of processor time, {', '.join(e['devices'])}{failed}"
+    )
+
+
+def _ends(record: Mapping[str, Any]) -> Table:
+    """Figs. 1 to 4: distances at the end, or NC1."""
+    table = _table("counts", "network", "seed", "ln NC1", "Z: nonneg.", "signed", "b: nonneg.", "signed")
+    for run in record["runs"]:
+        nc1 = run["nc1_uniform"][-1] if isinstance(run["nc1_uniform"], list) else run["nc1_uniform"]
+        cells = [f"{run['distance'][m][v]:.3f}" if "distance" in run else "-" for v in "Zb" for m in _MODELS]
+        table.add_row(run["counts"], run["network"], str(run["seed"]), f"{math.log(nc1):.1f}", *cells)
+    return table
+
+
+_MODELS = ("nonnegative", "signed")
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _transitions(record: Mapping[str, Any]) -> Table:
+    """Figs. 5 to 8: brackets of every seed beside both models."""
+    table = _table("event", "seed", "networks", "nonnegative", "signed", "in the paper")
+    for event in ("minority", "complete"):
+        for seen in record["observed"]:
+            cells = [f"{record['predicted'][m][event]:.4g} ({seen['verdict'][m][event]})" for m in _MODELS]
+            paper = _bracket(record["in_the_paper"][event])
+            table.add_row(event, str(seen["seed"]), _bracket(seen[event]), *cells, paper)
+    return table
+
+
+def _bracket(ends: Sequence[float | None]) -> str:
+    low, high = ends
+    return f"({'-' if low is None else f'{low:g}'}, {'-' if high is None else f'{high:g}'}]"
+
+
+def _cosines(record: Mapping[str, Any]) -> Table:
+    table = _table(
+        "n_A", "seed", *(f"{pair}: {who}" for pair in ("A", "B", "across") for who in ("net", "nonneg.", "s."))
+    )
+    for run in record["runs"]:
+        o = run["optimum_cosines"]
+        cells = [f"{v[p]:.3f}" for p in ("A", "B", "across") for v in (run["cosines"], *(o[m] for m in _MODELS))]
+        table.add_row(f"{run['value']:g}", str(run["seed"]), *cells)
+    return table
+
+
+def _which_model(record: Mapping[str, Any]) -> Table:
+    table = _table("n_B", "last ReLU", "Z off: nonneg.", "signed", "b off: nonneg.", "signed", "nearer to nonneg.")
+    for row in record["table"]:
+        cells = [_spread(row[f"{m}_{v}"]) for v in "Zb" for m in _MODELS]
+        table.add_row(
+            str(row["n_b"]), "yes" if row["relu"] else "no", *cells, "{} of {}".format(*row["nearer_to_nonnegative"])
+        )
+    return table
+
+
+def _spread(values: Sequence[float] | None) -> str:
+    return "-" if values is None else "{:.3f} ({:.3f} to {:.3f})".format(*values)
+
+
+def _effective(record: Mapping[str, Any]) -> Table:
+    models = ("shallow", "deep", "descent", "body", "spinodal")
+    table = _table("rate", "n_B", "L", "cold", "up", "down", *models)
+    number: Callable[[Any], str] = lambda v: "-" if v is None else f"{v:.3g}"  # noqa: E731
+    for row in record["table"]:
+        seen = ["\n".join(_bracket(b) for b in row["measured"][branch]) or "-" for branch in ("cold", "up", "down")]
+        said = [number(row["predicted"][name]) for name in models]
+        table.add_row(f"{row['rate']:g}", str(row["n_b"]), str(row["layers"]), *seen, *said)
+    return table
