@@ -57,4 +57,6 @@ class _Moved(MetaPathFinder, Loader):
 
 def forward_moved_modules(moved: Mapping[str, str]) -> None:
     """Let the old names of modules, the keys, be imported as the new ones for one release."""
-    sys.meta_path.append(_Moved(moved))
+    sys.meta_path.insert(
+        0, _Moved(moved)
+    )  # before the path: an old folder with nothing but caches in it would be found
