@@ -85,6 +85,10 @@ def test_the_witness_proves_the_bound_in_full_coordinates(solved):
     pull = p.scales[:, None] * (Y - S) * (p.temperatures * p.loss_share)
     R = pull / np.sqrt(p.mass)
     assert np.linalg.eigvalsh(R.T @ R + N)[-1] <= p.lambda_z**2 * (1 + 1e-12)
+    # the bound is the one at the end of the ray from the targets through S
+    t = p.lambda_z / math.sqrt(np.linalg.eigvalsh(R.T @ R + N)[-1])
+    S, pull = Y + t * (S - Y), t * pull
+    assert (S >= 0).all()
     # D(S) of theory, one loop per class
     bound = 0.0
     for k in range(K):

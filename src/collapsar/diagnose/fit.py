@@ -13,8 +13,8 @@ from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.balance import balance_penalties
 from collapsar.solver import Solution, certify, solve
 from collapsar.solver.certificate import dual_norm
-from collapsar.solver.objective import predict, residual
-from collapsar.solver.symmetry import Blocks, lift, project, quotient, trivial_quotient
+from collapsar.solver.objective import Residual, predict, residual
+from collapsar.solver.symmetry import Blocks, Quotient, lift, project, quotient, trivial_quotient
 
 __all__ = [
     "Distance",
@@ -116,7 +116,7 @@ def lambda_z_from_predictions(problem: Problem, Z: ArrayLike, b: ArrayLike, feat
         >>> lambda_z_from_predictions(s.problem, s.Z, s.b, "signed").round(9).tolist()
         [0.01, 0.01, 0.01, 0.01]
     """
-    R = _residual_columns(problem, np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    R = _residual(problem, Z, b)[1].between
     if features == "nonnegative":
         return np.linalg.norm(R, axis=0)
     labels = quotient(problem).labels
@@ -126,13 +126,11 @@ def lambda_z_from_predictions(problem: Problem, Z: ArrayLike, b: ArrayLike, feat
     return own - (np.sum(same * R, axis=0) - own) / np.where(siblings > 0, siblings, np.nan)
 
 
-def _residual_columns(problem: Problem, Z: Matrix, b: Vector) -> Matrix:
-    """R = diag(delta)(Y - P)diag(tau o q)M^(-1/2), shape (K, K), from the whole of Z."""
-    K, eps = problem.num_classes, problem.loss.smoothing
-    u = problem.temperatures * (problem.scales[:, None] * (Z + b[:, None])) + problem.offsets[:, None]
-    P = np.exp(u - np.logaddexp.reduce(u, axis=0))
-    Y = (1 - eps) * np.eye(K) + eps / K
-    return problem.scales[:, None] * (Y - P) * (problem.temperatures * problem.loss_share / np.sqrt(problem.mass))
+def _residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> tuple[Quotient, Residual]:
+    """R = diag(delta)(Y - P)diag(tau o q)M^(-1/2) from the whole of Z: ``between`` has shape (K, K)."""
+    q, bias = trivial_quotient(problem), np.asarray(b, dtype=np.float64)
+    blocks = Blocks(np.zeros(q.num_classes), np.asarray(Z, dtype=np.float64), bias)
+    return q, residual(q, predict(q, blocks)[0])
 
 
 def lambda_z_from_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> float:
@@ -146,9 +144,7 @@ def lambda_z_from_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> floa
         Z: shape (K, K), [logit, class].
         b: shape (K,).
     """
-    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    q = trivial_quotient(problem)
-    return dual_norm(q, residual(q, predict(q, Blocks(np.zeros(q.num_classes), z, bias))[0]))
+    return dual_norm(*_residual(problem, Z, b))
 
 
 def block_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> tuple[float, float]:

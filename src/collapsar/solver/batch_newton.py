@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from collapsar.solver.batch_model import BatchModel, Softmax, lower_bound
 from collapsar.solver.batch_price import Frame, Price, price_of
 from collapsar.solver.certificate import GAP_FLOOR
+from collapsar.solver.start import asymptotic_logits
 
 __all__ = ["BatchPoint", "minimise_batch"]
 
@@ -138,34 +139,15 @@ def _parts(P: Softmax) -> tuple[Array, Array, Array]:
 
 
 def _asymptotic(model: BatchModel) -> Array:
-    """As the penalty weakens, log-odds of the wrong classes tend to those of lambda_Z times a polar factor.
-
-    See :mod:`collapsar.solver.start`, whose formula this is.
-    """
-    J, k, K = model.num_clusters, model.sizes, model.sizes.sum(axis=0)
-    root = np.sqrt(k)
-    mass_root = model.root / root
-    centring = np.eye(J)[:, :, None] - root[:, None] * root / K
-    A, _, Bt = np.linalg.svd(np.moveaxis(centring * mass_root, -1, 0))
-    polar = np.moveaxis(A[:, :, : J - 1] @ Bt[:, : J - 1], 0, -1)
-    wrong = -polar / (root[:, None] * root)
-    on = np.arange(J)
-    wrong[on, on] = (1 - polar[on, on]) / k
-    wrong = 2 * np.maximum(wrong, np.abs(wrong).mean(axis=(0, 1)))
-    P = wrong * model.lambda_z * mass_root * k / (model.tau * model.share) / model.delta[:, None] + model.smooth
-    miss = np.sum(model.others * P, axis=0)
-    cap = np.minimum(1.0, (1 - 1.5 / K) / miss)
-    P, miss = P * cap, miss * cap
-    z = (np.log(P) - np.log1p(-miss) - model.shift) / (model.tau * model.delta[:, None])
-    single = k[on] <= 1
-    z[on, on] = np.where(single, 0.0, z[on, on])
-    alpha = np.maximum(-z[on, on], 0.0)
-    C = z.copy()
+    """The optimum for weak penalties, in the coordinates of the batch."""
+    k, root, on = model.sizes, np.sqrt(model.sizes), np.arange(model.num_clusters)
+    root_mass = model.root / root
+    price = model.lambda_z * root_mass * k / (model.tau * model.share)
+    alpha, C = asymptotic_logits(k, root_mass, price, model.delta, model.tau, model.shift, model.smooth)
     C[on, on] = -alpha * (1 - 1 / k)  # the own logit is 0 up to the shift along 1/delta, which the basis removes
-    v = np.empty_like(z)
-    weight = root[:, None] * model.root
-    v[:-1] = np.einsum("icb,ijb->cjb", model.basis, weight * C)
-    v[-1] = alpha * mass_root * np.sqrt(np.maximum(k - 1, 0.0))
+    v = np.empty_like(C)
+    v[:-1] = np.einsum("icb,ijb->cjb", model.basis, root[:, None] * model.root * C)
+    v[-1] = alpha * root_mass * np.sqrt(np.maximum(k - 1, 0.0))
     return v
 
 

@@ -1,4 +1,4 @@
-"""A computable duality gap for any point anybody hands in. Imports no algorithm.
+"""A computable duality gap for any given point. Imports no algorithm.
 
 For S with columns in the simplex and ||diag(delta)(Y - S)diag(tau o q)M^(-1/2)|| <= lambda_Z in the dual norm,
 
@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 
 from collapsar.core.problem import Problem
 from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
 from collapsar.solver.symmetry import Blocks, Quotient, trivial_quotient
 
-__all__ = ["Certificate", "as_free", "balance_bias", "certify", "certify_blocks", "dual_norm", "penalty"]
+__all__ = ["Certificate", "as_free", "balance_bias", "certify", "certify_blocks", "dual_norm", "dual_on_ray", "penalty"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -219,12 +218,10 @@ def _bias_hessian(q: Quotient, P: Columns) -> Matrix:
 def _best_dual(q: Quotient, P: Columns, blocks: Blocks) -> float:
     """The best lower bound known from the softmax P: along the ray through P, and at P with its residual mended."""
     R = residual(q, P)
-    if q.lambda_b == 0 and not np.sqrt(q.sizes @ R.bias**2) <= _BALANCED:
-        return -np.inf  # the dual's equality constraint does not hold
     if q.features == "nonnegative":
-        return _dual_on_ray(q, P, R, dual_norm(q, R))
+        return dual_on_ray(q, P, R, dual_norm(q, R))
     svd = np.linalg.svd(R.between)
-    dual = _dual_on_ray(q, P, R, max(float(svd[1][0]), float(np.max(np.abs(R.within), initial=0.0))))
+    dual = dual_on_ray(q, P, R, max(float(svd[1][0]), float(np.max(np.abs(R.within), initial=0.0))))
     mended = _mended(q, R, svd, blocks)
     return dual if mended is None else max(dual, _dual_at(q, *mended))
 
@@ -235,20 +232,34 @@ def _dual_at(q: Quotient, S: Columns, R: Residual) -> float:
     return dual_entropy(q, S) - bias
 
 
-def _dual_on_ray(q: Quotient, P: Columns, R: Residual, norm: float) -> float:
-    """The largest D(S_t) on the feasible part of the ray S_t = Y + t(P - Y), which may pass P."""
+def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float) -> float:
+    """The largest D(S_t) on the feasible part of the ray S_t = Y + t(S - Y), which may pass S.
+
+    Args:
+        q: J clusters.
+        S: columns that sum to one; where the bias is free they must balance, or the bound is -inf.
+        R: the residual at S.
+        norm: of R, in a norm that bounds the one dual to the price of Z from above.
+
+    Returns:
+        A lower bound of the optimum, nats.
+    """
+    if q.lambda_b == 0 and not np.sqrt(q.sizes @ R.bias**2) <= _BALANCED:
+        return -np.inf  # the dual's equality constraint does not hold
     Y = target(q)
-    limit = _simplex_limit(Y, P, q)
+    limit = _simplex_limit(Y, S, q)
     if norm > 0:
         limit = min(limit, q.lambda_z / norm * _INSIDE)
 
     def negative_dual(t: float) -> float:
-        S = Columns(Y.miss + t * (P.miss - Y.miss), Y.other + t * (P.other - Y.other))
-        return -_dual_at(q, S, Residual(R.within, R.between, t * R.bias))
+        at = Columns(Y.miss + t * (S.miss - Y.miss), Y.other + t * (S.other - Y.other))
+        return -_dual_at(q, at, Residual(R.within, R.between, t * R.bias))
 
     at_limit = negative_dual(limit)
     if at_limit <= negative_dual(limit * (1 - 1e-6)):  # concave and still growing: the end of the ray is best
         return -at_limit
+    from scipy.optimize import minimize_scalar
+
     inner = minimize_scalar(negative_dual, bounds=(0.0, limit), method="bounded", options={"xatol": 1e-10})
     return -min(at_limit, float(inner.fun))
 

@@ -28,8 +28,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from collapsar.solver.barrier import Layout, Point, Witness, layout_of, model_at, point_at
-from collapsar.solver.certificate import dual_norm
-from collapsar.solver.objective import Columns, Residual, dual_entropy, residual, target
+from collapsar.solver.certificate import dual_norm, dual_on_ray
+from collapsar.solver.objective import Columns, Residual, residual, target
 from collapsar.solver.symmetry import Quotient
 
 __all__ = ["Centre", "Witness", "central_path", "lower_bound"]
@@ -56,19 +56,12 @@ def lower_bound(q: Quotient, witness: Witness) -> float:
     Returns:
         D at the feasible point.
     """
-    R, Y, S = residual(q, witness.S), target(q), witness.S
+    R = residual(q, witness.S)
     if min(witness.between.min(), witness.within.min()) < 0:
         return -np.inf
     gram = R.between.T @ R.between + witness.between + np.diag((q.sizes - 1) * witness.within)
-    largest = max(np.linalg.eigvalsh(gram)[-1], np.max(R.within**2 - witness.within))
-    t = min(1.0, q.lambda_z / np.sqrt(largest) * _INSIDE) if largest > 0 else 1.0
-    at = Columns(Y.miss + t * (S.miss - Y.miss), Y.other + t * (S.other - Y.other))
-    if min(at.other.min(where=q.others > 0, initial=np.inf), 1 - at.miss.max()) < 0:
-        return -np.inf
-    square = t**2 * float(q.sizes @ R.bias**2)
-    if q.lambda_b == 0 and not square <= 1e-28:
-        return -np.inf  # the dual's equality constraint does not hold
-    return dual_entropy(q, at) - (0.0 if q.lambda_b in (0, np.inf) else square / (2 * q.lambda_b))
+    largest = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(R.within**2 - witness.within)), 0.0)
+    return dual_on_ray(q, witness.S, R, float(np.sqrt(largest)))
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.solver.certificate import GAP_FLOOR, Certificate, balance_bias, certify_blocks, penalty
+from collapsar.solver.certificate import GAP_FLOOR, Certificate, balance_bias, certify_blocks, dual_on_ray, penalty
 from collapsar.solver.columns import Softmax, Stack, best_columns, softmax, stack, tilt, to_blocks, to_columns
-from collapsar.solver.objective import Columns, cross_entropy, dual_entropy, predict, residual, target
+from collapsar.solver.objective import Columns, cross_entropy, predict, residual
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient
 
@@ -98,7 +98,7 @@ def column_certificate(q: Quotient, blocks: Blocks) -> Certificate:
     """
     price = 0.0 if q.lambda_b == np.inf else _bias_price(q, blocks.b)
     primal = cross_entropy(q, blocks) + q.lambda_z * penalty(q, blocks) + price
-    dual = _column_dual(q, predict(q, blocks)[0]) if q.lambda_b > 0 else -np.inf
+    dual = _column_dual(q, predict(q, blocks)[0])
     if q.lambda_b < np.inf and not primal - dual <= 1e-13 * max(primal, GAP_FLOOR):
         # with a free bias the dual's equality holds only at the best bias for this Z; otherwise the bound tightens
         dual = max(dual, _column_dual(q, predict(q, balance_bias(q, blocks))[0]))
@@ -106,15 +106,10 @@ def column_certificate(q: Quotient, blocks: Blocks) -> Certificate:
 
 
 def _column_dual(q: Quotient, P: Columns) -> float:
-    """D(S_t) at S_t = Y + t(P - Y), t <= 1 the largest with every column of t R no longer than lambda_Z."""
-    Y, R = target(q), residual(q, P)
+    """The best bound on the ray through P: every column of the residual no longer than lambda_Z."""
+    R = residual(q, P)
     longest = np.sqrt(np.max(np.sum(R.between**2, axis=0) / q.sizes + R.within**2 * (1 - 1 / q.sizes)))
-    t = min(1.0, q.lambda_z / longest * (1 - 1e-14)) if longest > 0 else 1.0
-    bias_square = t**2 * float(q.sizes @ R.bias**2)
-    if q.lambda_b == 0 and not bias_square <= 1e-28:
-        return -np.inf  # the dual's equality constraint does not hold
-    S = Columns(Y.miss + t * (P.miss - Y.miss), Y.other + t * (P.other - Y.other))
-    return dual_entropy(q, S) - (0.0 if q.lambda_b in (0, np.inf) else bias_square / (2 * q.lambda_b))
+    return dual_on_ray(q, P, R, float(longest))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ C_K M^(1/2): the off-diagonal of Q gives every wrong class its probability, whos
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["asymptotic_start"]
+__all__ = ["asymptotic_logits", "asymptotic_start"]
+
+Array = NDArray[np.float64]
 
 # Newton's method on a cross-entropy overshoots from probabilities that are too small and creeps by one unit of
 # logit from ones that are too large: twice the asymptotic value, no entry below the mean, was best for K = 50 to 200.
@@ -19,24 +22,49 @@ _INFLATE = 2.0
 
 def asymptotic_start(q: Quotient) -> Blocks:
     """A block-structured point with zero bias, usually within a few Newton steps of the optimum."""
-    J, K = q.num_clusters, q.num_classes
-    root = np.sqrt(q.sizes)
-    centring = np.eye(J) - np.outer(root, root) / K  # C_K on the cluster directions
-    A, _, Bt = np.linalg.svd(centring * np.sqrt(q.mass))
-    polar = A[:, : J - 1] @ Bt[: J - 1]
-    on = np.diag_indices(J)
-    wrong = -polar / np.outer(root, root)  # entries of -Q between clusters
-    wrong[on] = (1 - polar[on]) / q.sizes  # and inside, where Q = I - J/k + polar_jj J/k
-    wrong = _INFLATE * np.maximum(wrong, np.mean(np.abs(wrong)))
     price = q.lambda_z * np.sqrt(q.mass) / (q.temperatures * q.share)
-    P = wrong * price / q.scales[:, None] + q.smoothing / K
-    miss = np.sum(q.others * P, axis=0)
-    cap = np.minimum(1.0, (1 - 1.5 / K) / miss)  # keep the own class ahead
-    P, miss = P * cap, miss * cap
-    z = (np.log(P) - np.log1p(-miss) - (q.offsets[:, None] - q.offsets)) / (q.temperatures * q.scales[:, None])
-    z[on] = np.where(q.sizes > 1, z[on], 0.0)  # against an own logit of 0, which the shift along 1/delta then moves
-    alpha = np.maximum(-z[on], 0.0)
+    scales, temperatures = q.scales[:, None], q.temperatures[:, None]
+    shift = (q.offsets[:, None] - q.offsets)[..., None]
+    columns = (q.sizes[:, None], np.sqrt(q.mass)[:, None], price[:, None], scales, temperatures, shift)
+    alpha, z = (part[..., 0] for part in asymptotic_logits(*columns, np.array([q.smoothing / q.num_classes])))
+    # the own logit is 0 so far: the shift along 1/delta makes the column sum to zero against it
     shift = -np.sum(q.others * z / q.scales[:, None], axis=0) / float(q.sizes @ q.scales**-2.0)
     C = z + shift / q.scales[:, None]
-    C[on] = shift / q.scales - alpha * (1 - 1 / q.sizes)
-    return Blocks(alpha, C, np.zeros(J))
+    C[np.diag_indices_from(C)] = shift / q.scales - alpha * (1 - 1 / q.sizes)
+    return Blocks(alpha, C, np.zeros(q.num_clusters))
+
+
+def asymptotic_logits(
+    sizes: Array, root_mass: Array, price: Array, scales: Array, temperatures: Array, shift: Array, smooth: Array
+) -> tuple[Array, Array]:
+    """The asymptotic optima of B problems of J clusters, on the last axis: contrasts and logits against the own class.
+
+    Args:
+        sizes: k, shape (J, B).
+        root_mass: sqrt(m), (J, B).
+        price: lambda_Z sqrt(m) / (tau q), (J, B).
+        scales: delta, (J, B).
+        temperatures: tau, (J, B).
+        shift: iota_i - iota_j, (J, J, B).
+        smooth: eps / K, (B,).
+
+    Returns:
+        alpha, (J, B), and z, (J, J, B): the logit of one other class of cluster i, less the own one's; on the diagonal
+        that of a sibling, 0 where there is none.
+    """
+    J, K, on = sizes.shape[0], sizes.sum(axis=0), np.arange(sizes.shape[0])
+    root = np.sqrt(sizes)
+    centring = np.eye(J)[:, :, None] - root[:, None] * root / K  # C_K on the cluster directions
+    A, _, Bt = np.linalg.svd(np.moveaxis(centring * root_mass, -1, 0))
+    polar = np.moveaxis(A[:, :, : J - 1] @ Bt[:, : J - 1], 0, -1)
+    wrong = -polar / (root[:, None] * root)  # entries of -Q between clusters
+    wrong[on, on] = (1 - polar[on, on]) / sizes  # and inside, where Q = I - J/k + polar_jj J/k
+    wrong = _INFLATE * np.maximum(wrong, np.abs(wrong).mean(axis=(0, 1)))
+    P = wrong * price / scales[:, None] + smooth
+    others = sizes[:, None] - np.eye(J)[:, :, None]
+    miss = np.sum(others * P, axis=0)
+    cap = np.minimum(1.0, (1 - 1.5 / K) / miss)  # keep the own class ahead
+    P, miss = P * cap, miss * cap
+    z = (np.log(P) - np.log1p(-miss) - shift) / (temperatures * scales[:, None])
+    z[on, on] = np.where(sizes > 1, z[on, on], 0.0)
+    return np.maximum(-z[on, on], 0.0), z
