@@ -232,7 +232,7 @@ def _dual_at(q: Quotient, S: Columns, R: Residual) -> float:
     return dual_entropy(q, S) - bias
 
 
-def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float) -> float:
+def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float, *, search: bool = True) -> float:
     """The largest D(S_t) on the feasible part of the ray S_t = Y + t(S - Y), which may pass S.
 
     Args:
@@ -240,6 +240,7 @@ def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float) -> float:
         S: columns that sum to one; where the bias is free they must balance, or the bound is -inf.
         R: the residual at S.
         norm: of R, in a norm that bounds the one dual to the price of Z from above.
+        search: look for the best t; otherwise take the largest feasible t <= 1, which is the best one near an optimum.
 
     Returns:
         A lower bound of the optimum, nats.
@@ -255,6 +256,8 @@ def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float) -> float:
         at = Columns(Y.miss + t * (S.miss - Y.miss), Y.other + t * (S.other - Y.other))
         return -_dual_at(q, at, Residual(R.within, R.between, t * R.bias))
 
+    if not search:
+        return -negative_dual(min(limit, 1.0))
     at_limit = negative_dual(limit)
     if at_limit <= negative_dual(limit * (1 - 1e-6)):  # concave and still growing: the end of the ray is best
         return -at_limit

@@ -109,7 +109,7 @@ def _column_dual(q: Quotient, P: Columns) -> float:
     """The best bound on the ray through P: every column of the residual no longer than lambda_Z."""
     R = residual(q, P)
     longest = np.sqrt(np.max(np.sum(R.between**2, axis=0) / q.sizes + R.within**2 * (1 - 1 / q.sizes)))
-    return dual_on_ray(q, P, R, float(longest))
+    return dual_on_ray(q, P, R, float(longest), search=False)
 
 
 @dataclass(frozen=True)
