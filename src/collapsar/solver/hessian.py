@@ -33,6 +33,8 @@ class LossHessian:
         to_logit: shape (J, J), delta_i / weight_ij: logit of a unit of X.
         to_contrast: shape (J,), delta_j / (sqrt(k_j - 1) sqrt(m_j)): logit contrast of a unit of y.
         column_weight: shape (J,), k_j q_j tau_j^2.
+        rest: shape (J,), 1 - 1/k.
+        several: whether any cluster has several classes.
         q: the problem.
     """
 
@@ -43,6 +45,8 @@ class LossHessian:
     to_logit: Matrix
     to_contrast: Vector
     column_weight: Vector
+    rest: Vector
+    several: bool
     q: Quotient
 
     def astype(self, dtype: Any) -> Self:
@@ -50,21 +54,26 @@ class LossHessian:
         return replace(self, mass=self.mass.astype(dtype, copy=False), to_logit=self.to_logit.astype(dtype, copy=False))
 
     def apply(self, X: Matrix, y: Vector, b: Vector) -> tuple[Matrix, Vector, Vector]:
-        """The Hessian times one direction."""
-        q = self.q
-        on = np.diag_indices_from(X)
-        contrast = self.to_contrast * y
+        """The Hessian times one direction; ``y`` is not read where no cluster has several classes."""
+        q, J = self.q, self.q.num_clusters
         d = self.to_logit * X
         d += (q.scales * b)[:, None]
-        own = d[on] + contrast * (1 - 1 / q.sizes)
-        d[on] -= contrast / q.sizes
+        diagonal = d.ravel()[:: J + 1]  # a view, like the one below
+        own = diagonal.copy()
+        if self.several:
+            contrast = self.to_contrast * y
+            own += contrast * self.rest
+            diagonal -= contrast / q.sizes
         d -= own  # logits against the own class's: losses near 0 keep their curvature
-        g = self.mass * (d - np.einsum("ij,ij->j", self.mass, d))
+        g = self.mass * d
+        g -= self.mass * g.sum(axis=0)
         own = -g.sum(axis=0)
-        sibling = g[on].copy()
-        g[on] += own
+        diagonal = g.ravel()[:: J + 1]
+        out_y = np.zeros(J)
+        if self.several:
+            out_y = self.column_weight * self.to_contrast * (own * self.rest - diagonal / q.sizes)
+        diagonal += own
         g *= self.column_weight
-        out_y = self.column_weight * self.to_contrast * (own * (1 - 1 / q.sizes) - sibling / q.sizes)
         out_b = q.scales * g.sum(axis=1)
         g *= self.to_logit
         return g, out_y, out_b
@@ -92,5 +101,7 @@ def loss_hessian(q: Quotient, P: Columns) -> LossHessian:
         to_logit=to_logit,
         to_contrast=to_contrast,
         column_weight=column_weight,
+        rest=1 - 1 / q.sizes,
+        several=bool(several.any()),
         q=q,
     )

@@ -86,6 +86,9 @@ class NewtonSystem:
         unit: a typical curvature; the products below are in this unit, within reach of float32.
         A, B, even, odd, pair, loss: what a product needs, in the precision of the conjugate gradients.
         y_weight: the factors' weight of y, shape (J,).
+        y_inverse: the preconditioner on y, shape (J,), 0 where it is dead.
+        bias_weight: the price's curvature in b, shape (J,), 0 without bias.
+        bias_inverse: the preconditioner on b, shape (J,).
     """
 
     q: Quotient
@@ -102,6 +105,9 @@ class NewtonSystem:
     pair: tuple[Matrix, Matrix]
     loss: LossHessian
     y_weight: Vector
+    y_inverse: Vector
+    bias_weight: Vector
+    bias_inverse: Vector
 
     @property
     def decrement(self) -> float:
@@ -130,39 +136,41 @@ class NewtonSystem:
 
     def _apply(self, v: Vector) -> Vector:
         E, y, b = self._split(v)
-        dead = slice(self.basis.rank, None)
-        A, B = self.A, self.B
+        r, A, B = self.basis.rank, self.A, self.B
         # dX has no part between dead directions, and nor has the gradient
         if self.entries:
             M = A.T @ E @ B
-            gX, gy, gb = self.loss.apply(E - A[:, dead] @ M[dead, dead] @ B[:, dead].T, y, b)
+            gX, gy, gb = self.loss.apply(E - (A[:, r:] @ M[r:, r:]) @ B[:, r:].T, y, b)
             M = self._factors(M)
-            M[dead, dead] = -(A[:, dead].T @ gX) @ B[:, dead]
-            product = gX + A @ M @ B.T
+            M[r:, r:] = -(A[:, r:].T @ gX) @ B[:, r:]
+            gX += A @ M @ B.T
         else:
             gX, gy, gb = self.loss.apply(A @ E @ B.T, y, b)
-            product = A.T @ gX @ B + self._factors(E)
-            product[dead, dead] = 0.0
-        gy = np.where(self.x.y > 0, gy + self.y_weight * y, 0.0)
-        gb = gb + self.q.lambda_b * self.q.sizes * b if self.q.lambda_b < np.inf else np.zeros_like(gb)
-        return self._joined(product, gy, gb) / v.dtype.type(self.unit)
+            gX = A.T @ gX @ B + self._factors(E)
+            gX[r:, r:] = 0.0
+        if self.loss.several:
+            gy = np.where(self.x.y > 0, gy + self.y_weight * y, 0.0)
+        gb = gb + self.bias_weight * b if self.q.lambda_b < np.inf else np.zeros_like(gb)
+        product = self._joined(gX, gy, gb)
+        product *= 1 / self.unit
+        return product
 
     def _factors(self, M: Matrix) -> Matrix:
         return self.even * (M + M.T) + self.odd * (M - M.T)
 
     def _joined(self, M: Matrix, y: Vector, b: Vector) -> Vector:
-        return np.concatenate([M.ravel(), y.astype(M.dtype), b.astype(M.dtype)])
+        joined = np.empty(M.size + y.size + b.size, M.dtype)
+        joined[: M.size], joined[M.size : M.size + y.size], joined[M.size + y.size :] = M.ravel(), y, b
+        return joined
 
     def _precondition(self, v: Vector) -> Vector:
         M, y, b = self._split(v)
         same, swap = self.pair
-        stiffness = np.where(self.x.y > 0, self.loss.within_diagonal + self.y_weight, np.inf)
         if self.q.lambda_b == np.inf:
-            return self._joined(same * M + swap * M.T, self.unit * y / stiffness, np.zeros_like(b))
-        bias = self.loss.bias_diagonal + self.q.lambda_b * self.q.sizes
-        bias = _without_shift(self.q, b) / np.where(bias > 0, bias, 1.0)
-        bias = self.unit * _without_shift(self.q, bias)
-        return self._joined(same * M + swap * M.T, self.unit * y / stiffness, bias)
+            b = np.zeros_like(b)
+        else:
+            b = self.unit * _without_shift(self.q, _without_shift(self.q, b) * self.bias_inverse)
+        return self._joined(same * M + swap * M.T, y * self.y_inverse if self.loss.several else y, b)
 
 
 def point(q: Quotient, X: Matrix, y: Vector, b: Vector) -> Point:
@@ -220,8 +228,26 @@ def newton_system(q: Quotient, x: Point, basis: Basis) -> NewtonSystem:
     # conjugate gradients need few digits and most of the time: beyond the cache, half the bytes are half of it
     work: Any = np.float32 if J > _SMALL else np.float64
     A, B, even, odd, same, swap = (part.astype(work, copy=False) for part in (A, B, even / 2, odd / 2, *pair))
+    bias_weight = np.zeros(J) if q.lambda_b == np.inf else q.lambda_b * q.sizes
+    bias = loss.bias_diagonal + bias_weight
     return NewtonSystem(
-        q, x, basis, rho, gradient, entries, unit, A, B, even, odd, (same, swap), loss.astype(work), y_weight
+        q,
+        x,
+        basis,
+        rho,
+        gradient,
+        entries,
+        unit,
+        A,
+        B,
+        even,
+        odd,
+        (same, swap),
+        loss.astype(work),
+        y_weight,
+        y_inverse=np.where(alive, unit / (loss.within_diagonal + y_weight), 0.0),
+        bias_weight=bias_weight,
+        bias_inverse=1 / np.where(bias > 0, bias, 1.0),
     )
 
 

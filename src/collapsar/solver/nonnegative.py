@@ -26,7 +26,7 @@ from collapsar.solver.certificate import GAP_FLOOR, Certificate, balance_bias, c
 from collapsar.solver.columns import Softmax, Stack, best_columns, softmax, stack, tilt, to_blocks, to_columns
 from collapsar.solver.objective import Columns, cross_entropy, predict, residual
 from collapsar.solver.status import Progress, Result, Status
-from collapsar.solver.symmetry import Blocks, Quotient
+from collapsar.solver.symmetry import Blocks, Quotient, centred
 
 __all__ = ["column_certificate", "minimise_nonnegative"]
 
@@ -70,7 +70,7 @@ def minimise_nonnegative(
     x = np.zeros_like(columns.mult) if start is None else to_columns(q, start)
     state = _settle(q, columns, b, x)
     damping, step, status = 0.0, 0, Status.MAX_STEPS
-    blocks = to_blocks(q, state.x, state.b)
+    blocks = centred(q, to_blocks(q, state.x, state.b))
     own = column_certificate(q, blocks)
     while not own.relative_gap <= tol and step < max_steps:
         improved, damping = (None, 0.0) if q.lambda_b == np.inf else _newton_step(q, columns, state, damping)
@@ -78,7 +78,7 @@ def minimise_nonnegative(
             status = Status.STALLED
             own = column_certificate(q, blocks)
             break
-        step, state, blocks = step + 1, improved, to_blocks(q, improved.x, improved.b)
+        step, state, blocks = step + 1, improved, centred(q, to_blocks(q, improved.x, improved.b))
         if progress is not None:
             progress(step, certify_blocks(q, blocks))
         if state.decrement <= tol * max(state.value, GAP_FLOOR):  # else the gap is open for sure: do not pay for it

@@ -30,7 +30,7 @@ from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balanc
 from collapsar.solver.doubly_nonnegative import Centre, central_path, lower_bound
 from collapsar.solver.objective import cross_entropy, predict, residual
 from collapsar.solver.status import Progress, Result, Status
-from collapsar.solver.symmetry import Blocks, Quotient
+from collapsar.solver.symmetry import Blocks, Quotient, centred
 
 __all__ = ["Atoms", "SharedResult", "certify_atoms", "factors", "minimise_shared"]
 
@@ -220,6 +220,7 @@ def _column_result(q: Quotient, start: Blocks, tol: float) -> SharedResult:
 def _finish(q: Quotient, best: SharedResult, centre: Centre, tol: float, max_steps: int) -> SharedResult:
     """Factors from the last centre; the better of them and the column form; the better bound."""
     atoms, b = _descend(q, _factorise(q, centre), centre.b)
+    b = centred(q, atoms.blocks(q, b)).b
     blocks, certificate = atoms.blocks(q, b), certify_atoms(q, atoms, b, centre.witness)
     dual = max(certificate.dual, best.certificate.dual)
     if not certificate.primal < best.certificate.primal:

@@ -37,13 +37,17 @@ _PATIENCE = 4
 
 _GOOD = 0.5  # a step this close to its model needs no second way to take it
 
-# The gap is of second order, so a gap of 1e-9 leaves Z good to 1e-5 or so. Up to this many clusters one Newton step
-# more costs next to nothing and gives Z itself to ten digits.
-_FREE_DIGITS = 24
+# The gap is of second order, so a gap of 1e-9 leaves Z good to 1e-5 or so. Up to _DIGITS clusters the point therefore
+# takes one accurate Newton step more before it is certified, from a decrement of _BEFORE_LAST, relative to the
+# objective, towards _LAST: Z itself is then good to nine digits. Beyond, that step would double the time.
+_DIGITS = 128
+_BEFORE_LAST = 1e-10
+_LAST = 1e-20
 
-# Beyond _FREE_DIGITS clusters the start is the optimum of a coarser problem: a sixth of the clusters, but at least
-# _FEWEST_GROUPS, where that is few enough for Newton's method on the dual's rotation (J(J - 1)/2 unknowns, densely);
-# else half of them, which costs an eighth of a step and leaves one or two steps to do.
+# Up to _ASYMPTOTIC clusters Newton's method starts at the asymptotic optimum, beyond at that of a coarser problem: a
+# sixth of the clusters, but at least _FEWEST_GROUPS, where that is few enough for Newton's method on the dual's
+# rotation (J(J - 1)/2 unknowns, densely); else half of them, which costs an eighth of a step and leaves one or two.
+_ASYMPTOTIC = 24
 _FEWEST_GROUPS = 12
 _ROTATE = 24
 
@@ -55,6 +59,7 @@ def minimise_signed(
     tol: float = 1e-9,
     max_steps: int = 300,
     progress: Progress | None = None,
+    digits: bool = True,
 ) -> Result:
     """The optimum of the signed program on the quotient.
 
@@ -64,17 +69,18 @@ def minimise_signed(
         tol: relative duality gap to reach, certified at the returned point.
         max_steps: iterations at most.
         progress: called at every step, with the best lower bound so far.
+        digits: whether Z is to be as good as the objective.
 
     Returns:
         The best certified point, with status OPTIMAL, MAX_STEPS or STALLED.
     """
     first = _first_guess(q) if start is None else start
+    digits = digits and q.num_clusters <= _DIGITS
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
     x = point(q, q.weight * first.C, width * np.sqrt(q.mass) * np.maximum(first.alpha, 0.0), first.b)
     value = x.smooth + q.lambda_z * (float(np.linalg.svd(x.X, compute_uv=False).sum()) + float(width @ x.y))
     radius, stretch, previous = np.inf, 1.0, np.inf
-    near = 0.5 * tol  # the gap is of the order of the decrement
-    aim = near if q.num_clusters > _FREE_DIGITS else min(near, 1e-24)
+    near = aim = 0.5 * tol  # the gap is of the order of the decrement
     best: Result | None = None
     bound = dual_entropy(q, target(q))  # the residual of the targets themselves is 0: a bound, if a poor one
     step = idle = 0
@@ -85,9 +91,17 @@ def minimise_signed(
         decrement = system.decrement / max(abs(value), GAP_FLOOR)
         still = decrement <= 1e-30 and before - value <= 2 * _NOISE * max(abs(value), GAP_FLOOR)
         last = still or step == max_steps
-        stuck = near >= decrement > 1e-2 * previous
+        certify = last or decrement <= aim or near >= decrement > 1e-2 * previous
+        if digits and not last:  # the last step squares this, and what Z is off by is of the order of its root
+            certify &= system.decrement <= _BEFORE_LAST * abs(value)
         previous = decrement
-        certify = decrement <= aim or stuck or last
+        # the residual is asked to fall as fast as Newton's method converges, but not below what the aim needs
+        goal = _LAST if certify and digits else 0.1 * aim
+        forcing = max(min(0.1, decrement**0.5), np.sqrt(goal / max(decrement, 1e-300)))
+        if certify and digits:
+            forcing = min(0.1, np.sqrt(_LAST / max(decrement, 1e-300)))
+        if not still:
+            x, value, radius = _newton_step(system, value, forcing, radius)
         blocks = x.blocks(q)
         certificate = certify_blocks(q, blocks, enough=tol) if certify else Certificate(value, bound)
         if progress is not None:
@@ -101,9 +115,6 @@ def minimise_signed(
             if best.status is Status.OPTIMAL or last or idle > _PATIENCE:
                 break
             aim = 1e-3 * min(aim, decrement)
-        # superlinear: the residual is asked to fall with the decrement, but not below what the aim needs
-        forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * aim / max(decrement, 1e-300)))
-        x, value, radius = _newton_step(system, value, forcing, radius)
     assert best is not None  # the last step always certifies
     if best.status is Status.OPTIMAL or step < max_steps:
         return best
@@ -117,13 +128,13 @@ def _nearer(new: Certificate, best: Certificate) -> bool:
 def _first_guess(q: Quotient) -> Blocks:
     """Where to start: the asymptotic optimum, the column form's, or for many clusters that of a coarser problem."""
     J = q.num_clusters
-    if J <= _FREE_DIGITS:
+    if J <= _ASYMPTOTIC:
         return asymptotic_start(q)
     groups = max(_FEWEST_GROUPS, J // 6)
     coarse = coarsened(q, groups if groups <= _ROTATE else J // 2)
     if coarse is not None:
         found = rotation_point(coarse) if coarse.num_clusters <= _ROTATE else None
-        blocks = minimise_signed(coarse, tol=1e-7, max_steps=50).blocks if found is None else found[0]
+        blocks = minimise_signed(coarse, tol=1e-7, max_steps=50, digits=False).blocks if found is None else found[0]
         return interpolated(q, coarse, blocks)
     # the columns separate, so this costs a few products, and with many classes the two optima are close
     return minimise_nonnegative(replace(q, features="nonnegative"), tol=1e-3, max_steps=20).blocks

@@ -144,11 +144,11 @@ def lift(q: Quotient, blocks: Blocks) -> tuple[Matrix, Vector]:
 
 
 def centred(q: Quotient, blocks: Blocks) -> Blocks:
-    """With a free bias a shift of b along 1/delta changes nothing: the representative with sum_k b_k / delta_k = 0."""
-    if q.lambda_b != 0:
-        return blocks
+    """The point moved along 1/delta, which changes no loss, to its least price: (1/delta)'Z = 0 and (1/delta)'b = 0."""
     weight = q.sizes / q.scales
-    return Blocks(blocks.alpha, blocks.C, blocks.b - (weight @ blocks.b) / (weight @ (1 / q.scales)) / q.scales)
+    shift = 1 / q.scales / (weight @ (1 / q.scales))
+    C = blocks.C - np.outer(shift, weight @ blocks.C)
+    return Blocks(blocks.alpha, C, blocks.b - (weight @ blocks.b) * shift)
 
 
 def project(q: Quotient, Z: Matrix, b: Vector) -> Blocks:
