@@ -16,27 +16,13 @@ from numpy.typing import NDArray
 
 from collapsar.solver.objective import Columns, Residual, dual_entropy, residual
 from collapsar.solver.symmetry import Quotient
+from collapsar.solver.witness import Witness
 
-__all__ = ["Layout", "Model", "Point", "Witness", "layout_of", "model_at", "point_at"]
+__all__ = ["Layout", "Model", "Point", "layout_of", "model_at", "point_at"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Index = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Witness:
-    """A point of the dual: anybody can check what it proves, with :func:`.doubly_nonnegative.lower_bound`.
-
-    Attributes:
-        S: stochastic columns.
-        between: N between clusters times sqrt(k_i k_j), shape (J, J), symmetric, >= 0, zero diagonal.
-        within: nu >= 0, N between two classes of one cluster, shape (J,), 0 for single classes.
-    """
-
-    S: Columns
-    between: Matrix
-    within: Vector
 
 
 @dataclass(frozen=True)

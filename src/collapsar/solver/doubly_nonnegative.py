@@ -1,17 +1,8 @@
-"""The dual of the program for features >= 0, by an interior point: a lower bound, its witness, and the shape of H'H.
+"""The dual of the program for features >= 0 by an interior point: its witness, and factors from the shape of H'H.
 
-The price of nonnegative features is a minimum over completely positive matrices, C = H'H with H >= 0,
-
-    gauge(X) = min_C ( tr C + tr X C^-1 X' ) / 2.
-
-Relaxed to C doubly nonnegative (positive semidefinite and entrywise >= 0, the same thing for up to four classes), the
-program of :mod:`collapsar.core.problem` has the dual
-
-    max D(S)   over S with columns in the simplex and N >= 0, symmetric, zero on the diagonal: R'R + N <= lambda_Z^2 I,
-
-R the residual at S. Any such (S, N) is a lower bound, since h'R'R h <= h'(R'R + N)h for h >= 0; N = [-R'R]_+ gives the
-bound of :func:`collapsar.solver.certificate.dual_norm`. The optimal C is the multiplier of the matrix inequality. Both
-are found by following the centres of the barrier problem (:mod:`collapsar.solver.barrier`) for mu -> 0, where
+For few clusters, where descent on the factors may end short of the last digits. The optimal C = H'H is the multiplier
+of the matrix inequality in the dual of :mod:`.witness`. Both are found by following the centres of the
+barrier problem (:mod:`collapsar.solver.barrier`) for mu -> 0, where
 
     C = (2 mu / lambda_Z) Q^-1,     Q = I - (R'R + N) / lambda_Z^2,
 
@@ -27,12 +18,14 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from collapsar.solver.barrier import Layout, Point, Witness, layout_of, model_at, point_at
-from collapsar.solver.certificate import dual_norm, dual_on_ray
+from collapsar.solver.barrier import Layout, Point, layout_of, model_at, point_at
+from collapsar.solver.certificate import dual_norm
+from collapsar.solver.factored import Atoms
 from collapsar.solver.objective import Columns, Residual, residual, target
 from collapsar.solver.symmetry import Quotient
+from collapsar.solver.witness import Witness
 
-__all__ = ["Centre", "Witness", "central_path", "lower_bound"]
+__all__ = ["Centre", "central_path", "factorised"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -42,26 +35,6 @@ SHRINK = 0.05  # of mu in one tangent step
 CENTRED = 0.5  # Newton decrement at which the tangent is worth following
 WELL_CENTRED = 1e-7  # the same for the last point: what it leaves of the barrier function, its square, is rounding
 MAX_CENTRING = 100  # steps: a guard against rounding that never settles
-
-
-def lower_bound(q: Quotient, witness: Witness) -> float:
-    """The lower bound of the optimum that a witness proves, nats; -inf if none.
-
-    R'R + N need not be below lambda_Z^2: S is drawn towards the targets until it is.
-
-    Args:
-        q: J clusters.
-        witness: a point of the dual, feasible or nearly so.
-
-    Returns:
-        D at the feasible point.
-    """
-    R = residual(q, witness.S)
-    if min(witness.between.min(), witness.within.min()) < 0:
-        return -np.inf
-    gram = R.between.T @ R.between + witness.between + np.diag((q.sizes - 1) * witness.within)
-    largest = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(R.within**2 - witness.within)), 0.0)
-    return dual_on_ray(q, witness.S, R, float(np.sqrt(largest)))
 
 
 @dataclass(frozen=True)
@@ -253,3 +226,66 @@ def _centre(layout: Layout, at: Point, mu: float, b: Vector, decrement: float, n
     gamma[layout.several] = 2 * mu / q.lambda_z / ((q.sizes[layout.several] - 1) * at.within)
     C = 2 * mu / q.lambda_z * at.inverse
     return Centre(at.witness, mu, mu * layout.num_terms, at.R, C, gamma, b, decrement, num_steps)
+
+
+# --- factors ---------------------------------------------------------------------------------------------------------
+
+
+def factorised(q: Quotient, centre: Centre) -> Atoms:
+    """H >= 0 with the Gram C of the centre; W = H R' / lambda_Z."""
+    C, gamma = _clean(q, centre)
+    root = np.sqrt(np.maximum(np.diag(C), np.finfo(np.float64).tiny))
+    C, gamma = C / np.outer(root, root), gamma / root**2
+    values, vectors = np.linalg.eigh(C)
+    begin = np.maximum((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T, 0.01 * (C > 0))
+    own, common, misfit = _gram_descent(q, C, gamma, begin)
+    if misfit > 1e-10:  # J atoms do not do, or got stuck: twice as many, none like another
+        begin = np.vstack([begin, begin]) * (1 + 0.3 * np.cos(np.arange(2 * begin.size))).reshape(-1, C.shape[1])
+        own, common, _ = _gram_descent(q, C, gamma, begin / np.sqrt(2))
+    own, common, R = own * root, common * root, centre.R
+    return Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
+
+
+def _gram_descent(q: Quotient, C: Matrix, gamma: Vector, begin: Matrix) -> tuple[Matrix, Matrix, float]:
+    """Mixtures with the Gram C whose own parts have the Gram's diagonal gamma, and the misfit; from means ``begin``."""
+    from scipy.optimize import minimize
+
+    several = q.sizes > 1
+    own = np.zeros_like(begin)
+    largest = np.argmax(begin, axis=0), np.arange(begin.shape[1])
+    own[largest] = np.minimum(np.sqrt(gamma), begin[largest])
+
+    def misfit(x: Vector) -> tuple[float, Vector]:
+        own, common = x[: begin.size].reshape(begin.shape), x[begin.size :].reshape(begin.shape)
+        mean = own + common
+        error = mean.T @ mean - C
+        inner = np.where(several, np.sum(own**2, axis=0) - gamma, 0.0)
+        slope = 2 * mean @ error
+        value = 0.5 * float(np.sum(error**2)) + 5 * float(np.sum(inner**2))
+        return value, np.stack([np.where(several, slope + 20 * own * inner, 0.0), slope]).ravel()
+
+    found = minimize(
+        misfit,
+        np.stack([own, begin - own]).ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0, None)] * (2 * begin.size),
+        options={"maxiter": 5000, "maxfun": 10_000, "ftol": 0.0, "gtol": 1e-10, "maxcor": 40},
+    )
+    own, common = (part.reshape(begin.shape) for part in np.split(found.x, 2))
+    return np.where(several, own, 0.0), common + np.where(several, 0.0, own), float(found.fun)
+
+
+def _clean(q: Quotient, centre: Centre) -> tuple[Matrix, Vector]:
+    """C and gamma with zeros where the barrier leaves a trace.
+
+    Of two complementary numbers without units, like a correlation and N_ij / lambda_Z^2, the smaller one is zero at the
+    optimum. A class or a contrast is dropped where it is no larger than 30 times the trace of a clearly dead one.
+    """
+    C, gamma, size = centre.C.copy(), centre.gamma.copy(), np.diag(centre.C)
+    trace, lam2 = 2 * centre.mu / q.lambda_z, q.lambda_z**2
+    root = np.sqrt(size)
+    dead = size < 30 * trace
+    C[(C / np.outer(root, root) < centre.witness.between / lam2) | dead | dead[:, None]] = 0.0
+    gamma = np.where((size - gamma) / size < centre.witness.within / lam2, size, np.minimum(gamma, size))
+    return C, np.where(dead | ((q.sizes - 1) * gamma < 30 * trace), 0.0, gamma)

@@ -11,71 +11,39 @@ reach are those of
 own directions, cluster-constant ones *and their mixtures*: merged minorities use y alone, the column form has one atom
 x_j per cluster, and a class that leans on another cluster's direction while keeping its own mixes the two in one atom.
 
-The algorithm is convex first, factored last. The interior point of :mod:`collapsar.solver.doubly_nonnegative` yields
-the dual witness and C = H'H; H >= 0 with that Gram and W = H R' / lambda_Z follow, and a short descent on
-(W, H >= 0, b) removes what rounding left. Descent alone, from random factors, stops at points where atoms have died.
+The algorithm descends on the factors (:mod:`.factored`) from the column form's, each leaning a little on every class:
+what classes share grows from there, while factors at random stop at points where atoms have died. The dual witness
+follows from the factors (:mod:`.witness`), and what it leaves open says which direction is missing. For few clusters an
+interior point on the dual (:mod:`.doubly_nonnegative`) brings the last digits where the descent stops short of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
-from collapsar.solver.barrier import Witness
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
-from collapsar.solver.doubly_nonnegative import Centre, central_path, lower_bound
-from collapsar.solver.objective import cross_entropy, predict, residual
+from collapsar.solver.doubly_nonnegative import central_path, factorised
+from collapsar.solver.factored import Atoms, descend, newton
+from collapsar.solver.objective import Columns, Residual, cross_entropy, predict, residual
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
+from collapsar.solver.witness import Witness, lower_bound, tightened, witness_of
 
 __all__ = ["Atoms", "SharedResult", "certify_atoms", "factors", "minimise_shared"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-MAX_CLUSTERS = 32  # the interior point is dense in 1.5 J^2 unknowns: about ten seconds at J = 30 on one core
-
-
-@dataclass(frozen=True)
-class Atoms:
-    """r orbits w h'; every array has shape (r, J), in the coordinates of Z M^(1/2).
-
-    Attributes:
-        between: components of w along u_j.
-        within: contrasts of w in cluster j, over sqrt(k_j - 1).
-        own: x >= 0: h has x_j sqrt(k_j) on one class of cluster j; 0 for single classes.
-        common: y >= 0: h has y_j / sqrt(k_j) on all classes of cluster j.
-    """
-
-    between: Matrix
-    within: Matrix
-    own: Matrix
-    common: Matrix
-
-    @property
-    def mean(self) -> Matrix:
-        """Components of h along u_j."""
-        return self.own + self.common
-
-    def blocks(self, q: Quotient, b: Vector) -> Blocks:
-        """The point sum_i w_i h_i' with bias b."""
-        S, x = self.between.T @ self.mean, np.sum(self.within * self.own, axis=0)
-        return Blocks(x / np.sqrt(q.mass), S / q.weight, b)
-
-    def norms(self, q: Quotient) -> tuple[Vector, Vector]:
-        """||w_i|| and ||h_i||, shape (r,)."""
-        contrasts = q.sizes - 1
-        w = np.sum(self.between**2, axis=1) + self.within**2 @ contrasts
-        return np.sqrt(w), np.sqrt(np.sum(self.mean**2, axis=1) + self.own**2 @ contrasts)
-
-    def price(self, q: Quotient) -> float:
-        """sum_i ||w_i|| ||h_i||, an upper bound of the gauge."""
-        w, h = self.norms(q)
-        return float(w @ h)
+_ROUNDS = 6  # of descent, Newton's method and the bound: one or two are usual
+_LEAN = 1e-3  # of a typical feature: what each begins with along every other class
+_INTERIOR = 32  # clusters: the interior point is dense in 1.5 J^2 unknowns, some seconds at J = 25
+_ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
+_STARTS = 12  # of the search for a direction that pays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +132,12 @@ def minimise_shared(
         q: J clusters, nonnegative features.
         start: the best column form, from :func:`collapsar.solver.nonnegative.minimise_nonnegative`.
         tol: relative duality gap to reach.
-        max_steps: Newton steps of the interior point at most; 25 to 100 are usual.
-        progress: called at every centre with the start's objective and the bound so far.
+        max_steps: rounds of descent, Newton's method and the bound, at most; one or two are usual.
+        progress: called after every round with the best point and bound so far.
 
     Returns:
         The point with its atoms and witness. The status is ``SHARED_DIRECTIONS`` where the gap stays above ``tol``:
-        there are too many clusters for the interior point, or the relaxation behind the bound is not tight.
+        the relaxation behind the bound is not tight, or float64 leaves no more.
 
     Example:
         >>> from collapsar.core.problem import Problem
@@ -187,148 +155,143 @@ def minimise_shared(
         ((6, 10), True)
     """
     best = _column_result(q, start, tol)
-    if best.status is Status.OPTIMAL or q.num_clusters > MAX_CLUSTERS:
-        return best
-    scale = max(abs(best.certificate.primal), GAP_FLOOR)
-    centre = None
-    for centre in central_path(q, best.witness.S, best.certificate.primal, 0.3 * tol * scale):
-        if progress is not None:
-            progress(centre.num_steps, Certificate(best.certificate.primal, lower_bound(q, centre.witness)))
-        if centre.num_steps >= max_steps:
+    atoms, b = _leaning(q, start, best.witness.S)
+    for num_steps in range(1, min(_ROUNDS, max_steps) + 1):
+        if best.status is Status.OPTIMAL:
             break
-    return best if centre is None else _finish(q, best, centre, tol, max_steps)
+        report = None if progress is None else _reporting(progress, num_steps, best.certificate.dual)
+        found = _certified(q, *newton(q, *descend(q, atoms, b, report)), num_steps, tol)
+        best = _better(best, found, tol, last=num_steps == max_steps)
+        if progress is not None:
+            progress(num_steps, best.certificate)
+        missing = _missing(q, found.witness.S)
+        if missing is None and num_steps > 1:
+            break
+        atoms, b = found.atoms if missing is None else _with(q, found.atoms, missing), found.blocks.b
+    if best.status is Status.SHARED_DIRECTIONS and q.num_clusters <= _INTERIOR:
+        best = _interior(q, best, tol, progress)
+    return best
+
+
+def _interior(q: Quotient, best: SharedResult, tol: float, progress: Progress | None) -> SharedResult:
+    """The interior point's witness, and its factors after descent."""
+    centre, start = None, best
+    goal = 0.3 * tol * max(abs(best.certificate.primal), GAP_FLOOR)
+    for centre in central_path(q, best.witness.S, best.certificate.primal, goal):
+        if progress is not None:
+            progress(start.num_steps, Certificate(best.certificate.primal, lower_bound(q, centre.witness)))
+    if centre is None:
+        return best
+    atoms, b = descend(q, factorised(q, centre), centre.b)
+    b = centred(q, atoms.blocks(q, b)).b
+    certificate, steps = certify_atoms(q, atoms, b, centre.witness), start.num_steps + centre.num_steps
+    found = SharedResult(
+        atoms.blocks(q, b), certificate, steps, start.status, atoms.price(q), atoms=atoms, witness=centre.witness
+    )
+    return _better(best, found, tol, last=False)
+
+
+def _reporting(progress: Progress, num_steps: int, dual: float) -> Callable[[float], None]:
+    return lambda value: progress(num_steps, Certificate(value, dual))
 
 
 def _column_result(q: Quotient, start: Blocks, tol: float) -> SharedResult:
     """The start as atoms, one own direction per class, with the simple witness N = [-R'R]_+."""
     several = q.sizes > 1
-    own, root = np.diag(several.astype(np.float64)), np.sqrt(q.mass)
-    within = np.diag(np.where(several, start.alpha * root, 0.0))
+    own = np.diag(several.astype(np.float64))
+    within = np.diag(np.where(several, start.alpha * np.sqrt(q.mass), 0.0))
     atoms = Atoms((q.weight * start.C).T, within, own, np.eye(q.num_clusters) - own)
-    P = predict(q, start if q.lambda_b == np.inf else balance_bias(q, start))[0]
-    R = residual(q, P)
-    gram = R.between.T @ R.between
-    siblings = np.where(several, (np.diag(gram) - R.within**2) / q.sizes, 0.0)
-    between = np.maximum(-gram, 0.0)
-    between[np.diag_indices_from(between)] = 0.0
-    witness = Witness(P, between, np.maximum(-siblings, 0.0))
+    none = np.zeros_like(own), np.zeros(q.num_clusters)
+    witness = witness_of(q, _softmax(q, start), *none)
     certificate = certify_blocks(q, start)
     status = Status.OPTIMAL if certificate.relative_gap <= tol else Status.SHARED_DIRECTIONS
     return SharedResult(start, certificate, 0, status, atoms=atoms, witness=witness)
 
 
-def _finish(q: Quotient, best: SharedResult, centre: Centre, tol: float, max_steps: int) -> SharedResult:
-    """Factors from the last centre; the better of them and the column form; the better bound."""
-    atoms, b = _descend(q, _factorise(q, centre), centre.b)
-    b = centred(q, atoms.blocks(q, b)).b
-    blocks, certificate = atoms.blocks(q, b), certify_atoms(q, atoms, b, centre.witness)
-    dual = max(certificate.dual, best.certificate.dual)
-    if not certificate.primal < best.certificate.primal:
-        blocks, atoms = best.blocks, best.atoms
-    primal = min(certificate.primal, best.certificate.primal)
-    found = Certificate(primal, dual)
-    status = Status.OPTIMAL if found.relative_gap <= tol else Status.SHARED_DIRECTIONS
-    if status is not Status.OPTIMAL and not centre.gap <= tol * max(abs(primal), GAP_FLOOR):
-        status = Status.MAX_STEPS if centre.num_steps >= max_steps else Status.STALLED
-    price = atoms.price(q)
-    return SharedResult(blocks, found, centre.num_steps, status, price, atoms=atoms, witness=centre.witness)
+def _softmax(q: Quotient, blocks: Blocks) -> Columns:
+    """P, with the best bias for Z, so that a free one is balanced."""
+    return predict(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))[0]
 
 
-def _factorise(q: Quotient, centre: Centre) -> Atoms:
-    """H >= 0 with the Gram C of the centre; W = H R' / lambda_Z."""
-    C, gamma = _clean(q, centre)
-    root = np.sqrt(np.maximum(np.diag(C), np.finfo(np.float64).tiny))
-    C, gamma = C / np.outer(root, root), gamma / root**2
-    values, vectors = np.linalg.eigh(C)
-    begin = np.maximum((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T, 0.01 * (C > 0))
-    own, common, misfit = _gram_descent(q, C, gamma, begin)
-    if misfit > 1e-10:  # J atoms do not do, or got stuck: twice as many, none like another
-        begin = np.vstack([begin, begin]) * (1 + 0.3 * np.cos(np.arange(2 * begin.size))).reshape(-1, C.shape[1])
-        own, common, _ = _gram_descent(q, C, gamma, begin / np.sqrt(2))
-    own, common, R = own * root, common * root, centre.R
-    return Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
+def _leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
+    """The column form's features, each with a small part along every class, and W = H R' / lambda_Z.
 
-
-def _gram_descent(q: Quotient, C: Matrix, gamma: Vector, begin: Matrix) -> tuple[Matrix, Matrix, float]:
-    """Mixtures with the Gram C whose own parts have the Gram's diagonal gamma, and the misfit; from means ``begin``."""
-    several = q.sizes > 1
-    own = np.zeros_like(begin)
-    largest = np.argmax(begin, axis=0), np.arange(begin.shape[1])
-    own[largest] = np.minimum(np.sqrt(gamma), begin[largest])
-
-    def misfit(x: Vector) -> tuple[float, Vector]:
-        own, common = x[: begin.size].reshape(begin.shape), x[begin.size :].reshape(begin.shape)
-        mean = own + common
-        error = mean.T @ mean - C
-        inner = np.where(several, np.sum(own**2, axis=0) - gamma, 0.0)
-        slope = 2 * mean @ error
-        value = 0.5 * float(np.sum(error**2)) + 5 * float(np.sum(inner**2))
-        return value, np.stack([np.where(several, slope + 20 * own * inner, 0.0), slope]).ravel()
-
-    found = minimize(
-        misfit,
-        np.stack([own, begin - own]).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0, None)] * (2 * begin.size),
-        options={"maxiter": 5000, "maxfun": 10_000, "ftol": 0.0, "gtol": 1e-10, "maxcor": 40},
-    )
-    own, common = (part.reshape(begin.shape) for part in np.split(found.x, 2))
-    return np.where(several, own, 0.0), common + np.where(several, 0.0, own), float(found.fun)
-
-
-def _clean(q: Quotient, centre: Centre) -> tuple[Matrix, Vector]:
-    """C and gamma with zeros where the barrier leaves a trace.
-
-    Of two complementary numbers without units, like a correlation and N_ij / lambda_Z^2, the smaller one is zero at the
-    optimum. A class or a contrast is dropped where it is no larger than 30 times the trace of a clearly dead one.
+    A class without a feature begins with a small one of its own, and one atom more with what all would share.
     """
-    C, gamma, size = centre.C.copy(), centre.gamma.copy(), np.diag(centre.C)
-    trace, lam2 = 2 * centre.mu / q.lambda_z, q.lambda_z**2
-    root = np.sqrt(size)
-    dead = size < 30 * trace
-    C[(C / np.outer(root, root) < centre.witness.between / lam2) | dead | dead[:, None]] = 0.0
-    gamma = np.where((size - gamma) / size < centre.witness.within / lam2, size, np.minimum(gamma, size))
-    return C, np.where(dead | ((q.sizes - 1) * gamma < 30 * trace), 0.0, gamma)
+    J, several, R = q.num_clusters, q.sizes > 1, residual(q, S)
+    X = q.weight * start.C
+    size = np.sqrt(np.sqrt(np.sum(X**2, axis=0) + (q.sizes - 1) * q.mass * start.alpha**2))
+    typical = float(np.sqrt(np.mean(size**2))) or 1.0
+    lean = _LEAN * typical * (1 - np.eye(J))
+    size = np.maximum(size, _LEAN * typical)
+    own = np.diag(np.where(several, size, 0.0))
+    common = np.diag(np.where(several, _LEAN * typical, size)) + lean
+    h = _ascent(R.between, np.ones(J))
+    own, common = np.vstack([own, np.zeros(J)]), np.vstack([common, 0.1 * typical * h])
+    atoms = Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
+    return atoms, start.b
 
 
-def _descend(q: Quotient, atoms: Atoms, b: Vector) -> tuple[Atoms, Vector]:
-    """Descent on (W, H >= 0, b) from good factors, with the price (||W||^2 + ||H||^2) / 2."""
-    J, contrasts = q.num_clusters, q.sizes - 1
-    biased = q.lambda_b < np.inf
+def _ascent(R: Matrix, h: Vector, steps: int = 300) -> Vector:
+    """Projected power iteration on ||R h|| over unit h >= 0."""
+    for _ in range(steps):
+        new = np.maximum(R.T @ (R @ h), 0.0)
+        length = float(np.linalg.norm(new))
+        if not length > 0:
+            break
+        h = new / length
+    return h / max(float(np.linalg.norm(h)), np.finfo(np.float64).tiny)
 
-    def unpack(x: Vector) -> Atoms:
-        return Atoms(*(part.reshape(atoms.own.shape) for part in np.split(x[: x.size - J], 4)))
 
-    def objective(x: Vector) -> tuple[float, Vector]:
-        at, bias = unpack(x), x[x.size - J :]
-        between, within, own = at.between, at.within, at.own
-        P, loss = predict(q, at.blocks(q, bias))
-        R = residual(q, P)
-        w, h = at.norms(q)
-        value = loss + 0.5 * q.lambda_z * float(w @ w + h @ h)
-        mean_slope = q.lambda_z * at.mean - between @ R.between
-        inner = contrasts * R.within
-        slopes = [
-            q.lambda_z * between - at.mean @ R.between.T,
-            q.lambda_z * contrasts * within - own * inner,
-            np.where(contrasts > 0, mean_slope + q.lambda_z * contrasts * own - within * inner, 0.0),
-            mean_slope,
-        ]
-        if biased:
-            value += 0.5 * q.lambda_b * float(q.sizes @ bias**2)
-        bias_slope = q.sizes * (q.lambda_b * bias - R.bias) if biased else np.zeros(J)
-        return value, np.concatenate([np.stack(slopes).ravel(), bias_slope])
+def _missing(q: Quotient, S: Columns) -> tuple[Matrix, Residual] | None:
+    """Directions common to clusters that would pay, ||R h|| > lambda_Z, one a row, and the residual; None if none."""
+    R, J = residual(q, S), q.num_clusters
+    found: list[Vector] = []
+    for start in (np.ones(J), *(np.eye(J)[np.argsort(q.mass)[: _STARTS - 1]] + 1e-2)):
+        h = _ascent(R.between, start)
+        new = all(h @ other < 0.999 for other in found)
+        if new and np.linalg.norm(R.between @ h) > q.lambda_z * (1 + 1e-7):
+            found.append(h)
+    return (np.array(found), R) if found else None
 
-    x = np.concatenate([np.stack([atoms.between, atoms.within, atoms.own, atoms.common]).ravel(), b])
-    scale = objective(x)[0]
-    size = atoms.own.size
-    found = minimize(
-        lambda x: tuple(part / scale for part in objective(x)),
-        x,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(None, None)] * (2 * size) + [(0, None)] * (2 * size) + [(None, None)] * J,
-        options={"maxiter": 2000, "maxfun": 4000, "ftol": 0.0, "gtol": 1e-13, "maxcor": 40},
+
+def _with(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Residual]) -> Atoms:
+    """The atoms and small ones along the missing directions."""
+    directions, R = missing
+    h = 0.03 * float(np.max(np.linalg.norm(atoms.mean, axis=1), initial=1.0)) * directions
+    parts = (
+        (atoms.between, h @ R.between.T / q.lambda_z),
+        (atoms.within, 0 * h),
+        (atoms.own, 0 * h),
+        (atoms.common, h),
     )
-    return unpack(found.x), found.x[x.size - J :]
+    return Atoms(*(np.vstack(part) for part in parts))
+
+
+def _certified(q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float) -> SharedResult:
+    """Factors with their price and their witness, whose pairs are tightened where that is not enough."""
+    b = centred(q, atoms.blocks(q, b)).b
+    blocks = atoms.blocks(q, b)
+    witness = witness_of(q, _softmax(q, blocks), *atoms.gram())
+    certificate = certify_atoms(q, atoms, b, witness)
+    if not certificate.relative_gap <= tol:
+        other = tightened(q, witness)
+        tighter = certify_atoms(q, atoms, b, other)
+        if tighter.dual > certificate.dual:
+            witness, certificate = other, tighter
+    return SharedResult(
+        blocks, certificate, num_steps, Status.SHARED_DIRECTIONS, atoms.price(q), atoms=atoms, witness=witness
+    )
+
+
+def _better(one: SharedResult, other: SharedResult, tol: float, *, last: bool) -> SharedResult:
+    """The lower point of two with the better bound of two."""
+    low = one if one.certificate.primal <= other.certificate.primal else other
+    tight = one if one.certificate.dual >= other.certificate.dual else other
+    certificate = Certificate(low.certificate.primal, tight.certificate.dual)
+    status = Status.MAX_STEPS if last else Status.SHARED_DIRECTIONS
+    if certificate.relative_gap <= _ROUNDING:
+        status = Status.STALLED
+    if certificate.relative_gap <= tol:
+        status = Status.OPTIMAL
+    return replace(low, certificate=certificate, status=status, num_steps=other.num_steps, witness=tight.witness)

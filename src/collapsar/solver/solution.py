@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from collapsar.core.files import write_atomically
 from collapsar.core.problem import Problem
-from collapsar.solver.barrier import Witness
 from collapsar.solver.certificate import Certificate, certify_blocks
 from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.shared import Atoms, certify_atoms, factors
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
+from collapsar.solver.witness import Witness
 
 __all__ = ["ClassState", "NotConvergedError", "SharedProof", "Solution", "load_solution"]
 

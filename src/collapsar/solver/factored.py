@@ -1,0 +1,219 @@
+"""The program for features >= 0 in its factors: min over (W, H >= 0, b), by descent and then by Newton's method.
+
+    loss(W'H + b) + (lambda_Z / 2)(||W||^2 + ||H||^2) + (lambda_b / 2)||b||^2
+
+with the orbits of :class:`Atoms` as unknowns. Descent finds the directions that classes share; it stops where rounding
+in the objective hides further progress, at an error of 1e-8 or so, and Newton's method on the gradient, with the
+unknowns that are held at zero left out, takes over from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.solver.conjugate_gradients import truncated_newton
+from collapsar.solver.objective import predict, residual
+from collapsar.solver.symmetry import Blocks, Quotient
+
+__all__ = ["Atoms", "descend", "newton"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+_DESCENT_STEPS = 4000
+_NEWTON_STEPS = 12
+_DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
+_LOST = 1e5  # growth of the projected gradient at which Newton's method has lost its way
+_AT_REST = 1e-13  # relative size of a projected gradient step: rounding
+_DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom is none
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """r orbits w h'; every array has shape (r, J), in the coordinates of Z M^(1/2).
+
+    Attributes:
+        between: components of w along u_j.
+        within: contrasts of w in cluster j, over sqrt(k_j - 1).
+        own: x >= 0: h has x_j sqrt(k_j) on one class of cluster j; 0 for single classes.
+        common: y >= 0: h has y_j / sqrt(k_j) on all classes of cluster j.
+    """
+
+    between: Matrix
+    within: Matrix
+    own: Matrix
+    common: Matrix
+
+    @property
+    def mean(self) -> Matrix:
+        """Components of h along u_j."""
+        return self.own + self.common
+
+    def blocks(self, q: Quotient, b: Vector) -> Blocks:
+        """The point sum_i w_i h_i' with bias b."""
+        S, x = self.between.T @ self.mean, np.sum(self.within * self.own, axis=0)
+        return Blocks(x / np.sqrt(q.mass), S / q.weight, b)
+
+    def norms(self, q: Quotient) -> tuple[Vector, Vector]:
+        """||w_i|| and ||h_i||, shape (r,)."""
+        contrasts = q.sizes - 1
+        w = np.sum(self.between**2, axis=1) + self.within**2 @ contrasts
+        return np.sqrt(w), np.sqrt(np.sum(self.mean**2, axis=1) + self.own**2 @ contrasts)
+
+    def price(self, q: Quotient) -> float:
+        """sum_i ||w_i|| ||h_i||, an upper bound of the gauge."""
+        w, h = self.norms(q)
+        return float(w @ h)
+
+    def gram(self) -> tuple[Matrix, Vector]:
+        """H'H between clusters, (J, J), and on the contrasts within each, (J,)."""
+        return self.mean.T @ self.mean, np.sum(self.own**2, axis=0)
+
+    def alive(self, q: Quotient) -> Atoms:
+        """Those that are not zero."""
+        w, h = self.norms(q)
+        keep = w * h > _DEAD * np.max(w * h, initial=0.0)
+        return Atoms(self.between[keep], self.within[keep], self.own[keep], self.common[keep])
+
+
+@dataclass(frozen=True)
+class _Unknowns:
+    """Atoms and bias as one vector: between, common, and where a cluster has several classes within and own; then b."""
+
+    q: Quotient
+    rows: int
+
+    @property
+    def parts(self) -> int:
+        return 4 if np.any(self.q.sizes > 1) else 2
+
+    def pack(self, atoms: Atoms, b: Vector) -> Vector:
+        parts = (atoms.between, atoms.common, atoms.within, atoms.own)[: self.parts]
+        return np.concatenate([*(part.ravel() for part in parts), b])
+
+    def unpack(self, x: Vector) -> tuple[Atoms, Vector]:
+        J = self.q.num_clusters
+        parts = [part.reshape(self.rows, J) for part in np.split(x[: x.size - J], self.parts)]
+        between, common, within, own = parts if self.parts == 4 else (*parts, *[np.zeros((self.rows, J))] * 2)
+        return Atoms(between, within, own, common), x[x.size - J :]
+
+    @property
+    def nonnegative(self) -> NDArray[np.bool_]:
+        part = self.rows * self.q.num_clusters
+        flags = np.repeat([False, True, False, True][: self.parts], part)
+        return np.concatenate([flags, np.zeros(self.q.num_clusters, dtype=bool)])
+
+    def objective(self, x: Vector) -> tuple[float, Vector]:
+        """Value and gradient."""
+        q, contrasts = self.q, self.q.sizes - 1
+        at, b = self.unpack(x)
+        P, loss = predict(q, at.blocks(q, b))
+        R = residual(q, P)
+        w, h = at.norms(q)
+        value = loss + 0.5 * q.lambda_z * float(w @ w + h @ h)
+        mean_slope = q.lambda_z * at.mean - at.between @ R.between
+        slopes = [q.lambda_z * at.between - at.mean @ R.between.T, mean_slope]
+        if self.parts == 4:
+            inner = contrasts * R.within
+            own_slope = mean_slope + q.lambda_z * contrasts * at.own - at.within * inner
+            slopes += [
+                q.lambda_z * contrasts * at.within - at.own * inner,
+                np.where(contrasts > 0, own_slope, 0.0),
+            ]
+        bias_slope = np.zeros(q.num_clusters)
+        if q.lambda_b < np.inf:
+            value += 0.5 * q.lambda_b * float(q.sizes @ b**2)
+            bias_slope = q.sizes * (q.lambda_b * b - R.bias)
+        return value, np.concatenate([*(slope.ravel() for slope in slopes), bias_slope])
+
+
+def descend(
+    q: Quotient, atoms: Atoms, b: Vector, report: Callable[[float], None] | None = None
+) -> tuple[Atoms, Vector]:
+    """Descent from the given factors, with bounds, until rounding stops it.
+
+    Args:
+        q: J clusters.
+        atoms: where to start.
+        b: the bias to start with.
+        report: called with the objective at every iteration; may raise to interrupt.
+    """
+    from scipy.optimize import minimize
+
+    unknowns = _Unknowns(q, len(atoms.own))
+    x = unknowns.pack(atoms, b)
+    scale = unknowns.objective(x)[0]
+    lower = np.where(unknowns.nonnegative, 0.0, -np.inf)
+    found = minimize(
+        lambda x: tuple(part / scale for part in unknowns.objective(x)),
+        x,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=list(zip(lower, np.full(x.size, np.inf), strict=True)),
+        callback=None if report is None else lambda intermediate_result: report(intermediate_result.fun * scale),
+        options={"maxiter": _DESCENT_STEPS, "maxfun": 2 * _DESCENT_STEPS, "ftol": 0.0, "gtol": 1e-13, "maxcor": 10},
+    )
+    atoms, b = unknowns.unpack(found.x)
+    return atoms.alive(q), b
+
+
+def newton(q: Quotient, atoms: Atoms, b: Vector) -> tuple[Atoms, Vector]:
+    """Newton's method on the gradient of the free unknowns, for factors that descent has brought near a minimum.
+
+    The unknowns at zero change with every step, and H'H may have many nonnegative factors, along which nothing changes:
+    so the gradient may grow before it vanishes. The best point is kept, and where the method loses its way it starts
+    again from there, with a damped Hessian.
+    """
+    unknowns = _Unknowns(q, len(atoms.own))
+    bounded, best = unknowns.nonnegative, unknowns.pack(atoms, b)
+    rest = _AT_REST * float(np.linalg.norm(best))
+    least = _projected(q, best, unknowns.objective(best)[1], bounded)
+    for damping in _DAMPINGS:
+        x, start = best, least
+        for _ in range(_NEWTON_STEPS):
+            if least <= rest:
+                break
+            gradient = unknowns.objective(x)[1]
+            # a primal-dual active set: lambda_Z is the curvature of the penalty
+            free = ~(bounded & (x < gradient / q.lambda_z)) & ((x != 0) | (gradient != 0))
+            curve = _curvature(unknowns, x, free, damping * q.lambda_z)
+            step = truncated_newton(curve, _same, gradient[free], radius=np.inf, forcing=1e-3, max_iterations=400)
+            x = np.where(free, x, 0.0)
+            x[free] += step.v
+            x = np.where(bounded, np.maximum(x, 0.0), x)
+            norm = _projected(q, x, unknowns.objective(x)[1], bounded)
+            if norm < least:
+                best, least = x, norm
+            elif norm > _LOST * max(start, least):
+                break
+    return unknowns.unpack(best)
+
+
+def _curvature(unknowns: _Unknowns, x: Vector, free: NDArray[np.bool_], damping: float) -> Callable[[Vector], Vector]:
+    """The damped Hessian on the free unknowns, from central differences of the gradient."""
+    length = 1e-7 * float(np.linalg.norm(x))
+
+    def apply(v: Vector) -> Vector:
+        size = float(np.linalg.norm(v))
+        if not size > 0:
+            return np.zeros_like(v)
+        move = np.zeros_like(x)
+        move[free] = v * (length / size)
+        change = unknowns.objective(x + move)[1] - unknowns.objective(x - move)[1]
+        return change[free] * (size / (2 * length)) + damping * v
+
+    return apply
+
+
+def _same(v: Vector) -> Vector:
+    return v
+
+
+def _projected(q: Quotient, x: Vector, gradient: Vector, bounded: NDArray[np.bool_]) -> float:
+    """How far the point moves in a projected gradient step of length 1 / lambda_Z."""
+    step = gradient / q.lambda_z
+    return float(np.linalg.norm(np.where(bounded, np.minimum(step, x), step)))

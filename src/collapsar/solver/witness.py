@@ -1,0 +1,125 @@
+"""What proves a lower bound for features >= 0: columns S and pairs N of the dual.
+
+The price of nonnegative features is a minimum over completely positive matrices, C = H'H with H >= 0,
+
+    gauge(X) = min_C ( tr C + tr X C^-1 X' ) / 2.
+
+Relaxed to C doubly nonnegative (positive semidefinite and entrywise >= 0, the same thing for up to four classes), the
+program of :mod:`collapsar.core.problem` has the dual
+
+    max D(S)   over S with columns in the simplex and N >= 0, symmetric, zero on the diagonal: R'R + N <= lambda_Z^2 I,
+
+R the residual at S. Any such (S, N) is a lower bound, since h'R'R h <= h'(R'R + N)h for h >= 0; N = [-R'R]_+ gives the
+bound of :func:`collapsar.solver.certificate.dual_norm`. At the optimum C is complementary to both constraints: N_ij = 0
+where two classes share a direction (C_ij > 0), and (lambda_Z^2 I - R'R - N) C = 0, so that N_ij = -(R'R)_ij where class
+i has a direction of its own. Hence the residual's columns are orthogonal where directions are shared, as for signed
+features, and at obtuse angles where they are not, as in the column form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.solver.certificate import dual_on_ray
+from collapsar.solver.objective import Columns, residual
+from collapsar.solver.symmetry import Quotient
+
+__all__ = ["Witness", "lower_bound", "tightened", "witness_of"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+# The largest eigenvalue is smoothed to mu log sum exp(. / mu), relative to lambda_Z^2, for these mu in turn.
+_SMOOTHING = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A point of the dual: :func:`lower_bound` checks what it proves.
+
+    Attributes:
+        S: stochastic columns.
+        between: N between clusters times sqrt(k_i k_j), shape (J, J), symmetric, >= 0, zero diagonal.
+        within: nu >= 0, N between two classes of one cluster, shape (J,), 0 for single classes.
+    """
+
+    S: Columns
+    between: Matrix
+    within: Vector
+
+
+def lower_bound(q: Quotient, witness: Witness) -> float:
+    """The lower bound of the optimum that a witness proves, nats; -inf if none.
+
+    R'R + N need not be below lambda_Z^2: the bound is taken on the ray from the targets through S, where it is.
+
+    Args:
+        q: J clusters.
+        witness: a point of the dual, feasible or nearly so.
+    """
+    if min(witness.between.min(), witness.within.min()) < 0:
+        return -np.inf
+    R = residual(q, witness.S)
+    gram = R.between.T @ R.between + witness.between + np.diag((q.sizes - 1) * witness.within)
+    largest = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(R.within**2 - witness.within)), 0.0)
+    return dual_on_ray(q, witness.S, R, float(np.sqrt(largest)))
+
+
+def witness_of(q: Quotient, S: Columns, C: Matrix, gamma: Vector) -> Witness:
+    """The witness that a primal point suggests: N = -R'R where that is positive and the classes share no direction.
+
+    Of two complementary numbers without units, a correlation of C and N_ij / lambda_Z^2, the smaller one is taken for
+    the one that is zero at the optimum.
+
+    Args:
+        q: J clusters.
+        S: the softmax at the point.
+        C: H'H of the point between clusters, shape (J, J); zero where nothing is known of directions.
+        gamma: H'H on the contrasts within each cluster, shape (J,), 0 for single classes.
+    """
+    R, k, several = residual(q, S), q.sizes, q.sizes > 1
+    gram, on = R.between.T @ R.between, np.diag_indices(q.num_clusters)
+    between = np.maximum(-gram, 0.0)
+    between[on] = 0.0
+    within = np.where(several, np.maximum((R.within**2 - gram[on]) / k, 0.0), 0.0)
+    pair = np.where(several, np.maximum(C[on] - gamma, 0.0) / k, C[on])  # of two classes of one cluster
+    own = np.maximum(np.where(several, pair + gamma, pair), np.finfo(np.float64).tiny)
+    scale, lam2 = np.sqrt(k * own), q.lambda_z**2
+    between[C / np.outer(scale, scale) > between / np.sqrt(np.outer(k, k)) / lam2] = 0.0
+    return Witness(S, between, np.where(pair / own > within / lam2, 0.0, within))
+
+
+def tightened(q: Quotient, witness: Witness) -> Witness:
+    """The same S with the N >= 0 that makes the largest eigenvalue of R'R + N as small as it goes, from the given N."""
+    from scipy.optimize import minimize
+
+    R, J, lam2 = residual(q, witness.S), q.num_clusters, q.lambda_z**2
+    upper, several = np.triu_indices(J, 1), np.flatnonzero(q.sizes > 1)
+    gram, inner, siblings = R.between.T @ R.between / lam2, (R.within**2 / lam2)[several], (q.sizes - 1)[several]
+
+    def largest(x: Vector, mu: float) -> tuple[float, Vector]:
+        pairs, nu = np.split(x, [upper[0].size])
+        matrix = gram.copy()
+        matrix[upper] += pairs
+        matrix.T[upper] += pairs
+        matrix[several, several] += siblings * nu
+        values, vectors = np.linalg.eigh(matrix)
+        contrasts = inner - nu
+        top = max(float(values[-1]), float(np.max(contrasts, initial=-np.inf)))
+        weights, inside = np.exp((values - top) / mu), siblings * np.exp((contrasts - top) / mu)
+        total = weights.sum() + inside.sum()
+        slope = (vectors * (weights / total)) @ vectors.T
+        gradient = np.concatenate([2 * slope[upper], siblings * slope[several, several] - inside / total])
+        return (top - 1) / mu + float(np.log(total)), gradient / mu
+
+    x = np.concatenate([witness.between[upper], witness.within[several]]) / lam2
+    for mu in _SMOOTHING:
+        options = {"maxiter": 200, "ftol": 1e-12, "gtol": 1e-7, "maxcor": 20}
+        x = minimize(largest, x, (mu,), "L-BFGS-B", jac=True, bounds=[(0, None)] * x.size, options=options).x
+    between, within = np.zeros((J, J)), np.zeros(J)
+    between[upper] = x[: upper[0].size] * lam2
+    within[several] = x[upper[0].size :] * lam2
+    return Witness(witness.S, between + between.T, within)
