@@ -75,7 +75,7 @@ def test_what_no_theory_covers_is_refused_with_the_reason(change: str, words: st
     elif change == "mixed":
         loop = Loop(data=torch.utils.data.DataLoader(data, collate_fn=mixup_batches))
     elif change == "resampled":
-        sampler = torch.utils.data.WeightedRandomSampler([1.0] * 4, 4)
+        sampler = torch.utils.data.WeightedRandomSampler([1.0, 1.0, 1.0, 9.0], 4)
         loop = Loop(data=torch.utils.data.DataLoader(data, sampler=sampler))
     elif change == "two decays":
         optimizer = torch.optim.SGD(

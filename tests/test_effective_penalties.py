@@ -61,8 +61,8 @@ def test_each_parameter_has_the_decay_of_its_own_group():
         (lambda p: torch.optim.AdamW(p, weight_decay=0.1), True),
         (lambda p: torch.optim.Adam(p, weight_decay=0.1, decoupled_weight_decay=True), True),
         (lambda p: torch.optim.NAdam(p, weight_decay=0.1, decoupled_weight_decay=True), True),
-        (lambda p: type("Lion", (torch.optim.SGD,), {})(p, lr=0.1, weight_decay=0.1), True),
-        (lambda p: type("Muon", (torch.optim.SGD,), {})(p, lr=0.1, weight_decay=0.1), True),
+        (lambda p: type("Lion", (torch.optim.SGD,), {})(p, lr=0.1, weight_decay=0.1), False),  # a name says nothing
+        (lambda p: type("Plain", (torch.optim.AdamW,), {})(p, lr=0.1, weight_decay=0.1), True),
         (lambda p: torch.optim.Adam(p, weight_decay=0.1), False),
         (lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1), False),
         (lambda p: torch.optim.AdamW(p, weight_decay=0.0), False),
@@ -171,7 +171,8 @@ def test_the_loss_is_read():
     model = plain_model()
     weight = torch.tensor([1.0, 2.0, 4.0])
     criterion = nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1)
-    known = known_training(model, model[2], sgd(model), penalties=Penalties(1, 1), criterion=criterion)
+    with pytest.warns(PenaltyWarning, match="not quite the loss of the theory"):  # torch weighs the smoothed part too
+        known = known_training(model, model[2], sgd(model), penalties=Penalties(1, 1), criterion=criterion)
     assert known.loss == Loss(class_weights=np.array([1.0, 2.0, 4.0]), smoothing=0.1)
     assert kinds(model, model[2], criterion=nn.MultiMarginLoss()) == ["loss"]
 
@@ -200,7 +201,11 @@ def test_the_matched_criterion_is_known_and_resampling_is_warned_of():
     assert drawn.scales is not None
     labels = np.repeat(np.arange(3), problem.class_counts)
     data = TensorDataset(torch.zeros(45, 4), torch.from_numpy(labels))
-    for sampler in (ClassAwareSampler(labels, [1, 2, 3]), WeightedRandomSampler([1.0] * 45, 45)):
+    for sampler in (ClassAwareSampler(labels, [1, 2, 3]), WeightedRandomSampler((1 + labels**2).tolist(), 45)):
         loader = DataLoader(data, sampler=sampler)
         assert kinds(model, model[2], sgd(model), penalties=Penalties(0.1, 0.01), data=loader) == ["resampled"]
-    assert kinds(model, model[2], sgd(model), penalties=Penalties(0.1, 0.01), data=DataLoader(data, shuffle=True)) == []
+    for loader in (
+        DataLoader(data, shuffle=True),
+        DataLoader(data, sampler=WeightedRandomSampler([1.0] * 45, 45)),  # at the rates of the data
+    ):
+        assert kinds(model, model[2], sgd(model), penalties=Penalties(0.1, 0.01), data=loader) == []

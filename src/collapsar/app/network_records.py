@@ -46,7 +46,7 @@ def _optimal_means(found: Diagnosis) -> list[list[float]] | None:
     )
     gram = cs.solve(problem, 1e-7, throw=False).feature_gram()
     known, effective = found.known, found.effective
-    split = (known.lambda_w, known.lambda_h)
+    split = (known.one_lambda_w, known.lambda_h)
     if theory.source == "effective" and effective is not None:
         split = (effective.lambda_w, effective.lambda_h)
     assert split[0] is not None  # as lambda_z is known

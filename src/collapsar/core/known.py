@@ -2,50 +2,140 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Loss
 
-__all__ = ["KnownTraining"]
+__all__ = ["HeadNorm", "KnownTraining", "Rest"]
+
+
+class Rest(NamedTuple):
+    """How well the loss's pull on the head, -dL/dW, agrees with the penalty that holds it; (1, 1) at rest.
+
+    Attributes:
+        slope: of the pull on the penalty's gradient, through the origin.
+        correlation: of the two, entry by entry.
+    """
+
+    slope: float
+    correlation: float
 
 
 @dataclass(frozen=True)
+class HeadNorm:
+    """The normalisation that feeds the head.
+
+    Attributes:
+        layer: its class.
+        over: "sample": every sample's features have one length; "batch": their mean square over the batch is fixed.
+        width: d, how many features it puts out.
+        length: ||gamma||, sqrt(d) without a gain: the length of the features, or its root mean square over the batch.
+        gain_penalty: lambda of its gain; 0.0: trained without a penalty, so that the length may grow without bound;
+            None: there is no gain, it is not trained, or its decay is no penalty.
+        free_gain: whether there is a gain that is trained without any decay.
+    """
+
+    layer: str
+    over: Literal["sample", "batch"]
+    width: int
+    length: float
+    gain_penalty: float | None
+    free_gain: bool
+
+
+@dataclass(frozen=True, eq=False)
 class KnownTraining:
     """What is known of how a network was trained; None is "not known".
 
     Attributes:
-        lambda_w: penalty of the head, with its half; torch SGD's ``weight_decay`` on it and the loss's own add up.
+        lambda_w: penalty of the head, with its half; torch SGD's ``weight_decay`` on it and the loss's own add up. One
+            number, or shape (K,), one for each class's row: AdamW at rest.
         lambda_h: penalty of the features, with its half, summed over all training samples.
         lambda_b: penalty of the head's bias; 0: not penalised.
         loss: the loss.
         features: "nonnegative" after a ReLU, "signed" otherwise; None looks at the features.
         cautions: what makes these penalties differ from the theory's.
+        decay_clock: sum of lr * weight_decay of the head over all steps, those to come included where they are known.
+            Far below 1, weight decay has not acted.
+        rest: how well loss and decay balance at the head.
+        norm: the normalisation that feeds the head.
 
     Raises:
         ValueError: a penalty is negative or not finite, or ``features`` is unknown.
+
+    Example:
+        >>> KnownTraining(lambda_w=0.04, lambda_h=0.01).lambda_z
+        0.02
     """
 
-    lambda_w: float | None = None
+    lambda_w: float | NDArray[np.float64] | None = None
     lambda_h: float | None = None
     lambda_b: float | None = None
     loss: Loss = field(default_factory=Loss)
     features: FeatureModel | None = None
     cautions: tuple[str, ...] = ()
+    decay_clock: float | None = None
+    rest: Rest | None = None
+    norm: HeadNorm | None = None
 
     def __post_init__(self) -> None:
         for name in ("lambda_w", "lambda_h", "lambda_b"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
+            numbers = np.asarray(0.0 if value is None else value, dtype=np.float64)
+            if not (numbers.ndim <= (name == "lambda_w") and ((numbers >= 0) & (numbers < np.inf)).all()):
                 raise ValueError(f"`{name}` must be finite and >= 0, or None where it is not known, got {value!r}")
+            if numbers.ndim:
+                object.__setattr__(self, name, _read_only(numbers))
         if self.features not in (None, "signed", "nonnegative"):
             raise ValueError(f'`features` must be "signed", "nonnegative" or None, got {self.features!r}')
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KnownTraining) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.to_dict()))
+
+    @property
+    def one_lambda_w(self) -> float | None:
+        """The head's penalty as one number, for what knows no rows: their mean."""
+        return None if self.lambda_w is None else float(np.mean(self.lambda_w))
+
+    @property
+    def row_scales(self) -> NDArray[np.float64] | None:
+        """delta_k = sqrt(mean / lambda_k), shape (K,): a penalty per row is one penalty with the logits scaled so.
+
+        With w_k = v_k delta_k, sum_k lambda_k ||w_k||^2 = mean * sum_k ||v_k||^2; the scale of ``Loss`` that this is
+        multiplies the bias as well, so it holds for a bias that is free or absent. None with one penalty for all rows.
+        """
+        rows = self.lambda_w
+        if not isinstance(rows, np.ndarray) or not (rows > 0).all():
+            return None
+        return np.sqrt(rows.mean() / rows)
+
     @property
     def lambda_z(self) -> float | None:
-        """sqrt(lambda_w lambda_h); None unless both are known and positive."""
-        if not self.lambda_w or not self.lambda_h:
+        """sqrt(lambda_w lambda_h), of the rows' mean; None unless both are known and positive."""
+        head = self.one_lambda_w
+        if not head or not self.lambda_h:
             return None
-        return float(np.sqrt(self.lambda_w * self.lambda_h))
+        return float(np.sqrt(head * self.lambda_h))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["loss"] = self.loss.to_dict()
+        values["rest"] = None if self.rest is None else self.rest._asdict()
+        values["norm"] = None if self.norm is None else dict(vars(self.norm))
+        if isinstance(self.lambda_w, np.ndarray):
+            values["lambda_w"] = self.lambda_w.tolist()
+        return values
+
+
+def _read_only(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.array(values, dtype=np.float64)
+    array.flags.writeable = False
+    return array

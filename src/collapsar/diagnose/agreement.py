@@ -105,20 +105,22 @@ class EffectivePenalties:
         return max(self.ratio, 1 / self.ratio) < _AGREE and spread < _AGREE**2
 
 
-def head_forces(m: Measurement, lambda_w: float | None = None, lambda_b: float | None = None) -> HeadForces:
+def head_forces(
+    m: Measurement, lambda_w: float | NDArray[np.float64] | None = None, lambda_b: float | None = None
+) -> HeadForces:
     """Balance of the forces at the head.
 
     Args:
         m: the network.
-        lambda_w: the head's penalty, with its half; None takes the fitted one, which tells only whether the loss pulls
-            along W at all.
+        lambda_w: the head's penalty, with its half, one number or one for each row; None takes the fitted one, which
+            tells only whether the loss pulls along W at all.
         lambda_b: the bias's penalty; None takes the fitted one.
     """
     W, g = m.weight, m.weight_gradient
     size = float(np.sum(W * W))
     fitted_w = -float(np.sum(g * W)) / size if size > 0 else float("nan")
-    used_w = fitted_w if lambda_w is None else lambda_w
-    square, force = float(np.sum((g + used_w * W) ** 2)), used_w**2 * size
+    held = (fitted_w if lambda_w is None else np.reshape(lambda_w, (-1, 1))) * W
+    square, force = float(np.sum((g + held) ** 2)), float(np.sum(held * held))
     fitted_b = float("inf")
     if m.bias is not None:
         weight = float(m.bias @ m.bias)
@@ -126,7 +128,7 @@ def head_forces(m: Measurement, lambda_w: float | None = None, lambda_b: float |
         used_b = fitted_b if lambda_b is None or lambda_b == np.inf else lambda_b
         square += float(np.sum((m.bias_gradient + used_b * m.bias) ** 2))
         force += used_b**2 * weight
-    relative = float(np.sqrt(square / force)) if force > 0 and used_w > 0 else float("nan")
+    relative = float(np.sqrt(square / force)) if force > 0 and float(np.sum(held * W)) > 0 else float("nan")
     return HeadForces(fitted_w, fitted_b, relative)
 
 

@@ -157,8 +157,7 @@ class Diagnosis:
                 for name, meaning in words.METRICS.items()
                 if name in m.metrics and not math.isnan(m.metrics[name])
             ],
-            "known": {**{name: getattr(known, name) for name in ("lambda_w", "lambda_h", "lambda_b", "lambda_z")},
-                      "features": known.features, "loss": known.loss.to_dict(), "cautions": list(known.cautions)},
+            "known": {**known.to_dict(), "lambda_z": known.lambda_z, "cautions": list(known.cautions)},
             "forces": forces,
             "at_rest": self.at_rest,
             "effective": None if self.effective is None else {
@@ -206,13 +205,13 @@ def diagnose_measurement(
     names = _names(class_names, m.num_classes)
     found = class_separation(m.Z)
     features: FeatureModel = known.features or ("nonnegative" if m.nonnegative else "signed")
-    forces = head_forces(m, known.lambda_w or None, known.lambda_b)
+    forces = head_forces(m, known.lambda_w if known.one_lambda_w else None, known.lambda_b)
     alive = any(state in ("separated", "merged") for state in found.states)
     at_rest = _rests(m, forces, known, alive=alive)
     notes = _notes(m, alive=alive, lost=bool(found.merged_classes or found.vanished_classes))
     effective = None
     if alive and not m.unseen:
-        effective = effective_penalties(m, features, known.lambda_w or None, known.lambda_b)
+        effective = effective_penalties(m, features, known.one_lambda_w or None, known.lambda_b)
     solvable = not m.unseen and len(np.unique(m.class_counts)) <= _MOST_CLUSTERS
     fit, fit_source = _fit(m, known, effective) if solvable else (None, "")
     prediction = _prediction(m, known, effective, features) if solvable else None
@@ -245,7 +244,7 @@ def _rests(m: Measurement, forces: HeadForces, known: KnownTraining, *, alive: b
     if alive:
         return forces.relative_gradient < AT_REST
     # a head that sinks to zero never balances relative to itself: it rests once the penalty outweighs the loss
-    hold = (known.lambda_w or 0.0) * float(np.linalg.norm(m.weight))
+    hold = (known.one_lambda_w or 0.0) * float(np.linalg.norm(m.weight))
     return forces.relative_gradient < AT_REST or float(np.linalg.norm(m.weight_gradient)) <= hold
 
 

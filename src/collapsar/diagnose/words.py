@@ -150,7 +150,7 @@ def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
     value = forces.relative_gradient
     if say.at_rest and not value < AT_REST:
         return "Nothing is alive, and the penalty holds the head harder than the loss pulls: it stays collapsed."
-    fitted = "" if known.lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
+    fitted = "" if known.one_lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
     if say.at_rest:
         return f"The head is at rest: loss and penalty balance to {_percent(value)}{fitted}."
     if not np.isfinite(value):

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.advise.advice import Advice, advise
 from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import FeatureModel, Penalties, Problem
+from collapsar.monitor.differences import Facts, differences
+from collapsar.monitor.exposure import unlike
 from collapsar.monitor.head import find_head, unwrapped
-from collapsar.monitor.known import known_training, layers_above_norm, penalty_warnings, weight_decays
+from collapsar.monitor.known import training_of, weight_decays
+from collapsar.monitor.layers import layers_above_norm
+from collapsar.monitor.optimizers import Optimizers
 
 __all__ = ["TrainingAdvice", "advise_training"]
 
 # What takes the training out of the theory; other differences are cautions.
-_REFUSED = ("decoupled-decay", "frozen-head", "frozen-backbone", "mixup", "loss", "resampled")
+_REFUSED = ("unknown-decay", "frozen-head", "frozen-backbone", "mixup", "loss", "resampled")
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,19 @@ class Loop:
         criterion: the loss function; None: plain cross-entropy.
         penalties: those written into the loss, for the sum over all N samples; None: none.
         data: the training loader or data set; tells whether samples are mixed, augmented or resampled.
+        schedule: the scheduler of the learning rate, or the number of steps of the whole run.
     """
 
-    criterion: nn.Module | None = None
+    criterion: Any = None
     penalties: Penalties | None = None
     data: Any = None
+    schedule: LRScheduler | int | None = None
 
 
 def advise_training(
     counts: CountsLike,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizers,
     loop: Loop | None = None,
     *,
     features: FeatureModel = "nonnegative",
@@ -69,9 +77,9 @@ def advise_training(
         margin: see :func:`collapsar.advise.advice.advise`.
 
     Raises:
-        ValueError: no theory applies, with the reason: decoupled decay, mixed samples, resampling, another loss,
-            frozen parameters, or weight decay without a feature penalty that differs between parameters or has no
-            normalisation above which to count layers.
+        ValueError: no theory applies, with the reason: decoupled decay before training rests, mixed samples,
+            resampling, another loss, frozen parameters, or, without a feature penalty, a loss that is not plain, a
+            weight decay that differs between parameters, or no normalisation above which to count layers.
 
     Example:
         >>> import torch
@@ -85,29 +93,81 @@ def advise_training(
     n = class_counts(counts)
     model, loop = unwrapped(model), Loop() if loop is None else loop
     head = find_head(model, None, n.size)[1]
-    facts: dict[str, Any] = {"penalties": loop.penalties, "criterion": loop.criterion, "data": loop.data}
-    found = penalty_warnings(model, head, optimizer, **facts)
+    facts = Facts(model, head, optimizer, loop.penalties, loop.criterion, loop.data, loop.schedule)
+    found = differences(facts)
     for warning in found:
-        if warning.kind in _REFUSED:
+        if warning.kind in _REFUSED or (warning.kind == "decoupled-decay" and not facts.at_rest):
             raise ValueError(f"no theory applies: {warning}")
+    _check_counts(n, facts)
+    cautions = tuple(str(warning) for warning in found)
     if loop.penalties is not None and loop.penalties.lambda_h > 0:
-        known = known_training(model, head, optimizer, **facts)
-        if known.lambda_w is None:
-            raise ValueError("`optimizer` and `loop.penalties` put no penalty on the head: nothing merges")
-        assert known.lambda_h is not None  # of the loop's own penalties
-        problem = Problem(
-            n,
-            Penalties(known.lambda_w, known.lambda_h).lambda_z,
-            float("inf") if known.lambda_b is None else known.lambda_b,
-            known.loss,
-            features=features,
+        return TrainingAdvice(advise(_problem(n, facts, features), margin), cautions)
+    decay, layers = _one_decay(facts), layers_above_norm(model, head)
+    return TrainingAdvice(advise_weight_decay(n, decay, layers=layers, margin=margin), ())
+
+
+def _problem(n: NDArray[np.int64], facts: Facts, features: FeatureModel) -> Problem:
+    """The training with penalties on head and features as the theory's problem."""
+    known = training_of(facts, ())
+    if known.lambda_w is None or known.lambda_h is None or known.one_lambda_w is None:
+        raise ValueError(
+            "`optimizer` and `loop.penalties` put no penalty on the head that is known: without one nothing merges. Of "
+            "a summed loss, pass loop.data, which tells the samples of a step"
         )
-        return TrainingAdvice(advise(problem, margin), tuple(str(warning) for warning in found))
-    decays = weight_decays(model, optimizer)
+    loss, scales = known.loss, known.row_scales
+    if scales is not None:
+        if known.lambda_b not in (None, 0.0) or loss.scales is not None:
+            raise ValueError(
+                "no theory applies: penalties that differ by class, as this optimizer's decay has at rest, are covered "
+                "for a bias that is free or absent only"
+            )
+        loss = replace(loss, scales=scales)
+    bias = float("inf") if known.lambda_b is None else known.lambda_b
+    return Problem(n, Penalties(known.one_lambda_w, known.lambda_h).lambda_z, bias, loss, features=features)
+
+
+def _one_decay(facts: Facts) -> float:
+    """The one weight decay of a training without a feature penalty."""
+    loss = facts.loss.loss
+    if loss is not None and not loss.is_plain:
+        raise ValueError(
+            "no theory applies: the losses that weight decay alone brings were measured for the plain cross-entropy, "
+            "not with class weights, offsets or smoothing. Name a feature penalty with loop.penalties, or measure a "
+            "trained network with collapsar.diagnose"
+        )
+    if any(decay.kind == "preconditioned" for _, decay in facts.decays):
+        raise ValueError(
+            "no theory applies: weight decay alone was measured for SGD and Adam with an L2 decay, not for decay "
+            "beside the step. Measure a trained network with collapsar.diagnose, which reads its penalty at rest"
+        )
+    decays = weight_decays(facts.model, facts.optimizer)
     if len(decays) > 1 or 0.0 in decays:
         raise ValueError(
             "no theory applies: without a feature penalty every parameter must have the same weight decay > 0, got "
             f"{', '.join(f'{decay:g}' for decay in sorted(decays))}"
         )
-    layers = layers_above_norm(model, head)
-    return TrainingAdvice(advise_weight_decay(n, decays.pop(), layers=layers, margin=margin), ())
+    step = facts.samples_per_step if facts.loss.summed else 1
+    if step is None:
+        raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
+    factor = 1.0 if facts.decay is None or facts.decay.kind != "linear" else facts.decay.factor
+    return decays.pop() * factor / step
+
+
+def _check_counts(n: NDArray[np.int64], facts: Facts) -> None:
+    """Refuse data that holds classes at other shares than the counts say."""
+    seen = facts.exposure
+    if seen is None or seen.shown is None or seen.present is None:
+        return
+    for held, differs in ((seen.present, _other_shares(seen.present, n)), (seen.shown, unlike(seen.shown, n))):
+        if differs:
+            listed = ", ".join(map(str, held[:10])) + (", ..." if held.size > 10 else "")
+            raise ValueError(
+                f"`counts` must be those of the data: an epoch of `loop.data` shows {listed} samples of the classes. "
+                "Pass these as counts, or the loader that trains"
+            )
+
+
+def _other_shares(held: NDArray[np.int64], n: NDArray[np.int64]) -> bool:
+    size = max(held.size, n.size)
+    shares = [np.pad(counts, (0, size - counts.size)) / counts.sum() for counts in (held, n)]
+    return bool(np.abs(shares[0] - shares[1]).max() > 5e-3)

@@ -6,15 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from collapsar.metrics.norms import normalization
+
 __all__ = ["param_groups"]
 
-_NORMS = (
-    nn.modules.batchnorm._BatchNorm,  # torch's own common base, SyncBatchNorm and lazy ones included
-    nn.modules.instancenorm._InstanceNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
 _HEADS = ("head", "fc", "classifier", "lm_head")
 
 
@@ -64,7 +59,7 @@ def param_groups(
     }
     _check(decays)
     layer = _head_of(model, head)
-    norms = [p for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)]
+    norms = [p for m in model.modules() if normalization(m) is not None for p in m.parameters(recurse=False)]
     members: dict[str, list[Any]] = {
         "head": [layer.weight],
         "head_bias": [] if layer.bias is None else [layer.bias],

@@ -1,0 +1,322 @@
+"""The differences between a training and the theory, each as a warning."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from collapsar.core.known import HeadNorm
+from collapsar.core.problem import Penalties
+from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
+from collapsar.monitor.exposure import Exposure, batch_size, exposure
+from collapsar.monitor.layers import above_norm, head_norm, is_linear
+from collapsar.monitor.losses import Criterion, read_criterion
+from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, group_of, wrapper_of
+
+__all__ = ["Facts", "PenaltyWarning", "differences"]
+
+_RANDOM = re.compile(r"Random|AutoAugment|TrivialAugment|AugMix|ColorJitter|ElasticTransform", re.IGNORECASE)
+_MIXED = re.compile(r"mix_?up|cut_?mix", re.IGNORECASE)
+# A clock below this has left more than nine tenths of every weight in place.
+_IDLE = 0.1
+_MOST_LISTED = 10
+
+_TEXTS: Mapping[str, str] = {
+    "decoupled-decay": "{} shrinks weights beside the gradient step instead of penalising them: its weight_decay is no "
+    "penalty of the loss. {}",
+    "linear-decay": "{} shrinks weights beside the gradient step: with its momentum, weight_decay {:g} is the penalty "
+    "{:.3g} of the loss.",
+    "unknown-decay": "What the weight_decay of {} amounts to cannot be told: a copy of it could not be tried. lambda_w "
+    "is read from the head's gradient instead.",
+    "wrapped-optimizer": "{} wraps another optimizer: its decay is read from that one, and what else it does to the "
+    "steps is not known here.",
+    "decay-clock": "Weight decay has not acted: the sum of lr * weight_decay {} {:.2g}, far below 1, so it cannot have "
+    "merged classes. Small classes that are lost are not learned yet, are outvoted by the prior, or have no room.",
+    "frozen-head": "The head is not trained: it balances no forces, and no penalty can be read from it.",
+    "frozen-backbone": "The network below the head {} frozen: its features cannot answer to a penalty as the theory "
+    "assumes.",
+    "normalised-features": "{} feeds the head: the length of the features is normalised and cannot answer to a penalty "
+    "({}).",
+    "normalised-below": "A normalisation lies below the features: decay of the layers under it changes no function, "
+    "only the pace of learning; decay of its scale acts as a feature penalty.",
+    "decayed-layers": "{} more decayed layers lie below the head, above the last normalisation if there is one: each "
+    "further factor bends the price of the predictions, and classes collapse at weaker penalties than the thresholds "
+    "of two layers say.",
+    "no-feature-penalty": "Nothing penalises the features: they may grow without end, and there is no optimum. If "
+    "the loop adds such a penalty to the loss itself, name it with penalties=.",
+    "augmentation": "Samples are augmented in training: a class is then a cloud, not a point, and the floor of its "
+    "loss acts like a stronger penalty.",
+    "mixup": "Samples and labels are mixed in training: the targets are soft, which acts like a stronger penalty and "
+    "is not in the theory.",
+    "resampled": "{} shows classes at other rates than the data set has them{}: states and margins are measured on the "
+    "samples given, but what theory says here holds without resampling.",
+    "compounded": "Two mitigations compound: {} shows classes at other rates, and the loss {}. {}",
+    "loss": "{}; the theory here is that of cross-entropy.",
+    "summed-loss": "The loss is a sum over the batch: a penalty beside it counts as if divided by the samples of a "
+    "step, {}.",
+}
+
+
+class PenaltyWarning(UserWarning):
+    """The penalties of this training are not those of the theory.
+
+    Attributes:
+        kind: "decoupled-decay", "linear-decay", "unknown-decay", "wrapped-optimizer", "decay-clock", "frozen-head",
+            "frozen-backbone", "normalised-features", "normalised-below", "decayed-layers", "no-feature-penalty",
+            "augmentation", "mixup", "resampled", "compounded", "loss" or "summed-loss".
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A training, and what is read of it, each thing once.
+
+    Attributes:
+        model: the whole network.
+        head: its last linear layer.
+        optimizer: the training's, or several; None where none is at hand.
+        penalties: those written into the loss.
+        criterion: the loss function.
+        data: the training loader or data set.
+        schedule: the optimizer's scheduler, or the number of steps of the whole run.
+    """
+
+    model: nn.Module
+    head: nn.Module
+    optimizer: Optimizers | None
+    penalties: Penalties | None = None
+    criterion: Any = None
+    data: Any = None
+    schedule: LRScheduler | int | None = None
+
+    @cached_property
+    def decay(self) -> Decay | None:
+        """The decay of the head's weight; None without an optimizer."""
+        return None if self.optimizer is None else decay_of(self.weight, self.optimizer)
+
+    @cached_property
+    def decays(self) -> tuple[tuple[str, Decay], ...]:
+        """The decays of all trained parameters, one for each group of each optimizer, with the optimizer's class."""
+        found = []
+        for optimizer in each_of(self.optimizer):
+            for group in optimizer.param_groups:
+                own = [p for p in group["params"] if p.requires_grad]
+                # A matrix where there is one: some optimizers leave vectors alone.
+                own.sort(key=lambda p: p.ndim == 2, reverse=True)
+                found += [(type(optimizer).__name__, decay_of(own[0], optimizer))] if own else []
+        return tuple(found)
+
+    @cached_property
+    def rows(self) -> Rows | None:
+        """The head's penalty by rows, where its decay is preconditioned."""
+        if self.optimizer is None or self.decay is None or self.decay.kind != "preconditioned":
+            return None
+        return decay_rows(self.weight, self.optimizer)
+
+    @cached_property
+    def clock(self) -> Clock | None:
+        """How far the head's decay has come."""
+        if self.optimizer is None:
+            return None
+        plan = self.schedule
+        steps, scheduler = (plan, None) if isinstance(plan, int) else (None, plan)
+        return decay_clock(self.weight, self.optimizer, scheduler=scheduler, steps=steps)
+
+    @cached_property
+    def loss(self) -> Criterion:
+        """What the criterion computes."""
+        return read_criterion(self.criterion, len(self.weight))
+
+    @cached_property
+    def exposure(self) -> Exposure | None:
+        """What an epoch shows."""
+        return exposure(self.data)
+
+    @cached_property
+    def norm(self) -> HeadNorm | None:
+        """The normalisation that feeds the head."""
+        return head_norm(self.model, self.head, self.optimizer)
+
+    @cached_property
+    def num_samples(self) -> int | None:
+        """N: of a loader, the size of its data set."""
+        if isinstance(self.data, list | tuple) and self.data and isinstance(self.data[0], list | tuple):
+            seen = self.exposure
+            return None if seen is None or seen.shown is None else int(seen.shown.sum())
+        inner = getattr(self.data, "dataset", self.data)
+        return len(inner) if inner is not None and hasattr(inner, "__len__") else None
+
+    @cached_property
+    def samples_per_step(self) -> int | None:
+        """How many samples a summed loss adds up in a step; a data set alone counts as one step."""
+        if isinstance(self.data, list | tuple):
+            return None if self.num_samples is None else round(self.num_samples / len(self.data))
+        size = batch_size(self.data)
+        return self.num_samples if size is None else min(size, self.num_samples or size)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the rows of a preconditioned decay may be taken as penalties."""
+        return self.rows is not None and self.rows.at_rest(None if self.clock is None else self.clock.past)
+
+    @property
+    def weight(self) -> Any:
+        """The head's weight, shape (K, d)."""
+        return self.head.weight
+
+
+def differences(facts: Facts) -> tuple[PenaltyWarning, ...]:
+    """All differences found, those of the optimizer first."""
+    return (*_of_optimizer(facts), *_of_layers(facts), *_of_data(facts))
+
+
+def _of_optimizer(facts: Facts) -> Iterator[PenaltyWarning]:
+    own = {id(p) for p in facts.head.parameters()}
+    trained = {id(p) for optimizer in each_of(facts.optimizer) for g in optimizer.param_groups for p in g["params"]}
+
+    def moves(parameter: nn.Parameter) -> bool:
+        return parameter.requires_grad and (facts.optimizer is None or id(parameter) in trained)
+
+    yield from _of_decays(facts)
+    yield from _of_clock(facts)
+    if not any(moves(p) for p in facts.head.parameters()):
+        yield _warning("frozen-head")
+    rest = [p for p in facts.model.parameters() if id(p) not in own]
+    still = sum(not moves(p) for p in rest)
+    if still:
+        yield _warning("frozen-backbone", "is" if still == len(rest) else "is in part")
+
+
+def _of_decays(facts: Facts) -> Iterator[PenaltyWarning]:
+    for optimizer in each_of(facts.optimizer):
+        if (wrapper := wrapper_of(optimizer)) is not None:
+            yield _warning("wrapped-optimizer", wrapper)
+    seen = {(name, decay.kind) for name, decay in facts.decays}
+    for name in sorted({name for name, kind in seen if kind == "preconditioned"}):
+        yield _warning("decoupled-decay", name, _of_rows(facts))
+    for name in sorted({name for name, kind in seen if kind == "unknown"}):
+        yield _warning("unknown-decay", name)
+    if facts.decay is not None and facts.decay.kind == "linear":
+        found = group_of(facts.weight, facts.optimizer)
+        name = "" if found is None else type(found[0]).__name__
+        yield _warning("linear-decay", name, facts.decay.weight_decay, facts.decay.penalty)
+
+
+def _of_rows(facts: Facts) -> str:
+    rows = facts.rows
+    fallback = "lambda_w is read from the head's gradient instead."
+    if rows is None:  # the decay of other layers than the head
+        return "The head's own penalty is read as usual."
+    if rows.rows is None:
+        return f"No penalty can be read from its state: {rows.reason}. {fallback}"
+    agreement = "" if rows.rest is None else f" (slope {rows.rest.slope:.3g}, correlation {rows.rest.correlation:.3g})"
+    low, high = float(rows.rows.min()), float(rows.rows.max())
+    if facts.at_rest:
+        return (
+            f"At rest it acts as the penalty wd (sqrt(v) + eps) of each weight: lambda_w from {low:.3g} to {high:.3g} "
+            f"over the classes, read from its state, with which the loss's pull agrees{agreement}."
+        )
+    return f"It acts as a penalty only at rest, which this training is not{agreement}. {fallback}"
+
+
+def _of_clock(facts: Facts) -> Iterator[PenaltyWarning]:
+    decay, clock = facts.decay, facts.clock
+    if decay is None or clock is None or decay.kind not in ("coupled", "linear", "preconditioned"):
+        return
+    rate = 1.0 if decay.kind == "preconditioned" else decay.clock_rate  # Adam's L2 decay has none
+    if math.isfinite(rate) and 0 < rate * clock.total < _IDLE:
+        over = "over the run is" if clock.exact else "over the run is at most"
+        yield _warning("decay-clock", over, rate * clock.total)
+
+
+def _of_layers(facts: Facts) -> Iterator[PenaltyWarning]:
+    norm = facts.norm
+    if norm is not None:
+        yield _warning("normalised-features", norm.layer, _gain(norm, known=facts.optimizer is not None))
+        return
+    if facts.penalties is not None and facts.penalties.lambda_h > 0:
+        return
+    above, normed = above_norm(facts.model, facts.head)
+    weights = [leaf.weight for leaf in above if is_linear(leaf)] if facts.optimizer is not None else []
+    decayed = sum(bool(decay_of(w, facts.optimizer).weight_decay) for w in weights)  # pyright: ignore[reportArgumentType]
+    if normed:
+        yield _warning("normalised-below")
+    if decayed:
+        yield _warning("decayed-layers", decayed)
+    if not (normed or decayed or facts.optimizer is None):
+        yield _warning("no-feature-penalty")
+
+
+def _gain(norm: HeadNorm, *, known: bool) -> str:
+    over = f', over="{norm.over}"' if norm.over == "batch" else ""
+    if norm.free_gain:
+        return (
+            "its gain is trained without decay, so that the length may grow without bound and nothing merges for good"
+        )
+    if norm.gain_penalty is not None:
+        return (
+            f"decay of its gain alone can price it: Problem.from_gain_decay(counts, lambda_w=..., "
+            f"lambda_gain={norm.gain_penalty:g}{over}) is the model"
+        )
+    reading = f"it is {norm.length:.3g}: Problem.from_normalized(counts, lambda_w=..., norm={norm.length:.4g}{over})"
+    return f"{reading} is the model" if known else f"{reading} is the model as long as its gain does not move"
+
+
+def _of_data(facts: Facts) -> Iterator[PenaltyWarning]:
+    transforms = " ".join(repr(getattr(part, "transform", "")) for part in _datasets(facts.data))
+    if _RANDOM.search(transforms):
+        yield _warning("augmentation")
+    collate = getattr(facts.data, "collate_fn", "")
+    if _MIXED.search(f"{transforms} {getattr(collate, '__qualname__', '')} {collate!r}"):
+        yield _warning("mixup")
+    loss, seen = facts.loss, facts.exposure
+    if loss.reason:
+        yield _warning("loss", loss.reason)
+    if loss.summed:
+        size = facts.samples_per_step
+        unknown = "which are not known here: pass data="
+        yield _warning("summed-loss", unknown if size is None else f"{size} here")
+    if seen is None or not seen.resampled:
+        return
+    yield _warning("resampled", seen.name, "" if seen.factors is None else f" ({_times(seen.factors)})")
+    weights = None if loss.loss is None else loss.loss.class_weights
+    if loss.loss is None and facts.criterion is not None:
+        yield _warning("compounded", seen.name, "changes their weight as well", f"{loss.reason}.")
+    elif weights is not None and np.ptp(weights) > 0:
+        product = ""
+        factors, present = seen.factors, seen.present
+        if factors is not None and present is not None and len(weights) >= len(factors):
+            both = factors * weights[: len(factors)]
+            product = f"Together, {_times(both * present.sum() / np.nansum(both * present))}."
+        yield _warning("compounded", seen.name, "weighs them as well", product)
+
+
+def _times(factors: Any) -> str:
+    """By how much each class counts more than its frequency says."""
+    values = [f"{factor:.3g}" for factor in factors]
+    if len(values) <= _MOST_LISTED:
+        return f"classes count {', '.join(values)} times their frequency"
+    return f"classes count {np.nanmin(factors):.3g} to {np.nanmax(factors):.3g} times their frequency"
+
+
+def _warning(kind: str, *values: Any) -> PenaltyWarning:
+    return PenaltyWarning(kind, _TEXTS[kind].format(*values))
+
+
+def _datasets(data: Any) -> Iterator[Any]:
+    """A loader's data set, and those that it wraps."""
+    while data is not None:
+        yield data
+        data = getattr(data, "dataset", None)

@@ -1,0 +1,267 @@
+"""What one epoch shows of each class: the indices that a loader would draw, counted, whatever draws them.
+
+Example:
+    >>> import torch
+    >>> data = torch.utils.data.TensorDataset(torch.zeros(6, 2), torch.tensor([0, 0, 0, 0, 1, 1]))
+    >>> twice = torch.utils.data.Subset(data, [0, 1, 2, 3, 4, 4, 5, 5])
+    >>> found = exposure(torch.utils.data.DataLoader(twice, batch_size=2, shuffle=True))
+    >>> found.shown.tolist(), found.present.tolist(), found.resampled
+    ([4, 4], [4, 2], True)
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import ConcatDataset, RandomSampler, Subset, TensorDataset
+
+__all__ = ["Exposure", "batch_size", "exposure", "unlike"]
+
+Counts = NDArray[np.int64]
+
+_MOST, _ENOUGH, _MOST_EPOCHS = 1 << 22, 2000, 16
+# A data set that holds classes at other shares than its different samples have, beyond rounding.
+_LEAST = 5e-3
+_LABELS = ("targets", "labels", "label", "y", "target")
+# A difference in shares counts beyond what drawing at random explains at this many standard deviations.
+_SIGMAS = 6.0
+
+
+@dataclass(frozen=True, eq=False)
+class Exposure:
+    """One epoch of a loader.
+
+    Attributes:
+        shown: how often a sample of each class is drawn, shape (K,); None where labels cannot be read without loading
+            the data.
+        present: how many different samples of each class there are to draw from; None likewise.
+        resampled: whether the shares of the two differ by more than chance; without labels, whether single samples are
+            drawn at different rates.
+        name: what draws: the class of the sampler, or of the data set that repeats samples.
+    """
+
+    shown: Counts | None
+    present: Counts | None
+    resampled: bool
+    name: str
+
+    @property
+    def factors(self) -> NDArray[np.float64] | None:
+        """By how much each class's share is multiplied, shape (K,); NaN for classes without samples."""
+        if self.shown is None or self.present is None:
+            return None
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (self.shown / self.shown.sum()) / (self.present / self.present.sum())
+
+
+def exposure(data: Any) -> Exposure | None:
+    """Count what an epoch would show, without loading a sample or moving any random state.
+
+    Samplers are copied and iterated; labels are looked up where a data set keeps them (``targets``, ``labels``,
+    tensors, a column, or pairs in a list), through ``Subset`` and ``ConcatDataset``.
+
+    Args:
+        data: a loader, prepared by Accelerate or not, a data set, or a list of batches (inputs, labels).
+
+    Returns:
+        The counts; None where nothing can be said, as for a stream.
+    """
+    if data is None:
+        return None
+    if isinstance(data, list | tuple):
+        labels = _of_batches(data)
+        return None if labels is None else Exposure(_count(labels), _count(labels), False, "list")
+    dataset = getattr(data, "dataset", data)
+    if not hasattr(dataset, "__len__") or not len(dataset):
+        return None
+    epochs = [np.arange(len(dataset))] if dataset is data else _drawn(data)
+    drawn = np.concatenate(epochs) if epochs else np.zeros(0, np.int64)
+    if drawn.size == 0 or drawn.min() < 0 or drawn.max() >= len(dataset):
+        return None
+    origin, labels = _origins(dataset)
+    name = _who(data, dataset, origin)
+    if labels is None:
+        return Exposure(None, None, _uneven(data, drawn, origin), name)
+    size = int(labels.max()) + 1
+    held, present = _count(labels, size), _count(labels[np.unique(origin, return_index=True)[1]], size)
+    repeated = np.abs(held / held.sum() - present / present.sum()).max() > _LEAST
+    return Exposure(
+        _count(labels[epochs[0]], size), present, bool(repeated) or unlike(_count(labels[drawn], size), held), name
+    )
+
+
+def unlike(shown: ArrayLike, counts: ArrayLike) -> bool:
+    """Whether the shares of two counts of classes differ by more than drawing at random explains.
+
+    Example:
+        >>> unlike([135, 126, 109], [300, 60, 10]), unlike([150, 31, 4], [300, 60, 10])
+        (True, False)
+    """
+    a, b = np.asarray(shown, np.float64), np.asarray(counts, np.float64)
+    size = max(a.size, b.size)
+    a, b = (np.pad(x, (0, size - x.size)) for x in (a, b))
+    expected = a.sum() * b / b.sum()
+    if (a[expected == 0] > 0).any():
+        return True
+    seen = expected > 0
+    statistic = float(((a - expected)[seen] ** 2 / expected[seen]).sum())
+    freedom = max(int(seen.sum()) - 1, 1)
+    return bool(statistic > freedom + _SIGMAS * np.sqrt(2 * freedom) + _SIGMAS**2 / 2)
+
+
+def batch_size(data: Any) -> int | None:
+    """Samples per step of a loader; None where it is not known."""
+    for part in (data, getattr(data, "batch_sampler", None)):
+        size = getattr(part, "batch_size", None)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def _drawn(loader: Any) -> list[Counts]:
+    """The indices of one epoch, or several short ones, from a copy of what draws them; empty if it cannot be told."""
+    batches, sampler = getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)
+    source = sampler if batches is None else batches
+    if source is None:
+        return []
+    epochs: list[Counts] = []
+    try:
+        with _random_states_kept():
+            twin = copy.deepcopy(source, {id(loader.dataset): loader.dataset})
+            while sum(map(len, epochs)) < _ENOUGH and len(epochs) < _MOST_EPOCHS:
+                found: list[int] = []
+                for item in twin:
+                    found += [int(i) for i in item] if isinstance(item, Iterable) else [int(item)]
+                    if len(found) > _MOST:
+                        return []  # endless
+                epochs.append(np.array(found, dtype=np.int64))
+    except Exception:  # a sampler that cannot be copied, or a stream's
+        return []
+    return epochs
+
+
+def _origins(dataset: Any) -> tuple[NDArray[Any], Counts | None]:
+    """Which original sample each item of a data set is, and the labels; one number per original."""
+    if isinstance(dataset, Subset):
+        origin, labels = _origins(dataset.dataset)
+        rows = np.asarray(dataset.indices, dtype=np.int64)
+        return origin[rows], None if labels is None else labels[rows]
+    if isinstance(dataset, ConcatDataset):
+        bases = {id(base): base for base in map(_base, dataset.datasets)}
+        start, starts = 0, {}
+        for key, base in bases.items():
+            starts[key], start = start, start + len(base)
+        parts = [_origins(part) for part in dataset.datasets]
+        origin = np.concatenate(
+            [found + starts[id(_base(part))] for part, (found, _) in zip(dataset.datasets, parts, strict=True)]
+        )
+        known = [labels for _, labels in parts if labels is not None]
+        return origin, np.concatenate(known) if len(known) == len(parts) else None
+    return np.arange(len(dataset)), _labels(dataset)
+
+
+def _base(dataset: Any) -> Any:
+    return _base(dataset.dataset) if isinstance(dataset, Subset) else dataset
+
+
+def _labels(dataset: Any) -> Counts | None:
+    """The labels of a data set that keeps them at hand, shape (N,)."""
+    found: Any = None
+    if isinstance(dataset, TensorDataset):
+        found = dataset.tensors[-1] if len(dataset.tensors) > 1 else None
+    elif isinstance(dataset, list | tuple):
+        first = dataset[0]
+        if isinstance(first, Mapping):
+            key = next((key for key in _LABELS if key in first), None)
+            found = None if key is None else [item[key] for item in dataset]
+        elif isinstance(first, list | tuple) and len(first) > 1:
+            found = [item[1] for item in dataset]
+    else:
+        columns = getattr(dataset, "column_names", None)
+        key = next((key for key in _LABELS if isinstance(columns, list) and key in columns), None)
+        found = dataset[key] if key else next((v for k in _LABELS if _sized(v := getattr(dataset, k, None))), None)
+    return _whole(found, len(dataset))
+
+
+def _sized(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray | Tensor) and not isinstance(value, str)
+
+
+def _whole(labels: Any, size: int) -> Counts | None:
+    """Class indices, or None."""
+    if labels is None:
+        return None
+    try:
+        array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels[:])
+    except (TypeError, ValueError):
+        return None
+    if array.shape != (size,) or array.dtype.kind not in "iu" or array.min() < 0:
+        return None
+    return array.astype(np.int64)
+
+
+def _of_batches(batches: Sequence[Any]) -> Counts | None:
+    parts = []
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            labels = next((batch[key] for key in _LABELS if key in batch), None)
+        else:
+            labels = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+        found = _whole(labels, len(labels)) if labels is not None and _sized(labels) else None
+        if found is None:
+            return None
+        parts.append(found)
+    return np.concatenate(parts) if parts else None
+
+
+def _uneven(data: Any, drawn: Counts, origin: NDArray[Any]) -> bool:
+    """Without labels: whether some samples are drawn more often than others, which plain shuffling does not do."""
+    sampler = _sampler(data)
+    if isinstance(sampler, RandomSampler) and len(np.unique(origin)) == len(origin):
+        return False
+    weights = getattr(sampler, "weights", None)
+    if weights is not None:
+        return bool(np.ptp(np.asarray(weights)) > 0)
+    times = np.bincount(np.unique(origin, return_inverse=True)[1][drawn])
+    times = times[times > 0]
+    return bool(times.max() > 1.5 * times.min() and times.max() > times.min() + 1)
+
+
+def _sampler(data: Any) -> Any:
+    """The innermost sampler of a loader."""
+    found = getattr(data, "batch_sampler", None) or getattr(data, "sampler", None)
+    for _ in range(8):
+        inner = getattr(found, "batch_sampler", None) or getattr(found, "sampler", None)
+        if inner is None:
+            break
+        found = inner
+    return found
+
+
+def _who(data: Any, dataset: Any, origin: NDArray[Any]) -> str:
+    repeats = len(np.unique(origin)) < len(origin)
+    return type(dataset if repeats or _sampler(data) is None else _sampler(data)).__name__
+
+
+def _count(labels: Counts, size: int = 0) -> Counts:
+    return np.bincount(labels, minlength=size)
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -1,0 +1,281 @@
+"""What an optimizer's weight decay does, found out by trying it on a few numbers, never by the optimizer's name.
+
+At rest a penalty of the loss has gradient = -wd * weight: an optimizer that is put there and stays has a coupled decay,
+which is the penalty lambda = wd. One that moves decays beside its gradient step. Where the step is linear in the
+gradient (SGD with momentum and decoupled decay) its rest is still that of a penalty, of measured size; where the step
+is preconditioned (AdamW) there is none, but a penalty per weight that ``collapsar.monitor.adaptive`` reads.
+
+Example:
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.ones(3, 2))
+    >>> kinds = torch.optim.SGD, torch.optim.AdamW
+    >>> [decay_of(weight, kind([weight], lr=0.1, weight_decay=0.02)).kind for kind in kinds]
+    ['coupled', 'preconditioned']
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["Decay", "Optimizers", "decay_of", "each_of", "group_of", "innermost", "preconditioner", "wrapper_of"]
+
+Optimizers = Optimizer | Sequence[Optimizer]
+DecayKind = Literal["none", "coupled", "linear", "preconditioned", "unknown"]
+
+# The trial: decay 1/4, weights that are powers of two, so that wd * weight is exact in every precision.
+_DECAY, _RATE, _STEPS = 0.25, 2.0**-6, 60
+_WEIGHTS = ((1.0, -0.5, 2.0), (-2.0, 0.25, 0.5), (0.5, 1.0, -1.0), (-0.25, -1.0, 0.25))
+_STILL, _MOVED, _CLOSE = 0.02, 0.2, 0.05
+# Wrappers that change nothing about the steps.
+_TRANSPARENT = ("accelerate", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Decay:
+    """The decay of one parameter.
+
+    Attributes:
+        weight_decay: as the optimizer's group has it; 0 where the optimizer does not hold the parameter.
+        kind: "none"; "coupled": the penalty ``weight_decay``; "linear": decoupled, of an optimizer whose step is linear
+            in the gradient; "preconditioned": decoupled and no penalty; "unknown": the optimizer could not be tried.
+        factor: penalty over ``weight_decay``: 1 for "coupled", measured for "linear", else NaN.
+        clock_rate: by which lr * weight_decay must be multiplied to get the share of a weight that a step takes in the
+            long run: 1 / (1 - momentum) for SGD with a coupled decay; NaN where it is not known.
+    """
+
+    weight_decay: float
+    kind: DecayKind
+    factor: float
+    clock_rate: float
+
+    @property
+    def penalty(self) -> float:
+        """The lambda that this decay amounts to; NaN where it is none."""
+        return 0.0 if self.kind == "none" else self.weight_decay * self.factor
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside wrappers (Accelerate, Lightning, ZeroRedundancyOptimizer, SAM, Lookahead)."""
+    seen = {id(optimizer)}
+    while True:
+        inner = [v for v in vars(optimizer).values() if isinstance(v, Optimizer) and id(v) not in seen]
+        if len(inner) != 1:
+            return optimizer
+        optimizer = inner[0]
+        seen.add(id(optimizer))
+
+
+def wrapper_of(optimizer: Optimizer) -> str | None:
+    """The class of a wrapper that may change the steps of what it wraps; None without one."""
+    inner = innermost(optimizer)
+    changes = inner is not optimizer and type(optimizer).__module__.split(".")[0] not in _TRANSPARENT
+    return type(optimizer).__name__ if changes else None
+
+
+def each_of(optimizers: Optimizers | None) -> tuple[Optimizer, ...]:
+    """One optimizer or several as a tuple; Lightning's wrapper, which is no ``Optimizer``, counts as one."""
+    if optimizers is None:
+        return ()
+    one: Any = optimizers
+    return (one,) if hasattr(optimizers, "param_groups") else tuple(one)
+
+
+def group_of(parameter: Tensor | None, optimizers: Optimizers | None) -> tuple[Optimizer, dict[str, Any]] | None:
+    """The optimizer that holds a parameter, as given, and its group; None where none does."""
+    if parameter is None or optimizers is None:
+        return None
+    for optimizer in each_of(optimizers):
+        for group in optimizer.param_groups:
+            if any(p is parameter for p in group["params"]):
+                return optimizer, group
+    return None
+
+
+def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
+    """What the weight decay of a parameter amounts to, tried on a copy of its optimizer with a dozen numbers.
+
+    Neither the optimizer nor any global random state is changed.
+
+    Args:
+        parameter: the parameter.
+        optimizers: one, or several that hold the network's parameters between them; wrappers are looked through.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(3))
+        >>> decay_of(w, torch.optim.SGD([w], lr=0.1, momentum=0.9, weight_decay=0.02))
+        Decay(weight_decay=0.02, kind='coupled', factor=1.0, clock_rate=10.0)
+    """
+    found = group_of(parameter, optimizers)
+    if found is None:
+        return Decay(0.0, "none", math.nan, math.nan)
+    optimizer, group = found
+    decay = group.get("weight_decay", 0.0)
+    decay = float(decay) if isinstance(decay, int | float | Tensor) else math.nan
+    if decay == 0:
+        return Decay(0.0, "none", math.nan, math.nan)
+    try:
+        with _without_traces():
+            return Decay(decay, *_tried(innermost(optimizer), group))
+    except Exception:  # an optimizer that cannot step a copy: needs a closure, a process group, a device
+        return Decay(decay, "unknown", math.nan, math.nan)
+
+
+def _tried(optimizer: Optimizer, group: dict[str, Any]) -> tuple[DecayKind, float, float]:
+    start = torch.tensor(_WEIGHTS, dtype=torch.float64)
+    balance = -_DECAY * start
+
+    def moved(gradient: Tensor, decay: float) -> Tensor:
+        twin, weight = _twin(optimizer, group, start, weight_decay=decay)
+        for _ in range(_STEPS):
+            _step(twin, weight, gradient)
+        return weight.detach() - start
+
+    free, held = moved(balance, 0.0), moved(balance, _DECAY)
+    if not (torch.isfinite(free).all() and torch.isfinite(held).all() and free.abs().max() > 0):
+        return "unknown", math.nan, math.nan
+    ratio = float(held.abs().max() / free.abs().max())
+    linear = torch.allclose(moved(4 * balance, 0.0), 4 * free, rtol=_CLOSE, atol=0)
+    if ratio < _STILL:
+        return "coupled", 1.0, _clock_rate(optimizer, group) if linear else math.nan
+    if linear:
+        return _rested(optimizer, group)
+    if torch.equal(free, held):  # it has a weight decay and does not use it
+        return "none", math.nan, math.nan
+    return ("preconditioned" if ratio > _MOVED else "unknown"), math.nan, math.nan
+
+
+def _rested(optimizer: Optimizer, group: dict[str, Any]) -> tuple[DecayKind, float, float]:
+    """The penalty of a decoupled decay whose steps are linear: where a constant gradient lets the weights rest."""
+    factors = []
+    uneven = torch.tensor(_WEIGHTS)
+    for rate, pull in ((0.25, torch.ones(4, 3)), (0.125, uneven), (0.125, uneven**3)):
+        gradient = -pull.double()
+        twin, weight = _twin(optimizer, group, -gradient, lr=rate, weight_decay=_DECAY)
+        for _ in range(3000):
+            before = weight.detach().clone()
+            _step(twin, weight, gradient)
+            if torch.allclose(weight.detach(), before, rtol=1e-10, atol=0):
+                break
+        factors.append((-gradient / weight.detach()) / _DECAY)
+    both = torch.cat(factors)
+    factor = float(both.mean())
+    # One that does not go with the learning rate, or that depends on the gradients, is another at each step: what is
+    # measured on these gradients would not hold on the network's.
+    momentum = group.get("momentum", 0.0)
+    expected = [f for f in (1.0, 1.0 - momentum) if abs(factor - f) <= 1e-3 * f] if factor > 0 else []
+    if not (expected and torch.allclose(both, torch.full_like(both, factor), rtol=1e-3)):
+        return "unknown", math.nan, math.nan
+    return "linear", expected[0], _clock_rate(optimizer, group)
+
+
+def _clock_rate(optimizer: Optimizer, group: dict[str, Any]) -> float:
+    """The share of a weight that one step takes when nothing pulls, over lr * weight_decay; NaN if it is not steady."""
+    rate, decay = 2.0**-6, 2.0**-12  # slow against any momentum
+    twin, weight = _twin(optimizer, group, torch.ones(4, 3, dtype=torch.float64), lr=rate, weight_decay=decay)
+    nothing, shares = torch.zeros_like(weight), []
+    for step in range(400):
+        before = weight.detach().clone()
+        _step(twin, weight, nothing)
+        if step in (199, 399):
+            shares.append(float((1 - weight.detach() / before).mean()) / (rate * decay))
+    return round(shares[1], 2) if abs(shares[1] - shares[0]) <= _CLOSE * abs(shares[1]) else math.nan
+
+
+def preconditioner(parameter: Tensor, optimizers: Optimizers) -> bool:
+    """Whether an optimizer's step is lr * m / (sqrt(v) + eps), with the m and v of its state: AdamW's, under any name.
+
+    Then its decoupled decay is, at rest, the penalty wd (sqrt(v) + eps) of each weight. Tried with gradients that
+    become smaller, so that m and v remember different ones.
+    """
+    found = group_of(parameter, optimizers)
+    if found is None:
+        return False
+    optimizer, group = innermost(found[0]), found[1]
+    try:
+        with _without_traces():
+            start = torch.tensor(_WEIGHTS, dtype=torch.float64)
+            twin, weight = _twin(optimizer, group, start, weight_decay=0.0)
+            before = start
+            for step in range(2 * _STEPS):
+                before = weight.detach().clone()
+                _step(twin, weight, start if step >= _STEPS else 4 * start)
+            (own,) = twin.param_groups
+            moments = corrected_moments(twin.state[weight], own)
+            if moments is None:
+                return False
+            expected = -float(own["lr"]) * moments[0] / (moments[1].sqrt() + own["eps"])
+            return torch.allclose(weight.detach() - before, expected, rtol=_CLOSE, atol=0)
+    except Exception:
+        return False
+
+
+def corrected_moments(state: dict[str, Any], group: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Adam's m and v of one parameter, bias-corrected, in double precision; None where there are none."""
+    m, v, step, betas = state.get("exp_avg"), state.get("exp_avg_sq"), state.get("step"), group.get("betas")
+    if not (isinstance(m, Tensor) and isinstance(v, Tensor)) or not step or betas is None or "eps" not in group:
+        return None
+    if group.get("amsgrad") and isinstance(state.get("max_exp_avg_sq"), Tensor):
+        v = state["max_exp_avg_sq"]
+    t, (first, second) = float(step), (float(beta) for beta in betas)
+    return m.detach().double() / (1 - first**t), v.detach().double() / (1 - second**t)
+
+
+def _twin(
+    optimizer: Optimizer, group: dict[str, Any], start: Tensor, *, weight_decay: float, lr: float = _RATE
+) -> tuple[Optimizer, torch.nn.Parameter]:
+    """The same optimizer with the same settings, no history, and one small parameter."""
+    weight = torch.nn.Parameter(start.clone())
+    settings = {name: value for name, value in group.items() if name != "params"}
+    own = {"params": [weight], **copy.deepcopy(settings), "weight_decay": weight_decay}
+    if own.get("lr") is not None:
+        own["lr"] = lr
+    for name in ("fused", "foreach"):
+        own |= {name: None} if name in own else {}
+    for name in ("capturable", "differentiable", "maximize"):
+        own |= {name: False} if name in own else {}
+    twin: Any = object.__new__(type(optimizer))
+    kept = {
+        name: value
+        for name, value in vars(optimizer).items()
+        if name not in ("param_groups", "state", "step") and not name.endswith("_hooks")
+    }
+    # What refers to the real parameters refers to the small one; nothing large is copied.
+    memo: dict[int, Any] = {id(p): weight for g in optimizer.param_groups for p in g["params"]}
+    memo |= {id(optimizer): twin, id(optimizer.state): defaultdict(dict), id(optimizer.param_groups): [own]}
+    twin.__dict__.update(copy.deepcopy(kept, memo))
+    twin.__dict__.update({name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")})
+    twin.param_groups, twin.state = [own], defaultdict(dict)
+    if callable(getattr(twin, "train", None)):  # schedule-free optimizers step in training mode only
+        twin.train()
+    return twin, weight
+
+
+def _step(twin: Optimizer, weight: torch.nn.Parameter, gradient: Tensor) -> None:
+    weight.grad = gradient.clone()
+    twin.step()
+
+
+@contextmanager
+def _without_traces() -> Iterator[None]:
+    """Random states as before, gradients allowed, nothing printed as a warning."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

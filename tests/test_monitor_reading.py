@@ -1,0 +1,648 @@
+"""What optimizers, losses, layers and loaders really do, told by trying them: tables of cases."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_optimizer
+import schedulefree
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import lr_scheduler
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+import collapsar as cs
+from collapsar.core.known import KnownTraining
+from collapsar.core.problem import Penalties
+from collapsar.metrics.norms import normalization
+from collapsar.monitor import Loop, advise_training, known_training, penalty_warnings
+from collapsar.monitor.adaptive import decay_clock, decay_odometer, decay_rows
+from collapsar.monitor.exposure import exposure
+from collapsar.monitor.losses import read_criterion
+from collapsar.monitor.optimizers import decay_of
+from collapsar.training import ClassAwareSampler, param_groups
+
+torch_optim, po = torch.optim, pytorch_optimizer
+
+
+def quietly(*arguments: Any, **named: Any) -> tuple[KnownTraining, list[str]]:
+    """What is known, and the kinds of the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        known = known_training(*arguments, **named)
+    return known, [w.message.kind for w in caught]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# --- optimizers
+
+
+class Wrapped(torch.optim.Optimizer):
+    """A wrapper as Accelerate's or ZeRO's: an optimizer whose own class says nothing."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups, self.state, self.defaults = inner, inner.param_groups, inner.state, {}
+
+
+def wrapped(kind: Any):
+    return lambda p, **k: Wrapped(kind(p, **k))
+
+
+OTHERS = [
+    "AdaBelief",
+    "AdamP",
+    "LaProp",
+    "MARS",
+    "Kron",
+    "CAME",
+    "SOAP",
+    "Adan",
+    "Lion",
+    "Lamb",
+    "Prodigy",
+    "StableAdamW",
+]
+OPTIMIZERS = {
+    "SGD": (torch_optim.SGD, "coupled"),
+    "SGD momentum": (lambda p, **k: torch_optim.SGD(p, momentum=0.9, **k), "coupled"),
+    "Adam": (torch_optim.Adam, "coupled"),
+    "RMSprop": (torch_optim.RMSprop, "coupled"),
+    "Adagrad": (torch_optim.Adagrad, "coupled"),
+    "NAdam decoupled": (lambda p, **k: torch_optim.NAdam(p, decoupled_weight_decay=True, **k), "preconditioned"),
+    "AdamW": (torch_optim.AdamW, "preconditioned"),
+    "AdamW fused": (lambda p, **k: torch_optim.AdamW(p, fused=True, **k), "preconditioned"),
+    "AdamW at rate 0": (lambda p, **k: torch_optim.AdamW(p, **{**k, "lr": 0.0}), "preconditioned"),
+    "Adafactor": (torch_optim.Adafactor, "preconditioned"),
+    "Muon": (torch_optim.Muon, "preconditioned"),
+    "SGDW momentum": (lambda p, **k: po.SGDW(p, momentum=0.9, weight_decouple=True, **k), "linear"),
+    "SGDSaI": (po.SGDSaI, "unknown"),
+    "SGDScheduleFree": (schedulefree.SGDScheduleFree, "coupled"),
+    "AdamWScheduleFree": (schedulefree.AdamWScheduleFree, "preconditioned"),
+    "RAdamScheduleFree": (schedulefree.RAdamScheduleFree, "preconditioned"),
+    "SAM of AdaBelief": (lambda p, **k: po.SAM(p, base_optimizer=po.AdaBelief, **k), "preconditioned"),
+    "wrapped SGD": (wrapped(torch_optim.SGD), "coupled"),
+    "wrapped Adafactor": (wrapped(torch_optim.Adafactor), "preconditioned"),
+    "prepared AdamW": (lambda p, **k: Accelerator(cpu=True).prepare(torch_optim.AdamW(p, **k)), "preconditioned"),
+    **{
+        name: (getattr(po, name), "preconditioned")
+        for name in [
+            "AdaBelief",
+            "AdamP",
+            "LaProp",
+            "MARS",
+            "Kron",
+            "CAME",
+            "SOAP",
+            "Adan",
+            "Lion",
+            "Lamb",
+            "Prodigy",
+            "StableAdamW",
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_is_known_by_what_it_does(name: str) -> None:
+    make, kind = OPTIMIZERS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        w = nn.Parameter(torch.randn(5, 4))
+        optimizer = make([w], lr=0.01, weight_decay=0.02)
+    before = w.detach().clone(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    decay = decay_of(w, optimizer)
+    assert (decay.kind, decay.weight_decay) == (kind, 0.02)
+    assert math.isnan(decay.penalty) == (kind in ("preconditioned", "unknown"))
+    assert torch.equal(w, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+    assert all(float(state.get("step", 0)) == 0 for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch_optim.SGD(p, lr=0.05, weight_decay=0.5),
+        lambda p: torch_optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.5),
+        lambda p: po.SGDW(p, lr=0.05, momentum=0.9, weight_decouple=True, weight_decay=0.5),
+        lambda p: torch_optim.Adam(p, lr=0.05, weight_decay=0.5),
+    ],
+)
+def test_the_penalty_read_is_the_one_at_which_a_quadratic_rests(make) -> None:
+    x = nn.Parameter(torch.zeros(1, 3, dtype=torch.float64))
+    optimizer = make([x])
+    penalty = decay_of(x, optimizer).penalty
+    for _ in range(3000):
+        optimizer.zero_grad()
+        (0.1 * (x - 1) ** 2).sum().backward()
+        optimizer.step()
+    assert x.detach().numpy() == pytest.approx(0.2 / (0.2 + penalty), rel=1e-4)
+
+
+def test_a_wrapper_that_may_change_the_steps_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    sam = po.SAM(model.parameters(), base_optimizer=torch_optim.SGD, lr=0.1, weight_decay=1e-3)
+    named = {"penalties": Penalties(0.01, 0.01)}
+    assert [w.kind for w in penalty_warnings(model, model[2], sam, **named)] == ["wrapped-optimizer"]
+    prepared = Accelerator(cpu=True).prepare(torch_optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-3))
+    assert penalty_warnings(model, model[2], prepared, **named) == ()
+    assert known_training(model, model[2], prepared, **named).lambda_w == pytest.approx(0.011)
+
+
+def test_one_optimizer_for_the_body_and_another_for_the_head() -> None:
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3))
+    both = [
+        torch_optim.Muon(model[0].parameters(), weight_decay=0.1),
+        torch_optim.SGD(model[2].parameters(), lr=0.1, weight_decay=0.02),
+    ]
+    with pytest.warns(UserWarning, match="Muon shrinks weights beside the gradient step"):
+        known = known_training(model, model[2], both, penalties=Penalties(0.01, 0.01))
+    assert known.lambda_w == pytest.approx(0.03)
+
+
+def test_an_optimizer_that_cannot_be_tried_is_a_caution() -> None:
+    class Odd(torch_optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("only with a closure")
+
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    optimizer = Odd(model.parameters(), lr=0.1, weight_decay=0.1)
+    with pytest.warns(UserWarning, match="What the weight_decay of Odd amounts to cannot be told"):
+        known = known_training(model, model[2], optimizer, penalties=Penalties(0.01, 0.01))
+    assert known.lambda_w is None
+    with pytest.raises(ValueError, match="cannot be told"):
+        advise_training([9, 9, 3], model, optimizer, Loop(penalties=Penalties(0.01, 0.01)))
+
+
+# --- AdamW at rest
+
+
+def layer_norm_network(weight_decay: float, steps: int, **settings: Any) -> tuple[Any, ...]:
+    """5 x 100 + 5 x 20 digits, the body not decayed; the head's penalty is AdamW's alone (theory: section 11)."""
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    rows = np.concatenate([np.flatnonzero(digits == k)[: 100 if k < 5 else 20] for k in range(10)])
+    x, y = torch.tensor(images[rows] / 16 - 0.5, dtype=torch.float32), torch.tensor(digits[rows])
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(32, elementwise_affine=False)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), norm, nn.Linear(32, 10))
+    groups = [
+        {"params": model[:4].parameters(), "weight_decay": 0.0},
+        {"params": [model[4].weight], "weight_decay": weight_decay},
+        {"params": [model[4].bias], "weight_decay": 0.0},
+    ]
+    optimizer = torch_optim.AdamW(groups, lr=1e-3, **settings)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps // 9 + 1):
+        for batch in torch.randperm(len(y))[:576].split(64):
+            if scheduler.last_epoch < steps:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[batch]), y[batch]).backward()
+                optimizer.step()
+                scheduler.step()
+    return model, optimizer, scheduler, x, y
+
+
+@pytest.mark.parametrize("settings", [{}, {"amsgrad": True}, {"foreach": True}, {"fused": True}])
+def test_adamw_at_rest_is_a_penalty_for_each_class(settings: dict[str, bool]) -> None:
+    model, optimizer, scheduler, x, y = layer_norm_network(10.0, 1800, **settings)
+    head = model[4]
+    known, kinds = quietly(model, head, optimizer, schedule=scheduler)
+    assert kinds == ["decoupled-decay", "normalised-features"]
+    assert "At rest it acts as the penalty" in known.cautions[0]
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    gradient, rows = head.weight.grad.double(), np.asarray(known.lambda_w)
+    # A second road: the penalties that balance the gradient over all samples, row by row.
+    W = head.weight.detach().double()
+    balanced = (-(gradient * W).sum(dim=1) / (W * W).sum(dim=1)).numpy()
+    assert rows.shape == (10,)
+    assert known.rest is not None
+    if not settings.get("amsgrad"):  # the largest v of a run is not the present one's mean square
+        assert rows == pytest.approx(balanced, rel=0.25)
+        assert rows[:5].mean() > 1.3 * rows[5:].mean()  # rare classes are decayed less
+    assert known.rest.slope == pytest.approx(1, abs=0.1)
+    assert known.rest.correlation > 0.98
+    assert known.decay_clock == pytest.approx(10 * 1e-3 * 1800 / 2, rel=1e-3)
+    assert known.lambda_b == 0.0
+    assert known.norm is not None
+    assert (known.norm.over, known.norm.length) == ("sample", pytest.approx(32**0.5))
+
+
+def test_adamw_whose_decay_has_not_acted_is_no_penalty() -> None:
+    model, optimizer, scheduler, *_ = layer_norm_network(0.05, 450)
+    known, kinds = quietly(model, model[4], optimizer, schedule=scheduler)
+    assert known.decay_clock == pytest.approx(0.05 * 1e-3 * 450 / 2, rel=1e-2)
+    assert known.lambda_w is None
+    assert known.rest is not None
+    assert known.rest.slope > 2
+    assert kinds == ["decoupled-decay", "decay-clock", "normalised-features"]
+    assert "cannot have merged classes" in known.cautions[1]
+
+
+def test_a_state_that_is_not_whole_is_refused_with_the_way_out() -> None:
+    w = nn.Parameter(torch.randn(4, 3))
+    optimizer = torch_optim.AdamW([w], weight_decay=0.1)
+    assert "it has not stepped" in decay_rows(w, optimizer).reason
+    w.grad = torch.randn(4, 3)
+    optimizer.step()
+    assert decay_rows(w, optimizer).rows is not None
+    optimizer.state[w]["exp_avg_sq"] = optimizer.state[w]["exp_avg_sq"].flatten()[:5]  # as FSDP or ZeRO hold it
+    found = decay_rows(w, optimizer)
+    assert found.rows is None
+    assert "full_state_dict=True" in found.reason
+    belief = po.AdaBelief([w], weight_decay=0.1)
+    w.grad = torch.randn(4, 3)
+    belief.step()
+    assert "no penalty can be read" in decay_rows(w, belief).reason
+
+
+SCHEDULES = {
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 50),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, 50),
+    "steps": lambda o: lr_scheduler.StepLR(o, 10, 0.5),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda t: min(1, (t + 1) / 10) * max(0.0, 1 - t / 50)),
+    "exponential": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "warm-up, then cosine": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, 1, 10), lr_scheduler.CosineAnnealingLR(o, 40)], [10]
+    ),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.1, 20), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 10, 2),
+    "a metric": lr_scheduler.ReduceLROnPlateau,
+}
+
+
+@pytest.mark.parametrize("per_tick", [1, 5])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_decay_clock_is_the_sum_over_the_steps(name: str, per_tick: int) -> None:
+    w = nn.Parameter(torch.ones(3, 2))
+    optimizer = torch_optim.AdamW([w], lr=0.02, weight_decay=0.3)
+    scheduler: Any = SCHEDULES[name](optimizer)
+    total = 0.0
+    for step in range(50 * per_tick):
+        w.grad = torch.ones(3, 2)
+        total += 0.3 * optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        if (step + 1) % per_tick == 0:
+            scheduler.step(*([1.0] if name == "a metric" else []))
+    clock, bound = decay_clock(w, optimizer, scheduler=scheduler), decay_clock(w, optimizer)
+    assert clock is not None
+    assert bound is not None
+    assert clock.exact is (name != "a metric")
+    assert clock.past == pytest.approx(total, rel=1e-9) if clock.exact else clock.past > total
+    assert bound.past >= total
+    assert not bound.exact
+    longer = decay_clock(w, optimizer, steps=1000)
+    assert longer is not None
+    assert longer.total == pytest.approx(1000 / (50 * per_tick) * bound.past)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_odometer_reads_the_clock_off_the_head(momentum: float) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 8), torch.arange(60) % 3
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    before = model[2].weight.detach().clone()
+    optimizer = torch_optim.SGD(model.parameters(), lr=0.05, momentum=momentum, weight_decay=0.002)
+    for _ in range(1000):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x.double()), y).backward()
+        optimizer.step()
+    found = decay_odometer(model[2].weight, before)
+    assert found.alignment == pytest.approx(1, abs=1e-9)
+    rate = decay_of(model[2].weight, optimizer).clock_rate
+    assert rate == pytest.approx(1 / (1 - momentum))
+    assert found.clock == pytest.approx(1000 * 0.05 * 0.002 * rate, rel=1e-3 if momentum == 0 else 0.02)
+    known = known_training(model, model[2], optimizer, penalties=Penalties(0.0, 0.01), schedule=1000)
+    assert known.decay_clock == pytest.approx(0.1)
+    assert any("has not acted" in caution for caution in known.cautions) is False  # 0.1 is not below it
+
+
+# --- losses
+
+N = [500, 100, 20]
+W = torch.tensor([0.2, 1.0, 5.0])
+
+
+class Focal(nn.CrossEntropyLoss):
+    def forward(self, x, y):
+        ce = F.cross_entropy(x, y, reduction="none")
+        return ((1 - (-ce).exp()) ** 2 * ce).mean()
+
+
+class Adjusted(nn.CrossEntropyLoss):
+    def forward(self, x, y):
+        return super().forward(x + torch.tensor(N).log(), y)
+
+
+class Own(nn.Module):
+    def forward(self, x, y):
+        return -x.log_softmax(1)[torch.arange(len(y)), y].mean()
+
+
+class Renamed(nn.CrossEntropyLoss):
+    """A subclass that changes nothing."""
+
+
+PRIOR = np.log(N) - np.log(N).mean()
+LOSSES = {
+    "none": (None, cs.Loss(), False, ""),
+    "cross-entropy": (nn.CrossEntropyLoss(), cs.Loss(), False, ""),
+    "renamed": (Renamed(label_smoothing=0.1), cs.Loss(smoothing=0.1), False, ""),
+    "function": (F.cross_entropy, cs.Loss(), False, ""),
+    "written out": (Own(), cs.Loss(), False, ""),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), cs.Loss(), True, ""),
+    "weighted sum": (nn.CrossEntropyLoss(W, reduction="sum"), cs.Loss(W.numpy()), True, ""),
+    "weights": (nn.CrossEntropyLoss(W), cs.Loss(W.numpy()), False, ""),
+    "half weights": (nn.CrossEntropyLoss(W.half()), cs.Loss(W.half().numpy()), False, ""),
+    "logit-adjusted subclass": (Adjusted(), cs.Loss(offsets=PRIOR), False, ""),
+    "focal subclass": (Focal(), None, False, "none of the cross-entropies"),
+    "NLL": (nn.NLLLoss(), None, False, "none of the cross-entropies"),
+    "BCE": (nn.BCEWithLogitsLoss(), None, False, "none of the cross-entropies"),
+    "a weight of 0": (nn.CrossEntropyLoss(torch.tensor([0.0, 1, 1])), None, False, "class 0 the weight 0"),
+    "an ignored class": (nn.CrossEntropyLoss(ignore_index=0), None, False, "ignores class 0"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_what_it_computes(name: str) -> None:
+    criterion, loss, summed, reason = LOSSES[name]
+    found = read_criterion(criterion, 3)
+    assert found.summed is summed
+    assert reason in found.reason
+    assert (found.loss is None) is (loss is None)
+    if loss is not None and found.loss is not None:
+        for ours, theirs in zip(found.loss.to_dict().values(), loss.to_dict().values(), strict=True):
+            assert (ours is None) is (theirs is None)
+            assert ours is None or np.allclose(ours, np.asarray(theirs), atol=1e-5)
+
+
+def test_class_weights_for_other_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="`criterion` has 5 class weights for a head of 3 classes"):
+        read_criterion(nn.CrossEntropyLoss(torch.ones(5)), 3)
+
+
+def test_a_summed_loss_divides_the_penalty_by_the_samples_of_a_step() -> None:
+    """Trained to rest on all samples at once: the penalty is that of the theory's optimum at wd / N, not at wd."""
+    torch.manual_seed(0)
+    n, decay = [10, 10, 10, 10], 0.4
+    y, features = torch.arange(40) % 4, nn.Parameter(torch.randn(40, 8).double() * 0.3)
+    model = nn.Sequential(nn.Linear(8, 4, bias=False).double())
+    criterion = nn.CrossEntropyLoss(reduction="sum")
+    optimizer = torch_optim.SGD([features, *model.parameters()], lr=0.05, weight_decay=decay)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        criterion(model(features), y).backward()
+        optimizer.step()
+    Z = np.stack([model(features).detach().numpy()[y == k].mean(0) for k in range(4)], axis=1)
+    data = TensorDataset(torch.zeros(40, 8), y)
+    loader = DataLoader(data, batch_size=40)
+    nothing, _ = quietly(model, model[0], optimizer, criterion=criterion)
+    whole, _ = quietly(model, model[0], optimizer, criterion=criterion, data=loader)
+    small, _ = quietly(model, model[0], optimizer, criterion=criterion, data=DataLoader(data, batch_size=8))
+    assert nothing.lambda_w is None
+    assert "pass data=" in " ".join(nothing.cautions)
+    assert whole.lambda_w == pytest.approx(decay / 40)
+    assert small.lambda_w == pytest.approx(decay / 8)
+    optimum = cs.solve(cs.Problem(n, float(whole.lambda_w)))  # features decayed by the same optimizer
+    assert np.linalg.norm(Z - optimum.Z) < 1e-6 * np.linalg.norm(optimum.Z)
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(W), nn.CrossEntropyLoss(label_smoothing=0.3), Adjusted()])
+def test_advice_on_weight_decay_alone_does_not_ignore_the_loss(criterion: nn.Module) -> None:
+    below = [nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU()]
+    model = nn.Sequential(*below, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch_optim.SGD(model.parameters(), lr=0.1, weight_decay=0.02)
+    with pytest.raises(ValueError, match=r"measured for the plain cross-entropy.*collapsar\.diagnose"):
+        advise_training(N, model, optimizer, Loop(criterion))
+
+
+# --- what an epoch shows
+
+COUNTS = [300, 60, 10]
+LABELS = np.repeat([0, 1, 2], COUNTS)
+DATA = TensorDataset(torch.zeros(370, 8), torch.tensor(LABELS))
+RARE = torch.tensor([1 / COUNTS[k] for k in LABELS])
+THIRD = np.flatnonzero(LABELS == 2)
+
+
+class Imbalanced(Sampler):
+    """As ufoym's ImbalancedDatasetSampler: a class of its own."""
+
+    def __iter__(self):
+        return iter(torch.multinomial(RARE, 370, replacement=True).tolist())
+
+    def __len__(self):
+        return 370
+
+
+class Shares(DistributedSampler):
+    """As catalyst's DistributedSamplerWrapper."""
+
+    def __init__(self, sampler, **settings):
+        super().__init__(list(sampler), **settings)
+        self.own = sampler
+
+    def __iter__(self):
+        drawn = list(self.own)
+        return iter([drawn[i] for i in super().__iter__()])
+
+
+def weighted() -> WeightedRandomSampler:
+    return WeightedRandomSampler(RARE.tolist(), 370)
+
+
+class Bare(Dataset):
+    """Labels cannot be looked up."""
+
+    def __len__(self):
+        return 370
+
+    def __getitem__(self, i):
+        return i
+
+
+LOADERS = {
+    "weighted": (lambda: DataLoader(DATA, 32, sampler=weighted()), True),
+    "weighted, without labels": (lambda: DataLoader(Bare(), 32, sampler=weighted()), True),
+    "batches of weighted": (lambda: DataLoader(DATA, batch_sampler=BatchSampler(weighted(), 32, False)), True),
+    "batches of class-aware": (
+        lambda: DataLoader(DATA, batch_sampler=BatchSampler(ClassAwareSampler(LABELS, [1, 5, 30]), 32, False)),
+        True,
+    ),
+    "its own class": (lambda: DataLoader(DATA, 32, sampler=Imbalanced()), True),
+    "wrapped for two ranks": (
+        lambda: DataLoader(DATA, 32, sampler=Shares(weighted(), num_replicas=2, rank=0)),
+        True,
+    ),
+    "prepared": (lambda: Accelerator(cpu=True).prepare(DataLoader(DATA, 32, sampler=weighted())), True),
+    "repeated indices": (lambda: DataLoader(Subset(DATA, [*range(370), *THIRD.tolist() * 29]), 32, shuffle=True), True),
+    "copies joined": (
+        lambda: DataLoader(ConcatDataset([DATA] + [Subset(DATA, THIRD.tolist())] * 29), 32, shuffle=True),
+        True,
+    ),
+    "shuffled": (lambda: DataLoader(DATA, 32, shuffle=True), False),
+    "shuffled, without labels": (lambda: DataLoader(Bare(), 32, shuffle=True), False),
+    "with replacement": (lambda: DataLoader(DATA, 32, sampler=RandomSampler(DATA, replacement=True)), False),
+    "two ranks": (lambda: DataLoader(DATA, 32, sampler=DistributedSampler(DATA, 2, 0)), False),
+    "a random part": (
+        lambda: DataLoader(DATA, 32, sampler=SubsetRandomSampler(torch.randperm(370)[:300].tolist())),
+        False,
+    ),
+    "all copied twice": (lambda: DataLoader(ConcatDataset([DATA, DATA]), 32, shuffle=True), False),
+    "equal weights": (lambda: DataLoader(DATA, 32, sampler=WeightedRandomSampler([1.0] * 370, 370)), False),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_resampling_is_seen_whatever_does_it(name: str) -> None:
+    torch.manual_seed(0)
+    make, resampled = LOADERS[name]
+    loader = make()
+    before = torch.get_rng_state()
+    found = exposure(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found is not None
+    assert found.resampled is resampled
+    if found.shown is not None and resampled:
+        seen = np.zeros(3)
+        for _, labels in loader:
+            seen += np.bincount(labels, minlength=3)
+        assert found.shown / found.shown.sum() == pytest.approx(seen / seen.sum(), abs=0.15)
+
+
+def test_counts_that_are_not_the_datas_are_refused() -> None:
+    below = [nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU()]
+    model = nn.Sequential(*below, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch_optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
+    part = DataLoader(Subset(DATA, list(range(50))), 32, shuffle=True)
+    with pytest.raises(ValueError, match=r"`counts` must be those of the data: .* shows 50 samples"):
+        advise_training(COUNTS, model, optimizer, Loop(data=part))
+    assert advise_training(COUNTS, model, optimizer, Loop(data=DataLoader(DATA, 32))).advice.verdict == "separated"
+
+
+@pytest.mark.parametrize(
+    ("criterion", "words"),
+    [
+        (nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 30.0])), r"Together, classes count 0.034\d, 0.85\d, 30.8 times"),
+        (Focal(), "changes their weight as well"),
+    ],
+)
+def test_two_mitigations_that_compound_are_named(criterion: nn.Module, words: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    loader = DataLoader(DATA, 32, sampler=ClassAwareSampler(LABELS, [1, 5, 30]))
+    optimizer = torch_optim.SGD(model.parameters(), lr=0.1)
+    found = penalty_warnings(model, model[2], optimizer, penalties=Penalties(1, 1), criterion=criterion, data=loader)
+    texts = {w.kind: str(w) for w in found}
+    assert "Two mitigations compound" in texts["compounded"]
+    assert re.search(words, texts["compounded"])
+
+
+# --- normalisations
+
+
+class Frozen(nn.Module):
+    """A batch norm whose statistics are fixed: a scale and a shift, no normalisation."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.register_buffer("weight", 2 * torch.ones(size))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+class Unit(nn.Module):
+    def forward(self, x):
+        return F.normalize(x)
+
+
+class ZeroCentred(nn.Module):
+    """As Gemma's RMSNorm: a gain of 1 + w, w from zero."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x):
+        return (1 + self.w) * x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+
+
+NORMS = {
+    "BatchNorm1d": (nn.BatchNorm1d(16), "batch", 4.0),
+    "LayerNorm": (nn.LayerNorm(16), "sample", 4.0),
+    "torch RMSNorm": (nn.RMSNorm(16), "sample", 4.0),
+    "Llama RMSNorm": (LlamaRMSNorm(16), "sample", 4.0),
+    "T5 LayerNorm": (T5LayerNorm(16), "sample", 4.0),
+    "zero-centred RMSNorm": (ZeroCentred(16), "sample", 4.0),
+    "unit length": (Unit(), "sample", 1.0),
+    "frozen scale": (Frozen(16), None, None),
+    "ReLU": (nn.ReLU(), None, None),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_normalisation_is_one_whatever_its_name(name: str) -> None:
+    norm, over, length = NORMS[name]
+    found = normalization(norm)
+    assert (None if found is None else found.over) == over
+    below = [nn.Linear(8, 16), norm]
+    direct = nn.Sequential(*below, nn.Linear(16, 3))
+    deeper = nn.Sequential(*below, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch_optim.SGD(direct.parameters(), lr=0.1, weight_decay=1e-3)
+    kinds = [w.kind for w in penalty_warnings(direct, direct[-1], optimizer)]
+    assert kinds == (["decayed-layers"] if over is None else ["normalised-features"])
+    optimizer = torch_optim.SGD(deeper.parameters(), lr=0.1, weight_decay=1e-3)
+    kinds = [w.kind for w in penalty_warnings(deeper, deeper[-1], optimizer)]
+    assert kinds == (["decayed-layers"] if over is None else ["normalised-below", "decayed-layers"])
+    groups = {g["name"]: len(g["params"]) for g in param_groups(direct, weight_decay=1e-3, head="2")}
+    own = len(list(norm.parameters()))
+    assert groups == {"head": 1, "head_bias": 1, "backbone": 2, **({"norm": own} if own else {})}
+    if over is not None:
+        read = quietly(direct, direct[-1], None)[0].norm
+        assert read is not None
+        assert (read.over, read.width, read.length) == (over, 16, pytest.approx(length, rel=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("decay", "make", "penalty", "free", "words"),
+    [
+        (1e-3, torch_optim.SGD, 1e-3, False, r"lambda_gain=0.001\) is the model"),
+        (0.0, torch_optim.SGD, 0.0, True, "may grow without bound"),
+        (1e-3, torch_optim.AdamW, None, False, "from_normalized"),
+    ],
+)
+def test_whether_the_gain_is_decayed_is_read(decay, make, penalty, free, words) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3))
+    groups = param_groups(model, weight_decay=1e-3, norm_weight_decay=decay, head="2")
+    optimizer = make(groups, lr=0.1)
+    known, _ = quietly(model, model[2], optimizer)
+    assert re.search(words, " ".join(known.cautions))
+    norm = known.norm
+    assert norm is not None
+    assert (norm.gain_penalty, norm.free_gain) == (penalty, free)
