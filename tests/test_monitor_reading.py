@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 import warnings
 from typing import Any
@@ -130,13 +131,13 @@ def test_decay_is_known_by_what_it_does(name: str) -> None:
         warnings.simplefilter("ignore")
         w = nn.Parameter(torch.randn(5, 4))
         optimizer = make([w], lr=0.01, weight_decay=0.02)
-    before = w.detach().clone(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = w.detach().clone(), torch.get_rng_state(), random.getstate()
     decay = decay_of(w, optimizer)
     assert (decay.kind, decay.weight_decay) == (kind, 0.02)
     assert math.isnan(decay.penalty) == (kind in ("preconditioned", "unknown"))
     assert torch.equal(w, before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
-    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+    assert random.getstate() == before[2]
     assert all(float(state.get("step", 0)) == 0 for state in optimizer.state.values())
 
 
@@ -163,7 +164,7 @@ def test_the_penalty_read_is_the_one_at_which_a_quadratic_rests(make) -> None:
 def test_a_wrapper_that_may_change_the_steps_is_named() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     sam = po.SAM(model.parameters(), base_optimizer=torch_optim.SGD, lr=0.1, weight_decay=1e-3)
-    named = {"penalties": Penalties(0.01, 0.01)}
+    named: dict[str, Any] = {"penalties": Penalties(0.01, 0.01)}
     assert [w.kind for w in penalty_warnings(model, model[2], sam, **named)] == ["wrapped-optimizer"]
     prepared = Accelerator(cpu=True).prepare(torch_optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-3))
     assert penalty_warnings(model, model[2], prepared, **named) == ()
@@ -325,19 +326,20 @@ def test_the_decay_clock_is_the_sum_over_the_steps(name: str, per_tick: int) -> 
 def test_the_odometer_reads_the_clock_off_the_head(momentum: float) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(60, 8), torch.arange(60) % 3
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    before = model[2].weight.detach().clone()
+    head = nn.Linear(8, 3)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), head).double()
+    before = head.weight.detach().clone()
     optimizer = torch_optim.SGD(model.parameters(), lr=0.05, momentum=momentum, weight_decay=0.002)
     for _ in range(1000):
         optimizer.zero_grad()
         F.cross_entropy(model(x.double()), y).backward()
         optimizer.step()
-    found = decay_odometer(model[2].weight, before)
+    found = decay_odometer(head.weight, before)
     assert found.alignment == pytest.approx(1, abs=1e-9)
-    rate = decay_of(model[2].weight, optimizer).clock_rate
+    rate = decay_of(head.weight, optimizer).clock_rate
     assert rate == pytest.approx(1 / (1 - momentum))
     assert found.clock == pytest.approx(1000 * 0.05 * 0.002 * rate, rel=1e-3 if momentum == 0 else 0.02)
-    known = known_training(model, model[2], optimizer, penalties=Penalties(0.0, 0.01), schedule=1000)
+    known = known_training(model, head, optimizer, penalties=Penalties(0.0, 0.01), schedule=1000)
     assert known.decay_clock == pytest.approx(0.1)
     assert any("has not acted" in caution for caution in known.cautions) is False  # 0.1 is not below it
 
@@ -349,14 +351,15 @@ W = torch.tensor([0.2, 1.0, 5.0])
 
 
 class Focal(nn.CrossEntropyLoss):
-    def forward(self, x, y):
+    def forward(self, input, target):  # noqa: A002
+        x, y = input, target
         ce = F.cross_entropy(x, y, reduction="none")
         return ((1 - (-ce).exp()) ** 2 * ce).mean()
 
 
 class Adjusted(nn.CrossEntropyLoss):
-    def forward(self, x, y):
-        return super().forward(x + torch.tensor(N).log(), y)
+    def forward(self, input, target):  # noqa: A002
+        return super().forward(input + torch.tensor(N).log(), target)
 
 
 class Own(nn.Module):
@@ -428,7 +431,7 @@ def test_a_summed_loss_divides_the_penalty_by_the_samples_of_a_step() -> None:
     assert "pass data=" in " ".join(nothing.cautions)
     assert whole.lambda_w == pytest.approx(decay / 40)
     assert small.lambda_w == pytest.approx(decay / 8)
-    optimum = cs.solve(cs.Problem(n, float(whole.lambda_w)))  # features decayed by the same optimizer
+    optimum = cs.solve(cs.Problem(n, decay / 40))  # features decayed by the same optimizer
     assert np.linalg.norm(Z - optimum.Z) < 1e-6 * np.linalg.norm(optimum.Z)
 
 
@@ -464,7 +467,8 @@ class Shares(DistributedSampler):
     """As catalyst's DistributedSamplerWrapper."""
 
     def __init__(self, sampler, **settings):
-        super().__init__(list(sampler), **settings)
+        whole: Any = list(sampler)
+        super().__init__(whole, **settings)
         self.own = sampler
 
     def __iter__(self):
