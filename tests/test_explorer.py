@@ -64,7 +64,7 @@ def test_the_inlined_modules_are_one_valid_module(tmp_path):
 def test_the_committed_page_is_what_the_sources_say():
     committed = HERE.parent / "docs" / "explorer.html"
     assert committed.read_text() == explorer.explorer_page(), (
-        "run `collapsar explore --output docs/explorer.html --no-open`"
+        "run `collapsar explore --out docs/explorer.html --no-open`"
     )
 
 
@@ -84,7 +84,7 @@ def test_the_command_writes_and_opens_it(tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
     page = tmp_path / "page.html"
-    out = CliRunner().invoke(app, ["explore", "--output", str(page)])
+    out = CliRunner().invoke(app, ["explore", "--out", str(page)])
     assert out.exit_code == 0, out.output
     assert page.read_text() == explorer.explorer_page()
     assert opened == [page.as_uri()]

@@ -22,20 +22,21 @@ __all__ = ["explore"]
 
     collapsar explore
 
-    collapsar explore --output explorer.html --no-open"""
+    collapsar explore --out explorer.html --no-open"""
 )
 def explore(
-    output: Annotated[Path, typer.Option("--output", help="Where to write the page.")] = Path("explorer.html"),
+    out: Annotated[Path, typer.Option("--out", help="Where to write the page.")] = Path("explorer.html"),
+    output: Annotated[Path | None, typer.Option("--output", hidden=True)] = None,  # the option's name in 0.1
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Write a page that solves the model while sliders move, and open it: one file, no network.
+    """Write a page that solves the model as you move its sliders, and open it: self-contained, works offline.
 
-    Class counts, penalties and remedies are sliders; class means, thresholds, phase diagram and cures follow.
+    Class counts, penalties and remedies are sliders; class means, thresholds, phase diagram and advice follow.
     """
     from collapsar.report.explorer import explorer_page
 
-    page = write_atomically(output, explorer_page()).resolve()
+    page = write_atomically(out if output is None else output, explorer_page()).resolve()
     if as_json:
         print_json({"page": str(page), "bytes": page.stat().st_size})
     else:

@@ -45,10 +45,10 @@ def report(
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Write one page about trained networks, to be read by anybody, and open it: one file, no network.
+    """Write one page about trained networks, for any reader, and open it: self-contained, works offline.
 
-    Which classes collapse and why, the class means beside the exact optimum, thresholds, curves, and what to change.
-    Several runs are compared in one page.
+    It shows which classes collapse and why, the class means beside the exact optimum, thresholds, curves, and what to
+    change. Several runs are compared on one page.
     """
     from collapsar.app.report_record import report_record
     from collapsar.report import report_page
