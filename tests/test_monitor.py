@@ -376,12 +376,31 @@ def test_a_compiled_model(early, tmp_path):
     torch._dynamo.reset()
 
 
-def test_a_model_compiled_in_place_is_refused(tmp_path):
-    model = Net()
-    model.body.compile(backend="eager")
+def test_a_model_compiled_in_place_around_its_head_is_refused(tmp_path):
+    model = nn.Sequential(Net())
+    model[0].compile(backend="eager")
     for loader in (None, [1]):
-        with pytest.raises(ValueError, match="with its module 'body' compiled"):
+        with pytest.raises(ValueError, match="with its module '0', which has the head, compiled"):
             CollapseMonitor(model, loader=loader, options=options(tmp_path))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_backbone_below_the_head_is_measured(in_place, tmp_path):
+    torch._dynamo.reset()
+    model, (images, labels) = Net().eval(), dataset()[:]
+    with torch.no_grad():
+        expected = class_moments(model.body(images), labels, K).class_means
+        if in_place:
+            model.body.compile(backend="eager")
+        else:
+            model.body = cast("nn.Sequential", torch.compile(model.body, backend="eager"))
+        model(images)
+        with CollapseMonitor(model, options=options(tmp_path)) as monitor:
+            model(images)
+            monitor.step(labels)
+            record = evaluated(monitor)
+    np.testing.assert_allclose(record.report.class_means, expected, atol=1e-5)
+    torch._dynamo.reset()
 
 
 def test_the_head_is_found_or_the_candidates_are_listed():

@@ -23,7 +23,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from collapsar.metrics import ClassSeparation, CollapseReport, NeuralCollapse
 from collapsar.monitor.features import BatchedMetric, HeadTap
-from collapsar.monitor.head import compiled_part, find_head, unwrapped
+from collapsar.monitor.head import find_head, unwrapped
 from collapsar.monitor.records import JsonLines
 from collapsar.monitor.undisturbed import undisturbed
 from collapsar.monitor.watch import Event, MergeRule, MergeWatch
@@ -86,6 +87,7 @@ class MonitorOptions:
         log: Gets the scalars (names beginning with "nc/") and the epoch, for a logger of yours.
         say: Gets every sentence; None sends it to the logger "collapsar" at level WARNING.
         forward: How a pass of its own runs the model on a batch of the loader; returns the labels.
+        first: Whether to evaluate after the first epoch as well, whatever ``every`` says.
     """
 
     path: str | os.PathLike[str] | None = None
@@ -94,6 +96,7 @@ class MonitorOptions:
     log: Callable[[dict[str, float], float], None] | None = None
     say: Callable[[str], None] | None = None
     forward: Callable[[nn.Module, Any], Any] = inputs_and_labels
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,10 @@ class CollapseMonitor:
 
     Without ``loader`` it reuses the training pass: a hook on the head keeps what the head receives, ``step(labels)``
     after each batch adds it up, ``end_epoch()`` evaluates. The features are then those of training mode, averaged over
-    an epoch in which the network moves. With ``loader`` it makes a pass of its own in ``end_epoch()``, in evaluation
-    mode: slower and sharper. Neither changes the training by a bit (``undisturbed``).
+    an epoch in which the network moves. Of several passes in a step the first one in training mode with gradients
+    counts, among those with as many rows as there are labels; ``without()`` hides passes. With ``loader`` it makes a
+    pass of its own in ``end_epoch()``, in evaluation mode: slower and sharper. Neither changes the training by a bit
+    (``undisturbed``). A copy of the model, and a file it is saved to whole, hold no trace of the monitor.
 
     Create it before ``torch.compile`` and before the first step; leave its ``with`` block or call ``close()`` when
     training ends. In a distributed run every process has its own, each with its part of the data, and all call
@@ -154,13 +159,15 @@ class CollapseMonitor:
         if not every >= 1:
             raise ValueError(f"`every` must be at least 1; got {every}. 1 evaluates after each epoch")
         self.options = MonitorOptions() if options is None else options
-        self.model = _uncompiled(model, own_pass=loader is not None)
+        self.model = unwrapped(model)
         self.head_name, self.head = find_head(self.model, head, None if class_names is None else len(class_names))
+        _refuse_compiled(self.model if loader is not None else model, self.head)
         weight: Any = self.head.weight
         num_classes = len(weight)
         self.watch = MergeWatch(num_classes, self.options.rule, class_names)
         self.loader, self.every, self.completed = loader, every, 0
         self.record: MonitorRecord | None = None
+        self.scalars: dict[str, float] = {}
         scatter = loader is not None if self.options.within_scatter is None else self.options.within_scatter
         small = num_classes <= _MAX_CLASSES
         self._samples = BatchedMetric(NeuralCollapse(head=self.head, pairwise=small, within_scatter=scatter))
@@ -188,8 +195,29 @@ class CollapseMonitor:
         Raises:
             ValueError: The head has seen no batch since the last step, or one of another size.
         """
-        if self._tap.listening:
-            self._samples.add(self._tap.take(), labels)
+        if not self._tap.listening:
+            return
+        self._samples.add(self._tap.take(_length(labels)), labels)
+        if self._tap.ignored:
+            self._complain(
+                self.completed + 1,
+                "several passes",
+                f"The head {self.head_name!r} runs more than once in a step: the first pass counts, the others are "
+                "ignored. If another one has the labels, run what comes before it inside monitor.without().",
+            )
+
+    def forget(self) -> None:
+        """Forget the forward passes since the last step: they have no labels."""
+        self._tap.forget()
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        """Hide the forward passes inside from the monitor: those of a teacher, of unlabelled or perturbed samples."""
+        listening, self._tap.listening = self._tap.listening, False
+        try:
+            yield
+        finally:
+            self._tap.listening = listening
 
     def end_epoch(self, epoch: float | None = None) -> MonitorRecord | None:
         """Evaluate, if it is due; every process of a distributed run must call this.
@@ -205,7 +233,7 @@ class CollapseMonitor:
         """
         self.completed += 1
         begin, record = time.perf_counter(), None
-        if self.completed % self.every == 0:
+        if self._due(self.completed):
             if self.loader is not None:
                 self._own_pass()
             record = self._evaluate(self.completed if epoch is None else epoch, begin)
@@ -220,23 +248,26 @@ class CollapseMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs so that nothing is said twice."""
-        return {"completed": self.completed, "watch": self.watch.state_dict()}
+        return {"completed": self.completed, "watch": self.watch.state_dict(), "scalars": self.scalars}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``."""
         self.watch.load_state_dict(state["watch"])
-        self.completed = int(state["completed"])
+        self.completed, self.scalars = int(state["completed"]), dict(state.get("scalars", {}))
         self._tap.listening = self._reusing()
 
     def _reusing(self) -> bool:
-        return self.loader is None and (self.completed + 1) % self.every == 0
+        return self.loader is None and self._due(self.completed + 1)
+
+    def _due(self, epoch: int) -> bool:
+        return epoch % self.every == 0 or (self.options.first and not self.scalars)
 
     def _own_pass(self) -> None:
         with undisturbed(self.model, self.loader):
             self._tap.listening = True
             for batch in self.loader or ():
                 labels = self.options.forward(self.model, batch)
-                self._samples.add(self._tap.take(), labels)
+                self._samples.add(self._tap.take(_length(labels)), labels)
 
     def _evaluate(self, epoch: float, begin: float) -> MonitorRecord | None:
         report, lost = self._samples.finish()
@@ -252,7 +283,7 @@ class CollapseMonitor:
         separation = self.watch.separation if small else None
         scalars = _scalars(report, separation)
         record = MonitorRecord(epoch, report, separation, events, scalars, time.perf_counter() - begin)
-        self.record = record
+        self.record, self.scalars = record, scalars
         if _is_first_process():
             self._lines.append(_line(record))
             if self.options.log is not None:
@@ -278,18 +309,21 @@ class CollapseMonitor:
         (_logger.warning if self.options.say is None else self.options.say)(message)
 
 
-def _uncompiled(model: nn.Module, *, own_pass: bool) -> nn.Module:
-    """The model inside its wrappers, where a hook on the head will be met."""
-    inner = unwrapped(model)
-    compiled = compiled_part(inner if own_pass else model)
-    if compiled is not None:
-        what = f"its module {compiled!r}" if compiled else "it"
-        raise ValueError(
-            f"`model` must not be compiled before the monitor is created; got a model with {what} compiled: a compiled "
-            "model ignores hooks added later. Create the monitor first, or give it a `loader` and a model compiled by "
-            "torch.compile(model), which is then measured uncompiled"
-        )
-    return inner
+def _length(labels: Any) -> int | None:
+    return len(labels) if hasattr(labels, "__len__") and getattr(labels, "ndim", 1) else None
+
+
+def _refuse_compiled(model: nn.Module, head: nn.Module) -> None:
+    """A hook on the head is met where no module around it is compiled already."""
+    for name, module in model.named_modules():
+        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if compiled and any(part is head for part in module.modules()):
+            what = f"its module {name!r}" if name else "it"
+            raise ValueError(
+                f"`model` must not be compiled before the monitor is created; got a model with {what}, which has "
+                "the head, compiled: a compiled model ignores hooks added later. Create the monitor first, or give it a "
+                "`loader` and a model compiled by torch.compile(model), which is then measured uncompiled"
+            )
 
 
 def _scalars(report: CollapseReport, separation: ClassSeparation | None) -> dict[str, float]:

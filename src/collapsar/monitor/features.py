@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,16 +13,53 @@ from torch import Tensor, nn
 
 from collapsar.metrics import CollapseReport, NeuralCollapse
 
-__all__ = ["BatchedMetric", "HeadTap"]
+__all__ = ["BatchedMetric", "HeadTap", "Hook"]
 
 # A merge of moments costs some 25 small operations whatever its size: as much as a training step of a small network.
 # So rows are collected until one merge pays for itself; 2^21 numbers are 8 MiB in float32.
 _ROWS, _NUMBERS = 4096, 1 << 21
 _IGNORED = -100
+# Passes of one step that are kept until its labels come.
+_MOST_PASSES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One forward pass of the head: what it received, and how likely it is the pass that trains."""
+
+    features: Tensor
+    rank: tuple[bool, bool]
+
+
+class Hook:
+    """A forward hook of one module of one model: in a copy of the module, and on disk, it does nothing.
+
+    A model that is copied (``copy.deepcopy``, ``AveragedModel``) or saved whole while it is monitored takes its hooks
+    along; this one becomes a method of Python's own that does nothing, so that such a file can be read where Collapsar
+    is not installed.
+
+    Args:
+        call: gets what the hook gets, as positional arguments; its result is dropped.
+    """
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    @torch.compiler.disable  # a compiled model would otherwise trace the hook and keep the monitor's state as constants
+    def __call__(self, *arguments: Any) -> None:
+        """Pass the arguments on."""
+        self._call(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")  # takes anything and returns None
 
 
 class HeadTap:
-    """Keeps what the head received last, by a forward pre-hook.
+    """Keeps what the head receives, by a forward pre-hook, until it is asked for.
+
+    A step may run the head more than once: a teacher, an adversarial or an unlabelled batch, a second view, a
+    validation. The pass that trains is taken to be the first one in training mode with gradients; passes of another
+    kind stand in only where there is none such.
 
     Args:
         head: The layer.
@@ -28,26 +68,33 @@ class HeadTap:
 
     def __init__(self, head: nn.Module, name: str) -> None:
         self.listening = False
-        self._name = name
-        self._features: Tensor | None = None
-        # A compiled model would otherwise trace the hook and keep the state of the monitor as a constant.
-        hook: Any = torch.compiler.disable(self._catch)
+        self.ignored = 0
+        self._name, self._head = name, head
+        self._passes: list[_Pass] = []
+        hook: Any = Hook(self._catch)
         self._hook = head.register_forward_pre_hook(hook)
         self._removed = False
 
-    def take(self) -> Tensor:
-        """Hand the features over, shape (B, d).
+    def take(self, size: int | None = None) -> Tensor:
+        """Hand the features over, shape (B, d), and forget all passes so far.
+
+        Args:
+            size: B, where it is known: of several passes of the kind that trains, the first of this size.
 
         Raises:
             ValueError: There are none since the last time, or they are not one row per sample.
         """
-        features, self._features = self._features, None
-        if features is None:
+        passes, self._passes = self._passes, []
+        if not passes:
             raise ValueError(
                 f"`head` {self._name!r} has received nothing since the last step. Call step(labels) once after each "
                 "forward pass; if the model was compiled or copied after the monitor was created, or does not use "
                 "this layer, create the monitor on the model that trains and name its head"
             )
+        fitting = [seen for seen in passes if size is None or len(seen.features) == size]
+        features = (fitting or passes)[0].features
+        # The same batch once more is the recomputation of a checkpointed layer.
+        self.ignored += sum(not _equal(seen.features, features) for seen in passes) if self.ignored == 0 else 0
         if features.ndim != 2:
             raise ValueError(
                 f"`head` {self._name!r} must receive one row per sample, (B, d); got {tuple(features.shape)}. "
@@ -55,16 +102,30 @@ class HeadTap:
             )
         return features
 
+    def forget(self) -> None:
+        """Drop the passes so far."""
+        self._passes = []
+
     def remove(self) -> bool:
         """Take the hook off; False if it was off already."""
         self._hook.remove()
-        self.listening, self._features = False, None
+        self.listening, self._passes = False, []
         was, self._removed = self._removed, True
         return not was
 
-    def _catch(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.listening and inputs:
-            self._features = inputs[0].detach()
+    def _catch(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not (self.listening and inputs and module is self._head):
+            return
+        rank = (module.training, torch.is_grad_enabled())
+        best = self._passes[0].rank if self._passes else rank
+        if rank > best:
+            self._passes = []
+        if rank >= best and len(self._passes) < _MOST_PASSES:
+            self._passes.append(_Pass(inputs[0].detach(), rank))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and bool(torch.equal(a, b)))
 
 
 class BatchedMetric:

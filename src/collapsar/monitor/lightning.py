@@ -3,8 +3,10 @@
     from collapsar.monitor.lightning import CollapseCallback
     trainer = lightning.Trainer(callbacks=[CollapseCallback(class_names=names)])
 
-Scalars go to the trainer's loggers as "nc/...", and can be watched by other callbacks; records go to
-``collapse.jsonl`` in ``default_root_dir``.
+Scalars go to the trainer's loggers as "nc/...", and can be watched by callbacks that come after this one
+(``EarlyStopping``, ``ModelCheckpoint``), in every epoch: between evaluations the last value is logged again. Where
+there is a validation loop, which ends before, they need ``check_on_train_epoch_end=True`` and
+``save_on_train_epoch_end=True``. Records go to ``collapse.jsonl`` in ``default_root_dir``.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class CollapseCallback(lightning.Callback):
         head: The head's module or name within the LightningModule; None looks for it.
         loader: Batches for a pass of its own, which calls the LightningModule itself on the inputs; None reuses the
             training pass.
-        every: Evaluate after every so many epochs.
+        every: Evaluate after the first epoch and after every so many.
         class_names: K names; None numbers the classes.
         labels: From a training batch to its class indices.
         options: Everything else; see ``MonitorOptions``.
@@ -78,7 +80,7 @@ class CollapseCallback(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Hook the head, before the first batch and so before anything is compiled."""
-        options = self._options
+        options = replace(self._options, first=True)  # what watches a scalar wants it in the first epoch
         if options.path is None:
             options = replace(options, path=Path(trainer.default_root_dir) / "collapse.jsonl")
         self.monitor = CollapseMonitor(pl_module, options=options, **self._arguments)
@@ -93,11 +95,14 @@ class CollapseCallback(lightning.Callback):
             self.monitor.step(self._labels(batch))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Evaluate and log."""
-        record = None if self.monitor is None else self.monitor.end_epoch(trainer.current_epoch)
-        if record is not None:
-            # Equal on all processes already; averaging them is how Lightning is told so.
-            pl_module.log_dict(record.scalars, on_epoch=True, sync_dist=trainer.world_size > 1)
+        """Evaluate if it is due, and log; between evaluations the last values."""
+        if self.monitor is None:
+            return
+        self.monitor.end_epoch(trainer.current_epoch)
+        if self.monitor.scalars:
+            # In every epoch, evaluated or not, or callbacks that watch a scalar would miss it. Equal on all processes
+            # already; averaging them is how Lightning is told so.
+            pl_module.log_dict(self.monitor.scalars, on_epoch=True, sync_dist=trainer.world_size > 1)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Say how things stand and remove the hook."""

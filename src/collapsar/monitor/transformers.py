@@ -20,6 +20,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
+from collapsar.monitor.features import Hook
 from collapsar.monitor.head import find_head, unwrapped
 
 __all__ = ["CollapseCallback"]
@@ -31,7 +32,8 @@ _STATE = "CollapseMonitor"
 class CollapseCallback(TrainerCallback):
     """A ``CollapseMonitor`` over ``Trainer.train``; an epoch is called what the trainer's state calls it.
 
-    Labels are taken from the ``labels`` that the model receives. With label smoothing or a loss function of its own
+    Labels are taken from the ``labels`` that the model receives; of several passes with gradients in a step the first
+    one counts. With label smoothing or a loss function of its own
     the trainer keeps them to itself: give a ``loader`` then.
 
     Args:
@@ -60,6 +62,8 @@ class CollapseCallback(TrainerCallback):
         self._options = MonitorOptions() if options is None else options
         self._log: Callable[[dict[str, float]], None] | None = None
         self._labels: Any = None
+        self._model: nn.Module | None = None
+        self._added = False
         self._hooks: list[Any] = []
 
     def attach(self, trainer: Trainer) -> CollapseCallback:
@@ -111,12 +115,23 @@ class CollapseCallback(TrainerCallback):
         if _STATE in saved:
             self.monitor.load_state_dict(saved[_STATE])
         if self._loader is None:
-            keep_labels: Any = torch.compiler.disable(self._keep_labels)
-            add_batch: Any = torch.compiler.disable(self._add_batch)
+            self._model, self._added = model, False
+            keep_labels: Any = Hook(self._keep_labels)
+            add_batch: Any = Hook(self._add_batch)
             self._hooks = [
                 model.register_forward_pre_hook(keep_labels, with_kwargs=True),
                 model.register_forward_hook(add_batch),
             ]
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Expect the next batch: gradients are accumulated over several."""
+        self._added = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Expect the next batch."""
+        self._added = False
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -146,11 +161,16 @@ class CollapseCallback(TrainerCallback):
         self.close()
 
     def _keep_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._labels = kwargs.get("labels")
+        if model is self._model:  # not a copy of it, such as a teacher
+            self._labels = kwargs.get("labels")
 
     def _add_batch(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not model.training or self.monitor is None:
+        if self.monitor is None or model is not self._model or not model.training:
             return
+        if self._added or not torch.is_grad_enabled():  # a second view, perturbed or unlabelled samples, a teacher
+            self.monitor.forget()
+            return
+        self._added = True
         if self._labels is None:
             raise ValueError(
                 "`labels` did not reach the model, as with label smoothing or a loss function of the trainer's. "

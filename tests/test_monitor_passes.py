@@ -1,0 +1,263 @@
+"""The features of the right pass of the right network: copies, saved models, several passes in a step."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+import transformers
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from collapsar.metrics import class_moments
+from collapsar.monitor import CollapseMonitor, MonitorOptions, read_json_lines
+from collapsar.monitor.lightning import CollapseCallback
+from collapsar.monitor.transformers import CollapseCallback as HuggingFaceCallback
+
+K = 3
+LABELS = torch.arange(60) % K
+IMAGES = 3 * torch.eye(8)[LABELS] + 0.1 * torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+OTHERS = 3 * torch.eye(8)[(LABELS + 1) % K]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*"),
+]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, K))
+
+
+def options(tmp_path: Any, said: list[str] | None = None) -> MonitorOptions:
+    return MonitorOptions(path=tmp_path / "nc.jsonl", say=(lambda text: None) if said is None else said.append)
+
+
+def expected_means() -> np.ndarray:
+    with torch.no_grad():
+        return class_moments(network()[:2](IMAGES), LABELS, K).class_means.numpy()
+
+
+def teacher_first(model: nn.Module, x: torch.Tensor, others: torch.Tensor) -> None:
+    with torch.no_grad():
+        model(others)
+    model(x)
+
+
+def validation_first(model: nn.Module, x: torch.Tensor, others: torch.Tensor) -> None:
+    model.eval()
+    model(others)
+    model.train()
+    model(x)
+
+
+def recomputed(model: nn.Module, x: torch.Tensor, others: torch.Tensor) -> None:
+    out: Any = checkpoint(model, x.clone().requires_grad_(), use_reentrant=False)
+    out.sum().backward()
+
+
+def twice(model: nn.Module, x: torch.Tensor, others: torch.Tensor) -> None:
+    model(x)
+    model(others)
+
+
+STEPS: dict[str, tuple[Any, bool]] = {
+    "one pass": (lambda model, x, others: model(x), False),
+    "unlabelled after": (twice, True),
+    "other size first": (lambda model, x, others: (model(others[:7]), model(x)), True),
+    "perturbed after": (lambda model, x, others: (model(x), model(x + 5 * torch.randn_like(x))), True),
+    "a teacher's pass without gradients": (teacher_first, False),
+    "a validation in between": (validation_first, False),
+    "a checkpointed network": (recomputed, False),
+    "a copy": (lambda model, x, others: (model(x), copy.deepcopy(model)(others)), False),
+    "an average": (lambda model, x, others: (model(x), AveragedModel(model)(others)), False),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_pass_that_trains_is_measured(name: str, tmp_path: Any) -> None:
+    run, complains = STEPS[name]
+    model, said = network(), []
+    with CollapseMonitor(model, options=options(tmp_path, said)) as monitor:
+        for rows in torch.arange(60).split(20):
+            run(model, IMAGES[rows], OTHERS[rows])
+            monitor.step(LABELS[rows])
+        record = monitor.end_epoch()
+    assert record is not None
+    np.testing.assert_allclose(record.report.class_means, expected_means(), atol=1e-5)
+    assert record.report.num_samples == 60
+    assert sum("runs more than once in a step" in text for text in said) == complains
+
+
+def test_a_pass_can_be_hidden(tmp_path: Any) -> None:
+    model, said = network(), []
+    with CollapseMonitor(model, options=options(tmp_path, said)) as monitor:
+        with monitor.without():
+            model(OTHERS)
+        model(IMAGES)
+        monitor.step(LABELS)
+        record = monitor.end_epoch()
+    assert record is not None
+    np.testing.assert_allclose(record.report.class_means, expected_means(), atol=1e-5)
+    assert not any("more than once" in text for text in said)
+
+
+def test_a_monitored_model_can_be_saved_whole_and_leaves_nothing_in_its_copies(tmp_path: Any) -> None:
+    model = network()
+    monitor = CollapseMonitor(model, options=options(tmp_path))
+    file, twin = io.BytesIO(), copy.deepcopy(model)
+    torch.save(model, file)
+    torch.save(model, tmp_path / "during.pt")
+    monitor.close()
+    for later in (model, twin):
+        torch.save(later, io.BytesIO())
+        torch.save(copy.deepcopy(later), io.BytesIO())
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    for other in (loaded, twin):
+        assert torch.equal(other(IMAGES), model(IMAGES))
+    assert b"collapsar" not in (tmp_path / "during.pt").read_bytes()
+    code = f"import sys, torch; torch.load({str(tmp_path / 'during.pt')!r}, weights_only=False)(torch.zeros(1, 8))"
+    code += "; assert 'collapsar' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- Lightning
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.net, self.kind = network(), kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x, y = batch
+        loss = nn.functional.cross_entropy(self(x), y)
+        if self.kind == "adversarial":
+            loss = loss + 0 * nn.functional.cross_entropy(self(x + 5 * torch.randn_like(x)), y)
+        if self.kind == "unlabelled":
+            loss = loss + 0 * self(OTHERS[: len(x)]).sum()
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(tmp_path: Any, kind: str, callbacks: list[Any], epochs: int = 4, **more: Any) -> lightning.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        default_root_dir=tmp_path,
+        **{"enable_checkpointing": False, **more},
+    )
+    data = DataLoader(TensorDataset(IMAGES, LABELS), 20)
+    trainer.fit(Module(kind), data, data)
+    return trainer
+
+
+def test_more_passes_in_a_lightning_step_change_nothing(tmp_path: Any) -> None:
+    scalars = []
+    for kind, more in (
+        ("one", {}),
+        ("adversarial", {}),
+        ("unlabelled", {}),
+        ("one", {"val_check_interval": 2}),
+    ):
+        callback = CollapseCallback(options=options(tmp_path))
+        fit(tmp_path, kind, [callback], **more)
+        assert callback.monitor is not None
+        assert callback.monitor.record is not None
+        scalars.append(callback.monitor.record.scalars)
+        assert callback.monitor.record.report.num_samples == 60
+    assert scalars[1:] == scalars[:1] * 3
+
+
+def test_callbacks_can_watch_a_scalar_that_is_measured_every_second_epoch(tmp_path: Any) -> None:
+    callback = CollapseCallback(every=2, options=options(tmp_path))
+    early = EarlyStopping("nc/num_distinct", mode="max", patience=50, check_on_train_epoch_end=True)
+    keep = ModelCheckpoint(tmp_path, monitor="nc/num_distinct", mode="max", save_on_train_epoch_end=True)
+    trainer = fit(tmp_path, "one", [callback, early, keep], epochs=5, enable_checkpointing=True)
+    assert trainer.current_epoch == 5
+    assert callback.monitor is not None
+    lines = [line["epoch"] for line in read_json_lines(tmp_path / "nc.jsonl") if line["kind"] == "epoch"]
+    assert lines == [0, 1, 3]
+    assert float(early.best_score) == trainer.callback_metrics["nc/num_distinct"] == 3
+    assert keep.best_model_path
+
+
+# --- Hugging Face
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, Any]:
+        logits = self.net(x)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+class TwoPasses(transformers.Trainer):
+    twice = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        first = model(**inputs)["loss"]
+        if self.twice:
+            first = first + 0 * model(x=OTHERS[: len(inputs["x"])], labels=inputs["labels"])["loss"]
+            with torch.no_grad():
+                model(**inputs)
+        return first
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_more_passes_in_a_hugging_face_step_change_nothing(accumulate: int, tmp_path: Any) -> None:
+    scalars = []
+    for again in (False, True):
+        args = transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            num_train_epochs=2,
+            per_device_train_batch_size=10,
+            gradient_accumulation_steps=accumulate,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        data: Any = [{"x": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
+        trainer = TwoPasses(model=Classifier(), args=args, train_dataset=data)
+        trainer.twice = again
+        callback = HuggingFaceCallback(head="net.2", options=options(tmp_path)).attach(trainer)
+        trainer.train()
+        assert callback.monitor is not None
+        assert callback.monitor.record is not None
+        assert callback.monitor.record.report.num_samples == 60
+        scalars.append(callback.monitor.record.scalars)
+    assert scalars[0] == scalars[1]
