@@ -321,8 +321,8 @@ def _refuse_compiled(model: nn.Module, head: nn.Module) -> None:
             what = f"its module {name!r}" if name else "it"
             raise ValueError(
                 f"`model` must not be compiled before the monitor is created; got a model with {what}, which has "
-                "the head, compiled: a compiled model ignores hooks added later. Create the monitor first, or give it a "
-                "`loader` and a model compiled by torch.compile(model), which is then measured uncompiled"
+                "the head, compiled: a compiled model ignores hooks added later. Create the monitor first, or give it "
+                "a `loader` and a model compiled by torch.compile(model), which is then measured uncompiled"
             )
 
 
