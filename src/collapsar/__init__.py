@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collapsar.core.counts import class_counts, counts_from_labels
     from collapsar.core.problem import Loss, Penalties, Problem, penalties_without_halves
     from collapsar.diagnose.diagnosis import Diagnosis
+    from collapsar.diagnose.head_audit import Audit, AuditOptions, audit
     from collapsar.diagnose.readers import diagnose
     from collapsar.phase.diagram import PhaseDiagram, phase_diagram
     from collapsar.solver import (
@@ -42,6 +43,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Advice",
+    "Audit",
+    "AuditOptions",
     "Certificate",
     "Diagnosis",
     "Loss",
@@ -54,6 +57,7 @@ __all__ = [
     "Thresholds",
     "__version__",
     "advise",
+    "audit",
     "certify",
     "class_counts",
     "counts_from_labels",
@@ -73,6 +77,7 @@ __getattr__, __dir__ = lazy_names(
         "collapsar.core.counts": "class_counts counts_from_labels",
         "collapsar.core.problem": "Loss Penalties Problem penalties_without_halves",
         "collapsar.diagnose.diagnosis": "Diagnosis",
+        "collapsar.diagnose.head_audit": "Audit AuditOptions audit",
         "collapsar.diagnose.readers": "diagnose",
         "collapsar.phase.diagram": "PhaseDiagram phase_diagram",
         "collapsar.solver": "Certificate NotConvergedError Solution Status certify load_solution path solve",

@@ -12,12 +12,13 @@ from typing import Any
 import typer
 
 import collapsar as cs
-from collapsar.cli import advise, diagnose, explore, phase, report, theory, training
+from collapsar.cli import advise, audit, diagnose, explore, phase, report, theory, training
 from collapsar.cli.app import Interrupted, app
 
 __all__ = [
     "advise",
     "app",
+    "audit",
     "diagnose",
     "explore",
     "main",
@@ -65,6 +66,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     extras |= {
         "matplotlib": "plot",
         "jinja2": "report",
+        "onnx": "onnx",
         "joblib": "cluster",
         "dask": "cluster",
         "distributed": "cluster",

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collapsar.report.audit import audit_figure, audit_page, row_lengths
     from collapsar.report.diagnosis import class_lengths, diagnosis_figure, price_readings
     from collapsar.report.html import demo_page
     from collapsar.report.plots import demo_figure, heatmap, nc1_curve, threshold_line
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collapsar.report.style import png_bytes, styled, svg_string
 
 __all__ = [
+    "audit_figure",
+    "audit_page",
     "class_lengths",
     "demo_figure",
     "demo_page",
@@ -32,6 +35,7 @@ __all__ = [
     "png_bytes",
     "price_readings",
     "report_page",
+    "row_lengths",
     "styled",
     "svg_string",
     "threshold_line",
@@ -39,6 +43,7 @@ __all__ = [
 
 # Named as text, so that importing this package imports neither matplotlib nor jinja2.
 _MODULES = {
+    "audit": "audit_figure audit_page row_lengths",
     "diagnosis": "class_lengths diagnosis_figure price_readings",
     "html": "demo_page",
     "plots": "demo_figure heatmap nc1_curve threshold_line",

@@ -1,0 +1,176 @@
+"""``collapsar audit``. torch, onnx, matplotlib and jinja2 are imported when they are needed, not before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from collapsar.cli.app import app
+from collapsar.cli.options import Json
+from collapsar.core.files import write_atomically
+from collapsar.diagnose.head_audit import Audit, AuditOptions
+
+__all__ = ["audit"]
+
+_MOST_ROWS = 40
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="The model: .npz, .npy, .safetensors (or the index of its shards), .pt, .onnx, or a folder of one.",
+        show_default=False,
+    ),
+]
+Head = Annotated[str | None, typer.Option("--head", help="Name of the head's weight or layer, if it is not clear.")]
+Classes = Annotated[Path | None, typer.Option("--classes", help="Text file with one class name per line.")]
+CountsFile = Annotated[
+    Path | None,
+    typer.Option("--counts", help="Training samples of each class: a text file with a whole number per line, or .npy."),
+]
+FeaturesFile = Annotated[
+    Path | None,
+    typer.Option("--features", help="An .npz with features (N, d) and labels (N,): recall of dead classes."),
+]
+Nonnegative = Annotated[bool, typer.Option("--nonnegative", help="Features come out of a ReLU: none is below zero.")]
+Norm = Annotated[
+    float | None, typer.Option("--norm", help="Features come out of a normalisation: none is longer than this.")
+]
+Tolerance = Annotated[
+    float, typer.Option("--tolerance", help="Rows coincide if no farther apart than this share of the longest row.")
+]
+MaxDead = Annotated[int | None, typer.Option("--max-dead", min=0, help="Exit with 1 if more classes are dead.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens in any browser.")]
+
+
+@app.command(
+    epilog="""Examples:
+
+    collapsar audit model.onnx --classes characters.txt
+
+    collapsar audit model.safetensors --head fc --counts counts.txt --html audit.html
+
+    collapsar audit Llama-3.2-1B --json"""
+)
+def audit(
+    source: Source,
+    head: Head = None,
+    classes: Classes = None,
+    counts: CountsFile = None,
+    features: FeaturesFile = None,
+    nonnegative: Nonnegative = False,
+    norm: Norm = None,
+    tolerance: Tolerance = 0.01,
+    max_dead: MaxDead = None,
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """Say which classes of any trained classifier are dead, from its head alone.
+
+    Dead are classes whose rows coincide with others, were shrunk to the mean, are as the initialisation left them, or
+    cannot be the answer whatever the features. With --max-dead it is a gate for CI.
+    """
+    from collapsar.diagnose.head_audit import audit as run
+    from collapsar.diagnose.head_files import read_head
+
+    if nonnegative and norm is not None:
+        raise ValueError("give either --nonnegative or --norm")
+    options = AuditOptions(tolerance, norm if norm is not None else "nonnegative" if nonnegative else "free")
+    found = read_head(source, head)
+    samples = (None, None) if features is None else _samples(features)
+    result = run(
+        found.weight,
+        found.bias,
+        class_names=found.class_names if classes is None else _lines(classes),
+        class_counts=found.class_counts if counts is None else _numbers(counts),
+        features=samples[0],
+        labels=samples[1],
+        options=options,
+    )
+    record = result.to_dict() | {"source": source.name, "tensor": found.name, "why": found.reason}
+    if html is not None:
+        from collapsar.report import audit_page
+
+        write_atomically(html, audit_page(record))
+    if as_json:
+        print(json.dumps(record, allow_nan=False))
+    else:
+        _print(result, f"{found.name} {found.weight.shape}: {found.reason}")
+    dead = int(result.dead.sum())
+    if max_dead is not None and dead > max_dead:
+        Console(stderr=True, highlight=False).print(
+            f"collapsar: {dead} classes are dead, more than {max_dead}", soft_wrap=True
+        )
+        raise typer.Exit(1)
+
+
+def _lines(path: Path) -> list[str]:
+    """Names as they stand: a blank may be a class."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"`--classes` {path} is not a text file; write one name per line") from None
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _numbers(path: Path) -> NDArray:
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        return np.array([int(line) for line in path.read_text(encoding="utf-8").split()])
+    except (ValueError, EOFError):
+        raise ValueError(f"`--counts` {path} must hold a whole number per line, or be an .npy array") from None
+
+
+def _samples(path: Path) -> tuple[NDArray, NDArray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["features"], arrays["labels"]
+    except FileNotFoundError:
+        raise
+    except KeyError:
+        raise ValueError(f"`--features` {path} must hold the arrays features (N, d) and labels (N,)") from None
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on a damaged file
+        raise ValueError(f"`--features` {path} is not a readable .npz file ({type(error).__name__})") from None
+
+
+def _print(found: Audit, origin: str) -> None:
+    """The sentence, the findings, and a row per dead class."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(found.summary, style="bold", soft_wrap=True)
+    console.print(f"Head: {origin}.", soft_wrap=True)
+    for sentence in (*found.words, *found.notes):
+        console.print(f"- {sentence}", soft_wrap=True)
+    dead = np.flatnonzero(found.dead)
+    if not len(dead):
+        return
+    group = {k: g + 1 for g, members in enumerate(found.groups) for k in members}
+    table = Table("class", "samples", "length", "group", "why")
+    for k in dead[:_MOST_ROWS].tolist():
+        why = [
+            name
+            for name, mask in (
+                ("shrunk", found.shrunk),
+                ("as initialised", found.at_initialisation),
+                ("unreachable", found.unreachable),
+            )
+            if mask[k]
+        ]
+        table.add_row(
+            str(k) if found.class_names is None else found.class_names[k],
+            "-" if found.class_counts is None else str(found.class_counts[k]),
+            f"{found.lengths[k]:.3f}",
+            str(group.get(k, "-")),
+            ", ".join((["shares a row"] if k in group else []) + why),
+        )
+    console.print(table)
+    if len(dead) > _MOST_ROWS:
+        console.print(f"... and {len(dead) - _MOST_ROWS} more dead classes; --json has them all")

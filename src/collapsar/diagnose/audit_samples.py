@@ -1,0 +1,153 @@
+"""What samples add to an audit: class counts beside row lengths, and features with labels.
+
+Example:
+    >>> lengths, counts = np.array([1.0, 0.9, 0.5, 0.1]), np.array([100, 50, 10, 2])
+    >>> effect = count_effect(lengths, None, counts, np.array([False, False, False, True]))
+    >>> round(effect.length_correlation, 3), effect.dies_below
+    (1.0, 10)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from collapsar.metrics.near_rows import Rows
+
+__all__ = ["CountEffect", "Recalls", "count_effect", "recalls"]
+
+Vector = NDArray[np.float64]
+_BLOCK_NUMBERS = 1 << 22
+
+
+@dataclass(frozen=True)
+class CountEffect:
+    """How the head goes with the class counts.
+
+    Attributes:
+        length_correlation: rank correlation of row length and count (Spearman), over all classes; NaN where undefined.
+        bias_correlation: of bias and count; NaN without a bias.
+        dies_below: the count that best parts dead from living classes: most of those with fewer samples are dead and
+            most others are not; 0 where counts tell nothing.
+        dead_below: share of the classes with fewer samples than that that are dead; NaN where there are none.
+        dead_above: share of the others.
+        dead_median: median count of the dead classes; NaN without any.
+        alive_median: of the others.
+    """
+
+    length_correlation: float
+    bias_correlation: float
+    dies_below: int
+    dead_below: float
+    dead_above: float
+    dead_median: float
+    alive_median: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: NaN is None."""
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Recalls:
+    """What the head does with given samples.
+
+    Attributes:
+        counts: samples of each class, shape (K,).
+        recall: share of them that the head answers with their class, shape (K,); NaN without samples.
+        predicted: how often each class is answered, shape (K,).
+        taken_by: the class that most of a class's lost samples are answered with, shape (K,); -1 where none is lost.
+        accuracy: over all samples.
+    """
+
+    counts: NDArray[np.int64]
+    recall: Vector
+    predicted: NDArray[np.int64]
+    taken_by: NDArray[np.int64]
+    accuracy: float
+
+    def to_dict(self, dead: NDArray[np.bool_]) -> dict[str, Any]:
+        """The accuracy, and a row for each dead class with samples."""
+        rows = [
+            {"class": k, "samples": int(self.counts[k]), "recall": float(self.recall[k]),
+             "predicted": int(self.predicted[k]), "taken_by": int(self.taken_by[k])}
+            for k in np.flatnonzero(dead & (self.counts > 0)).tolist()
+        ]  # fmt: skip
+        return {"accuracy": self.accuracy, "num_samples": int(self.counts.sum()), "dead": rows}
+
+
+def count_effect(
+    lengths: Vector, bias: Vector | None, counts: NDArray[np.int64], dead: NDArray[np.bool_]
+) -> CountEffect:
+    """Lengths, biases and deaths against the class counts, all of shape (K,)."""
+    below, share_below, share_above = _cut(counts, dead)
+    return CountEffect(
+        length_correlation=_rank_correlation(lengths, counts),
+        bias_correlation=math.nan if bias is None else _rank_correlation(bias, counts),
+        dies_below=below,
+        dead_below=share_below,
+        dead_above=share_above,
+        dead_median=float(np.median(counts[dead])) if dead.any() else math.nan,
+        alive_median=float(np.median(counts[~dead])) if not dead.all() else math.nan,
+    )
+
+
+def _rank_correlation(values: Vector, counts: NDArray[np.int64]) -> float:
+    from scipy.stats import rankdata
+
+    x, y = rankdata(values), rankdata(counts)
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale > 0 else math.nan
+
+
+def _cut(counts: NDArray[np.int64], dead: NDArray[np.bool_]) -> tuple[int, float, float]:
+    """The count below which a class is dead, with the fewest classes on the wrong side, and the two shares."""
+    levels, member = np.unique(counts, return_inverse=True)
+    died = np.bincount(member, weights=dead, minlength=len(levels))
+    total = np.bincount(member, minlength=len(levels))
+    # wrong: the living below the cut and the dead from it on
+    wrong = np.concatenate([[0], np.cumsum(total - died)]) + died.sum() - np.concatenate([[0], np.cumsum(died)])
+    place = int(wrong[:-1].argmin())  # a cut above every class says nothing
+    if place == 0:
+        return 0, math.nan, float(dead.mean())
+    low = counts < levels[place]
+    return int(levels[place]), float(dead[low].mean()), float(dead[~low].mean())
+
+
+def recalls(W: Rows, bias: Vector | None, features: ArrayLike | None, labels: ArrayLike | None) -> Recalls:
+    """Recall of every class on given samples.
+
+    Raises:
+        ValueError: one of the two is missing, or a shape, label or number is not as it must be.
+    """
+    if features is None or labels is None:
+        raise ValueError("`features` and `labels` go together; give both or neither")
+    K, d = W.shape
+    H, y = np.asarray(features), np.asarray(labels)
+    if H.ndim != 2 or H.shape[1] != d or y.shape != (len(H),) or not len(H):
+        raise ValueError(
+            f"`features` must be (N, {d}), what the head receives, and `labels` (N,); got {H.shape} and {y.shape}"
+        )
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= K:
+        raise ValueError(f"`labels` must be whole numbers from 0 to {K - 1}, a class for each row of `features`")
+    if not np.isfinite(H).all():
+        raise ValueError("`features` must be finite; got NaN or infinity")
+    weight = np.asarray(W[:], dtype=np.float64)
+    answers = np.empty(len(H), dtype=np.int64)
+    step = max(1, _BLOCK_NUMBERS // K)
+    for start in range(0, len(H), step):
+        logits = H[start : start + step].astype(np.float64) @ weight.T
+        answers[start : start + step] = (logits if bias is None else logits + bias).argmax(axis=1)
+    counts, right = np.bincount(y, minlength=K), answers == y
+    taken_by = np.full(K, -1)
+    pairs, times = np.unique(np.column_stack([y[~right], answers[~right]]), axis=0, return_counts=True)
+    for place in np.argsort(times, kind="stable"):  # the most frequent is written last
+        taken_by[pairs[place, 0]] = pairs[place, 1]
+    with np.errstate(invalid="ignore"):
+        recall = np.bincount(y[right], minlength=K) / counts
+    return Recalls(counts, recall, np.bincount(answers, minlength=K), taken_by, float(right.mean()))

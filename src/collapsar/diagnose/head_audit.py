@@ -1,0 +1,399 @@
+"""A trained head audited: which of its classes are dead, seen from weight and bias alone.
+
+Rows are compared about their mean, which no softmax sees, and by distances, lengths and leads, which do not change when
+features are rotated, or shifted by c with the bias changed to b − Wc.
+
+Example:
+    >>> rng = np.random.default_rng(0)
+    >>> weight = rng.standard_normal((40, 16)) * np.linspace(0.5, 2, 40)[:, None]
+    >>> weight[5] = weight[6] = weight[7]  # three classes on one row
+    >>> found = audit(weight)
+    >>> found.groups, np.flatnonzero(found.dead).tolist()
+    (((5, 6, 7),), [5, 6, 7])
+    >>> found.summary.partition(".")[0]
+    '3 of 40 classes are dead: 3 share 1 row with others'
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from collapsar.diagnose import audit_words
+from collapsar.diagnose.audit_samples import CountEffect, Recalls, count_effect, recalls
+from collapsar.diagnose.reach import FeatureSpace, Reach, reach
+from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
+from collapsar.metrics.near_rows import Rows, groups_of, near_labels, row_blocks
+
+__all__ = ["Audit", "AuditOptions", "Group", "audit"]
+
+Vector = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# Rows this close, relative to the longest, are one row: float32 rounding of training and storage.
+_IDENTICAL = 1e-6
+# Records list every class up to this many, and only the dead ones beyond.
+_LISTED = 20_000
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How an audit decides.
+
+    Attributes:
+        tolerance: rows coincide if no farther apart than this share of the longest row, in (0, 1).
+        features: where features are looked for that make a class the answer: "free", "nonnegative" (behind a ReLU), or
+            a number, the length that none exceeds (behind a normalisation).
+        largest_reach: up to this many multiplications, K²d, every class is checked for being reachable.
+    """
+
+    tolerance: float = 0.01
+    features: FeatureSpace = "free"
+    largest_reach: float = 1e12
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(
+                f"`tolerance` must lie between 0 and 1, a share of the longest row; got {self.tolerance}. Keep 0.01"
+            )
+        number = isinstance(self.features, int | float) and not isinstance(self.features, bool)
+        if not (self.features in ("free", "nonnegative") if not number else 0 < float(self.features) < np.inf):
+            raise ValueError(
+                f'`features` must be "free", "nonnegative" or a positive number, their length; got {self.features!r}'
+            )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes whose rows coincide: evidence cannot tell them apart, the bias alone decides which is answered.
+
+    Attributes:
+        classes: ascending.
+        identical: how many of them lie on one row to rounding, the most that do.
+        radius: the largest distance from their mean row, relative to the longest row of the head.
+        bias_spread: largest minus smallest of what the bias adds at their mean feature offset, in nats.
+        answered: the member with the largest bias, the one that can be answered.
+    """
+
+    classes: tuple[int, ...]
+    identical: int
+    radius: float
+    bias_spread: float
+    answered: int
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What a head tells of its classes.
+
+    Attributes:
+        summary: how many classes are dead, of which kinds, and what to do.
+        words: what was found, a sentence or two per finding.
+        notes: what was not looked at, and why.
+        num_classes: K.
+        num_features: d.
+        class_names: K names, or None.
+        class_counts: shape (K,), or None.
+        groups: classes whose rows coincide within the tolerance, the largest group first.
+        group_details: the same with their measures.
+        dead: shape (K,): the row coincides with others, was shrunk to the mean, is as initialised, or cannot win.
+        unreachable: shape (K,): no features make the class the answer; False for all where that was not looked at.
+        at_initialisation: shape (K,): the row is as the initialisation left it.
+        shrunk: shape (K,): the row has gone to the mean of all rows.
+        scheme: the initialisation whose length those rows have, "" without such rows.
+        lengths: shape (K,), of the rows about their mean, relative to the longest.
+        scale: the length of the longest row (three times the 90th percentile if that is less).
+        bias: shape (K,), or None.
+        spectrum: of the rows.
+        reach: certificates of the unreachable classes and features for the others; None where that was not looked at.
+        counts: how length, bias and death go with the class counts; None without counts.
+        recalls: what the head does with the given features; None without them.
+        tolerance: as given.
+    """
+
+    summary: str
+    words: tuple[str, ...]
+    notes: tuple[str, ...]
+    num_classes: int
+    num_features: int
+    class_names: tuple[str, ...] | None
+    class_counts: NDArray[np.int64] | None
+    groups: tuple[tuple[int, ...], ...]
+    group_details: tuple[Group, ...]
+    dead: Mask
+    unreachable: Mask
+    at_initialisation: Mask
+    shrunk: Mask
+    scheme: str
+    lengths: Vector
+    scale: float
+    bias: Vector | None
+    spectrum: RowSpectrum
+    reach: Reach | None
+    counts: CountEffect | None
+    recalls: Recalls | None
+    tolerance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The audit as JSON-able values: classes by number, NaN as None; lengths of every class up to 20 000."""
+        full = self.num_classes <= _LISTED
+        undecided = np.flatnonzero(self.reach.undecided).tolist() if self.reach is not None else None
+        return {
+            "kind": "audit",
+            "summary": self.summary,
+            "words": list(self.words),
+            "notes": list(self.notes),
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "class_names": list(self.class_names) if self.class_names is not None and full else None,
+            "class_counts": self.class_counts.tolist() if self.class_counts is not None and full else None,
+            "tolerance": self.tolerance,
+            "groups": [vars(group) | {"classes": list(group.classes)} for group in self.group_details],
+            "dead": np.flatnonzero(self.dead).tolist(),
+            "unreachable": np.flatnonzero(self.unreachable).tolist() if self.reach is not None else None,
+            "undecided": undecided,
+            "feature_space": self.reach.space if self.reach is not None else None,
+            "at_initialisation": np.flatnonzero(self.at_initialisation).tolist(),
+            "scheme": self.scheme,
+            "shrunk": np.flatnonzero(self.shrunk).tolist(),
+            "lengths": self.lengths.tolist() if full else None,
+            "scale": self.scale,
+            "rank": self.spectrum.rank,
+            "effective_rank": self.spectrum.effective_rank,
+            "most_rank": min(self.num_classes - 1, self.num_features),
+            "counts": None if self.counts is None else self.counts.to_dict(),
+            "recalls": None if self.recalls is None else self.recalls.to_dict(self.dead),
+        }
+
+    def to_json(self) -> str:
+        """The record as one line of standard JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+
+def audit(
+    weight: Any,
+    bias: ArrayLike | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    class_counts: ArrayLike | None = None,
+    features: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    options: AuditOptions | None = None,
+) -> Audit:
+    """Say which classes of a trained linear head are dead, from its weight and bias.
+
+    Args:
+        weight: shape (K, d), a row per class: an array, a tensor, or a memory map, which is read in blocks.
+        bias: shape (K,).
+        class_names: K names.
+        class_counts: samples of each class in training, shape (K,), whole numbers >= 0.
+        features: what the head receives, shape (N, d), with ``labels``: which dead classes had samples and who takes
+            them.
+        labels: shape (N,), whole numbers from 0 to K − 1.
+        options: tolerance, and where features are looked for.
+
+    Returns:
+        The audit.
+
+    Raises:
+        ValueError: a shape does not fit, or a number is not finite; the message says which.
+    """
+    options = AuditOptions() if options is None else options
+    W = _weight(weight)
+    K, d = W.shape
+    b, names, counts = _bias(bias, K), _names(class_names, K), _counts(class_counts, K)
+    mean, lengths = _geometry(W)
+    tail = float(np.quantile(lengths, 0.9))
+    scale = min(float(lengths.max()), 3 * tail) if tail > 0 else float(lengths.max())
+    if scale == 0:  # one row for all
+        groups, spectrum = [tuple(range(K))], row_spectrum(W, mean)
+    else:
+        groups = _groups(W, mean, options.tolerance * scale)
+        spectrum = row_spectrum(W, mean)
+    shrunk = lengths <= options.tolerance * scale
+    initial, scheme = at_initial_length(W, lengths, spectrum, mean) if scale > 0 else (np.zeros(K, dtype=bool), "")
+    decided, notes = _reach(W, b, options)
+    unreachable = np.zeros(K, dtype=bool) if decided is None else decided.unreachable
+    dead = shrunk | initial | unreachable
+    for group in groups:
+        dead[list(group)] = True
+    effect = None if counts is None else count_effect(lengths, b, counts, dead)
+    seen = recalls(W, b, features, labels) if features is not None or labels is not None else None
+    say = audit_words.Says(
+        num_classes=K, dead=dead, groups=tuple(groups), unreachable=unreachable, initial=initial, shrunk=shrunk,
+        scheme=scheme, names=names, space=options.features, tolerance=options.tolerance,
+    )  # fmt: skip
+    details = tuple(_detail(W, b, mean, scale, group) for group in groups)
+    return Audit(
+        summary=audit_words.summary(say, effect),
+        words=tuple(audit_words.findings(say, details, spectrum, d, decided, effect, seen)),
+        notes=tuple(notes),
+        num_classes=K,
+        num_features=d,
+        class_names=names,
+        class_counts=counts,
+        groups=tuple(groups),
+        group_details=details,
+        dead=dead,
+        unreachable=unreachable,
+        at_initialisation=initial,
+        shrunk=shrunk,
+        scheme=scheme,
+        lengths=lengths / scale if scale > 0 else lengths,
+        scale=scale,
+        bias=b,
+        spectrum=spectrum,
+        reach=decided,
+        counts=effect,
+        recalls=seen,
+        tolerance=options.tolerance,
+    )
+
+
+def _weight(weight: Any) -> Rows:
+    if hasattr(weight, "detach"):
+        weight = weight.detach().cpu().float().numpy()
+    if not hasattr(weight, "shape"):
+        weight = np.asarray(weight)
+    shape = tuple(weight.shape)
+    if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
+        raise ValueError(f"`weight` must be (K, d), a row for each of two or more classes; got shape {shape}")
+    if isinstance(weight, np.ndarray) and weight.dtype.kind not in "fiu":
+        raise ValueError(f"`weight` must hold real numbers; got {weight.dtype}")
+    return weight
+
+
+def _bias(bias: Any, K: int) -> Vector | None:
+    if bias is None:
+        return None
+    if hasattr(bias, "detach"):
+        bias = bias.detach().cpu().double().numpy()
+    b = np.asarray(bias, dtype=np.float64)
+    if b.shape != (K,):
+        raise ValueError(f"`bias` must be (K,) = ({K},), a number for each row of `weight`; got shape {b.shape}")
+    if not np.isfinite(b).all():
+        raise ValueError(
+            f"`bias` must be finite; got {b[~np.isfinite(b)][0]} for class {int(np.argmin(np.isfinite(b)))}"
+        )
+    return b
+
+
+def _names(class_names: Sequence[str] | None, K: int) -> tuple[str, ...] | None:
+    if class_names is not None and len(class_names) != K:
+        raise ValueError(f"`class_names` must name each of the {K} rows of `weight`; got {len(class_names)} names")
+    return None if class_names is None else tuple(str(name) for name in class_names)
+
+
+def _counts(class_counts: ArrayLike | None, K: int) -> NDArray[np.int64] | None:
+    if class_counts is None:
+        return None
+    counts = np.asarray(class_counts, dtype=np.float64)
+    if counts.shape != (K,):
+        raise ValueError(
+            f"`class_counts` must hold a number for each of the {K} rows of `weight`; got shape {counts.shape}"
+        )
+    if not (np.isfinite(counts) & (counts >= 0) & (counts == np.floor(counts))).all():
+        raise ValueError("`class_counts` must be whole numbers >= 0, in the order of the rows of `weight`")
+    return counts.astype(np.int64)
+
+
+def _geometry(W: Rows) -> tuple[Vector, Vector]:
+    """The mean row and the lengths of the rows about it; refuses what is not finite."""
+    K, d = W.shape
+    mean, lengths = np.zeros(d), np.empty(K)
+    for start, block in row_blocks(W, np.float64):
+        total = block.sum(axis=0, dtype=np.float64)
+        if not np.isfinite(total).all():
+            bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            row = f"; row {start + int(bad[0])} is not" if len(bad) else ""
+            raise ValueError(f"`weight` must be finite{row}. Look for a diverged run or a damaged file")
+        mean += total
+    mean /= K
+    for start, block in row_blocks(W, np.float64):
+        centred = block - mean
+        lengths[start : start + len(block)] = np.sqrt(np.einsum("ij,ij->i", centred, centred))
+    return mean, lengths
+
+
+def _groups(W: Rows, mean: Vector, tolerance: float) -> list[tuple[int, ...]]:
+    """Sets of classes joined by near rows; a chain wider than four tolerances is cut about its densest rows."""
+    found: list[tuple[int, ...]] = []
+    for group in groups_of(near_labels(W, tolerance, mean)):
+        left = np.array(group)
+        while len(left) > 1:
+            distances = _from_middle(W, left)
+            if distances.max() <= 2 * tolerance:
+                found.append(tuple(left.tolist()))
+                break
+            centre = np.asarray(W[left[[int(distances.argmin())]]], dtype=np.float64)[0]
+            near = _from(W, left, centre) <= tolerance
+            if near.sum() > 1:
+                found.append(tuple(left[near].tolist()))
+            left = left[~near]
+    return sorted(found, key=lambda group: (-len(group), group))
+
+
+def _from_middle(W: Rows, members: NDArray[np.int64]) -> Vector:
+    total = np.zeros(W.shape[1])
+    step = max(1, (1 << 22) // W.shape[1])
+    for start in range(0, len(members), step):
+        total += np.asarray(W[members[start : start + step]], dtype=np.float64).sum(axis=0)
+    return _from(W, members, total / len(members))
+
+
+def _from(W: Rows, members: NDArray[np.int64], centre: Vector) -> Vector:
+    """Distances of some rows from a point."""
+    step = max(1, (1 << 22) // W.shape[1])
+    parts = [
+        np.linalg.norm(np.asarray(W[members[start : start + step]], dtype=np.float64) - centre, axis=1)
+        for start in range(0, len(members), step)
+    ]
+    return np.concatenate(parts)
+
+
+def _detail(W: Rows, b: Vector | None, mean: Vector, scale: float, group: tuple[int, ...]) -> Group:
+    members = np.array(group)
+    rows = _Subset(W, members)
+    same = np.bincount(near_labels(rows, _IDENTICAL * scale, mean)).max()
+    biases = np.zeros(len(members)) if b is None else b[members]
+    return Group(
+        classes=group,
+        identical=int(same) if same > 1 else 0,
+        radius=float(_from_middle(W, members).max()) / scale if scale > 0 else 0.0,
+        bias_spread=float(np.ptp(biases)),
+        answered=int(members[biases.argmax()]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Subset:
+    """Some of the rows, read when they are asked for."""
+
+    rows: Rows
+    members: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.members), self.rows.shape[1]
+
+    def __getitem__(self, key: Any) -> NDArray:
+        return self.rows[self.members[key]]
+
+
+def _reach(W: Rows, b: Vector | None, options: AuditOptions) -> tuple[Reach | None, list[str]]:
+    K, d = W.shape
+    if float(K) * K * d > options.largest_reach:
+        note = (
+            f"Whether some features make each class the answer was not looked at: {K} rows of {d} are more than "
+            "`largest_reach` allows. Raise it to look, or audit the rows that matter."
+        )
+        return None, [note]
+    decided = reach(np.asarray(W[:]), b, options.features)
+    undecided = int(decided.undecided.sum())
+    note = f"For {undecided} of {K} classes neither features that win nor a proof that none do was found."
+    return decided, [note] if undecided else []

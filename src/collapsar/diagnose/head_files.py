@@ -1,0 +1,283 @@
+"""The head of a model on disk: which tensor it is, and why that one.
+
+Read without unpickling and, but for ``.pt`` and ``.onnx``, with numpy alone; large tensors are mapped, not read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from collapsar.diagnose.head_rows import STORAGE, StoredRows, widened
+
+__all__ = ["HeadFile", "read_head"]
+
+# The names heads go by, the usual ones first.
+_HEAD_NAMES = re.compile(
+    r"(^|\.)(lm_head|embed_out|classifier|classification_head|cls_head|score|head|heads\.head|fc|linear|out_proj|output"
+    r"|output_layer|logits|last_linear|proj|classif)(\.\d+)?$"
+)
+_EMBEDDING_NAMES = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|shared|embed_in)$")
+_KINDS = ".npz, .npy, .safetensors, .pt, .pth, .bin or .onnx, or a folder of a model"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadFile:
+    """A head as it was found.
+
+    Attributes:
+        weight: shape (K, d), maybe mapped from disk.
+        bias: shape (K,), or None.
+        name: of the tensor.
+        reason: why that one.
+        class_names: K names, where the source has them.
+        class_counts: shape (K,), where the source has them.
+    """
+
+    weight: Any
+    bias: NDArray | None
+    name: str
+    reason: str
+    class_names: tuple[str, ...] | None = None
+    class_counts: NDArray | None = None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a source before it is read: its shape, and how to read it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Any]
+
+
+def read_head(source: str | os.PathLike[str], head: str | None = None) -> HeadFile:
+    """Find and open the head of a model.
+
+    Args:
+        source: an .npz, .npy (with its bias beside it, ``bias.npy``, if there is one), .safetensors, .pt, .pth, .bin or
+            .onnx file, the index of a sharded .safetensors, or a folder that holds one of these.
+        head: the name of the head's weight, or of its layer; found where it is clear.
+
+    Raises:
+        ValueError: no head or several candidates, or the source is damaged; the message says what to do.
+        OSError: a file cannot be opened.
+        ModuleNotFoundError: onnx or torch is not installed.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"`source` {path} does not exist; give {_KINDS}")
+    if path.is_dir():
+        path = _in_folder(path)
+    kind = ".index.json" if path.name.endswith(".safetensors.index.json") else path.suffix.lower()
+    readers: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
+        ".npz": _npz, ".npy": _npy, ".safetensors": _safetensors, ".index.json": _sharded,
+        ".pt": _torch, ".pth": _torch, ".bin": _torch,
+    }  # fmt: skip
+    if kind != ".onnx" and kind not in readers:
+        raise ValueError(f"`source` must be {_KINDS}; got {path}")
+    try:
+        if kind == ".onnx":
+            from collapsar.diagnose.head_onnx import read_onnx
+
+            return read_onnx(path, head)
+        return _chosen(path, readers[kind](path), head)
+    except Refused as error:
+        raise ValueError(str(error)) from None
+    except (OSError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # zipfile, json, pickle and numpy raise a dozen kinds on a damaged file
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ValueError(f"{path} is damaged, encrypted or of another kind than its name says ({reason})") from None
+
+
+class Refused(ValueError):  # noqa: N818 - a ValueError to whoever calls ``read_head``
+    """The message is for the reader as it is."""
+
+
+def _in_folder(path: Path) -> Path:
+    """The file of a folder that holds the head."""
+    for pattern in ("*.safetensors.index.json", "model.safetensors", "*.safetensors", "*.onnx", "pytorch_model.bin",
+                    "*.pt", "*.pth", "*.npz"):  # fmt: skip
+        found = sorted(path.glob(pattern))
+        if len(found) == 1 or (found and pattern.startswith("model")):
+            return found[0]
+        if found:
+            raise ValueError(f"{path} holds {len(found)} files {pattern}; name one: {_few([p.name for p in found])}")
+    raise ValueError(f"`source` {path} holds no model; it must hold {_KINDS.rpartition(',')[0]}")
+
+
+def _chosen(path: Path, tensors: dict[str, Tensor], head: str | None) -> HeadFile:
+    name, reason = _weight_name(path, tensors, head)
+    weight = tensors[name].read()
+    K = weight.shape[0]
+    bias = _beside(tensors, name, K)
+    extra = {key: tensors[key].read() for key in ("class_names", "class_counts") if key in tensors}
+    names = extra.get("class_names")
+    return HeadFile(
+        weight=weight,
+        bias=None if bias is None else np.asarray(tensors[bias].read()[:], dtype=np.float64),
+        name=name,
+        reason=reason + ("" if bias is None else f"; its bias is {bias!r}"),
+        class_names=None if names is None else tuple(str(entry) for entry in np.ravel(names)),
+        class_counts=extra.get("class_counts"),
+    )
+
+
+def _beside(tensors: Mapping[str, Tensor], name: str, K: int) -> str | None:
+    """The bias that goes with a weight."""
+    stem = re.sub(r"weight$", "", name)
+    for candidate in (f"{stem}bias", "bias") if name.endswith("weight") else (f"{name}_bias", "bias"):
+        if candidate in tensors and tensors[candidate].shape == (K,):
+            return candidate
+    return None
+
+
+def _weight_name(path: Path, tensors: Mapping[str, Tensor], head: str | None) -> tuple[str, str]:
+    """The tensor to take, and why."""
+    matrices = {name: t.shape for name, t in tensors.items() if len(t.shape) == 2 and min(t.shape) >= 1}
+    if head is not None:
+        for candidate in (head, f"{head}.weight"):
+            if candidate in matrices:
+                return candidate, "it was named"
+        raise Refused(f"{path} has no matrix {head!r} or '{head}.weight'; it has {_few(sorted(matrices))}")
+    if not matrices:
+        raise Refused(f"{path} holds no head: no matrix (K, d) is in it; it holds {_few(sorted(tensors)) or 'nothing'}")
+    for exact in ("weight", "head_weight", "head.weight"):
+        if exact in matrices:
+            return exact, f"it is called {exact!r}"
+    if len(matrices) == 1:
+        return next(iter(matrices)), "it is the only matrix"
+    named = [n for n in matrices if n.endswith("weight") and _HEAD_NAMES.search(n.removesuffix(".weight"))]
+    if len(named) > 1:  # the layer nearest to the model's surface
+        depth = min(n.count(".") for n in named)
+        named = [n for n in named if n.count(".") == depth]
+        by_name = [n for n in named if re.search(r"(^|\.)(lm_head|classifier|score)\.weight$", n)]
+        named = by_name if len(by_name) == 1 else named
+    if len(named) == 1:
+        return named[0], f"of {len(matrices)} matrices it is the one that is named as a head"
+    embeddings = [n for n in matrices if _EMBEDDING_NAMES.search(n.removesuffix(".weight"))]
+    if not named and len(embeddings) == 1:
+        return embeddings[0], "there is no head of its own: it is the embedding that the model shares with its head"
+    asked = sorted(named or matrices)
+    shown = _few([f"{n} {matrices[n]}" for n in asked])
+    raise Refused(f"{path} has {len(asked)} matrices that could be the head; name it with --head: {shown}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.namelist() if member.endswith(".npy")]
+        for member in members:
+            with archive.open(member) as stream:
+                version = npy.read_magic(stream)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(stream)
+            name = member.removesuffix(".npy")
+            if name not in ("features", "labels") and (
+                dtype.kind in "fiu" or (name, dtype.kind) == ("class_names", "U")
+            ):
+                found[name] = Tensor(shape, lambda name=name: np.load(path, allow_pickle=False)[name])
+    return found
+
+
+def _npy(path: Path) -> dict[str, Tensor]:
+    weight = np.load(path, mmap_mode="r", allow_pickle=False)
+    found = {"weight": Tensor(weight.shape, lambda: weight)}
+    for beside in (path.with_name("bias.npy"), path.with_name(path.stem.replace("weight", "bias") + ".npy")):
+        if beside != path and beside.is_file():
+            bias = np.load(beside, allow_pickle=False)
+            found["bias"] = Tensor(bias.shape, lambda bias=bias: bias)
+            break
+    return found
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise Refused(f"{path} is truncated or no .safetensors file: its header does not fit in it")
+        header = json.loads(file.read(length))
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        kind, shape = entry["dtype"], tuple(entry["shape"])
+        if 8 + length + end > size:
+            raise Refused(f"{path} is truncated: {name!r} ends at byte {8 + length + end}, the file at {size}")
+        if kind in STORAGE:
+            read = _mapped(path, kind, shape, 8 + length + begin)
+            found[name] = Tensor(shape, read)
+    return found
+
+
+def _mapped(path: Path, kind: str, shape: tuple[int, ...], offset: int) -> Callable[[], Any]:
+    def read() -> Any:
+        stored = np.memmap(path, dtype=STORAGE[kind], mode="r", offset=offset, shape=shape)
+        return StoredRows(stored, kind) if len(shape) == 2 else widened(stored, kind)
+
+    return read
+
+
+def _sharded(path: Path) -> dict[str, Tensor]:
+    index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    shards: dict[str, dict[str, Tensor]] = {}
+    found = {}
+    for name, shard in index.items():
+        if Path(shard).name != shard:
+            raise Refused(f"{path} names a shard outside its folder: {shard!r}")
+        if shard not in shards:
+            file = path.with_name(shard)
+            if not file.is_file():
+                raise Refused(f"{path} names the shard {shard}, which is not beside it")
+            shards[shard] = _safetensors(file)
+        if name not in shards[shard]:
+            raise Refused(f"{path} says that {name!r} is in {shard}, where it is not")
+        found[name] = shards[shard][name]
+    return found
+
+
+def _torch(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if isinstance(state, torch.Tensor):
+        state = {"weight": state}
+    if not isinstance(state, Mapping):
+        raise Refused(f"{path} holds a {type(state).__name__}, not a state dict; save model.state_dict()")
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return {name: Tensor(tuple(value.shape), _of_torch(value)) for name, value in tensors.items()}
+
+
+def _of_torch(value: Any) -> Callable[[], Any]:
+    def read() -> Any:
+        import torch
+
+        plain = value.detach()
+        kinds = {torch.bfloat16: ("BF16", torch.uint16), torch.float8_e4m3fn: ("F8_E4M3", torch.uint8),
+                 torch.float8_e5m2: ("F8_E5M2", torch.uint8)}  # fmt: skip
+        if plain.dtype in kinds and plain.ndim == 2:
+            kind, bits = kinds[plain.dtype]
+            return StoredRows(plain.contiguous().view(bits).numpy(), kind)
+        return plain.float().numpy() if plain.dtype in kinds else plain.numpy()
+
+    return read

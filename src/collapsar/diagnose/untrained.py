@@ -1,0 +1,190 @@
+"""Rows that training never moved: their length is that of an initialisation, their direction that of noise.
+
+Lengths alone would accuse trained rows that happen to be as long. So a row must also point anywhere, where the others
+keep to the directions that features use, or a whole set of rows must have the lengths and the rank of random ones.
+All of it is unchanged by a rotation or an offset of the features: rows are taken about their mean.
+
+Example:
+    >>> rng = np.random.default_rng(0)
+    >>> W = rng.uniform(-1, 1, (400, 64)) / 8  # as torch.nn.Linear(64, 400) begins
+    >>> centred, spectrum = W - W.mean(axis=0), row_spectrum(W, W.mean(axis=0))
+    >>> rows, scheme = at_initial_length(centred, np.linalg.norm(centred, axis=1), spectrum)
+    >>> int(rows.sum()), scheme
+    (400, 'torch.nn.Linear')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.metrics.near_rows import Rows, row_blocks
+
+__all__ = ["RowSpectrum", "at_initial_length", "initial_variances", "row_spectrum"]
+
+Vector = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# A spectrum of more rows than this is estimated from as many, evenly spaced.
+_SPECTRUM_ROWS = 16384
+_FEWEST, _FEWEST_ALIKE = 8, 3
+# Widths of acceptance, in standard deviations of a random row's length and of its share of quiet directions.
+_WIDTH, _OUTLIER = 4.0, 8.0
+# Relative variance of the squared length, times d: a uniform distribution's and a normal one's.
+_UNIFORM, _NORMAL = 0.8, 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class RowSpectrum:
+    """Principal directions of the rows about their mean.
+
+    Attributes:
+        singular_values: of the centred rows, descending, shape (min(K, d),); estimated from some of the rows if K is
+            large.
+        directions: shape (d, d) or (d, K), a column per singular value.
+        rank: singular values above rounding.
+        effective_rank: exp of the entropy of the singular values over their sum (Roy & Vetterli, EUSIPCO 2007).
+        num_rows: how many rows it was taken from.
+    """
+
+    singular_values: Vector
+    directions: NDArray
+    rank: int
+    effective_rank: float
+    num_rows: int
+
+
+def row_spectrum(rows: Rows, mean: NDArray) -> RowSpectrum:
+    """The spectrum of the rows about ``mean``, shape (d,)."""
+    K, d = rows.shape
+    kind = np.float64 if d <= 1024 else np.float32
+    chosen = np.linspace(0, K - 1, _SPECTRUM_ROWS).round().astype(np.int64) if K > _SPECTRUM_ROWS else None
+    part = rows if chosen is None else rows[chosen]
+    n = part.shape[0]
+    if n < d:
+        centred = np.asarray(part[:], dtype=np.float64) - mean
+        _, sigma, directions = np.linalg.svd(centred, full_matrices=False)
+        directions = directions.T
+    else:
+        scatter = np.zeros((d, d), dtype=kind)
+        for _, block in row_blocks(part, kind):
+            centred = block - mean.astype(kind)
+            scatter += centred.T @ centred
+        values, directions = np.linalg.eigh(scatter)
+        sigma, directions = np.sqrt(np.maximum(values[::-1], 0)), directions[:, ::-1]
+    top = float(sigma[0]) if len(sigma) else 0.0
+    rounding = np.sqrt(np.finfo(kind).eps) if n >= d else np.finfo(np.float32).eps  # a scatter squares it
+    share = sigma / sigma.sum() if top > 0 else np.zeros_like(sigma)
+    share = share[share > 0]
+    return RowSpectrum(
+        singular_values=np.asarray(sigma * np.sqrt(K / n), dtype=np.float64),
+        directions=directions,
+        rank=int((sigma > rounding * top).sum()) if top > 0 else 0,
+        effective_rank=float(np.exp(-(share * np.log(share)).sum())) if top > 0 else 0.0,
+        num_rows=n,
+    )
+
+
+def initial_variances(num_classes: int, num_features: int) -> Mapping[str, float]:
+    """The variance of a weight at the start, by the name of the common initialisations of a (K, d) head.
+
+    Example:
+        >>> {name: round(value, 6) for name, value in initial_variances(10, 90).items()}["Xavier (Glorot)"]
+        0.02
+    """
+    K, d = num_classes, num_features
+    return {
+        "torch.nn.Linear": 1 / (3 * d),
+        "Xavier (Glorot)": 2 / (K + d),
+        "Kaiming (He)": 2 / d,
+        "LeCun": 1 / d,
+        "normal with deviation 0.02": 4e-4,
+        "normal with deviation 0.01": 1e-4,
+        "torch.nn.Embedding": 1.0,
+    }
+
+
+def at_initial_length(
+    rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: NDArray | None = None
+) -> tuple[Mask, str]:
+    """Rows that look as an initialisation left them, and the scheme: that with the most.
+
+    Args:
+        rows: shape (K, d).
+        lengths: of the centred rows, shape (K,).
+        spectrum: of the rows.
+        mean: of the rows, shape (d,); zero by default.
+
+    Returns:
+        Mask of shape (K,), and the scheme's name, "" where there is no such row.
+    """
+    K, d = rows.shape
+    best, scheme = np.zeros(K, dtype=bool), ""
+    usual = _usual_share(rows, lengths, spectrum, mean)
+    for name, variance in initial_variances(K, d).items():
+        expected = np.sqrt(variance * d * (1 - 1 / K))
+        width = _WIDTH * 0.5 * np.sqrt(_NORMAL / d)
+        within = np.abs(lengths / expected - 1) <= width
+        if not within.any() or width > 0.6:  # in few dimensions every row is as long as some scheme's
+            continue
+        members = np.flatnonzero(within)
+        found = np.zeros(K, dtype=bool)
+        if _random_set(rows, members, lengths, variance, mean):
+            found = within
+        elif usual is not None:
+            share = _quiet_share(rows, members, lengths, spectrum, mean)
+            noise = np.sqrt(0.25 / (d / 2 + 1))
+            found[members] = (share > usual) & (np.abs(share - 0.5) <= _WIDTH * noise)
+            if found.sum() < _FEWEST_ALIKE:  # one or two in thousands may be of that length and point there by chance
+                continue
+        if found.sum() > best.sum():
+            best, scheme = found, name
+    return best, scheme
+
+
+def _quiet_share(
+    rows: Rows, members: NDArray[np.int64], lengths: Vector, spectrum: RowSpectrum, mean: NDArray | None
+) -> Vector:
+    """The share of the squared length in the quieter half of the principal directions: a half for a random row."""
+    quiet = spectrum.directions[:, spectrum.directions.shape[1] // 2 :]
+    shares = np.empty(len(members))
+    step = max(1, (1 << 22) // rows.shape[1])
+    for start in range(0, len(members), step):
+        part = members[start : start + step]
+        centred = np.asarray(rows[part], dtype=quiet.dtype) - (0 if mean is None else mean.astype(quiet.dtype))
+        shares[start : start + step] = np.square(centred @ quiet, dtype=np.float64).sum(axis=1)
+    return shares / np.maximum(lengths[members] ** 2, np.finfo(np.float64).tiny)
+
+
+def _usual_share(rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: NDArray | None) -> float | None:
+    """What no trained row's share of the quiet directions exceeds; None where that tells nothing."""
+    K, d = rows.shape
+    if 2 * d > K:  # then every row has its own share of every direction
+        return None
+    alive = np.flatnonzero(lengths > 0.01 * lengths.max())
+    chosen = alive[np.linspace(0, len(alive) - 1, min(len(alive), 4096)).round().astype(np.int64)]
+    shares = _quiet_share(rows, chosen, lengths, spectrum, mean)
+    middle = float(np.median(shares))
+    return middle + _OUTLIER * 1.4826 * float(np.median(np.abs(shares - middle)))
+
+
+def _random_set(rows: Rows, members: NDArray[np.int64], lengths: Vector, variance: float, mean: NDArray | None) -> bool:
+    """Whether the members' lengths and rank are those of independent random rows with this variance."""
+    n, d = len(members), rows.shape[1]
+    if n < _FEWEST:
+        return False
+    squares = lengths[members] ** 2 / (variance * d)
+    spread = squares.var() * d
+    slack = np.exp(_WIDTH * np.sqrt(2 / n))
+    centre_off = abs(squares.mean() - 1) > 0.01 + _WIDTH * np.sqrt(_NORMAL / (n * d)) + 2 / n
+    if centre_off or not _UNIFORM / slack <= spread <= _NORMAL * slack:
+        return False
+    some = members[np.linspace(0, n - 1, min(n, 1024)).round().astype(np.int64)]
+    centred = np.asarray(rows[some], dtype=np.float64) - (0 if mean is None else mean)
+    gram = centred @ centred.T
+    participation = np.trace(gram) ** 2 / float((gram**2).sum())
+    expected = len(some) * d / (len(some) + d)
+    return abs(participation / expected - 1) <= 0.1

@@ -1,0 +1,134 @@
+"""The page and the picture of an audit: row length over class frequency, with the dead classes marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from collapsar.report.page import drawn, page
+from collapsar.report.record import Record, plain
+from collapsar.report.style import COLOURS, styled
+
+__all__ = ["audit_figure", "audit_page", "row_lengths"]
+
+_MOST_ROWS = 400
+# How each kind of death is drawn: the first kind that a class is of, then colour and marker.
+_KINDS = (
+    ("shares a row", "vermilion", "X"),
+    ("shrunk to the mean", "purple", "v"),
+    ("as initialised", "orange", "s"),
+    ("never the answer", "for", "D"),
+)
+
+
+def audit_page(record: Mapping[str, Any]) -> str:
+    """A page on an audit, one HTML file.
+
+    Args:
+        record: ``Audit.to_dict()``, with ``source``, ``tensor`` and ``why`` of the file it came from.
+
+    Raises:
+        ValueError: the record is of another kind.
+    """
+    data = _checked(record)
+    kinds = _kinds(data)
+    dead = data["dead"]
+    group = {k: str(g + 1) for g, members in enumerate(data["groups"]) for k in members["classes"]}
+    lengths, counts, names = data["lengths"], data["class_counts"], data["class_names"]
+    rows = [
+        {
+            "name": str(k) if names is None else names[k],
+            "samples": "—" if counts is None else counts[k],
+            "length": "—" if lengths is None else f"{lengths[k]:.3f}",
+            "group": group.get(k, "—"),
+            "why": ", ".join(kind for kind, members in kinds.items() if k in members),
+        }
+        for k in dead[:_MOST_ROWS]
+    ]
+    over = "class by number of training samples" if counts is not None else "class by its number"
+    caption = f"Length of each class's row, relative to the longest, over the {over}. Dead classes are marked."
+    return page(
+        "audit.html",
+        data,
+        title=f"Audit of {data['source']}",
+        picture=drawn(lambda ax: row_lengths(data, ax), (6.9, 3.2), "lengths", caption) if lengths is not None else "",
+        caption=caption if lengths is not None else "Too many classes for a picture of each.",
+        rows=rows,
+        more=max(0, len(dead) - _MOST_ROWS),
+    )
+
+
+def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
+    """Draw row length over class frequency, or over the class number without counts; dead classes are marked.
+
+    Args:
+        record: of an audit, with lengths.
+        ax: where to draw.
+
+    Returns:
+        How many classes were drawn of each kind.
+    """
+    lengths, counts = np.array(record["lengths"]), record["class_counts"]
+    place = np.arange(len(lengths)) if counts is None else np.maximum(np.array(counts, dtype=float), 0.5)
+    left = np.ones(len(lengths), dtype=bool)
+    drawn_of = {}
+    marks = []
+    for (kind, colour, marker), members in zip(_KINDS, _kinds(record).values(), strict=True):
+        mine = np.zeros(len(lengths), dtype=bool)
+        mine[sorted(members)] = True
+        marks.append((kind, colour, marker, mine & left))
+        left &= ~mine
+    ax.plot(place[left], lengths[left], ".", color=COLOURS["muted"], markersize=2.5, alpha=0.5, label="alive")
+    drawn_of["alive"] = int(left.sum())
+    for kind, colour, marker, mine in marks:
+        drawn_of[kind] = int(mine.sum())
+        if mine.any():
+            ax.plot(
+                place[mine], lengths[mine], marker, color=COLOURS[colour], markersize=4, linestyle="none", label=kind
+            )
+    if counts is not None:
+        ax.set_xscale("log")
+        cut = (record["counts"] or {}).get("dies_below")
+        if cut:
+            ax.axvline(cut, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
+    ax.set_xlabel("class" if counts is None else "training samples of the class (none: at 0.5)")
+    ax.set_ylabel("row length, longest = 1")
+    ax.set_ylim(0, None)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
+    return drawn_of
+
+
+def audit_figure(record: Mapping[str, Any]) -> Figure:
+    """The picture of an audit by itself.
+
+    Args:
+        record: of an audit of up to 20 000 classes.
+
+    Raises:
+        ValueError: the record is of another kind, or holds no lengths.
+    """
+    data = _checked(record)
+    if data["lengths"] is None:
+        raise ValueError("`record` holds no lengths: it is of more than 20 000 classes")
+    with styled():
+        figure = Figure(figsize=(6.9, 3.2), layout="constrained")
+        row_lengths(data, figure.subplots())
+    return figure
+
+
+def _checked(record: Mapping[str, Any]) -> Record:
+    kind = record.get("kind") if isinstance(record, Mapping) else None
+    if kind != "audit":
+        raise ValueError(f'`record` must be the record of an audit (kind "audit"), got kind {kind!r}')
+    return {"source": "a head", "tensor": "weight", "why": "it was given"} | plain(record)
+
+
+def _kinds(record: Mapping[str, Any]) -> dict[str, set[int]]:
+    """The dead classes of each kind."""
+    shared = {k for group in record["groups"] for k in group["classes"]}
+    parts = (shared, record["shrunk"], record["at_initialisation"], record["unreachable"] or ())
+    return {kind: set(members) for (kind, _, _), members in zip(_KINDS, parts, strict=True)}

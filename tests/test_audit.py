@@ -1,0 +1,211 @@
+"""Dead classes found from a head alone: every kind that was planted, none in healthy heads, in any coordinates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist
+
+import collapsar as cs
+from audit_heads import KINDS, healthy, planted
+from collapsar.diagnose.audit_samples import count_effect
+from collapsar.diagnose.untrained import initial_variances
+from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
+
+SEEDS = range(3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("K", "d"), [(1500, 96), (4000, 48)])
+def test_every_planted_death_is_found(seed: int, K: int, d: int) -> None:
+    rng = np.random.default_rng(seed)
+    W, b, where = planted(rng, K, d, 12)
+    found = cs.audit(W, b)
+    assert {kind: int(found.dead[where[kind]].sum()) for kind in KINDS} == dict.fromkeys(KINDS, 12)
+    assert tuple(sorted(where["identical"].tolist())) in found.groups
+    assert tuple(sorted(where["near"].tolist())) in found.groups
+    assert found.group_details[found.groups.index(tuple(sorted(where["identical"].tolist())))].identical == 12
+    assert found.shrunk[where["shrunk"]].all()
+    assert found.at_initialisation[where["initial"]].all()
+    assert found.scheme == "torch.nn.Linear"
+    assert found.unreachable[where["inside"]].all()
+    planted_rows = np.concatenate(list(where.values()))
+    others = np.setdiff1d(np.flatnonzero(found.dead), planted_rows)
+    assert found.unreachable[others].all()  # and these are proven: see test_reach
+    assert not found.at_initialisation[others].any()
+    assert not found.shrunk[others].any()
+
+
+def test_none_of_a_thousand_healthy_heads_has_a_dead_class() -> None:
+    accused = []
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        d = int(rng.integers(16, 65))
+        W, b = healthy(rng, int(rng.integers(2, 3 * d)), d, decay=rng.uniform(0, 1.5))
+        found = cs.audit(W, b)
+        if found.dead.any():
+            accused.append((seed, found.summary))
+    assert accused == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_verdict_depends_on_the_coordinates_of_the_features(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    W, b, _ = planted(rng, 900, 32, 9)
+    rotation = np.linalg.qr(rng.standard_normal((32, 32)))[0]
+    c = rng.standard_normal(32)
+    before = cs.audit(W, b)
+    for weight, bias in (
+        (W @ rotation, b),
+        (W, b - W @ c),
+        (W @ rotation, b - W @ (10 * c)),
+        (W + c, b + 3),  # the same added to all logits of a sample
+    ):
+        after = cs.audit(weight, bias)
+        assert after.groups == before.groups
+        for name in ("dead", "unreachable", "at_initialisation", "shrunk"):
+            assert np.array_equal(getattr(after, name), getattr(before, name)), name
+        assert after.lengths == pytest.approx(before.lengths, rel=1e-9)
+        assert after.spectrum.effective_rank == pytest.approx(before.spectrum.effective_rank, rel=1e-9)
+
+
+@pytest.mark.parametrize("scheme", ["torch.nn.Linear", "Kaiming (He)", "normal with deviation 0.02"])
+def test_an_untrained_head_is_known_by_its_scheme(scheme: str) -> None:
+    rng = np.random.default_rng(1)
+    K, d = 200, 300
+    deviation = np.sqrt(initial_variances(K, d)[scheme])
+    W = (
+        rng.uniform(-1, 1, (K, d)) * deviation * np.sqrt(3)
+        if scheme.startswith("torch")
+        else rng.normal(0, deviation, (K, d))
+    )
+    found = cs.audit(W)
+    assert found.at_initialisation.mean() > 0.99
+    assert found.scheme == scheme
+
+
+def _single_linkage(points: np.ndarray, tolerance: float) -> set[tuple[int, ...]]:
+    labels = fcluster(linkage(pdist(points), "single"), tolerance, "distance")
+    groups = (tuple(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels))
+    return {group for group in groups if len(group) > 1}
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 40, 200])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_near_rows_are_those_that_all_pairs_find(seed: int, d: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.standard_normal((400, d)) + 50
+    points[100:130] = points[100] + 1e-3 * rng.standard_normal((30, d))
+    points[200:220] = points[200]
+    for tolerance in (0.0, 1e-4, 2e-3 * np.sqrt(d), 0.3, 1.0):
+        found = set(groups_of(near_labels(points, tolerance)))
+        assert found == _single_linkage(points, tolerance)
+    nearest, distances = nearest_rows(points)
+    table = np.linalg.norm(points[:, None] - points, axis=2)
+    np.fill_diagonal(table, np.inf)
+    assert distances == pytest.approx(table.min(axis=1), rel=1e-12, abs=1e-14)
+    assert table[np.arange(400), nearest] == pytest.approx(table.min(axis=1), rel=1e-12, abs=1e-14)
+
+
+def test_a_chain_of_rows_is_no_group() -> None:
+    W = np.zeros((40, 3))
+    W[:20, 0] = 0.009 * np.arange(20)  # each within 1 % of the next, the ends far apart
+    W[20:] = np.random.default_rng(0).standard_normal((20, 3))
+    W[20:] /= np.linalg.norm(W[20:], axis=1, keepdims=True)
+    found = cs.audit(W)
+    assert max(np.ptp(W[list(group), 0]) for group in found.groups) <= 0.04
+    assert len(found.groups) > 1
+
+
+def test_counts_tell_where_classes_die() -> None:
+    rng = np.random.default_rng(0)
+    W, b, where = planted(rng, 1000, 64, 10)
+    counts = rng.integers(50, 1000, 1000)
+    for kind in KINDS:
+        counts[where[kind]] = rng.integers(0, 50, 10)
+    found = cs.audit(W, b, class_counts=counts)
+    assert found.counts is not None
+    assert found.counts.dies_below == counts[counts >= 50].min()
+    assert found.counts.dead_below == 1.0
+    assert f"below {found.counts.dies_below} samples" in found.summary
+
+
+def test_the_rank_correlation_is_scipys() -> None:
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    lengths, counts = rng.random(50), rng.integers(0, 9, 50)
+    effect = count_effect(lengths, -lengths, counts, lengths < 0.1)
+    assert effect.length_correlation == pytest.approx(spearmanr(lengths, counts)[0])
+    assert effect.bias_correlation == pytest.approx(-effect.length_correlation)
+
+
+def test_samples_of_dead_classes_are_seen_to_go_to_others() -> None:
+    W = np.array([[1.0, 0], [0, 1], [-1, 0], [-1, 0]])
+    b = np.array([0.0, 0, 0.1, 0])
+    features, labels = np.array([[2.0, 0], [0, 2], [-2, 0], [-2, 0], [-2, 0]]), np.array([0, 1, 2, 3, 3])
+    found = cs.audit(W, b, features=features, labels=labels)
+    assert found.recalls is not None
+    assert found.recalls.recall.tolist() == [1, 1, 1, 0]
+    assert found.recalls.taken_by.tolist() == [-1, -1, -1, 2]
+    assert found.recalls.predicted.tolist() == [1, 1, 3, 0]
+    assert found.to_dict()["recalls"]["dead"][1] == {
+        "class": 3, "samples": 2, "recall": 0.0, "predicted": 0, "taken_by": 2,
+    }  # fmt: skip
+
+
+GOOD = np.random.default_rng(0).standard_normal((6, 4))
+HOLED = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": np.zeros(4)}, r"`weight` must be \(K, d\)"),
+        ({"weight": np.zeros((1, 4))}, "two or more classes"),
+        ({"weight": HOLED}, "`weight` must be finite; row 2 is not"),
+        ({"weight": GOOD, "bias": np.zeros(5)}, r"`bias` must be \(K,\) = \(6,\)"),
+        ({"weight": GOOD, "bias": np.full(6, np.inf)}, "`bias` must be finite"),
+        ({"weight": GOOD, "class_names": ["a"]}, "6 rows of `weight`; got 1 names"),
+        ({"weight": GOOD, "class_counts": [1, 2]}, "a number for each of the 6 rows"),
+        ({"weight": GOOD, "class_counts": [1, 2, 3, 4, 5, -1]}, "whole numbers >= 0"),
+        ({"weight": GOOD, "features": np.zeros((3, 4))}, "`features` and `labels` go together"),
+        ({"weight": GOOD, "features": np.zeros((3, 5)), "labels": [0, 1, 2]}, r"`features` must be \(N, 4\)"),
+        ({"weight": GOOD, "features": np.zeros((3, 4)), "labels": [0, 1, 6]}, "from 0 to 5"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cs.audit(**arguments)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tolerance": 0.0}, {"tolerance": np.nan}, {"features": "relu"}, {"features": -1.0}]
+)
+def test_bad_options_are_named(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"`tolerance`|`features`"):
+        cs.AuditOptions(**options)
+
+
+def test_the_record_is_standard_json() -> None:
+    W, b, _ = planted(np.random.default_rng(0), 500, 32, 5)
+    found = cs.audit(W, b, class_counts=np.arange(500), class_names=[f"n{k}" for k in range(500)])
+    record = json.loads(found.to_json())
+    assert record["dead"] == np.flatnonzero(found.dead).tolist()
+    assert [tuple(group["classes"]) for group in record["groups"]] == list(found.groups)
+
+
+def test_a_head_of_equal_rows_is_dead_as_a_whole() -> None:
+    found = cs.audit(np.ones((5, 3)), np.arange(5.0))
+    assert found.dead.all()
+    assert found.groups == ((0, 1, 2, 3, 4),)
+
+
+def test_importing_the_package_brings_no_torch_and_the_function_is_no_module() -> None:
+    code = "import sys, collapsar as cs; cs.audit([[1., 0], [0, 1]]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,295 @@
+"""Heads read from files of every kind: ONNX against its reference evaluator, numbers against torch, faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from audit_heads import planted
+from collapsar.cli import app
+from collapsar.diagnose.head_files import read_head
+from collapsar.diagnose.head_rows import StoredRows, widened
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402 - only where onnx is there
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+K, D = 7, 5
+RNG = np.random.default_rng(0)
+W = RNG.standard_normal((K, D)).astype(np.float32)
+B = RNG.standard_normal(K).astype(np.float32)
+H = RNG.standard_normal((3, D)).astype(np.float32)
+
+
+def model(nodes: list, constants: dict[str, np.ndarray], output: str = "y", shape: tuple = (None, D)):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("h", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def node(kind: str, inputs: str, outputs: str, **given):
+    return helper.make_node(kind, inputs.split(), outputs.split(), **given)
+
+
+CODES = np.clip(np.round(W.T / 0.02), -128, 127).astype(np.int8)
+VARIANTS = {
+    "Gemm": ([node("Gemm", "h W b", "y")], {"W": W.T.copy(), "b": B}),
+    "Gemm, transposed": ([node("Gemm", "h W b", "y", transB=1)], {"W": W, "b": B}),
+    "Gemm, alpha and beta": ([node("Gemm", "h W b", "y", transB=1, alpha=2.0, beta=0.5)], {"W": W, "b": B}),
+    "Gemm, no bias": ([node("Gemm", "h W", "y", transB=1)], {"W": W}),
+    "MatMul and Add": ([node("MatMul", "h W", "u"), node("Add", "u b", "y")], {"W": W.T.copy(), "b": B}),
+    "Add, bias first": ([node("MatMul", "h W", "u"), node("Add", "b u", "y")], {"W": W.T.copy(), "b": B}),
+    "MatMul, Transpose of the weight": (
+        [node("Transpose", "W", "V", perm=[1, 0]), node("MatMul", "h V", "u"), node("Add", "u b", "v"),
+         node("Identity", "v", "y")],
+        {"W": W, "b": B},
+    ),
+    "weight in a Constant node": (
+        [helper.make_node("Constant", [], ["W"], value=numpy_helper.from_array(W.T.copy(), "c")),
+         node("MatMul", "h W", "u"), node("Add", "u b", "y")],
+        {"b": B},
+    ),
+    "temperature": (
+        [node("MatMul", "h W", "u"), node("Add", "u b", "v"), node("Mul", "v s", "w"), node("Div", "w t", "y")],
+        {"W": W.T.copy(), "b": B, "s": np.float32(3), "t": np.float32(2)},
+    ),
+    "MatMulInteger": (
+        [node("DynamicQuantizeLinear", "h", "q s z"), node("MatMulInteger", "q W z wz", "i"),
+         node("Cast", "i", "f", to=TensorProto.FLOAT), node("Mul", "s ws", "t"), node("Mul", "f t", "u"),
+         node("Add", "u b", "y")],
+        {"W": CODES, "wz": np.int8(3), "ws": np.float32(0.02), "b": B},
+    ),
+    "MatMulInteger, a scale per class": (
+        [node("DynamicQuantizeLinear", "h", "q s z"), node("MatMulInteger", "q W z", "i"),
+         node("Cast", "i", "f", to=TensorProto.FLOAT), node("Mul", "s ws", "t"), node("Mul", "f t", "u"),
+         node("Add", "u b", "y")],
+        {"W": CODES, "ws": np.linspace(0.01, 0.03, K).astype(np.float32), "b": B},
+    ),
+    "DequantizeLinear": (
+        [node("DequantizeLinear", "W ws wz", "V", axis=1), node("MatMul", "h V", "u"), node("Add", "u b", "y")],
+        {"W": CODES, "ws": np.linspace(0.01, 0.03, K).astype(np.float32), "wz": np.arange(K).astype(np.int8), "b": B},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_head_of_an_onnx_model_makes_its_logits(variant: str, tmp_path: Path) -> None:
+    made = model(*VARIANTS[variant])
+    onnx.save(made, tmp_path / "m.onnx")
+    found = read_head(tmp_path / "m.onnx")
+    (expected,) = ReferenceEvaluator(made).run(None, {"h": H})
+    logits = H @ found.weight.T + (0 if found.bias is None else found.bias)
+    # features are quantised too where the model does so: a step of 1/255 of their range
+    assert logits == pytest.approx(np.asarray(expected), abs=0.2 if "Integer" in variant else 1e-5)
+    softmax = model([*VARIANTS[variant][0], node("Softmax", "y", "p")], VARIANTS[variant][1], output="p")
+    onnx.save(softmax, tmp_path / "s.onnx")
+    assert np.array_equal(read_head(tmp_path / "s.onnx").weight, found.weight)
+
+
+def test_a_convolution_of_one_by_one_is_a_head(tmp_path: Path) -> None:
+    nodes = [node("Conv", "h W b", "u"), node("GlobalAveragePool", "u", "v"), node("Flatten", "v", "y")]
+    made = model(nodes, {"W": W[:, :, None, None].copy(), "b": B}, shape=(None, D, 2, 2))
+    onnx.save(made, tmp_path / "m.onnx")
+    found = read_head(tmp_path / "m.onnx")
+    image = RNG.standard_normal((3, D, 2, 2)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(made).run(None, {"h": image})
+    assert image.mean(axis=(2, 3)) @ found.weight.T + found.bias == pytest.approx(np.asarray(expected), abs=1e-5)
+
+
+def test_weights_beside_an_onnx_file_are_read(tmp_path: Path) -> None:
+    made = model(*VARIANTS["Gemm"])
+    onnx.save(made, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    assert np.array_equal(read_head(tmp_path / "m.onnx").weight, W)
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(ValueError, match="weights in another file"):
+        read_head(tmp_path / "m.onnx")
+
+
+def test_two_heads_of_an_onnx_model_are_a_question(tmp_path: Path) -> None:
+    made = model(
+        [node("Gemm", "h V", "x"), node("Gemm", "h W b", "y")], {"W": W.T.copy(), "V": W.T[:, :3].copy(), "b": B}
+    )
+    made.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, None))
+    onnx.save(made, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=r"2 heads; name one with --head: V \(3, 5\), W \(7, 5\)"):
+        read_head(tmp_path / "m.onnx")
+    assert read_head(tmp_path / "m.onnx", "V").weight.shape == (3, 5)
+    assert read_head(tmp_path / "m.onnx", "y").weight.shape == (K, D)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_numbers_of_every_kind_are_those_of_torch(kind: torch.dtype, ending: str, tmp_path: Path) -> None:
+    state = {"model.embed.weight": torch.randn(50, D), "lm_head.weight": torch.from_numpy(W.copy()).to(kind)}
+    path = tmp_path / f"m.{ending}"
+    if ending == "pt":
+        torch.save({"state_dict": state}, path)
+    else:
+        save_file(state, path)
+    found = read_head(path)
+    assert found.name == "lm_head.weight"
+    assert np.array_equal(found.weight[:], state["lm_head.weight"].float().numpy())
+    assert np.array_equal(found.weight[np.array([3, 1])], state["lm_head.weight"].float().numpy()[[3, 1]])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)])
+def test_all_codes_of_eight_bits(name: str, kind: torch.dtype) -> None:
+    codes = np.arange(256, dtype=np.uint8)
+    expected = torch.from_numpy(codes).view(kind).float().numpy()
+    assert np.array_equal(widened(codes, name), expected, equal_nan=True)
+
+
+def test_a_sharded_language_model_is_read_from_its_shards(tmp_path: Path) -> None:
+    save_file({"model.embed_tokens.weight": torch.randn(K, D)}, tmp_path / "a.safetensors")
+    save_file({"lm_head.weight": torch.from_numpy(W.copy()).bfloat16()}, tmp_path / "b.safetensors")
+    index = {"weight_map": {"model.embed_tokens.weight": "a.safetensors", "lm_head.weight": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        found = read_head(source)
+        assert found.name == "lm_head.weight"
+        assert isinstance(found.weight.stored, np.memmap)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"names the shard b\.safetensors, which is not beside it"):
+        read_head(tmp_path)
+
+
+def test_the_embedding_is_the_head_where_they_are_tied(tmp_path: Path) -> None:
+    tensors = {"model.embed_tokens.weight": torch.randn(K, D), "model.layers.0.mlp.up_proj.weight": torch.randn(9, D)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = read_head(tmp_path)
+    assert found.name == "model.embed_tokens.weight"
+    assert "shares with its head" in found.reason
+
+
+def test_several_candidates_are_a_question(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", first=W, second=W)
+    with pytest.raises(ValueError, match=r"2 matrices that could be .* with --head: first \(7, 5\), second"):
+        read_head(tmp_path / "m.npz")
+    assert read_head(tmp_path / "m.npz", "second").name == "second"
+    with pytest.raises(ValueError, match="no matrix 'third'"):
+        read_head(tmp_path / "m.npz", "third")
+
+
+def test_a_npy_has_its_bias_beside_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "weight.npy", W)
+    np.save(tmp_path / "bias.npy", B)
+    found = read_head(tmp_path / "weight.npy")
+    assert np.array_equal(found.weight, W)
+    assert found.bias == pytest.approx(B)
+
+
+def test_stored_columns_are_classes() -> None:
+    rows = StoredRows(W.T.copy(), "F32", columns=True)
+    assert rows.shape == (K, D)
+    assert np.array_equal(rows[2:4], W[2:4])
+    assert np.array_equal(rows[np.array([5, 0])], W[[5, 0]])
+
+
+class Unsafe:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+def faults(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    """Files that are no heads, and what is said of them."""
+    save_file({"fc.weight": torch.from_numpy(W.copy())}, tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-20])
+    (tmp_path / "short.safetensors").write_bytes(whole[:12])
+    (tmp_path / "noise.safetensors").write_bytes(bytes(RNG.integers(0, 256, 200, dtype=np.uint8)))
+    onnx.save(model(*VARIANTS["Gemm"]), tmp_path / "whole.onnx")
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "whole.onnx").read_bytes()[:-30])
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    onnx.save(model([node("Relu", "h", "y")], {}), tmp_path / "relu.onnx")
+    np.savez(tmp_path / "vectors.npz", bias=B)
+    np.savez(tmp_path / "nan.npz", weight=np.where(W > 1, np.nan, W))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "nan.npz").read_bytes()[:100])
+    torch.save({"weight": torch.from_numpy(W.copy()), "more": Unsafe()}, tmp_path / "unsafe.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "model.txt").write_text("text")
+    (tmp_path / "folder").mkdir()
+    return {
+        "cut.safetensors": (tmp_path / "cut.safetensors", "truncated"),
+        "short.safetensors": (tmp_path / "short.safetensors", "truncated"),
+        "noise.safetensors": (tmp_path / "noise.safetensors", "truncated or no .safetensors file"),
+        "cut.onnx": (tmp_path / "cut.onnx", "truncated"),
+        "empty.onnx": (tmp_path / "empty.onnx", "holds no graph"),
+        "relu.onnx": (tmp_path / "relu.onnx", "no linear head: its outputs come from Relu"),
+        "vectors.npz": (tmp_path / "vectors.npz", "no matrix (K, d) is in it; it holds bias"),
+        "nan.npz": (tmp_path / "nan.npz", "`weight` must be finite; row"),
+        "cut.npz": (tmp_path / "cut.npz", "damaged"),
+        "unsafe.pt": (tmp_path / "unsafe.pt", "damaged"),
+        "list.pt": (tmp_path / "list.pt", "holds a list, not a state dict"),
+        "model.txt": (tmp_path / "model.txt", "`source` must be"),
+        "folder": (tmp_path / "folder", "holds no model"),
+        "nothing": (tmp_path / "nothing", "does not exist"),
+    }
+
+
+def test_a_fault_is_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    from collapsar.cli import main
+
+    for name, (path, words) in faults(tmp_path).items():
+        monkeypatch.setattr("sys.argv", ["collapsar", "audit", str(path)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr()
+        assert stopped.value.code == 2, name
+        assert said.out == "", name
+        assert words in said.err, (name, said.err)
+        assert said.err.count("\n") == 1, name
+
+
+def test_the_command_says_the_sentence_and_gates(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    rows = np.vstack([W, W[3:4]])
+    np.savez(tmp_path / "m.npz", weight=rows)
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in "abc defg"), encoding="utf-8")
+    (tmp_path / "counts.txt").write_text("9 9 9 1 9 9 9 1".replace(" ", "\n"))
+    np.savez(tmp_path / "f.npz", features=H, labels=np.array([3, 7, 0]))
+    arguments = ["audit", str(tmp_path / "m.npz"), "--classes", str(tmp_path / "names.txt"), "--counts",
+                 str(tmp_path / "counts.txt"), "--features", str(tmp_path / "f.npz")]  # fmt: skip
+    said = CliRunner().invoke(app, [*arguments, "--json"])
+    record = json.loads(said.stdout)
+    assert said.exit_code == 0
+    assert record["dead"] == [3, 7]
+    assert record["class_names"][3] == " "
+    assert record["counts"]["dies_below"] == 9
+    assert [row["class"] for row in record["recalls"]["dead"]] == [3, 7]
+    told = CliRunner().invoke(app, [*arguments, "--max-dead", "1"])
+    assert told.exit_code == 1
+    assert told.stdout.startswith("2 of 8 classes are dead")
+    page = tmp_path / "audit.html"
+    assert CliRunner().invoke(app, [*arguments, "--max-dead", "2", "--html", str(page)]).exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert "2 of 8 classes are dead" in text
+    assert "<svg" in text
+    assert "shares a row" in text
+
+
+def test_the_picture_marks_every_dead_class_once() -> None:
+    import collapsar as cs
+    from collapsar.report import audit_figure, row_lengths
+    from collapsar.report.style import styled
+
+    W, b, where = planted(np.random.default_rng(3), 600, 48, 8)
+    record = cs.audit(W, b, class_counts=np.arange(600)).to_dict()
+    figure = audit_figure(record)
+    with styled():
+        drawn = row_lengths(record, figure.add_subplot())
+    assert drawn["alive"] == 600 - len(record["dead"])
+    assert sum(drawn.values()) == 600
+    assert drawn["shares a row"] == 3 * 8  # identical, near, and the shrunk ones lie together
+    assert drawn["as initialised"] == 8
+    assert len(where["inside"]) <= drawn["never the answer"]
