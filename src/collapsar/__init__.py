@@ -19,7 +19,7 @@ from collapsar._lazy import forward_moved_modules, lazy_names
 
 if TYPE_CHECKING:
     from collapsar.advise.advice import Advice, advise
-    from collapsar.core.counts import class_counts, counts_from_labels
+    from collapsar.core.counts import LabelCounts, class_counts, counts_from_labels, label_counts
     from collapsar.core.problem import Loss, Penalties, Problem, penalties_without_halves
     from collapsar.diagnose.diagnosis import Diagnosis
     from collapsar.diagnose.head_audit import Audit, AuditOptions, audit
@@ -47,6 +47,7 @@ __all__ = [
     "AuditOptions",
     "Certificate",
     "Diagnosis",
+    "LabelCounts",
     "Loss",
     "NotConvergedError",
     "Penalties",
@@ -62,6 +63,7 @@ __all__ = [
     "class_counts",
     "counts_from_labels",
     "diagnose",
+    "label_counts",
     "load_solution",
     "path",
     "penalties_without_halves",
@@ -74,7 +76,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "collapsar.advise.advice": "Advice advise",
-        "collapsar.core.counts": "class_counts counts_from_labels",
+        "collapsar.core.counts": "LabelCounts class_counts counts_from_labels label_counts",
         "collapsar.core.problem": "Loss Penalties Problem penalties_without_halves",
         "collapsar.diagnose.diagnosis": "Diagnosis",
         "collapsar.diagnose.head_audit": "Audit AuditOptions audit",

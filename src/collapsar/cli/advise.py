@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ from collapsar.advise.sources import joined_sizes, load_diagnosis, problem_of_di
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.cli.app import app
 from collapsar.cli.options import (
+    Column,
+    IgnoreIndex,
     Json,
     LambdaB,
     LambdaH,
@@ -29,6 +32,7 @@ from collapsar.cli.options import (
     Temperatures,
     Weights,
     class_vector,
+    counts_given,
     price,
 )
 from collapsar.cli.output import print_json, standard
@@ -101,6 +105,8 @@ def advise(
     scales: Scales = None,
     temperatures: Temperatures = None,
     smoothing: Smoothing = 0.0,
+    column: Column = None,
+    ignore_index: IgnoreIndex = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Solve for every class size; by default more than 16 are joined.")
     ] = False,
@@ -117,7 +123,9 @@ def advise(
     if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
     if weight_decay is not None:
-        decay = advise_weight_decay(_given(counts), weight_decay, layers=layers, optimizer=optimizer, margin=margin)
+        decay = advise_weight_decay(
+            _given(counts, column, ignore_index).counts, weight_decay, layers=layers, optimizer=optimizer, margin=margin
+        )
         _print_decay(decay.to_dict(), as_json=as_json)
         return
     if optimizer == "adamw":
@@ -125,14 +133,15 @@ def advise(
             "--optimizer adamw: its decay is decoupled from the gradient and is the derivative of no penalty, so no "
             "theory of the optimum applies; put the penalties into the loss, or use SGD or Adam with L2"
         )
-    names: list[str] | None = None
+    names: Sequence[str] | None = None
     cautions: tuple[str, ...] = ()
     if diagnosis is not None:
         found = _diagnosis(diagnosis)
         problem, cautions = problem_of_diagnosis(found)
         names = found.get("class_names")
     else:
-        n = cs.class_counts(_given(counts))
+        read = _given(counts, column, ignore_index)
+        n, names = read.counts, read.names
         vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
         loss = cs.Loss(**{k: class_vector(k, text, n.size) for k, text in vectors.items()}, smoothing=smoothing)
         if not exact and not any(vectors.values()):
@@ -152,10 +161,11 @@ def _check_options(context: typer.Context, ordinary: bool, diagnosed: bool) -> N
     said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     said -= {"weight_decay", "diagnosis", "margin", "as_json", "optimizer"}
     if ordinary:
-        if diagnosed or said - {"counts", "layers"}:
+        said -= {"counts", "layers", "column", "ignore_index"}
+        if diagnosed or said:
             raise ValueError(
                 "--weight-decay is ordinary training: it goes with COUNTS, --layers, --optimizer and --margin only; "
-                f"got {_listed(said - {'counts', 'layers'} or {'diagnosis'})}"
+                f"got {_listed(said or {'diagnosis'})}"
             )
     elif "layers" in said:
         raise ValueError("--layers goes with --weight-decay: the model of given penalties has one layer above them")
@@ -190,10 +200,10 @@ def _diagnosis(path: Path) -> dict[str, Any]:
     return diagnose(path).to_dict()
 
 
-def _given(counts: str | None) -> str:
+def _given(counts: str | None, column: str | None, ignore_index: int | None) -> cs.LabelCounts:
     if counts is None:
         raise ValueError("give COUNTS: a file of labels, or 500x5,100x5; or --diagnosis FILE")
-    return counts
+    return counts_given(counts, column, ignore_index)
 
 
 def _write(record: dict[str, Any], html: Path | None, picture: Path | None) -> None:

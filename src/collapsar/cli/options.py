@@ -14,7 +14,7 @@ Counts = Annotated[
     typer.Argument(
         metavar="COUNTS",
         help='Samples per class: "500x5,100x5" (five classes of 500, five of 100), "exp:5000:50:10" (geometric), '
-        '"step:5000:50:10", plain "500,300,100", or a file with one label per line.',
+        '"step:5000:50:10", plain "500,300,100", or a file of labels or counts, or a folder of folders of images.',
         show_default=False,
     ),
 ]
@@ -36,7 +36,21 @@ Weights = Annotated[str | None, typer.Option("--class-weights", help='Loss weigh
 Offsets = Annotated[str | None, typer.Option("--offsets", help="Logit offsets of the training loss, per class.")]
 Scales = Annotated[str | None, typer.Option("--scales", help="Logit scales per class (CDT, VS loss).")]
 Temperatures = Annotated[str | None, typer.Option("--temperatures", help="Temperatures per class of the sample (LDT).")]
+Column = Annotated[
+    str | None, typer.Option("--column", help="Of a table of labels: name or number of the column with the labels.")
+]
+IgnoreIndex = Annotated[
+    int | None, typer.Option("--ignore-index", help="Label of samples without one, such as -1 or 255: left out.")
+]
 Smoothing = Annotated[float, typer.Option("--smoothing", help="Label smoothing, in [0, 1).")]
+
+
+def counts_given(counts: str, column: str | None, ignore_index: int | None) -> cs.LabelCounts:
+    """Counts and names; how a file was read goes to stderr."""
+    found = cs.label_counts(counts, column=column, ignore_index=ignore_index)
+    if found.note:
+        typer.echo(found.note, err=True)
+    return found
 
 
 def class_vector(name: str, text: str | None, num_classes: int) -> list[float] | None:

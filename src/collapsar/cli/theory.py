@@ -12,8 +12,10 @@ from rich.console import Console
 import collapsar as cs
 from collapsar.cli.app import app
 from collapsar.cli.options import (
+    Column,
     Counts,
     Features,
+    IgnoreIndex,
     Json,
     LambdaB,
     LambdaH,
@@ -25,6 +27,7 @@ from collapsar.cli.options import (
     Temperatures,
     Weights,
     class_vector,
+    counts_given,
     price,
 )
 from collapsar.cli.output import print_json, print_solution, print_thresholds, solution_record
@@ -51,13 +54,15 @@ def solve(
     scales: Scales = None,
     temperatures: Temperatures = None,
     smoothing: Smoothing = 0.0,
+    column: Column = None,
+    ignore_index: IgnoreIndex = None,
     tol: Annotated[float, typer.Option("--tol", help="Relative duality gap to reach.")] = 1e-9,
     max_steps: Annotated[int, typer.Option("--max-steps", help="Steps of the algorithm at most.")] = 300,
     out: Annotated[Path | None, typer.Option("--out", help="Save the solution here (.npz).")] = None,
     as_json: Json = False,
 ) -> None:
     """The exact optimum: which classes are separated, merged or vanished at this penalty, with a certificate."""
-    n = cs.class_counts(counts)
+    n = counts_given(counts, column, ignore_index).counts
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
     problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
@@ -101,10 +106,12 @@ def thresholds(
     scales: Scales = None,
     temperatures: Temperatures = None,
     smoothing: Smoothing = 0.0,
+    column: Column = None,
+    ignore_index: IgnoreIndex = None,
     as_json: Json = False,
 ) -> None:
     """The penalties lambda_z at which classes merge, vanish, and everything collapses."""
-    n = cs.class_counts(counts)
+    n = counts_given(counts, column, ignore_index).counts
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
     problem = cs.Problem(n, 1.0 if lambda_z is None else lambda_z, lambda_b, loss, features=features)

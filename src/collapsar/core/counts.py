@@ -1,87 +1,252 @@
-"""Class counts: from numbers, from a short specification, or from a file of labels."""
+"""Class counts: from numbers, from a short specification, from labels, or from a file of either."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["CountsLike", "class_counts", "counts_from_labels"]
+from collapsar.core.label_files import read_label_file, whole_numbers
 
-CountsLike = str | os.PathLike[str] | Sequence[int] | NDArray[np.integer]
+__all__ = ["CountsLike", "LabelCounts", "class_counts", "counts_from_labels", "label_counts"]
+
+CountsLike = str | os.PathLike[str] | Sequence[int] | NDArray[np.integer] | Mapping[Any, int]
 
 _SPEC_HELP = (
     'write COUNTxCLASSES groups such as "500x5,100x5", a profile "exp:5000:100:10" or "step:5000:100:10" '
     "(largest : smallest : classes), or the path of a file with one label per line"
 )
 _GROUP = re.compile(r"([^x]+)(?:x([^x]+))?")
+_MISSING = {"", "nan", "na", "n/a", "<na>", "none", "null"}
 
 
-def class_counts(spec: CountsLike | ArrayLike) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class LabelCounts:
+    """Samples per class with the names of the classes.
+
+    Attributes:
+        counts: int64, shape (K,), every entry >= 1.
+        names: K names; None where the source gives none.
+        note: How a file was read, in one line for its reader; empty where there is nothing to say.
+    """
+
+    counts: NDArray[np.int64]
+    names: tuple[str, ...] | None = None
+    note: str = ""
+
+
+def class_counts(
+    spec: CountsLike | ArrayLike, *, column: str | int | None = None, ignore_index: int | None = None
+) -> NDArray[np.int64]:
     """Samples per class, as a checked array of shape (K,).
 
     Args:
         spec: One of
 
             * numbers: ``[500, 500, 100]``;
+            * counts by class: a dict, a ``Counter`` or a pandas Series such as ``labels.value_counts()``; classes
+              that are numbers come in numeric order, those of a Counter or a Series by name;
             * groups ``"COUNTxCLASSES"`` joined by commas: ``"500x5,100x5"`` is five classes of 500 samples and
               five of 100; a bare ``"500"`` is one class;
             * ``"exp:LARGEST:SMALLEST:CLASSES"``: a geometric profile;
             * ``"step:LARGEST:SMALLEST:CLASSES"``: the first half of the classes large, the rest small;
-            * the path of a file of labels: text with one label per line, or a ``.npy`` array.
+            * the path of a file of labels or counts or of a folder of images: see :func:`label_counts`.
+        column: Of a table with several columns, the one with the labels, as for :func:`label_counts`.
+        ignore_index: A label that marks samples without one, as for :func:`label_counts`.
 
     Returns:
         int64 array of shape (K,), K >= 2, every entry >= 1.
 
     Raises:
-        ValueError: The counts are empty, unparsable, not whole, not positive, or fewer than two.
+        ValueError: The counts are empty, unparsable, not whole, not positive, or fewer than two; or they are labels.
 
     Example:
         >>> class_counts("500x2,100")
         array([500, 500, 100])
         >>> class_counts("exp:100:1:3")
         array([100,  10,   1])
+        >>> class_counts({2: 10, 0: 60, 1: 30})
+        array([60, 30, 10])
+    """
+    return label_counts(spec, column=column, ignore_index=ignore_index).counts
+
+
+def label_counts(
+    spec: CountsLike | ArrayLike, *, column: str | int | None = None, ignore_index: int | None = None
+) -> LabelCounts:
+    """Samples per class and the classes' names: :func:`class_counts` with names and choices.
+
+    A file may hold one label or one count per line, ``path label`` or ``class count`` lines, CSV or TSV with or
+    without a header, LIBSVM lines, JSON (an array, an object of counts, LVIS or COCO categories) or a ``.npy`` array,
+    each also in gzip; a folder must hold one folder of images per class. What has several readings is refused.
+
+    Args:
+        spec: As for :func:`class_counts`.
+        column: Of a table with several columns, the name or number, counted from 1, of the labels; of LVIS
+            categories, the field with the counts.
+        ignore_index: A label that marks samples without one, such as -1, -100 or 255; they are left out.
+
+    Raises:
+        ValueError: As for :func:`class_counts`, or a file has no reading or several.
+
+    Example:
+        >>> label_counts({"cat": 60, "dog": 30}).names
+        ('cat', 'dog')
     """
     if isinstance(spec, str | os.PathLike):
-        return _checked(_from_text(os.fspath(spec)))
-    return _checked(spec)
+        text = os.fspath(spec).strip()
+        if text and Path(text).exists():
+            return _from_file(Path(text), column, ignore_index)
+        if column is not None or ignore_index is not None:
+            raise ValueError(f"`column` and `ignore_index` are for files of labels; {text!r} is none")
+        return LabelCounts(_checked(_from_text(text)))
+    if isinstance(spec, Mapping) or (hasattr(spec, "items") and hasattr(spec, "index") and not hasattr(spec, "append")):
+        pairs: Any = spec
+        return _from_pairs(dict(pairs.items()), by_name=isinstance(spec, Counter) or not isinstance(spec, Mapping))
+    return LabelCounts(_checked(spec))
 
 
-def counts_from_labels(labels: ArrayLike) -> tuple[list[str], NDArray[np.int64]]:
+def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) -> tuple[list[str], NDArray[np.int64]]:
     """Class names and samples per class of a list of labels.
 
     Args:
-        labels: shape (N,), whole numbers or strings.
+        labels: shape (N,), whole numbers, also as floats, or strings: a list, an array, a tensor or a pandas Series.
+        ignore_index: A label that marks samples without one, such as -1, -100 or 255; they are left out.
 
     Returns:
         The names, sorted (numbers by value), and the counts of shape (K,) in the same order.
 
     Raises:
-        ValueError: There are no labels, or they are not one-dimensional whole numbers or strings.
+        ValueError: There are no labels, they are negative, or they are not one-dimensional whole numbers or strings.
 
     Example:
         >>> counts_from_labels(["cat", "dog", "cat"])
         (['cat', 'dog'], array([2, 1]))
+        >>> counts_from_labels([0, 1, -100, 1], ignore_index=-100)
+        (['0', '1'], array([1, 2]))
     """
     array = np.asarray(labels)
-    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iubU":
+    if array.dtype.kind == "O" and all(isinstance(label, str) for label in array.flat):
+        array = array.astype(str)
+    whole = array.dtype.kind in "iubU" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
+    if array.ndim != 1 or array.size == 0 or not whole:
         raise ValueError(
-            f"`labels` must be a non-empty list of whole numbers or strings, got shape {array.shape} of {array.dtype}"
+            f"`labels` must be a non-empty list of whole numbers or strings, got shape {array.shape} of {array.dtype}; "
+            "soft and one-hot labels and numbers to be regressed have no classes to count"
         )
+    if array.dtype.kind == "f":
+        array = array.astype(np.int64)
+    if ignore_index is not None:
+        array = array[array != (str(ignore_index) if array.dtype.kind == "U" else ignore_index)]
     names, counts = np.unique(array, return_counts=True)
+    if array.dtype.kind == "i" and names.size and names[0] < 0:
+        raise ValueError(_negative("`labels`", int(names[0]), int(counts[0])))
     return [str(name) for name in names], counts.astype(np.int64)
 
 
+def _negative(where: str, label: int, rows: int) -> str:
+    return (
+        f"{where}: {rows} labels are {label}, which is no class; if that means without a label, leave them out with "
+        f"`ignore_index={label}` (on the command line --ignore-index {label})"
+    )
+
+
+# --- files
+
+
+def _from_file(path: Path, column: str | int | None, ignore_index: int | None) -> LabelCounts:
+    found = read_label_file(path, column)
+    if isinstance(found, dict):
+        read = _from_pairs(found, by_name=False)
+        note = f"{path.name} read as counts: {read.counts.size} classes, {read.counts.sum()} samples"
+        return LabelCounts(read.counts, read.names, note)
+    labels = [label for label in found if str(label).strip().lower() not in _MISSING]
+    whole = whole_numbers(labels)
+    if whole is None and labels and all(_is_float(label) for label in labels):
+        raise ValueError(f"`class_counts`: {path} holds numbers that are not whole, which are no labels of classes")
+    names, counts = counts_from_labels(_known(labels if whole is None else whole, ignore_index, path))
+    _check_file(path, names, counts, whole is not None)
+    without = len(found) - int(counts.sum())
+    note = f"{path.name} read as labels: {len(names)} classes, {counts.sum()} samples"
+    note += f"; {without} without a label left out" if without else ""
+    if whole is not None and names[0] == "0" and int(names[-1]) >= len(names):
+        missing = sorted(set(range(int(names[-1]))) - {int(name) for name in names})
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        note += f"; no sample has label {shown}: classes are counted without them"
+    return LabelCounts(_checked(counts), tuple(names), note)
+
+
+def _known(labels: list[Any], ignore_index: int | None, path: Path) -> NDArray[Any]:
+    kept = [label for label in labels if ignore_index is None or str(label) != str(ignore_index)]
+    if not kept:
+        raise ValueError(f"`class_counts`: {path} holds no labels; give one label per line")
+    return np.asarray(kept, dtype=np.int64 if isinstance(kept[0], int) else str)
+
+
+def _is_float(label: Any) -> bool:
+    try:
+        float(label)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _check_file(path: Path, names: list[str], counts: NDArray[np.int64], whole: bool) -> None:
+    """Refuse labels that are probably none."""
+    K, N = len(names), int(counts.sum())
+    if K == N > 2 or (2 * K > N >= 10):
+        raise ValueError(
+            f"`class_counts`: {path} has {K} different labels in {N} samples, so its lines are hardly labels; give "
+            "one label per line or one class and its count, or name the column with `column` (--column)"
+        )
+    if whole and [int(name) for name in names] == list(range(1, K + 1)) and K > 1:
+        raise ValueError(
+            f"`class_counts`: {path} has labels 1 to {K} and none that is 0. If they count from 1, subtract 1 or give "
+            f"the counts themselves: {_spec(counts)}; if class 0 has no samples, leave it out in the same way"
+        )
+    if whole and int(names[-1]) == 255 and [int(name) for name in names[:-1]] == list(range(K - 1)) and K < 256:
+        raise ValueError(
+            f"`class_counts`: {path} has labels 0 to {K - 2} and {counts[-1]} that are 255; if that means without a "
+            "label, leave them out with `ignore_index=255` (on the command line --ignore-index 255)"
+        )
+
+
+def _spec(counts: NDArray[np.int64]) -> str:
+    """Counts as a specification, where it is short enough to be shown."""
+    starts = np.flatnonzero(np.r_[True, counts[1:] != counts[:-1]])
+    if starts.size > 40:
+        return "as a JSON array"
+    runs = np.diff(np.r_[starts, counts.size])
+    return ",".join(f"{counts[i]}x{n}" if n > 1 else str(counts[i]) for i, n in zip(starts, runs, strict=True))
+
+
+def _from_pairs(pairs: dict[Any, Any], *, by_name: bool) -> LabelCounts:
+    whole = whole_numbers(list(pairs))
+    keys = list(pairs)
+    if whole is not None:
+        keys = [key for _, key in sorted(zip(whole, keys, strict=True), key=lambda pair: pair[0])]
+        names = tuple(map(str, sorted(whole)))
+    else:
+        keys = sorted(keys, key=str) if by_name else keys
+        names = tuple(map(str, keys))
+    if whole is not None and min(whole) < 0:
+        raise ValueError(_negative("`class_counts`", min(whole), int(pairs[keys[0]])))
+    return LabelCounts(_checked([pairs[key] for key in keys], names), names)
+
+
+# --- specifications and numbers
+
+
 def _from_text(text: str) -> ArrayLike:
-    text = text.strip()
     if not text:
         raise ValueError(f"`class_counts` is empty; {_SPEC_HELP}")
-    if Path(text).is_file():
-        return counts_from_labels(_read_labels(Path(text)))[1]
     kind, _, rest = text.partition(":")
     if kind in ("exp", "step") and rest:
         return _profile(kind, rest, text)
@@ -113,40 +278,40 @@ def _whole(text: str) -> int | None:
         return None
 
 
-def _read_labels(path: Path) -> ArrayLike:
-    if path.suffix == ".npy":
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"`class_counts`: {path} is not a readable .npy array of labels ({error})") from error
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(
-            f"`class_counts`: {path} is not a readable text file of labels; give one label per line, or a .npy array"
-        ) from error
-    labels = [line.strip() for line in lines if line.strip()]
-    if not labels:
-        raise ValueError(f"`class_counts`: {path} holds no labels; give one label per line")
-    if all(re.fullmatch(r"-?\d+", label) for label in labels):
-        return [int(label) for label in labels]
-    return labels
-
-
-def _checked(values: ArrayLike) -> NDArray[np.int64]:
+def _checked(values: ArrayLike, names: Sequence[str] | None = None) -> NDArray[np.int64]:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"`class_counts` must be whole numbers, got {values!r}; {_SPEC_HELP}") from None
+        raise ValueError(
+            f"`class_counts` must be whole numbers, got {str(values)[:200]!r}; {_SPEC_HELP}; of labels call "
+            "`counts_from_labels(labels)`"
+        ) from None
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"`class_counts` must be a non-empty list, got shape {array.shape}; {_SPEC_HELP}")
+    if names is None and _are_labels(array):
+        raise ValueError(
+            f"`class_counts` looks like {array.size} labels, classes {array.min():g} to {array.max():g}: count them "
+            "with `names, counts = counts_from_labels(labels)`; counts of that kind go in as a dict, class to count"
+        )
     good = np.isfinite(array) & (array >= 1) & (array == np.floor(array))
     if not good.all():
         k = int(np.argmin(good))
+        name = k if names is None else names[k]
         raise ValueError(
-            f"`class_counts` must be whole numbers >= 1, got {array[k]:g} for class {k}; "
+            f"`class_counts` must be whole numbers >= 1, got {array[k]:g} for class {name}; "
             "leave classes without samples out"
         )
     if array.size < 2:
         raise ValueError(f"`class_counts` must name at least two classes, got {array.size}")
     return array.astype(np.int64)
+
+
+def _are_labels(array: NDArray[np.float64]) -> bool:
+    """Whether numbers are labels: every class from 0, or many times every class from 1 in no order of size."""
+    if not bool((np.isfinite(array) & (array == np.floor(array)) & (array >= 0)).all()):
+        return False
+    values = np.unique(array)
+    if not np.array_equal(values, np.arange(values.size) + values[0]) or values.size < 2:
+        return False
+    many = array.size >= max(100, 20 * values.size) and bool((np.diff(array) > 0).any())
+    return (values[0] == 0 and array.size >= 2 * values.size) or (values[0] == 1 and many)

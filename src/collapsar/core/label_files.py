@@ -1,0 +1,293 @@
+"""Files of labels and of counts as people have them: lists, tables, JSON, image folders, arrays.
+
+What has one reading is read; what has several is refused with the way to say which is meant. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Counted", "Labelled", "read_label_file"]
+
+Labelled = list[Any]
+"""One label per sample."""
+Counted = dict[str, Any]
+"""Samples by class name, in the classes' order."""
+
+_IMAGES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # torchvision's
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_LABEL_WORDS = {"label", "labels", "class", "classes", "target", "targets", "y", "category", "class_id", "category_id"}
+_LABEL_WORDS |= {"label_id", "class_name", "class_idx", "label_idx", "fine_label", "species"}
+_COUNT_WORDS = {"count", "counts", "n", "num", "num_samples", "num_images", "samples", "images", "image_count"}
+_COUNT_WORDS |= {"instance_count", "frequency", "freq", "class_counts", "class_count"}
+_COUNT_FIELDS = ("image_count", "instance_count", "count", "num_samples", "num_images")
+_CHOOSE = "`column` (on the command line --column)"
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+_FILE_NAME = re.compile(r"[/\\]|\.[A-Za-z]\w{1,4}$")
+_LIBSVM = re.compile(r"(\S+)(\s+\d+:\S+)+")
+_PATH_LABEL = re.compile(r"(\S.*?)\s+(\S+)")
+
+
+def read_label_file(path: Path, column: str | int | None = None) -> Labelled | Counted:
+    """One label per sample, or samples by class, whichever the file holds.
+
+    Args:
+        path: A text file (one label or one count per line, ``path label``, ``class count``, CSV, TSV, LIBSVM), JSON
+            (an array, an object of counts, LVIS or COCO categories), a ``.npy`` array, any of these in gzip, or a
+            folder with one folder of images per class.
+        column: Of a table, the name or the number, counted from 1, of the column with the labels; of categories, the
+            field with the counts.
+
+    Raises:
+        ValueError: The file cannot be read, or has no reading or several.
+    """
+    if path.is_dir():
+        return _folder(path)
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"`class_counts`: {path} cannot be read ({error})") from None
+    if raw[:6] == b"\x93NUMPY" or path.suffix == ".npy":
+        return _array(raw, path)
+    text = _decoded(raw, path)
+    if path.name.removesuffix(".gz").endswith(".json") or text.lstrip()[:1] in ("{", "["):
+        return _json(text, path, column)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"`class_counts`: {path} holds no labels; give one label per line")
+    return _table(lines, path, column)
+
+
+def _decoded(raw: bytes, path: Path) -> str:
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"`class_counts`: {path} is no text in UTF-8; save it as UTF-8 with one label per line, or as a .npy array"
+        ) from None
+
+
+def _array(raw: bytes, path: Path) -> Labelled:
+    try:
+        array = np.load(io.BytesIO(raw), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"`class_counts`: {path} is not a readable .npy array of labels ({error})") from None
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(
+            f"`class_counts`: {path} has shape {array.shape}, labels have shape (N,); of one-hot labels store "
+            "argmax(axis=1)"
+        )
+    return array.tolist()
+
+
+def _folder(path: Path) -> Counted:
+    """Images by class, in torchvision's order of classes: names as text."""
+    classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = [entry.name for entry in classes]
+    if names and all(name.lower() in _SPLITS for name in names):
+        raise ValueError(f"`class_counts`: {path} holds the splits {', '.join(names)}; name one: {classes[0]}")
+    counts = {entry.name: sum(file.suffix.lower() in _IMAGES for file in entry.rglob("*")) for entry in classes}
+    if not any(counts.values()):
+        raise ValueError(f"`class_counts`: {path} must have one folder of images per class, found no image in one")
+    return counts
+
+
+# --- JSON
+
+
+def _json(text: str, path: Path, column: str | int | None) -> Labelled | Counted:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"`class_counts`: {path} is no readable JSON ({error})") from None
+    if isinstance(value, dict) and isinstance(value.get("categories"), list):
+        return _categories(value["categories"], value.get("annotations"), path, column)
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return _categories(value, None, path, column)
+    if isinstance(value, dict) and value:
+        if all(_FILE_NAME.search(name) for name in value):
+            return _scalars(list(value.values()), path)
+        return dict(zip(value, _scalars(list(value.values()), path), strict=True))
+    if isinstance(value, list) and value:
+        values = _scalars(value, path)
+        whole = whole_numbers(values)
+        if whole is not None and min(whole) > 0:  # labels from 0 would have a 0
+            return dict(zip(map(str, range(len(whole))), whole, strict=True))
+        return values
+    raise ValueError(f'`class_counts`: {path} must hold counts, such as {{"cat": 60, "dog": 30}}, or labels')
+
+
+def _scalars(values: list[Any], path: Path) -> list[Any]:
+    if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values):
+        raise ValueError(f'`class_counts`: {path} must hold one number per class, such as {{"cat": 60, "dog": 30}}')
+    return values
+
+
+def _categories(entries: list[Any], annotations: Any, path: Path, column: str | int | None) -> Counted:
+    """LVIS's categories with their counts, or COCO's with the annotations to be counted, in the order of the ids."""
+    if not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+        raise ValueError(f"`class_counts`: {path}: each category must have a name")
+    entries = sorted(entries, key=lambda entry: entry.get("id", 0))
+    fields = [str(column)] if column is not None else [f for f in _COUNT_FIELDS if all(f in e for e in entries)]
+    if len(fields) > 1 and any(entry[fields[0]] != entry[fields[1]] for entry in entries):
+        raise ValueError(f"`class_counts`: {path} counts in {' and '.join(fields)}; choose one with {_CHOOSE}")
+    if fields:
+        if not all(fields[0] in entry for entry in entries):
+            raise ValueError(f"`class_counts`: {path}: its categories have no {fields[0]!r}, only {sorted(entries[0])}")
+        return {str(entry["name"]): entry[fields[0]] for entry in entries}
+    if not isinstance(annotations, list):
+        fields_known = " or ".join(_COUNT_FIELDS[:3])
+        raise ValueError(f"`class_counts`: {path}: its categories have no {fields_known}")  # noqa: TRY004
+    found = Counter(entry.get("category_id") for entry in annotations)
+    return {str(entry["name"]): found[entry.get("id")] for entry in entries}
+
+
+# --- text
+
+
+def _table(lines: list[str], path: Path, column: str | int | None) -> Labelled | Counted:
+    if column is None and all(_LIBSVM.fullmatch(line) for line in lines):
+        return [line.split()[0] for line in lines]
+    rows = _rows(lines)
+    width = len(rows[0])
+    if width == 1:
+        header, body = _header([row[0] for row in rows])
+        if column not in (None, 1, "1", header):
+            raise ValueError(f"`class_counts`: {path} has one column, no {column!r}")
+        counted = header is not None and header.lower() in _COUNT_WORDS
+        return _counts_of_lines(body) if counted or _looks_counted(body, path) else body
+    names = rows[0] if _is_header(rows) else None
+    body = rows[1:] if names else rows
+    columns: list[list[str]] = [list(cells) for cells in zip(*body, strict=True)]
+    if column is not None:
+        return columns[_chosen(column, names, width, path)]
+    if names:
+        return _named_columns(names, columns, path)
+    if width == 2:
+        return _two_columns(columns[0], columns[1], path)
+    raise ValueError(
+        f"`class_counts`: {path} has {width} columns; choose that with the labels with {_CHOOSE}, counted from 1"
+    )
+
+
+def _rows(lines: list[str]) -> list[list[str]]:
+    """Cells by line: of a table with tabs, semicolons or commas, of ``path label`` or of single labels."""
+    for delimiter in "\t;,":
+        if delimiter in lines[0]:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+            if len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows):
+                return rows
+    pairs = [_PATH_LABEL.fullmatch(line) for line in lines]
+    found = [match.groups() for match in pairs if match]
+    if len(found) == len(lines) and (
+        all(_WHOLE.fullmatch(b) for _, b in found) or all(_FILE_NAME.search(a) for a, _ in found)
+    ):
+        return [list(pair) for pair in found]
+    return [[line[1:-1] if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'" else line] for line in lines]
+
+
+def _header(cells: list[str]) -> tuple[str | None, list[str]]:
+    """A single column's header, if its first line is one, and the rest."""
+    first, rest = cells[0], cells[1:]
+    word = first.lower() in _LABEL_WORDS | _COUNT_WORDS and first not in rest
+    if rest and not _number(first) and (word or all(_number(cell) for cell in rest)):
+        return first, rest
+    return None, cells
+
+
+def _is_header(rows: list[list[str]]) -> bool:
+    first, rest = rows[0], rows[1:]
+    if not rest or any(_number(cell) for cell in first):
+        return False
+    words = any(cell.lower() in _LABEL_WORDS | _COUNT_WORDS for cell in first)
+    return words or any(all(_number(row[j]) for row in rest) for j in range(len(first)))
+
+
+def _number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell == ""
+    return True
+
+
+def _chosen(column: str | int, names: list[str] | None, width: int, path: Path) -> int:
+    if names and str(column) in names:
+        return names.index(str(column))
+    if re.fullmatch(r"\d+", str(column)) and 1 <= int(column) <= width:
+        return int(column) - 1
+    have = f"the columns {', '.join(names)}" if names else f"{width} columns without names, counted from 1"
+    raise ValueError(f"`column`: {path} has {have}, no {column!r}")
+
+
+def _named_columns(names: list[str], columns: list[list[str]], path: Path) -> Labelled | Counted:
+    labelled = [j for j, name in enumerate(names) if name.lower() in _LABEL_WORDS]
+    counted = [j for j, name in enumerate(names) if name.lower() in _COUNT_WORDS]
+    if len(names) == 2 and len(counted) == 1 and len(set(columns[1 - counted[0]])) == len(columns[0]):
+        return dict(zip(columns[1 - counted[0]], columns[counted[0]], strict=True))
+    if len(labelled) == 1 and not counted:
+        return columns[labelled[0]]
+    raise ValueError(
+        f"`class_counts`: {path} has the columns {', '.join(names)}; choose that with the labels with {_CHOOSE}"
+    )
+
+
+def _two_columns(first: list[str], second: list[str], path: Path) -> Labelled | Counted:
+    """``path label`` or ``class count`` lines."""
+    n = len(first)
+    if all(_FILE_NAME.search(cell) for cell in first):
+        return second
+    whole = whole_numbers(second)
+    if len(set(first)) == n:
+        if whole is not None and min(whole) > 0 and max(whole) >= n:  # labels would leave most classes empty
+            return dict(zip(first, whole, strict=True))
+        if whole is not None and set(whole) == set(range(max(whole) + 1)) and len(set(whole)) < n:
+            return second
+        if whole is None and 2 * len(set(second)) <= n:
+            return second
+    raise ValueError(
+        f"`class_counts`: {path} has two columns; if one holds labels choose it with {_CHOOSE} 1 or 2; counts of "
+        'classes go into JSON, such as {"cat": 60, "dog": 30}'
+    )
+
+
+def _looks_counted(cells: list[str], path: Path) -> bool:
+    """Whether numbers, one per line, are counts: as labels they would name most classes without giving them samples."""
+    whole = whole_numbers(cells)
+    if whole is None or min(whole) < 1 or max(whole) < len(whole):
+        return False
+    distinct, falling = len(set(whole)) == len(whole), all(a >= b for a, b in itertools.pairwise(whole))
+    if distinct or falling or min(whole) >= len(whole):
+        return True
+    if max(whole) >= 10 * len(whole):
+        raise ValueError(
+            f"`class_counts`: {path} can be {len(whole)} counts or {len(whole)} labels; give counts as a JSON array, "
+            "labels as whole numbers from 0 or as names"
+        )
+    return False
+
+
+def _counts_of_lines(cells: list[str]) -> Counted:
+    return dict(zip(map(str, range(len(cells))), cells, strict=True))
+
+
+def whole_numbers(cells: Sequence[Any]) -> list[int] | None:
+    """The cells as whole numbers, "3.0" being one, or None where one is something else."""
+    texts = [str(cell) for cell in cells]
+    return [int(float(t)) for t in texts] if texts and all(_WHOLE.fullmatch(t) for t in texts) else None

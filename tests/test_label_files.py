@@ -1,0 +1,258 @@
+"""Files of labels and counts as people have them: read where they have one reading, refused where they have several.
+
+The same data everywhere, 60, 30 and 10 samples of three classes; counted here by ``Counter``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import collapsar as cs
+
+Y = [0] * 60 + [1] * 30 + [2] * 10
+COUNTS, NUMBERS = [60, 30, 10], ("0", "1", "2")
+WORDS = [("cat", "dog", "elk")[k] for k in Y]
+BY_NAME = {"cat": 60, "dog": 30, "elk": 10}
+LVIS = [{"id": 3 - i, "name": name, "image_count": n} for i, (name, n) in enumerate(reversed(BY_NAME.items()))]
+
+
+def lines(values: Any) -> str:
+    return "\n".join(map(str, values))
+
+
+READ: dict[str, tuple[str, str | bytes, dict[str, Any], tuple[str, ...]]] = {
+    "plain": ("y.txt", lines(Y), {}, NUMBERS),
+    "windows lines": ("y.txt", "\r\n".join(map(str, Y)), {}, NUMBERS),
+    "byte-order mark": ("y.txt", lines(Y).encode("utf-8-sig"), {}, NUMBERS),
+    "utf-16": ("y.txt", lines(Y).encode("utf-16"), {}, NUMBERS),
+    "gzip": ("y.txt.gz", gzip.compress(lines(Y).encode()), {}, NUMBERS),
+    "header": ("y.csv", "label\n" + lines(Y), {}, NUMBERS),
+    "header of names": ("y.csv", "label\n" + lines(WORDS), {}, tuple(BY_NAME)),
+    "own header": ("y.csv", "what_it_is\n" + lines(Y), {}, NUMBERS),
+    "quoted": ("y.csv", lines(f'"{k}"' for k in Y), {}, NUMBERS),
+    "names with spaces": ("y.txt", lines(f"great {w}" for w in WORDS), {}, ("great cat", "great dog", "great elk")),
+    "names with commas": (
+        "y.txt",
+        lines(f"{w}, wild" if w == "elk" else w for w in WORDS),
+        {},
+        ("cat", "dog", "elk, wild"),
+    ),
+    "id,label": ("y.csv", "id,label\n" + lines(f"im{i}.jpg,{k}" for i, k in enumerate(Y)), {}, NUMBERS),
+    "three columns, by name": (
+        "y.csv",
+        "id,genus,kind\n" + lines(f"{i},x,{w}" for i, w in enumerate(WORDS)),
+        {"column": "kind"},
+        tuple(BY_NAME),
+    ),
+    "three columns, by number": (
+        "y.csv",
+        lines(f"{i};x;{w}" for i, w in enumerate(WORDS)),
+        {"column": 3},
+        tuple(BY_NAME),
+    ),
+    "tsv": ("y.tsv", lines(f"im{i}.jpg\t{k}" for i, k in enumerate(Y)), {}, NUMBERS),
+    "tsv of numbers": ("y.tsv", lines(f"{i}\t{k}" for i, k in enumerate(Y)), {}, NUMBERS),
+    "path label": ("train.txt", lines(f"train/n{k:08d}/n{k:08d}_{i}.JPEG {k}" for i, k in enumerate(Y)), {}, NUMBERS),
+    "path with spaces": (
+        "train.txt",
+        lines(f"my train/{i} of 100.jpg {w}" for i, w in enumerate(WORDS)),
+        {},
+        tuple(BY_NAME),
+    ),
+    "libsvm": ("y.libsvm", lines(f"{k} 1:0.{i} 7:1e-3" for i, k in enumerate(Y)), {}, NUMBERS),
+    "pandas floats": ("y.txt", lines(f"{k}.0" for k in Y), {}, NUMBERS),
+    "nan": ("y.txt", lines([*Y, *["nan"] * 5]), {}, NUMBERS),
+    "empty cells": ("y.csv", "id,label\n" + lines(f"{i},{k}.0" for i, k in enumerate(Y)) + "\n100,\n101,", {}, NUMBERS),
+    "-1 said": ("y.txt", lines([*Y, *[-1] * 500]), {"ignore_index": -1}, NUMBERS),
+    "255 said": ("y.txt", lines([*Y, *[255] * 500]), {"ignore_index": 255}, NUMBERS),
+    "JSON object": ("n.json", json.dumps({"0": 60, "1": 30, "2": 10}, indent=1), {}, NUMBERS),
+    "JSON object of names": ("n.json", json.dumps(BY_NAME), {}, tuple(BY_NAME)),
+    "JSON array": ("n.json", json.dumps(COUNTS), {}, NUMBERS),
+    "JSON labels": ("n.json", json.dumps(Y), {}, NUMBERS),
+    "JSON names": ("n.json", json.dumps(WORDS), {}, tuple(BY_NAME)),
+    "JSON path to label": ("n.json", json.dumps({f"a/{i}.png": k for i, k in enumerate(Y)}), {}, NUMBERS),
+    "LVIS": ("lvis.json", json.dumps({"categories": LVIS}), {}, tuple(BY_NAME)),
+    "LVIS's list": ("lvis.json", json.dumps(LVIS), {}, tuple(BY_NAME)),
+    "LVIS, two counts": (
+        "l.json",
+        json.dumps([{**c, "instance_count": 99} for c in LVIS]),
+        {"column": "image_count"},
+        tuple(BY_NAME),
+    ),
+    "COCO": (
+        "coco.json",
+        json.dumps(
+            {
+                "categories": [{"id": 7 + i, "name": n} for i, n in enumerate(BY_NAME)],
+                "annotations": [{"category_id": 7 + k} for k in Y],
+            }
+        ),
+        {},
+        tuple(BY_NAME),
+    ),
+    "count per line": ("n.txt", lines(COUNTS), {}, NUMBERS),
+    "class count": ("n.txt", lines(f"{k} {n}" for k, n in enumerate(COUNTS)), {}, NUMBERS),
+    "class,count": ("n.csv", "name,count\n" + lines(f"{k},{n}" for k, n in BY_NAME.items()), {}, tuple(BY_NAME)),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_what_has_one_reading_is_read(case: str, tmp_path: Path) -> None:
+    name, content, choices, names = READ[case]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = cs.label_counts(path, **choices)
+    assert (found.counts.tolist(), found.names) == (COUNTS, names)
+    assert f"{name} read as " in found.note
+    assert "3 classes, 100 samples" in found.note
+
+
+@pytest.mark.parametrize("array", [np.array(Y, float), np.array(Y)[:, None], np.array(WORDS), np.array(Y, np.uint8)])
+def test_arrays_are_read(array: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", array)
+    assert cs.class_counts(tmp_path / "y.npy").tolist() == COUNTS
+
+
+def test_a_long_step_profile_one_count_per_line_is_counts(tmp_path: Path) -> None:
+    (tmp_path / "n.txt").write_text("500\n" * 50 + "5\n" * 50)
+    assert cs.class_counts(tmp_path / "n.txt").tolist() == [500] * 50 + [5] * 50
+
+
+def test_labels_are_ordered_as_numbers(tmp_path: Path) -> None:
+    y = [k for k in range(12) for _ in range(k + 1)]
+    (tmp_path / "y.txt").write_text(lines(f"{k}.0" for k in y))
+    assert cs.class_counts(tmp_path / "y.txt").tolist() == list(range(1, 13))
+
+
+def test_image_folders_are_counted(tmp_path: Path) -> None:
+    for name, n in BY_NAME.items():
+        for i in range(n):
+            file = tmp_path / "train" / name / f"part{i % 2}" / f"{i}.JPG"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        (tmp_path / "train" / name / "notes.txt").touch()
+    found = cs.label_counts(tmp_path / "train")
+    assert (found.counts.tolist(), found.names) == (COUNTS, tuple(BY_NAME))
+    with pytest.raises(ValueError, match="splits train"):
+        cs.class_counts(tmp_path)
+
+
+REFUSED: dict[str, tuple[str, str, str]] = {
+    "several columns": ("y.csv", lines(f"{i},x,{k}" for i, k in enumerate(Y)), "3 columns"),
+    "several named columns": ("y.csv", "a,b,c\n" + lines(f"{i},{k},{k}" for i, k in enumerate(Y)), "--column"),
+    "two label columns": (
+        "y.csv",
+        "class,label\n" + lines(f"{w},{k}" for w, k in zip(WORDS, Y, strict=True)),
+        "--column",
+    ),
+    "ids": ("y.txt", lines(f"sample-{i}" for i in range(100)), "100 different labels in 100 samples"),
+    "negative": ("y.txt", lines([*Y, *[-1] * 500]), "--ignore-index -1"),
+    "void": ("y.txt", lines([*Y, *[255] * 500]), "--ignore-index 255"),
+    "from 1": ("y.txt", lines(k + 1 for k in Y), "60,30,10"),
+    "regression": ("y.txt", lines(f"{k / 7:.3f}" for k in Y), "not whole"),
+    "counts or labels": ("n.txt", lines([500, 3, 500, 3]), "4 counts or 4 labels"),
+    "no JSON": ("n.json", "{'cat': 1}", "no readable JSON"),
+    "JSON of lists": ("n.json", '{"cat": [1, 2], "dog": [3]}', "one number per class"),
+    "JSON with an empty class": ("n.json", '{"cat": 60, "dog": 0}', "class dog"),
+    "LVIS, two counts": (
+        "l.json",
+        json.dumps([{**c, "instance_count": 99} for c in LVIS]),
+        "image_count and instance_count",
+    ),
+    "only nan": ("y.txt", "nan\nnan", "no labels"),
+    "one class": ("y.txt", "0\n0\n0", "at least two"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_several_readings_is_refused(case: str, tmp_path: Path) -> None:
+    name, content, says = REFUSED[case]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError) as error:
+        cs.class_counts(tmp_path / name)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_classes_without_samples_are_named(tmp_path: Path) -> None:
+    (tmp_path / "y.txt").write_text(lines([0, 0, 1, 3, 3, 1]))
+    found = cs.label_counts(tmp_path / "y.txt")
+    assert found.names == ("0", "1", "3")
+    assert "no sample has label 2" in found.note
+
+
+class Series:
+    """What is used of a pandas Series."""
+
+    def __init__(self, values: list[Any], index: list[Any]) -> None:
+        self.values, self.index = np.array(values), index
+
+    def items(self) -> Any:
+        return zip(self.index, self.values, strict=True)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        (Counter(Y), NUMBERS),
+        (Counter(reversed(WORDS)), tuple(BY_NAME)),
+        ({2: 10, 0: 60, 1: 30}, NUMBERS),
+        ({2.0: 10, 0.0: 60, 1.0: 30}, NUMBERS),
+        ({"elk": 60, "dog": 30, "cat": 10}, ("elk", "dog", "cat")),  # a dict's own order is its writer's choice
+        (Series([10, 60, 30], [2, 0, 1]), NUMBERS),
+    ],
+)
+def test_counts_by_class(spec: Any, names: tuple[str, ...]) -> None:
+    found = cs.label_counts(spec)
+    assert (found.counts.tolist(), found.names) == (COUNTS, names)
+    assert cs.Problem(spec, 0.01).class_counts.tolist() == COUNTS
+
+
+@pytest.mark.parametrize("labels", [Y, np.array(Y, float), np.array(WORDS), WORDS, np.array(WORDS, object)])
+def test_labels_are_counted(labels: Any) -> None:
+    names, counts = cs.counts_from_labels(labels)
+    assert counts.tolist() == COUNTS
+    assert names == (list(BY_NAME) if isinstance(labels[0], str) else list(NUMBERS))
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0], np.eye(3)[Y], [float("nan"), 1.0], [], [0, 1, -100]])
+def test_what_is_no_label_is_refused(labels: Any) -> None:
+    with pytest.raises(ValueError, match="`labels`"):
+        cs.counts_from_labels(labels)
+
+
+@pytest.mark.parametrize("labels", [Y, np.array(Y), WORDS, np.random.default_rng(0).integers(1, 4, 400)])
+def test_a_problem_of_labels_says_what_to_call(labels: Any) -> None:
+    with pytest.raises(ValueError, match="counts_from_labels"):
+        cs.Problem(labels, 0.01)
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 2, 2], list(range(50, 0, -1)), [3, 2, 1] * 20, [1] * 200])
+def test_counts_that_are_small_stay_counts(counts: list[int]) -> None:
+    assert cs.class_counts(counts).tolist() == counts
+
+
+def test_the_commands_take_the_choices(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from collapsar.cli import app
+
+    path = tmp_path / "y.csv"
+    path.write_text("id,genus,kind\n" + lines(f"{i},x,{k}" for i, k in enumerate([*Y, -1, -1])))
+    choices = [str(path), "--column", "kind", "--ignore-index", "-1"]
+    for command in (["thresholds"], ["solve", "--lambda-z", "0.01"], ["advise", "--lambda-z", "0.001"]):
+        result = CliRunner().invoke(app, [*command, *choices, "--json"])
+        assert result.exit_code == 0, result.output
+        record = json.loads(result.stdout)
+        assert record.get("class_counts", record["problem"]["class_counts"]) == COUNTS
+        assert "2 without a label left out" in result.stderr
