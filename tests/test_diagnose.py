@@ -488,3 +488,18 @@ def test_the_digits_demo_shows_the_diagnosis_and_it_agrees_with_the_construction
             assert found["fit"]["models"]["nonnegative"]["distance"]["Z"] < 0.02
             assert found["effective"]["lambda_z"] == pytest.approx(run["lambda_z"], rel=0.01)
             assert found["effective"]["agree"]
+
+
+def test_the_gates_count_lost_classes_and_recall(tmp_path, capsys):
+    path = tmp_path / "f.npz"
+    held = {"features": np.repeat(np.eye(3), 5, axis=0), "labels": np.repeat(np.arange(3), 5), "weight": 3 * np.eye(3)}
+    np.savez(path, **held, bias=np.array([0.0, 0.0, -9.0]))
+    for options, code, says in (
+        (("--max-merged", "0"), 1, "1 lost though apart (2), more than 0"),
+        (("--max-merged", "1"), 0, ""),
+        (("--min-recall", "0.5"), 1, "recall is below 0.5 in 1 classes: 2; the least is 0"),
+        (("--min-recall", "0"), 0, ""),
+    ):
+        found, out, err = command(capsys, path, *options)
+        assert (found, says in err) == (code, True), err
+        assert "separated, lost" in out

@@ -64,9 +64,24 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
             "The penalties were read from the trained head. Without a feature penalty this shallow reading is known "
             "to miss the switch of ordinary training: take the verdict as a hint."
         )
+    cautions += _measured_losses(record)
     if not at_rest:
         cautions.append("The head was not at rest: the optimum speaks of the end of training, not of this moment.")
     return problem, tuple(cautions)
+
+
+def _measured_losses(record: Mapping[str, Any]) -> list[str]:
+    """What the diagnosis found lost already: an optimum that has all classes apart does not undo it."""
+    gone, lost = record.get("num_collapsed", 0), record.get("num_lost", 0)
+    if not gone and not lost:
+        return []
+    total = len(record["class_counts"])
+    what = " and ".join(f"{n} {word}" for n, word in ((gone, "merged or vanished"), (lost, "lost")) if n)
+    text = (
+        f"Of the {total} classes the diagnosis measured {what}. Where the optimum at these penalties has them apart, "
+        "something else took them: an early end of training, units that died, decay of other layers, the prior."
+    )
+    return [text]
 
 
 def joined_sizes(counts: CountsLike) -> tuple[NDArray[np.int64], float]:

@@ -16,6 +16,7 @@ from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss
 from collapsar.diagnose.diagnosis import Diagnosis
+from collapsar.diagnose.words import named
 
 __all__ = ["diagnose"]
 
@@ -32,7 +33,16 @@ Source = Annotated[
 ]
 MaxMerged = Annotated[
     int | None,
-    typer.Option("--max-merged", min=0, help="Exit with 1 if more classes than this are merged or vanished."),
+    typer.Option("--max-merged", min=0, help="Exit with 1 if more classes than this are merged, vanished or lost."),
+]
+MinRecall = Annotated[
+    float | None,
+    typer.Option(
+        "--min-recall",
+        min=0.0,
+        max=1.0,
+        help="Exit with 1 if a smaller share than this of any class's samples is recognised.",
+    ),
 ]
 WeightDecay = Annotated[
     float | None, typer.Option("--weight-decay", help="SGD's, on the head: lambda_w and lambda_b in one.")
@@ -66,6 +76,7 @@ DataDir = Annotated[
 def diagnose(
     path: Source,
     max_merged: MaxMerged = None,
+    min_recall: MinRecall = None,
     weight_decay: WeightDecay = None,
     lambda_w: KnownLambdaW = None,
     lambda_h: KnownLambdaH = None,
@@ -81,7 +92,8 @@ def diagnose(
     """Say which classes of a trained network have merged or vanished, and what theory says of it.
 
     Compares the network with the exact optima, reads the penalties it acts as if it had, and says how far to trust
-    that. Penalties that are not given are read from the network. With --max-merged it is a gate for CI.
+    that. Penalties that are not given are read from the network. With --max-merged and
+    --min-recall it is a gate for CI.
     """
     from collapsar.diagnose.readers import diagnose as run
 
@@ -109,12 +121,30 @@ def diagnose(
         print(json.dumps(record, allow_nan=False))
     else:
         _print(found)
-    if max_merged is not None and found.num_collapsed > max_merged:
-        console = Console(stderr=True, highlight=False)
-        console.print(
-            f"collapsar: {found.num_collapsed} classes are merged or vanished, more than {max_merged}", soft_wrap=True
-        )
+    failures = _failures(found, max_merged, min_recall)
+    for failure in failures:
+        Console(stderr=True, highlight=False, markup=False).print(f"collapsar: {failure}", soft_wrap=True)
+    if failures:
         raise typer.Exit(1)
+
+
+def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) -> list[str]:
+    """What the gates do not let through."""
+    failures = []
+    if max_merged is not None and d.num_gone > max_merged:
+        both = [f"{d.num_collapsed} classes are merged or vanished"] if d.num_collapsed else []
+        apart = sorted(set(d.lost) - set(d.collapsed))
+        both += [f"{len(apart)} lost though apart ({named(d.class_names, apart)})"] if apart else []
+        failures.append(f"{' and '.join(both)}, more than {max_merged}")
+    if min_recall is not None:
+        recalls = d.measurement.accuracies
+        short = sorted((k for k in range(len(recalls)) if recalls[k] < min_recall), key=lambda k: recalls[k])
+        if short:
+            failures.append(
+                f"recall is below {min_recall:g} in {len(short)} classes: {named(d.class_names, short)}; "
+                f"the least is {recalls[short[0]]:.3g}"
+            )
+    return failures
 
 
 def _draw(record: dict[str, Any], picture: Path) -> None:
@@ -168,7 +198,7 @@ def _order(d: Diagnosis) -> list[int]:
     states = d.separation.states
     if len(states) <= _MOST_ROWS:
         return list(range(len(states)))
-    return sorted(range(len(states)), key=lambda k: (states[k] == "separated", k))
+    return sorted(range(len(states)), key=lambda k: (states[k] == "separated" and k not in d.lost, k))
 
 
 def _row(d: Diagnosis, k: int) -> list[str]:
@@ -181,7 +211,7 @@ def _row(d: Diagnosis, k: int) -> list[str]:
         d.class_names[k],
         str(counts),
         f"{100 * m.accuracies[k]:.0f}%" if counts else "-",
-        d.separation.states[k],
+        f"{d.separation.states[k]}{', lost' if k in d.lost else ''}",
         "-" if theory is None else theory.seen[k],
         f"{d.separation.relative_norms[k]:.3f}" if counts else "-",
         reading,

@@ -17,7 +17,15 @@ from collapsar.diagnose.fit import balance_penalties, lambda_z_from_predictions,
 from collapsar.diagnose.measurement import Measurement
 from collapsar.metrics.separation import class_separation
 
-__all__ = ["AT_REST", "EffectivePenalties", "HeadForces", "agreement_words", "effective_penalties", "head_forces"]
+__all__ = [
+    "AT_REST",
+    "UNREAD",
+    "EffectivePenalties",
+    "HeadForces",
+    "agreement_words",
+    "effective_penalties",
+    "head_forces",
+]
 
 Vector = NDArray[np.float64]
 
@@ -28,6 +36,9 @@ finer relative accuracy than this gradient has."""
 # Two readings of lambda_z agree when they differ by less than this factor: what a network that ends a few per cent from
 # the optimum shows.
 _AGREE = 1.15
+
+# A bias penalty below this is rounding.
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,10 @@ class HeadForces:
     fitted_w: float
     fitted_b: float
     relative_gradient: float
+
+
+UNREAD = HeadForces(float("nan"), float("nan"), float("nan"))
+"""Of a head that does not compute W h + b."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +139,8 @@ def head_forces(
     fitted_b = float("inf")
     if m.bias is not None:
         weight = float(m.bias @ m.bias)
-        fitted_b = max(-float(m.bias_gradient @ m.bias) / weight, 0.0) if weight > 0 else 0.0
+        fitted_b = -float(m.bias_gradient @ m.bias) / weight if weight > 0 else 0.0
+        fitted_b = fitted_b if fitted_b > _NOTHING else 0.0
         used_b = fitted_b if lambda_b is None or lambda_b == np.inf else lambda_b
         square += float(np.sum((m.bias_gradient + used_b * m.bias) ** 2))
         force += used_b**2 * weight
@@ -154,7 +170,7 @@ def effective_penalties(
     if used_w > 0 and np.any(m.weight):
         lambda_h, lambda_z = balance_penalties(m.weight, m.class_means, mass, used_w)
     problem = Problem(m.class_counts, 1.0, used_b, m.loss_form, features=features)
-    found = class_separation(m.Z)
+    found = class_separation(m.evidence)
     tells = np.array([state == "separated" for state in found.states])
     alive = any(state != "vanished" for state in found.states)
     return EffectivePenalties(

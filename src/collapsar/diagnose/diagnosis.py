@@ -4,7 +4,7 @@ Example:
     >>> from collapsar.diagnose.measurement import measure
     >>> from collapsar.solver import solve
     >>> s = solve(Problem("50x2,10x2", 0.02, 0.02, features="nonnegative"))
-    >>> W, H, b = s.factors(4, lambda_w=0.2)
+    >>> W, H, b = s.factors(32, lambda_w=0.2)
     >>> labels = np.repeat(np.arange(4), s.problem.class_counts)
     >>> d = diagnose_measurement(measure(H.T[labels], labels, W.T, b), KnownTraining(lambda_w=0.2, lambda_b=0.02))
     >>> d.headline
@@ -31,9 +31,17 @@ from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.diagnose import words
-from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, HeadForces, effective_penalties, head_forces
+from collapsar.diagnose.agreement import (
+    AT_REST,
+    UNREAD,
+    EffectivePenalties,
+    HeadForces,
+    effective_penalties,
+    head_forces,
+)
 from collapsar.diagnose.fit import Fit, fit_to_theory
-from collapsar.diagnose.measurement import Measurement
+from collapsar.diagnose.measurement import Measurement, without_offset
+from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, ClassState, class_separation
 from collapsar.solver import solve
 from collapsar.theory import thresholds
@@ -47,6 +55,8 @@ Matrix = NDArray[np.float64]
 _TABLE_CLASSES = 200
 # The optimum for more different class counts than this takes long: 5 s at 600.
 _MOST_CLUSTERS = 600
+# Below this mean loss, in nats, what pulls at the head is rounding.
+_SATURATED = 1e-9
 _READINGS = ("from_predictions", "ratio", "spread", "agree")
 
 
@@ -97,6 +107,7 @@ class Diagnosis:
         class_names: shape (K,).
         measurement: what was measured.
         separation: which classes are apart, merged, vanished or unseen, with the rule's thresholds.
+        standings: which classes are lost, not given to their own samples, and why; which the bias alone decides right.
         known: what is known of the training.
         forces: the balance of forces at the head.
         at_rest: whether the head is stationary; distances to theory mean nothing before that.
@@ -113,6 +124,7 @@ class Diagnosis:
     class_names: tuple[str, ...]
     measurement: Measurement
     separation: ClassSeparation
+    standings: Standings
     known: KnownTraining
     forces: HeadForces
     at_rest: bool
@@ -123,9 +135,25 @@ class Diagnosis:
     notes: tuple[str, ...]
 
     @property
+    def collapsed(self) -> tuple[int, ...]:
+        """The classes that are merged or vanished, ascending, but for those that the bias alone decides right."""
+        gone = {*self.separation.merged_classes, *self.separation.vanished_classes}
+        return tuple(sorted(gone - set(self.standings.carried)))
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The classes that are not given to any of their own samples, ascending, whatever their state."""
+        return tuple(c.index for c in self.standings.lost)
+
+    @property
     def num_collapsed(self) -> int:
-        """How many classes are merged or vanished: what a gate counts."""
-        return len(self.separation.merged_classes) + len(self.separation.vanished_classes)
+        """How many classes are merged or vanished."""
+        return len(self.collapsed)
+
+    @property
+    def num_gone(self) -> int:
+        """How many classes are merged, vanished or lost: what the gate ``--max-merged`` counts."""
+        return len({*self.collapsed, *self.lost})
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as JSON-able values: NaN is None, infinity "inf", Z is None beyond 200 classes."""
@@ -151,7 +179,9 @@ class Diagnosis:
             "Z": _plain(m.Z) if table else None,
             "b": _plain(m.b),
             "separation": _plain(self.separation),
+            "standings": _plain(self.standings),
             "num_collapsed": self.num_collapsed,
+            "num_lost": len(self.lost),
             "metrics": [
                 {"name": name, "value": _plain(m.metrics[name]), "meaning": meaning}
                 for name, meaning in words.METRICS.items()
@@ -203,24 +233,32 @@ def diagnose_measurement(
     if known.loss != m.loss_form:
         raise ValueError("`known` must name the loss that the network was measured with; measure with loss=known.loss")
     names = _names(class_names, m.num_classes)
-    found = class_separation(m.Z)
+    found = class_separation(m.evidence)
+    standings = class_standings(found, m.Z + m.b[:, None], m.accuracies, m.taken_for)
+    moved = without_offset(m)
     features: FeatureModel = known.features or ("nonnegative" if m.nonnegative else "signed")
-    forces = head_forces(m, known.lambda_w if known.one_lambda_w else None, known.lambda_b)
+    forces = head_forces(moved, known.lambda_w or None, known.lambda_b) if m.linear else UNREAD
     alive = any(state in ("separated", "merged") for state in found.states)
-    at_rest = _rests(m, forces, known, alive=alive)
+    at_rest = m.linear and _rests(moved, forces, known, alive=alive)
     notes = _notes(m, alive=alive, lost=bool(found.merged_classes or found.vanished_classes))
     effective = None
-    if alive and not m.unseen:
-        effective = effective_penalties(m, features, known.one_lambda_w or None, known.lambda_b)
+    saturated = not known.lambda_w and m.loss < _SATURATED
+    if saturated and m.linear:
+        notes.append(
+            f"The softmax is saturated (mean loss {m.loss:.2g} nats): the loss no longer pulls at the head, so no "
+            "penalty can be read from it. Give lambda_w and lambda_h."
+        )
+    if alive and not m.unseen and m.linear and not saturated:
+        effective = effective_penalties(moved, features, known.lambda_w or None, known.lambda_b)
     solvable = not m.unseen and len(np.unique(m.class_counts)) <= _MOST_CLUSTERS
-    fit, fit_source = _fit(m, known, effective) if solvable else (None, "")
-    prediction = _prediction(m, known, effective, features) if solvable else None
-    if solvable and prediction is None:
+    fit, fit_source = _fit(moved, known, effective) if solvable and m.linear else (None, "")
+    prediction = _prediction(moved, known, effective, features) if solvable else None
+    if solvable and prediction is None and not saturated:
         notes.append(
             "No penalty is known, and none can be read from this network: nothing is predicted. "
             "Give lambda_w and lambda_h."
         )
-    say = words.Says(names, found, m, at_rest)
+    say = words.Says(names, found, standings, m, at_rest)
     return Diagnosis(
         headline=words.headline(say),
         words=tuple(words.findings(say, known, forces, effective, fit, prediction)),
@@ -228,6 +266,7 @@ def diagnose_measurement(
         class_names=names,
         measurement=m,
         separation=found,
+        standings=standings,
         known=known,
         forces=forces,
         at_rest=at_rest,
@@ -250,6 +289,12 @@ def _rests(m: Measurement, forces: HeadForces, known: KnownTraining, *, alive: b
 
 def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
     notes = []
+    if not m.linear:
+        notes.append(
+            "The head does not compute W h + b from the weight it holds (a cosine head, a scale or temperature, an "
+            "adapter, several heads): states and recall are those of its logits; its geometry, its penalties and "
+            "whether it is at rest are not read."
+        )
     if m.unseen:
         notes.append(
             f"Classes without samples: {len(m.unseen)}. Theory, which speaks of classes with samples, is left out."
@@ -287,7 +332,7 @@ def _fit(
 ) -> tuple[Fit | None, Literal["effective", "as trained", ""]]:
     """Distances at the effective penalties; at those of the training where nothing is alive to read them from."""
     lambda_b = _bias_price(m, known, effective)
-    if effective is not None and np.isfinite(effective.lambda_z):
+    if effective is not None and 0 < effective.lambda_z < math.inf:
         problem = _problem(m, effective.lambda_z, lambda_b, "signed")
         grams: dict[str, Any] = {"weight": m.weight, "class_means": m.class_means}
         return fit_to_theory(problem, m.Z, m.b, **grams, split=(effective.lambda_w, effective.lambda_h)), "effective"
@@ -303,20 +348,22 @@ def _prediction(
     lambda_z = known.lambda_z
     source: Literal["as trained", "effective"] = "as trained"
     if lambda_z is None:
-        if effective is None or not np.isfinite(effective.lambda_z):
+        if effective is None or not 0 < effective.lambda_z < math.inf:
             return None
         lambda_z, source = effective.lambda_z, "effective"
     problem = _problem(m, lambda_z, _bias_price(m, known, effective), features)
     solution = solve(problem, 1e-7, throw=False)
     t = thresholds(problem)
     Z, edge = solution.Z, np.fmin(t.merge, t.vanish)
+    share = m.class_counts / m.class_counts.sum()
+    own = Z - (Z @ share)[:, None] if features == "signed" else Z  # as ``class_evidence`` sees it
     return Prediction(
         features=features,
         lambda_z=lambda_z,
         lambda_b=problem.lambda_b,
         source=source,
         states=solution.class_states,
-        seen=class_separation(Z).states,
+        seen=class_separation(own).states,
         merge=t.merge,
         vanish=t.vanish,
         complete=t.complete,

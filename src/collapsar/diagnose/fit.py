@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.balance import balance_penalties
-from collapsar.solver import Solution, certify, solve
-from collapsar.solver.certificate import dual_norm
+from collapsar.solver import Solution, solve
+from collapsar.solver.certificate import dual_norm, penalty
 from collapsar.solver.objective import Residual, predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient, lift, project, quotient, trivial_quotient
 
@@ -267,11 +267,12 @@ def fit_to_theory(
         >>> fit_to_theory(p, s.Z, s.b).follows
         'nonnegative'
     """
-    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    given_z, given_b = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
     models: dict[FeatureModel, ModelFit] = {}
     for features in get_args(FeatureModel):
         model = problem.replace(features=features)
         solution = solve(model, 1e-7, throw=False)
+        z, bias = _beside(solution, given_z, given_b)
         grams = (float("nan"), float("nan"))
         if weight is not None and class_means is not None and split is not None:
             grams = gram_distances(solution, weight, class_means, *split)
@@ -281,11 +282,45 @@ def fit_to_theory(
             distance(solution, z, bias),
             float(np.linalg.norm(z - solution.Z)),
             *grams,
-            excess=(certify(model, z, bias).primal - best.primal) / best.primal,
+            excess=(_price(model, z, bias) - best.primal) / best.primal,
             gap=best.relative_gap,
         )
     near, far = sorted(models.values(), key=lambda fit: fit.away)
     told = far.away > 0 and near.away < _NEARER * far.away
-    return Fit(
-        problem.lambda_z, problem.lambda_b, models, near.features if told else None, *block_residual(problem, z, bias)
-    )
+    blocks = block_residual(problem, *_without_mean(problem, given_z, given_b))
+    return Fit(problem.lambda_z, problem.lambda_b, models, near.features if told else None, *blocks)
+
+
+def _price(problem: Problem, Z: Matrix, b: Vector) -> float:
+    """What these mean predictions cost: no bound is needed, which a saturated softmax would not give."""
+    q = trivial_quotient(problem)
+    here = Blocks(np.zeros(q.num_classes), Z, b)
+    bias = 0.5 * problem.lambda_b * float(b @ b) if np.isfinite(problem.lambda_b) else 0.0
+    return predict(q, here)[1] + problem.lambda_z * penalty(q, here) + bias
+
+
+def _beside(solution: Solution, Z: Matrix, b: Vector) -> tuple[Matrix, Vector]:
+    """The same predictions with the optimum's offset between Z and b, and without what no loss sees.
+
+    Features h + c with the bias b - W c give the same logits: the network's mean prediction is moved to the optimum's.
+    What is added to all logits along 1/delta changes nothing either.
+    """
+    problem = solution.problem
+    scales = problem.scales
+    unseen = (1 / scales) / np.linalg.norm(1 / scales)
+    z, bias = Z - np.outer(unseen, unseen @ Z), b - unseen * (unseen @ b)
+    if not np.isfinite(problem.lambda_b):
+        if b.any():
+            raise ValueError("`b` must be zero where `lambda_b` is inf (no bias); give a finite `lambda_b`")
+        return z, b
+    share = problem.class_counts / problem.num_samples
+    offset = (z - solution.Z) @ share
+    return z - offset[:, None], bias + offset
+
+
+def _without_mean(problem: Problem, Z: Matrix, b: Vector) -> tuple[Matrix, Vector]:
+    """Z about its mean over samples, which the bias takes up; as it is without a bias."""
+    if not np.isfinite(problem.lambda_b):
+        return Z, b
+    mean = Z @ (problem.class_counts / problem.num_samples)
+    return Z - mean[:, None], b + mean

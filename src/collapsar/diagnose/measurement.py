@@ -9,17 +9,19 @@ Example:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import Loss
+from collapsar.metrics.evidence import class_evidence, common_origin, on_floor
 from collapsar.metrics.separation import class_logits
 
-__all__ = ["MAX_CLASSES", "Measurement", "Pass", "measure"]
+__all__ = ["MAX_CLASSES", "Measurement", "Pass", "measure", "without_offset"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -29,6 +31,12 @@ MAX_CLASSES = 2000
 
 # Squares of larger numbers, summed, leave the range of float64.
 _LARGEST = 1e100
+
+# Nonnegative features come this near to zero, relative to their range.
+_NEAR_ZERO = 0.5
+
+# Features whose common offset is longer than this many times their spread hide it.
+_HIDES = 2.0
 
 # float64 work space of one step over the samples: 2^21 numbers are 16 MiB.
 _BLOCK_NUMBERS = 1 << 21
@@ -48,9 +56,12 @@ class Measurement:
         loss: the mean loss, nats.
         accuracies: shape (K,), share of each class's samples that the head gets right; NaN without samples.
         energy: sum of ||h||^2 over all samples.
-        nonnegative: whether no feature is below zero.
+        nonnegative: whether features lie on a floor, as behind a ReLU: zero, or what is left of it after an offset.
         loss_form: the loss behind the gradients.
         metrics: scalars of ``CollapseReport`` by name, empty where they were not computed.
+        taken_for: shape (K,), the class that most wrongly recognised samples of each class are taken for; -1 for none.
+        linear: whether the head computes W h + b. If not, features are the logits themselves, W the identity, and
+            nothing is said of penalties and geometry.
     """
 
     class_counts: NDArray[np.int64]
@@ -65,6 +76,8 @@ class Measurement:
     nonnegative: bool
     loss_form: Loss = field(default_factory=Loss)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    taken_for: NDArray[np.int64] | None = None
+    linear: bool = True
 
     @property
     def num_classes(self) -> int:
@@ -75,6 +88,11 @@ class Measurement:
     def Z(self) -> Matrix:  # noqa: N802 - the paper's letter
         """Mean predictions, shape (K, K) [logit, class], bias not included; NaN columns without samples."""
         return class_logits(self.class_means, self.weight)
+
+    @cached_property
+    def evidence(self) -> Matrix:
+        """Z without what all classes share: an offset of all features that the bias takes back changes nothing here."""
+        return class_evidence(self.class_means, self.weight, self.class_counts)
 
     @property
     def b(self) -> Vector:
@@ -125,7 +143,9 @@ class Pass:
         self.sums = np.zeros_like(self.weight)
         self.pulls = np.zeros_like(self.weight)
         self.bias_pull, self.losses, self.hits = np.zeros((3, K))
-        self.energy, self.least = 0.0, np.inf
+        self.energy = 0.0
+        self.least, self.most = np.full((2, self.weight.shape[1]), [[np.inf], [-np.inf]])
+        self.wrong: Counter[tuple[int, int]] = Counter()
 
     def add(self, features: ArrayLike, labels: ArrayLike) -> None:
         """Add samples.
@@ -172,9 +192,11 @@ class Pass:
         self.pulls += r.T @ h
         self.bias_pull += r.sum(axis=0)
         self.losses += np.bincount(k, weights=importance * value, minlength=K)
-        self.hits += np.bincount(k, weights=logits.argmax(axis=1) == k, minlength=K)
+        best = logits.argmax(axis=1)
+        self.hits += np.bincount(k, weights=best == k, minlength=K)
+        self.wrong.update(zip(k[best != k].tolist(), best[best != k].tolist(), strict=True))
         self.energy += float(np.sum(h * h))
-        self.least = min(self.least, float(h.min()))
+        self.least, self.most = np.minimum(self.least, h.min(axis=0)), np.maximum(self.most, h.max(axis=0))
 
     def _check(self, rows: NDArray, classes: NDArray) -> None:
         K, d = self.weight.shape
@@ -193,8 +215,12 @@ class Pass:
             named = _named(sorted({int(x) for x in classes[outside]}))
             raise ValueError(f"`labels` must lie in [0, {K}), one logit per class, got {named}")
 
-    def result(self, metrics: Mapping[str, float] | None = None) -> Measurement:
+    def result(self, metrics: Mapping[str, float] | None = None, *, linear: bool = True) -> Measurement:
         """The measurement of everything added so far.
+
+        Args:
+            metrics: scalars to go with it.
+            linear: False where the rows added were logits.
 
         Raises:
             ValueError: nothing was added.
@@ -206,9 +232,13 @@ class Pass:
         total = float(n @ weights)
         seen = self.counts > 0
         each = np.where(seen, n, np.nan)
+        means = self.sums / each[:, None]
+        taken_for = np.full(n.size, -1)
+        for (k, best), _ in sorted(self.wrong.items(), key=lambda item: item[1]):
+            taken_for[k] = best
         return Measurement(
             class_counts=self.counts.copy(),
-            class_means=self.sums / each[:, None],
+            class_means=means,
             weight=self.weight,
             bias=self.bias,
             weight_gradient=self.pulls / total,
@@ -216,10 +246,17 @@ class Pass:
             loss=float(self.losses.sum()) / total,
             accuracies=self.hits / each,
             energy=self.energy,
-            nonnegative=self.least >= 0,
+            nonnegative=on_floor(means) or self._above_zero(),
             loss_form=self.loss,
             metrics=dict(metrics or {}),
+            taken_for=taken_for,
+            linear=linear,
         )
+
+    def _above_zero(self) -> bool:
+        """Whether no feature is below zero, and most come near it: all may be positive by an offset alone."""
+        near = self.least <= _NEAR_ZERO * (self.most - self.least)
+        return bool((self.least >= 0).all() and near.mean() > 1 / 2)
 
 
 def measure(
@@ -240,6 +277,43 @@ def measure(
     sums = Pass(weight, bias, loss)
     sums.add(features, labels)
     return sums.result()
+
+
+def without_offset(m: Measurement) -> Measurement:
+    """The same logits from features without a large common offset, and from a head without a common row.
+
+    The bias takes the offset up. What adds the same to all logits is left out of W and b. A penalty holds both at zero;
+    without one they would hide what the classes differ by. A head without bias has no offset to give away.
+
+    Args:
+        m: the network.
+
+    Returns:
+        Another measurement of the same predictions.
+    """
+    scales = np.ones(m.num_classes) if m.loss_form.scales is None else m.loss_form.scales
+    common = (1 / scales) / np.linalg.norm(1 / scales)
+    W, b = _without_common(m.weight, common), None if m.bias is None else _without_common(m.bias, common)
+    n, means = m.class_counts.astype(np.float64), np.nan_to_num(m.class_means)
+    c = common_origin(m.class_means, n)
+    spread = float(n @ np.sum((means - c) ** 2, axis=1))
+    if b is None or n.sum() * (c @ c) <= _HIDES**2 * spread:
+        return replace(m, weight=W, bias=b)
+    return replace(
+        m,
+        weight=W,
+        bias=b + W @ c,
+        class_means=m.class_means - c,
+        weight_gradient=m.weight_gradient - np.outer(m.bias_gradient, c),
+        energy=m.energy - 2 * float(c @ (n @ means)) + n.sum() * float(c @ c),
+    )
+
+
+def _without_common(rows: NDArray, common: Vector) -> NDArray:
+    """Rows of a head without their part along ``common``, where that is what they mostly consist of."""
+    shared = np.multiply.outer(common, common @ rows)
+    rest = rows - shared
+    return rest if np.sum(shared**2) > _HIDES**2 * np.sum(rest**2) else rows
 
 
 def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ import numpy as np
 from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, HeadForces, agreement_words
 from collapsar.diagnose.fit import Fit, ModelFit
 from collapsar.diagnose.measurement import Measurement
+from collapsar.metrics.evidence import LostClass, Standings
 from collapsar.metrics.separation import ClassSeparation
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "Says", "findings", "headline", "named"]
 
 _MOST_NAMES = 8
+_MOST_LOST = 5
+# A difference of biases, in nats, that no class frequencies explain: a factor of a million.
+_SHUT = 14.0
 
 METRICS: Mapping[str, str] = {
     "nc1_uniform": "Spread of the features inside classes against the spread of the class means, each class counted "
@@ -48,6 +52,7 @@ class Says:
 
     names: Sequence[str]
     found: ClassSeparation
+    standings: Standings
     measurement: Measurement
     at_rest: bool
 
@@ -55,24 +60,44 @@ class Says:
 def headline(say: Says) -> str:
     """What happened to the classes."""
     found, K = say.found, len(say.names)
-    lost = len(found.merged_classes) + len(found.vanished_classes)
+    carried = set(say.standings.carried)
+    gone = set(found.vanished_classes) - carried
+    lost = len(found.merged_classes) + len(gone)
     seen = K - len(found.unseen_classes)
     unseen = f" {named(say.names, found.unseen_classes)} had no samples." if found.unseen_classes else ""
+    outvoted = _outvoted(say, seen)
     if not lost:
-        return f"All {seen} classes are told apart.{unseen}"
-    if len(found.vanished_classes) == seen > 1:
+        if outvoted:
+            return f"{outvoted}{unseen}"
+        by_bias = f"; {named(say.names, say.standings.carried)} by the bias alone" if carried else ""
+        return f"All {seen} classes are told apart{by_bias}.{unseen}"
+    if len(gone) == seen > 1:
         return f"All {seen} classes have vanished.{unseen}"
     parts = []
-    if found.vanished_classes:
-        verb = "has" if len(found.vanished_classes) == 1 else "have"
-        parts.append(f"{named(say.names, found.vanished_classes)} {verb} vanished")
-    dead = set(found.vanished_classes)
-    groups = [group for group in found.groups if not dead & set(group)]
+    if gone:
+        verb = "has" if len(gone) == 1 else "have"
+        parts.append(f"{named(say.names, sorted(gone))} {verb} vanished")
+    groups = [group for group in found.groups if not gone & set(group)]
     parts += [f"{named(say.names, group)} are merged into one" for group in groups[:3]]
     if len(groups) > 3:
         parts.append(f"{len(groups) - 3} more groups are merged")
     verb = "has" if lost == 1 else "have"
-    return f"{lost} of {seen} classes {verb} collapsed: {'; '.join(parts)}.{unseen}"
+    text = f"{lost} of {seen} classes {verb} collapsed: {'; '.join(parts)}."
+    return f"{text}{f' {outvoted}' if outvoted else ''}{unseen}"
+
+
+def _outvoted(say: Says, seen: int) -> str:
+    """The classes that are lost although they are apart; "" for none."""
+    lost = [c for c in say.standings.lost if c.reason == "outvoted"]
+    if not lost:
+        return ""
+    by: dict[int, list[int]] = {}
+    for c in lost:
+        by.setdefault(c.rival, []).append(c.index)
+    parts = [f"{named(say.names, classes)} to {say.names[rival]}" for rival, classes in list(by.items())[:3]]
+    parts += [f"{sum(map(len, list(by.values())[3:]))} more"] if len(by) > 3 else []
+    verb, own = ("is", "its") if len(lost) == 1 else ("are", "their")
+    return f"{len(lost)} of {seen} classes {verb} lost, outvoted on every sample of {own} own: {', '.join(parts)}."
 
 
 def findings(
@@ -85,6 +110,7 @@ def findings(
 ) -> Iterator[str]:
     """Everything found, most important first."""
     yield from _cost(say)
+    yield from _lost(say)
     yield from _elsewhere(say)
     if prediction is not None:
         yield _predicted(say, prediction)
@@ -113,7 +139,7 @@ def _percent(share: float) -> str:
 
 def _cost(say: Says) -> Iterator[str]:
     """How often collapsed classes are still recognised."""
-    lost = sorted((*say.found.merged_classes, *say.found.vanished_classes))
+    lost = sorted({*say.found.merged_classes, *say.found.vanished_classes} - set(say.standings.carried))
     accuracies = say.measurement.accuracies
     if not lost:
         return
@@ -123,15 +149,64 @@ def _cost(say: Says) -> Iterator[str]:
     yield f"Of the samples measured, the head recognises {right} in a collapsed class on average{others}."
 
 
+def _lost(say: Says) -> Iterator[str]:
+    """Why no sample of a class is given to it, and what helps."""
+    m, states = say.measurement, say.found.states
+    for c in [c for c in say.standings.lost if c.reason == "outvoted"][:_MOST_LOST]:
+        samples = f"none of the {m.class_counts[c.index]} samples of {say.names[c.index]} is given to it"
+        ahead = f"scores {say.names[c.rival]} higher by {c.nats:.2g} nats" if c.nats > 0 else "is right all the same"
+        yield f"{samples[0].upper()}{samples[1:]}: on average the head {ahead}. {_cure(c, m)}"
+    near = {reason: [c for c in say.standings.lost if c.reason == reason] for reason in ("merged", "vanished")}
+    if near["merged"]:
+        pairs = "; ".join(f"{say.names[c.index]}, taken for {say.names[c.rival]}" for c in near["merged"][:_MOST_LOST])
+        yield (
+            f"Lost among the merged classes, no sample given to them: {pairs}. No correction of the scores tells them "
+            "apart: they need room of their own, by weaker penalties on head and features, or class weights."
+        )
+    if near["vanished"]:
+        classes = named(say.names, [c.index for c in near["vanished"]])
+        yield (
+            f"Lost without evidence of their own, no sample given to them: {classes}. Their samples move no score: "
+            "weaken the penalties, or weigh these classes up."
+        )
+    if say.standings.carried:
+        text = named(say.names, say.standings.carried)
+        verb = "is" if len(say.standings.carried) == 1 else "are"
+        yield (
+            f"{text} {verb} without evidence of {'its' if verb == 'is' else 'their'} own, yet not lost: the bias "
+            "decides for what shows no evidence of another class, and decides right."
+        )
+    if any(state == "separated" for state in states) and len(say.standings.lost) > _MOST_LOST:
+        yield f"All lost classes: {', '.join(say.names[c.index] for c in say.standings.lost)}."
+
+
+def _cure(c: LostClass, m: Measurement) -> str:
+    """Whether dividing the class frequencies out of the scores gives the class back."""
+    if int(np.argmax(m.evidence[:, c.index])) == c.index and m.b[c.index] < m.b[c.rival] - _SHUT:
+        return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[c.index]:.3g} nats below the rival's; set it anew."
+    corrected = m.Z[:, c.index] + m.b - np.log(np.maximum(m.class_counts, 1))
+    if int(np.argmax(corrected)) == c.index:
+        return (
+            "The evidence is there, the prior outvotes it: subtract log(n_k/N) from the scores after training, or "
+            "train with those offsets (logit adjustment)."
+        )
+    return (
+        "Subtracting log(n_k/N) from the scores is not enough to give it back: it needs more room, by weaker penalties "
+        "or class weights, or more samples."
+    )
+
+
 def _elsewhere(say: Says) -> Iterator[str]:
     """Classes that are apart, but not in the right direction."""
     best = np.argmax(say.measurement.Z + say.measurement.b[:, None], axis=0)
-    wrong = [k for k, state in enumerate(say.found.states) if state == "separated" and best[k] != k]
+    lost = {c.index for c in say.standings.lost}
+    apart = [k for k, state in enumerate(say.found.states) if state == "separated"]
+    wrong = [k for k in apart if best[k] != k and k not in lost]
     if wrong:
         verb = "is" if len(wrong) == 1 else "are"
         yield (
             f"{named(say.names, wrong)} {verb} apart from the other classes, but on average the head scores another "
-            "class higher: it does not recognise what it tells apart."
+            "class higher: it recognises few of what it tells apart."
         )
 
 
@@ -148,6 +223,8 @@ def _rule(say: Says) -> str:
 
 def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
     value = forces.relative_gradient
+    if not say.measurement.linear:
+        return "Whether the head is at rest is not read: its weight is not all that makes its scores."
     if say.at_rest and not value < AT_REST:
         return "Nothing is alive, and the penalty holds the head harder than the loss pulls: it stays collapsed."
     fitted = "" if known.one_lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
@@ -160,7 +237,9 @@ def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
         )
     return (
         f"The head is not at rest: loss and penalty differ by {_percent(value)} of the penalty{fitted}. Train on, with "
-        "a smaller learning rate, before you read the distances to theory; states may still change."
+        "a smaller learning rate, before you read the distances to theory; states may still change. What minimises "
+        "something else than the plain loss of these samples (SAM, mixup, augmentation, dropout) comes to rest "
+        "elsewhere, and this does not judge it."
     )
 
 

@@ -1,7 +1,7 @@
 """Measuring collapse: one-pass class moments, neural-collapse metrics, and which classes are merging.
 
-``collapsar.metrics.separation`` needs numpy and scipy only. Everything else needs torch and is imported when
-first used.
+``collapsar.metrics.separation`` and ``collapsar.metrics.evidence`` need numpy and scipy only. Everything else needs
+torch and is imported when first used.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from collapsar.metrics.evidence import LostClass, Standings, class_evidence, class_standings, common_origin
 from collapsar.metrics.separation import (
     ClassSeparation,
     ClassState,
@@ -49,18 +50,23 @@ __all__ = [
     "ClassSeparation",
     "ClassState",
     "CollapseReport",
+    "LostClass",
     "NeuralCollapse",
     "PairwiseCdnv",
+    "Standings",
     "cdnv",
     "cdnv_between_clusters",
     "cdnv_matrix",
     "center_agreement",
     "centred_means",
+    "class_evidence",
     "class_logits",
     "class_moments",
     "class_separation",
+    "class_standings",
     "cluster_contrasts",
     "collapse_report",
+    "common_origin",
     "equiangularity",
     "equinorm",
     "etf_distance",

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
+from collapsar.metrics.evidence import Standings, class_evidence, class_standings
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import (
     cdnv,
@@ -133,15 +134,35 @@ class CollapseReport:
         """
         return None if self.head_weight is None else class_logits(self.class_means, self.head_weight)
 
-    def separation(self, **thresholds: float) -> ClassSeparation:
-        """Say which classes have merged or vanished: ``class_separation`` of Z, with its thresholds.
+    @cached_property
+    def evidence(self) -> NDArray[np.float64] | None:
+        """Z without what all classes share, (K, K): ``class_evidence``; None without a head."""
+        if self.head_weight is None:
+            return None
+        return class_evidence(self.class_means, self.head_weight, self.class_counts)
+
+    def standings(self, **thresholds: float) -> Standings:
+        """Say which classes are lost, another class scoring higher on average: ``class_standings``.
 
         Raises:
             ValueError: If there is no head.
         """
-        if self.Z is None:
+        found = self.separation(**thresholds)
+        assert self.Z is not None
+        assert self.b is not None
+        return class_standings(found, self.Z + self.b[:, None])
+
+    def separation(self, **thresholds: float) -> ClassSeparation:
+        """Say which classes have merged or vanished: ``class_separation`` of ``evidence``, with its thresholds.
+
+        An offset of all features that the bias takes back changes nothing in it.
+
+        Raises:
+            ValueError: If there is no head.
+        """
+        if self.evidence is None:
             raise ValueError("`separation` needs mean predictions; got a report without a head. Pass head=model.fc")
-        return class_separation(self.Z, **thresholds)
+        return class_separation(self.evidence, **thresholds)
 
     def cdnv_between(self, clusters: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Return the mean CDNV per block of classes, shape (J, J): ``pairs.cdnv_between_clusters``.

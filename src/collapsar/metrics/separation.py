@@ -85,9 +85,8 @@ class ClassSeparation:
 
     @property
     def num_distinct(self) -> int:
-        """How many distinguishable predictions the seen classes make: a group counts once."""
-        seen = len(self.states) - len(self.unseen_classes)
-        return seen - sum(len(group) - 1 for group in self.groups)
+        """How many classes are separated; merged, vanished and unseen ones make up the rest of the K."""
+        return self.states.count("separated")
 
     def _in_state(self, state: ClassState) -> tuple[int, ...]:
         return tuple(k for k, found in enumerate(self.states) if found == state)

@@ -1,0 +1,157 @@
+"""What samples of a class say beyond the bias, and which classes are lost: read from the logits alone, without torch.
+
+Replacing features h by h + c and the bias b by b - W c changes no logit, so no verdict may change with it: before
+lengths are compared, the origin that all classes share is taken out (``common_origin``). States (``class_separation``)
+say whether classes are told apart; ``class_standings`` says what a user meets: whether samples of a class are ever
+given their own class, and if not, why.
+
+Example:
+    >>> import numpy as np
+    >>> from collapsar.metrics.separation import class_separation
+    >>> Z, b = np.array([[2.0, -1, -1], [-1, 2, -1], [-1, -1, 2]]), np.array([4.0, 0.0, 0.0])
+    >>> standing = class_standings(class_separation(Z), Z + b[:, None])
+    >>> [(c.index, c.reason, c.rival, c.nats) for c in standing.lost]
+    [(1, 'outvoted', 0, 1.0), (2, 'outvoted', 0, 1.0)]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from collapsar.metrics.separation import ClassSeparation, class_logits
+
+__all__ = ["LostClass", "Standings", "class_evidence", "class_standings", "common_origin", "on_floor"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+# Features behind a ReLU rest on a floor: in most coordinates most class means lie within this share of the range.
+_AT_FLOOR, _MOST_CLASSES, _MOST_COORDINATES = 0.05, 0.5, 0.8
+# A coordinate that varies less than this beside the one that varies most is noise.
+_LIVE = 1e-3
+# Logits nearer than this, in nats, are a tie.
+_TIE = 1e-6
+
+
+@dataclass(frozen=True)
+class LostClass:
+    """A class that is not given to its own samples.
+
+    Attributes:
+        index: the class.
+        reason: "merged" with others or "vanished", as its state is; "outvoted" where it is apart.
+        rival: the class that its samples are taken for.
+        nats: by how much its mean prediction scores the rival higher.
+    """
+
+    index: int
+    reason: Literal["merged", "vanished", "outvoted"]
+    rival: int
+    nats: float
+
+
+@dataclass(frozen=True)
+class Standings:
+    """How classes stand with the decisions.
+
+    Attributes:
+        lost: the classes that are not given to their own samples, ascending.
+        carried: classes without evidence of their own that the bias alone decides right, while no other class has the
+            same predictions.
+    """
+
+    lost: tuple[LostClass, ...]
+    carried: tuple[int, ...]
+
+
+def common_origin(class_means: Any, class_counts: ArrayLike) -> Vector:
+    """The point from which features count as evidence, shape (d,): it moves with an offset of all features.
+
+    The sample mean, which is zero at the optimum of signed features with a free bias; where most class means lie on
+    the floor of most coordinates, as behind a ReLU, that floor, which is zero at the optimum of nonnegative features.
+
+    Args:
+        class_means: shape (K, d); NaN rows for classes without samples.
+        class_counts: shape (K,).
+    """
+    means, counts = np.asarray(class_means, dtype=np.float64), np.asarray(class_counts, dtype=np.float64)
+    seen = np.isfinite(means).all(axis=1) & (counts > 0)
+    if seen.sum() < 2:  # nothing to be told apart from
+        return np.zeros(means.shape[1])
+    return means[seen].min(axis=0) if on_floor(means) else counts[seen] @ means[seen] / counts[seen].sum()
+
+
+def on_floor(class_means: Any) -> bool:
+    """Whether most class means lie on the floor of most coordinates, as behind a ReLU; NaN rows are left out."""
+    means = np.asarray(class_means, dtype=np.float64)
+    means = means[np.isfinite(means).all(axis=1)]
+    if len(means) < 2:
+        return False
+    spread = means.max(axis=0) - means.min(axis=0)
+    live = spread > _LIVE * spread.max()
+    if not live.any():
+        return False
+    low = (means - means.min(axis=0))[:, live] <= _AT_FLOOR * spread[live]
+    return bool(np.mean(low.mean(axis=0) > _MOST_CLASSES) >= _MOST_COORDINATES)
+
+
+def class_evidence(class_means: Any, weight: Any, class_counts: ArrayLike) -> Matrix:
+    """Mean predictions [logit, class] without what all classes share: Z of the features about ``common_origin``.
+
+    Args:
+        class_means: shape (K, d), NaN rows for classes without samples, which give NaN columns.
+        weight: W, shape (K, d).
+        class_counts: shape (K,).
+
+    Raises:
+        ValueError: as ``class_logits``.
+
+    Example:
+        >>> means, W = np.array([[1.0, 0.0], [0.0, 1.0]]), np.eye(2)
+        >>> np.array_equal(class_evidence(means + 8, W, [5, 5]), class_evidence(means, W, [5, 5]))
+        True
+    """
+    means = class_means.detach().cpu().double().numpy() if hasattr(class_means, "detach") else class_means
+    means = np.asarray(means, dtype=np.float64)
+    return class_logits(means - common_origin(means, class_counts), weight)
+
+
+def class_standings(
+    found: ClassSeparation, logits: ArrayLike, recalls: ArrayLike | None = None, taken_for: ArrayLike | None = None
+) -> Standings:
+    """Say which classes are lost, and which are right by the bias alone.
+
+    A class is lost if none of its samples is given to it; where that was not counted, if its mean prediction scores
+    another class higher.
+
+    Args:
+        found: the states.
+        logits: mean logits [logit, class], bias included, shape (K, K); NaN columns for classes without samples.
+        recalls: share of each class's samples that are given to it, shape (K,).
+        taken_for: class that its other samples are mostly taken for, shape (K,), -1 where there are none.
+
+    Returns:
+        The classes by number.
+    """
+    L = np.asarray(logits, dtype=np.float64)
+    K = L.shape[1]
+    others = np.where(np.eye(K, dtype=bool), -np.inf, L)
+    highest = np.where(np.isnan(L).any(axis=0), 0, np.nan_to_num(others, nan=-np.inf).argmax(axis=0))
+    behind = others[highest, np.arange(K)] - np.diag(L)
+    given = np.full(K, np.nan) if recalls is None else np.asarray(recalls, dtype=np.float64)
+    taken = np.full(K, -1) if taken_for is None else np.asarray(taken_for, dtype=np.int64)
+    lost, carried = [], []
+    for k, state in enumerate(found.states):
+        if state == "unseen":
+            continue
+        if given[k] == 0 or (recalls is None and behind[k] > _TIE):
+            rival = int(taken[k]) if taken[k] >= 0 else int(highest[k])
+            reason: Literal["merged", "vanished", "outvoted"] = "outvoted" if state == "separated" else state
+            lost.append(LostClass(k, reason, rival, float(L[rival, k] - L[k, k])))
+        elif state == "vanished" and behind[k] < -_TIE and found.nearest_separation[k] >= found.merge_threshold:
+            carried.append(k)
+    return Standings(tuple(lost), tuple(carried))
