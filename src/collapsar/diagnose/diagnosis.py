@@ -237,19 +237,19 @@ def diagnose_measurement(
     standings = class_standings(found, m.Z + m.b[:, None], m.accuracies, m.taken_for)
     moved = without_offset(m)
     features: FeatureModel = known.features or ("nonnegative" if m.nonnegative else "signed")
-    forces = head_forces(moved, known.lambda_w or None, known.lambda_b) if m.linear else UNREAD
+    forces = head_forces(moved, known.lambda_w if known.one_lambda_w else None, known.lambda_b) if m.linear else UNREAD
     alive = any(state in ("separated", "merged") for state in found.states)
     at_rest = m.linear and _rests(moved, forces, known, alive=alive)
     notes = _notes(m, alive=alive, lost=bool(found.merged_classes or found.vanished_classes))
     effective = None
-    saturated = not known.lambda_w and m.loss < _SATURATED
+    saturated = not known.one_lambda_w and m.loss < _SATURATED
     if saturated and m.linear:
         notes.append(
             f"The softmax is saturated (mean loss {m.loss:.2g} nats): the loss no longer pulls at the head, so no "
             "penalty can be read from it. Give lambda_w and lambda_h."
         )
     if alive and not m.unseen and m.linear and not saturated:
-        effective = effective_penalties(moved, features, known.lambda_w or None, known.lambda_b)
+        effective = effective_penalties(moved, features, known.one_lambda_w or None, known.lambda_b)
     solvable = not m.unseen and len(np.unique(m.class_counts)) <= _MOST_CLUSTERS
     fit, fit_source = _fit(moved, known, effective) if solvable and m.linear else (None, "")
     prediction = _prediction(moved, known, effective, features) if solvable else None
