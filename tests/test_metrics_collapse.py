@@ -449,3 +449,15 @@ def test_nearest_centres_and_nc4_against_loops():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(ClassMoments.empty(3, 2))
+
+
+def test_pairs_of_points_in_one_place_are_set_aside_and_counted():
+    means = np.array([[0.0, 0], [0, 0], [0, 0], [3, 4], [6, 8]])
+    features = np.vstack([np.repeat(means[:4], 2, axis=0), [[5.0, 8], [7, 8]]])
+    report = collapse_report(class_moments(features, np.repeat(np.arange(5), 2), 5))
+    # the last class has variance 1, the others none; of its pairs three are 10 away and one 5
+    assert report.cdnv_undefined == 3
+    assert report.cdnv == pytest.approx((3 / 200 + 1 / 50) / 7)
+    assert report.cdnv_worst.tolist() == pytest.approx([1 / 200, 1 / 200, 1 / 200, 1 / 50, 1 / 50])
+    assert report.scalars()["cdnv_max"] == pytest.approx(1 / 50)
+    assert report.cdnv_between([0, 0, 0, 1, 1])[0, 0] != report.cdnv_between([0, 0, 0, 1, 1])[0, 0]  # none is left

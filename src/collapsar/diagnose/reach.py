@@ -259,7 +259,9 @@ def _program(
     from scipy.optimize import linprog
 
     d = V.shape[1]
-    radius = 0.1 * _FARTHEST / found.scale if isinstance(found.space, str) else float(found.space)
+    radius = (
+        (0.1 if strict else 0.002) * _FARTHEST / found.scale if isinstance(found.space, str) else float(found.space)
+    )
     rows = radius * (V[active] - V[k])
     price = np.zeros(d)
     bounds = [(0.0 if found.space == "nonnegative" else -1.0, 1.0)] * d

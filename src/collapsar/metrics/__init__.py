@@ -16,6 +16,7 @@ from collapsar.metrics.separation import (
     class_logits,
     class_separation,
     cluster_contrasts,
+    mean_separation,
     relative_norms,
     relative_separation,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "equinorm",
     "etf_distance",
     "head_sum",
+    "mean_separation",
     "nc1",
     "nearest_centers",
     "relative_norms",

@@ -52,12 +52,12 @@ class PairwiseCdnv:
     """Class-distance normalised variances, summarised over pairs of seen classes.
 
     Attributes:
-        mean: Mean over all pairs i < j (uniform over pairs, whatever the class counts); NaN with fewer than
-            two classes.
-        worst: Largest CDNV of each class with any other, shape (K,), float64; NaN for unseen classes.
-        rival: The class with which it is reached, shape (K,), int64; −1 for unseen classes.
+        mean: Mean over the pairs i < j that have one (uniform over pairs, whatever the class counts); NaN without any.
+        worst: Largest CDNV of each class with any other, shape (K,), float64; NaN for classes without one.
+        rival: The class with which it is reached, shape (K,), int64; −1 for classes without one.
         worst_pairs: The worst pairs overall, worst first, shape (t, 2), int64, i < j.
         worst_values: Their CDNV, shape (t,), float64.
+        undefined: How many pairs are 0/0, two points in one place: they are set aside everywhere else.
     """
 
     mean: float
@@ -65,6 +65,7 @@ class PairwiseCdnv:
     rival: Tensor
     worst_pairs: Tensor
     worst_values: Tensor
+    undefined: int
 
 
 def centred_means(moments: ClassMoments) -> Tensor:
@@ -146,20 +147,22 @@ def cdnv(moments: ClassMoments, num_worst: int = 10) -> PairwiseCdnv:
     """Return the class-distance normalised variance V_ij = (Var_i + Var_j) / (2‖μ_i − μ_j‖²) over all pairs.
 
     Galanti et al. (2022). 0 at within-class collapse of distinct classes; inf when two means
-    coincide and the variances do not vanish; NaN when both do (0/0), which ranks as worst.
+    coincide and the variances do not vanish. Pairs for which both do (0/0) are set aside and counted.
 
     Args:
         moments: Class moments.
         num_worst: How many of the worst pairs to name.
     """
     seen, points = moments.seen, _points(moments)
-    total, count = 0.0, len(seen) * (len(seen) - 1) // 2
+    total, count, undefined = 0.0, len(seen) * (len(seen) - 1) // 2, 0
     worst = points.variances.new_full((len(seen),), -1.0)
     rival = torch.full_like(seen, -1)
     top_rank, top_pairs = worst.new_zeros(0), seen.new_zeros(0, 2)
     for start, values, other in _cdnv_strips(points):
-        total += float(values.masked_fill(other, 0.0).sum())
-        rank = values.nan_to_num_(nan=math.inf, posinf=math.inf).masked_fill_(other, -1.0)
+        aside = values.isnan().logical_or_(other)
+        undefined += int(aside.sum()) - int(other.sum())
+        total += float(values.masked_fill(aside, 0.0).sum())
+        rank = values.masked_fill_(aside, -1.0)
         for dim in (1, 0):  # row maxima are the rivals among later classes, column maxima among earlier ones
             best, where = rank.max(dim=dim)
             better = (best > worst[start : start + len(best)]).nonzero().flatten()
@@ -172,15 +175,17 @@ def cdnv(moments: ClassMoments, num_worst: int = 10) -> PairwiseCdnv:
         top_rank, top_pairs = top_rank[:num_worst], top_pairs[order][:num_worst]
     all_worst = worst.new_full((moments.num_classes,), math.nan)
     all_rival = seen.new_full((moments.num_classes,), -1)
-    if len(seen) > 1:
-        own = torch.stack([torch.arange(len(seen), device=seen.device), rival], dim=1)
-        all_worst[seen], all_rival[seen] = _values_of_pairs(points, own), seen[rival]
+    has = (rival >= 0).nonzero().flatten()
+    if len(has):
+        own = torch.stack([has, rival[has]], dim=1)
+        all_worst[seen[has]], all_rival[seen[has]] = _values_of_pairs(points, own), seen[rival[has]]
     return PairwiseCdnv(
-        mean=total / count if count else math.nan,
+        mean=total / (count - undefined) if count > undefined else math.nan,
         worst=all_worst,
         rival=all_rival,
         worst_pairs=seen[top_pairs],
         worst_values=_values_of_pairs(points, top_pairs),
+        undefined=undefined,
     )
 
 
@@ -222,8 +227,8 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
         clusters: The cluster of each class, length K, for example the classes with equal counts.
 
     Returns:
-        Entry (a, b) is the mean over pairs of a seen class of cluster a with a *different* seen class of b;
-        NaN where there is no such pair.
+        Entry (a, b) is the mean over pairs of a seen class of cluster a with a *different* seen class of b, those that
+        are 0/0 left out; NaN where there is no such pair.
 
     Raises:
         ValueError: If ``clusters`` does not have one entry per class.
@@ -240,8 +245,9 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
     sums = torch.zeros(J * J, dtype=torch.float64, device=seen.device)
     counts = torch.zeros_like(sums)
     for start, values, other in _cdnv_strips(_points(moments)):
-        cells = (member[start : start + len(values), None] * J + member[start:])[~other]
-        sums.index_add_(0, cells, values[~other])
+        pair = ~other.logical_or_(values.isnan())
+        cells = (member[start : start + len(values), None] * J + member[start:])[pair]
+        sums.index_add_(0, cells, values[pair])
         counts += torch.bincount(cells, minlength=J * J)
     sums, counts = sums.view(J, J), counts.view(J, J)
     # A pair stands once, above the diagonal of classes, in whichever of its two cells that is.

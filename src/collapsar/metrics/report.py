@@ -56,6 +56,7 @@ class CollapseReport:
         between_trace: Tr Σ_B, weighted by n_k/N about the sample mean.
         cdnv: Mean over pairs of classes (``pairs.cdnv``). 0 at collapse. Hides a merged minority: see the
             next four, and ``cdnv_between`` for its mean per block of classes.
+        cdnv_undefined: Pairs whose CDNV is 0/0, two points in one place; all of the above and below leave them out.
         cdnv_worst: Each class's largest CDNV with another, (K,).
         cdnv_rival: The class it is reached with, (K,), int64, −1 for unseen.
         worst_pairs: The worst pairs overall, worst first, (t, 2), int64.
@@ -89,6 +90,7 @@ class CollapseReport:
     within_trace: float
     between_trace: float
     cdnv: float
+    cdnv_undefined: int
     cdnv_worst: NDArray[np.float64]
     cdnv_rival: NDArray[np.int64]
     worst_pairs: NDArray[np.int64]
@@ -240,6 +242,7 @@ def collapse_report(
         within_trace=within,
         between_trace=between,
         cdnv=worst.mean if worst else math.nan,
+        cdnv_undefined=worst.undefined if worst else 0,
         cdnv_worst=_numpy(worst.worst if worst else nan_row),
         cdnv_rival=_numpy(worst.rival if worst else torch.full((K,), -1)),
         worst_pairs=_numpy(worst.worst_pairs if worst else torch.zeros(0, 2, dtype=torch.int64)),

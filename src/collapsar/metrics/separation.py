@@ -29,15 +29,23 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
+from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
+
 __all__ = [
     "ClassSeparation",
     "ClassState",
     "class_logits",
     "class_separation",
     "cluster_contrasts",
+    "mean_separation",
     "relative_norms",
     "relative_separation",
 ]
+
+# Columns of a low rank are compared in as many coordinates; more of them are not looked for.
+_MOST_COORDINATES = 512
+# Identical members of a group larger than this are compared once.
+_LARGE_GROUP = 1000
 
 ClassState = Literal["separated", "merged", "vanished", "unseen"]
 
@@ -118,8 +126,8 @@ def class_logits(class_means: Any, weight: Any) -> NDArray[np.float64]:
 
 def relative_norms(Z: Any, min_norm: float = 0.05) -> NDArray[np.float64]:
     """Return ‖z̄_k‖ / max‖z̄‖, shape (K,), of the columns centred over logits; see ``class_separation``."""
-    columns, _ = _columns(Z)
-    return np.linalg.norm(columns, axis=0) / _scale(columns, min_norm)
+    norms = np.linalg.norm(_columns(Z)[0], axis=0)
+    return norms / _scale(norms, min_norm)
 
 
 def relative_separation(Z: Any, min_norm: float = 0.05) -> NDArray[np.float64]:
@@ -127,7 +135,7 @@ def relative_separation(Z: Any, min_norm: float = 0.05) -> NDArray[np.float64]:
     columns, seen = _columns(Z)
     out = np.full((len(seen), len(seen)), np.nan)
     # Differences are taken directly: through inner products they would cancel exactly where classes merge.
-    out[np.ix_(seen, seen)] = squareform(pdist(columns[:, seen].T)) / _scale(columns, min_norm)
+    out[np.ix_(seen, seen)] = squareform(pdist(columns[:, seen].T)) / _scale(np.linalg.norm(columns, axis=0), min_norm)
     return out
 
 
@@ -198,48 +206,112 @@ def class_separation(
         ValueError: If a threshold is out of range or ``Z`` is not a matrix that is finite except for NaN
             columns.
     """
-    for name, value in (("merge_threshold", merge_threshold), ("vanish_threshold", vanish_threshold)):
+    columns, seen = _columns(Z)
+    return _separation(_coordinates(columns[:, seen].T), seen, merge_threshold, vanish_threshold, min_norm)
+
+
+def mean_separation(
+    class_means: Any,
+    weight: Any,
+    *,
+    merge_threshold: float = 0.1,
+    vanish_threshold: float = 0.05,
+    min_norm: float = 0.05,
+) -> ClassSeparation:
+    """``class_separation`` of ``class_logits``, without the (L, K) table: for thousands of classes.
+
+    Args:
+        class_means: shape (K, d), NaN rows for classes without samples.
+        weight: shape (L, d).
+        merge_threshold: as there.
+        vanish_threshold: as there.
+        min_norm: as there.
+
+    Raises:
+        ValueError: As these two.
+
+    Example:
+        >>> mean_separation([[1.0, 0], [0, 1], [0, 1]], [[1.0, 0], [0, 1], [0, 1]]).groups
+        ((1, 2),)
+    """
+    means, W = _array(class_means), _array(weight)
+    class_logits(means[:1], W)  # the same checks
+    seen = np.isfinite(means).all(axis=1)
+    # what the columns are in the coordinates of an orthonormal basis of the head's columns
+    basis = np.linalg.qr(W - W.mean(axis=0), mode="r") if len(W) > W.shape[1] else W - W.mean(axis=0)
+    return _separation(means[seen] @ basis.T, seen, merge_threshold, vanish_threshold, min_norm)
+
+
+def _separation(
+    points: NDArray[np.float64], seen: NDArray[np.bool_], merge: float, vanish: float, min_norm: float
+) -> ClassSeparation:
+    """The states of the seen classes from their columns, in any orthonormal coordinates: shape (n, m)."""
+    for name, value in (("merge_threshold", merge), ("vanish_threshold", vanish)):
         if not 0 < value < 1:
             raise ValueError(f"`{name}` must lie strictly between 0 and 1; got {value}. The default is a good start")
-    distances, norms = relative_separation(Z, min_norm), relative_norms(Z, min_norm)
-    scale = _scale(_columns(Z)[0], min_norm)
-    seen = np.isfinite(norms)
-    vanished = seen & ((norms < vanish_threshold) | (norms * scale < min_norm))
-    alive = np.flatnonzero(seen & ~vanished)
-    groups = _complete_linkage(distances, alive, merge_threshold)
+    norms = np.linalg.norm(points, axis=1)
+    scale = _scale(norms, min_norm)
+    norms = norms / scale
+    vanished = (norms < vanish) | (norms * scale < min_norm)
+    found = _complete_linkage(points / scale, np.flatnonzero(~vanished), merge)
+    states = np.where(vanished, "vanished", "separated").astype(object)
+    for group in found:
+        states[list(group)] = "merged"
     if vanished.sum() > 1:
-        groups.append(tuple(np.flatnonzero(vanished).tolist()))
-    merged = {k for group in groups for k in group if not vanished[k]}
-    states: list[ClassState] = [
-        "unseen" if not seen[k] else "vanished" if vanished[k] else "merged" if k in merged else "separated"
-        for k in range(len(norms))
-    ]
-    rivals = np.where(np.eye(len(norms), dtype=bool) | np.isnan(distances), np.inf, distances)
-    nearest_separation = rivals.min(axis=1, initial=np.inf)
-    found = np.isfinite(nearest_separation)
+        found.append(tuple(np.flatnonzero(vanished).tolist()))
+    place = np.flatnonzero(seen)
+    every = np.full(len(seen), "unseen", dtype=object)
+    every[place] = states
+    nearest, distance = np.full(len(seen), -1), np.full(len(seen), np.nan)
+    if len(place) > 1:
+        rival, apart = nearest_rows(points)
+        nearest[place], distance[place] = place[rival], apart / scale
+    all_norms = np.full(len(seen), np.nan)
+    all_norms[place] = norms
     return ClassSeparation(
-        states=tuple(states),
-        groups=tuple(sorted(groups)),
-        relative_norms=norms,
-        nearest=np.where(found, rivals.argmin(axis=1), -1),
-        nearest_separation=np.where(found, nearest_separation, np.nan),
+        states=tuple(every.tolist()),
+        groups=tuple(sorted(tuple(place[list(group)].tolist()) for group in found)),
+        relative_norms=all_norms,
+        nearest=nearest,
+        nearest_separation=distance,
         scale=scale,
-        merge_threshold=merge_threshold,
-        vanish_threshold=vanish_threshold,
+        merge_threshold=merge,
+        vanish_threshold=vanish,
     )
 
 
+def _coordinates(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The points in fewer coordinates, shape (n, m), if many points have a low rank; distances stay as they are."""
+    n, L = points.shape
+    if min(n, L) <= 2 * _MOST_COORDINATES:
+        return points
+    drawn = points.T @ np.random.default_rng(0).standard_normal((n, _MOST_COORDINATES))
+    basis = np.linalg.qr(drawn)[0]
+    fewer = points @ basis
+    lost = max(float(np.abs(points[i : i + 256] - fewer[i : i + 256] @ basis.T).max()) for i in range(0, n, 256))
+    return fewer if lost <= 1e-12 * float(np.abs(points).max(initial=0.0)) else points
+
+
 def _complete_linkage(
-    distances: NDArray[np.float64], members: NDArray[np.int64], threshold: float
+    points: NDArray[np.float64], members: NDArray[np.int64], threshold: float
 ) -> list[tuple[int, ...]]:
-    """Groups of two or more of the members whose diameter is below the threshold."""
-    if len(members) < 2:
-        return []
-    tree = linkage(squareform(distances[np.ix_(members, members)], checks=False), method="complete")
-    # fcluster joins at distances <= t; the states are defined with a strict comparison.
-    assigned = fcluster(tree, t=np.nextafter(threshold, 0), criterion="distance")
-    groups = [tuple(members[assigned == label].tolist()) for label in np.unique(assigned)]
-    return [group for group in groups if len(group) > 1]
+    """Groups of two or more of the members whose diameter is below the threshold.
+
+    Only members that are joined by steps below the threshold can share a group: each such set is linked by itself.
+    """
+    found: list[tuple[int, ...]] = []
+    for part in groups_of(near_labels(points[members], threshold)):
+        chosen = members[list(part)]
+        same = near_labels(points[chosen], 1e-9 * threshold) if len(chosen) > _LARGE_GROUP else np.arange(len(chosen))
+        first, member = np.unique(same, return_inverse=True)
+        assigned = np.ones(1, dtype=np.int64)
+        if len(first) > 1:
+            tree = linkage(pdist(points[chosen[first]]), method="complete")
+            # fcluster joins at distances <= t; the states are defined with a strict comparison.
+            assigned = fcluster(tree, t=np.nextafter(threshold, 0), criterion="distance")
+        groups = (tuple(chosen[assigned[member] == label].tolist()) for label in np.unique(assigned))
+        found += [group for group in groups if len(group) > 1]
+    return found
 
 
 def _columns(Z: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -253,10 +325,9 @@ def _columns(Z: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return Z - Z.mean(axis=0), seen
 
 
-def _scale(columns: NDArray[np.float64], min_norm: float) -> float:
+def _scale(norms: NDArray[np.float64], min_norm: float) -> float:
     if not (np.isfinite(min_norm) and min_norm > 0):
         raise ValueError(f"`min_norm` must be finite and positive, in nats; got {min_norm}. Keep the default")
-    norms = np.linalg.norm(columns, axis=0)
     return float(max(norms[np.isfinite(norms)].max(initial=0.0), min_norm))
 
 
