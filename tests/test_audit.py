@@ -54,6 +54,16 @@ def test_none_of_a_thousand_healthy_heads_has_a_dead_class() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_large_healthy_head_has_no_dead_class(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    W = rng.standard_normal((6000, 256)) * np.arange(1, 257) ** -0.25
+    W *= (np.exp(0.2 * rng.standard_normal(6000)) / np.linalg.norm(W, axis=1))[
+        :, None
+    ]  # across several schemes' lengths
+    assert cs.audit(W).summary == "None of the 6000 classes is dead."
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_no_verdict_depends_on_the_coordinates_of_the_features(seed: int) -> None:
     rng = np.random.default_rng(seed)
     W, b, _ = planted(rng, 900, 32, 9)

@@ -11,10 +11,22 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+# Downloads three packages, and takes minutes.
+LONG = {"audit_wheels"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else [], id=path.stem)
+        for path in sorted(EXAMPLES.glob("*.py"))
+    ],
+)
 def test_example(script: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=900 if script.stem in LONG else 120, check=False
+    )
     assert done.returncode == 0, done.stderr
     said = script.with_suffix(".txt")
     if said.exists():

@@ -68,9 +68,10 @@ def summary(say: Says, effect: CountEffect | None) -> str:
 
 def _remedy(effect: CountEffect | None) -> str:
     if effect is None or not effect.dies_below:
+        asked = "; class counts would tell which need more samples" if effect is None else ""
         return (
-            "Retrain their rows with class-balanced sampling and less weight decay on the head, or drop the classes; "
-            "class counts would tell which need more samples."
+            "Retrain their rows with class-balanced sampling and less weight decay on the head, or drop the classes"
+            f"{asked}."
         )
     return (
         f"Classes die below {effect.dies_below} samples: collect more of those, or retrain their rows with "
@@ -148,6 +149,10 @@ def _count_words(say: Says, effect: CountEffect) -> str:
     text = f"Row length goes with the class count by a rank correlation of {effect.length_correlation:.2f}"
     if not math.isnan(effect.bias_correlation):
         text += f", the bias by {effect.bias_correlation:.2f}"
+    if say.dead.any() and not say.dead.all():
+        text += (
+            f". Dead classes have {effect.dead_median:.0f} samples at the median, the others {effect.alive_median:.0f}"
+        )
     if say.dead.any() and effect.dies_below:
         text += (
             f". Below {effect.dies_below} samples {100 * effect.dead_below:.0f} % of the classes are dead, from there "

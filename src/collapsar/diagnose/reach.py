@@ -144,12 +144,13 @@ def _lengths(space: FeatureSpace, scale: float) -> list[float]:
 
 def _by_ascent(V: Matrix, b: Vector, space: FeatureSpace, scale: float) -> tuple[Matrix, dict[int, NDArray[np.int64]]]:
     """Features that win, NaN rows where none were found, and for those classes the rivals met on the way."""
-    K, d = V.shape
-    features = np.full((K, d), np.nan)
+    K = len(V)
+    features = _along_rows(V, b, space, scale)
     rivals: dict[int, list[NDArray[np.int64]]] = {}
     step = max(1, _BLOCK_NUMBERS // K)
-    for start in range(0, K, step):
-        classes = np.arange(start, min(start + step, K))
+    left = np.flatnonzero(np.isnan(features[:, 0]))
+    for start in range(0, len(left), step):
+        classes = left[start : start + step]
         directions = _unit(V[classes], space)
         moved = np.zeros_like(directions)
         for turn in range(_STEPS):
@@ -167,6 +168,24 @@ def _by_ascent(V: Matrix, b: Vector, space: FeatureSpace, scale: float) -> tuple
             moved = 0.7 * moved + pull / scale
             directions = _unit(directions + 0.5 * moved, space)
     return features, {k: np.unique(np.concatenate(some)) for k, some in rivals.items() if np.isnan(features[k, 0])}
+
+
+def _along_rows(V: Matrix, b: Vector, space: FeatureSpace, scale: float) -> Matrix:
+    """Features along a class's own row at one length, NaN rows where they do not win clearly: one float32 product."""
+    K, d = V.shape
+    features = np.full((K, d), np.nan)
+    length = _lengths(space, scale)[0]
+    rows = np.column_stack([length * V, b]).astype(np.float32).T
+    step = max(1, _BLOCK_NUMBERS // K)
+    for start in range(0, K, step):
+        directions = _unit(V[start : start + step], space)
+        logits = np.column_stack([directions, np.ones(len(directions))]).astype(np.float32) @ rows
+        place = np.arange(len(directions)), np.arange(start, start + len(directions))
+        own = logits[place]
+        logits[place] = -np.inf
+        wins = own - logits.max(axis=1) > 10 * ROUNDING * (1 + scale * length + np.abs(own))
+        features[start : start + step][wins] = length * directions[wins]
+    return features
 
 
 def _unit(directions: Matrix, space: FeatureSpace) -> Matrix:

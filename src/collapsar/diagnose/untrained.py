@@ -1,7 +1,7 @@
 """Rows that training never moved: their length is that of an initialisation, their direction that of noise.
 
 Lengths alone would accuse trained rows that happen to be as long. So a row must also point anywhere, where the others
-keep to the directions that features use, or a whole set of rows must have the lengths and the rank of random ones.
+keep to the directions that features use, or a large part of the head must have the lengths and the rank of random rows.
 All of it is unchanged by a rotation or an offset of the features: rows are taken about their mean.
 
 Example:
@@ -30,9 +30,13 @@ Mask = NDArray[np.bool_]
 
 # A spectrum of more rows than this is estimated from as many, evenly spaced.
 _SPECTRUM_ROWS = 16384
-_FEWEST, _FEWEST_ALIKE = 8, 3
-# Widths of acceptance, in standard deviations of a random row's length and of its share of quiet directions.
-_WIDTH, _OUTLIER = 4.0, 8.0
+_FEWEST = 8
+_LARGE_PART = 0.25
+# Width of acceptance, in standard deviations of a random row's length.
+_WIDTH = 4.0
+_DIRECTIONS = 512
+# A set of rows is as initialised if that is likelier by so many nats, a row of it if it is by this probability.
+_CERTAIN, _SURE = 25.0, 0.9
 # Relative variance of the squared length, times d: a uniform distribution's and a normal one's.
 _UNIFORM, _NORMAL = 0.8, 2.0
 
@@ -123,7 +127,6 @@ def at_initial_length(
     """
     K, d = rows.shape
     best, scheme = np.zeros(K, dtype=bool), ""
-    usual = _usual_share(rows, lengths, spectrum, mean)
     for name, variance in initial_variances(K, d).items():
         expected = np.sqrt(variance * d * (1 - 1 / K))
         width = _WIDTH * 0.5 * np.sqrt(_NORMAL / d)
@@ -134,47 +137,68 @@ def at_initial_length(
         found = np.zeros(K, dtype=bool)
         if _random_set(rows, members, lengths, variance, mean):
             found = within
-        elif usual is not None:
-            share = _quiet_share(rows, members, lengths, spectrum, mean)
-            noise = np.sqrt(0.25 / (d / 2 + 1))
-            found[members] = (share > usual) & (np.abs(share - 0.5) <= _WIDTH * noise)
-            if found.sum() < _FEWEST_ALIKE:  # one or two in thousands may be of that length and point there by chance
-                continue
+        elif 2 * d <= K:  # else every row has directions of its own
+            evidence = _random_directions(rows, members, spectrum, mean) + _length_evidence(
+                lengths, members, expected, width / _WIDTH
+            )
+            found[members] = _mixed_in(evidence, K)
         if found.sum() > best.sum():
             best, scheme = found, name
     return best, scheme
 
 
-def _quiet_share(
-    rows: Rows, members: NDArray[np.int64], lengths: Vector, spectrum: RowSpectrum, mean: NDArray | None
-) -> Vector:
-    """The share of the squared length in the quieter half of the principal directions: a half for a random row."""
-    quiet = spectrum.directions[:, spectrum.directions.shape[1] // 2 :]
-    shares = np.empty(len(members))
-    step = max(1, (1 << 22) // rows.shape[1])
+def _random_directions(rows: Rows, members: NDArray[np.int64], spectrum: RowSpectrum, mean: NDArray | None) -> Vector:
+    """How much likelier the members' directions are at random than from the head's own spread, in nats.
+
+    Directions of normal vectors with the head's covariance have the angular central Gaussian density (Tyler,
+    Biometrika 74, 1987); the loudest and the quietest principal directions tell most, and their share has it again.
+    """
+    d = rows.shape[1]
+    half = min(_DIRECTIONS, d) // 2
+    loud_and_quiet = np.r_[:half, d - (min(_DIRECTIONS, d) - half) : d]
+    directions = spectrum.directions[:, loud_and_quiet]
+    variances = np.maximum(spectrum.singular_values[loud_and_quiet] ** 2, 1e-12 * spectrum.singular_values[0] ** 2)
+    found = np.empty(len(members))
+    step = max(1, (1 << 22) // d)
     for start in range(0, len(members), step):
         part = members[start : start + step]
-        centred = np.asarray(rows[part], dtype=quiet.dtype) - (0 if mean is None else mean.astype(quiet.dtype))
-        shares[start : start + step] = np.square(centred @ quiet, dtype=np.float64).sum(axis=1)
-    return shares / np.maximum(lengths[members] ** 2, np.finfo(np.float64).tiny)
+        centred = np.asarray(rows[part], dtype=directions.dtype) - (
+            0 if mean is None else mean.astype(directions.dtype)
+        )
+        squares = np.square(centred @ directions, dtype=np.float64)
+        total = np.maximum(squares.sum(axis=1), np.finfo(np.float64).tiny)
+        found[start : start + step] = 0.5 * len(variances) * np.log((squares @ (1 / variances)) / total)
+    return found + 0.5 * float(np.log(variances).sum())
 
 
-def _usual_share(rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: NDArray | None) -> float | None:
-    """What no trained row's share of the quiet directions exceeds; None where that tells nothing."""
-    K, d = rows.shape
-    if 2 * d > K:  # then every row has its own share of every direction
-        return None
-    alive = np.flatnonzero(lengths > 0.01 * lengths.max())
-    chosen = alive[np.linspace(0, len(alive) - 1, min(len(alive), 4096)).round().astype(np.int64)]
-    shares = _quiet_share(rows, chosen, lengths, spectrum, mean)
-    middle = float(np.median(shares))
-    return middle + _OUTLIER * 1.4826 * float(np.median(np.abs(shares - middle)))
+def _length_evidence(lengths: Vector, members: NDArray[np.int64], expected: float, deviation: float) -> Vector:
+    """How much likelier the members' lengths are from the scheme than from the others, in nats.
+
+    The others' logarithms of length are taken as Laplace's, whose tails are heavy, about their median.
+    """
+    logs = np.log(np.maximum(lengths, 1e-12 * lengths.max()))
+    middle = float(np.median(logs))
+    breadth = max(float(np.mean(np.abs(logs - middle))), deviation)
+    own = np.log(lengths[members] / expected) / deviation
+    random = -0.5 * own**2 - np.log(deviation * np.sqrt(2 * np.pi))
+    return random + np.abs(logs[members] - middle) / breadth + np.log(2 * breadth)
+
+
+def _mixed_in(evidence: Vector, num_classes: int) -> Mask:
+    """Which rows are of the second kind in a mixture of two, whose share is the likeliest; none unless it is clear."""
+    ratio = np.exp(np.minimum(evidence, 600.0))
+    share, of_it = len(evidence) / num_classes, np.zeros(len(evidence))
+    for _ in range(200):
+        of_it = share * ratio / (1 - share + share * ratio)
+        share = min(float(of_it.sum()) / num_classes, 0.999)
+    gain = np.log1p(share * (ratio - 1)).sum() + (num_classes - len(evidence)) * np.log1p(-share)
+    return (of_it > _SURE) & (gain > _CERTAIN)
 
 
 def _random_set(rows: Rows, members: NDArray[np.int64], lengths: Vector, variance: float, mean: NDArray | None) -> bool:
     """Whether the members' lengths and rank are those of independent random rows with this variance."""
     n, d = len(members), rows.shape[1]
-    if n < _FEWEST:
+    if n < max(_FEWEST, _LARGE_PART * len(lengths)):  # a few of that length are there by chance
         return False
     squares = lengths[members] ** 2 / (variance * d)
     spread = squares.var() * d

@@ -236,9 +236,9 @@ def mean_separation(
     """
     means, W = _array(class_means), _array(weight)
     class_logits(means[:1], W)  # the same checks
-    seen = np.isfinite(means).all(axis=1)
+    seen = np.asarray(np.isfinite(means).all(axis=1))
     # what the columns are in the coordinates of an orthonormal basis of the head's columns
-    basis = np.linalg.qr(W - W.mean(axis=0), mode="r") if len(W) > W.shape[1] else W - W.mean(axis=0)
+    basis = np.linalg.qr(W - W.mean(axis=0))[1] if len(W) > W.shape[1] else W - W.mean(axis=0)
     return _separation(means[seen] @ basis.T, seen, merge_threshold, vanish_threshold, min_norm)
 
 

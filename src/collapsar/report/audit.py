@@ -95,7 +95,7 @@ def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
         cut = (record["counts"] or {}).get("dies_below")
         if cut:
             ax.axvline(cut, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
-    ax.set_xlabel("class" if counts is None else "training samples of the class (none: at 0.5)")
+    ax.set_xlabel("class" if counts is None else "samples of the class (none: at 0.5)")
     ax.set_ylabel("row length, longest = 1")
     ax.set_ylim(0, None)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
