@@ -145,6 +145,20 @@ def test_counts_tell_where_classes_die() -> None:
     assert f"below {found.counts.dies_below} samples" in found.summary
 
 
+def test_theory_stands_beside_what_was_found() -> None:
+    problem = cs.Problem("500x5,100x5", 0.006, 0.02)
+    solution = cs.solve(problem)
+    W, _, b = solution.factors(12, lambda_w=0.1)
+    options = cs.AuditOptions(lambda_z=0.006, lambda_b=0.02)
+    found = cs.audit(W.T, b, class_counts=problem.class_counts, options=options)
+    lost = np.array([state != "separated" for state in solution.class_states])
+    assert found.predicted["signed"].tolist() == lost.tolist()
+    assert set(found.predicted) == {"signed", "nonnegative"}
+    assert found.dead[lost].all()
+    assert not found.dead[~lost].any()
+    assert "5 of them dead here; 0 dead ones it tells apart" in " ".join(found.words)
+
+
 def test_the_rank_correlation_is_scipys() -> None:
     from scipy.stats import spearmanr
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from collapsar.cli.app import app
-from collapsar.cli.options import Json
+from collapsar.cli.options import Json, LambdaB, LambdaH, LambdaW, LambdaZ, price
 from collapsar.core.files import write_atomically
 from collapsar.diagnose.head_audit import Audit, AuditOptions
 
@@ -68,6 +68,10 @@ def audit(
     nonnegative: Nonnegative = False,
     norm: Norm = None,
     tolerance: Tolerance = 0.01,
+    lambda_z: LambdaZ = None,
+    lambda_w: LambdaW = None,
+    lambda_h: LambdaH = None,
+    lambda_b: LambdaB = np.inf,
     max_dead: MaxDead = None,
     html: Html = None,
     as_json: Json = False,
@@ -82,7 +86,13 @@ def audit(
 
     if nonnegative and norm is not None:
         raise ValueError("give either --nonnegative or --norm")
-    options = AuditOptions(tolerance, norm if norm is not None else "nonnegative" if nonnegative else "free")
+    priced = any(penalty is not None for penalty in (lambda_z, lambda_w, lambda_h))
+    options = AuditOptions(
+        tolerance,
+        norm if norm is not None else "nonnegative" if nonnegative else "free",
+        lambda_z=price(lambda_z, lambda_w, lambda_h) if priced else None,
+        lambda_b=lambda_b,
+    )
     found = read_head(source, head)
     samples = (None, None) if features is None else _samples(features)
     result = run(

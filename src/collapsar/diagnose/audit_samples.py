@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.near_rows import Rows
 
-__all__ = ["CountEffect", "Recalls", "count_effect", "recalls"]
+__all__ = ["CountEffect", "Recalls", "count_effect", "predicted_lost", "recalls"]
 
 Vector = NDArray[np.float64]
 _BLOCK_NUMBERS = 1 << 22
+# Thresholds for more different counts than this take minutes.
+_MOST_COUNTS = {"signed": 1000, "nonnegative": 20}
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,40 @@ def _cut(counts: NDArray[np.int64], dead: NDArray[np.bool_]) -> tuple[int, float
         return 0, math.nan, float(dead.mean())
     low = counts < levels[place]
     return int(levels[place]), float(dead[low].mean()), float(dead[~low].mean())
+
+
+def predicted_lost(
+    class_counts: NDArray[np.int64], lambda_z: float, lambda_b: float = math.inf
+) -> dict[FeatureModel, NDArray[np.bool_]]:
+    """Which classes have merged or vanished at the exact optimum for these counts and penalties.
+
+    Args:
+        class_counts: shape (K,), >= 0; a class without samples has nothing of its own.
+        lambda_z: the price of the predictions, sqrt(lambda_w · lambda_h).
+        lambda_b: that of the bias.
+
+    Returns:
+        For each feature model a mask of shape (K,); a model is left out where so many different counts take minutes.
+
+    Example:
+        >>> {model: lost.tolist() for model, lost in predicted_lost(np.array([500, 500, 20, 20, 0]), 0.005).items()}
+        {'signed': [False, False, True, True, True], 'nonnegative': [False, False, True, True, True]}
+    """
+    from collapsar.theory import thresholds
+
+    seen = class_counts > 0
+    found: dict[FeatureModel, NDArray[np.bool_]] = {}
+    if seen.sum() < 2:
+        return found
+    models: tuple[FeatureModel, ...] = ("signed", "nonnegative")
+    for model in models:
+        if len(np.unique(class_counts[seen])) > _MOST_COUNTS[model]:
+            continue
+        t = thresholds(Problem(class_counts[seen], lambda_z, lambda_b, features=model))
+        lost = ~seen
+        lost[seen] = lambda_z >= np.fmin(np.fmin(t.merge, t.vanish), t.complete)
+        found[model] = lost
+    return found
 
 
 def recalls(W: Rows, bias: Vector | None, features: ArrayLike | None, labels: ArrayLike | None) -> Recalls:

@@ -17,7 +17,7 @@ from collapsar.diagnose.untrained import RowSpectrum
 if TYPE_CHECKING:
     from collapsar.diagnose.head_audit import Group
 
-__all__ = ["Says", "findings", "summary"]
+__all__ = ["Says", "beside_theory", "findings", "summary"]
 
 _MOST_NAMES = 8
 
@@ -159,6 +159,14 @@ def _count_words(say: Says, effect: CountEffect) -> str:
             f"on {100 * effect.dead_above:.0f} %"
         )
     return text + "."
+
+
+def beside_theory(model: str, lost: NDArray[np.bool_], dead: NDArray[np.bool_]) -> str:
+    """What the exact optimum loses at these counts, beside what is dead."""
+    return (
+        f"At these counts and penalties the exact optimum for {model} features has {int(lost.sum())} classes merged or "
+        f"vanished, {int((lost & dead).sum())} of them dead here; {int((dead & ~lost).sum())} dead ones it tells apart."
+    )
 
 
 def _recall_words(say: Says, seen: Recalls) -> str:

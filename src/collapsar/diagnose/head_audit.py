@@ -17,15 +17,16 @@ Example:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.problem import FeatureModel
 from collapsar.diagnose import audit_words
-from collapsar.diagnose.audit_samples import CountEffect, Recalls, count_effect, recalls
+from collapsar.diagnose.audit_samples import CountEffect, Recalls, count_effect, predicted_lost, recalls
 from collapsar.diagnose.reach import FeatureSpace, Reach, reach
 from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
 from collapsar.metrics.near_rows import Rows, groups_of, near_labels, row_blocks
@@ -49,11 +50,16 @@ class AuditOptions:
         tolerance: rows coincide if no farther apart than this share of the longest row, in (0, 1).
         features: where features are looked for that make a class the answer: "free", "nonnegative" (behind a ReLU), or
             a number, the length that none exceeds (behind a normalisation).
+        lambda_z: what the training's penalties make the price of the predictions, sqrt(lambda_w * lambda_h); with class
+            counts the exact optimum is put beside what was found.
+        lambda_b: the penalty of the bias; inf: no bias.
         largest_reach: up to this many multiplications, K²d, every class is checked for being reachable.
     """
 
     tolerance: float = 0.01
     features: FeatureSpace = "free"
+    lambda_z: float | None = None
+    lambda_b: float = np.inf
     largest_reach: float = 1e12
 
     def __post_init__(self) -> None:
@@ -113,6 +119,8 @@ class Audit:
         reach: certificates of the unreachable classes and features for the others; None where that was not looked at.
         counts: how length, bias and death go with the class counts; None without counts.
         recalls: what the head does with the given features; None without them.
+        predicted: for each feature model the classes, shape (K,), that have merged or vanished at the exact optimum for
+            these counts; empty without counts and ``lambda_z``.
         tolerance: as given.
     """
 
@@ -137,6 +145,7 @@ class Audit:
     reach: Reach | None
     counts: CountEffect | None
     recalls: Recalls | None
+    predicted: Mapping[FeatureModel, Mask]
     tolerance: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,6 +176,7 @@ class Audit:
             "effective_rank": self.spectrum.effective_rank,
             "most_rank": min(self.num_classes - 1, self.num_features),
             "counts": None if self.counts is None else self.counts.to_dict(),
+            "predicted": {model: np.flatnonzero(lost).tolist() for model, lost in self.predicted.items()},
             "recalls": None if self.recalls is None else self.recalls.to_dict(self.dead),
         }
 
@@ -224,6 +234,8 @@ def audit(
         dead[list(group)] = True
     effect = None if counts is None else count_effect(lengths, b, counts, dead)
     seen = recalls(W, b, features, labels) if features is not None or labels is not None else None
+    lambda_z = options.lambda_z
+    predicted = {} if counts is None or lambda_z is None else predicted_lost(counts, lambda_z, options.lambda_b)
     say = audit_words.Says(
         num_classes=K, dead=dead, groups=tuple(groups), unreachable=unreachable, initial=initial, shrunk=shrunk,
         scheme=scheme, names=names, space=options.features, tolerance=options.tolerance,
@@ -231,7 +243,10 @@ def audit(
     details = tuple(_detail(W, b, mean, scale, group) for group in groups)
     return Audit(
         summary=audit_words.summary(say, effect),
-        words=tuple(audit_words.findings(say, details, spectrum, d, decided, effect, seen)),
+        words=(
+            *audit_words.findings(say, details, spectrum, d, decided, effect, seen),
+            *(audit_words.beside_theory(model, lost, dead) for model, lost in predicted.items()),
+        ),
         notes=tuple(notes),
         num_classes=K,
         num_features=d,
@@ -251,6 +266,7 @@ def audit(
         reach=decided,
         counts=effect,
         recalls=seen,
+        predicted=predicted,
         tolerance=options.tolerance,
     )
 

@@ -42,8 +42,8 @@ __all__ = [
     "relative_separation",
 ]
 
-# Columns of a low rank are compared in as many coordinates; more of them are not looked for.
-_MOST_COORDINATES = 512
+# Many columns of a rank below one of these are compared in as many coordinates.
+_RANKS = (128, 512)
 # Identical members of a group larger than this are compared once.
 _LARGE_GROUP = 1000
 
@@ -283,13 +283,17 @@ def _separation(
 def _coordinates(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """The points in fewer coordinates, shape (n, m), if many points have a low rank; distances stay as they are."""
     n, L = points.shape
-    if min(n, L) <= 2 * _MOST_COORDINATES:
-        return points
-    drawn = points.T @ np.random.default_rng(0).standard_normal((n, _MOST_COORDINATES))
-    basis = np.linalg.qr(drawn)[0]
-    fewer = points @ basis
-    lost = max(float(np.abs(points[i : i + 256] - fewer[i : i + 256] @ basis.T).max()) for i in range(0, n, 256))
-    return fewer if lost <= 1e-12 * float(np.abs(points).max(initial=0.0)) else points
+    largest = float(np.abs(points).max(initial=0.0))
+    for rank in _RANKS:
+        if min(n, L) <= 2 * rank:
+            break
+        drawn = points.T @ np.random.default_rng(0).standard_normal((n, rank))
+        basis = np.linalg.qr(drawn)[0]
+        fewer = points @ basis
+        lost = (float(np.abs(points[i : i + 256] - fewer[i : i + 256] @ basis.T).max()) for i in range(0, n, 256))
+        if all(part <= 1e-12 * largest for part in lost):
+            return fewer
+    return points
 
 
 def _complete_linkage(
