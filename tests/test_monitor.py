@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from collapsar.metrics import class_moments, collapse_report
+from collapsar.metrics.head import find_head
 from collapsar.monitor import CollapseMonitor, MergeRule, MonitorOptions, read_json_lines
-from collapsar.monitor.head import find_head
 from collapsar.monitor.records import JsonLines
 from collapsar.monitor.undisturbed import undisturbed
 

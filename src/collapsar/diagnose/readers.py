@@ -83,7 +83,7 @@ def diagnose(
             f"got {type(source).__name__}{'' if loader is not None else ' without a loader'}"
         )
     known = KnownTraining() if known is None else known
-    from collapsar.monitor.head import find_head, unwrapped
+    from collapsar.metrics.head import find_head, unwrapped
 
     model = unwrapped(source)  # a compiled one may not notice the hook
     _, layer = find_head(model, head)

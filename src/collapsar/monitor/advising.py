@@ -14,9 +14,9 @@ from collapsar.advise.advice import Advice, advise
 from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import FeatureModel, Penalties, Problem
+from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.differences import Facts, differences
 from collapsar.monitor.exposure import unlike
-from collapsar.monitor.head import find_head, unwrapped
 from collapsar.monitor.known import training_of, weight_decays
 from collapsar.monitor.layers import layers_above_norm
 from collapsar.monitor.optimizers import Optimizers
@@ -70,7 +70,7 @@ def advise_training(
 
     Args:
         counts: samples per class.
-        model: the network; its head must be found by :func:`collapsar.monitor.head.find_head`.
+        model: the network; its head must be found by :func:`collapsar.metrics.head.find_head`.
         optimizer: with the network's parameters.
         loop: the rest.
         features: "nonnegative" where the head's input comes out of a ReLU.

@@ -33,8 +33,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from collapsar.metrics import ClassSeparation, CollapseReport, NeuralCollapse
+from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.features import BatchedMetric, HeadTap
-from collapsar.monitor.head import find_head, unwrapped
 from collapsar.monitor.records import JsonLines
 from collapsar.monitor.undisturbed import undisturbed
 from collapsar.monitor.watch import Event, MergeRule, MergeWatch

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 from collapsar.monitor.features import Hook
-from collapsar.monitor.head import find_head, unwrapped
 
 __all__ = ["CollapseCallback"]
 

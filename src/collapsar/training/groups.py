@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from collapsar.metrics.head import find_head
 from collapsar.metrics.norms import normalization
 
 __all__ = ["param_groups"]
-
-_HEADS = ("head", "fc", "classifier", "lm_head")
 
 
 def param_groups(
@@ -34,8 +33,7 @@ def param_groups(
         head_bias_weight_decay: of the head's bias: lambda_b.
         norm_weight_decay: of scales and shifts of normalisations. Decay on the scale of the last one acts as a feature
             penalty; 0 takes that away.
-        head: the last linear layer or its name; by default ``head``, ``fc``, ``classifier`` or ``lm_head`` of the
-            model, else its only linear layer.
+        head: the last linear layer or its name; by default what :func:`collapsar.metrics.head.find_head` finds.
 
     Returns:
         Groups named "backbone", "norm", "head" and "head_bias" (empty ones left out); frozen parameters are left out,
@@ -58,11 +56,11 @@ def param_groups(
         "backbone": weight_decay,
     }
     _check(decays)
-    layer = _head_of(model, head)
+    layer: Any = find_head(model, head)[1]
     norms = [p for m in model.modules() if normalization(m) is not None for p in m.parameters(recurse=False)]
     members: dict[str, list[Any]] = {
         "head": [layer.weight],
-        "head_bias": [] if layer.bias is None else [layer.bias],
+        "head_bias": [] if getattr(layer, "bias", None) is None else [layer.bias],
         "norm": norms,
         "backbone": list(model.parameters()),
     }
@@ -81,23 +79,3 @@ def _check(decays: dict[str, float | None]) -> None:
     for name, value in decays.items():
         if value is not None and not 0 <= value < float("inf"):
             raise ValueError(f"`{'' if name == 'backbone' else name + '_'}weight_decay` must be >= 0, got {value!r}")
-
-
-def _head_of(model: nn.Module, head: nn.Module | str | None) -> nn.Linear:
-    if isinstance(head, str):
-        named = dict(model.named_modules())
-        if head not in named:
-            raise ValueError(f"`head` must name a layer of the model, got {head!r}")
-        head = named[head]
-    if head is None:
-        head = next((m for m in (getattr(model, name, None) for name in _HEADS) if isinstance(m, nn.Linear)), None)
-    if head is None:
-        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        head = linear[0] if len(linear) == 1 else None
-    if not isinstance(head, nn.Linear):
-        raise ValueError(  # noqa: TRY004 - one error type at the door
-            "`head` must be the last nn.Linear of the model, or its name; here it cannot be told by itself"
-        )
-    if not any(m is head for m in model.modules()):
-        raise ValueError("`head` must be a layer of `model`")
-    return head
