@@ -263,6 +263,16 @@ def test_adamw_whose_decay_has_not_acted_is_no_penalty() -> None:
     assert "cannot have merged classes" in known.cautions[1]
 
 
+def test_advice_on_adamw_says_what_the_clock_bounds() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3))
+    optimizer = torch_optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)
+    with pytest.raises(ValueError, match=r"at most 0\.0006, far below 1, so it cannot have merged classes"):
+        advise_training([300, 60, 10], model, optimizer, Loop(schedule=3000))
+    with pytest.raises(ValueError, match="its weight_decay is no penalty of the loss") as told:
+        advise_training([300, 60, 10], model, optimizer, Loop(schedule=30_000_000))
+    assert "has not acted" not in str(told.value)
+
+
 def test_a_state_that_is_not_whole_is_refused_with_the_way_out() -> None:
     w = nn.Parameter(torch.randn(4, 3))
     optimizer = torch_optim.AdamW([w], weight_decay=0.1)

@@ -97,7 +97,9 @@ def advise_training(
     found = differences(facts)
     for warning in found:
         if warning.kind in _REFUSED or (warning.kind == "decoupled-decay" and not facts.at_rest):
-            raise ValueError(f"no theory applies: {warning}")
+            # What the clock bounds holds without a theory of the optimum.
+            idle = next((f" {other}" for other in found if other.kind == "decay-clock"), "")
+            raise ValueError(f"no theory applies: {warning}{idle}")
     _check_counts(n, facts)
     cautions = tuple(str(warning) for warning in found)
     if loop.penalties is not None and loop.penalties.lambda_h > 0:
