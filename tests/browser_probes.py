@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LOW_CONTRASTS", "NAMELESS", "STICKS_OUT"]
+__all__ = ["LOW_CONTRASTS", "NAMELESS", "OVERLAPPING_WORDS", "SCROLLS", "STICKS_OUT"]
 
 # Pixels by which the page is wider than its window.
 STICKS_OUT = "() => document.documentElement.scrollWidth - innerWidth"
@@ -32,3 +32,23 @@ NAMELESS = """() => [...document.querySelectorAll(
     "button, input, select, a, [role=img], [role=group], [role=region], [role=application]")]
   .filter((e) => !(e.labels?.length || e.textContent.trim() || e.getAttribute("aria-label")
     || e.getAttribute("aria-labelledby"))).map((e) => e.outerHTML.slice(0, 120))"""
+
+# Pictures, and tables of text, that show only a part of themselves: name or class, width, room.
+SCROLLS = """() => [...document.querySelectorAll(".drawing, .map, .wide:has(.stacked)")]
+  .filter((e) => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
+  .map((e) => [e.getAttribute("aria-label") || e.className, e.scrollWidth, e.clientWidth])"""
+
+# Words of one picture that lie on one another, or leave it. Formulas are left out: they are placed letter by letter.
+OVERLAPPING_WORDS = """() => [...document.querySelectorAll("svg")].filter((e) => e.checkVisibility()).flatMap((svg) => {
+  const frame = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll("text")].filter((t) => t.textContent.trim() && !t.querySelector("tspan"));
+  const boxes = texts.map((t) => t.getBoundingClientRect());
+  const shared = (a, b) => Math.min(Math.min(a.right, b.right) - Math.max(a.left, b.left),
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top));
+  const found = texts.filter((t, i) => boxes[i].left < frame.left - 1 || boxes[i].right > frame.right + 1)
+    .map((t) => ["cut", t.textContent]);
+  boxes.forEach((a, i) => boxes.slice(0, i).forEach((b, j) => {
+    if (shared(a, b) > 2) found.push([texts[i].textContent, texts[j].textContent]);
+  }));
+  return found;
+})"""

@@ -442,7 +442,7 @@ def spans(features: str, **changes: Any) -> list[tuple[float, float, float]]:
 
 
 def test_bands_end_at_the_thresholds_of_the_own_model() -> None:
-    left, right = 0.0045 / 1.6, 0.018 * 1.6
+    left, right = 0.0045 / 1.6, 0.018 * 2.2
     expected = [(0, left, 0.0151), (0, 0.0151, right), (1, left, 0.00737), (1, 0.00737, right)]
     np.testing.assert_allclose(spans("nonnegative"), expected)
     expected = [(0, left, 0.01667), (0, 0.01667, right)]
@@ -481,6 +481,8 @@ def test_labels_of_thresholds_do_not_touch(features: str, width: float) -> None:
         labels = [t.get_window_extent() for t in artists.labels if "\n" in t.get_text()]
         ticks = [t.get_window_extent() for t in figure.axes[0].get_xticklabels()]
     assert len(labels) == (2 if features == "nonnegative" else 3)
+    inside = figure.axes[0].get_window_extent()
+    assert all(box.x1 <= figure.bbox.x1 and box.x0 >= inside.x0 for box in labels)
     for boxes in (labels, ticks):
         for i, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[:i])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 
-from browser_probes import LOW_CONTRASTS, NAMELESS, STICKS_OUT
+import collapsar as cs
+from browser_probes import LOW_CONTRASTS, NAMELESS, OVERLAPPING_WORDS, SCROLLS, STICKS_OUT
 from collapsar.app.report_record import report_record
 from collapsar.report import diagnosis_page, report_page
 from collapsar.report.advice_page import advice_page
@@ -17,11 +19,28 @@ from test_report_page import write
 pytestmark = pytest.mark.browser
 
 
+TAIL = (400, 300, 150, 80, 40, 20, 10, 5)
+
+
+def tail(path, counts, lambda_z=0.005, lambda_w=0.2):
+    """The optimum of classes of which no two have one size, as a network with a history."""
+    W, H, b = cs.solve(cs.Problem(counts, lambda_z, 0.02)).factors(len(counts) + 1, lambda_w=lambda_w)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    names = [f"species {k}" for k in range(len(counts))]
+    penalties = {"lambda_w": lambda_w, "lambda_h": lambda_z**2 / lambda_w, "lambda_b": 0.02}
+    W, features = W.T, H[:, labels].T
+    np.savez(path, features=features, labels=labels, weight=W, bias=b, class_names=np.array(names), **penalties)  # pyright: ignore[reportArgumentType]
+    return path
+
+
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
     cases = {"apart": ("nonnegative", 0.008), "merged": ("signed", 0.0185), "vanished": ("nonnegative", 0.03)}
-    return report_record([write(folder / f"{name}.npz", *case) for name, case in cases.items()])
+    record = report_record([write(folder / f"{name}.npz", *case) for name, case in cases.items()])
+    numbers = ("nc1_uniform", "nc1_weighted", "cdnv", "cdnv_max", "nc2_etf", "nc3_self_duality", "stationarity")
+    record["runs"][0]["history"] = [{"epoch": e, **dict.fromkeys(numbers, 1 / e)} for e in (1, 2, 4, 8)]
+    return record
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +53,8 @@ def files(tmp_path_factory, record):
         "diagnosis": diagnosis_page(merged["diagnosis"]),
         "advice": advice_page(merged["advice"]),
     }
+    for name, counts in {"tail": TAIL, "longer tail": range(60, 4, -4)}.items():
+        pages[name] = report_page(report_record([tail(folder / f"{name}.npz", tuple(counts))]))
     for name, text in pages.items():
         (folder / f"{name}.html").write_text(text)
     return {name: folder / f"{name}.html" for name in pages}
@@ -110,7 +131,16 @@ def test_pointing_at_a_cell_marks_it_in_both_maps(files, open_page):
 @pytest.mark.parametrize("name", ["report", "diagnosis", "advice"])
 @pytest.mark.parametrize("width", [320, 400])
 def test_nothing_sticks_out_on_a_narrow_screen(files, open_page, width, name):
-    assert open_page(files[name], width=width, height=800).evaluate(STICKS_OUT) <= 0
+    page = open_page(files[name], width=width, height=800)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert page.evaluate(STICKS_OUT) <= 0
+    assert page.evaluate(SCROLLS) == []
+
+
+@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "tail", "longer tail"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_words_of_a_picture_touch_or_are_cut(files, open_page, width, name):
+    assert open_page(files[name], width=width, height=900).evaluate(OVERLAPPING_WORDS) == []
 
 
 @pytest.mark.parametrize("name", ["report", "diagnosis", "advice"])

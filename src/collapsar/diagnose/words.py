@@ -288,7 +288,8 @@ def _distance(say: Says, fit: Fit) -> str:
         f"nonnegative features and {_away(signed)} from the one with signed features"
     )
     text += f": the network follows the {fit.follows} model." if fit.follows else ": the two are not told apart."
-    if np.isfinite(fit.block_residual_z):
+    counts = say.measurement.class_counts
+    if np.isfinite(fit.block_residual_z) and len(np.unique(counts[counts > 0])) < np.count_nonzero(counts):
         text += " Theory has equal predictions for classes of equal size; here they differ by "
         text += f"{_percent(fit.block_residual_z)}."
     return text if say.at_rest else f"{text} These distances mean little before the head is at rest."

@@ -31,8 +31,8 @@ _FACTOR_WORDS = {
     "weights": "loss weight",
     "temperatures": "temperature",
     "scales": "logit scale",
-    "oversampling": "copies (each penalised)",
-    "oversampling-held": "copies (penalty a mean)",
+    "oversampling": "oversampling (each copy penalised)",
+    "oversampling-held": "oversampling (penalty kept as a mean)",
 }
 
 METHOD_WORDS = {

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
-
 from collapsar.report.advice import (
     SUGGESTION_COLUMNS,
     class_words,
@@ -15,10 +13,10 @@ from collapsar.report.advice import (
     suggestion_rows,
     verdict_words,
 )
-from collapsar.report.advice_plots import advice_figure
-from collapsar.report.page import page
+from collapsar.report.advice_plots import margins, safety
+from collapsar.report.page import drawn, page
 from collapsar.report.record import Record, plain
-from collapsar.report.style import svg_string
+from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import lambda_text, number_text
 
 __all__ = ["advice_page", "advice_view"]
@@ -54,7 +52,15 @@ def advice_view(data: Record, name: str) -> Record:
     return {
         "verdict": verdict,
         "cautions": data.get("cautions", []),
-        "picture": Markup(svg_string(advice_figure(data), name, verdict, adaptive=True)),
+        "pictures": [
+            drawn(
+                lambda ax, draw=draw: draw(data, ax),
+                (PAGE_INCHES * 0.95, 0.7 + 0.24 * min(len(data["groups"]), 24)),
+                f"{name}-{i}",
+                label,
+            )
+            for i, (draw, label) in enumerate(((safety, verdict), (margins, "Decision margins of the same classes.")))
+        ],
         "groups": [
             (class_words(g, data["class_names"]), g["samples"], g["state"], *(number_text(g[n]) for n in numbers))
             for g in data["groups"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,6 +31,7 @@ def advice_figure(record: Record) -> Figure:
         left, right = figure.subplots(1, 2, sharey=True)
         safety(record, left)
         margins(record, right)
+        right.set_ylabel("")
         figure.suptitle(_title(record))
     return figure
 
@@ -71,20 +71,14 @@ def _number(value: float | None) -> float:
 def safety(record: Record, ax: Axes) -> list[Line2D]:
     """Threshold over lambda_z of every kind of class, logarithmic; the line at 1 is the threshold."""
     now, later = _before_after(record, "safety")
-    y = np.arange(len(now))
     ax.axvline(1.0, color=COLOURS["ink"], linewidth=0.8)
     ax.axvline(1 + record["margin"], color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 2)))
-    lines = _points(record, ax, now, later, y)
+    lines = _points(record, ax, now, later)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("threshold / penalty (dashed: the target)")
-    names = [f"{class_words(g, record['class_names'])}: {g['samples']}" for g in record["groups"]]
-    ax.set_yticks(y, names, parse_math=False)
-    ax.set_ylabel("classes: samples each")
-    if not ax.yaxis_inverted():
-        ax.invert_yaxis()
     return lines
 
 
@@ -92,15 +86,19 @@ def margins(record: Record, ax: Axes) -> list[Line2D]:
     """Decision margin at the class mean of every kind of class, nats; below 0 the mean itself is misclassified."""
     now, later = _before_after(record, "margin")
     ax.axvline(0.0, color=COLOURS["ink"], linewidth=0.8)
-    lines = _points(record, ax, now, later, np.arange(len(now)))
+    lines = _points(record, ax, now, later)
     ax.set_xlabel("decision margin at the mean, nats")
     return lines
 
 
-def _points(
-    record: Record, ax: Axes, now: Sequence[float], later: Sequence[float] | None, y: np.ndarray
-) -> list[Line2D]:
+def _points(record: Record, ax: Axes, now: Sequence[float], later: Sequence[float] | None) -> list[Line2D]:
     lines = []
+    y = range(len(now))
+    names = [f"{class_words(g, record['class_names'])}: {g['samples']}" for g in record["groups"]]
+    ax.set_yticks(y, names, parse_math=False)
+    ax.set_ylabel("classes: samples each")
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
     for value, group, place in zip(now, record["groups"], y, strict=True):
         style = STATES[group["state"]]
         lines += ax.plot([value], [place], style.marker, color=COLOURS[style.colour], markersize=4, clip_on=False)

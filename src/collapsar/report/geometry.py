@@ -35,6 +35,9 @@ Array = NDArray[np.float64]
 _MOST_NAMES = 30  # more class names would overlap
 _SAME_PLACE = 0.03  # of the picture's width: names of classes closer than this are written as one
 _COMPETES = 0.3  # share of the second principal direction's weight from which a third one competes with it
+_LETTER_INCHES = 0.053  # mean width of a letter of a name
+# Where a name may stand: distance from its point as a share of the half width, angle from the outward direction.
+_TRIES = [(r, side * turn) for r in (0.08, 0.18, 0.3) for turn in (0.0, 0.5, 1.0, 1.6, 2.3) for side in (1, -1)]
 _CIRCLE = 0.07  # radius of the circle around one point, of the picture's half width
 
 
@@ -161,25 +164,34 @@ def _circle(places: Array, reach: float, ax: Axes) -> Circle:
 
 
 def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> list[Text]:
-    """The names, outside their points; names of points in the same place are joined."""
+    """The names, outside their points, where no other name is; names of points in the same place are joined."""
+    letter = 2 * reach * _LETTER_INCHES * ax.figure.dpi / ax.get_window_extent().width
     left = [k for k in range(len(places)) if np.isfinite(places[k]).all()]
-    written = []
+    written: list[Text] = []
+    taken: list[Array] = []  # the boxes of the names: left, bottom, right, top
     while left:
         first = left[0]
         here = [k for k in left if np.hypot(*(places[k] - places[first])) < 2 * _SAME_PLACE * reach]
         left = [k for k in left if k not in here]
-        length = float(np.hypot(*places[first]))
-        away = places[first] / length if length > _SAME_PLACE * reach else np.array([0.0, -1.0])
-        x, y = places[first] + 0.12 * reach * away
         text = textwrap.fill(", ".join(names[k] for k in here), 18)
-        written.append(
-            ax.text(
-                x, y, text, fontsize=7, ha=_side(away[0], "right", "left"), va=_side(away[1], "top", "bottom"),
-                parse_math=False,
-            )
-        )  # fmt: skip
+        lines = text.split("\n")
+        size = letter * np.array([max(map(len, lines)), 2.2 * len(lines)])
+        length = float(np.hypot(*places[first]))
+        outwards = float(np.arctan2(*places[first][::-1])) if length > _SAME_PLACE * reach else -np.pi / 2
+        boxes = [_box(places[first], outwards + turn, distance * reach, size) for distance, turn in _TRIES]
+        box = min(boxes, key=lambda box: sum(_shared(box, other) for other in taken))  # the first of the best
+        taken.append(box)
+        at = {"ha": "center", "va": "center", "multialignment": "center"}
+        written.append(ax.text(*(box[:2] + box[2:]) / 2, text, fontsize=7, parse_math=False, **at))
     return written
 
 
-def _side(value: float, negative: str, positive: str) -> str:
-    return "center" if abs(value) < 0.4 else negative if value < 0 else positive
+def _box(place: Array, angle: float, distance: float, size: Array) -> Array:
+    """The box of a name that lies ``distance`` from its point, in the direction of the angle."""
+    towards = np.array([np.cos(angle), np.sin(angle)])
+    return np.concatenate([centre := place + distance * towards + towards * size / 2 - size / 2, centre + size])
+
+
+def _shared(a: Array, b: Array) -> float:
+    """The area that two boxes share."""
+    return float(np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)))

@@ -21,7 +21,7 @@ from collapsar.report.plots import (
     threshold_line,
 )
 from collapsar.report.record import Record, checked_demo, defined, matrix
-from collapsar.report.style import COLUMN_INCHES
+from collapsar.report.style import PAGE_INCHES
 from collapsar.report.tables import comparison
 from collapsar.report.words import (
     cluster_counts,
@@ -139,7 +139,7 @@ def _diagnosis_view(run: Record, index: int) -> Record | None:
 
 def _readings_svg(data: Record, name: str) -> Markup:
     label = "The penalty that each class shows by its predictions, beside the one that the norms show."
-    return drawn(lambda ax: price_readings(data, ax), (COLUMN_INCHES * 1.5, 2.2), name, label)
+    return drawn(lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), name, label)
 
 
 # --- drawings by matplotlib
@@ -151,9 +151,9 @@ def _threshold_svg(data: Record) -> Markup:
         f"measured is {outcome(data, run['measured']['states'])}"
         for run in data["runs"]
     ]
-    height = 0.85 + 0.5 * len(data["clusters"])
+    height = 0.6 + 0.55 * len(data["clusters"])
     label = f"The penalty axis with the thresholds of the theory and the runs: {'; '.join(places)}."
-    return drawn(lambda ax: threshold_line(data, ax), (COLUMN_INCHES, height), "threshold", label)
+    return drawn(lambda ax: threshold_line(data, ax), (PAGE_INCHES, height), "threshold", label)
 
 
 def _curves(data: Record) -> list[Record]:
@@ -172,6 +172,6 @@ def _curves(data: Record) -> list[Record]:
         level = lambda_text(run["lambda_z"])
         last = run["measured"]["nc1_uniform"]
         label = f"NC1 over the epochs at penalty {level}, ending at {number_text(last)} (uniform weighting)."
-        svg = drawn(draw, (COLUMN_INCHES * 0.85, 1.75), f"curve-{index}", label)
+        svg = drawn(draw, (PAGE_INCHES * 0.7, 1.75), f"curve-{index}", label)
         views.append({"level": level, "svg": svg, "outcome": outcome(data, run["measured"]["states"])})
     return views

@@ -33,6 +33,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
 _MOST_CELLS = 40
 _CELL, _LONGEST_NAME = 10.0, 14
+_LETTER = 0.56  # width of a letter, of the size of its font
 _LAMBDA = re.compile(r"\blambda_([wzhb])\b")
 
 
@@ -113,9 +114,10 @@ def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
     names = [_shortened(data["class_names"][k]) for k in order]
     size, longest = _CELL * len(order), max(map(len, names))
     font = min(0.5 * _CELL, 0.05 * size + 1.5)
-    margin = 0.56 * font * longest + 3
-    upright = 0.56 * font * longest > _CELL
-    top = (margin if upright else font + 2.5) + font + 3
+    groups = _groups(data, _CELL, font)
+    margin = _LETTER * font * longest + 3
+    upright = _LETTER * font * longest > _CELL
+    top = (margin if upright else font + 2.5) + (font + 3 if groups["groups"] else 0)
     weights = strength(Z[np.ix_(order, order)], scale)
     cells = [
         {
@@ -139,7 +141,7 @@ def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
         "top": top,
         "upright": upright,
         "names": [(name, _CELL * (i + 0.5)) for i, name in enumerate(names)],
-        **_groups(data, _CELL),
+        **groups,
     }
 
 
@@ -159,7 +161,7 @@ def _raster(data: Record, Z: np.ndarray, scale: float) -> Record:
         "top": 1.5 * font,
         "upright": False,
         "names": [],
-        **_groups(data, size / len(order)),
+        **_groups(data, size / len(order), font),
     }
 
 
@@ -170,13 +172,15 @@ def _png(values: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _groups(data: Record, cell: float) -> Record:
-    """Names of the clusters at their middles, and the lines between them."""
+def _groups(data: Record, cell: float, font: float) -> Record:
+    """Names of the clusters at their middles, none where one would run into the next; and the lines between them."""
+    names = cluster_names(data)
     sizes = np.array([len(cluster) for cluster in data["clusters"]])
     ends = np.cumsum(sizes)
     middles = cell * (ends - sizes / 2)
+    fits = all(_LETTER * font * len(name) <= cell * size for name, size in zip(names, sizes, strict=True))
     return {
-        "groups": list(zip(cluster_names(data), middles.tolist(), strict=True)),
+        "groups": list(zip(names, middles.tolist(), strict=True)) if fits else [],
         "edges": (cell * ends[:-1]).tolist(),
     }
 

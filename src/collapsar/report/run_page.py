@@ -25,7 +25,7 @@ from collapsar.report.run_words import (
     state_counts,
     trained,
 )
-from collapsar.report.style import COLUMN_INCHES
+from collapsar.report.style import PAGE_INCHES
 from collapsar.report.thresholds import penalty_axis
 from collapsar.report.words import ABSENT, lambda_text, share_text
 
@@ -36,6 +36,10 @@ _DEFINED_BY = {"NC1": "def-nc1", "CDNV": "def-cdnv", "NC2 and NC3": "def-nc23", 
 # More lanes than this on the axis of penalties cannot be read: thresholds class by class then.
 _MOST_LANES = 8
 _MOST_ROWS = 30
+_COLUMNS = (
+    *("class", "samples", "recognised", "measured", "theory", "relative length", "nearest class"),
+    *("relative distance to it", "lambda_z implied"),
+)
 
 
 def report_page(record: Mapping[str, Any]) -> str:
@@ -100,7 +104,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
     """What the templates show of one network; ``ident`` begins every id, ``source`` the place of the diagnosis."""
     data = {**run["diagnosis"], "clusters": same_counts(run["diagnosis"]["class_counts"])}
     scale, maps = _maps(data, ident, source)
-    wide = (COLUMN_INCHES * 1.5, 2.0)
+    wide = (PAGE_INCHES, 1.9)
     sizes = f"Training samples of each class, with its state. {data['headline']}"
     lengths = f"Length of the mean scores of each class, with its state. {data['headline']}"
     return {
@@ -116,7 +120,9 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         "gradual": _gradual(data["prediction"]),
         "sizes_svg": drawn(lambda ax: class_sizes(data, ax), wide, f"{ident}-sizes", sizes),
         "lengths_svg": drawn(lambda ax: class_lengths(data, ax), wide, f"{ident}-lengths", lengths),
+        "columns": _COLUMNS,
         "rows": _class_rows(data),
+        "distances": _distances(data),
         "many": len(data["class_names"]) > _MOST_ROWS,
         "maps": maps,
         "scale": colour_bar(scale) if maps else [],
@@ -189,10 +195,10 @@ def _threshold(data: Record, ident: str) -> Markup | None:
     here = lambda_text(theory["lambda_z"])
     label = f"Thresholds of theory and the penalty of this network, {here}. {reason(data)}"
     if len(set(data["class_counts"])) > _MOST_LANES:
-        return drawn(lambda ax: class_thresholds(data, ax), (COLUMN_INCHES * 1.5, 2.4), f"{ident}-threshold", label)
+        return drawn(lambda ax: class_thresholds(data, ax), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
     axis = _axis([data])
-    height = 0.85 + 0.5 * len(data["clusters"])
-    return drawn(lambda ax: penalty_axis(axis, ax), (COLUMN_INCHES * 1.3, height), f"{ident}-threshold", label)
+    height = 0.6 + 0.55 * len(data["clusters"])
+    return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), f"{ident}-threshold", label)
 
 
 def _axis(found: Sequence[Record]) -> Record:
@@ -202,6 +208,7 @@ def _axis(found: Sequence[Record]) -> Record:
         "class_counts": found[0]["class_counts"],
         "features": theory["features"],
         "clusters": same_counts(found[0]["class_counts"]),
+        "gradual": _gradual(theory),
         "thresholds": {
             theory["features"]: {"merge": _merging(theory), "vanish": theory["vanish"], "complete": theory["complete"]}
         },
@@ -216,12 +223,12 @@ def _axis(found: Sequence[Record]) -> Record:
     }
 
 
-def _gradual(theory: Record | None) -> bool:
-    """Whether a class is alone in its size and comes to equal others without a transition."""
+def _gradual(theory: Record | None) -> list[int]:
+    """Classes alone in their size that come to equal others without a transition."""
     if theory is None:
-        return False
+        return []
     sharp = np.fmin.reduce(np.array([theory["merge"], theory["vanish"]], dtype=float))
-    return bool(np.any(first_thresholds(theory) < sharp))
+    return np.flatnonzero(first_thresholds(theory) < sharp).tolist()
 
 
 def _merging(theory: Record) -> list[float | None]:
@@ -247,8 +254,8 @@ def _joint_axis(runs: Sequence[Record]) -> Markup | None:
     axis = _axis(found)
     places = "; ".join(f"{run['name']} at {lambda_text(t['lambda_z'])}" for run, t in zip(runs, theories, strict=True))
     label = f"The penalties of all networks among the thresholds of theory: {places}."
-    height = 0.85 + 0.5 * len(axis["clusters"])
-    return drawn(lambda ax: penalty_axis(axis, ax), (COLUMN_INCHES * 1.3, height), "joint", label)
+    height = 0.6 + 0.55 * len(axis["clusters"])
+    return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), "joint", label)
 
 
 # --- curves, readings, rows
@@ -266,7 +273,7 @@ def _curves(history: Sequence[Record], ident: str) -> list[Record]:
         def draw(ax: Axes, chart: int = chart) -> None:
             curves_over_epochs(history, chart, ax)
 
-        svg = drawn(draw, (COLUMN_INCHES * 0.85, 1.75), f"{ident}-curve-{chart}", label)
+        svg = drawn(draw, (PAGE_INCHES * 0.7, 1.75), f"{ident}-curve-{chart}", label)
         views.append({"heading": heading, "svg": svg, "definition": _DEFINED_BY.get(heading, "")})
     return views
 
@@ -276,7 +283,16 @@ def _readings(data: Record, ident: str) -> Markup | None:
     if data["effective"] is None or not any(map(defined, data["effective"]["by_class"])):
         return None
     label = "The penalty that each class shows by its predictions, beside the one that the norms show."
-    return drawn(lambda ax: price_readings(data, ax), (COLUMN_INCHES * 1.5, 2.2), f"{ident}-readings", label)
+    return drawn(lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), f"{ident}-readings", label)
+
+
+def _distances(data: Record) -> list[tuple[str, ...]]:
+    """How far the network is from the optimum of each feature model, as text."""
+    return [
+        (name, *(share_text(fit["distance"][key]) for key in ("Z", "Z_max", "b")),
+         *(share_text(fit[key]) for key in ("classifier_gram", "feature_gram", "excess")))
+        for name, fit in (data["fit"]["models"] if data["fit"] else {}).items()
+    ]  # fmt: skip
 
 
 def _class_rows(data: Record) -> list[Record]:
@@ -291,7 +307,7 @@ def _class_rows(data: Record) -> list[Record]:
             "theory": None if theory is None else theory["seen"][k],
             "length": separation["relative_norms"][k],
             "nearest": names[separation["nearest"][k]] if separation["nearest"][k] >= 0 else ABSENT,
-            "apart": separation["nearest_separation"][k],
+            "distance": separation["nearest_separation"][k],
             "price": None if effective is None else effective["by_class"][k],
             "tells": effective is not None and effective["tells"][k],
         }

@@ -44,7 +44,7 @@ CURVES: tuple[tuple[str, bool, tuple[tuple[str, str, str, str], ...]], ...] = (
     (
         "NC2 and NC3",
         False,
-        (("nc2_etf", "distance to the simplex", "blue", "-"), ("nc3_self_duality", "self-duality", "green", "--")),
+        (("nc2_etf", "NC2, simplex", "blue", "-"), ("nc3_self_duality", "NC3, self-duality", "green", "--")),
     ),
     ("Imbalance of forces", True, (("stationarity", "at the last layer", "ink", "-"),)),
 )

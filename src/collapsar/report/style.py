@@ -24,6 +24,7 @@ __all__ = [
     "COLOURS",
     "COLUMN_INCHES",
     "DIVERGING",
+    "PAGE_INCHES",
     "STATES",
     "StateStyle",
     "diverging_norm",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 COLUMN_INCHES = 3.3
+# Width of a picture on a page: its letters can be read at 360 pixels, and do not shout at 590.
+PAGE_INCHES = 4.0
 
 # Okabe and Ito's palette, which the common colour blindnesses keep apart, and the two ends of the diverging
 # map.

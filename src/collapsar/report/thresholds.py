@@ -14,14 +14,13 @@ from matplotlib.ticker import NullLocator
 
 from collapsar.report.record import Record, checked_demo, defined
 from collapsar.report.style import COLOURS, STATES
-from collapsar.report.words import STATE_WORDS, cluster_names, lambda_text
+from collapsar.report.words import cluster_names, lambda_text
 
 __all__ = ["ThresholdArtists", "penalty_axis", "threshold_line"]
 
-_LETTER_INCHES = 0.049  # mean width of a letter of a threshold's label
-_LABEL_INCHES = 0.3  # height of a threshold's label
-_BELOW_LANES = 0.12  # room under the lowest lane for the words of its bands
-_LANE = 0.46  # height of a cluster's band on the threshold line
+_LETTER_INCHES = 0.049  # mean width of a letter of a label
+_LANE = 0.36  # height of a cluster's band; below it the words of the bands
+_BELOW_LANES = 0.3  # room under the lowest lane for the words of its bands
 
 
 class ThresholdArtists(NamedTuple):
@@ -54,39 +53,39 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
 
     Args:
         data: ``class_counts``, ``features``, ``clusters``, ``thresholds`` and ``runs``; of each run only ``lambda_z``
-            and the predicted and measured ``states`` are read.
+            and the predicted and measured ``states`` are read. Classes in ``gradual`` merge without a sharp
+            threshold: theirs is marked as approximate.
         ax: Where to draw.
     """
     levels = data["thresholds"][data["features"]]
     places = sorted({run["lambda_z"] for run in data["runs"]})
     shown = [*places, *(x for x in _numbers(levels) if x > 0)]
-    left, right = min(shown) / 1.6, max(shown) * 1.6
+    left, right = min(shown) / 1.6, max(shown) * 2.2
     ax.set_xscale("log")
     ax.set_xlim(left, right)
     names, num_lanes = cluster_names(data), len(data["clusters"])
-    bands: list[Rectangle] = []
-    labels: list[Text] = []
-    markers: list[Line2D] = []
+    ax.set_ylim(-0.5 - _BELOW_LANES, num_lanes - 0.7)
+    artists = ThresholdArtists([], [], [], [])
     for j, cluster in enumerate(data["clusters"]):
         lane = num_lanes - 1 - j
-        for state, begin, end in _regimes(data, cluster[0], left, right):
+        regimes = _regimes(data, cluster[0], left, right)
+        for state, begin, end in regimes:
             colour = COLOURS[STATES[state].colour]
             band = Rectangle((begin, lane - _LANE / 2), end - begin, _LANE, color=colour, alpha=0.22, lw=0)
             ax.add_patch(band)
-            bands.append(band)
-            if math.log(end / begin) > 0.13 * math.log(right / left):
-                below = {"xytext": (1, -2), "textcoords": "offset points", "va": "top", "size": "small"}
-                word = ax.annotate(STATE_WORDS[state], (begin, lane - _LANE / 2), **below)
-                labels.append(word)
+            artists.bands.append(band)
+            if begin > left:
+                ends = [lane - _LANE / 2, lane + _LANE / 2]
+                artists.thresholds.extend(ax.plot([begin] * 2, ends, color=COLOURS["ink"], linewidth=0.9))
+        artists.labels.extend(_band_words(ax, regimes, lane, cluster[0] in data.get("gradual", ())))
         for place in places:
-            markers += _markers(data, ax, place, j, lane)
-    ticks, texts = _threshold_marks(ax, data, names)
+            artists.markers.extend(_markers(data, ax, place, j, lane))
     ax.set_yticks(range(num_lanes - 1, -1, -1), names, parse_math=False)
     _run_ticks(ax, places)
     ax.set_xlabel(r"penalty $\lambda_Z$ of the runs (logarithmic)")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    return ThresholdArtists(bands, markers, ticks, labels + texts)
+    return artists
 
 
 def _numbers(levels: Mapping[str, Any]) -> list[float]:
@@ -137,59 +136,24 @@ def _markers(data: Record, ax: Axes, place: float, j: int, lane: float) -> list[
     return drawn
 
 
-def _threshold_marks(ax: Axes, data: Record, names: Sequence[str]) -> tuple[list[Line2D], list[Text]]:
-    """A line through the lanes that a threshold concerns, and its label above all lanes, clear of the others."""
-    marks = _marks(data, names)
-    num_lanes, (left, right) = len(names), ax.get_xlim()
-    box, dpi = ax.get_window_extent(), ax.figure.dpi
-    letter = _LETTER_INCHES * dpi / box.width  # as shares of the axis
-    places = [math.log(x / left) / math.log(right / left) for x, _, _ in marks]
-    widths = [letter * max(len(text), len(lambda_text(x))) for x, text, _ in marks]
-    sides, floors = _arranged(places, widths)
-    num_floors = max(floors, default=0) + 1
-    floor_share = min(_LABEL_INCHES * dpi / box.height, 0.8 / num_floors)
-    span = (num_lanes + _BELOW_LANES) / (1 - num_floors * floor_share)
-    ax.set_ylim(-0.5 - _BELOW_LANES, -0.5 - _BELOW_LANES + span)
-    lines, labels = [], []
-    for (x, text, lane), side, floor in zip(marks, sides, floors, strict=True):
-        top = num_lanes - 0.6 + floor * floor_share * span
-        lines += ax.plot([x, x], [lane - _LANE / 2, top], color=COLOURS["ink"], linewidth=0.9, clip_on=False)
-        words = f"{text}\n{lambda_text(x)}"
-        labels.append(ax.text(x, top, words, ha=side, va="bottom", size="small", parse_math=False))
-    return lines, labels
-
-
-def _marks(data: Record, names: Sequence[str]) -> list[tuple[float, str, int]]:
-    """Thresholds in ascending order: value, label, lowest lane concerned. Complete collapse stands for those at it."""
-    levels, num_lanes = data["thresholds"][data["features"]], len(names)
-    marks: list[tuple[float, str, int]] = []
-    for j, cluster in enumerate(data["clusters"]):
-        for key, verb in (("merge", "merges"), ("vanish", "vanishes")):
-            value = levels[key][cluster[0]] if key in levels else None
-            if defined(value):
-                marks.append((value, f"{names[j]} {verb}", num_lanes - 1 - j))
-    complete = levels.get("complete")
-    if defined(complete):
-        marks = [mark for mark in marks if not math.isclose(mark[0], complete, rel_tol=1e-6)]
-        marks.append((complete, "all collapse", 0))
-    return sorted(marks)
-
-
-def _arranged(places: Sequence[float], widths: Sequence[float]) -> tuple[list[str], list[int]]:
-    """Alignment and floor of each label: neighbours turn away from each other, and move up where that is not enough."""
-    sides = ["center"] * len(places)
-    for i in range(1, len(places)):
-        if places[i] - places[i - 1] < (widths[i] + widths[i - 1]) / 2:
-            sides[i - 1 : i + 1] = ["right" if sides[i - 1] == "center" else sides[i - 1], "left"]
-    share = {"right": 1.0, "center": 0.5, "left": 0.0}
-    floors: list[int] = []
-    begins: list[float] = []  # of the leftmost label on each floor; from the right, so that no line crosses a label
-    for place, width, side in reversed(list(zip(places, widths, sides, strict=True))):
-        begin = place - share[side] * width
-        floor = next((i for i, other in enumerate(begins) if begin + width <= other), len(begins))
-        begins[floor : floor + 1] = [begin]
-        floors.insert(0, floor)
-    return sides, floors
+def _band_words(ax: Axes, regimes: Sequence[tuple[str, float, float]], lane: float, gradual: bool) -> list[Text]:
+    """Under each band its state and where it begins; from the right, what has no room turns left or is left out."""
+    left, right = ax.get_xlim()
+    letter = _LETTER_INCHES * ax.figure.dpi / ax.get_window_extent().width
+    texts: list[Text] = []
+    free = 1.0  # share of the axis that is still free, from the left
+    for state, begin, _ in reversed(regimes):
+        about = "≈ " if gradual and state != "vanished" else ""
+        words = state if begin == left else f"{state}\nfrom {about}{lambda_text(begin)}"
+        width = letter * (max(map(len, words.split("\n"))) + 1)
+        place = math.log(begin / left) / math.log(right / left)
+        side = "left" if place + width <= free else "right"
+        if side == "right" and (place > free or place - width < 0):
+            continue
+        offset = {"xytext": (1 if side == "left" else -1, -2), "textcoords": "offset points", "size": "small"}
+        texts.append(ax.annotate(words, (begin, lane - _LANE / 2), ha=side, va="top", **offset))
+        free = place if side == "left" else place - width
+    return texts[::-1]
 
 
 def _run_ticks(ax: Axes, places: Sequence[float]) -> None:
