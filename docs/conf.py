@@ -34,7 +34,8 @@ napoleon_attr_annotations = False  # the signature has them
 
 html_theme = "furo"
 html_title = f"Collapsar {release}"
-html_static_path = ["explorer.html"]  # beside the page of the same name, which links to it
+html_static_path = ["_static", "explorer.html"]  # the second beside the page of the same name, which links to it
+html_css_files = ["dark.css"]
 html_theme_options = {"source_repository": "", "navigation_with_keys": True}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -6,8 +6,10 @@ statements; objectives and gradients are written out here.
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import pairwise
 from math import inf, log, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -366,3 +368,17 @@ def test_most_of_figure_3s_residual_is_the_choice_of_model() -> None:
     network = cs.solve(cs.Problem(counts, effective.lambda_z, effective.lambda_b, features="nonnegative"))
     found = distance(theory, network.Z, network.b)
     assert [found.Z, found.Z_max, found.b, found.b_max] == pytest.approx([0.042, 0.033, 0.206, 0.208], abs=5.1e-4)
+
+
+def test_the_table_of_the_documentation_names_functions_and_tests_that_exist() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "theory" / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if "test_paper_statements.py::" in line]
+    assert len(rows) == 10
+    for _, _, function, test, _ in rows:
+        assert test.strip(" `").partition("::")[2] in globals()
+        path = function.strip().strip("`").partition("`")[0].partition("(")[0]
+        name = path.rpartition(".")[2]
+        if path.startswith("theory."):
+            assert callable(getattr(import_module(f"collapsar.{path.rpartition('.')[0]}"), name))
+        else:
+            assert callable(getattr(cs.Solution if path.startswith("Solution.") else cs, name))

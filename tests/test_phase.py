@@ -453,7 +453,7 @@ def test_the_picture_names_its_curves_and_states(diagram):
     assert {text.get_text() for text in nonnegative.texts} == {"B vanishes", "all zero"}
     assert [ax.get_title() for ax in figure.axes] == ["signed features", "nonnegative features"]
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["all apart", "B merged", "B vanished", "all zero"]
+    assert [text.get_text() for text in legend.get_texts()] == ["all separated", "B merged", "B vanished", "all zero"]
     assert r"\lambda_Z" in signed.get_xlabel()
     assert "imbalance" in signed.get_ylabel()
     assert png_bytes(figure, 100)[:4] == b"\x89PNG"

@@ -188,7 +188,7 @@ def at(line: Line2D) -> tuple[float, float]:
 def test_the_finding_comes_first_and_once(page: Page) -> None:
     words = (
         "The 5 minority classes (20 training images each) collapse between penalty 0.0045 and 0.0105; "
-        "theory puts the threshold at 0.00737."
+        "the theory puts the threshold at 0.00737."
     )
     assert [heading.strip() for heading in page.by_tag["h1"]] == [words]
     assert [name for name, _ in page.elements if name in ("h1", "svg")][:2] == ["h1", "svg"]
@@ -646,7 +646,7 @@ def test_consequence_compares_accuracies_or_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("states", "words"),
     [
-        ("s s s s", "all apart"), ("s s v v", "minority vanished"), ("v v v v", "all vanished"),
+        ("s s s s", "all separated"), ("s s v v", "minority vanished"), ("v v v v", "all vanished"),
         ("m m v v", "majority merged, minority vanished"),
         ("s s v m", "minority 1 vanished, 1 merged"),
     ],

@@ -177,11 +177,11 @@ def test_one_network_which_classes_and_why(record, index, headline, threshold):
     page = Page(report_page(one(record, index)))
     assert [h.strip() for h in page.by_tag["h1"]] == [headline]
     text = words_of(page)
-    assert "What was measured is what theory predicts, for every class." in text
+    assert "The measurement agrees with the theory for every class." in text
     assert ("A large score must be worth its price" in text) == (index > 0)
     assert ("What to change" in text) == (index > 0)
     if threshold is not None:
-        assert f"are given up from penalty {threshold:.3g} on" in text
+        assert f"collapse from penalty {threshold:.3g} on" in text
         assert f"{CASES['merged'][1] / threshold:.3g} times that" in text
 
 
@@ -207,13 +207,13 @@ def test_several_networks_are_compared(record, page):
 @pytest.mark.parametrize(
     ("price", "thresholds", "words"),
     [
-        (0.02, [0.01, 0.015, 0.015], "all classes are given up from penalty 0.015 on, the first from 0.01 on. This"),
-        (0.02, [0.01, 0.01, 0.01], "all classes are given up from penalty 0.01 on. This network was trained at 0.02."),
-        (0.02, [0.01, 0.03, 0.03], "class a (9 samples) is given up from penalty 0.01 on. This network was trained at"),
+        (0.02, [0.01, 0.015, 0.015], "all classes collapse from penalty 0.015 on, the first from 0.01 on. This"),
+        (0.02, [0.01, 0.01, 0.01], "all classes collapse from penalty 0.01 on. This network was trained at 0.02."),
+        (0.02, [0.01, 0.03, 0.03], "class a (9 samples) collapses from penalty 0.01 on. This network was trained at"),
         (0.02, [0.01, 0.03, 0.03], "was trained at 0.02, 2 times that. What"),
-        (0.02, [0.01, 0.015, 0.03], "classes a, b (9 to 20 samples each) are given up from penalty 0.01 to 0.015 on."),
-        (0.02, [0.04, 0.05, 0.05], "would be given up at penalty 0.04; this network was trained at 0.02, 50 % of that"),
-        (0.02, [None, None, None], "no penalty takes any class"),
+        (0.02, [0.01, 0.015, 0.03], "classes a, b (9 to 20 samples each) collapse from penalty 0.01 to 0.015 on."),
+        (0.02, [0.04, 0.05, 0.05], "would collapse at penalty 0.04; this network was trained at 0.02, 50 % of that"),
+        (0.02, [None, None, None], "no penalty makes any class"),
     ],
 )  # fmt: skip
 def test_the_reason_in_words(price, thresholds, words):
@@ -222,7 +222,7 @@ def test_the_reason_in_words(price, thresholds, words):
     classes = {"class_names": ["a", "b", "c"], "class_counts": [9, 20, 30]}
     diagnosis = {"prediction": theory, "separation": {"states": states}, **classes}
     assert words in reason(diagnosis)
-    assert reason(diagnosis).endswith("What was measured differs from what theory predicts, for 1 of 3 classes.")
+    assert reason(diagnosis).endswith("The measurement differs from the theory for 1 of 3 classes.")
 
 
 def test_a_class_alone_in_its_size_is_lost_from_its_edge_on(tmp_path):
@@ -234,9 +234,9 @@ def test_a_class_alone_in_its_size_is_lost_from_its_edge_on(tmp_path):
     np.savez(tmp_path / "a.npz", features=H.T[labels], labels=labels, weight=W.T, bias=b, **penalties)  # pyright: ignore[reportArgumentType]
     record = report_record([tmp_path / "a.npz"])
     text = words_of(Page(report_page(record)))
-    assert "2, 3 (5 to 6 samples each) are given up from penalty 0.0201 to 0.0221 on" not in text  # 6 is not yet lost
-    assert "class 3 (5 samples) is given up from penalty 0.0201 on" in text  # sqrt(5) / 111
-    assert "A class alone in its size has no sharp threshold" in text
+    assert "2, 3 (5 to 6 samples each) collapse from penalty 0.0201 to 0.0221 on" not in text  # 6 is not yet lost
+    assert "class 3 (5 samples) collapses from penalty 0.0201 on" in text  # sqrt(5) / 111
+    assert "A class that shares its size with no other has no sharp threshold" in text
 
 
 def test_sentences_have_the_letters_of_the_page(text, page):
@@ -257,7 +257,7 @@ def test_cautions_stand_under_the_headline(record):
     page = Page(report_page(weak))
     paragraphs = [" ".join(text.split()) for text in page.by_tag["p"]]
     words = "eel, fox have scores of their own, but win for less than half of their samples."
-    assert f"Told apart is not yet recognised: {words}" in paragraphs
+    assert f"Separated does not mean recognised: {words}" in paragraphs
     assert any(text.startswith("The network is not at rest") for text in paragraphs)
 
 

@@ -248,7 +248,7 @@ def _print_advice(record: dict[str, Any]) -> None:
         if sentence:
             console.print(sentence)
     if record["without_effect"]:
-        console.print(f"Cannot do it alone at any setting: {', '.join(record['without_effect'])}.")
+        console.print(f"Not sufficient alone: {', '.join(record['without_effect'])}.")
     if not all(s["verified"] for s in record["suggestions"]):
         console.print("?: the optimum after the change did not confirm it.")
     console.print(

@@ -168,8 +168,8 @@ class Pass:
         if not usable.all():
             bad = sorted({int(x) for x in k[~usable.all(axis=1)]})
             raise ValueError(
-                f"`features` must be finite and below {_LARGEST:g}, got NaN, infinity or more in class {_named(bad)}; "
-                "the run diverged"
+                f"`features` must be finite and below {_LARGEST:g}, got NaN, infinity or larger values in "
+                f"class {_named(bad)}; the run diverged"
             )
         K, loss = len(self.weight), self.loss
         logits = h @ self.weight.T + (0.0 if self.bias is None else self.bias)

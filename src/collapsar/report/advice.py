@@ -81,7 +81,7 @@ def verdict_words(record: Record) -> str:
     factor = "" if near is None else number_text(near["safety"], 3)
     outvoted = [g for g in groups if g["apart"] and g["margin"] < 0]
     if record["verdict"] == "separated":
-        text = f"Your penalties are not the cause: at the optimum every class is apart, by a factor of {factor}."
+        text = f"Your penalties are not the cause: at the optimum every class is separated, by a factor of {factor}."
         if outvoted:
             text += f" But {_group_words(outvoted)} outvoted by larger ones even at the class mean: correct the prior."
         else:
@@ -90,7 +90,7 @@ def verdict_words(record: Record) -> str:
     if record["verdict"] == "close":
         assert near is not None  # some threshold is near
         return (
-            f"Close: every class is apart at the optimum, but {_group_words([near])} less than {room} below the "
+            f"Close: every class is separated at the optimum, but {_group_words([near])} less than {room} below the "
             f"threshold (safety {factor})."
         )
     if record["verdict"] == "collapsed":
@@ -199,7 +199,7 @@ def room_words(record: Record) -> str:
     if not defined(factor):
         return ""
     return (
-        f"Crossing the threshold separates the classes; accuracy grows with the distance from it. Twice the room needs "
+        f"Below the threshold the classes separate; accuracy grows with the distance from it. Twice the room needs "
         f"head decay or feature penalty × {_down(factor)}."
     )
 

@@ -112,7 +112,7 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
     """
     effective, prediction = record["effective"], record["prediction"]
     if effective is None:
-        ax.text(0.5, 0.5, "no class is alive:\nnothing to read", transform=ax.transAxes, ha="center", va="center")
+        ax.text(0.5, 0.5, "all classes collapsed:\nnothing to read", transform=ax.transAxes, ha="center", va="center")
         ax.set_xticks([])
         ax.set_yticks([])
         return ReadingArtists([], [])

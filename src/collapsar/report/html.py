@@ -138,7 +138,7 @@ def _diagnosis_view(run: Record, index: int) -> Record | None:
 
 
 def _readings_svg(data: Record, name: str) -> Markup:
-    label = "The penalty that each class shows by its predictions, beside the one that the norms show."
+    label = "The penalty implied by each class's predictions, beside the one implied by the norms."
     return drawn(lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), name, label)
 
 

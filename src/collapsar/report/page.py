@@ -1,6 +1,6 @@
 """What every page has in common: the template filled in, pictures as SVG, matrices as maps that can be hovered.
 
-A page is one HTML file, which opens from disk, asks the network for nothing and holds its whole record. Everything that
+A page is one HTML file, which opens from disk, makes no web requests and holds its whole record. Everything that
 comes from a record passes through jinja's escaping or stands in a JSON block that cannot end early; the page's content
 policy lets no script run but the one whose hash it names.
 """

@@ -29,9 +29,9 @@ __all__ = ["phase_axes", "phase_figure"]
 
 Array = NDArray[np.float64]
 
-# From light to dark, so that the order apart, merged, vanished, zero survives without colour.
+# From light to dark, so that the order separated, merged, vanished, zero survives without colour.
 FILLS = ("#d9e9f4", "#f3c562", "#d7702a", "#4d4652")
-WORDS = ("apart", "merged", "vanished")
+WORDS = ("separated", "merged", "vanished")
 ZERO = 3
 HATCHES = {"B": "", "A": "//////", "A and B": "xxxxxx"}
 
@@ -142,7 +142,7 @@ def _legend(figure: Figure, kinds: Sequence[int], *, open_cells: bool) -> None:
     for kind in kinds:
         worst, who = divmod(kind, 10)
         name = list(HATCHES)[who]
-        words = "all zero" if worst == ZERO else "all apart" if worst == 0 else f"{name} {WORDS[worst]}"
+        words = "all zero" if worst == ZERO else "all separated" if worst == 0 else f"{name} {WORDS[worst]}"
         handles.append(
             Patch(facecolor=FILLS[worst], edgecolor=COLOURS["muted"], hatch=HATCHES[name], label=words, lw=0.5)
         )

@@ -282,7 +282,7 @@ def _readings(data: Record, ident: str) -> Markup | None:
     """None where no class shows a penalty."""
     if data["effective"] is None or not any(map(defined, data["effective"]["by_class"])):
         return None
-    label = "The penalty that each class shows by its predictions, beside the one that the norms show."
+    label = "The penalty implied by each class's predictions, beside the one implied by the norms."
     return drawn(lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), f"{ident}-readings", label)
 
 

@@ -63,18 +63,18 @@ def reason(diagnosis: Record) -> str:
     states = diagnosis["separation"]["states"]
     wrong = sum(a != b for a, b in zip(theory["seen"], states, strict=True))
     agreed = (
-        "What was measured is what theory predicts, for every class."
+        "The measurement agrees with the theory for every class."
         if not wrong
-        else f"What was measured differs from what theory predicts, for {wrong} of {len(states)} classes."
+        else f"The measurement differs from the theory for {wrong} of {len(states)} classes."
     )
     lost = np.flatnonzero(first <= price)
     if len(lost) == 0:
         level = float(first.min())
         if not np.isfinite(level):
-            return f"By theory no penalty takes any class here from the network. {agreed}"
+            return f"According to the theory, no penalty makes any class here collapse. {agreed}"
         return (
-            f"Training pulls all scores towards zero, with a strength called the penalty. The first classes would be "
-            f"given up at penalty {lambda_text(level)}; this network was trained at {lambda_text(price)}, "
+            f"Training pulls all scores towards zero, with a strength called the penalty. The first classes would "
+            f"collapse at penalty {lambda_text(level)}; this network was trained at {lambda_text(price)}, "
             f"{share_text(price / level)} of that. {agreed}"
         )
     levels = first[lost]
@@ -84,7 +84,7 @@ def reason(diagnosis: Record) -> str:
     if len(lost) == len(first):
         early = f", the first from {lambda_text(levels.min())} on" if levels.max() > levels.min() * (1 + 1e-6) else ""
         return (
-            f"{start}price, and here none is: all classes are given up from penalty {lambda_text(levels.max())} on"
+            f"{start}price, and here none is: all classes collapse from penalty {lambda_text(levels.max())} on"
             f"{early}. This network was trained at {lambda_text(price)}. {agreed}"
         )
     where, times = lambda_text(levels.min()), f", {number_text(price / levels.min())} times that"
@@ -93,9 +93,11 @@ def reason(diagnosis: Record) -> str:
     counts = [diagnosis["class_counts"][k] for k in lost]
     size = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     who = _names([diagnosis["class_names"][k] for k in lost])
-    subject, samples, verb = ("class", "samples", "is") if len(lost) == 1 else ("classes", "samples each", "are")
+    subject, samples, verb = (
+        ("class", "samples", "collapses") if len(lost) == 1 else ("classes", "samples each", "collapse")
+    )
     return (
-        f"{start}price, and for a class with few samples it is not: {subject} {who} ({size} {samples}) {verb} given up "
+        f"{start}price, and for a class with few samples it is not: {subject} {who} ({size} {samples}) {verb} "
         f"from penalty {where} on. This network was trained at {lambda_text(price)}{times}. {agreed}"
     )
 
@@ -106,7 +108,7 @@ def cautions(diagnosis: Record) -> list[str]:
     Example:
         >>> cautions({"class_names": ["cat", "dog"], "accuracies": [1.0, 0.25], "at_rest": True,
         ...           "separation": {"states": ["separated", "separated"]}})
-        ['Told apart is not yet recognised: dog has scores of its own, but wins for less than half of its samples.']
+        ['Separated does not mean recognised: dog has scores of its own, but wins for less than half of its samples.']
     """
     found = []
     states = diagnosis["separation"]["states"]
@@ -118,11 +120,11 @@ def cautions(diagnosis: Record) -> list[str]:
     if weak:
         verbs = ("has", "wins", "its") if len(weak) == 1 else ("have", "win", "their")
         found.append(
-            f"Told apart is not yet recognised: {_names(weak)} {verbs[0]} scores of {verbs[2]} own, but {verbs[1]} for "
-            f"less than half of {verbs[2]} samples."
+            f"Separated does not mean recognised: {_names(weak)} {verbs[0]} scores of {verbs[2]} own, but {verbs[1]} "
+            f"for less than half of {verbs[2]} samples."
         )
     if not diagnosis["at_rest"]:
-        found.append("The network is not at rest: had training gone on, states might still have changed.")
+        found.append("Training has not converged: with more training the states might still change.")
     return found
 
 
@@ -151,7 +153,7 @@ def report_finding(runs: Sequence[Record]) -> str:
         return runs[0]["diagnosis"]["headline"]
     lost = [run["name"] for run in runs if run["diagnosis"]["num_collapsed"]]
     if not lost:
-        return f"All classes are told apart in all {len(runs)} networks."
+        return f"All classes are separated in all {len(runs)} networks."
     if len(lost) == len(runs):
         return f"Classes have collapsed in all {len(runs)} networks."
     verb = "network has" if len(lost) == 1 else "networks have"

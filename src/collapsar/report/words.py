@@ -35,7 +35,7 @@ ABSENT = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _DATA_WORDS = {"digits": "pictures of handwritten digits", "fashion-mnist": "pictures of clothes"}
 # A short word for each state, for a reader who does not know the theory.
-STATE_WORDS = {"separated": "apart", "merged": "merged", "vanished": "vanished", "unseen": "without images"}
+STATE_WORDS = {"separated": "separated", "merged": "merged", "vanished": "vanished", "unseen": "without images"}
 _COLLAPSED = ("merged", "vanished")
 _MOST_NAMED = 20
 
@@ -132,7 +132,7 @@ def summary_of_states(states: Sequence[str], cluster: Sequence[int]) -> str:
 
 
 def outcome(record: Record, states: Sequence[str]) -> str:
-    """What became of all classes, in a few words: "all apart", "minority vanished", "all vanished"."""
+    """The states of all classes, in a few words: "all separated", "minority vanished", "all vanished"."""
     names = cluster_names(record)
     parts = [summary_of_states(states, cluster) for cluster in record["clusters"]]
     sentences = []
@@ -164,7 +164,7 @@ def finding(record: Record) -> str:
     if first == math.inf:
         return f"No class collapses at the penalties tried{_agreement_clause(record)}."
     level = cluster_threshold(record, j)
-    theory = f"; theory puts the threshold at {lambda_text(level)}" if defined(level) else ""
+    theory = f"; the theory puts the threshold at {lambda_text(level)}" if defined(level) else ""
     cluster = record["clusters"][j]
     size = f" ({cluster_counts(record, cluster)} training images each)" if len(record["clusters"]) == 2 else ""
     return f"{sentence(_classes(record, j))}{size} {text}{theory}."
@@ -179,8 +179,8 @@ def meaning(record: Record) -> str:
         named = f"Minority: {small}. Majority: {large}. "
     return (
         f"{named}A class has collapsed when the network gives its images no scores of their own, so that it cannot "
-        "tell them from others, not even images it was trained on. The penalty is how strongly training pulls all "
-        "scores towards zero, as weight decay does."
+        "distinguish them from others, not even images it was trained on. The penalty is how strongly training pulls "
+        "all scores towards zero, as weight decay does."
     )
 
 
@@ -194,7 +194,7 @@ def _story(record: Record, j: int) -> tuple[float, str]:
     levels = sorted(lost)
     some = [level for level in levels if any(lost[level])]
     if not some:
-        return math.inf, "stay apart at every penalty tried"
+        return math.inf, "stay separated at every penalty tried"
     first, split = some[0], levels.index(some[0])
     verb = "collapses" if len(cluster) == 1 else "collapse"
     if not all(all(lost[level]) for level in levels[split:]):
@@ -225,7 +225,7 @@ def verdict(record: Record) -> str:
     """How many class states theory predicted, and which it missed (the first three by name)."""
     right, total, missed = _hits(record)
     runs = "run" if len(record["runs"]) == 1 else f"{len(record['runs'])} runs"
-    source = "Theory, which sees only the number of images per class and the penalties,"
+    source = "The theory, which sees only the number of images per class and the penalties,"
     if right == total:
         return f"{source} gets the state of every class right, in {'the run' if runs == 'run' else f'all {runs}'}."
     more = f"; and {len(missed) - 3} more" if len(missed) > 3 else ""

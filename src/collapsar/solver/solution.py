@@ -35,7 +35,7 @@ _ZERO = 1e-8  # relative size below which a part of the optimum that the dual le
 
 
 class NotConvergedError(RuntimeError):
-    """The gap did not reach ``tol``. ``solution`` is the best certified point, with its honest gap."""
+    """The gap did not reach ``tol``. ``solution`` is the best certified point, with the reported gap."""
 
     def __init__(self, solution: Solution) -> None:
         self.solution = solution

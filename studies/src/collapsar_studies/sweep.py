@@ -320,7 +320,7 @@ def _trained(cell: Cell, settings: SweepSettings, live: Live) -> Record:
 
 
 def _train(cell: Cell, data: ImageData, weights: Any, settings: SweepSettings, live: Live) -> Any:
-    """Train, or go on; a scratch folder that cannot be gone on from is named and begun anew."""
+    """Train, or go on; a scratch folder that cannot be resumed from is named and begun anew."""
     folder = settings.scratch / cell.key
     tick = live.tick
     told = None if tick is None else lambda epoch, epochs, _record: tick(cell.key, epoch, epochs)
@@ -331,7 +331,7 @@ def _train(cell: Cell, data: ImageData, weights: Any, settings: SweepSettings, l
     try:
         return run()
     except ValueError as error:
-        live.note(f"{folder} cannot be gone on from ({error}); this run is trained again")
+        live.note(f"{folder} cannot be resumed from ({error}); this run is trained again")
         return run(resume=False)
 
 
