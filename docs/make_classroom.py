@@ -18,7 +18,7 @@ at a sharp threshold small classes become *one point*. Then you will cause it in
 >import numpy as np
 >
 >import collapsar as cs
->from collapsar.report.geometry import class_means_plane
+>from collapsar.report.class_plane import class_means_plane
 >from collapsar.report.plots import heatmap""",
     """## 1. Balanced classes: the most even shape
 

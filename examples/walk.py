@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import collapsar as cs
-from collapsar.report.geometry import class_means_plane
+from collapsar.report.class_plane import class_means_plane
 from collapsar.report.plots import heatmap
 from collapsar.report.style import png_bytes, styled
 

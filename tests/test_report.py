@@ -610,10 +610,10 @@ def test_the_words_of_the_finding_are_explained_and_its_classes_named(page: Page
 @pytest.mark.parametrize(
     ("states", "words"),
     [
-        (("separated", "merged", "vanished"), "collapse between penalty 0.0045 and 0.0105; theory puts"),
-        (("separated", "separated", "merged"), "collapse between penalty 0.0105 and 0.018; theory puts"),
-        (("vanished", "vanished", "vanished"), "collapse at every penalty tried, from 0.0045 on; theory puts"),
-        (("separated", "merged", "separated"), "collapse in part, from penalty 0.0105 on; theory puts"),
+        (("separated", "merged", "vanished"), "collapse between penalty 0.0045 and 0.0105; the theory puts"),
+        (("separated", "separated", "merged"), "collapse between penalty 0.0105 and 0.018; the theory puts"),
+        (("vanished", "vanished", "vanished"), "collapse at every penalty tried, from 0.0045 on; the theory puts"),
+        (("separated", "merged", "separated"), "collapse in part, from penalty 0.0105 on; the theory puts"),
         (("separated", "separated", "separated"), "No class collapses at the penalties tried."),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.stats import ortho_group
 
-from collapsar.report.geometry import class_means_plane, principal_plane
+from collapsar.report.class_plane import class_means_plane, principal_plane
 
 FLAT = np.array([[2.0, 0.0], [-1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])
 

@@ -18,8 +18,8 @@ from collapsar.app.report_record import report_record
 from collapsar.cli import main
 from collapsar.report import demo_page, diagnosis_page, report_page
 from collapsar.report.advice_page import advice_page, advice_view
-from collapsar.report.geometry import principal_plane
-from collapsar.report.run_words import reason
+from collapsar.report.class_plane import principal_plane
+from collapsar.report.network_words import reason
 from test_report import EVIL, Page, fake_record
 
 COUNTS = (50,) * 3 + (10,) * 3
@@ -210,7 +210,7 @@ def test_several_networks_are_compared(record, page):
         (0.02, [0.01, 0.015, 0.015], "all classes collapse from penalty 0.015 on, the first from 0.01 on. This"),
         (0.02, [0.01, 0.01, 0.01], "all classes collapse from penalty 0.01 on. This network was trained at 0.02."),
         (0.02, [0.01, 0.03, 0.03], "class a (9 samples) collapses from penalty 0.01 on. This network was trained at"),
-        (0.02, [0.01, 0.03, 0.03], "was trained at 0.02, 2 times that. What"),
+        (0.02, [0.01, 0.03, 0.03], "was trained at 0.02, 2 times that. The"),
         (0.02, [0.01, 0.015, 0.03], "classes a, b (9 to 20 samples each) collapse from penalty 0.01 to 0.015 on."),
         (0.02, [0.04, 0.05, 0.05], "would collapse at penalty 0.04; this network was trained at 0.02, 50 % of that"),
         (0.02, [None, None, None], "no penalty makes any class"),
@@ -218,14 +218,16 @@ def test_several_networks_are_compared(record, page):
 )  # fmt: skip
 def test_the_reason_in_words(price, thresholds, words):
     states = ["separated", "separated", "merged"]
-    theory = {"lambda_z": price, "merge": [None] * 3, "vanish": thresholds, "seen": ["separated"] * 3}
+    seen = ["vanished" if level is not None and level <= price else "separated" for level in thresholds]
+    theory = {"lambda_z": price, "merge": [None] * 3, "vanish": thresholds, "seen": seen}
     classes = {"class_names": ["a", "b", "c"], "class_counts": [9, 20, 30]}
     diagnosis = {"prediction": theory, "separation": {"states": states}, **classes}
     assert words in reason(diagnosis)
-    assert reason(diagnosis).endswith("The measurement differs from the theory for 1 of 3 classes.")
+    wrong = sum(a != b for a, b in zip(seen, states, strict=True))
+    assert reason(diagnosis).endswith(f"The measurement differs from the theory for {wrong} of 3 classes.")
 
 
-def test_a_class_alone_in_its_size_is_lost_from_its_edge_on(tmp_path):
+def test_a_class_alone_in_its_size_has_no_sharp_threshold(tmp_path):
     counts, price = np.array([60, 40, 6, 5]), 0.022
     s = cs.solve(cs.Problem(counts, price, LAMBDA_B))
     W, H, b = s.factors(5, lambda_w=LAMBDA_W)
@@ -234,8 +236,9 @@ def test_a_class_alone_in_its_size_is_lost_from_its_edge_on(tmp_path):
     np.savez(tmp_path / "a.npz", features=H.T[labels], labels=labels, weight=W.T, bias=b, **penalties)  # pyright: ignore[reportArgumentType]
     record = report_record([tmp_path / "a.npz"])
     text = words_of(Page(report_page(record)))
-    assert "2, 3 (5 to 6 samples each) collapse from penalty 0.0201 to 0.0221 on" not in text  # 6 is not yet lost
-    assert "class 3 (5 samples) collapses from penalty 0.0201 on" in text  # sqrt(5) / 111
+    assert record["runs"][0]["diagnosis"]["prediction"]["seen"] == ["separated"] * 4
+    # sqrt(5) / 111; the class of 6 samples follows at 0.0221
+    assert "From penalty 0.0201 on, the scores of 3 gradually approach those of other classes; this network" in text
     assert "A class that shares its size with no other has no sharp threshold" in text
 
 
@@ -258,7 +261,7 @@ def test_cautions_stand_under_the_headline(record):
     paragraphs = [" ".join(text.split()) for text in page.by_tag["p"]]
     words = "eel, fox have scores of their own, but win for less than half of their samples."
     assert f"Separated does not mean recognised: {words}" in paragraphs
-    assert any(text.startswith("The network is not at rest") for text in paragraphs)
+    assert any(text.startswith("Training has not converged") for text in paragraphs)
 
 
 def test_curves_are_drawn_where_there_is_history(record):
@@ -374,7 +377,7 @@ def test_competing_directions_are_fanned_out():
     np.testing.assert_allclose(steps, steps[0])
 
 
-@pytest.mark.parametrize("module", ["run_words", "run_plots", "geometry"])
+@pytest.mark.parametrize("module", ["network_words", "network_plots", "class_plane"])
 def test_examples_run(module):
     failed, attempted = doctest.testmod(import_module(f"collapsar.report.{module}"))
     assert attempted > 0

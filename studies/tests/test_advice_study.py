@@ -14,10 +14,10 @@ from scipy import stats
 from torch.nn import functional
 
 from collapsar.core.problem import Loss, Penalties, Problem
-from collapsar.report.advice import study_rows
 from collapsar.solver import solve
 from collapsar.training import build_model, load_data, penalised_loss, penalties_for
 from collapsar_studies import advice_adjusting, advice_plans, advice_runs, advice_study
+from collapsar_studies.advice_pictures import study_rows
 from collapsar_studies.advice_plans import Setting, StudyPreset, base_recipe, carried_out, given_advice, recipes
 from collapsar_studies.advice_runs import Images, Recipe, Schedule, subset, train_and_measure
 from collapsar_studies.advice_sharpness import SHARPNESS, sharpness

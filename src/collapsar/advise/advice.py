@@ -187,8 +187,8 @@ def advise(
         The advice; ``suggestions`` are sorted by price and verified by solving.
 
     Raises:
-        ValueError: ``problem`` is not a Problem, ``margin`` is negative or not finite, a family is unknown, or the names
-            do not fit.
+        ValueError: ``problem`` is not a Problem, ``margin`` is negative or not finite, a family is unknown, or the
+            names do not fit.
 
     Example:
         >>> advice = advise(Problem("300x5,50x5", lambda_z=0.005, lambda_b=0.02))

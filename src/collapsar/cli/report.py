@@ -52,7 +52,7 @@ def report(
     """
     from collapsar.app.report_record import report_record
     from collapsar.report import report_page
-    from collapsar.report.run_words import report_finding
+    from collapsar.report.network_words import report_finding
 
     def say(name: str) -> None:
         if sys.stderr.isatty():

@@ -71,6 +71,7 @@ class Prediction:
         source: whether the price is that of the training as known, or was read from the network.
         states: state of each class at the exact optimum.
         seen: the states that the measuring rule finds in the optimum's Z: what a perfect network would show.
+        groups: the classes that the same rule finds merged with one another.
         merge: shape (K,), lambda_z from which the class merges; NaN where it does not.
         vanish: shape (K,), lambda_z from which it vanishes.
         complete: lambda_z from which nothing is left.
@@ -87,6 +88,7 @@ class Prediction:
     source: Literal["as trained", "effective"]
     states: tuple[ClassState, ...]
     seen: tuple[ClassState, ...]
+    groups: tuple[tuple[int, ...], ...]
     merge: Vector
     vanish: Vector
     complete: float
@@ -357,13 +359,15 @@ def _prediction(
     Z, edge = solution.Z, np.fmin(t.merge, t.vanish)
     share = m.class_counts / m.class_counts.sum()
     own = Z - (Z @ share)[:, None] if features == "signed" else Z  # as ``class_evidence`` sees it
+    separation = class_separation(own)
     return Prediction(
         features=features,
         lambda_z=lambda_z,
         lambda_b=problem.lambda_b,
         source=source,
         states=solution.class_states,
-        seen=class_separation(own).states,
+        seen=separation.states,
+        groups=separation.groups,
         merge=t.merge,
         vanish=t.vanish,
         complete=t.complete,

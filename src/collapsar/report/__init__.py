@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collapsar.report.audit import audit_figure, audit_page, row_lengths
+    from collapsar.report.demo_page import demo_page
     from collapsar.report.diagnosis import class_lengths, diagnosis_figure, price_readings
-    from collapsar.report.html import demo_page
+    from collapsar.report.network_page import diagnosis_page, report_page
     from collapsar.report.plots import demo_figure, heatmap, nc1_curve, threshold_line
-    from collapsar.report.run_page import diagnosis_page, report_page
     from collapsar.report.style import png_bytes, styled, svg_string
 
 __all__ = [
@@ -45,9 +45,9 @@ __all__ = [
 _MODULES = {
     "audit": "audit_figure audit_page row_lengths",
     "diagnosis": "class_lengths diagnosis_figure price_readings",
-    "html": "demo_page",
+    "demo_page": "demo_page",
     "plots": "demo_figure heatmap nc1_curve threshold_line",
-    "run_page": "diagnosis_page report_page",
+    "network_page": "diagnosis_page report_page",
     "style": "png_bytes styled svg_string",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}

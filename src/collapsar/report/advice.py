@@ -10,9 +10,6 @@ from collapsar.report.words import lambda_text, number_text, share_text
 
 __all__ = [
     "DECAY_COLUMNS",
-    "METHOD_WORDS",
-    "REGIME_WORDS",
-    "STUDY_COLUMNS",
     "SUGGESTION_COLUMNS",
     "class_words",
     "decay_rows",
@@ -20,7 +17,6 @@ __all__ = [
     "prior_words",
     "room_words",
     "setting_words",
-    "study_rows",
     "suggestion_rows",
     "verdict_words",
 ]
@@ -34,27 +30,6 @@ _FACTOR_WORDS = {
     "oversampling": "oversampling (each copy penalised)",
     "oversampling-held": "oversampling (penalty kept as a mean)",
 }
-
-METHOD_WORDS = {
-    "nothing": "nothing",
-    "advice": "least advice",
-    "advice-weights": "advised weights",
-    "advice-oversampling": "advised oversampling",
-    "advice-double": "advice, twice the room",
-    "inverse-weights": "weights 1/n",
-    "effective-number": "effective-number weights",
-    "logit-adjustment": "logit adjustment",
-    "balanced-sampling": "balanced sampling",
-    "decoupled": "decoupled head",
-    "sweep": "best of the penalty sweep",
-}
-REGIME_WORDS = {
-    "merging": "penalised, classes merge",
-    "safe": "penalised, far below",
-    "ordinary": "ordinary, decay 5e-4",
-    "ordinary-strong": "ordinary, decay 1e-2",
-}
-STUDY_COLUMNS = ("method", "balanced", "minority", "calibration error", "classes merged", "samples seen", "CPU seconds")
 
 
 def class_words(group: Record, names: list[str]) -> str:
@@ -256,27 +231,3 @@ def decay_rows(record: Record) -> list[tuple[str, ...]]:
 
 
 DECAY_COLUMNS = ("layers", "model: lost at decay", "measured / model (networks)", "lost between", "verdict")
-
-
-def study_rows(regime: Record) -> list[tuple[str, ...]]:
-    """One row per method of a regime of the study: accuracies and calibration in per cent, means over its settings.
-
-    "raw / corrected": as trained, and with the prior correction; ± standard deviation over seeds.
-    """
-    rows = []
-    for name, words in METHOD_WORDS.items():
-        method = regime["methods"].get(name)
-        if method is None:
-            continue
-        cells = [
-            " / ".join(_percent(method[f"{measure}_{reading}"]) for reading in ("raw", "corrected"))
-            for measure in ("balanced", "minority", "calibration_error")
-        ]
-        merged, seen, seconds = (method[key] for key in ("merged_classes", "samples_seen", "cpu_seconds"))
-        rows.append((words, *cells, f"{merged:.1f}", f"{seen / 1000:.0f}k", f"{seconds:.1f}"))
-    return rows
-
-
-def _percent(spread: Record) -> str:
-    mean, sd = spread["mean"], spread["sd"]
-    return f"{100 * mean:.1f}" + (f"±{100 * sd:.1f}" if defined(sd) else "")

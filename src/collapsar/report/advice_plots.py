@@ -1,4 +1,4 @@
-"""Pictures of advice and of its study: functions of a record and an ax; they compute nothing but places."""
+"""Pictures of advice: functions of a record and an ax; they compute nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from collapsar.report.advice import METHOD_WORDS, REGIME_WORDS, class_words
+from collapsar.report.advice import class_words
 from collapsar.report.record import defined
 from collapsar.report.style import COLOURS, STATES, png_bytes, styled, svg_string
 
-__all__ = ["advice_figure", "differences", "margins", "picture_bytes", "safety", "study_figure"]
+__all__ = ["advice_figure", "margins", "picture_bytes", "safety"]
 
 Record = Mapping[str, Any]
 
@@ -108,55 +108,4 @@ def _points(record: Record, ax: Axes, now: Sequence[float], later: Sequence[floa
     for before, after, place in zip(now, later, y, strict=True):
         if defined(before) and defined(after):
             ax.annotate("", (after, place), (before, place), arrowprops={"arrowstyle": "->", "color": COLOURS["muted"]})
-    return lines
-
-
-def study_figure(record: Record) -> Figure:
-    """The study: the advice minus every other method, balanced and minority test accuracy, per regime.
-
-    Args:
-        record: as ``collapsar_studies.advice_study.summary`` makes it.
-    """
-    regimes = record["regimes"]
-    with styled():
-        figure = Figure(figsize=(7.0, 2.1 * len(regimes) + 0.4), layout="constrained")
-        axes = figure.subplots(len(regimes), 2, squeeze=False, sharex="col")
-        for row, regime in zip(axes, regimes, strict=True):
-            for ax, measure in zip(row, ("balanced", "minority"), strict=True):
-                differences(regime, measure, ax)
-            row[1].set_yticklabels([])
-        axes[-1][0].set_xlabel("balanced test accuracy, points")
-        axes[-1][1].set_xlabel("minority test accuracy, points")
-        figure.suptitle(
-            "Test accuracy of the advice minus each method's, 95% intervals over seeds\n"
-            "circles: least advice, squares: twice the room; filled: method as people use it, hollow: prior corrected"
-        )
-    return figure
-
-
-def differences(regime: Record, measure: str, ax: Axes) -> list[Line2D]:
-    """Paired differences of one regime with their 95% intervals.
-
-    Circles: the least advice; squares: with twice the room. Filled: the other method as people use it; hollow: with the
-    prior correction too.
-    """
-    names = [name for name in METHOD_WORDS if name in regime["methods"] and not name.startswith("advice")]
-    ax.axvline(0.0, color=COLOURS["ink"], linewidth=0.8)
-    lines: list[Line2D] = []
-    series = (("advice", "raw"), ("advice", "corrected"), ("advice-double", "raw"), ("advice-double", "corrected"))
-    for place, name in enumerate(names):
-        for i, (advice, reading) in enumerate(series):
-            d = regime["methods"][name].get(f"{advice}_minus_{measure}_{reading}")
-            if d is None or not defined(d["mean"]):
-                continue
-            colour = COLOURS["blue" if advice == "advice" else "vermilion"]
-            y = place + 0.17 * (i - 1.5)
-            if defined(d["low"]):
-                lines += ax.plot([100 * d["low"], 100 * d["high"]], [y, y], color=colour, linewidth=0.8)
-            marker = "o" if advice == "advice" else "s"
-            face = colour if reading == "raw" else "w"
-            lines += ax.plot([100 * d["mean"]], [y], marker, color=colour, markersize=3, mfc=face)
-    ax.set_yticks(range(len(names)), [METHOD_WORDS[name] for name in names])
-    ax.invert_yaxis()
-    ax.set_title(f"{REGIME_WORDS.get(regime['regime'], regime['regime'])} ({len(regime['seeds'])} seeds)", loc="left")
     return lines

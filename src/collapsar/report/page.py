@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from collapsar.report.record import Record, defined
+from collapsar.report.class_plane import class_means_plane, principal_plane
+from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
 from collapsar.report.words import ABSENT, cluster_names, lambda_text, number_text, share_text
 
-__all__ = ["colour_bar", "drawn", "page", "score_map"]
+__all__ = ["colour_bar", "drawn", "page", "plane_views", "score_map"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
@@ -208,3 +209,54 @@ def drawn(draw: Callable[[Axes], object], size: tuple[float, float], name: str, 
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
     return Markup(svg_string(figure, name, label, adaptive=True))
+
+
+# --- class means of a network beside those of theory
+
+
+def plane_views(geometry: Record | None, data: Record, ident: str) -> list[Record]:
+    """Class means of the network and of the optimum in their planes, one scale; mean scores where there are none."""
+    if not {"separated", "merged"} & set(data["separation"]["states"]):
+        return []  # noise around the origin
+    means, what = _points(geometry, data)
+    theory = data["prediction"]
+    sides = [
+        ("network", "The network, measured", data["separation"]["states"], data["separation"]["groups"]),
+        ("theory", "The theory, predicted", theory and theory["seen"], theory and theory.get("groups", ())),
+    ]
+    sides = [side for side in sides if means.get(side[0]) is not None]
+    reach = 1.25 * max((_longest(means[side]) for side, *_ in sides), default=0.0) or 1.0
+    views = []
+    for side, heading, states, found in sides:
+        groups = [g for g in found if any(states[k] == "merged" for k in g)]  # vanished classes are no group
+        picture = {
+            "class_means": means[side],
+            "class_names": data["class_names"],
+            "groups": groups,
+            "states": states,
+        }
+        shown = principal_plane(means[side])[1]
+        circled = "; merged groups: " + ", ".join(_group(g, data) for g in groups) if groups else ""
+        label = f"{heading}: {what} in their principal plane, which holds {share_text(shown)} of their squared length"
+        svg = drawn(
+            lambda ax, picture=picture: class_means_plane(picture, ax, reach=reach),
+            (2.9, 2.9), f"{ident}-plane-{side}", f"{label}{circled}.",
+        )  # fmt: skip
+        views.append({"heading": heading, "what": what, "shown": share_text(shown), "svg": svg})
+    return views
+
+
+def _points(geometry: Record | None, data: Record) -> tuple[dict[str, Any], str]:
+    if geometry is not None:
+        return geometry, "class means"
+    theory = data["prediction"]
+    scores = {"network": data["Z"], "theory": None if theory is None else theory["Z"]}
+    return {k: None if Z is None else matrix(Z).T for k, Z in scores.items()}, "mean scores"
+
+
+def _longest(means: Any) -> float:
+    return float(np.nanmax(np.linalg.norm(principal_plane(means)[0], axis=1), initial=0.0))
+
+
+def _group(classes: Sequence[int], data: Record) -> str:
+    return " and ".join(data["class_names"][k] for k in classes[:8])

@@ -29,9 +29,9 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
+from collapsar.report.penalty_axis import ThresholdArtists, threshold_line
 from collapsar.report.record import Record, checked_demo, cluster_of_classes, defined, matrix
 from collapsar.report.style import COLOURS, DIVERGING, diverging_norm, styled
-from collapsar.report.thresholds import ThresholdArtists, threshold_line
 from collapsar.report.words import data_words, lambda_text, outcome, power_text, sentence, share_text
 
 __all__ = [

@@ -109,8 +109,8 @@ def _sharpness(preset: str, out: Path) -> Record:
 
 def _write(record: Record, out: Path) -> None:
     """Record, table and picture; matplotlib is imported here, not before."""
-    from collapsar.report.advice_plots import study_figure
     from collapsar.report.style import png_bytes, svg_string
+    from collapsar_studies.advice_pictures import study_figure
 
     figure = study_figure(record)
     write_atomically(out / "advice.json", json.dumps(record, allow_nan=False) + "\n")

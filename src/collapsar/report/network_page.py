@@ -12,11 +12,8 @@ from matplotlib.axes import Axes
 
 from collapsar.report.advice_page import advice_view
 from collapsar.report.diagnosis import checked_diagnosis, class_lengths, price_readings, same_counts
-from collapsar.report.page import colour_bar, drawn, page, score_map
-from collapsar.report.planes import plane_views
-from collapsar.report.record import Record, defined, matrix, plain
-from collapsar.report.run_plots import CURVES, class_sizes, class_thresholds, curves_over_epochs
-from collapsar.report.run_words import (
+from collapsar.report.network_plots import CURVES, class_sizes, class_thresholds, curves_over_epochs
+from collapsar.report.network_words import (
     accuracy,
     cautions,
     first_thresholds,
@@ -25,8 +22,10 @@ from collapsar.report.run_words import (
     state_counts,
     trained,
 )
+from collapsar.report.page import colour_bar, drawn, page, plane_views, score_map
+from collapsar.report.penalty_axis import penalty_axis
+from collapsar.report.record import Record, defined, matrix, plain
 from collapsar.report.style import PAGE_INCHES
-from collapsar.report.thresholds import penalty_axis
 from collapsar.report.words import ABSENT, lambda_text, share_text
 
 __all__ = ["diagnosis_page", "report_page"]

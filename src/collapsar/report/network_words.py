@@ -67,9 +67,16 @@ def reason(diagnosis: Record) -> str:
         if not wrong
         else f"The measurement differs from the theory for {wrong} of {len(states)} classes."
     )
-    lost = np.flatnonzero(first <= price)
+    lost = np.flatnonzero((first <= price) & (np.array(theory["seen"]) != "separated"))
     if len(lost) == 0:
         level = float(first.min())
+        if level <= price:
+            who = _names([diagnosis["class_names"][k] for k in np.flatnonzero(first <= price)])
+            return (
+                f"From penalty {lambda_text(level)} on, the scores of {who} gradually approach those of other classes; "
+                f"this network was trained at {lambda_text(price)}, where theory still finds every class separated. "
+                f"{agreed}"
+            )
         if not np.isfinite(level):
             return f"According to the theory, no penalty makes any class here collapse. {agreed}"
         return (

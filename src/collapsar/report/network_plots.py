@@ -21,8 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from collapsar.report.diagnosis import name_classes
+from collapsar.report.network_words import first_thresholds
 from collapsar.report.record import Record, defined
-from collapsar.report.run_words import first_thresholds
 from collapsar.report.style import COLOURS, STATES
 from collapsar.report.words import lambda_text
 
