@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collapsar.report.audit import audit_figure, audit_page, row_lengths
-    from collapsar.report.demo_page import demo_page
+    from collapsar.report.demonstration import demo_page
     from collapsar.report.diagnosis import class_lengths, diagnosis_figure, price_readings
     from collapsar.report.network_page import diagnosis_page, report_page
     from collapsar.report.plots import demo_figure, heatmap, nc1_curve, threshold_line
@@ -45,7 +45,7 @@ __all__ = [
 _MODULES = {
     "audit": "audit_figure audit_page row_lengths",
     "diagnosis": "class_lengths diagnosis_figure price_readings",
-    "demo_page": "demo_page",
+    "demonstration": "demo_page",
     "plots": "demo_figure heatmap nc1_curve threshold_line",
     "network_page": "diagnosis_page report_page",
     "style": "png_bytes styled svg_string",
