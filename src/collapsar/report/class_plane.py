@@ -181,8 +181,10 @@ def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> lis
         boxes = [_box(places[first], outwards + turn, distance * reach, size) for distance, turn in _TRIES]
         box = min(boxes, key=lambda box: sum(_shared(box, other) for other in taken))  # the first of the best
         taken.append(box)
-        at = {"ha": "center", "va": "center", "multialignment": "center"}
-        written.append(ax.text(*(box[:2] + box[2:]) / 2, text, fontsize=7, parse_math=False, **at))
+        x, y = ((box[:2] + box[2:]) / 2).tolist()
+        written.append(
+            ax.text(x, y, text, fontsize=7, parse_math=False, ha="center", va="center", multialignment="center")
+        )
     return written
 
 
