@@ -40,13 +40,13 @@ def audit_page(record: Mapping[str, Any]) -> str:
     group = {k: str(g + 1) for g, members in enumerate(data["groups"]) for k in members["classes"]}
     lengths, counts, names = data["lengths"], data["class_counts"], data["class_names"]
     rows = [
-        {
-            "name": str(k) if names is None else names[k],
-            "samples": "—" if counts is None else counts[k],
-            "length": "—" if lengths is None else f"{lengths[k]:.3f}",
-            "group": group.get(k, "—"),
-            "why": ", ".join(kind for kind, members in kinds.items() if k in members),
-        }
+        (
+            str(k) if names is None else names[k],
+            "—" if counts is None else counts[k],
+            "—" if lengths is None else f"{lengths[k]:.3f}",
+            group.get(k, "—"),
+            ", ".join(kind for kind, members in kinds.items() if k in members),
+        )
         for k in dead[:_MOST_ROWS]
     ]
     over = "class by number of training samples" if counts is not None else "class by its number"
@@ -57,6 +57,7 @@ def audit_page(record: Mapping[str, Any]) -> str:
         title=f"Audit of {data['source']}",
         picture=drawn(lambda ax: row_lengths(data, ax), (6.9, 3.2), "lengths", caption) if lengths is not None else "",
         caption=caption if lengths is not None else "Too many classes for a picture of each.",
+        columns=("class", "samples", "length", "group", "why"),
         rows=rows,
         more=max(0, len(dead) - _MOST_ROWS),
     )
