@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from collapsar.report.page import drawn, page
 from collapsar.report.record import Record, plain
-from collapsar.report.style import COLOURS, styled
+from collapsar.report.style import COLOURS, PAGE_INCHES, styled
 
 __all__ = ["audit_figure", "audit_page", "row_lengths"]
 
@@ -55,7 +55,9 @@ def audit_page(record: Mapping[str, Any]) -> str:
         "audit.html",
         data,
         title=f"Audit of {data['source']}",
-        picture=drawn(lambda ax: row_lengths(data, ax), (6.9, 3.2), "lengths", caption) if lengths is not None else "",
+        picture=drawn(lambda ax: row_lengths(data, ax), (PAGE_INCHES, 2.6), "lengths", caption)
+        if lengths is not None
+        else "",
         caption=caption if lengths is not None else "Too many classes for a picture of each.",
         columns=("class", "samples", "length", "group", "why"),
         rows=rows,
@@ -99,7 +101,7 @@ def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
     ax.set_xlabel("class" if counts is None else "samples of the class (none: at 0.5)")
     ax.set_ylabel("row length, longest = 1")
     ax.set_ylim(0, None)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     return drawn_of
 
 

@@ -33,21 +33,21 @@ export function verdict(state, solution) {
   }
   if (by.separated.length === used.length) {
     const K = used.reduce((sum, g) => sum + state.k[g], 0);
-    return `${hedge}All ${K} classes are apart: the network can tell every one from every other.`;
+    return `${hedge}All ${K} classes are separated: the network can distinguish each from all others.`;
   }
   const name = (groups) => listed(groups.map((g) => groupWords(state, g))).replace(/^t/, "T");
   const many = (groups) => groups.length > 1 || several(state, groups[0]);
   const parts = [];
   if (by.merged.length) {
     const each = by.merged.length > 1 ? "each " : "";
-    parts.push(`${name(by.merged)} have ${each}merged into one point: the head cannot tell them apart.`);
+    parts.push(`${name(by.merged)} have ${each}merged into one point: the head cannot distinguish them.`);
   }
   if (by.vanished.length) {
     parts.push(
       `${name(by.vanished)} ${many(by.vanished) ? "have" : "has"} vanished: nothing of them is left but the bias.`,
     );
   }
-  if (by.separated.length) parts.push(`${name(by.separated)} ${many(by.separated) ? "are apart" : "is alive"}.`);
+  if (by.separated.length) parts.push(`${name(by.separated)} ${many(by.separated) ? "are" : "is"} separated.`);
   return hedge + parts.join(" ");
 }
 
@@ -166,13 +166,13 @@ export function drawCures(state, limits, solution, onChange) {
     name = NAMES[small];
   const edge = Number.isFinite(limits.merge[i]) ? limits.merge[i] : limits.vanish[i];
   if (solution.states[i] === "separated") {
-    const whose = `${groupWords(state, small)} ${several(state, small) ? "are apart" : "is alive"}`;
+    const whose = `${groupWords(state, small)} ${several(state, small) ? "are" : "is"} separated`;
     const reach = `up to λ_Z = ${shown(edge, 4)}, ${shown(edge / state.z, 3)} times the present one`;
     byId("cure-lead").replaceChildren(...withSubscripts(`Nothing to cure: ${whose}, ${reach}.`));
     list.replaceChildren();
     return;
   }
-  byId("cure-lead").textContent = `Any one of these, and ${name}'s classes come apart again:`;
+  byId("cure-lead").textContent = `Any one of these, and ${name}'s classes separate again:`;
   list.replaceChildren(
     ...curesOf(state, limits).map(({ words, patch }) =>
       el(

@@ -110,7 +110,7 @@ function paint(mine) {
 /** The name of every area where it is tallest, if it fits. */
 function nameAreas(curves, axis, range, name) {
   const words = [
-    ["separated", `${name} apart`, (c) => [range.low, c.merge]],
+    ["separated", `${name} separated`, (c) => [range.low, c.merge]],
     ["merged", `${name} merged`, (c) => [c.merge, c.vanish]],
     ["vanished", `${name} vanished`, (c) => [c.vanish, c.complete]],
     ["all", "all collapsed", (c) => [c.complete, range.high]],

@@ -96,7 +96,7 @@ export const TOUR = [
     title: "Stronger weight decay",
     text:
       "λ_Z is the price of predictions, √(λ_W λ_H). Watch B while it grows: at √n_B / N = 0.0033 the five " +
-      "small classes fall onto one point. The head cannot tell them apart any more, however long you train.",
+      "small classes fall onto one point. The head can no longer distinguish them, however long you train.",
   },
   {
     patch: { ...five, z: 0.0037, f: "signed" },
@@ -131,7 +131,7 @@ export const TOUR = [
     title: "The whole map",
     text:
       "Every point of the diagram is one training run: imbalance across, penalty upwards. Drag the point. " +
-      "Classes are apart only below the lowest curve.",
+      "Classes are separated only below the lowest curve.",
   },
   {
     patch: { ...five, z: 0.0037, f: "signed" },

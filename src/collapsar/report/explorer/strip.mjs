@@ -38,7 +38,7 @@ export function drawStrip(state, limits) {
     nodes = [],
     name = NAMES[small];
   const words = {
-    separated: used.length > 1 && small !== large ? `${name} apart` : "all apart",
+    separated: used.length > 1 && small !== large ? `${name} separated` : "all separated",
     merged: `${name} merged`,
     vanished: `${name} vanished`,
     all: "all collapsed",
