@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.normalization import Normalization, Over
 
 __all__ = ["FeatureModel", "Loss", "Penalties", "Problem", "penalties_without_halves"]
 
@@ -174,6 +175,7 @@ class Loss:
 _PLAIN = Loss()
 _PER_CLASS = ("class_weights", "offsets", "scales", "temperatures", "feature_mass")
 _FEATURE_MODELS = get_args(FeatureModel)
+_OF_NORMALIZATION = ("lambda_w", "norm", "lambda_gain", "over")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +189,8 @@ class Problem:
         loss: the remedies, plain by default.
         feature_mass: m > 0, shape (K,): how often the penalty counts the feature of class k; n by default.
         features: ``"signed"`` (Hong & Ling's model) or ``"nonnegative"`` (features after a ReLU).
+        normalization: None, or what takes the place of the feature penalty where features are normalised; then
+            ``lambda_z`` follows from it. See :meth:`from_normalized`.
 
     Raises:
         ValueError: Any of these does not hold; the message names the argument.
@@ -203,6 +207,7 @@ class Problem:
     loss: Loss = field(default_factory=Loss)
     feature_mass: Vector | None = None
     features: FeatureModel = "signed"
+    normalization: Normalization | None = None
 
     def __init__(
         self,
@@ -212,6 +217,7 @@ class Problem:
         loss: Loss | None = None,
         feature_mass: ArrayLike | None = None,
         features: FeatureModel = "signed",
+        normalization: Normalization | None = None,
     ) -> None:
         counts = _counts(class_counts)
         loss = _PLAIN if loss is None else loss
@@ -226,6 +232,8 @@ class Problem:
             value = mass if name == "feature_mass" else getattr(loss, name)
             if value is not None and value.shape != counts.shape:
                 raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {counts.size} classes")
+        if normalization is not None:
+            _check_normalization(normalization, lambda_z, lambda_b, counts.size)
         for name, value in (
             ("class_counts", counts),
             ("lambda_z", float(lambda_z)),
@@ -233,6 +241,7 @@ class Problem:
             ("loss", loss),
             ("feature_mass", mass),
             ("features", features),
+            ("normalization", normalization),
         ):
             object.__setattr__(self, name, value)
 
@@ -265,6 +274,73 @@ class Problem:
             if not 0 < _number(name, value) < np.inf:
                 raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
         return cls(class_counts, Penalties(lambda_w, lambda_h).lambda_z, lambda_b, **rest)
+
+    @classmethod
+    def from_normalized(
+        cls,
+        class_counts: CountsLike | ArrayLike,
+        *,
+        lambda_w: float | ArrayLike,
+        norm: float,
+        over: Over = "sample",
+        lambda_b: float = float("inf"),
+        **rest: Any,
+    ) -> Self:
+        """The problem of a network that normalises its features and decays its head, with no feature penalty.
+
+        Args:
+            class_counts: as for :class:`Problem`.
+            lambda_w: > 0, penalty (lambda_w/2)||W||^2 of the head's weight, or one per class: sum_k lambda_k||w_k||^2/2.
+            norm: > 0, the length of the features: sqrt(d) after a norm without gain.
+            over: ``"sample"`` (LayerNorm, RMSNorm, cosine head) or ``"batch"`` (BatchNorm: mean ||h||^2 = norm^2).
+            lambda_b: penalty of the head's bias.
+            **rest: ``loss``, ``features``, and for ``over="batch"`` ``feature_mass``, as for :class:`Problem`.
+
+        Raises:
+            ValueError: An argument is out of range.
+
+        Example:
+            >>> p = Problem.from_normalized("100x5,20x5", lambda_w=3.0, norm=128**0.5, lambda_b=0.0)
+            >>> p.normalization.over, p.replace(lambda_w=1.0).normalization.lambda_w
+            ('sample', 1.0)
+        """
+        how = Normalization(lambda_w, norm=norm, over=over)
+        return cls(class_counts, how.lambda_z, lambda_b, normalization=how, **rest)
+
+    @classmethod
+    def from_gain_decay(
+        cls,
+        class_counts: CountsLike | ArrayLike,
+        *,
+        lambda_w: float | ArrayLike,
+        lambda_gain: float,
+        over: Over = "sample",
+        lambda_b: float = float("inf"),
+        **rest: Any,
+    ) -> Self:
+        """The problem of a network whose last norm has a gain under decay: the length of the features is free.
+
+        The length is priced by (lambda_gain/2) norm^2, norm^2 = ||gain||^2. A gain that is *not* decayed grows without
+        bound: then there is no optimum and no threshold.
+
+        Args:
+            class_counts: as for :class:`Problem`.
+            lambda_w: as for :meth:`from_normalized`.
+            lambda_gain: > 0, penalty of the gain.
+            over: as for :meth:`from_normalized`. ``"batch"`` is the model of Hong & Ling with
+                lambda_h = lambda_gain / N.
+            lambda_b: penalty of the head's bias.
+            **rest: as for :meth:`from_normalized`.
+
+        Raises:
+            ValueError: An argument is out of range.
+
+        Example:
+            >>> Problem.from_gain_decay("100x5,20x5", lambda_w=0.01, lambda_gain=0.01).lambda_z
+            0.01
+        """
+        how = Normalization(lambda_w, lambda_gain=lambda_gain, over=over)
+        return cls(class_counts, how.lambda_z, lambda_b, normalization=how, **rest)
 
     @property
     def num_classes(self) -> int:
@@ -313,12 +389,20 @@ class Problem:
         return self.loss.is_plain and self.feature_mass is None
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed.
+        """A copy with some fields changed; of normalised features also ``lambda_w``, ``norm``, ``lambda_gain``, ``over``.
 
         Example:
             >>> Problem([5, 5], 0.1).replace(lambda_z=0.2).lambda_z
             0.2
         """
+        own = {name: changes.pop(name) for name in _OF_NORMALIZATION if name in changes}
+        how = changes.get("normalization", self.normalization)
+        if own and how is None:
+            raise ValueError(f"`{next(iter(own))}` belongs to normalised features; this problem has `lambda_z`")
+        if own:
+            how = changes["normalization"] = how.replace(**own)
+        if how is not None:
+            changes.setdefault("lambda_z", how.lambda_z)
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -330,6 +414,7 @@ class Problem:
             "loss": self.loss.to_dict(),
             "feature_mass": None if self.feature_mass is None else self.feature_mass.tolist(),
             "features": self.features,
+            **({} if self.normalization is None else {"normalization": self.normalization.to_dict()}),
         }
 
     @classmethod
@@ -341,7 +426,10 @@ class Problem:
         """
         try:
             loss, lambda_b = Loss(**values["loss"]), float(values["lambda_b"])
-            return cls(**{**values, "loss": loss, "lambda_b": lambda_b})
+            rest: dict[str, Any] = {"loss": loss, "lambda_b": lambda_b}
+            if values.get("normalization") is not None:
+                rest["normalization"] = Normalization.from_dict(values["normalization"])
+            return cls(**{**values, **rest})
         except (TypeError, KeyError) as error:
             raise ValueError(f"`values` does not describe a problem: {error}") from None
 
@@ -351,6 +439,8 @@ class Problem:
         parts = [self.class_counts, self.loss_share, self.mass, self.scales, self.temperatures, self.offsets]
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
         digest.update(repr((self.lambda_z, self.lambda_b, self.loss.smoothing, self.features)).encode())
+        if self.normalization is not None:
+            digest.update(repr(self.normalization.to_dict()).encode())
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -358,6 +448,18 @@ class Problem:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+
+def _check_normalization(how: Normalization, lambda_z: float, lambda_b: float, num_classes: int) -> None:
+    if lambda_z != how.lambda_z:
+        raise ValueError(f"`lambda_z` follows from normalised features: {how.lambda_z!r}; change `lambda_w` or `norm`")
+    if not isinstance(how.lambda_w, float):
+        if how.lambda_w.size != num_classes:
+            raise ValueError(
+                f"`lambda_w` must be a number or one per class: got {how.lambda_w.size} for {num_classes} classes"
+            )
+        if 0 < lambda_b < np.inf:
+            raise ValueError("`lambda_w` per class needs a free bias or none (`lambda_b` 0 or inf); give one `lambda_w`")
 
 
 def _counts(spec: CountsLike | ArrayLike) -> NDArray[np.int64]:

@@ -94,7 +94,12 @@ def certify(problem: Problem, Z: ArrayLike, b: ArrayLike | None = None) -> Certi
             raise ValueError(f"`{name}` must be finite, got {value[~np.isfinite(value)].flat[0]}")
     if problem.lambda_b == np.inf and bias.any():
         raise ValueError("`b` must be zero where `lambda_b` is inf (no bias); give a finite `lambda_b`")
-    return certify_blocks(trivial_quotient(problem), Blocks(np.zeros(K), z, bias))
+    q, point = trivial_quotient(problem), Blocks(np.zeros(K), z, bias)
+    if problem.normalization is not None:
+        from collapsar.solver.normalized_certificate import certify_normalized  # noqa: PLC0415 - it stands on this one
+
+        return certify_normalized(problem, q, point)
+    return certify_blocks(q, point)
 
 
 def certify_blocks(

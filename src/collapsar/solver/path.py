@@ -11,7 +11,7 @@ from collapsar.core.problem import Problem
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.solution import Solution
-from collapsar.solver.solve import Settings, checked_settings, solve_quotient
+from collapsar.solver.solve import Settings, checked_settings, solve_normalized, solve_quotient
 from collapsar.solver.status import Progress, Status
 from collapsar.solver.symmetry import Blocks, quotient
 
@@ -36,8 +36,8 @@ def path(
     """Solutions over penalties, each certified: of few clusters all at once, else each started from the two before it.
 
     Args:
-        problem: its own ``lambda_z`` is ignored.
-        lambdas: values of lambda_z, in any order.
+        problem: its own ``lambda_z`` is ignored; for normalised features its ``lambda_w``.
+        lambdas: values of lambda_z, for normalised features of lambda_w, in any order.
         tol: as for :func:`solve`.
         max_steps: as for :func:`solve`, per solution.
         progress: as for :func:`solve`.
@@ -54,8 +54,10 @@ def path(
         >>> [s.class_states[9] for s in path(Problem("500x5,100x5", 1.0, 0.02), [0.003, 0.0036, 0.0045])]
         ['separated', 'merged', 'vanished']
     """
-    problems = [problem.replace(lambda_z=float(value)) for value in lambdas]
     how = checked_settings(tol, max_steps, progress, throw)
+    if problem.normalization is not None:
+        return _normalized(problem, [float(value) for value in lambdas], how)
+    problems = [problem.replace(lambda_z=float(value)) for value in lambdas]
     solutions = _side_by_side(problems, how)
     one_by_one: list[Solution] = []
     for i in sorted(set(range(len(problems))) - solutions.keys(), key=lambda i: -problems[i].lambda_z):
@@ -63,6 +65,16 @@ def path(
         solutions[i] = solve_quotient(problems[i], quotient(problems[i]), first, how)
         one_by_one.append(solutions[i])
     return [solutions[i] for i in range(len(problems))]
+
+
+def _normalized(problem: Problem, lambdas: list[float], how: Settings) -> list[Solution]:
+    """Upwards, each started from the one before: out of a merged optimum no contrast comes back."""
+    solutions: dict[int, Solution] = {}
+    last: Solution | None = None
+    for i in sorted(range(len(lambdas)), key=lambda i: lambdas[i]):
+        one = problem.replace(lambda_w=lambdas[i])
+        last = solutions[i] = solve_normalized(one, quotient(one), last, how)
+    return [solutions[i] for i in range(len(lambdas))]
 
 
 def _side_by_side(problems: list[Problem], how: Settings) -> dict[int, Solution]:

@@ -230,6 +230,14 @@ class Solution:
         Raises:
             OSError: the folder does not exist or cannot be written.
         """
+        header, arrays = self._saved()
+        buffer = io.BytesIO()
+        named: dict[str, Any] = dict(arrays)
+        np.savez(buffer, header=np.array(json.dumps(header)), **named)
+        return write_atomically(path, buffer.getvalue())
+
+    def _saved(self) -> tuple[dict[str, Any], dict[str, Matrix]]:
+        """Header and arrays of the file."""
         header = {
             "format": _FORMAT,
             "problem": self.problem.to_dict(),
@@ -238,11 +246,8 @@ class Solution:
             "primal": self.certificate.primal,
             "dual": self.certificate.dual,
         }
-        buffer = io.BytesIO()
         blocks = self.blocks
-        arrays: dict[str, Any] = {"alpha": blocks.alpha, "C": blocks.C, "b": blocks.b, **_proof_arrays(self.proof)}
-        np.savez(buffer, header=np.array(json.dumps(header)), **arrays)
-        return write_atomically(path, buffer.getvalue())
+        return header, {"alpha": blocks.alpha, "C": blocks.C, "b": blocks.b, **_proof_arrays(self.proof)}
 
 
 def _proof_arrays(proof: SharedProof | None) -> dict[str, Matrix]:
@@ -291,6 +296,7 @@ def load_solution(path: str | os.PathLike[str]) -> Solution:
             header = json.loads(str(file["header"]))
             blocks = Blocks(file["alpha"], file["C"], file["b"])
             proof = _proof_from(file)
+            own = {name: file[name] for name in file.files if name.startswith("spheres_")}
         problem = Problem.from_dict(header["problem"])
         status, num_steps, claimed = (
             Status[header["status"]],
@@ -308,12 +314,19 @@ def load_solution(path: str | os.PathLike[str]) -> Solution:
     J = q.num_clusters
     if blocks.alpha.shape != (J,) or blocks.C.shape != (J, J) or blocks.b.shape != (J,):
         raise ValueError(f"{os.fspath(path)} holds a point of another problem; solve the problem again")
-    if proof is None:
-        certificate = certify_blocks(q, blocks)
+    if problem.normalization is not None:
+        from collapsar.solver.normalized_solution import certified_again  # noqa: PLC0415 - it stands on this module
+
+        claim = Certificate(claimed, -np.inf)
+        solution = certified_again(Solution(problem, blocks, claim, status, num_steps, q, proof), header, own)
+    elif proof is None:
+        solution = Solution(problem, blocks, certify_blocks(q, blocks), status, num_steps, q)
     else:
         certificate, blocks = proof.certificate(q, blocks.b), proof.atoms.blocks(q, blocks.b)
-    if not abs(certificate.primal - claimed) <= 1e-12 * max(abs(claimed), 1.0):
+        solution = Solution(problem, blocks, certificate, status, num_steps, q, proof)
+    primal = solution.certificate.primal
+    if not abs(primal - claimed) <= 1e-12 * max(abs(claimed), 1.0):
         raise ValueError(
-            f"{os.fspath(path)} was altered: its point has objective {certificate.primal:.12g}, not {claimed:.12g}"
+            f"{os.fspath(path)} was altered: its point has objective {primal:.12g}, not {claimed:.12g}"
         )
-    return Solution(problem, blocks, certificate, status, num_steps, q, proof)
+    return solution

@@ -18,7 +18,7 @@ from collapsar.solver.solution import NotConvergedError, SharedProof, Solution
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
-__all__ = ["Settings", "checked_settings", "solve", "solve_quotient"]
+__all__ = ["Settings", "checked_settings", "solve", "solve_normalized", "solve_quotient"]
 
 
 def solve(
@@ -59,6 +59,8 @@ def solve(
     q = quotient(problem)
     if start is not None and not np.array_equal(start.quotient.labels, q.labels):
         raise ValueError("`start` must solve a problem with the same clusters of classes; leave it out")
+    if problem.normalization is not None:
+        return solve_normalized(problem, q, start, how)
     return solve_quotient(problem, q, None if start is None else start.blocks, how)
 
 
@@ -93,6 +95,20 @@ def solve_quotient(problem: Problem, q: Quotient, first: Blocks | None, how: Set
     result = _minimise(q, first, how.tol, how.max_steps, how.progress)
     solution = _solution(problem, q, result)
     if how.throw and result.status is not Status.OPTIMAL:
+        raise NotConvergedError(solution)
+    return solution
+
+
+def solve_normalized(problem: Problem, q: Quotient, start: Solution | None, how: Settings) -> Solution:
+    """The solution of a problem with normalised features.
+
+    Raises:
+        NotConvergedError: as for :func:`solve`.
+    """
+    from collapsar.solver.normalized_solution import normalized_solution  # noqa: PLC0415 - it stands on this module
+
+    solution = normalized_solution(problem, q, start, how, _minimise)
+    if how.throw and solution.status is not Status.OPTIMAL:
         raise NotConvergedError(solution)
     return solution
 

@@ -97,9 +97,10 @@ class Blocks:
 def quotient(problem: Problem) -> Quotient:
     """The problem reduced by its clusters, in order of first appearance."""
     loss = problem.loss
-    vectors = (loss.class_weights, problem.feature_mass, loss.scales, loss.temperatures, loss.offsets)
+    rows = None if problem.normalization is None else problem.normalization.lambda_w
+    vectors = (loss.class_weights, problem.feature_mass, loss.scales, loss.temperatures, loss.offsets, rows)
     # q and m follow from the counts where nothing else is given
-    given = [problem.class_counts.tolist(), *(v.tolist() for v in vectors if v is not None)]
+    given = [problem.class_counts.tolist(), *(v.tolist() for v in vectors if isinstance(v, np.ndarray))]
     keys = given[0] if len(given) == 1 else list(zip(*given, strict=True))
     number = {key: j for j, key in enumerate(dict.fromkeys(keys))}
     labels = [number[key] for key in keys]

@@ -1,0 +1,129 @@
+"""What stands between backbone and head where features are normalised: lengths that are given, or whose gain decays.
+
+    min over W, H, b   loss(W'H + b) + (1/2) sum_k lambda_k ||w_k||^2 + (lambda_b / 2)||b||^2
+
+per sample (LayerNorm, RMSNorm, cosine head)   ||h|| = norm for every sample,
+per batch (BatchNorm)                           mean ||h||^2 = norm^2.
+
+With a gain under decay the length is free and priced: + (lambda_gain / 2) norm^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Normalization", "Over"]
+
+Over = Literal["sample", "batch"]
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """How features are normalised and what the head's weight costs.
+
+    Attributes:
+        lambda_w: > 0, penalty of the head's weight: a number, or shape (K,), one per class (row of the head).
+        norm: > 0, the length of the features; None where the gain is decayed.
+        lambda_gain: > 0, penalty of the norm's gain; None where the length is given.
+        over: ``"sample"``: every feature has this length; ``"batch"``: its square is the mean over the samples.
+
+    Raises:
+        ValueError: A value is out of range, or not exactly one of ``norm`` and ``lambda_gain`` is given.
+
+    Example:
+        >>> Normalization(0.5, norm=2.0).price
+        0.125
+    """
+
+    lambda_w: float | Vector
+    norm: float | None = None
+    lambda_gain: float | None = None
+    over: Over = "sample"
+
+    def __init__(
+        self,
+        lambda_w: float | ArrayLike,
+        norm: float | None = None,
+        lambda_gain: float | None = None,
+        over: Over = "sample",
+    ) -> None:
+        if over not in get_args(Over):
+            raise ValueError(f'`over` must be "sample" (LayerNorm) or "batch" (BatchNorm), got {over!r}')
+        if (norm is None) == (lambda_gain is None):
+            raise ValueError("give `norm` (the length of the features) or `lambda_gain` (a decayed gain), not both")
+        object.__setattr__(self, "lambda_w", _weight_penalty(lambda_w))
+        for name, value in (("norm", norm), ("lambda_gain", lambda_gain)):
+            object.__setattr__(self, name, None if value is None else _positive(name, value))
+        object.__setattr__(self, "over", over)
+
+    @property
+    def level(self) -> float:
+        """The penalty of the weight, its mean over classes where it differs."""
+        return float(np.mean(self.lambda_w))
+
+    @property
+    def row_scales(self) -> Vector | float:
+        """sqrt(level / lambda_k): a row penalty is a scale of its logit (theory.md, section on CDT)."""
+        return 1.0 if isinstance(self.lambda_w, float) else np.sqrt(self.level / self.lambda_w)
+
+    @property
+    def price(self) -> float:
+        """lambda_w / norm^2: the penalty of the weight for features of unit length."""
+        if self.norm is None:
+            raise ValueError("a decayed gain has no given `norm`; use `lambda_gain`")
+        return self.level / self.norm**2
+
+    @property
+    def lambda_z(self) -> float:
+        """sqrt(lambda_w) / norm, or sqrt(lambda_w lambda_gain): what :class:`Problem` calls ``lambda_z``."""
+        return float(np.sqrt(self.level * self.lambda_gain if self.lambda_gain is not None else self.price))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        weight = self.lambda_w if isinstance(self.lambda_w, float) else self.lambda_w.tolist()
+        return {"lambda_w": weight, "norm": self.norm, "lambda_gain": self.lambda_gain, "over": self.over}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What :meth:`to_dict` wrote."""
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; ``norm`` takes the place of ``lambda_gain`` and the reverse."""
+        values = self.to_dict()
+        if changes.get("norm") is not None:
+            values["lambda_gain"] = None
+        if changes.get("lambda_gain") is not None:
+            values["norm"] = None
+        return type(self)(**{**values, **changes})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Normalization) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.to_dict()))
+
+
+def _positive(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < float(value) < np.inf:
+        raise ValueError(f"`{name}` must be a number, finite and > 0, got {value!r}")
+    return float(value)
+
+
+def _weight_penalty(value: float | ArrayLike) -> float | Vector:
+    if isinstance(value, int | float | np.number):
+        return _positive("lambda_w", value)
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"`lambda_w` must be a number or one per class, got {value!r}") from None
+    if array.ndim != 1 or not np.all(np.isfinite(array) & (array > 0)):
+        raise ValueError(f"`lambda_w` must be a number or one per class, each finite and > 0, got {value!r}")
+    array.setflags(write=False)
+    return array

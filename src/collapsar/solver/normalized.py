@@ -1,0 +1,264 @@
+"""``solve`` for normalised features: on the spheres per sample, by the plain program per batch, each with its proof.
+
+Per batch the optimum is that of the plain program at lambda_z = a ||Z M^(1/2)||_*, the root of one increasing function.
+Per sample with a decayed gain it is that of the spheres at the price c with c gamma(Z) = sqrt(lambda_w lambda_gain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.core.problem import Problem
+from collapsar.solver.certificate import Certificate, penalty
+from collapsar.solver.normalized_certificate import (
+    batch_price,
+    certify_batch,
+    certify_spheres,
+    normalized_quotient,
+    row_scales,
+    scaled_quotient,
+)
+from collapsar.solver.objective import dual_entropy, target
+from collapsar.solver.shared import SharedResult
+from collapsar.solver.solution import SharedProof
+from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, newton_step, sphere_point, sphere_start
+from collapsar.solver.status import Progress, Result, Status
+from collapsar.solver.symmetry import Blocks, Quotient
+
+if TYPE_CHECKING:
+    from collapsar.solver.solve import Settings
+
+__all__ = ["NormalizedResult", "Solver", "minimise_normalized", "shared_proof", "shifted"]
+
+Vector = NDArray[np.float64]
+Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
+
+_EASY = 1e-20  # decrement from which on Newton has nothing left to gain
+_FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
+_AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
+_MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedResult(Result):
+    """A result with its factors where the features have equal length, None per batch."""
+
+    spheres: Spheres | None = None
+    price: float = np.nan
+    proof: SharedProof | None = None
+
+
+def minimise_normalized(
+    problem: Problem, q: Quotient, first: Spheres | Blocks | None, how: Settings, plain: Solver
+) -> NormalizedResult:
+    """The optimum of a problem with normalised features, in units in which every row of W costs the same.
+
+    Args:
+        problem: with a normalization.
+        q: its clusters.
+        first: where to start: factors per sample, blocks per batch.
+        how: tol, max_steps, progress.
+        plain: the solver of the program with a feature penalty.
+    """
+    own = problem.normalization
+    assert own is not None
+    if own.over == "batch":
+        return _per_batch(problem, q, first if isinstance(first, Blocks) else None, how, plain)
+    start = first if isinstance(first, Spheres) else None
+    if own.lambda_gain is None:
+        return _on_spheres(normalized_quotient(problem, q), start, how)
+    return _with_gain(problem, q, start, how)
+
+
+def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> NormalizedResult:
+    """Newton's method until the certificate closes."""
+    p = sphere_point(n, sphere_start(n) if start is None else _awake(n, start))
+    radius, bound, idle = np.inf, dual_entropy(n.q, target(n.q)), 0
+    best: NormalizedResult | None = None
+    for step in range(1, how.max_steps + 1):
+        before = p
+        p, radius, decrement = newton_step(n, p, radius)
+        ready = decrement <= max(how.tol, 1e-12) or p is before or step == how.max_steps
+        certificate = Certificate(p.value, bound)
+        if ready:
+            p = _merged(n, p)
+            certificate = certify_spheres(n, p.x)
+            bound = max(bound, certificate.dual)
+            idle = 0 if best is None or certificate.gap < 0.5 * best.certificate.gap else idle + 1
+            if best is None or certificate.gap <= best.certificate.gap:
+                status = Status.OPTIMAL if certificate.relative_gap <= how.tol else Status.STALLED
+                best = NormalizedResult(p.x.blocks(n.q), certificate, step, status, spheres=p.x, price=n.price)
+        if how.progress is not None:
+            how.progress(step, certificate)
+        if best is not None and (p is before or decrement <= _EASY or idle > 3):
+            break
+    assert best is not None  # the last step always certifies
+    spent = best.status is not Status.OPTIMAL and step == how.max_steps
+    return replace(best, status=Status.MAX_STEPS) if spent else best
+
+
+def _awake(n: NormalizedQuotient, x: Spheres) -> Spheres:
+    """A start in which no contrast is dead: at zero it has no slope that could bring it back."""
+    q = n.q
+    short = (x.u**2 < _MERGED * q.sizes) & (q.sizes > 1)
+    if not short.any():
+        return x
+    u = np.where(short, _AWAKE * np.sqrt(q.sizes), x.u)
+    F = x.F * np.where(short, np.sqrt((1 - _AWAKE**2) * q.sizes / np.sum(x.F**2, axis=0)), 1.0)
+    R = sphere_point(n, x).R
+    return Spheres(x.E, F, np.where(short, R.within * u / n.price, x.v), u, x.b)
+
+
+def _merged(n: NormalizedQuotient, p: SpherePoint) -> SpherePoint:
+    """Contrasts that the multipliers prove dead are zero: their factors only tend to it."""
+    q, x = n.q, p.x
+    small = (x.u**2 < _MERGED * q.sizes) & (q.sizes > 1)
+    dead = small & (p.R.within**2 < p.nu * n.price * (1 - 1e-9))
+    if not dead.any():
+        return p
+    F = x.F / np.where(dead, np.sqrt(np.sum(x.F**2, axis=0) / q.sizes), 1.0)
+    new = sphere_point(n, Spheres(x.E, F, np.where(dead, 0.0, x.v), np.where(dead, 0.0, x.u), x.b))
+    return new if new.value <= p.value + 1e-15 * max(abs(p.value), 2e-3) else p
+
+
+def _root(residual: Callable[[float], float], guess: float, tol: float) -> float:
+    """The root of an increasing function of log x that is nearly linear with slope one, by secants."""
+    low, high = -np.inf, np.inf
+    t = float(np.log(guess))
+    f = residual(float(np.exp(t)))
+    slope = 1.0
+    for _ in range(60):
+        low, high = (t, high) if f < 0 else (low, t)
+        if abs(f) <= tol:
+            break
+        new = t - f / slope
+        if not low < new < high:
+            new = 0.5 * (low + high) if np.isfinite(low + high) else t - np.sign(f)
+        value = residual(float(np.exp(new)))
+        if new != t:
+            slope = float(np.clip((value - f) / (new - t), 0.2, 50.0))
+        t, f = new, value
+    return float(np.exp(t))
+
+
+def _per_batch(
+    problem: Problem, q: Quotient, first: Blocks | None, how: Settings, plain: Solver
+) -> NormalizedResult:
+    own, scaled = problem.normalization, scaled_quotient(problem, q)
+    assert own is not None
+    last: list[Result] = []
+    steps = 0
+
+    def at(lambda_z: float, tol: float) -> Result:
+        nonlocal steps
+        result = plain(replace(scaled, lambda_z=lambda_z), last[-1].blocks if last else first, tol, how.max_steps, None)
+        steps += result.num_steps
+        last.append(result)
+        return result
+
+    if own.lambda_gain is not None:
+        lambda_z = problem.lambda_z / float(np.sqrt(problem.mass.sum()))
+        result = plain(replace(scaled, lambda_z=lambda_z), first, how.tol, how.max_steps, how.progress)
+        return NormalizedResult(
+            result.blocks,
+            result.certificate,
+            result.num_steps,
+            result.status,
+            result.penalty,
+            price=lambda_z,
+            proof=shared_proof(result),
+        )
+    a = batch_price(problem)
+
+    def excess(lambda_z: float) -> float:
+        result = at(lambda_z, 0.1 * how.tol)
+        nuclear = _price_of(scaled, result)
+        return float(np.log(lambda_z / (a * nuclear))) if nuclear > 0 else 50.0
+
+    complete = float(np.max(q.share * q.temperatures * scaled.scales / np.sqrt(q.mass)))
+    # a mismatch of the two prices costs its square
+    exact = 1e-12 if q.num_clusters <= _FREE_DIGITS else 0.01 * float(np.sqrt(how.tol))
+    lambda_z = _root(excess, min(np.sqrt(a) * 1.5, 0.5 * complete), exact)
+    result = last[-1]
+    proof = shared_proof(result)
+    if proof is None:
+        certificate = certify_batch(problem, scaled, result.blocks)
+    else:
+        certificate = shifted(problem, proof, replace(scaled, lambda_z=lambda_z), result.blocks.b)
+    status = Status.OPTIMAL if certificate.relative_gap <= how.tol else Status.STALLED
+    if how.progress is not None:
+        how.progress(steps, certificate)
+    return NormalizedResult(result.blocks, certificate, steps, status, result.penalty, price=lambda_z, proof=proof)
+
+
+def _price_of(q: Quotient, result: Result) -> float:
+    return penalty(q, result.blocks) if result.penalty is None else result.penalty
+
+
+def _with_gain(problem: Problem, q: Quotient, start: Spheres | None, how: Settings) -> NormalizedResult:
+    """The price c at which c gamma(Z) is the price of gamma: where gamma(Z) = ||W|| for unit features."""
+    gain = problem.lambda_z
+    n = normalized_quotient(problem, q, price=1.0)
+    zero = _collapsed(n, gain, how)
+    if zero is not None:
+        return zero
+    last: list[NormalizedResult] = []
+    steps = 0
+
+    def excess(price: float) -> float:
+        nonlocal steps
+        begin = last[-1].spheres if last else start
+        result = _on_spheres(replace(n, price=price), begin, how._replace(progress=None))
+        steps += result.num_steps
+        last.append(result)
+        assert result.spheres is not None
+        return 2 * float(np.log(price * np.sqrt(result.spheres.weight_norm()) / gain))
+
+    _root(excess, gain / 4, 1e-13)
+    result = last[-1]
+    assert result.spheres is not None
+    certificate = certify_spheres(n, result.spheres, gain=gain)
+    status = Status.OPTIMAL if certificate.relative_gap <= how.tol else Status.STALLED
+    if how.progress is not None:
+        how.progress(steps, certificate)
+    return NormalizedResult(
+        result.blocks, certificate, steps, status, spheres=result.spheres, price=result.price
+    )
+
+
+def _collapsed(n: NormalizedQuotient, gain: float, how: Settings) -> NormalizedResult | None:
+    """Z = 0 and the bias alone, where the certificate says that this is the optimum."""
+    from collapsar.solver.certificate import balance_bias  # noqa: PLC0415
+
+    J = n.q.num_clusters
+    blank = sphere_start(n)
+    blocks = Blocks(np.zeros(J), np.zeros((J, J)), np.zeros(J))
+    if n.has_bias:
+        blocks = balance_bias(n.q, blocks)
+    x = Spheres(0 * blank.E, blank.F, 0 * blank.v, blank.u, blocks.b)
+    certificate = certify_spheres(n, x, gain=gain)
+    if not certificate.relative_gap <= how.tol:
+        return None
+    return NormalizedResult(x.blocks(n.q), certificate, 1, Status.OPTIMAL, spheres=x, price=np.inf)
+
+
+def shared_proof(result: Result) -> SharedProof | None:
+    """What certifies nonnegative features that share directions; None where the column form is its own proof."""
+    if isinstance(result, SharedResult) and result.penalty is not None:
+        return SharedProof(result.atoms, result.witness)
+    return None
+
+
+def shifted(problem: Problem, proof: SharedProof, q: Quotient, b: Vector) -> Certificate:
+    """Per batch with shared nonnegative directions: the certificate of the plain program, its price squared."""
+    own = proof.certificate(q, b)
+    if problem.normalization is None or problem.normalization.lambda_gain is not None:
+        return own
+    price = proof.atoms.price(q)
+    shift = 0.5 * q.lambda_z * price
+    return Certificate(own.primal - shift, own.dual - shift)

@@ -1,0 +1,195 @@
+"""The duality gap of normalised features, at any point. Imports no algorithm.
+
+Per sample, with unit features and c = lambda_w / norm^2, the objective is loss + (c/2) gamma(Z)^2 + bias price,
+
+    gamma(Z) = min { ||W|| : W'H = Z, ||h_k|| <= 1 } = max { ||Z diag(mu)^(1/2)||_* : mu >= 0, sum mu = 1 },
+
+whose dual norm is gamma*(R)^2 = min { sum y : diag(y) >= R'R }. For any S with columns in the simplex and any such y,
+
+    D(S) = sum_k q_k [H(s_k) + <s_k - y_k, iota>] - sum(y) / (2c) - ||bias residual||^2 / (2 lambda_b)
+
+is a lower bound: one eigenvalue problem a point. Factors bound gamma from above, weights mu from below.
+Per batch the penalty is (a/2)||Z M^(1/2)||_*^2, a = lambda_w / (norm^2 sum m), and the bound is that of the program with
+lambda_z = a ||Z M^(1/2)||_* (:mod:`.certificate`). With a decayed gain both norms enter linearly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.core.problem import Problem
+from collapsar.solver.certificate import Certificate, balance_bias, certify_blocks, penalty
+from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
+from collapsar.solver.spheres import NormalizedQuotient, Spheres, sphere_point
+from collapsar.solver.symmetry import Blocks, Quotient
+
+__all__ = [
+    "batch_price",
+    "certify_batch",
+    "certify_normalized",
+    "certify_spheres",
+    "normalized_quotient",
+    "row_scales",
+    "spheres_of",
+]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+_TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative
+_ALMOST_FREE = 1e-13  # of lambda_z: a bias this cheap is free to rounding
+
+
+def row_scales(problem: Problem, q: Quotient) -> Vector:
+    """Per cluster, sqrt(mean lambda_w / lambda_w of its row): one where all rows cost the same."""
+    how = problem.normalization
+    assert how is not None
+    first = np.unique(q.labels, return_index=True)[1]
+    return np.broadcast_to(np.asarray(how.row_scales, dtype=np.float64), (problem.num_classes,))[first]
+
+
+def scaled_quotient(problem: Problem, q: Quotient) -> Quotient:
+    """Rows of Z and b in units in which every row of W costs the same: a row penalty becomes a scale of its logit."""
+    return replace(q, scales=q.scales * row_scales(problem, q))
+
+
+def normalized_quotient(problem: Problem, q: Quotient, price: float | None = None) -> NormalizedQuotient:
+    """The per-sample program of a problem on its clusters; ``price`` takes the place of lambda_w / norm^2."""
+    how, scaled = problem.normalization, scaled_quotient(problem, q)
+    assert how is not None
+    lambda_b = 0.0 if problem.lambda_b <= _ALMOST_FREE * problem.lambda_z else problem.lambda_b
+    unit = replace(scaled, mass=np.ones(q.num_clusters), lambda_b=lambda_b)
+    bias = lambda_b * row_scales(problem, q) ** 2 if 0 < lambda_b < np.inf else np.full(q.num_clusters, lambda_b)
+    return NormalizedQuotient(unit, how.price if price is None else price, bias)
+
+
+def batch_price(problem: Problem) -> float:
+    """a = lambda_w / (norm^2 sum m)."""
+    how = problem.normalization
+    assert how is not None
+    return how.price / float(problem.mass.sum())
+
+
+# --- per sample
+
+
+def certify_spheres(n: NormalizedQuotient, x: Spheres, gain: float | None = None) -> Certificate:
+    """The certificate of factors with unit features.
+
+    Args:
+        n: the program.
+        x: the factors.
+        gain: where the length is priced, sqrt(lambda_w lambda_gain), the factor of gamma(Z); n.price is not used then.
+
+    Returns:
+        The objective of the factors, and the best bound known at their softmax.
+    """
+    q, p = n.q, sphere_point(n, x)
+    weight = x.weight_norm()
+    fixed = p.value - 0.5 * n.price * weight
+    primal = fixed + (0.5 * n.price * weight if gain is None else gain * np.sqrt(weight))
+    P, R = p.P, p.R
+    if q.lambda_b < np.inf and np.ptp(n.bias_price) == 0:  # the dual's equality holds at the best bias for this Z
+        P = predict(q, balance_bias(q, x.blocks(q)))[0]
+        R = residual(q, P)
+    return Certificate(float(primal), _dual(n, P, R, np.maximum(p.nu, 0.0), gain))
+
+
+def _dual(n: NormalizedQuotient, P: Columns, R: Residual, y: Vector, gain: float | None) -> float:
+    q = n.q
+    if q.lambda_b == 0 and not np.sqrt(q.sizes @ R.bias**2) <= 1e-13:
+        return -np.inf
+    total = _dominating(q, R, y)
+    bias = float(np.sum(q.sizes * R.bias**2 / (2 * n.bias_price))) if n.has_bias and q.lambda_b > 0 else 0.0
+    if gain is None:
+        # along S_t = Y + t(P - Y) the price grows like t^2: the best t is one unless P is far from the optimum
+        return max(_entropy(q, P, t) - t * t * (total / (2 * n.price) + bias) for t in (1.0, 0.9, 0.5, 0.1, 0.0))
+    t = min(1.0, gain / np.sqrt(total) * (1 - 1e-13)) if total > 0 else 1.0
+    return _entropy(q, P, t) - t * t * bias
+
+
+def _entropy(q: Quotient, P: Columns, t: float) -> float:
+    Y = target(q)
+    return dual_entropy(q, Columns(Y.miss + t * (P.miss - Y.miss), Y.other + t * (P.other - Y.other)))
+
+
+def _dominating(q: Quotient, R: Residual, y: Vector) -> float:
+    """The sum over classes of the least multiple of y with diag(y) >= R'R."""
+    y = np.maximum(y, 1e-12 * float(np.max(y, initial=0.0)))
+    if not np.all(y > 0):  # nothing known: the columns' own lengths, balanced by their sum
+        lengths = (np.sum(R.between**2, axis=0) + (q.sizes - 1) * R.within**2) / q.sizes
+        y = np.maximum(lengths, 1e-12 * float(np.max(lengths, initial=0.0))) + 1e-300
+    part = R.between / np.sqrt(y)
+    top = max(float(np.linalg.eigvalsh(part.T @ part)[-1]), float(np.max(R.within**2 / y, initial=0.0)))
+    return top * (1 + 1e-14) * float(q.sizes @ y)
+
+
+def spheres_of(n: NormalizedQuotient, blocks: Blocks, max_steps: int = 500) -> Spheres:
+    """Factors of exactly this point with ||h_k|| <= 1 and nearly the least ||W||.
+
+    The weights mu of the dual form of gamma are found by the multiplicative algorithm of optimal design,
+    mu_k <- mu_k ||h_k||^2, which raises ||Z diag(mu)^(1/2)||_* at every step (Yu, Ann. Statist. 38, 2010).
+    """
+    q = n.q
+    R = residual(q, predict(q, blocks)[0])
+    X, width = q.weight * blocks.C, np.sqrt(np.maximum(q.sizes - 1, 0.0))
+    alpha = np.abs(blocks.alpha) * (q.sizes > 1)
+    # a first guess from the optimality conditions; at an optimum it is exact
+    mu = (np.sum(X * R.between, axis=0) + width**2 * alpha * R.within) / q.sizes
+    live = (np.sum(X**2, axis=0) + width**2 * alpha**2) > 0
+    mu = np.where(live, np.maximum(mu, 1e-3 * max(float(np.max(np.abs(mu), initial=0.0)), 1e-300)), 0.0)
+    if not live.any():
+        zero = np.zeros_like(X)
+        return Spheres(zero, zero, np.zeros_like(alpha), np.zeros_like(alpha), blocks.b)
+    best: Spheres | None = None
+    for _ in range(max_steps):
+        mu = mu / float(q.sizes @ mu)
+        root = np.sqrt(mu)
+        U, s, Vt = np.linalg.svd(X * root)
+        nuclear = float(s.sum() + np.sum(width**2 * root * alpha))
+        inverse = np.where(root > 0, 1 / np.where(root > 0, root, 1.0), 0.0)
+        half = np.sqrt(s)[:, None]
+        F, u = half * Vt * inverse, width * np.sqrt(alpha * inverse)
+        length = np.sqrt((np.sum(F**2, axis=0) + u**2) / q.sizes)
+        longest = float(np.max(length))
+        E, v = half * U.T * longest, np.sign(blocks.alpha) * width * np.sqrt(alpha * root) * longest
+        found = Spheres(E, F / longest, v, u / longest, blocks.b)
+        if best is None or found.weight_norm() < best.weight_norm():
+            best = found
+        if best.weight_norm() <= (nuclear * (1 + _TIGHT)) ** 2:
+            break
+        mu = mu * length**2
+    assert best is not None
+    return best
+
+
+# --- per batch
+
+
+def certify_batch(problem: Problem, q: Quotient, blocks: Blocks) -> Certificate:
+    """The certificate per batch; ``q`` and ``blocks`` with row penalties taken into the scales."""
+    how = problem.normalization
+    assert how is not None
+    nuclear, mass = penalty(q, blocks), float(problem.mass.sum())
+    if how.lambda_gain is not None:
+        return certify_blocks(replace(q, lambda_z=problem.lambda_z / np.sqrt(mass)), blocks)
+    slope = batch_price(problem) * nuclear
+    own = certify_blocks(replace(q, lambda_z=slope), blocks)
+    return Certificate(own.primal - 0.5 * slope * nuclear, own.dual - 0.5 * slope * nuclear)
+
+
+def certify_normalized(problem: Problem, q: Quotient, blocks: Blocks) -> Certificate:
+    """The duality gap at a point of a problem with normalised features, block-structured over ``q``."""
+    how, rows = problem.normalization, row_scales(problem, q)
+    assert how is not None
+    inner = Blocks(blocks.alpha / rows, blocks.C / rows[:, None], blocks.b / rows)
+    if how.over == "batch":
+        return certify_batch(problem, scaled_quotient(problem, q), inner)
+    if how.lambda_gain is None:
+        n = normalized_quotient(problem, q)
+        return certify_spheres(n, spheres_of(n, inner))
+    n = normalized_quotient(problem, q, price=1.0)
+    return certify_spheres(n, spheres_of(n, inner), gain=problem.lambda_z)

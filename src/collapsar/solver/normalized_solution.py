@@ -1,0 +1,239 @@
+"""The solution of a problem with normalised features: what it says of the classes, and factors of the right length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.core.normalization import Normalization
+from collapsar.core.problem import Problem
+from collapsar.solver.certificate import Certificate
+from collapsar.solver.normalized import NormalizedResult, Solver, minimise_normalized, shifted
+from collapsar.solver.normalized_certificate import (
+    certify_batch,
+    certify_spheres,
+    normalized_quotient,
+    row_scales,
+    scaled_quotient,
+)
+from collapsar.solver.objective import predict, residual
+from collapsar.solver.solution import Solution
+from collapsar.solver.solve import Settings
+from collapsar.solver.spheres import Spheres
+from collapsar.solver.symmetry import Blocks, Quotient, lift
+
+__all__ = ["NormalizedSolution", "certified_again", "normalized_solution"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+_ZERO = 1e-8  # relative size below which a part counts as zero where the dual leaves it open
+
+
+@dataclass(frozen=True)
+class NormalizedSolution(Solution):
+    """A certified point of a problem with normalised features. See :class:`Solution`; what differs:
+
+    ``classifier_gram``, ``feature_gram`` and ``factors`` are in the problem's own units, ||h|| = norm.
+
+    Attributes:
+        spheres: factors with features of unit length on the clusters, rows of W in units in which all cost the same;
+            None per batch.
+        price: lambda_w / norm^2 at the optimal length per sample; per batch the lambda_z of the program with a feature
+            penalty that has the same optimum.
+    """
+
+    spheres: Spheres | None = None
+    price: float = np.nan
+
+    @property
+    def _how(self) -> Normalization:
+        assert self.problem.normalization is not None
+        return self.problem.normalization
+
+    @property
+    def norm(self) -> float:
+        """The length of the features (its root mean square per batch): given, or where the decayed gain comes to rest."""
+        how = self._how
+        if how.norm is not None:
+            return how.norm
+        if self.spheres is not None:
+            return float(np.sqrt(how.level / self.price))
+        plain = self._plain
+        weight = float(np.trace(plain.classifier_gram())) * self.price / how.level
+        return float(np.sqrt(how.level * weight / (how.lambda_gain or np.nan)))
+
+    @cached_property
+    def _rows(self) -> Vector:
+        return row_scales(self.problem, self.quotient)
+
+    @cached_property
+    def _plain(self) -> Solution:
+        """Per batch: the same point as the optimum of the program with a feature penalty."""
+        rows = self._rows
+        blocks = Blocks(self.blocks.alpha / rows, self.blocks.C / rows[:, None], self.blocks.b / rows)
+        q = replace(scaled_quotient(self.problem, self.quotient), lambda_z=self.price)
+        return Solution(self.problem, blocks, self.certificate, self.status, self.num_steps, q, self.proof)
+
+    @cached_property
+    def _live(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
+        """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part."""
+        if self.spheres is None:
+            return self._plain._live  # noqa: SLF001 - the same class
+        x, n = self.spheres, normalized_quotient(self.problem, self.quotient, self.price)
+        norms = np.sqrt(self.quotient.sizes @ self.blocks.C**2 + self.blocks.alpha**2)
+        if not float(norms.max()) > 0:
+            dead = np.zeros(norms.size, dtype=bool)
+            return dead, dead, 0
+        within = (self.quotient.sizes > 1) & (self.blocks.alpha > _ZERO * float(norms.max()))
+        R = residual(n.q, predict(n.q, x.blocks(n.q))[0])
+        nu = (np.sum(x.F * (x.E @ R.between), axis=0) + x.u * R.within * x.v) / n.q.sizes
+        sigma = np.linalg.svd(R.between / np.sqrt(np.maximum(nu * self.price, 1e-300)), compute_uv=False)
+        gamma = np.linalg.svd(n.q.weight * x.blocks(n.q).C, compute_uv=False)
+        edge = 1 - np.sqrt(max(self.certificate.relative_gap, 1e-14))
+        rank = min(int(np.sum(sigma >= edge)), int(np.sum(gamma > _ZERO * float(norms.max()))))
+        return within, np.ones_like(within), rank
+
+    def classifier_gram(self) -> Matrix:
+        """W'W, shape (K, K), for the problem's ``lambda_w`` and ``norm``."""
+        rows = self._rows[self.quotient.labels]
+        if self.spheres is None:
+            return self._plain.classifier_gram() * (self.price / self._how.level) * np.outer(rows, rows)
+        x = self.spheres
+        length = self.norm if self.norm > 0 else 1.0
+        return self._gram(x.E, x.v) / length**2 * np.outer(rows, rows)
+
+    def feature_gram(self) -> Matrix:
+        """H'H of the class means, shape (K, K); per sample its diagonal is norm^2."""
+        if self.spheres is None:
+            return self._plain.feature_gram() * (self._how.level / self.price)
+        return self._gram(self.spheres.F, self.spheres.u) * self.norm**2
+
+    def _gram(self, between: Matrix, contrast: Vector) -> Matrix:
+        q = self.quotient
+        blocks = Blocks(
+            contrast**2 / np.maximum(q.sizes - 1, 1.0),
+            between.T @ between / np.sqrt(np.outer(q.sizes, q.sizes)),
+            np.zeros(q.num_clusters),
+        )
+        return lift(q, blocks)[0]
+
+    def factors(
+        self, dim: int, lambda_w: float | None = None, lambda_h: float | None = None
+    ) -> tuple[Matrix, Matrix, Vector]:
+        """A head and class means that attain the optimum: Z = W'H, ||h_k|| = norm (per batch in the mean).
+
+        Args:
+            dim: d, number of features, at least the rank.
+            lambda_w: the problem's own, or None.
+            lambda_h: None: normalised features have no penalty.
+
+        Returns:
+            W of shape (d, K), class means H of shape (d, K), b of shape (K,).
+
+        Raises:
+            ValueError: ``dim`` is too small, or a penalty is not the problem's own.
+        """
+        how = self._how
+        if lambda_h is not None or not (lambda_w is None or np.isclose(lambda_w, how.level)):
+            raise ValueError(
+                "`lambda_w` and `lambda_h` follow from the problem: normalised features have no penalty; leave them out"
+            )
+        if not dim >= self.rank:
+            raise ValueError(f"`dim` must be at least {self.rank}, the directions this optimum uses, got {dim}")
+        rows = self._rows[self.quotient.labels]
+        if self.spheres is None:
+            W, H = self._batch_factors()
+        else:
+            W, H = self._sphere_factors(self.spheres)
+        W = W * rows
+        basis = np.linalg.svd(H)[0][:, : min(dim, H.shape[0])]  # the directions that H uses come first
+        W, H = basis.T @ W, basis.T @ H
+        if self.spheres is not None and self.norm > 0:
+            H = H * (self.norm / np.linalg.norm(H, axis=0))
+        padding = ((0, dim - W.shape[0]), (0, 0))
+        return np.pad(W, padding), np.pad(H, padding), self.b
+
+    def _batch_factors(self) -> tuple[Matrix, Matrix]:
+        plain, how = self._plain, self._how
+        if self.quotient.features == "nonnegative":
+            W, H = plain._nonnegative_factors()  # noqa: SLF001 - the same class
+            ratio = np.sqrt(self.price / how.level)
+            return W * ratio, H / ratio
+        root = np.sqrt(self.problem.mass)
+        U, sigma, Vt = np.linalg.svd(lift(plain.quotient, plain.blocks)[0] * root)
+        half, ratio = np.sqrt(sigma)[:, None], np.sqrt(self.price / how.level)
+        return half * U.T * ratio, half * Vt / root / ratio
+
+    def _sphere_factors(self, x: Spheres) -> tuple[Matrix, Matrix]:
+        q, K = self.quotient, self.problem.num_classes
+        own = np.eye(K) - (q.labels[:, None] == q.labels) / q.sizes[q.labels]  # e_k - 1/k on the own cluster
+        length = self.norm if self.norm > 0 else 1.0
+
+        def lifted(between: Matrix, contrast: Vector) -> Matrix:
+            size = contrast / np.sqrt(np.maximum(q.sizes - 1, 1.0))
+            return np.vstack([(between / np.sqrt(q.sizes))[:, q.labels], own * size[q.labels]])
+
+        return lifted(x.E, x.v) / length, lifted(x.F, x.u) * self.norm
+
+    def _saved(self) -> tuple[dict[str, Any], dict[str, Matrix]]:
+        header, arrays = super()._saved()
+        if self.spheres is not None:
+            arrays |= {f"spheres_{f.name}": getattr(self.spheres, f.name) for f in fields(Spheres)}
+        return {**header, "price": repr(self.price)}, arrays
+
+
+def normalized_solution(
+    problem: Problem, q: Quotient, start: Solution | None, how: Settings, plain: Solver
+) -> NormalizedSolution:
+    """Solve a problem with normalised features; ``plain`` solves the program with a feature penalty."""
+    first: Spheres | Blocks | None = None
+    if isinstance(start, NormalizedSolution):
+        first = start._plain.blocks if start.spheres is None else start.spheres  # noqa: SLF001 - the same module
+    result = minimise_normalized(problem, q, first, how, plain)
+    return _solution(problem, q, result)
+
+
+def _solution(problem: Problem, q: Quotient, result: NormalizedResult) -> NormalizedSolution:
+    rows, x = row_scales(problem, q), result.blocks
+    blocks = Blocks(x.alpha * rows, x.C * rows[:, None], x.b * rows)
+    return NormalizedSolution(
+        problem,
+        blocks,
+        result.certificate,
+        result.status,
+        result.num_steps,
+        q,
+        result.proof,
+        spheres=result.spheres,
+        price=result.price,
+    )
+
+
+def certified_again(solution: Solution, header: dict[str, Any], arrays: dict[str, Matrix]) -> NormalizedSolution:
+    """A point read from a file, with its factors and a certificate of its own."""
+    problem, q = solution.problem, solution.quotient
+    how, price, rows = problem.normalization, float(header["price"]), row_scales(problem, q)
+    assert how is not None
+    own = {f.name: getattr(solution, f.name) for f in fields(Solution)}
+    if how.over == "batch":
+        made = NormalizedSolution(**own, price=price)
+        return replace(made, certificate=_batch_certificate(made))
+    spheres = Spheres(**{f.name: arrays[f"spheres_{f.name}"] for f in fields(Spheres)})
+    gain = None if how.lambda_gain is None else problem.lambda_z
+    n = normalized_quotient(problem, q, price=1.0 if gain is not None else None)
+    x = spheres.blocks(n.q)
+    own["blocks"] = Blocks(x.alpha * rows, x.C * rows[:, None], x.b * rows)
+    own["certificate"] = certify_spheres(n, spheres, gain)
+    return NormalizedSolution(**own, spheres=spheres, price=price)
+
+
+def _batch_certificate(s: NormalizedSolution) -> Certificate:
+    plain = s._plain  # noqa: SLF001 - the same module
+    if s.proof is None:
+        return certify_batch(s.problem, plain.quotient, plain.blocks)
+    return shifted(s.problem, s.proof, plain.quotient, plain.blocks.b)

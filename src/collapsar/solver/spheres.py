@@ -1,0 +1,231 @@
+"""Features of unit length: min loss + (c/2)||W||^2 + bias price over W, b and ||h_k|| = 1, on the quotient.
+
+The program is convex in (Z, b) (docs/theory/normalized.md); its factors are found by Newton's method on the spheres.
+With as many directions as clusters every second-order point is the optimum, and the certificate of
+:mod:`.normalized_certificate` says of any point how far it is.
+
+Coordinates: E = W on the cluster directions, F = H there, both (J, J); v and u their contrasts inside clusters,
+
+    X = E'F,    y = v u / sqrt(k - 1),    ||F_j||^2 + u_j^2 = k_j,    ||W||^2 = ||E||^2 + ||v||^2.
+
+The factors may be turned by any rotation of the J directions. With F symmetric, as at the start, direction i belongs to
+cluster i, E F is nearly diagonal, and the diagonal of the second derivative is a good preconditioner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.solver.conjugate_gradients import truncated_newton
+from collapsar.solver.hessian import LossHessian, loss_hessian
+from collapsar.solver.objective import Columns, Residual, predict, residual
+from collapsar.solver.symmetry import Blocks, Quotient
+
+__all__ = ["NormalizedQuotient", "SpherePoint", "Spheres", "newton_step", "sphere_point", "sphere_start"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+_NOISE = 1e-15  # relative rounding of the objective
+_FLOOR = 2e-3  # nats: objectives below count as this large, as in the certificate
+_SMALL = 64  # clusters up to which float64 costs nothing in the conjugate gradients
+
+
+@dataclass(frozen=True)
+class NormalizedQuotient:
+    """The program per cluster.
+
+    Attributes:
+        q: the clusters, every mass 1, with row penalties taken into the scales.
+        price: c, penalty of W for features of unit length.
+        bias_price: lambda_b per logit, shape (J,), all 0 for a free bias, all inf for none.
+    """
+
+    q: Quotient
+    price: float
+    bias_price: Vector
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is a bias."""
+        return bool(np.isfinite(self.bias_price).all())
+
+
+@dataclass(frozen=True)
+class Spheres:
+    """Factors on the quotient: E, F of shape (J, J), v, u and b of shape (J,). See the module's text."""
+
+    E: Matrix
+    F: Matrix
+    v: Vector
+    u: Vector
+    b: Vector
+
+    def blocks(self, q: Quotient) -> Blocks:
+        """Z and b per cluster."""
+        return Blocks(self.v * self.u / np.maximum(q.sizes - 1, 1.0), (self.E.T @ self.F) / q.weight, self.b)
+
+    def weight_norm(self) -> float:
+        """||W||^2."""
+        return float(np.sum(self.E**2) + np.sum(self.v**2))
+
+    def moved(self, q: Quotient, step: tuple[Matrix, Matrix, Vector, Vector, Vector], length: float) -> Spheres:
+        """Along a step, back on the spheres."""
+        dE, dF, dv, du, db = step
+        F, u = self.F + length * dF, self.u + length * du
+        scale = np.sqrt(q.sizes / (np.sum(F**2, axis=0) + u**2))
+        return Spheres(self.E + length * dE, F * scale, self.v + length * dv, u * scale, self.b + length * db)
+
+
+@dataclass(frozen=True)
+class SpherePoint:
+    """Factors with what follows from them: objective, softmax, residual, and nu, the multipliers of the spheres."""
+
+    x: Spheres
+    value: float
+    P: Columns
+    R: Residual
+    nu: Vector
+
+
+def sphere_point(n: NormalizedQuotient, x: Spheres) -> SpherePoint:
+    """The point at these factors."""
+    q = n.q
+    P, loss = predict(q, x.blocks(q))
+    R = residual(q, P)
+    nu = (np.sum(x.F * (x.E @ R.between), axis=0) + x.u * R.within * x.v) / q.sizes
+    bias = 0.5 * float(q.sizes @ (n.bias_price * x.b**2)) if n.has_bias else 0.0
+    return SpherePoint(x, loss + 0.5 * n.price * x.weight_norm() + bias, P, R, nu)
+
+
+def sphere_start(n: NormalizedQuotient) -> Spheres:
+    """The simplex, with the head of the best length."""
+    q = n.q
+    J, K = q.num_clusters, q.num_classes
+    root = np.sqrt(q.sizes)
+    F, u = np.eye(J) - np.outer(root, root) / K, np.sqrt(q.sizes - 1)
+    scale = root / np.maximum(np.sqrt(np.sum(F**2, axis=0) + u**2), 1e-300)
+    F, u = (F * scale, u * scale) if K > 1 else (np.ones((1, 1)), u)
+    starts = (Spheres(s * F, F, s * u, u, np.zeros(J)) for s in np.geomspace(0.05, 40.0, 12))
+    return min(starts, key=lambda x: sphere_point(n, x).value)
+
+
+@dataclass(frozen=True)
+class _System:
+    """Gradient, second derivative and its diagonal at a point; arrays in the precision of the conjugate gradients."""
+
+    n: NormalizedQuotient
+    p: SpherePoint
+    loss: LossHessian
+    width: Vector
+    E: Matrix
+    F: Matrix
+    R: Matrix
+    nu: Vector
+    stiff: tuple[Matrix, Matrix, Vector, Vector, Vector]
+    gradient: Vector
+
+    def split(self, flat: Vector) -> tuple[Matrix, Matrix, Vector, Vector, Vector]:
+        J = self.n.q.num_clusters
+        E, F, v, u, b = np.split(flat, [J * J, 2 * J * J, 2 * J * J + J, 2 * J * J + 2 * J])
+        return E.reshape(J, J), F.reshape(J, J), v, u, b
+
+    def apply(self, flat: Vector) -> Vector:
+        n, x, within = self.n, self.p.x, self.p.R.within
+        dE, dF, dv, du, db = self.split(flat)
+        hX, hy, hb = self.loss.apply(dE.T @ self.F + self.E.T @ dF, (dv * x.u + x.v * du) / self.width, db)
+        hX = hX.astype(flat.dtype, copy=False)
+        hE = self.F @ hX.T - dF @ self.R.T + dE * flat.dtype.type(n.price)
+        hF = self.E @ hX - dE @ self.R + dF * self.nu
+        hv = hy * x.u / self.width - within * du + n.price * dv
+        hu = hy * x.v / self.width - within * dv + self.p.nu * du
+        hb = hb + n.q.sizes * n.bias_price * db if n.has_bias else np.zeros_like(hb)
+        return _joined(flat.dtype, hE, *self._tangent(hF, hv, hu), hb)
+
+    def precondition(self, flat: Vector) -> Vector:
+        E, F, v, u, b = self.split(flat)
+        F, v, u = self._tangent(F, v, u)
+        F, v, u = self._tangent(F / self.stiff[1], v / self.stiff[2], u / self.stiff[3])
+        b = self._without_shift(self._without_shift(b) / self.stiff[4]) if self.n.has_bias else np.zeros_like(b)
+        return _joined(flat.dtype, E / self.stiff[0], F, v, u, b)
+
+    def _tangent(self, F: Matrix, v: Vector, u: Vector) -> tuple[Matrix, Vector, Vector]:
+        along = (np.einsum("ij,ij->j", self.F, F) + self.p.x.u * u) / self.n.q.sizes
+        return F - self.F * along.astype(F.dtype), v, u - self.p.x.u * along
+
+    def _without_shift(self, b: Vector) -> Vector:
+        if np.any(self.n.bias_price > 0):
+            return b
+        shift = 1 / self.n.q.scales
+        return b - (shift @ b) / (shift @ shift) * shift
+
+
+def _joined(dtype: Any, *parts: Any) -> Vector:
+    return np.concatenate([part.ravel() for part in parts], dtype=dtype, casting="same_kind")
+
+
+def _system(n: NormalizedQuotient, p: SpherePoint) -> _System:
+    q, x, R, c = n.q, p.x, p.R, n.price
+    loss = loss_hessian(q, p.P)
+    width, D = np.sqrt(np.maximum(q.sizes - 1, 1.0)), loss.diagonal
+    hold = np.maximum(p.nu, 1e-3 * float(np.max(p.nu)) or 1.0)
+    bias = loss.bias_diagonal + (n.bias_price * q.sizes if n.has_bias else 0.0)
+    work: Any = np.float32 if q.num_clusters > _SMALL else np.float64
+    stiff = (
+        (c + x.F**2 @ D.T).astype(work),
+        (hold + x.E**2 @ D).astype(work),
+        c + loss.within_diagonal * (x.u / width) ** 2,
+        hold + loss.within_diagonal * (x.v / width) ** 2,
+        np.maximum(bias, 1e-300),
+    )
+    gradient = _joined(
+        np.float64,
+        c * x.E - x.F @ R.between.T,
+        x.F * p.nu - x.E @ R.between,
+        c * x.v - R.within * x.u,
+        x.u * p.nu - R.within * x.v,
+        q.sizes * (n.bias_price * x.b - R.bias) if n.has_bias else np.zeros_like(x.b),
+    )
+    E, F, between, nu = (part.astype(work) for part in (x.E, x.F, R.between, p.nu))
+    return _System(n, p, loss.astype(work), width, E, F, between, nu, stiff, gradient)
+
+
+def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[SpherePoint, float, float]:
+    """One step of Newton's method in a trust region.
+
+    Returns:
+        The new point, the next radius, and the decrement <g, P^-1 g> before the step relative to the objective: about
+        twice what is left to gain. A point that no step improves comes back as it was.
+    """
+    s = _system(n, p)
+    work = s.E.dtype
+    size = max(abs(p.value), _FLOOR)
+    # in units in which single precision cannot underflow
+    unit = float(np.max(np.abs(s.gradient))) or 1.0
+    g = (s.gradient / unit).astype(work)
+    decrement = float(g.astype(np.float64) @ s.precondition(g).astype(np.float64)) * unit * unit / size
+    forcing = max(min(0.1, decrement**0.4), 1e-4 if work == np.float32 else 1e-6)
+    move = truncated_newton(s.apply, s.precondition, g, radius=radius / unit, forcing=forcing)
+    parts = s.split(move.v.astype(np.float64) * unit)
+    slope, curvature, norm = move.slope * unit * unit, move.curvature * unit * unit, move.norm * unit
+    length, noise = 1.0, 10 * _NOISE * size
+    while length > 1e-10:
+        predicted = -(slope + 0.5 * length * curvature) * length
+        new = sphere_point(n, p.x.moved(n.q, parts, length))
+        agreement = (p.value - new.value + noise) / (predicted + noise)
+        if agreement > 1e-4:
+            break
+        length /= 2
+    else:
+        return p, radius, decrement
+    if length < 1:
+        radius = norm * length * (4 if agreement > 0.5 else 1)
+    elif agreement < 0.25:
+        radius = 0.5 * norm
+    elif agreement > 0.75 and norm > 0.99 * radius:
+        radius = 5 * radius
+    return new, radius, decrement
