@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collapsar.diagnose.head_audit import Audit, AuditOptions, audit
     from collapsar.diagnose.readers import diagnose
     from collapsar.phase.diagram import PhaseDiagram, phase_diagram
+    from collapsar.phase.transitions import thresholds
     from collapsar.solver import (
         Certificate,
         NotConvergedError,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         path,
         solve,
     )
-    from collapsar.theory import Thresholds, thresholds
+    from collapsar.theory import Thresholds
 else:
     del collapsar.advise, collapsar.diagnose
 
@@ -83,7 +84,8 @@ __getattr__, __dir__ = lazy_names(
         "collapsar.diagnose.readers": "diagnose",
         "collapsar.phase.diagram": "PhaseDiagram phase_diagram",
         "collapsar.solver": "Certificate NotConvergedError Solution Status certify load_solution path solve",
-        "collapsar.theory": "Thresholds thresholds",
+        "collapsar.phase.transitions": "thresholds",
+        "collapsar.theory": "Thresholds",
     },
 )
 

@@ -70,7 +70,7 @@ class Normalization:
     @property
     def row_scales(self) -> Vector | float:
         """sqrt(level / lambda_k): a row penalty is a scale of its logit (theory.md, section on CDT)."""
-        return 1.0 if isinstance(self.lambda_w, float) else np.sqrt(self.level / self.lambda_w)
+        return np.sqrt(self.level / self.lambda_w) if isinstance(self.lambda_w, np.ndarray) else 1.0
 
     @property
     def price(self) -> float:
@@ -84,9 +84,30 @@ class Normalization:
         """sqrt(lambda_w) / norm, or sqrt(lambda_w lambda_gain): what :class:`Problem` calls ``lambda_z``."""
         return float(np.sqrt(self.level * self.lambda_gain if self.lambda_gain is not None else self.price))
 
+    def check(self, lambda_z: float, lambda_b: float, num_classes: int) -> None:
+        """That a problem's other fields agree.
+
+        Raises:
+            ValueError: ``lambda_z`` is not this one's, or a penalty per class does not fit the classes or the bias.
+        """
+        if lambda_z != self.lambda_z:
+            raise ValueError(
+                f"`lambda_z` follows from normalised features: {self.lambda_z!r}; change `lambda_w` or `norm`"
+            )
+        if not isinstance(self.lambda_w, np.ndarray):
+            return
+        if self.lambda_w.size != num_classes:
+            raise ValueError(
+                f"`lambda_w` must be a number or one per class: got {self.lambda_w.size} for {num_classes} classes"
+            )
+        if self.over == "batch" and 0 < lambda_b < np.inf:
+            raise ValueError(
+                "per batch `lambda_w` per class needs a free bias or none (`lambda_b` 0 or inf); give one `lambda_w`"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
-        weight = self.lambda_w if isinstance(self.lambda_w, float) else self.lambda_w.tolist()
+        weight = self.lambda_w.tolist() if isinstance(self.lambda_w, np.ndarray) else self.lambda_w
         return {"lambda_w": weight, "norm": self.norm, "lambda_gain": self.lambda_gain, "over": self.over}
 
     @classmethod

@@ -20,92 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.normalization import Normalization, Over
+from collapsar.core.penalties import Penalties, penalties_without_halves
 
 __all__ = ["FeatureModel", "Loss", "Penalties", "Problem", "penalties_without_halves"]
 
 FeatureModel = Literal["signed", "nonnegative"]
 Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Penalties:
-    """Quadratic penalties, each with a half: (lambda_w/2)||W||^2 + (lambda_h/2)||H||^2 + (lambda_b/2)||b||^2.
-
-    ``lambda_b = inf`` is a head without bias, ``lambda_b = 0`` a free bias.
-
-    Raises:
-        ValueError: lambda_w or lambda_h is negative or not finite, or lambda_b is negative or NaN.
-
-    Example:
-        >>> Penalties(lambda_w=1e-3, lambda_h=1e-5, lambda_b=0.02).lambda_z
-        0.0001
-    """
-
-    lambda_w: float
-    lambda_h: float
-    lambda_b: float = float("inf")
-
-    def __post_init__(self) -> None:
-        for name in ("lambda_w", "lambda_h"):
-            value = getattr(self, name)
-            if not 0 <= value < np.inf:
-                raise ValueError(f"`{name}` must be finite and >= 0, got {value!r}")
-        if not self.lambda_b >= 0:
-            raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {self.lambda_b!r}")
-
-    @property
-    def lambda_z(self) -> float:
-        """The price of the prediction matrix, sqrt(lambda_w lambda_h)."""
-        return float(np.sqrt(self.lambda_w * self.lambda_h))
-
-
-def penalties_without_halves(
-    reg_w: float,
-    reg_h: float,
-    reg_b: float = float("inf"),
-    *,
-    weight_decay: float = 0.0,
-    feature_term: Literal["dataset", "batch_sum", "batch_mean"] = "dataset",
-    num_samples: int | None = None,
-    batch_size: int | None = None,
-) -> Penalties:
-    """Convert penalties written as reg * (square), without the half, to this project's convention.
-
-    The authors' published scripts minimise CE + reg_w ||W||^2 + reg_h ||H||^2 + reg_b ||b||^2 and let SGD's
-    ``weight_decay``, which does carry the half, add to the head: lambda_w = 2 reg_w + wd, lambda_b = 2 reg_b + wd.
-
-    Args:
-        reg_w: factor of ||W||^2 (sum of squares).
-        reg_h: factor of the feature term.
-        reg_b: factor of ||b||^2; inf for a head without bias.
-        weight_decay: the optimizer's L2 decay on the head, on top (not AdamW's decoupled decay).
-        feature_term: how one batch of B of the N samples writes its feature penalty: ``"dataset"`` for
-            reg_h (N/B) sum ||h||^2 (an estimate of the whole data set's), ``"batch_sum"`` for reg_h sum ||h||^2,
-            ``"batch_mean"`` for reg_h (1/B) sum ||h||^2.
-        num_samples: N; needed unless ``feature_term="dataset"``.
-        batch_size: B; needed for ``"batch_sum"``.
-
-    Returns:
-        The equivalent :class:`Penalties`.
-
-    Raises:
-        ValueError: An argument is negative, or N or B is needed and missing.
-
-    Example:
-        >>> penalties_without_halves(1e-3, 1e-6, 1e-2, weight_decay=5e-4)
-        Penalties(lambda_w=0.0025, lambda_h=2e-06, lambda_b=0.0205)
-    """
-    if not weight_decay >= 0:
-        raise ValueError(f"`weight_decay` must be >= 0, got {weight_decay!r}")
-    if feature_term not in ("dataset", "batch_sum", "batch_mean"):
-        raise ValueError(f'`feature_term` must be "dataset", "batch_sum" or "batch_mean", got {feature_term!r}')
-    if feature_term == "dataset":
-        scale = 1.0
-    elif num_samples is None or (feature_term == "batch_sum" and batch_size is None):
-        raise ValueError(f'`feature_term="{feature_term}"` needs `num_samples` (and "batch_sum" `batch_size`)')
-    else:
-        scale = (batch_size if feature_term == "batch_sum" and batch_size is not None else 1) / num_samples
-    return Penalties(2 * reg_w + weight_decay, 2 * reg_h * scale, 2 * reg_b + weight_decay)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +153,12 @@ class Problem:
             if value is not None and value.shape != counts.shape:
                 raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {counts.size} classes")
         if normalization is not None:
-            _check_normalization(normalization, lambda_z, lambda_b, counts.size)
+            normalization.check(float(lambda_z), float(lambda_b), counts.size)
+            if normalization.over == "sample" and (features != "signed" or mass is not None):
+                raise ValueError(
+                    "features normalised per sample are signed and have no `feature_mass`; "
+                    'leave them out, or use `over="batch"`'
+                )
         for name, value in (
             ("class_counts", counts),
             ("lambda_z", float(lambda_z)),
@@ -290,7 +215,7 @@ class Problem:
 
         Args:
             class_counts: as for :class:`Problem`.
-            lambda_w: > 0, penalty (lambda_w/2)||W||^2 of the head's weight, or one per class: sum_k lambda_k||w_k||^2/2.
+            lambda_w: > 0, penalty (lambda_w/2)||W||^2 of the head's weight, or one per class (of its row).
             norm: > 0, the length of the features: sqrt(d) after a norm without gain.
             over: ``"sample"`` (LayerNorm, RMSNorm, cosine head) or ``"batch"`` (BatchNorm: mean ||h||^2 = norm^2).
             lambda_b: penalty of the head's bias.
@@ -389,7 +314,7 @@ class Problem:
         return self.loss.is_plain and self.feature_mass is None
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed; of normalised features also ``lambda_w``, ``norm``, ``lambda_gain``, ``over``.
+        """A copy with some fields changed, also those of the ``normalization``: lambda_w, norm, lambda_gain, over.
 
         Example:
             >>> Problem([5, 5], 0.1).replace(lambda_z=0.2).lambda_z
@@ -448,18 +373,6 @@ class Problem:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
-
-
-def _check_normalization(how: Normalization, lambda_z: float, lambda_b: float, num_classes: int) -> None:
-    if lambda_z != how.lambda_z:
-        raise ValueError(f"`lambda_z` follows from normalised features: {how.lambda_z!r}; change `lambda_w` or `norm`")
-    if not isinstance(how.lambda_w, float):
-        if how.lambda_w.size != num_classes:
-            raise ValueError(
-                f"`lambda_w` must be a number or one per class: got {how.lambda_w.size} for {num_classes} classes"
-            )
-        if 0 < lambda_b < np.inf:
-            raise ValueError("`lambda_w` per class needs a free bias or none (`lambda_b` 0 or inf); give one `lambda_w`")
 
 
 def _counts(spec: CountsLike | ArrayLike) -> NDArray[np.int64]:

@@ -96,7 +96,7 @@ def certify(problem: Problem, Z: ArrayLike, b: ArrayLike | None = None) -> Certi
         raise ValueError("`b` must be zero where `lambda_b` is inf (no bias); give a finite `lambda_b`")
     q, point = trivial_quotient(problem), Blocks(np.zeros(K), z, bias)
     if problem.normalization is not None:
-        from collapsar.solver.normalized_certificate import certify_normalized  # noqa: PLC0415 - it stands on this one
+        from collapsar.solver.normalized_certificate import certify_normalized
 
         return certify_normalized(problem, q, point)
     return certify_blocks(q, point)

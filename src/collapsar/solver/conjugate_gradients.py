@@ -12,6 +12,8 @@ __all__ = ["ModelStep", "truncated_newton"]
 
 Vector = NDArray[np.float64]
 
+_FLAT = 1e-6  # curvature against the preconditioner's that counts as none
+
 
 @dataclass(frozen=True)
 class ModelStep:
@@ -31,16 +33,18 @@ def truncated_newton(
     radius: float,
     forcing: float,
     max_iterations: int = 500,
+    indefinite: bool = False,
 ) -> ModelStep:
     """Minimise <g, v> + <v, Hv>/2 within ``radius`` in the preconditioner's norm.
 
     Args:
-        apply: v -> Hv, symmetric positive semidefinite.
+        apply: v -> Hv, symmetric, positive semidefinite unless ``indefinite``.
         precondition: an approximation of the inverse of H.
         gradient: g.
         radius: bound of the step's norm, may be inf.
         forcing: stop once the residual has fallen to this fraction, in the preconditioner's norm.
         max_iterations: stop after this many products.
+        indefinite: H may curve downwards: follow such a direction to the boundary, which must be finite.
 
     Returns:
         The step; the boundary point where the path leaves the region or meets a direction without curvature.
@@ -57,6 +61,10 @@ def truncated_newton(
             break
         Hp = apply(p)
         curvature = float(p @ Hp)
+        if indefinite and curvature < -_FLAT * pp:
+            a = (-vp + np.sqrt(vp**2 + pp * max(radius**2 - vv, 0.0))) / pp
+            v, Hv, vv = v + a * p, Hv + a * Hp, radius**2
+            break
         if not curvature > 0:  # flat to rounding: nothing to gain along p
             break
         a = rz / curvature

@@ -14,16 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import Problem
-from collapsar.solver.certificate import Certificate, penalty
+from collapsar.solver.certificate import Certificate, balance_bias, penalty
 from collapsar.solver.normalized_certificate import (
     batch_price,
     certify_batch,
     certify_spheres,
     normalized_quotient,
-    row_scales,
     scaled_quotient,
 )
-from collapsar.solver.objective import dual_entropy, target
+from collapsar.solver.objective import dual_entropy, predict, residual, target
 from collapsar.solver.shared import SharedResult
 from collapsar.solver.solution import SharedProof
 from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, newton_step, sphere_point, sphere_start
@@ -40,6 +39,7 @@ Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Resu
 
 _EASY = 1e-20  # decrement from which on Newton has nothing left to gain
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
+_LEAP = 3.0  # nats of the price that a secant may go at once
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
 _MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
 
@@ -78,7 +78,7 @@ def minimise_normalized(
 def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> NormalizedResult:
     """Newton's method until the certificate closes."""
     p = sphere_point(n, sphere_start(n) if start is None else _awake(n, start))
-    radius, bound, idle = np.inf, dual_entropy(n.q, target(n.q)), 0
+    radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
     best: NormalizedResult | None = None
     for step in range(1, how.max_steps + 1):
         before = p
@@ -86,8 +86,7 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
         ready = decrement <= max(how.tol, 1e-12) or p is before or step == how.max_steps
         certificate = Certificate(p.value, bound)
         if ready:
-            p = _merged(n, p)
-            certificate = certify_spheres(n, p.x)
+            p, certificate = _merged(n, p, how.tol)
             bound = max(bound, certificate.dual)
             idle = 0 if best is None or certificate.gap < 0.5 * best.certificate.gap else idle + 1
             if best is None or certificate.gap <= best.certificate.gap:
@@ -95,7 +94,7 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
                 best = NormalizedResult(p.x.blocks(n.q), certificate, step, status, spheres=p.x, price=n.price)
         if how.progress is not None:
             how.progress(step, certificate)
-        if best is not None and (p is before or decrement <= _EASY or idle > 3):
+        if best is not None and (p is before or decrement <= _EASY or idle > 8):
             break
     assert best is not None  # the last step always certifies
     spent = best.status is not Status.OPTIMAL and step == how.max_steps
@@ -114,41 +113,40 @@ def _awake(n: NormalizedQuotient, x: Spheres) -> Spheres:
     return Spheres(x.E, F, np.where(short, R.within * u / n.price, x.v), u, x.b)
 
 
-def _merged(n: NormalizedQuotient, p: SpherePoint) -> SpherePoint:
-    """Contrasts that the multipliers prove dead are zero: their factors only tend to it."""
-    q, x = n.q, p.x
+def _merged(n: NormalizedQuotient, p: SpherePoint, tol: float) -> tuple[SpherePoint, Certificate]:
+    """The point and its certificate; contrasts that only tend to zero are zero if that closes the certificate."""
+    q, x, own = n.q, p.x, certify_spheres(n, p.x)
     small = (x.u**2 < _MERGED * q.sizes) & (q.sizes > 1)
     dead = small & (p.R.within**2 < p.nu * n.price * (1 - 1e-9))
     if not dead.any():
-        return p
+        return p, own
     F = x.F / np.where(dead, np.sqrt(np.sum(x.F**2, axis=0) / q.sizes), 1.0)
     new = sphere_point(n, Spheres(x.E, F, np.where(dead, 0.0, x.v), np.where(dead, 0.0, x.u), x.b))
-    return new if new.value <= p.value + 1e-15 * max(abs(p.value), 2e-3) else p
+    certificate = certify_spheres(n, new.x)
+    return (new, certificate) if certificate.relative_gap <= min(tol, 1e-11) else (p, own)
 
 
-def _root(residual: Callable[[float], float], guess: float, tol: float) -> float:
+def _root(excess: Callable[[float], float], guess: float, tol: float) -> float:
     """The root of an increasing function of log x that is nearly linear with slope one, by secants."""
     low, high = -np.inf, np.inf
     t = float(np.log(guess))
-    f = residual(float(np.exp(t)))
+    f = excess(float(np.exp(t)))
     slope = 1.0
     for _ in range(60):
         low, high = (t, high) if f < 0 else (low, t)
         if abs(f) <= tol:
             break
-        new = t - f / slope
+        new = t - float(np.clip(f / slope, -_LEAP, _LEAP))
         if not low < new < high:
             new = 0.5 * (low + high) if np.isfinite(low + high) else t - np.sign(f)
-        value = residual(float(np.exp(new)))
+        value = excess(float(np.exp(new)))
         if new != t:
-            slope = float(np.clip((value - f) / (new - t), 0.2, 50.0))
+            slope = float(np.clip((value - f) / (new - t), 1e-6, 50.0))
         t, f = new, value
     return float(np.exp(t))
 
 
-def _per_batch(
-    problem: Problem, q: Quotient, first: Blocks | None, how: Settings, plain: Solver
-) -> NormalizedResult:
+def _per_batch(problem: Problem, q: Quotient, first: Blocks | None, how: Settings, plain: Solver) -> NormalizedResult:
     own, scaled = problem.normalization, scaled_quotient(problem, q)
     assert own is not None
     last: list[Result] = []
@@ -226,20 +224,19 @@ def _with_gain(problem: Problem, q: Quotient, start: Spheres | None, how: Settin
     status = Status.OPTIMAL if certificate.relative_gap <= how.tol else Status.STALLED
     if how.progress is not None:
         how.progress(steps, certificate)
-    return NormalizedResult(
-        result.blocks, certificate, steps, status, spheres=result.spheres, price=result.price
-    )
+    return NormalizedResult(result.blocks, certificate, steps, status, spheres=result.spheres, price=result.price)
 
 
 def _collapsed(n: NormalizedQuotient, gain: float, how: Settings) -> NormalizedResult | None:
     """Z = 0 and the bias alone, where the certificate says that this is the optimum."""
-    from collapsar.solver.certificate import balance_bias  # noqa: PLC0415
-
     J = n.q.num_clusters
     blank = sphere_start(n)
     blocks = Blocks(np.zeros(J), np.zeros((J, J)), np.zeros(J))
     if n.has_bias:
         blocks = balance_bias(n.q, blocks)
+    R = residual(n.q, predict(n.q, blocks)[0])
+    if float(np.sum(R.between**2) + (n.q.sizes - 1) @ R.within**2) > gain**2:
+        return None  # orthogonal features alone show that Z = 0 is not the optimum
     x = Spheres(0 * blank.E, blank.F, 0 * blank.v, blank.u, blocks.b)
     certificate = certify_spheres(n, x, gain=gain)
     if not certificate.relative_gap <= how.tol:

@@ -8,8 +8,8 @@ whose dual norm is gamma*(R)^2 = min { sum y : diag(y) >= R'R }. For any S with 
 
     D(S) = sum_k q_k [H(s_k) + <s_k - y_k, iota>] - sum(y) / (2c) - ||bias residual||^2 / (2 lambda_b)
 
-is a lower bound: one eigenvalue problem a point. Factors bound gamma from above, weights mu from below.
-Per batch the penalty is (a/2)||Z M^(1/2)||_*^2, a = lambda_w / (norm^2 sum m), and the bound is that of the program with
+is a lower bound: one eigenvalue problem a point. Factors bound gamma from above, weights mu from below. Per batch the
+penalty is (a/2)||Z M^(1/2)||_*^2, a = lambda_w / (norm^2 sum m), and the bound is that of the program with
 lambda_z = a ||Z M^(1/2)||_* (:mod:`.certificate`). With a decayed gain both norms enter linearly.
 """
 
@@ -67,7 +67,7 @@ def normalized_quotient(problem: Problem, q: Quotient, price: float | None = Non
 
 
 def batch_price(problem: Problem) -> float:
-    """a = lambda_w / (norm^2 sum m)."""
+    """The factor a = lambda_w / (norm^2 sum m) of the squared nuclear norm per batch."""
     how = problem.normalization
     assert how is not None
     return how.price / float(problem.mass.sum())
@@ -119,12 +119,28 @@ def _entropy(q: Quotient, P: Columns, t: float) -> float:
 def _dominating(q: Quotient, R: Residual, y: Vector) -> float:
     """The sum over classes of the least multiple of y with diag(y) >= R'R."""
     y = np.maximum(y, 1e-12 * float(np.max(y, initial=0.0)))
-    if not np.all(y > 0):  # nothing known: the columns' own lengths, balanced by their sum
-        lengths = (np.sum(R.between**2, axis=0) + (q.sizes - 1) * R.within**2) / q.sizes
-        y = np.maximum(lengths, 1e-12 * float(np.max(lengths, initial=0.0))) + 1e-300
+    if not np.all(y > 0):
+        y = _cut_multipliers(q, R)
     part = R.between / np.sqrt(y)
     top = max(float(np.linalg.eigvalsh(part.T @ part)[-1]), float(np.max(R.within**2 / y, initial=0.0)))
     return top * (1 + 1e-14) * float(q.sizes @ y)
+
+
+def _cut_multipliers(q: Quotient, R: Residual, max_steps: int = 1000) -> Vector:
+    """Multipliers where nothing is known of them (W = 0): of the largest <R'R, H'H> over unit columns."""
+    root, K = np.sqrt(q.sizes), q.num_classes
+    cross, contrast = R.between.T @ R.between, R.within**2
+    F, u = np.eye(q.num_clusters) - np.outer(root, root) / (K + 1), np.sqrt(q.sizes - 1)
+    length, previous = np.ones_like(u), 0.0
+    for _ in range(max_steps):
+        F, u = F @ cross, u * contrast
+        length = np.maximum(np.sqrt((np.sum(F**2, axis=0) + u**2) / q.sizes), 1e-300)
+        F, u = F / length, u / length
+        total = float(q.sizes @ length)
+        if total - previous <= 1e-15 * total:
+            break
+        previous = total
+    return np.maximum(length, 1e-12 * float(np.max(length))) + 1e-300
 
 
 def spheres_of(n: NormalizedQuotient, blocks: Blocks, max_steps: int = 500) -> Spheres:

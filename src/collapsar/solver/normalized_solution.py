@@ -36,7 +36,7 @@ _ZERO = 1e-8  # relative size below which a part counts as zero where the dual l
 
 @dataclass(frozen=True)
 class NormalizedSolution(Solution):
-    """A certified point of a problem with normalised features. See :class:`Solution`; what differs:
+    """A certified point of a problem with normalised features.
 
     ``classifier_gram``, ``feature_gram`` and ``factors`` are in the problem's own units, ||h|| = norm.
 
@@ -57,7 +57,7 @@ class NormalizedSolution(Solution):
 
     @property
     def norm(self) -> float:
-        """The length of the features (its root mean square per batch): given, or where the decayed gain comes to rest."""
+        """The length of the features, in the mean per batch: given, or where the decayed gain comes to rest."""
         how = self._how
         if how.norm is not None:
             return how.norm
@@ -83,7 +83,7 @@ class NormalizedSolution(Solution):
     def _live(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
         """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part."""
         if self.spheres is None:
-            return self._plain._live  # noqa: SLF001 - the same class
+            return self._plain._live
         x, n = self.spheres, normalized_quotient(self.problem, self.quotient, self.price)
         norms = np.sqrt(self.quotient.sizes @ self.blocks.C**2 + self.blocks.alpha**2)
         if not float(norms.max()) > 0:
@@ -161,7 +161,7 @@ class NormalizedSolution(Solution):
     def _batch_factors(self) -> tuple[Matrix, Matrix]:
         plain, how = self._plain, self._how
         if self.quotient.features == "nonnegative":
-            W, H = plain._nonnegative_factors()  # noqa: SLF001 - the same class
+            W, H = plain._nonnegative_factors()
             ratio = np.sqrt(self.price / how.level)
             return W * ratio, H / ratio
         root = np.sqrt(self.problem.mass)
@@ -193,7 +193,7 @@ def normalized_solution(
     """Solve a problem with normalised features; ``plain`` solves the program with a feature penalty."""
     first: Spheres | Blocks | None = None
     if isinstance(start, NormalizedSolution):
-        first = start._plain.blocks if start.spheres is None else start.spheres  # noqa: SLF001 - the same module
+        first = start._plain.blocks if start.spheres is None else start.spheres
     result = minimise_normalized(problem, q, first, how, plain)
     return _solution(problem, q, result)
 
@@ -233,7 +233,7 @@ def certified_again(solution: Solution, header: dict[str, Any], arrays: dict[str
 
 
 def _batch_certificate(s: NormalizedSolution) -> Certificate:
-    plain = s._plain  # noqa: SLF001 - the same module
+    plain = s._plain
     if s.proof is None:
         return certify_batch(s.problem, plain.quotient, plain.blocks)
     return shifted(s.problem, s.proof, plain.quotient, plain.blocks.b)

@@ -315,7 +315,7 @@ def load_solution(path: str | os.PathLike[str]) -> Solution:
     if blocks.alpha.shape != (J,) or blocks.C.shape != (J, J) or blocks.b.shape != (J,):
         raise ValueError(f"{os.fspath(path)} holds a point of another problem; solve the problem again")
     if problem.normalization is not None:
-        from collapsar.solver.normalized_solution import certified_again  # noqa: PLC0415 - it stands on this module
+        from collapsar.solver.normalized_solution import certified_again
 
         claim = Certificate(claimed, -np.inf)
         solution = certified_again(Solution(problem, blocks, claim, status, num_steps, q, proof), header, own)
@@ -326,7 +326,5 @@ def load_solution(path: str | os.PathLike[str]) -> Solution:
         solution = Solution(problem, blocks, certificate, status, num_steps, q, proof)
     primal = solution.certificate.primal
     if not abs(primal - claimed) <= 1e-12 * max(abs(claimed), 1.0):
-        raise ValueError(
-            f"{os.fspath(path)} was altered: its point has objective {primal:.12g}, not {claimed:.12g}"
-        )
+        raise ValueError(f"{os.fspath(path)} was altered: its point has objective {primal:.12g}, not {claimed:.12g}")
     return solution

@@ -105,7 +105,7 @@ def solve_normalized(problem: Problem, q: Quotient, start: Solution | None, how:
     Raises:
         NotConvergedError: as for :func:`solve`.
     """
-    from collapsar.solver.normalized_solution import normalized_solution  # noqa: PLC0415 - it stands on this module
+    from collapsar.solver.normalized_solution import normalized_solution
 
     solution = normalized_solution(problem, q, start, how, _minimise)
     if how.throw and solution.status is not Status.OPTIMAL:

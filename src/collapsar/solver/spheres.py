@@ -209,7 +209,7 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
     g = (s.gradient / unit).astype(work)
     decrement = float(g.astype(np.float64) @ s.precondition(g).astype(np.float64)) * unit * unit / size
     forcing = max(min(0.1, decrement**0.4), 1e-4 if work == np.float32 else 1e-6)
-    move = truncated_newton(s.apply, s.precondition, g, radius=radius / unit, forcing=forcing)
+    move = truncated_newton(s.apply, s.precondition, g, radius=radius / unit, forcing=forcing, indefinite=True)
     parts = s.split(move.v.astype(np.float64) * unit)
     slope, curvature, norm = move.slope * unit * unit, move.curvature * unit * unit, move.norm * unit
     length, noise = 1.0, 10 * _NOISE * size

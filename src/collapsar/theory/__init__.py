@@ -24,6 +24,7 @@ from collapsar.theory.limits import (
     seli_two_cluster_grams,
     simplex_etf,
 )
+from collapsar.theory.normalized import NormalizedTwoCluster, normalized_merge, normalized_two_cluster
 from collapsar.theory.thresholds import Thresholds, thresholds
 from collapsar.theory.two_cluster import TwoCluster, balanced, two_cluster
 
@@ -33,6 +34,7 @@ __all__ = [
     "Edge",
     "Geometry",
     "Landscape",
+    "NormalizedTwoCluster",
     "Thresholds",
     "TwoCluster",
     "Verdict",
@@ -54,6 +56,8 @@ __all__ = [
     "large_sample_margins",
     "largest_head_decay_factor",
     "least_oversampling",
+    "normalized_merge",
+    "normalized_two_cluster",
     "seli",
     "seli_two_cluster_grams",
     "simplex_etf",

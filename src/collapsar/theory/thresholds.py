@@ -90,6 +90,8 @@ def thresholds(problem: Problem) -> Thresholds:
         >>> [round(float(v), 5) for v in (t.vanish[-1], t.complete)]
         [0.00329, 0.00675]
     """
+    if problem.normalization is not None:
+        raise ValueError("`problem` has normalised features: use `collapsar.thresholds`, which answers in lambda_w")
     c = clusters_of(problem)
     if problem.features == "signed":
         merge, vanish = _signed(c)

@@ -1,0 +1,55 @@
+"""Every transition of a problem, in the penalty that it has: lambda_z, or lambda_w where features are normalised."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from collapsar.core.problem import Problem
+from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
+from collapsar.theory.thresholds import Thresholds
+from collapsar.theory.thresholds import thresholds as plain_thresholds
+
+__all__ = ["thresholds"]
+
+
+def thresholds(problem: Problem) -> Thresholds:
+    """Where classes merge, vanish and everything collapses; the problem's own penalty is ignored.
+
+    With a feature penalty these are values of lambda_z, see :func:`collapsar.theory.thresholds`. Where features are
+    normalised they are values of ``lambda_w`` (of the class's own where rows differ), the norm or the gain's penalty
+    held. Per sample nothing vanishes before a decayed gain takes everything to zero: ``vanish`` is NaN where the length
+    is given. Per batch with a given length the largest classes never vanish either, and ``complete`` is inf.
+
+    Args:
+        problem: any counts, remedies, bias price and normalisation.
+
+    Returns:
+        The thresholds. ``merge`` is NaN for classes alone in their cluster and where no penalty merges them.
+
+    Raises:
+        ArithmeticError: an optimum on the way could not be found.
+
+    Example:
+        >>> t = thresholds(Problem.from_normalized("100x5,20x5", lambda_w=1.0, norm=1.0, lambda_b=0.0))
+        >>> round(float(t.merge[9]), 6), t.complete
+        (0.066203, inf)
+    """
+    how = problem.normalization
+    if how is None:
+        return plain_thresholds(problem)
+    every = np.ones(problem.num_classes, dtype=bool)
+    if how.over == "sample":
+        merge, complete = merge_per_sample(problem)
+        vanish = np.full(merge.size, complete if np.isfinite(complete) else np.nan)
+        return Thresholds(_frozen(merge), _frozen(vanish), complete, complete, _frozen(every))
+    plain = plain_thresholds(plain_problem(problem))
+    merge, vanish = merge_per_batch(problem, plain.merge), merge_per_batch(problem, plain.vanish)
+    complete = np.inf
+    if how.lambda_gain is not None:
+        complete = plain.complete**2 * float(problem.mass.sum()) / how.lambda_gain
+    return Thresholds(_frozen(merge), _frozen(vanish), float(complete), float(complete), plain.exact)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,361 @@
+"""Normalised features: the certified solver against a closed form, plain descent, a conic solver, and itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+import collapsar as cs
+from collapsar.theory import normalized_merge, normalized_two_cluster
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+NORM = 128**0.5
+ROWS = np.linspace(0.2, 0.5, 10)
+
+
+def normalized(counts: Any = "100x5,20x5", lambda_w: Any = 1.0, over: Any = "sample", **rest: Any) -> cs.Problem:
+    return cs.Problem.from_normalized(counts, lambda_w=lambda_w, norm=NORM, over=over, **{"lambda_b": 0.0, **rest})
+
+
+def objective(p: cs.Problem, W: Matrix, H: Matrix, b: Vector) -> float:
+    """The objective of class means of the right length, written out."""
+    K = p.num_classes
+    assert p.normalization is not None
+    u = p.temperatures * p.scales[:, None] * (W.T @ H + b[:, None]) + p.offsets[:, None]
+    Y = (1 - p.loss.smoothing) * np.eye(K) + p.loss.smoothing / K
+    top = u.max(axis=0)
+    loss = p.loss_share @ (top + np.log(np.exp(u - top).sum(axis=0)) - (Y * u).sum(axis=0))
+    rows = np.broadcast_to(p.normalization.lambda_w, (K,))
+    bias = 0.0 if p.lambda_b == np.inf else 0.5 * p.lambda_b * b @ b
+    return float(loss + 0.5 * rows @ (W**2).sum(axis=0) + bias)
+
+
+def descended(p: cs.Problem, seed: int = 0) -> float:
+    """The least value that descent on (W, H on spheres or one big sphere, b) finds, from scratch."""
+    K, how = p.num_classes, p.normalization
+    assert how is not None
+    norm = how.norm or np.nan
+    rows = np.broadcast_to(how.lambda_w, (K,))
+    delta, tau, iota, q = p.scales[:, None], p.temperatures, p.offsets[:, None], p.loss_share
+    Y = (1 - p.loss.smoothing) * np.eye(K) + p.loss.smoothing / K
+
+    def value(x: Vector) -> tuple[float, Vector]:
+        W, free, b = x[: K * K].reshape(K, K), x[K * K : 2 * K * K].reshape(K, K), x[2 * K * K :]
+        if how.over == "sample":
+            size = np.linalg.norm(free, axis=0)
+        else:
+            size = np.full(K, np.sqrt(np.sum(p.mass * free**2) / p.mass.sum()))
+        H = norm * free / size
+        u = tau * delta * (W.T @ H + b[:, None] * (p.lambda_b < np.inf)) + iota
+        top = u.max(axis=0)
+        odds = np.exp(u - top)
+        P = odds / odds.sum(axis=0)
+        g = q * tau * delta * (P - Y)
+        gH = W @ g
+        if how.over == "sample":
+            gF = norm / size * (gH - free / size * np.sum(free / size * gH, axis=0))
+        else:
+            along = np.sum(free * gH) / (size[0] ** 2 * p.mass.sum())
+            gF = norm / size * (gH - along * p.mass * free)
+        price = p.lambda_b if p.lambda_b < np.inf else 0.0
+        loss = q @ (top + np.log(odds.sum(axis=0)) - (Y * u).sum(axis=0))
+        total = loss + 0.5 * rows @ (W**2).sum(axis=0) + 0.5 * price * b @ b
+        gb = g.sum(axis=1) * (p.lambda_b < np.inf) + price * b
+        return float(total), np.concatenate([(H @ g.T + rows * W).ravel(), gF.ravel(), gb])
+
+    x = np.random.default_rng(seed).standard_normal(2 * K * K + K) * 0.5
+    x[2 * K * K :] = 0
+    found = minimize(value, x, jac=True, method="L-BFGS-B", options={"maxiter": 20000, "ftol": 1e-16, "gtol": 1e-10})
+    return float(found.fun)
+
+
+REFERENCES = [  # theory.md, section 11; the first value is given there to 3e-10
+    ((5, 5), (100, 20), 0.1, 0.1223982700, (-0.1526, -0.0571, -0.1097)),
+    ((5, 5), (100, 20), 3.0, 0.9679919188, (-0.2111, 0.2003, -0.1059)),
+    ((5, 5), (100, 5), 0.6, 0.3294607262, (-0.2219, 0.2648, -0.0963)),
+]
+
+
+@pytest.mark.parametrize(("classes", "counts", "lambda_w", "value", "cosines"), REFERENCES)
+def test_reference_values(
+    classes: tuple[int, int],
+    counts: tuple[int, int],
+    lambda_w: float,
+    value: float,
+    cosines: tuple[float, float, float],
+) -> None:
+    closed = normalized_two_cluster(classes, counts, lambda_w, NORM)
+    assert closed.value == pytest.approx(value, abs=2e-10)
+    assert closed.cosines == pytest.approx(cosines, abs=6e-5)
+    s = cs.solve(normalized(np.repeat(counts, classes), lambda_w))
+    assert s.certificate.primal == pytest.approx(closed.value, rel=1e-12)
+    G = s.feature_gram() / NORM**2
+    assert (G[0, 1], G[-1, -2], G[0, -1]) == pytest.approx(cosines, abs=6e-5)
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, 0.02, np.inf])
+@pytest.mark.parametrize(
+    ("classes", "counts", "lambda_w"),
+    [((5, 5), (100, 20), 10.0), ((3, 7), (500, 20), 1.0), ((1, 4), (30, 10), 2.0), ((1, 1), (9, 2), 5.0)],
+)
+def test_solver_meets_the_closed_form(
+    classes: tuple[int, int], counts: tuple[int, int], lambda_w: float, lambda_b: float
+) -> None:
+    closed = normalized_two_cluster(classes, counts, lambda_w, NORM, lambda_b)
+    s = cs.solve(normalized(np.repeat(counts, classes), lambda_w, lambda_b=lambda_b))
+    assert s.certificate.primal == pytest.approx(closed.value, rel=1e-11)
+    np.testing.assert_allclose(s.Z, closed.Z(), atol=1e-6)
+    np.testing.assert_allclose(s.b - s.b.mean(), closed.bias() - closed.bias().mean(), atol=1e-6)
+    assert (s.class_states[-1] == "merged") == closed.merged[1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "counts", "value"),
+    [
+        ((5, 5), (100, 20), 0.0662034),
+        ((5, 5), (100, 5), 0.0115098),
+        ((3, 7), (500, 20), 0.0167689),
+        ((2, 8), (1000, 10), 0.00579312),
+    ],
+)
+def test_merge_threshold_two_roads_and_both_sides(
+    classes: tuple[int, int], counts: tuple[int, int], value: float
+) -> None:
+    p = normalized(np.repeat(counts, classes))
+    merge = float(cs.thresholds(p).merge[-1])
+    assert merge / NORM**2 == pytest.approx(value, rel=1e-5)
+    assert merge == pytest.approx(normalized_merge(classes, counts, NORM), rel=1e-9)
+    for factor, state in ((0.999, "separated"), (1.001, "merged")):
+        assert cs.solve(p.replace(lambda_w=factor * merge)).class_states[-1] == state
+
+
+def test_thresholds_of_many_clusters_hold_on_both_sides() -> None:
+    p = normalized("1000x3,800x3,100x3,20x1")
+    t = cs.thresholds(p)
+    assert np.isnan(t.merge[-1])
+    assert np.isnan(t.vanish).all()
+    found = {float(v): k for k, v in enumerate(t.merge) if np.isfinite(v)}
+    assert found
+    for merge, k in found.items():
+        for factor, state in ((0.998, "separated"), (1.002, "merged")):
+            assert cs.solve(p.replace(lambda_w=factor * merge)).class_states[k] == state
+
+
+def test_a_balanced_problem_is_the_simplex_and_never_merges() -> None:
+    p = normalized([10] * 7, 0.5)
+    G = cs.solve(p).feature_gram() / NORM**2
+    np.testing.assert_allclose(G, 7 / 6 * (np.eye(7) - 1 / 7), atol=1e-10)
+    assert np.isnan(cs.thresholds(p).merge).all()
+
+
+LOSSES = {
+    "smoothing": cs.Loss(smoothing=0.1),
+    "offsets": cs.Loss(offsets=np.log(np.repeat([100, 20], 5) / 600)),
+    "scales": cs.Loss(scales=np.repeat([1.0, 1.3], 5)),
+    "temperatures": cs.Loss(temperatures=np.repeat([1.0, 1.5], 5)),
+    "weights": cs.Loss(class_weights=np.repeat([1.0, 3.0], 5)),
+}
+DESCENTS = {
+    **{name: normalized(loss=loss) for name, loss in LOSSES.items()},
+    **{f"{name}, batch": normalized(loss=loss, over="batch") for name, loss in LOSSES.items()},
+    "distinct": normalized([60, 30, 17, 9, 4], 0.7),
+    "distinct, no bias": normalized([60, 30, 17, 9, 4], 0.7, lambda_b=np.inf),
+    "distinct, strong": normalized([60, 30, 17, 9, 4, 3], 9.0, lambda_b=0.02),
+    "distinct, batch": normalized([60, 30, 17, 9, 4], 0.7, over="batch", lambda_b=0.02),
+    "merged": normalized(lambda_w=10.0),
+    "rows": normalized(lambda_w=ROWS),
+    "rows and a priced bias": normalized(lambda_w=ROWS, lambda_b=0.02),
+    "rows, batch": normalized(lambda_w=ROWS, over="batch"),
+    "oversampled batch": normalized(over="batch", feature_mass=np.repeat([100.0, 60.0], 5)),
+}
+
+
+@pytest.mark.parametrize("name", DESCENTS)
+def test_optimum_factors_and_file(name: str, tmp_path: Path) -> None:
+    p = DESCENTS[name]
+    s = cs.solve(p)
+    assert s.certificate.relative_gap <= 1e-9
+    assert descended(p) == pytest.approx(s.certificate.primal, rel=2e-7)
+    W, H, b = s.factors(p.num_classes + 2)
+    assert W.shape == H.shape == (p.num_classes + 2, p.num_classes)
+    np.testing.assert_allclose(W.T @ H, s.Z, atol=1e-12)
+    np.testing.assert_allclose(W.T @ W, s.classifier_gram(), atol=1e-12)
+    np.testing.assert_allclose(H.T @ H, s.feature_gram(), atol=1e-9)
+    assert objective(p, W, H, b) == pytest.approx(s.certificate.primal, rel=1e-12)
+    assert p.normalization is not None
+    if p.normalization.over == "sample":
+        np.testing.assert_allclose(np.linalg.norm(H, axis=0), NORM, rtol=1e-12)
+    else:
+        assert np.sqrt(p.mass @ (H**2).sum(axis=0) / p.mass.sum()) == pytest.approx(NORM, rel=1e-9)
+    again = cs.certify(p, s.Z, s.b)
+    assert again.primal == pytest.approx(s.certificate.primal, rel=1e-11)
+    assert again.relative_gap <= 1e-9
+    back = cs.load_solution(s.save(tmp_path / "s.npz"))
+    assert back.problem == p
+    assert back.class_states == s.class_states
+    assert back.certificate.relative_gap <= 1e-9
+    np.testing.assert_allclose(back.factors(p.num_classes + 2)[1], H, atol=1e-9)
+
+
+@pytest.mark.parametrize("over", ["sample", "batch"])
+@pytest.mark.parametrize("lambda_b", [0.0, 0.02, np.inf])
+def test_certificates_of_other_points_are_bounds(over: str, lambda_b: float) -> None:
+    p = normalized([60, 30, 17, 9, 4], 0.7, over=over, lambda_b=lambda_b)
+    s = cs.solve(p)
+    optimum = s.certificate.primal
+    noise = np.random.default_rng(0)
+    for size in (0.0, 1e-6, 1e-3, 0.1, 3.0):
+        b = s.b + size * noise.standard_normal(5) * (lambda_b < np.inf)
+        c = cs.certify(p, s.Z + size * noise.standard_normal((5, 5)), b)
+        assert c.dual <= optimum * (1 + 1e-12)
+        assert c.primal >= optimum * (1 - 1e-11)
+        assert c.gap <= 30 * size + 1e-9
+    assert cs.certify(p, np.zeros((5, 5))).primal >= optimum
+
+
+@pytest.mark.reference
+def test_conic_solver_agrees() -> None:
+    import cvxpy
+
+    p = normalized([60, 30, 17, 9, 4, 2], 2.0, lambda_b=0.05)
+    K = p.num_classes
+    assert p.normalization is not None
+    M = cvxpy.Variable((2 * K, 2 * K), PSD=True)  # [[||W|| part, Z], [Z', G]]
+    Z, b = M[:K, K:], cvxpy.Variable(K)
+    columns = [cvxpy.log_sum_exp(Z[:, k] + b) - Z[k, k] - b[k] for k in range(K)]
+    value = sum(q * column for q, column in zip(p.loss_share, columns, strict=True))
+    value += 0.5 * p.normalization.price * cvxpy.trace(M[:K, :K]) + 0.025 * cvxpy.sum_squares(b)
+    conic = cvxpy.Problem(cvxpy.Minimize(value), [cvxpy.diag(M[K:, K:]) <= 1])
+    conic.solve(solver="CLARABEL")
+    s = cs.solve(p)
+    assert conic.value == pytest.approx(s.certificate.primal, rel=1e-6)
+    np.testing.assert_allclose(np.asarray(Z.value, dtype=np.float64), s.Z, atol=2e-3)
+
+
+def test_a_decayed_gain_per_batch_is_the_model_with_a_feature_penalty() -> None:
+    counts, wd = np.repeat([100, 5], 5), 0.06
+    p = cs.Problem.from_gain_decay(counts, lambda_w=wd, lambda_gain=wd, over="batch", lambda_b=0.02)
+    plain = cs.solve(cs.Problem.from_penalties(counts, wd, wd / counts.sum(), 0.02))
+    s = cs.solve(p)
+    np.testing.assert_allclose(s.Z, plain.Z, atol=1e-9)
+    assert s.class_states == plain.class_states
+    edge = np.sqrt(5 / counts.sum())
+    t = cs.thresholds(p.replace(lambda_gain=edge))
+    assert t.merge[-1] == pytest.approx(edge, rel=1e-9)
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, np.inf])
+def test_a_decayed_gain_per_sample(lambda_b: float) -> None:
+    p = cs.Problem.from_gain_decay("100x5,5x5", lambda_w=0.1, lambda_gain=0.1, lambda_b=lambda_b)
+    s = cs.solve(p)
+    # the same optimum with the length given at which the gain came to rest
+    W, H, _ = s.factors(10)
+    rho = float(np.linalg.norm(H[:, 0]))
+    fixed = cs.solve(cs.Problem.from_normalized("100x5,5x5", lambda_w=0.1, norm=rho, lambda_b=lambda_b))
+    np.testing.assert_allclose(s.Z, fixed.Z, atol=1e-7)
+    assert s.certificate.primal == pytest.approx(fixed.certificate.primal + 0.05 * rho**2, rel=1e-10)
+    assert 0.1 * np.sum(W**2) == pytest.approx(0.1 * rho**2, rel=1e-6)
+    t = cs.thresholds(p)
+    for value, below, above in ((t.merge[-1], "separated", "merged"), (t.complete, "merged", "vanished")):
+        assert cs.solve(p.replace(lambda_w=0.998 * value)).class_states[-1] == below
+        assert cs.solve(p.replace(lambda_w=1.002 * value)).class_states[-1] == above
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, 0.02, np.inf])
+def test_per_batch_transitions_hold_on_both_sides(lambda_b: float) -> None:
+    p = normalized(over="batch", lambda_b=lambda_b)
+    t = cs.thresholds(p)
+    assert t.complete == np.inf
+    assert np.isnan(t.vanish[0])
+    for value, below, above in ((t.merge[-1], "separated", "merged"), (t.vanish[-1], "merged", "vanished")):
+        assert cs.solve(p.replace(lambda_w=0.998 * value)).class_states[-1] == below
+        assert cs.solve(p.replace(lambda_w=1.002 * value)).class_states[-1] == above
+
+
+def test_rows_with_equal_penalties_are_one_penalty_and_classes_may_be_permuted() -> None:
+    p = normalized([60, 30, 17, 9, 4], 0.7)
+    s = cs.solve(p)
+    np.testing.assert_allclose(cs.solve(p.replace(lambda_w=np.full(5, 0.7))).Z, s.Z, atol=1e-9)
+    order = np.array([3, 0, 4, 1, 2])
+    np.testing.assert_allclose(
+        cs.solve(p.replace(class_counts=p.class_counts[order])).Z, s.Z[np.ix_(order, order)], atol=1e-8
+    )
+
+
+def test_path_warm_starts_through_the_merge_in_any_order() -> None:
+    p, values = normalized(), [20.0, 1.0, 9.0, 3.0]
+    for over in ("sample", "batch"):
+        own = p.replace(over=over)
+        for value, s in zip(values, cs.path(own, values), strict=True):
+            alone = cs.solve(own.replace(lambda_w=value))
+            assert s.certificate.primal == pytest.approx(alone.certificate.primal, rel=1e-9)
+            assert s.class_states == alone.class_states
+
+
+def test_nonnegative_features_after_a_batch_norm() -> None:
+    p = normalized(over="batch", lambda_b=0.02, features="nonnegative")
+    s = cs.solve(p)
+    W, H, b = s.factors(12)
+    assert H.min() >= 0
+    assert objective(p, W, H, b) == pytest.approx(s.certificate.primal, rel=1e-11)
+    assert s.certificate.relative_gap <= 1e-9
+
+
+def test_the_problem_as_a_value() -> None:
+    p = normalized(lambda_w=ROWS)
+    assert cs.Problem.from_dict(p.to_dict()) == p
+    assert p != normalized(lambda_w=ROWS, over="batch")
+    assert p.replace(norm=2.0).replace(norm=NORM).fingerprint == p.fingerprint
+    assert p.replace(lambda_gain=0.1).normalization == replace_gain(p)
+    assert hash(p.normalization) == hash(cs.Problem.from_dict(p.to_dict()).normalization)
+
+
+def replace_gain(p: cs.Problem) -> object:
+    assert p.normalization is not None
+    return p.normalization.replace(norm=None, lambda_gain=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lambda_w": 0.0}, "`lambda_w` must be"),
+        ({"lambda_w": [0.1, 0.2]}, "one per class"),
+        ({"lambda_w": [0.1] * 9 + [np.nan]}, "`lambda_w` must be"),
+        ({"norm": -1.0}, "`norm` must be"),
+        ({"norm": float("nan")}, "`norm` must be"),
+        ({"over": "layer"}, "`over` must be"),
+        ({"lambda_z": 0.1}, "change `lambda_w`"),
+        ({"features": "nonnegative"}, "per sample"),
+        ({"feature_mass": np.ones(10)}, "per sample"),
+        ({"lambda_w": ROWS, "over": "batch", "lambda_b": 0.1}, "needs a free bias or none"),
+    ],
+)
+def test_bad_arguments(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        normalized().replace(**change)
+
+
+def test_arguments_of_the_other_kind_of_problem() -> None:
+    with pytest.raises(ValueError, match="belongs to normalised features"):
+        cs.Problem([5, 5], 0.1).replace(norm=1.0)
+    s = cs.solve(normalized([5, 4, 3]))
+    with pytest.raises(ValueError, match="leave them out"):
+        s.factors(3, lambda_h=1.0)
+    with pytest.raises(ValueError, match="must be at least 2"):
+        s.factors(1)
+
+
+def test_an_altered_file_is_refused(tmp_path: Path) -> None:
+    s = cs.solve(normalized([5, 4, 3]))
+    assert isinstance(s, cs.Solution)
+    bad = replace(s, certificate=cs.Certificate(s.certificate.primal * 1.001, 0.0))
+    with pytest.raises(ValueError, match="was altered"):
+        cs.load_solution(bad.save(tmp_path / "bad.npz"))
