@@ -183,7 +183,7 @@ def normalized_merge(
 
     Example:
         >>> round(normalized_merge((5, 5), (100, 20), norm=1.0), 7)
-        0.0662034
+        0.0662035
     """
     if classes[1] == 1:
         return nan
