@@ -16,6 +16,7 @@ from rich.table import Table
 import collapsar as cs
 from collapsar.advise.advice import advise as advise_on
 from collapsar.advise.sources import joined_sizes, load_diagnosis, problem_of_diagnosis
+from collapsar.advise.standard import Norm, Recipe, Schedule, StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.cli.app import app
 from collapsar.cli.options import (
@@ -64,6 +65,9 @@ MOST_ROWS = 12
 
     collapsar advise labels.txt --weight-decay 5e-4 --layers 2
 
+    collapsar advise labels.txt --optimizer adamw --weight-decay .05 --lr 1e-3 --steps 100000 --batch-size 256
+      --norm layernorm --width 768
+
     collapsar advise --diagnosis diagnosis.json --json"""
 )
 def advise(
@@ -92,6 +96,25 @@ def advise(
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw"], typer.Option("--optimizer", help="What applies the decay.")
     ] = "sgd",
+    norm: Annotated[
+        Norm | None, typer.Option("--norm", help="Standard training: what normalises the features before the head.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="With --norm: learning rate at its peak.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="With --norm: updates in the run.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="With --norm: samples per update.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="With --norm: features before the head.")] = None,
+    schedule: Annotated[
+        Schedule, typer.Option("--schedule", help="With --norm: how the learning rate goes down.")
+    ] = "cosine",
+    gain_decay: Annotated[
+        float | None,
+        typer.Option(
+            "--gain-decay", help="With --norm: weight decay of its gain; leave out if it has none or is exempt."
+        ),
+    ] = None,
+    head_weight_decay: Annotated[
+        float | None, typer.Option("--head-weight-decay", help="With --norm: the head's own, if not --weight-decay.")
+    ] = None,
     diagnosis: Annotated[
         Path | None,
         typer.Option(
@@ -119,9 +142,13 @@ def advise(
     Every remedy is the least setting that brings each class across its threshold with room to spare, checked by solving
     the problem after the change. No training, no torch.
     """
-    _check_options(context, weight_decay is not None, diagnosis is not None)
+    recipe = _recipe(context.params)
+    _check_options(context, weight_decay is not None or recipe is not None, diagnosis is not None)
     if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
+    if recipe is not None:
+        _print_standard(advise_standard(_given(counts, column, ignore_index).counts, recipe), as_json=as_json)
+        return
     if weight_decay is not None:
         decay = advise_weight_decay(
             _given(counts, column, ignore_index).counts, weight_decay, layers=layers, optimizer=optimizer, margin=margin
@@ -155,13 +182,46 @@ def advise(
         _print_advice(record)
 
 
+_OF_STANDARD = ("norm", "lr", "steps", "batch_size", "width", "schedule", "gain_decay", "head_weight_decay")
+
+
+def _recipe(given: dict[str, Any]) -> Recipe | None:
+    """The standard training that the options describe, None without --norm."""
+    if given["norm"] is None:
+        rest = [name for name in _OF_STANDARD if name != "schedule" and given[name] is not None]
+        if rest:
+            raise ValueError(
+                f"--{rest[0].replace('_', '-')} goes with --norm: layernorm, rmsnorm, cosine, batchnorm, none"
+            )
+        return None
+    if given["layers"] is not None:
+        raise ValueError("--layers and --norm describe two different trainings; give one of them")
+    decay = given["head_weight_decay"] if given["head_weight_decay"] is not None else given["weight_decay"]
+    needed = {name: given[name] for name in ("lr", "steps", "batch_size", "width")} | {"weight_decay": decay}
+    missing = [f"--{name.replace('_', '-')}" for name, value in needed.items() if value is None]
+    if missing:
+        raise ValueError(f"--norm needs {', '.join(missing)} as well: they say how far the decay has acted")
+    return Recipe(
+        given["optimizer"], norm=given["norm"], schedule=given["schedule"], gain_decay=given["gain_decay"], **needed
+    )
+
+
+def _print_standard(advice: StandardAdvice, *, as_json: bool) -> None:
+    if as_json:
+        print_json(advice.to_dict())
+        return
+    for name, text in (("verdict", advice.verdict), ("why", advice.reason), ("cure", advice.cure)):
+        typer.echo(f"{name:8} {text}")
+    typer.echo(f"{'clock':8} {advice.clock:.3g} (sum of lr * wd over the run; decay has acted well above 1)")
+
+
 def _check_options(context: typer.Context, ordinary: bool, diagnosed: bool) -> None:
     """Refuse what would be ignored."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     said -= {"weight_decay", "diagnosis", "margin", "as_json", "optimizer"}
     if ordinary:
-        said -= {"counts", "layers", "column", "ignore_index"}
+        said -= {"counts", "layers", "column", "ignore_index", *_OF_STANDARD}
         if diagnosed or said:
             raise ValueError(
                 "--weight-decay is ordinary training: it goes with COUNTS, --layers, --optimizer and --margin only; "

@@ -1,0 +1,116 @@
+"""Advice for standard training: the decay clock, what SGD and AdamW merge, and the words of the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from collapsar.advise.standard import Recipe, StandardAdvice, advise_standard, forecast_rows
+from collapsar.cli import app
+from collapsar.theory import normalized_merge
+
+SGD = Recipe("sgd", 3.0, 0.1, 1000, 64, "layernorm", 128, "constant")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "verdict"),
+    [
+        (Recipe("adamw", 0.01, 2e-5, 3000, 32, "layernorm", 768), "not acted"),
+        (Recipe("sgd", 5e-4, 1e-3, 1000, 32, "none", 768), "not acted"),
+        (replace(SGD, norm="none"), "unknown"),
+        (Recipe("adamw", 30.0, 1e-3, 1000, 64, "layernorm", 128, gain_decay=0.1), "unknown"),
+        (Recipe("adamw", 0.1, 1e-3, 100000, 64, "rmsnorm", 128), "safe"),
+    ],
+)
+def test_verdicts_before_any_optimum(recipe: Recipe, verdict: str) -> None:
+    a = advise_standard("100x5,20x5", recipe)
+    assert a.verdict == verdict
+    assert a.merged == ()
+    assert a.cure
+    np.testing.assert_allclose(np.exp(a.prior), np.repeat([1 / 6, 1 / 30], 5), rtol=1e-12)
+
+
+def test_the_clock() -> None:
+    assert SGD.clock == pytest.approx(300.0)
+    assert replace(SGD, schedule="cosine").clock == pytest.approx(150.0)
+
+
+def test_sgd_merges_where_the_closed_form_says() -> None:
+    edge = normalized_merge((5, 5), (100, 20), 128**0.5)
+    below = advise_standard("100x5,20x5", replace(SGD, weight_decay=0.7 * edge))
+    above = advise_standard("100x5,20x5", replace(SGD, weight_decay=1.02 * edge))
+    assert (below.verdict, above.verdict) == ("safe", "merge")
+    assert above.merged == (5, 6, 7, 8, 9)
+    assert above.largest_decay is not None
+    assert above.largest_decay < edge
+    assert advise_standard("100x5,20x5", replace(SGD, weight_decay=above.largest_decay)).verdict == "safe"
+
+
+def test_a_decayed_gain_merges_at_the_published_threshold() -> None:
+    edge = (5 / 525) ** 0.5
+    batch = replace(SGD, norm="batchnorm")
+    for factor, verdict in ((1.01, "merge"), (0.6, "safe")):
+        wd = factor * edge
+        assert advise_standard("100x5,5x5", replace(batch, weight_decay=wd, gain_decay=wd)).verdict == verdict
+
+
+def test_the_forecast_is_consistent_with_its_optimum() -> None:
+    recipe = Recipe("adamw", 30.0, 1e-3, 1000, 64, "layernorm", 128)
+    f = forecast_rows("100x5,20x5", recipe)
+    assert f.settled
+    # theory.md, section 11: .346 and .268
+    assert f.rows[[0, -1]] == pytest.approx([0.346, 0.268], abs=2e-3)
+    # v by sampling batches of 64 at the optimum, entry by entry
+    s, rng = f.solution, np.random.default_rng(0)
+    W, H, b = s.factors(128)
+    u = W.T @ H + b[:, None]
+    P = np.exp(u - u.max(axis=0))
+    r = P / P.sum(axis=0) - np.eye(10)
+    classes = rng.choice(10, size=(4000, 64), p=s.problem.loss_share * 1.0)
+    share = np.stack([np.bincount(c, minlength=10) for c in classes]) / 64
+    gradients = np.einsum("sc,kc,dc->skd", share, r, H)
+    v = np.mean(gradients**2, axis=(0, 2))
+    np.testing.assert_allclose(30.0 * np.sqrt(v), f.rows, rtol=0.02)
+
+
+COMMAND = "advise 500x5,20x5 --optimizer adamw --weight-decay .05 --lr 1e-3 --batch-size 256 --width 768"
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "cosine", "batchnorm", "none"])
+def test_the_command_answers(norm: str) -> None:
+    command = [*COMMAND.split(), "--steps", "100000", "--norm", norm]
+    out = CliRunner().invoke(app, command)
+    assert out.exit_code == 0, out.output
+    assert {line.split()[0] for line in out.output.splitlines() if line[:1].strip()} >= {"verdict", "why", "cure"}
+    data = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    assert set(data) == set(StandardAdvice.__dataclass_fields__)
+    assert data["clock"] == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--norm layernorm", "--steps"),
+        ("--steps 10", "goes with --norm"),
+        ("--norm layernorm --steps 10 --layers 2", "two different trainings"),
+        ("--norm layernorm --steps 0", "`steps` must be"),
+    ],
+)
+def test_bad_usage(words: str, message: str) -> None:
+    text = COMMAND if "--steps" in words or "--norm" in words else ""
+    if message == "goes with --norm":
+        text = "advise 500x5,20x5 --weight-decay .05"
+    out = CliRunner().invoke(app, [*text.split(), *words.split()])
+    assert out.exit_code != 0
+    assert message in (out.output + str(out.exception))
+
+
+def test_recipe_values_are_checked() -> None:
+    with pytest.raises(ValueError, match="`norm` must be one of"):
+        replace(SGD, norm="groupnorm")
+    with pytest.raises(ValueError, match="`gain_decay` must be"):
+        replace(SGD, gain_decay=0.0)
