@@ -37,7 +37,7 @@ __all__ = ["NormalizedResult", "Solver", "minimise_normalized", "shared_proof", 
 Vector = NDArray[np.float64]
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
-_EASY = 1e-20  # decrement from which on Newton has nothing left to gain
+_EASY = 1e-13  # decrement from which on one more step of Newton leaves only rounding
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
 _LEAP = 3.0  # nats of the price that a secant may go at once
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
@@ -80,10 +80,11 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
     p = sphere_point(n, sphere_start(n) if start is None else _awake(n, start))
     radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
     best: NormalizedResult | None = None
+    aim = _EASY if n.q.num_clusters <= _FREE_DIGITS else max(how.tol, 1e-12)
     for step in range(1, how.max_steps + 1):
         before = p
         p, radius, decrement = newton_step(n, p, radius)
-        ready = decrement <= max(how.tol, 1e-12) or p is before or step == how.max_steps
+        ready = decrement <= aim or p is before or step == how.max_steps
         certificate = Certificate(p.value, bound)
         if ready:
             p, certificate = _merged(n, p, how.tol)
@@ -94,7 +95,8 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
                 best = NormalizedResult(p.x.blocks(n.q), certificate, step, status, spheres=p.x, price=n.price)
         if how.progress is not None:
             how.progress(step, certificate)
-        if best is not None and (p is before or decrement <= _EASY or idle > 8):
+        closed = best is not None and best.status is Status.OPTIMAL
+        if closed or (best is not None and (p is before or idle > 8)):
             break
     assert best is not None  # the last step always certifies
     spent = best.status is not Status.OPTIMAL and step == how.max_steps
@@ -123,7 +125,8 @@ def _merged(n: NormalizedQuotient, p: SpherePoint, tol: float) -> tuple[SpherePo
     F = x.F / np.where(dead, np.sqrt(np.sum(x.F**2, axis=0) / q.sizes), 1.0)
     new = sphere_point(n, Spheres(x.E, F, np.where(dead, 0.0, x.v), np.where(dead, 0.0, x.u), x.b))
     certificate = certify_spheres(n, new.x)
-    return (new, certificate) if certificate.relative_gap <= min(tol, 1e-11) else (p, own)
+    closed = certificate.relative_gap <= min(tol, max(own.relative_gap, 1e-11))
+    return (new, certificate) if closed else (p, own)
 
 
 def _root(excess: Callable[[float], float], guess: float, tol: float) -> float:

@@ -110,8 +110,11 @@ def sphere_start(n: NormalizedQuotient) -> Spheres:
     F, u = np.eye(J) - np.outer(root, root) / K, np.sqrt(q.sizes - 1)
     scale = root / np.maximum(np.sqrt(np.sum(F**2, axis=0) + u**2), 1e-300)
     F, u = (F * scale, u * scale) if K > 1 else (np.ones((1, 1)), u)
-    starts = (Spheres(s * F, F, s * u, u, np.zeros(J)) for s in np.geomspace(0.05, 40.0, 12))
-    return min(starts, key=lambda x: sphere_point(n, x).value)
+
+    def value(x: Spheres) -> float:
+        return predict(q, x.blocks(q))[1] + 0.5 * n.price * x.weight_norm()
+
+    return min((Spheres(s * F, F, s * u, u, np.zeros(J)) for s in np.geomspace(0.1, 30.0, 8)), key=value)
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,14 @@ class _System:
     nu: Vector
     stiff: tuple[Matrix, Matrix, Vector, Vector, Vector]
     gradient: Vector
+    has_bias: bool
+    free_bias: bool
 
     def split(self, flat: Vector) -> tuple[Matrix, Matrix, Vector, Vector, Vector]:
-        J = self.n.q.num_clusters
-        E, F, v, u, b = np.split(flat, [J * J, 2 * J * J, 2 * J * J + J, 2 * J * J + 2 * J])
-        return E.reshape(J, J), F.reshape(J, J), v, u, b
+        J = self.width.size
+        n = J * J
+        E, F, rest = flat[:n].reshape(J, J), flat[n : 2 * n].reshape(J, J), flat[2 * n :]
+        return E, F, rest[:J], rest[J : 2 * J], rest[2 * J :]
 
     def apply(self, flat: Vector) -> Vector:
         n, x, within = self.n, self.p.x, self.p.R.within
@@ -143,14 +149,14 @@ class _System:
         hF = self.E @ hX - dE @ self.R + dF * self.nu
         hv = hy * x.u / self.width - within * du + n.price * dv
         hu = hy * x.v / self.width - within * dv + self.p.nu * du
-        hb = hb + n.q.sizes * n.bias_price * db if n.has_bias else np.zeros_like(hb)
+        hb = hb + n.q.sizes * n.bias_price * db if self.has_bias else np.zeros_like(hb)
         return _joined(flat.dtype, hE, *self._tangent(hF, hv, hu), hb)
 
     def precondition(self, flat: Vector) -> Vector:
         E, F, v, u, b = self.split(flat)
-        F, v, u = self._tangent(F, v, u)
+        F, v, u = self._tangent(F, v, u)  # rounding is not
         F, v, u = self._tangent(F / self.stiff[1], v / self.stiff[2], u / self.stiff[3])
-        b = self._without_shift(self._without_shift(b) / self.stiff[4]) if self.n.has_bias else np.zeros_like(b)
+        b = self._without_shift(self._without_shift(b) / self.stiff[4]) if self.has_bias else np.zeros_like(b)
         return _joined(flat.dtype, E / self.stiff[0], F, v, u, b)
 
     def _tangent(self, F: Matrix, v: Vector, u: Vector) -> tuple[Matrix, Vector, Vector]:
@@ -158,7 +164,7 @@ class _System:
         return F - self.F * along.astype(F.dtype), v, u - self.p.x.u * along
 
     def _without_shift(self, b: Vector) -> Vector:
-        if np.any(self.n.bias_price > 0):
+        if not self.free_bias:
             return b
         shift = 1 / self.n.q.scales
         return b - (shift @ b) / (shift @ shift) * shift
@@ -191,7 +197,7 @@ def _system(n: NormalizedQuotient, p: SpherePoint) -> _System:
         q.sizes * (n.bias_price * x.b - R.bias) if n.has_bias else np.zeros_like(x.b),
     )
     E, F, between, nu = (part.astype(work) for part in (x.E, x.F, R.between, p.nu))
-    return _System(n, p, loss.astype(work), width, E, F, between, nu, stiff, gradient)
+    return _System(n, p, loss.astype(work), width, E, F, between, nu, stiff, gradient, n.has_bias, n.q.lambda_b == 0)
 
 
 def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[SpherePoint, float, float]:
