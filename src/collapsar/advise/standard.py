@@ -197,10 +197,8 @@ def _at_rest(n: NDArray[np.int64], recipe: Recipe, common: dict[str, Any], room:
         return StandardAdvice("safe", reason, cure, merged=(), lambda_w=weight, largest_decay=None, **common)
     largest = _largest_decay(few, recipe)
     sizes = sorted({int(n[k]) for k in merged})
-    reason = (
-        f"at rest the decay of the head merges {len(merged)} classes, those of {sizes[0]} to {sizes[-1]} samples{when}"
-        f"{room}"
-    )
+    which = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    reason = f"at rest the decay of the head merges {len(merged)} classes, those of {which} samples{when}{room}"
     cure = (
         f"lower the head's weight decay to {largest:.2g} or less: then every class keeps features of its own"
         if largest is not None
