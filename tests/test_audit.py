@@ -233,3 +233,19 @@ def test_a_head_of_equal_rows_is_dead_as_a_whole() -> None:
 def test_importing_the_package_brings_no_torch_and_the_function_is_no_module() -> None:
     code = "import sys, collapsar as cs; cs.audit([[1., 0], [0, 1]]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_diagnosis_counts_classes_that_share_a_row() -> None:
+    """Their mean predictions are apart, their rows are not: no sample tells them from one another."""
+    from collapsar.diagnose.diagnosis import diagnose_measurement
+    from collapsar.diagnose.measurement import measure
+
+    W = np.vstack([np.eye(5) - 0.2, (np.eye(5) - 0.2)[3:4]])  # the last two of six classes have one row
+    means = np.vstack([3 * np.eye(5), 3 * np.eye(5)[3:4] + [0, 0, 0, -1, 1.5]])
+    found = diagnose_measurement(measure(means.repeat(4, axis=0), np.arange(6).repeat(4), W, np.zeros(6)))
+    assert found.separation.states == ("separated",) * 6
+    assert found.shared_rows == ((3, 5),)
+    assert found.dead == (3, 5)
+    assert "2 of 6 classes are dead, their rows of the head the same as others': 3 and 5." in found.headline
+    assert found.num_gone == 2
+    assert found.to_dict()["num_dead"] == 2

@@ -40,6 +40,7 @@ from collapsar.diagnose.agreement import (
     head_forces,
 )
 from collapsar.diagnose.fit import Fit, fit_to_theory
+from collapsar.diagnose.head_audit import shared_rows
 from collapsar.diagnose.measurement import Measurement, without_offset
 from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, ClassState, class_separation
@@ -110,6 +111,7 @@ class Diagnosis:
         measurement: what was measured.
         separation: which classes are apart, merged, vanished or unseen, with the rule's thresholds.
         standings: which classes are lost, not given to their own samples, and why; which the bias alone decides right.
+        shared_rows: classes whose rows of the head coincide (``shared_rows`` of the audit): no sample tells them apart.
         known: what is known of the training.
         forces: the balance of forces at the head.
         at_rest: whether the head is stationary; distances to theory mean nothing before that.
@@ -127,6 +129,7 @@ class Diagnosis:
     measurement: Measurement
     separation: ClassSeparation
     standings: Standings
+    shared_rows: tuple[tuple[int, ...], ...]
     known: KnownTraining
     forces: HeadForces
     at_rest: bool
@@ -148,14 +151,19 @@ class Diagnosis:
         return tuple(c.index for c in self.standings.lost)
 
     @property
+    def dead(self) -> tuple[int, ...]:
+        """The classes with samples whose row coincides with another's, ascending, whatever their state."""
+        return _with_samples(self.shared_rows, self.measurement)
+
+    @property
     def num_collapsed(self) -> int:
         """How many classes are merged or vanished."""
         return len(self.collapsed)
 
     @property
     def num_gone(self) -> int:
-        """How many classes are merged, vanished or lost: what the gate ``--max-merged`` counts."""
-        return len({*self.collapsed, *self.lost})
+        """How many classes are merged, vanished, lost or dead: what the gate ``--max-merged`` counts."""
+        return len({*self.collapsed, *self.lost, *self.dead})
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as JSON-able values: NaN is None, infinity "inf", Z is None beyond 200 classes."""
@@ -182,6 +190,8 @@ class Diagnosis:
             "b": _plain(m.b),
             "separation": _plain(self.separation),
             "standings": _plain(self.standings),
+            "shared_rows": [list(group) for group in self.shared_rows],
+            "num_dead": len(self.dead),
             "num_collapsed": self.num_collapsed,
             "num_lost": len(self.lost),
             "metrics": [
@@ -260,7 +270,8 @@ def diagnose_measurement(
             "No penalty is known, and none can be read from this network: nothing is predicted. "
             "Give lambda_w and lambda_h."
         )
-    say = words.Says(names, found, standings, m, at_rest)
+    rows = shared_rows(m.weight) if m.linear else ()
+    say = words.Says(names, found, standings, m, at_rest, _with_samples(rows, m))
     return Diagnosis(
         headline=words.headline(say),
         words=tuple(words.findings(say, known, forces, effective, fit, prediction)),
@@ -269,6 +280,7 @@ def diagnose_measurement(
         measurement=m,
         separation=found,
         standings=standings,
+        shared_rows=rows,
         known=known,
         forces=forces,
         at_rest=at_rest,
@@ -278,6 +290,10 @@ def diagnose_measurement(
         prediction=prediction,
         notes=tuple(notes),
     )
+
+
+def _with_samples(groups: Sequence[Sequence[int]], m: Measurement) -> tuple[int, ...]:
+    return tuple(sorted(k for group in groups for k in group if m.class_counts[k] > 0))
 
 
 def _rests(m: Measurement, forces: HeadForces, known: KnownTraining, *, alive: bool) -> bool:

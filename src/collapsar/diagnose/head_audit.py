@@ -31,7 +31,7 @@ from collapsar.diagnose.reach import FeatureSpace, Reach, reach
 from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
 from collapsar.metrics.near_rows import Rows, groups_of, near_labels, row_blocks
 
-__all__ = ["Audit", "AuditOptions", "Group", "audit"]
+__all__ = ["Audit", "AuditOptions", "Group", "audit", "shared_rows"]
 
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -218,8 +218,7 @@ def audit(
     K, d = W.shape
     b, names, counts = _bias(bias, K), _names(class_names, K), _counts(class_counts, K)
     mean, lengths = _geometry(W)
-    tail = float(np.quantile(lengths, 0.9))
-    scale = min(float(lengths.max()), 3 * tail) if tail > 0 else float(lengths.max())
+    scale = _longest(lengths)
     if scale == 0:  # one row for all
         groups, spectrum = [tuple(range(K))], row_spectrum(W, mean)
     else:
@@ -269,6 +268,28 @@ def audit(
         predicted=predicted,
         tolerance=options.tolerance,
     )
+
+
+def shared_rows(weight: NDArray, tolerance: float = AuditOptions.tolerance) -> tuple[tuple[int, ...], ...]:
+    """Groups of classes whose rows coincide, as in an audit: the largest first.
+
+    Args:
+        weight: shape (K, d), finite.
+        tolerance: as in ``AuditOptions``.
+
+    Example:
+        >>> shared_rows(np.array([[1.0, 0], [0, 1], [0, 1], [-1, 0]]))
+        ((1, 2),)
+    """
+    mean, lengths = _geometry(weight)
+    scale = _longest(lengths)
+    return tuple(_groups(weight, mean, tolerance * scale)) if scale > 0 else (tuple(range(len(lengths))),)
+
+
+def _longest(lengths: Vector) -> float:
+    """The longest row's length; three times the 90th percentile if that is less."""
+    tail = float(np.quantile(lengths, 0.9))
+    return min(float(lengths.max()), 3 * tail) if tail > 0 else float(lengths.max())
 
 
 def _weight(weight: Any) -> Rows:

@@ -55,6 +55,7 @@ class Says:
     standings: Standings
     measurement: Measurement
     at_rest: bool
+    dead: tuple[int, ...] = ()
 
 
 def headline(say: Says) -> str:
@@ -65,7 +66,7 @@ def headline(say: Says) -> str:
     lost = len(found.merged_classes) + len(gone)
     seen = K - len(found.unseen_classes)
     unseen = f" {named(say.names, found.unseen_classes)} had no samples." if found.unseen_classes else ""
-    outvoted = _outvoted(say, seen)
+    outvoted = " ".join(part for part in (_outvoted(say, seen), _dead(say, seen)) if part)
     if not lost:
         if outvoted:
             return f"{outvoted}{unseen}"
@@ -98,6 +99,18 @@ def _outvoted(say: Says, seen: int) -> str:
     parts += [f"{sum(map(len, list(by.values())[3:]))} more"] if len(by) > 3 else []
     verb, own = ("is", "its") if len(lost) == 1 else ("are", "their")
     return f"{len(lost)} of {seen} classes {verb} lost, outvoted on every sample of {own} own: {', '.join(parts)}."
+
+
+def _dead(say: Says, seen: int) -> str:
+    """The classes that share a row of the head although their mean predictions are apart; "" for none."""
+    told = {*say.found.merged_classes, *say.found.vanished_classes}
+    dead = [k for k in say.dead if k not in told]
+    if not dead:
+        return ""
+    verb, own = ("is", "its row") if len(dead) == 1 else ("are", "their rows")
+    return (
+        f"{len(dead)} of {seen} classes {verb} dead, {own} of the head the same as others': {named(say.names, dead)}."
+    )
 
 
 def findings(

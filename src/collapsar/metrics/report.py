@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
-from collapsar.metrics.evidence import Standings, class_evidence, class_standings
+from collapsar.metrics.evidence import Standings, class_evidence, class_standings, common_origin
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import (
     cdnv,
@@ -34,7 +34,7 @@ from collapsar.metrics.pairs import (
     etf_distance,
     within_variances,
 )
-from collapsar.metrics.separation import ClassSeparation, class_logits, class_separation
+from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
 __all__ = ["CollapseReport", "collapse_report"]
 
@@ -162,9 +162,10 @@ class CollapseReport:
         Raises:
             ValueError: If there is no head.
         """
-        if self.evidence is None:
+        if self.head_weight is None:
             raise ValueError("`separation` needs mean predictions; got a report without a head. Pass head=model.fc")
-        return class_separation(self.evidence, **thresholds)
+        origin = common_origin(self.class_means, self.class_counts)
+        return mean_separation(self.class_means - origin, self.head_weight, **thresholds)
 
     def cdnv_between(self, clusters: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Return the mean CDNV per block of classes, shape (J, J): ``pairs.cdnv_between_clusters``.
