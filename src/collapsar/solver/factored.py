@@ -19,7 +19,7 @@ from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.objective import predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["Atoms", "descend", "newton"]
+__all__ = ["Atoms", "combined", "descend", "newton", "pruned"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -29,6 +29,8 @@ _NEWTON_STEPS = 12
 _DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
 _LOST = 1e5  # growth of the projected gradient at which Newton's method has lost its way
 _AT_REST = 1e-13  # relative size of a projected gradient step: rounding
+_PARALLEL = 1e-12  # 1 - cosine of two directions that are one
+_TRACE = 1e-4  # relative
 _DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom is none
 
 
@@ -78,6 +80,31 @@ class Atoms:
         w, h = self.norms(q)
         keep = w * h > _DEAD * np.max(w * h, initial=0.0)
         return Atoms(self.between[keep], self.within[keep], self.own[keep], self.common[keep])
+
+
+def combined(q: Quotient, atoms: Atoms) -> Atoms:
+    """The same point with one atom for every direction: atoms whose h are parallel are added up."""
+    _, h = atoms.norms(q)
+    keep = h > 0
+    h, parts = h[keep], [part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)]
+    unit = np.hstack(
+        [(parts[2] + parts[3]) / h[:, None], parts[2] * np.sqrt(np.maximum(q.sizes - 1, 0.0)) / h[:, None]]
+    )
+    first = np.argmax(unit @ unit.T > 1 - _PARALLEL, axis=1)
+    rows = np.unique(first)
+    member = (first == rows[:, None]) * h  # w h' = (w |h|) (h / |h|)'
+    w = [member @ part for part in parts[:2]]
+    size = np.sqrt(np.sqrt(np.sum(w[0] ** 2, axis=1) + w[1] ** 2 @ (q.sizes - 1)))
+    size = np.where(size > 0, size, 1.0)[:, None]
+    return Atoms(w[0] / size, w[1] / size, *(size * part[rows] / h[rows, None] for part in parts[2:]))
+
+
+def pruned(atoms: Atoms) -> Atoms:
+    """The atoms without parts of h that are a trace of the largest."""
+    least = _TRACE * np.max(atoms.mean, axis=1, initial=0.0, keepdims=True)
+    own = np.where(atoms.own > least, atoms.own, 0.0)
+    within = np.where(own > 0, atoms.within, 0.0)
+    return Atoms(atoms.between, within, own, np.where(atoms.common > least, atoms.common, 0.0))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.doubly_nonnegative import central_path, factorised
-from collapsar.solver.factored import Atoms, descend, newton
+from collapsar.solver.factored import Atoms, combined, descend, newton, pruned
 from collapsar.solver.objective import Columns, Residual, cross_entropy, predict, residual
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
@@ -270,15 +270,20 @@ def _with(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Residual]) -> Atoms:
 
 def _certified(q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float) -> SharedResult:
     """Factors with their price and their witness, whose pairs are tightened where that is not enough."""
+    atoms = combined(q, atoms)
     b = centred(q, atoms.blocks(q, b)).b
-    blocks = atoms.blocks(q, b)
-    witness = witness_of(q, _softmax(q, blocks), *atoms.gram())
+    witness = witness_of(q, _softmax(q, atoms.blocks(q, b)), *atoms.gram())
     certificate = certify_atoms(q, atoms, b, witness)
     if not certificate.relative_gap <= tol:
         other = tightened(q, witness)
         tighter = certify_atoms(q, atoms, b, other)
         if tighter.dual > certificate.dual:
             witness, certificate = other, tighter
+    simple = pruned(atoms)  # as few directions as will do
+    simpler = certify_atoms(q, simple, b, witness)
+    if simpler.relative_gap <= min(tol, _ROUNDING):
+        atoms, certificate = simple, simpler
+    blocks = atoms.blocks(q, b)
     return SharedResult(
         blocks, certificate, num_steps, Status.SHARED_DIRECTIONS, atoms.price(q), atoms=atoms, witness=witness
     )
@@ -286,7 +291,8 @@ def _certified(q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float)
 
 def _better(one: SharedResult, other: SharedResult, tol: float, *, last: bool) -> SharedResult:
     """The lower point of two with the better bound of two."""
-    low = one if one.certificate.primal <= other.certificate.primal else other
+    # of points that are equal to rounding the first, which is the column form's: one direction a class
+    low = one if one.certificate.primal <= other.certificate.primal * (1 + 1e-13) else other
     tight = one if one.certificate.dual >= other.certificate.dual else other
     certificate = Certificate(low.certificate.primal, tight.certificate.dual)
     status = Status.MAX_STEPS if last else Status.SHARED_DIRECTIONS
