@@ -317,6 +317,11 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
         notes.append(
             f"Classes without samples: {len(m.unseen)}. Theory, which speaks of classes with samples, is left out."
         )
+    if len(m.unseen) > m.num_classes / 2:
+        notes.append(
+            f"Caution: the head has {m.num_classes} outputs, but only {m.num_classes - len(m.unseen)} classes have "
+            "samples: make sure that it is the head, and not a hidden layer."
+        )
     if not (alive or m.unseen):
         notes.append("No class is alive: the features' penalty cannot be read from the network.")
     if len(np.unique(m.class_counts)) > _MOST_CLUSTERS:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["diagnose", "diagnose_run"]
 
 _BATCH = 4096
+# Logits nearer to W h + b than this, relative to the largest, are W h + b: half precision rounds to 1/256.
+_SAME = 0.02
 # NC4 takes a second look at the features: they are kept up to this many numbers, 128 MiB in float32.
 _KEPT = 1 << 25
 
@@ -86,7 +88,7 @@ def diagnose(
     from collapsar.metrics.head import find_head, unwrapped
 
     model = unwrapped(source)  # a compiled one may not notice the hook
-    _, layer = find_head(model, head)
+    _, layer = find_head(model, head, None if class_names is None else len(class_names), weighted=head is None)
     measurement = _measured(layer, _features(model, layer, loader), known)
     return diagnose_measurement(measurement, known, class_names, type(source).__name__)
 
@@ -147,7 +149,7 @@ def _metrics(file: FeatureFile) -> dict[str, float]:
 
 
 def _scalars(
-    moments: ClassMoments, weight: Tensor, bias: Tensor | None, pairs: Iterable[tuple[Tensor, Tensor]] | None
+    moments: ClassMoments, weight: Tensor | None, bias: Tensor | None, pairs: Iterable[tuple[Tensor, Tensor]] | None
 ) -> dict[str, float]:
     """Every metric of moments and head; NC4, which compares with the means, from the samples once more, if given."""
     import torch
@@ -155,7 +157,7 @@ def _scalars(
     from collapsar.metrics import center_agreement, collapse_report
 
     agreements = None
-    if pairs is not None:
+    if pairs is not None and weight is not None:
         centres = moments.class_means.masked_fill((moments.class_counts == 0)[:, None], torch.nan)
         agreements = torch.zeros_like(moments.class_counts)
         for rows, labels in pairs:
@@ -203,46 +205,112 @@ def _of_config(result: TrainResult) -> KnownTraining:
 def _run_measurement(result: TrainResult, data: ImageData, known: KnownTraining) -> Measurement:
     from collapsar.training import features_and_logits
 
-    pairs = ((features, labels) for features, _, labels in features_and_logits(result.model, data, "train"))
+    pairs = ((features, labels, None) for features, _, labels in features_and_logits(result.model, data, "train"))
     return _measured(result.model.head, pairs, known)
 
 
-def _measured(head: Any, pairs: Iterable[tuple[Tensor, Tensor]], known: KnownTraining) -> Measurement:
-    """One pass: the sums that theory needs, and the moments of every metric."""
+def _measured(head: Any, passes: Iterable[tuple[Tensor, Tensor, Tensor | None]], known: KnownTraining) -> Measurement:
+    """One pass over (features, labels, logits): the sums that theory needs, and the moments of every metric.
+
+    Where the logits are not what W h + b gives, they are measured in place of features and head.
+    """
     from collapsar.metrics import NeuralCollapse
 
-    weight, bias = (None if p is None else p.detach().double().cpu().numpy() for p in (head.weight, head.bias))
-    assert weight is not None
-    sums = Pass(weight, bias, known.loss)
-    metric = NeuralCollapse(head=head, sync_on_compute=False)  # this process sees all the images
+    sums: Pass | None = None
+    metric: NeuralCollapse | None = None
     kept: list[tuple[Tensor, Tensor]] = []
-    size = 0
-    for features, labels in pairs:
+    size, linear = 0, True
+    for features, labels, logits in passes:
         rows, classes = features.detach(), labels.detach()
-        sums.add(rows.double().cpu().numpy(), classes.cpu().numpy())
+        if sums is None or metric is None:
+            linear = logits is None or computes(head, rows, logits)
+            if linear:
+                weight, bias = (None if p is None else p.detach().double().cpu().numpy() for p in _parameters(head))
+                assert weight is not None
+                sums = Pass(weight, bias, known.loss)
+                metric = NeuralCollapse(head=head, sync_on_compute=False)  # this process sees all the images
+            else:
+                assert logits is not None
+                K = logits.shape[1]
+                sums = Pass(np.eye(K), loss=known.loss)
+                metric = NeuralCollapse(K, rows.shape[1], sync_on_compute=False)
+        seen = rows if linear or logits is None else logits.detach()
+        sums.add(seen.double().cpu().numpy(), classes.cpu().numpy())
         metric.update(rows, classes)
         size += rows.numel()
         if size <= _KEPT:
             kept.append((rows, classes))
-    if not sums.counts.any():
-        return sums.result()
-    return sums.result(_scalars(metric.class_moments, head.weight, head.bias, kept if size <= _KEPT else None))
+    if sums is None or metric is None or not sums.counts.any():
+        raise ValueError("`features` must hold at least one sample, got none")
+    if not linear:
+        return sums.result(_scalars(metric.class_moments, None, None, None), linear=False)
+    return sums.result(_scalars(metric.class_moments, *_parameters(head), kept if size <= _KEPT else None))
 
 
-def _features(model: nn.Module, head: nn.Module, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the head receives, batch by batch, in evaluation mode; the model is as before afterwards."""
+def _parameters(head: Any) -> tuple[Any, Any]:
+    return head.weight, getattr(head, "bias", None)
+
+
+def computes(head: Any, features: Tensor, logits: Tensor) -> bool:
+    """Whether logits are W h + b of these features, up to what is added to all logits of a sample.
+
+    Args:
+        head: a module; it may have no weight.
+        features: shape (B, d), what it receives.
+        logits: shape (B, K), what the model gives.
+    """
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    if getattr(weight, "shape", None) != (logits.shape[1], features.shape[-1]):
+        return False
+    expected = features.double() @ weight.detach().double().T  # pyright: ignore[reportOptionalMemberAccess]
+    expected = expected if bias is None else expected + bias.detach().double()
+    found = logits.double()
+    expected, found = (x - x.mean(dim=1, keepdim=True) for x in (expected, found))
+    return bool((expected - found).abs().max() <= _SAME * expected.abs().max() + 1e-3)
+
+
+def _features(
+    model: nn.Module, head: nn.Module, loader: Iterable[Any]
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """What the head receives, batch by batch, in evaluation mode, and the model's logits; it is as before after."""
     import torch
 
     from collapsar.monitor.bare_loop import inputs_and_labels
     from collapsar.monitor.undisturbed import undisturbed
 
-    caught: list[Tensor] = []
-    with head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])), undisturbed(model, loader):
+    caught: list[tuple[Tensor, Any]] = []
+    given: list[Any] = []
+    hooks = (
+        head.register_forward_hook(lambda _, inputs, output: caught.append((inputs[0], output))),
+        model.register_forward_hook(lambda _, __, output: given.append(output)),
+    )
+    with hooks[0], hooks[1], undisturbed(model, loader):
         for batch in loader:
             caught.clear()
+            given.clear()
             labels = inputs_and_labels(model, batch)
             if len(caught) != 1:
                 raise ValueError(
                     f"`head` must run once per batch, it ran {len(caught)} times; name the layer that makes the logits"
                 )
-            yield caught[0], torch.as_tensor(labels)
+            rows, output = caught[0]
+            logits = _logits(given[-1] if given else None, output)
+            if logits is not None and logits.shape[1] == 1:  # one output tells two classes apart
+                logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+            yield rows, torch.as_tensor(labels), logits
+
+
+def _logits(given: Any, output: Any) -> Tensor | None:
+    """The model's own logits, found by their shape in what it returns, else the head's output."""
+    import torch
+
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        return None
+    parts = [given, getattr(given, "logits", None)]
+    parts += (
+        list(given.values()) if isinstance(given, Mapping) else list(given) if isinstance(given, tuple | list) else []
+    )
+    found = next((part for part in parts if isinstance(part, torch.Tensor) and part.shape == output.shape), output)
+    if bool((found >= 0).all()) and bool(((found.sum(dim=1) - 1).abs() < 1e-3).all()):  # probabilities, not logits
+        return found.double().clamp_min(1e-30).log()
+    return found

@@ -9,16 +9,17 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["find_head", "unwrapped"]
+__all__ = ["compiled_part", "find_head", "unwrapped"]
 
 _MAX_LISTED = 12
-# What classifiers are called; a projection beside one of these often has another of these names.
-_NAMES = ("head", "fc", "classifier", "score", "lm_head", "out_proj")
+# What people call classifiers and what they call projections: where several layers could be the head, a name that says
+# more than one thing is not followed.
+_HEADS = ("head", "fc", "classifier", "lm_head", "score", "logits", "linear", "out_proj", "heads")
+# Parts of an adapter, and the frozen copy that PEFT keeps of a layer it trains anew: never the head by themselves.
+_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector", "original_module")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -31,27 +32,36 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def compiled_part(model: nn.Module) -> str | None:
+    """Return the name of a module that is compiled already ("" for the model itself), or None."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return name
+    return None
+
+
 def find_head(
-    model: nn.Module, head: nn.Module | str | None = None, num_classes: int | None = None
+    model: nn.Module, head: nn.Module | str | None = None, num_classes: int | None = None, *, weighted: bool = True
 ) -> tuple[str, nn.Module]:
     """Return the name and the module of the head.
 
     Without ``head`` it is the last registered ``nn.Linear`` with ``num_classes`` outputs, or the last of all where that
-    is unknown, provided that no other linear layer has as many outputs: where a model has several such layers, which
-    one is the head cannot be told from its modules. Nor can it, without ``num_classes``, where several layers side by
-    side have a classifier's name (``fc`` and ``head``): one may be a projection.
+    is unknown. Adapters count as the layer they adapt, and of PEFT's two copies the trained one. Where several layers
+    have as many outputs, the only one that is trained counts; where the number of classes is unknown and two layers
+    side by side bear the name of a head (``fc`` and ``head``), or one is left in doubt, it cannot be told.
 
     Args:
         model: The model, without wrappers (``unwrapped``).
         head: The head itself or its name in ``model.named_modules()``; None looks for it.
         num_classes: K, where known.
+        weighted: Whether it must have a weight of shape (K, d), as W h + b needs.
 
     Raises:
         ValueError: The name is unknown, the module is not part of the model or has no weight of shape (K, d), or
             the head cannot be told; the message lists the candidates.
     """
     modules = dict(model.named_modules())
-    linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    linear = _candidates(modules)
     if isinstance(head, str):
         if head not in modules:
             raise ValueError(f"`head` must be the name of a module; got {head!r}. Candidates: {_listed(linear)}")
@@ -66,7 +76,7 @@ def find_head(
     else:
         name, head = _last(linear, num_classes)
     weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[0] < 2:
+    if weighted and (not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[0] < 2):
         raise ValueError(
             f"`head` must have a weight of shape (K, d), K >= 2; got {type(head).__name__} {name!r}. "
             f"Candidates: {_listed(linear)}"
@@ -74,20 +84,32 @@ def find_head(
     return name, head
 
 
-def _last(linear: dict[str, nn.Linear], num_classes: int | None) -> tuple[str, nn.Module]:
+def _candidates(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Linear layers by name; for an adapted one the adapter around it."""
+    found: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        parts = name.split(".")
+        if not isinstance(module, nn.Linear) or any(part in _PARTS for part in parts):
+            continue
+        owner = ".".join(parts[:-1]) if parts[-1] == "base_layer" else name
+        found[owner] = modules[owner]
+    return found
+
+
+def _last(linear: dict[str, nn.Module], num_classes: int | None) -> tuple[str, nn.Module]:
     if not linear:
         raise ValueError("`head` cannot be found: the model has no nn.Linear. Pass the head itself")
-    last = list(linear)[-1]
-    if num_classes is None:
-        parent = last.rpartition(".")[0]
-        rivals = {n: m for n, m in linear.items() if n.rpartition(".")[::2] in [(parent, name) for name in _NAMES]}
-        if last in rivals and len(rivals) > 1:
-            raise ValueError(
-                f"`head` cannot be told: {len(rivals)} layers have a classifier's name. Pass head=NAME, one of: "
-                f"{_listed(rivals)}"
-            )
-    outputs = linear[last].out_features if num_classes is None else num_classes
-    fitting = {name: module for name, module in linear.items() if module.out_features == outputs}
+    beside = list(linear)[-1].rpartition(".")[0]
+    named = [name for name in linear if name.rpartition(".")[0] == beside and name.rpartition(".")[2] in _HEADS]
+    if num_classes is None and len(named) > 1 and list(linear)[-1] in named:
+        raise ValueError(
+            f"`head` cannot be told: {' and '.join(map(repr, named))} could be it. Pass head=NAME, "
+            f"one of: {_listed(linear)}"
+        )
+    outputs = _outputs(list(linear.values())[-1]) if num_classes is None else num_classes
+    fitting = {name: module for name, module in linear.items() if _outputs(module) == outputs}
+    trained = {name: m for name, m in fitting.items() if any(p.requires_grad for p in m.parameters())}
+    fitting = trained if len(trained) == 1 else fitting
     if len(fitting) != 1:
         how = "none has" if not fitting else f"{len(fitting)} linear layers have"
         raise ValueError(
@@ -96,6 +118,11 @@ def _last(linear: dict[str, nn.Linear], num_classes: int | None) -> tuple[str, n
     return next(iter(fitting.items()))
 
 
-def _listed(linear: dict[str, nn.Linear]) -> str:
-    items: Iterable[tuple[str, nn.Linear]] = list(linear.items())[-_MAX_LISTED:]
-    return ", ".join(f"{name!r} ({layer.in_features} to {layer.out_features})" for name, layer in items) or "none"
+def _outputs(layer: nn.Module) -> int:
+    return int(getattr(layer, "out_features", 0))
+
+
+def _listed(linear: dict[str, nn.Module]) -> str:
+    items = list(linear.items())[-_MAX_LISTED:]
+    sizes = ((name, getattr(layer, "in_features", "?"), _outputs(layer)) for name, layer in items)
+    return ", ".join(f"{name!r} ({inputs} to {outputs})" for name, inputs, outputs in sizes) or "none"

@@ -1,5 +1,7 @@
-"""The finder of heads, which lives with the metrics: parameter groups use it as well."""
+"""The finder of a model's head, which lives with the metrics."""
 
-from collapsar.metrics.head import find_head, unwrapped
+from __future__ import annotations
 
-__all__ = ["find_head", "unwrapped"]
+from collapsar.metrics.head import compiled_part, find_head, unwrapped
+
+__all__ = ["compiled_part", "find_head", "unwrapped"]
