@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from collapsar.diagnose.readers import diagnose
-from collapsar.metrics.head import find_head
+from collapsar.metrics.head import find_head, is_linear_head
+from collapsar.monitor import CollapseMonitor, MonitorOptions
+from collapsar.monitor.watch import MergeWatch
 from collapsar.training import param_groups
 
 K, D = 4, 16
@@ -190,3 +193,45 @@ def test_more_outputs_than_classes_is_a_caution():
     wide = nn.Linear(D, 32, bias=False)
     d = diagnose(Net(wide).eval(), [(X, Y)], head="fc")
     assert any("32 outputs, but only 4 classes have samples" in note for note in d.notes)
+
+
+@pytest.mark.parametrize(
+    ("head", "states"),
+    [
+        (lambda: as_kind(Cosine, 0.001 * EYE), APART),
+        (lambda: lws([1.0, 1.0, 0.0, 0.0]), PAIR),
+        (lambda: linear(30 * EYE), APART),
+    ],
+)
+def test_the_monitor_follows_the_logits_of_such_heads(head, states, tmp_path):
+    said: list[str] = []
+    options = MonitorOptions(path=tmp_path / "x.jsonl", say=said.append)
+    model = Net(head())
+    with CollapseMonitor(model, head="fc", loader=[(X, Y)], options=options) as monitor:
+        record = monitor.end_epoch()
+    assert record is not None
+    assert record.separation is not None
+    assert record.separation.states == states
+    assert any("does not compute W h + b" in text for text in said) == (not is_linear_head(model.fc))
+
+
+def test_the_monitor_counts_and_names_an_outvoted_class(tmp_path):
+    layer = linear(3 * EYE, bias=True)
+    layer.bias.data[3] = -50
+    options = MonitorOptions(path=tmp_path / "x.jsonl", say=lambda _: None)
+    with CollapseMonitor(Net(layer), loader=[(X, Y)], options=options, class_names=list("abcd")) as monitor:
+        record = monitor.end_epoch()
+        assert "outvoted: d by" in monitor.watch.summary()
+    assert record is not None
+    assert (record.scalars["nc/num_lost"], record.scalars["nc/num_distinct"]) == (1, 4)
+
+
+def test_outvoted_is_said_once_after_a_class_was_right():
+    watch = MergeWatch(3)
+    Z, shut = 3 * np.eye(3) - 1, np.array([[0.0], [0.0], [-9.0]])
+    told = [watch.observe(t, Z, Z + (shut if t > 3 else 0)) for t in range(1, 8)]
+    events = [(event.kind, event.classes, event.epoch) for found in told for event in found]
+    assert events == [("outvoted", (2,), 5)]
+    again = MergeWatch(3)
+    again.load_state_dict(watch.state_dict())
+    assert again.observe(8, Z, Z + shut) == ()

@@ -309,9 +309,8 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
     notes = []
     if not m.linear:
         notes.append(
-            "The head does not compute W h + b from the weight it holds (a cosine head, a scale or temperature, an "
-            "adapter, several heads): states and recall are those of its logits; its geometry, its penalties and "
-            "whether it is at rest are not read."
+            "The head does not compute W h + b from the weight it holds (cosine, scale, adapter, several heads): states "
+            "and recall are those of its logits; its geometry, its penalties and whether it is at rest are not read."
         )
     if m.unseen:
         notes.append(
@@ -320,7 +319,7 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
     if len(m.unseen) > m.num_classes / 2:
         notes.append(
             f"Caution: the head has {m.num_classes} outputs, but only {m.num_classes - len(m.unseen)} classes have "
-            "samples: make sure that it is the head, and not a hidden layer."
+            "samples: is it a hidden layer?"
         )
     if not (alive or m.unseen):
         notes.append("No class is alive: the features' penalty cannot be read from the network.")

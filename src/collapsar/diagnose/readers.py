@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["diagnose", "diagnose_run"]
 
 _BATCH = 4096
-# Logits nearer to W h + b than this, relative to the largest, are W h + b: half precision rounds to 1/256.
-_SAME = 0.02
 # NC4 takes a second look at the features: they are kept up to this many numbers, 128 MiB in float32.
 _KEPT = 1 << 25
 
@@ -215,6 +213,7 @@ def _measured(head: Any, passes: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     Where the logits are not what W h + b gives, they are measured in place of features and head.
     """
     from collapsar.metrics import NeuralCollapse
+    from collapsar.metrics.head import computes
 
     sums: Pass | None = None
     metric: NeuralCollapse | None = None
@@ -249,24 +248,6 @@ def _measured(head: Any, passes: Iterable[tuple[Tensor, Tensor, Tensor | None]],
 
 def _parameters(head: Any) -> tuple[Any, Any]:
     return head.weight, getattr(head, "bias", None)
-
-
-def computes(head: Any, features: Tensor, logits: Tensor) -> bool:
-    """Whether logits are W h + b of these features, up to what is added to all logits of a sample.
-
-    Args:
-        head: a module; it may have no weight.
-        features: shape (B, d), what it receives.
-        logits: shape (B, K), what the model gives.
-    """
-    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-    if getattr(weight, "shape", None) != (logits.shape[1], features.shape[-1]):
-        return False
-    expected = features.double() @ weight.detach().double().T  # pyright: ignore[reportOptionalMemberAccess]
-    expected = expected if bias is None else expected + bias.detach().double()
-    found = logits.double()
-    expected, found = (x - x.mean(dim=1, keepdim=True) for x in (expected, found))
-    return bool((expected - found).abs().max() <= _SAME * expected.abs().max() + 1e-3)
 
 
 def _features(

@@ -9,12 +9,17 @@ Example:
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["compiled_part", "find_head", "unwrapped"]
+__all__ = ["compiled_part", "computes", "find_head", "is_linear_head", "unwrapped"]
 
 _MAX_LISTED = 12
+# Logits nearer to W h + b than this, relative to the largest, are W h + b: half precision rounds to 1/256.
+_SAME = 0.02
 # What people call classifiers and what they call projections: where several layers could be the head, a name that says
 # more than one thing is not followed.
 _HEADS = ("head", "fc", "classifier", "lm_head", "score", "logits", "linear", "out_proj", "heads")
@@ -38,6 +43,44 @@ def compiled_part(model: nn.Module) -> str | None:
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             return name
     return None
+
+
+def computes(head: Any, features: Tensor, logits: Tensor) -> bool:
+    """Whether logits are W h + b of these features, up to what is added to all logits of a sample.
+
+    Args:
+        head: a module; it may have no weight.
+        features: shape (B, d), what it receives.
+        logits: shape (B, K), what the model gives.
+    """
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    if not isinstance(weight, Tensor) or weight.shape != (logits.shape[1], features.shape[-1]):
+        return False
+    expected = features.double() @ weight.detach().double().T
+    expected = expected if bias is None else expected + bias.detach().double()
+    found = logits.double()
+    expected, found = (x - x.mean(dim=1, keepdim=True) for x in (expected, found))
+    return bool((expected - found).abs().max() <= _SAME * expected.abs().max() + 1e-3)
+
+
+@torch.no_grad()
+def is_linear_head(head: nn.Module) -> bool:
+    """Whether a module computes W h + b from the weight it shows: it is asked for eight random features.
+
+    Example:
+        >>> is_linear_head(nn.Linear(4, 3)), is_linear_head(nn.Sequential(nn.Linear(4, 3)))
+        (True, False)
+    """
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return False
+    generator = torch.Generator().manual_seed(0)  # its own: the training's random state stays as it is
+    probe = torch.randn(8, weight.shape[1], generator=generator).to(weight)
+    try:
+        logits = head.forward(probe)  # not through its hooks
+    except Exception:
+        return True
+    return not isinstance(logits, Tensor) or logits.ndim != 2 or computes(head, probe, logits)
 
 
 def find_head(

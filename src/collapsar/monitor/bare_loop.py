@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from collapsar.metrics import ClassSeparation, CollapseReport, NeuralCollapse
-from collapsar.metrics.head import find_head, unwrapped
+from collapsar.metrics.head import find_head, is_linear_head, unwrapped
 from collapsar.monitor.features import BatchedMetric, HeadTap
 from collapsar.monitor.records import JsonLines
 from collapsar.monitor.undisturbed import undisturbed
@@ -170,7 +170,9 @@ class CollapseMonitor:
         self.scalars: dict[str, float] = {}
         scatter = loader is not None if self.options.within_scatter is None else self.options.within_scatter
         small = num_classes <= _MAX_CLASSES
-        self._samples = BatchedMetric(NeuralCollapse(head=self.head, pairwise=small, within_scatter=scatter))
+        self._linear = is_linear_head(self.head)
+        read = self.head if self._linear else _Identity(num_classes)
+        self._samples = BatchedMetric(NeuralCollapse(head=read, pairwise=small, within_scatter=scatter))
         self._lines = JsonLines("collapse.jsonl" if self.options.path is None else self.options.path)
         self._complaints: set[str] = set()
         self._tap = HeadTap(self.head, self.head_name)
@@ -197,7 +199,7 @@ class CollapseMonitor:
         """
         if not self._tap.listening:
             return
-        self._samples.add(self._tap.take(_length(labels)), labels)
+        self._samples.add(self._taken(labels), labels)
         if self._tap.ignored:
             self._complain(
                 self.completed + 1,
@@ -267,7 +269,22 @@ class CollapseMonitor:
             self._tap.listening = True
             for batch in self.loader or ():
                 labels = self.options.forward(self.model, batch)
-                self._samples.add(self._tap.take(_length(labels)), labels)
+                self._samples.add(self._taken(labels), labels)
+
+    def _taken(self, labels: Any) -> Tensor:
+        """What the head received; of a head that does not compute W h + b, its logits."""
+        features = self._tap.take(_length(labels))
+        if self._linear:
+            return features
+        with torch.no_grad():
+            logits = self.head.forward(features)  # not through its hooks
+        self._complain(
+            self.completed + 1,
+            "head",
+            f"The head {self.head_name!r} does not compute W h + b from the weight it holds: classes are followed by "
+            "its logits, and the metrics are those of the logits.",
+        )
+        return logits
 
     def _evaluate(self, epoch: float, begin: float) -> MonitorRecord | None:
         report, lost = self._samples.finish()
@@ -279,9 +296,11 @@ class CollapseMonitor:
                 self._complain(epoch, "no samples", f"No samples to evaluate (epoch {epoch:g}). {cure}.")
             return None
         small = report.num_classes <= _MAX_CLASSES
-        events = self.watch.observe(epoch, report.Z) if small else ()
+        events = self.watch.observe(epoch, report.evidence, _mean_logits(report)) if small else ()
         separation = self.watch.separation if small else None
         scalars = _scalars(report, separation)
+        if small:
+            scalars["nc/num_lost"] = float(len(self.watch.standings.lost))
         record = MonitorRecord(epoch, report, separation, events, scalars, time.perf_counter() - begin)
         self.record, self.scalars = record, scalars
         if _is_first_process():
@@ -307,6 +326,20 @@ class CollapseMonitor:
 
     def _speak(self, message: str) -> None:
         (_logger.warning if self.options.say is None else self.options.say)(message)
+
+
+class _Identity(nn.Module):
+    """The head of features that are logits already."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.eye(size)
+
+
+def _mean_logits(report: CollapseReport) -> Any:
+    assert report.Z is not None
+    assert report.b is not None
+    return report.Z + report.b[:, None]
 
 
 def _length(labels: Any) -> int | None:

@@ -33,11 +33,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.metrics.evidence import LostClass, Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, class_separation
 
 __all__ = ["Event", "EventKind", "MergeRule", "MergeWatch"]
 
-EventKind = Literal["merge", "vanish", "apart", "never apart"]
+EventKind = Literal["merge", "vanish", "apart", "never apart", "outvoted"]
 Mask = NDArray[np.bool_]
 
 _MAX_NAMED = 20
@@ -90,7 +91,8 @@ class Event:
     """Something worth saying.
 
     Attributes:
-        kind: "merge", "vanish", "apart" (again), or "never apart".
+        kind: "merge", "vanish", "apart" (again), "never apart", or "outvoted": apart, but its mean is scored lower than
+            another class.
         epoch: The evaluation at which it was confirmed.
         classes: The classes it is about, ascending.
         message: The sentence.
@@ -126,20 +128,23 @@ class MergeWatch:
         self.class_names = names
         self.separation: ClassSeparation | None = None
         self._epoch, self._any_distinct = 0.0, False
-        self._together, self._vanished = _Switch(num_classes), _Switch(num_classes)
+        self._together, self._vanished, self._outvoted = (_Switch(num_classes) for _ in range(3))
+        self.standings = Standings((), ())
 
     @property
     def learned(self) -> bool:
         """Whether any class has ever been distinct."""
         return bool((self._together.status != _NEW).any())
 
-    def observe(self, epoch: float, Z: Any) -> tuple[Event, ...]:
+    def observe(self, epoch: float, Z: Any, logits: Any = None) -> tuple[Event, ...]:
         """Take one evaluation in and return what is to be said about it.
 
         Args:
             epoch: What to call it.
             Z: Mean predictions (logit, class), shape (K, K), NaN columns for classes without samples: nothing is
                 decided about those.
+            logits: Mean logits (logit, class), shape (K, K), bias included: with them, classes that are apart but
+                outvoted are told as well.
 
         Raises:
             ValueError: As ``class_separation``, or Z is not (K, K).
@@ -153,6 +158,9 @@ class MergeWatch:
         rule = self.rule
         found = class_separation(Z, merge_threshold=rule.merge, vanish_threshold=rule.vanish, min_norm=rule.min_norm)
         self.separation, self._epoch = found, epoch
+        self.standings = Standings((), ()) if logits is None else class_standings(found, logits)
+        outvoted = np.zeros(size, dtype=bool)
+        outvoted[[c.index for c in self.standings.lost if c.reason == "outvoted"]] = True
         seen, paired = np.isfinite(found.relative_norms), found.nearest >= 0
         contrast, own = _contrasts(Z, found.nearest)
         gone = np.array([state == "vanished" for state in found.states])
@@ -165,14 +173,16 @@ class MergeWatch:
         merging, parted = self._together.update(close, distinct, paired, rule.confirm)
         vanishing, revived = self._vanished.update(gone, alive, seen, rule.confirm)
         back = (parted | revived) & ~self._together.on & ~self._vanished.on
+        lost, _ = self._outvoted.update(outvoted, ~outvoted & distinct, seen, rule.confirm)
         never = np.zeros(size, dtype=bool)
         if self.learned:
+            lost |= self._outvoted.stuck(rule.patience)
             told = self._together.on | self._vanished.on
             never = (self._together.stuck(rule.patience) | self._vanished.stuck(rule.patience)) & ~told
         events = self._grouped("merge", merging & ~gone, found)
         for event in events:
             self._together.turn_on(list(event.classes))
-        events += self._all("vanish", vanishing) + self._all("apart", back)
+        events += self._all("vanish", vanishing) + self._all("apart", back) + self._all("outvoted", lost)
         return tuple(events + self._grouped("never apart", never, found))
 
     def summary(self) -> str:
@@ -186,17 +196,25 @@ class MergeWatch:
         parts = [f"{sum(state == 'separated' for state in found.states)} of {len(found.states)} classes are apart"]
         merged = [group for group in found.groups if not set(group) & set(found.vanished_classes)]
         parts += [f"merged: {self._named(group)}" for group in merged]
+        rivals = [f"{self.class_names[c.index]} by {self.class_names[c.rival]}" for c in self._lost()]
+        parts += [f"lost though apart, outvoted: {', '.join(rivals[:_MAX_NAMED])}"] if rivals else []
         for word, classes in (("vanished", found.vanished_classes), ("without samples", found.unseen_classes)):
             parts += [f"{word}: {self._named(classes)}"] if classes else []
         return f"{start} {'; '.join(parts)}."
 
+    def _lost(self) -> list[LostClass]:
+        return [c for c in self.standings.lost if c.reason == "outvoted"]
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on later, as numbers and lists."""
-        return {"together": self._together.state(), "vanished": self._vanished.state()}
+        switches = {"together": self._together, "vanished": self._vanished, "outvoted": self._outvoted}
+        return {name: switch.state() for name, switch in switches.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict`` over the same classes."""
-        for switch, name in ((self._together, "together"), (self._vanished, "vanished")):
+        state = {"outvoted": _Switch(len(self.class_names)).state(), **state}  # older states have none
+        switches = ((self._together, "together"), (self._vanished, "vanished"), (self._outvoted, "outvoted"))
+        for switch, name in switches:
             if len(state[name]["status"]) != len(self.class_names):
                 raise ValueError(
                     f"`state` must be of {len(self.class_names)} classes; got {len(state[name]['status'])}. "
@@ -230,6 +248,11 @@ class MergeWatch:
             words = f"begin to merge {when}: their mean predictions differ by less than {share} of the largest."
         elif kind == "vanish":
             words = f"{'vanishes' if one else 'vanish'} {when}: the prediction is the bias alone, whatever the sample."
+        elif kind == "outvoted":
+            rivals = sorted({c.rival for c in self._lost() if c.index in classes})
+            words = (
+                f"{'is' if one else 'are'} outvoted {when}: apart, but on average {self._named(rivals)} scores higher."
+            )
         elif kind == "apart":
             words = f"{'has' if one else 'have'} come apart {when}."
         else:
