@@ -309,8 +309,8 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
     notes = []
     if not m.linear:
         notes.append(
-            "The head does not compute W h + b from the weight it holds (cosine, scale, adapter, several heads): states "
-            "and recall are those of its logits; its geometry, its penalties and whether it is at rest are not read."
+            "The head does not compute W h + b from the weight it holds (cosine, scale, adapter, several heads): "
+            "states and recall are those of its logits; geometry, penalties and whether it is at rest are not read."
         )
     if m.unseen:
         notes.append(
