@@ -139,7 +139,11 @@ def test_every_bad_file_is_one_line_and_exit_2(tmp_path, write, says, capsys):
 def test_bad_safetensors_and_unknown_endings(tmp_path):
     (tmp_path / "f.safetensors").write_bytes(b"\xff" * 100)
     (tmp_path / "f.pt").write_bytes(b"")
-    for name, says in (("f.safetensors", "damaged"), ("f.pt", "must be an .npz or .safetensors"), ("g", "not exist")):
+    for name, says in (
+        ("f.safetensors", "damaged"),
+        ("f.pt", "collapsar audit.*reads a head alone"),
+        ("g", "not exist"),
+    ):
         with pytest.raises(ValueError, match=says):
             diagnose(tmp_path / name)
     with pytest.raises(ValueError, match="holds no checkpoint"):
@@ -503,3 +507,25 @@ def test_the_gates_count_lost_classes_and_recall(tmp_path, capsys):
         found, out, err = command(capsys, path, *options)
         assert (found, says in err) == (code, True), err
         assert "separated, lost" in out
+
+
+def test_pairs_of_npy_files_and_labels_that_are_names(tmp_path, npz):
+    held = arrays()
+    for name in ("features", "labels", "weight", "bias"):
+        np.save(tmp_path / f"{name}.npy", held[name])
+    for source in (tmp_path, tmp_path / "features.npy"):
+        np.testing.assert_array_equal(diagnose(source).measurement.Z, diagnose(npz).measurement.Z)
+    names = np.array([f"k{k}" for k in range(10)])
+    path = tmp_path / "named.npz"
+    np.savez(path, **arrays(labels=names[held["labels"]]))
+    d = diagnose(path)
+    assert d.class_names == tuple(names)
+    np.testing.assert_array_equal(d.measurement.Z, diagnose(npz).measurement.Z)
+    np.savez(path, **arrays(labels=names[held["labels"]], class_names=names[::-1]))
+    assert diagnose(path).measurement.class_counts.tolist() == [100] * 5 + [500] * 5
+    for more, says in (({}, "9 different names"), ({"class_names": names}, "has not: other")):
+        labels = names[held["labels"]].astype("U5")
+        labels[labels == "k3"] = "other" if more else "k4"
+        np.savez(path, **arrays(labels=labels, **more))
+        with pytest.raises(ValueError, match=says):
+            diagnose(path)

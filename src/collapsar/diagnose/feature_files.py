@@ -1,8 +1,9 @@
-"""Features, labels and a head from one .npz or .safetensors file, without pickle and without torch.
+"""Features, labels and a head from one .npz or .safetensors file or a folder of .npy files, without pickle or torch.
 
 Names: ``features`` (N, d), ``labels`` (N,), ``weight`` (K, d) and, for a head with one, ``bias`` (K,); the head's may
 be called ``head_weight``, ``head.weight`` and so on. Optional: scalars ``lambda_w``, ``lambda_h``, ``lambda_b``,
-``weight_decay``, and in an .npz ``class_names`` (K strings).
+``weight_decay``, and in an .npz ``class_names`` (K strings). Labels may be names: then of ``class_names``, or in
+alphabetical order. In a folder each array is a file of its name: ``features.npy``, ``labels.npy``, ``weight.npy``.
 """
 
 from __future__ import annotations
@@ -79,9 +80,19 @@ def read_features(path: str | os.PathLike[str]) -> FeatureFile:
         ModuleNotFoundError: safetensors is not installed, or torch, for numbers that numpy has not (bfloat16).
     """
     file = Path(path)
-    opened = {".npz": _open_npz, ".safetensors": _open_safetensors}.get(file.suffix.lower())
+    file = file.parent if file.suffix.lower() == ".npy" else file
+    endings = {".npz": _open_npz, ".safetensors": _open_safetensors}
+    opened = _open_folder if file.is_dir() else endings.get(file.suffix.lower())
+    if file.suffix.lower() in (".pt", ".pth", ".bin", ".ckpt"):
+        raise ValueError(
+            f"`source` must be an .npz or .safetensors file, got {file}, which holds weights and no features: "
+            "`collapsar audit` reads a head alone; for a diagnosis build the module, load them, and call "
+            "collapsar.diagnose.readers.diagnose(model, loader)"
+        )
     if opened is None:
-        raise ValueError(f"`source` must be an .npz or .safetensors file, or a folder of a run, got {file}")
+        raise ValueError(
+            f"`source` must be an .npz or .safetensors file, a folder with features.npy or of a run, got {file}"
+        )
     try:
         with opened(file) as (entries, load):
             return _read(file, entries, load)
@@ -104,9 +115,14 @@ def _read(file: Path, entries: Mapping[str, _Entry], load: Any) -> FeatureFile:
             held = ", ".join(sorted(entries)[:10]) or "nothing"
             raise _Refused(
                 f"{file} has no `{name}`; a diagnosis needs features (N, d), labels (N,), weight (K, d) and, where the "
-                f"head has one, bias (K,); it holds {held}"
+                f"head has one, bias (K,); it holds {held}. Without a head, collapsar.metrics.NeuralCollapse measures "
+                "features and labels"
             )
-        arrays[name] = _number_array(file, found[0], entries, load) if found else None
+        if name == "labels" and entries[found[0]].kind == "U":
+            _check_size(file, name, entries[found[0]])
+            arrays[name] = load(found[0])
+        else:
+            arrays[name] = _number_array(file, found[0], entries, load) if found else None
     scalars = {}
     for name in _SCALARS:
         if name in entries:
@@ -122,7 +138,27 @@ def _read(file: Path, entries: Mapping[str, _Entry], load: Any) -> FeatureFile:
     assert features is not None  # what is missing was refused above
     assert labels is not None
     assert weight is not None
+    if labels.dtype.kind == "U":
+        labels, names = _numbered(file, labels, names, len(weight))
     return FeatureFile(features, labels, weight, arrays["bias"], scalars, names)
+
+
+def _numbered(
+    file: Path, labels: NDArray, names: tuple[str, ...] | None, num_classes: int
+) -> tuple[NDArray, tuple[str, ...]]:
+    """Labels that are names as numbers: places among the class names, or alphabetical."""
+    found, places = np.unique(labels, return_inverse=True)
+    if names is None:
+        names = tuple(found.tolist())
+        if len(names) != num_classes:
+            raise _Refused(
+                f"`labels` in {file} are {len(names)} different names, `weight` has {num_classes} rows: add "
+                "`class_names`, a name for each row"
+            )
+    strange = sorted(set(found.tolist()) - set(names))
+    if strange:
+        raise _Refused(f"`labels` in {file} has names that `class_names` has not: {', '.join(strange[:5])}")
+    return np.array([names.index(name) for name in found.tolist()])[places.reshape(labels.shape)], names
 
 
 def _number_array(file: Path, name: str, entries: Mapping[str, _Entry], load: Any) -> NDArray:
@@ -143,6 +179,15 @@ def _check_size(file: Path, name: str, entry: _Entry) -> None:
             f"{MAX_BYTES / 2**30:.0f} GiB that are read at once; write a sample of each class, or "
             "diagnose the module with a loader in Python"
         )
+
+
+@contextmanager
+def _open_folder(folder: Path) -> Iterator[tuple[dict[str, _Entry], Any]]:
+    entries = {}
+    for path in sorted(folder.glob("*.npy")):
+        with path.open("rb") as stream:
+            entries[path.stem] = _npy_entry(stream)
+    yield entries, lambda name: np.load(folder / f"{name}.npy", allow_pickle=False)
 
 
 @contextmanager

@@ -52,7 +52,8 @@ def diagnose(
     """Diagnose a trained network: which classes collapsed, and what theory says of it.
 
     Args:
-        source: a path, of an .npz or .safetensors file (see ``experiments.feature_files``) or of a run's folder; or a
+        source: a path, of an .npz or .safetensors file or a folder of .npy files (see
+            ``diagnose.feature_files``) or of a run's folder; or a
             torch module, then with ``loader``.
         loader: the training samples, without augmentation: batches (inputs, labels, ...), or mappings with "labels" or
             "label" whose other entries are the module's arguments.
@@ -74,7 +75,7 @@ def diagnose(
         path = Path(source)
         if not path.exists():
             raise ValueError(f"`source` {path} does not exist; give an .npz or .safetensors file, or a run's folder")
-        if path.is_dir():
+        if path.is_dir() and not (path / "features.npy").is_file():
             return _of_folder(path, known, class_names, data_dir)
         return _of_file(path, known, class_names)
     if loader is None or not callable(getattr(source, "named_modules", None)):
