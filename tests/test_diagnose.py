@@ -526,6 +526,6 @@ def test_pairs_of_npy_files_and_labels_that_are_names(tmp_path, npz):
     for more, says in (({}, "9 different names"), ({"class_names": names}, "has not: other")):
         labels = names[held["labels"]].astype("U5")
         labels[labels == "k3"] = "other" if more else "k4"
-        np.savez(path, **arrays(labels=labels, **more))
+        np.savez(path, **{**arrays(labels=labels), **more})
         with pytest.raises(ValueError, match=says):
             diagnose(path)
