@@ -183,6 +183,44 @@ def test_it_works_in_a_collection():
     assert reports["head"].Z.shape == (K, K)
 
 
+def test_metrics_that_agree_on_the_first_batch_stay_apart_in_a_collection():
+    """Centres that differ only in class 3, which the first batch does not have."""
+    features, labels = data()
+    layer, other = head(), nn.Linear(DIM, K)
+    plain = NeuralCollapse(head=layer)
+    plain.update(features, labels)
+    centers = torch.from_numpy(plain.compute().class_means)
+    moved = centers.clone()
+    moved[3] = 1e6
+    kinds = {
+        "one": {"head": layer, "centers": centers},
+        "moved": {"head": layer, "centers": moved},
+        "other": {"head": other, "centers": centers},
+        "ignoring": {"head": layer, "ignore_index": 3},
+        "plain": {"head": layer},
+    }
+    metrics = MetricCollection({name: NeuralCollapse(**kind) for name, kind in kinds.items()})
+    alone = {name: NeuralCollapse(**kind) for name, kind in kinds.items()}
+    for rows in ((labels < 3).nonzero().flatten(), (labels == 3).nonzero().flatten()):
+        metrics.update(features[rows], labels[rows])
+        for metric in alone.values():
+            metric.update(features[rows], labels[rows])
+    reports = metrics.compute()
+    for name, metric in alone.items():
+        assert_same_report(reports[name], metric.compute())
+    assert reports["ignoring"].class_counts[3] == 0
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, 255])
+def test_samples_without_a_label_are_left_out(ignored):
+    features, labels = data()
+    metric = NeuralCollapse(K, DIM, ignore_index=ignored)
+    metric.update(features, labels.where(torch.arange(60) >= 7, ignored))
+    assert_same_report(metric.compute(), expected_report(features[7:], labels[7:]))
+    with pytest.raises(ValueError, match="ignore_index"):
+        NeuralCollapse(K, DIM).update(features, labels.where(torch.arange(60) >= 7, ignored))
+
+
 def test_nc4_is_counted_against_fixed_centres():
     features, labels = data()
     layer = head()

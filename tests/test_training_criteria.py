@@ -247,3 +247,25 @@ def test_heads_are_found_or_asked_for() -> None:
         param_groups(two, weight_decay=0.0, head=nn.Linear(4, 2))
     with pytest.raises(ValueError, match="`head_weight_decay`"):
         param_groups(two, weight_decay=0.0, head="1", head_weight_decay=-1.0)
+
+
+@pytest.mark.parametrize("K", [10, 100, 150])
+@pytest.mark.parametrize("ignore_index", [-100, -1, 255])
+def test_samples_without_a_label_are_left_out_as_torch_does(K: int, ignore_index: int) -> None:
+    generator = torch.Generator().manual_seed(K)
+    logits, labels = torch.randn(8, K, generator=generator), torch.arange(8)
+    labels[4:] = ignore_index
+    logits[7] = torch.nan  # what has no label has no say
+    ours = logits.clone().requires_grad_()
+    theirs = logits.clone().requires_grad_()
+    got = MatchedCrossEntropy(cs.Problem([50] * K, 0.01), ignore_index=ignore_index)(ours, labels)
+    want = functional.cross_entropy(theirs, labels, ignore_index=ignore_index)
+    torch.testing.assert_close(got, want)
+    got.backward()
+    want.backward()
+    torch.testing.assert_close(ours.grad[:7], theirs.grad[:7])
+
+
+def test_what_is_ignored_is_no_class() -> None:
+    with pytest.raises(ValueError, match="`ignore_index`"):
+        MatchedCrossEntropy(cs.Problem([50] * 3, 0.01), ignore_index=2)

@@ -27,29 +27,34 @@ def epochs(s: ClassAwareSampler, count: int) -> list[list[int]]:
     return [list(s) for _ in range(count)]
 
 
+def expected_counts() -> np.ndarray:
+    """s n = (40, 27.6, 33.25), 100.85 in all, of which an epoch has 100."""
+    return np.array(MULTIPLIERS) * COUNTS * 100 / 100.85
+
+
 def test_every_epoch_is_within_one_of_the_expectation_and_the_mean_is_exact() -> None:
-    """Counts differ from s n by less than 1; their mean over 2000 epochs is s n within 4 standard errors."""
+    """Counts differ from s n 100 / 100.85 by less than 1; their mean over 2000 epochs by at most 4 standard errors."""
     counts = np.array([np.bincount(LABELS[e], minlength=3) for e in epochs(sampler(), 2000)])
-    expected = np.array(MULTIPLIERS) * COUNTS
-    assert np.all(np.abs(counts - expected) < 1)
+    assert set(counts.sum(axis=1)) == {100}
+    assert np.all(np.abs(counts - expected_counts()) < 1)
     error = np.sqrt(0.25 / 2000)  # a rounding's variance is at most 1/4
-    np.testing.assert_allclose(counts.mean(axis=0), expected, atol=4 * error)
-    assert len(set(counts[:, 1])) == 2  # 27.6 is rounded both ways
+    np.testing.assert_allclose(counts.mean(axis=0), expected_counts(), atol=4 * error)
+    assert len(set(counts[:, 1])) == 2  # 27.4 is rounded both ways
 
 
-def test_each_sample_appears_floor_or_ceil_of_its_multiplier() -> None:
+def test_each_sample_appears_floor_or_ceil_of_its_share() -> None:
+    share = expected_counts() / COUNTS
     for epoch in epochs(sampler(), 20):
         seen = Counter(epoch)
         for index, label in enumerate(LABELS):
-            s = MULTIPLIERS[label]
-            assert np.floor(s) <= seen[index] <= np.ceil(s)
+            assert np.floor(share[label]) <= seen[index] <= np.ceil(share[label]) <= np.ceil(MULTIPLIERS[label])
 
 
 def test_all_samples_of_a_class_are_equally_frequent() -> None:
-    """A further copy falls on each of the 12 samples of class 1 with probability 0.3: 4 standard errors."""
+    """A further copy falls on each of the 12 samples of class 1 with probability 0.28: 4 standard errors."""
     seen = Counter(i for e in epochs(sampler(seed=3), 1500) for i in e)
     rates = [seen[int(i)] / 1500 for i in np.flatnonzero(LABELS == 1)]
-    np.testing.assert_allclose(rates, 2.3, atol=4 * np.sqrt(0.21 / 1500))
+    np.testing.assert_allclose(rates, expected_counts()[1] / 12, atol=4 * np.sqrt(0.21 / 1500))
 
 
 def test_undersampling_takes_a_part_without_repeats() -> None:
@@ -80,7 +85,7 @@ def test_a_resumed_epoch_goes_on_in_the_same_order() -> None:
     other = sampler()
     other.load_state_dict(s.state_dict())
     other.set_epoch(1)  # as a training loop does after a resume
-    assert len(other) == len(expected) - 17
+    assert len(other) == len(expected)  # of an epoch; that the loaded state leaves fewer is no other length
     assert begun + list(other) == expected
     assert list(other) == epochs(sampler(), 3)[2]
 
@@ -111,6 +116,87 @@ def test_a_loader_with_workers_needs_what_was_consumed() -> None:
     other.load_state_dict(s.state_dict(consumed=len(seen)))
     rest = [int(i) for (batch,) in DataLoader(data, batch_size=8, sampler=other) for i in batch]
     assert seen + rest == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loop_sees_one_length_and_every_epoch_is_whole(workers: int) -> None:
+    """What frameworks ask in the middle of an epoch: ``(i + 1) == len(loader)``, accumulation, breaking off."""
+    s = ClassAwareSampler(LABELS, [1, 2, 3])
+    loader = DataLoader(TensorDataset(torch.arange(len(LABELS))), batch_size=10, sampler=s, num_workers=workers)
+    seen = [[(len(loader), i, len(batch)) for i, (batch,) in enumerate(loader)] for _ in range(2)]
+    assert seen == [[(9, i, 10 if i < 8 else 5) for i in range(9)]] * 2
+    for _ in range(2):
+        next(iter(loader))  # broken off
+    assert sum(len(batch) for (batch,) in loader) == 85
+    s.set_epoch(0)  # as a second fit does
+    assert [int(i) for (batch,) in loader for i in batch] == list(ClassAwareSampler(LABELS, [1, 2, 3]))
+
+
+def test_an_epoch_that_was_broken_off_is_followed_by_the_next() -> None:
+    s = sampler()
+    next(iter(s))
+    assert list(s) == epochs(sampler(), 2)[1]
+    assert s.epoch == 2
+
+
+def test_a_state_taken_when_the_loader_has_emptied_the_sampler_is_of_its_epoch() -> None:
+    s = sampler()
+    whole = list(s)  # asked for ahead of time; the loop has trained on 60
+    other = sampler()
+    other.load_state_dict(s.state_dict(consumed=60))
+    assert list(other) == whole[60:]
+    other.load_state_dict(s.state_dict(consumed=100))
+    assert list(other) == epochs(sampler(), 2)[1]
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_lightning_trains_on_every_sample_in_every_fit(workers: int, tmp_path) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.seen = torch.nn.Linear(1, 3), []
+
+        def on_train_epoch_start(self) -> None:
+            self.seen.append(0)
+
+        def training_step(self, batch):
+            self.seen[-1] += len(batch[0])
+            return torch.nn.functional.cross_entropy(self.layer(batch[0][:, None].float()), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-9)
+
+    data = TensorDataset(torch.arange(len(LABELS)), torch.from_numpy(LABELS))
+    loader = DataLoader(data, 10, sampler=ClassAwareSampler(LABELS, [1, 2, 3]), num_workers=workers)
+    for epochs_of_fit in (2, 1):
+        module = Module()
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = lightning.Trainer(
+            max_epochs=epochs_of_fit,
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            use_distributed_sampler=False,
+            **quiet,
+        )
+        trainer.fit(module, loader)
+        assert (module.seen, trainer.global_step) == ([85] * epochs_of_fit, 9 * epochs_of_fit)
+
+
+def test_accelerate_deals_out_the_batches_itself() -> None:
+    prepare = pytest.importorskip("accelerate.data_loader").prepare_data_loader
+    data = TensorDataset(torch.arange(len(LABELS)))
+    seen = []
+    for rank in range(2):
+        loader = DataLoader(data, 10, sampler=ClassAwareSampler(LABELS, [1, 2, 3]))
+        ours = prepare(
+            loader, num_processes=2, process_index=rank, put_on_device=False, even_batches=False,
+            rng_types=[], use_seedable_sampler=False,
+        )  # fmt: skip
+        seen += [int(i) for (batch,) in ours.base_dataloader for i in batch]
+    assert sorted(seen) == sorted(ClassAwareSampler(LABELS, [1, 2, 3]))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -197,6 +283,10 @@ def test_bookkeeping_is_the_problem_of_repeated_samples(penalty) -> None:
         (LABELS, {"multipliers": [1, 2, float("nan")]}, "`multipliers`"),
         ([0, 1, 3], {"multipliers": [1, 1, 1, 1]}, "`labels`"),
         ([0.0, 1.0], {"multipliers": [1, 1]}, "`labels`"),
+        (["a", "b"], {"multipliers": [1, 1]}, "return_inverse"),
+        ([1, 2, 1], {"multipliers": [1, 1]}, "subtract 1"),
+        ([0, 1, -1], {"multipliers": [1, 1]}, "without a label"),
+        ([0, 2, 0], {"multipliers": [1, 1, 1]}, "no sample of class 1"),
         (LABELS, {"multipliers": MULTIPLIERS, "rank": 2, "world_size": 2}, "`rank`"),
         (LABELS, {"multipliers": MULTIPLIERS, "seed": -1}, "`seed`"),
     ],

@@ -168,9 +168,15 @@ def class_moments(features: Any, labels: Any, num_classes: int) -> ClassMoments:
 
 
 def checked_batch(
-    features: Any, labels: Any, num_classes: int, num_features: int | None = None
+    features: Any,
+    labels: Any,
+    num_classes: int,
+    num_features: int | None = None,
+    ignore_index: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return features (B, d) and int64 labels (B,) as detached tensors on the device of the features.
+
+    Rows whose label is ``ignore_index`` are left out.
 
     Raises:
         ValueError: If the shapes do not fit, labels are not integers, a label lies outside [0, num_classes)
@@ -194,13 +200,17 @@ def checked_batch(
             "Convert labels with .long()"
         )
     labels = labels.to(features.device, torch.int64)
+    if ignore_index is not None:
+        known = labels != ignore_index
+        features, labels = features[known], labels[known]
     if labels.numel() == 0:
         return features, labels
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0 or high >= num_classes:
         outside = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
         raise ValueError(
-            f"`labels` must lie in [0, {num_classes}); got {_named(outside)}. Raise num_classes or drop these samples"
+            f"`labels` must lie in [0, {num_classes}); got {_named(outside)}. Raise num_classes; of samples "
+            "without a label say ignore_index=..., or drop them"
         )
     if features.is_floating_point() and features.numel() > 0:
         # aminmax passes NaN on: both extremes are finite exactly when every entry is, without a mask of N·d.

@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class NeuralCollapse(Metric):
         pairwise: False leaves out what costs O(K²·d) time at ``compute``; see ``collapse_report``.
         within_scatter: False leaves out Σ_W, and with it d² of the state and the product that costs O(d²) time per
             sample: NC1 is then NaN. Its trace, the variances of the classes, and all else are as before.
+        ignore_index: Label of samples without one, such as -100, -1 or 255: they are left out.
         **kwargs: As for ``torchmetrics.Metric``.
 
     Raises:
@@ -75,6 +77,7 @@ class NeuralCollapse(Metric):
     is_differentiable = False
     packed_moments: Tensor
     center_agreements: Tensor
+    distinction: Tensor
 
     def __init__(
         self,
@@ -85,11 +88,12 @@ class NeuralCollapse(Metric):
         centers: Any = None,
         pairwise: bool = True,
         within_scatter: bool = True,
+        ignore_index: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"compute_with_cache": False, **kwargs})
         self.num_classes, self.num_features = _sizes(num_classes, num_features, head)
-        self.pairwise = pairwise
+        self.pairwise, self.ignore_index = pairwise, ignore_index
         self._head = _Reference(head)
         shape = (self.num_classes, self.num_features)
         self._centers = None if centers is None else torch.as_tensor(centers).detach().double().clone()
@@ -102,11 +106,19 @@ class NeuralCollapse(Metric):
         zeros = torch.zeros(packed_size(*shape, within_scatter), dtype=torch.float64)
         self.add_state("packed_moments", zeros, dist_reduce_fx=reduction)
         self.add_state("center_agreements", torch.zeros(self.num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        # A MetricCollection lets metrics whose states are alike after the first batch share one state from then on.
+        self.add_state("distinction", self._distinction(), dist_reduce_fx=_first)
 
     @property
     def head(self) -> nn.Module | None:
         """The head given, by reference."""
         return self._head.target
+
+    def _distinction(self) -> Tensor:
+        """Eight small numbers, shape (8,), that differ where metrics accumulate different things."""
+        of_centers = None if self._centers is None else (id(self.head), self._centers.cpu().numpy().tobytes())
+        digest = hashlib.blake2b(repr((self.ignore_index, of_centers)).encode(), digest_size=8).digest()
+        return torch.tensor(list(digest), dtype=torch.float64)
 
     @property
     def class_moments(self) -> ClassMoments:
@@ -125,7 +137,7 @@ class NeuralCollapse(Metric):
             ValueError: If shapes or types do not fit, a label is out of range (named), or a feature is not
                 finite. The state is then unchanged.
         """
-        features, labels = checked_batch(features, labels, self.num_classes, self.num_features)
+        features, labels = checked_batch(features, labels, self.num_classes, self.num_features, self.ignore_index)
         features, labels = features.to(self.packed_moments.device), labels.to(self.packed_moments.device)
         if self.packed_moments.is_inference() and not torch.is_inference_mode_enabled():
             # A reset under inference_mode leaves tensors that may not be written in place outside of it.
@@ -196,6 +208,10 @@ class _Reference:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
         return _Reference(memo.get(id(self.target), self.target))
+
+
+def _first(stacked: Tensor) -> Tensor:
+    return stacked[0]
 
 
 def _merge_packed(stacked: Tensor, num_classes: int, num_features: int) -> Tensor:

@@ -29,6 +29,10 @@ class MatchedCrossEntropy(nn.Module):
     Args:
         problem: counts and loss; its penalties are not used.
         oversampled: whether a sampler realises the class weights: they are then left out here.
+        ignore_index: label of samples without one, as in ``torch.nn.CrossEntropyLoss``: they are left out of the mean.
+
+    Raises:
+        ValueError: ``ignore_index`` is a class.
 
     Example:
         >>> from collapsar import Loss
@@ -44,9 +48,11 @@ class MatchedCrossEntropy(nn.Module):
     temperatures: Tensor
     offsets: Tensor
 
-    def __init__(self, problem: Problem, *, oversampled: bool = False) -> None:
+    def __init__(self, problem: Problem, *, oversampled: bool = False, ignore_index: int = -100) -> None:
         super().__init__()
         n = problem.class_counts
+        if not (isinstance(ignore_index, int) and not 0 <= ignore_index < n.size):
+            raise ValueError(f"`ignore_index` must be a whole number that is no class, got {ignore_index!r}")
         weights = problem.loss_share * n.sum() / n
         if oversampled:
             weights = weights * 0 + 1
@@ -58,13 +64,14 @@ class MatchedCrossEntropy(nn.Module):
         ):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
         self.loss = replace(problem.loss, class_weights=None) if oversampled else problem.loss
-        self.smoothing = problem.loss.smoothing
+        self.smoothing, self.ignore_index = problem.loss.smoothing, ignore_index
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of one batch, in nats: logits of shape (B, K), class indices of shape (B,).
 
         Raises:
-            ValueError: a shape or the labels' type is another. (Values are not looked at: that would stop a GPU.)
+            ValueError: a shape or the labels' type is another. (Labels' values are not
+                looked at: that would stop a GPU. One outside 0..K-1 that is not ``ignore_index`` fails in torch.)
         """
         K = len(self.scales)
         if logits.ndim != 2 or logits.shape[1] != K or labels.shape != logits.shape[:1]:
@@ -75,7 +82,10 @@ class MatchedCrossEntropy(nn.Module):
         if labels.dtype is not torch.int64:
             raise ValueError(f"`labels` must be class indices of type int64, got {labels.dtype}; call .long()")
         like = {"dtype": logits.dtype, "device": logits.device}
+        known = labels != self.ignore_index
+        labels = labels.where(known, 0)
         tau = self.temperatures.to(**like)[labels, None]
         u = tau * self.scales.to(**like) * logits + self.offsets.to(**like)
         each = functional.cross_entropy(u, labels, reduction="none", label_smoothing=self.smoothing)
-        return (self.sample_weights.to(**like)[labels] * each).mean()
+        each = self.sample_weights.to(**like)[labels] * each
+        return each.where(known, 0).sum() / known.sum()

@@ -22,18 +22,21 @@ Vector = NDArray[np.float64]
 
 
 class ClassAwareSampler(Sampler[int]):
-    """Indices in which class k appears s_k n_k times per epoch in expectation, s_k any positive number.
+    """Indices in which class k appears in proportion to s_k n_k in expectation, s_k any positive number.
 
-    In each epoch every sample of class k appears floor(s_k) times, and a random subset of the class once more, whose
-    size is the rest of s_k n_k, rounded at random to one of its two neighbours so that the mean is exact. The order is
-    shuffled over the whole epoch. Nothing else varies: the epoch is a function of (seed, epoch).
+    An epoch has N' = floor(sum s_k n_k) samples, the same number every time. Class k gets t_k = s_k n_k N' / sum(s n)
+    of them, rounded at random to one of its two neighbours so that the mean is exact and the sum is N': each of its
+    samples floor(t_k / n_k) times, and a random subset once more. The order is shuffled over the whole epoch. Nothing
+    else varies: the epoch is a function of (seed, epoch).
 
     With several ranks the epoch's order is dealt out like cards, and at most ``world_size - 1`` cards of a shuffled
     deck are left undealt so that all ranks have equally many. Nothing is padded: no index appears more often over all
-    ranks than its multiplier says, and class *shares* stay exact in expectation.
+    ranks than its multiplier says, and class *shares* stay exact in expectation. Lightning (unless told
+    ``use_distributed_sampler=False``), Accelerate and Hugging Face's ``Trainer`` deal out batches themselves: leave
+    ``rank`` and ``world_size`` out with them.
 
-    An iteration that was broken off goes on where it stopped when the sampler is iterated again; ``set_epoch`` with
-    another epoch, or the end of the epoch, starts afresh.
+    Each iteration is an epoch: after one that ended or was broken off the next epoch comes, or that which ``set_epoch``
+    names. Only ``load_state_dict`` makes the next iteration go on within an epoch; it then yields fewer than ``len``.
 
     Args:
         labels: class of each sample, shape (N,), whole numbers 0..K-1.
@@ -66,11 +69,7 @@ class ClassAwareSampler(Sampler[int]):
         s = np.array(multipliers, dtype=np.float64)
         if s.ndim != 1 or s.size < 2 or not (np.isfinite(s) & (s > 0)).all():
             raise ValueError(f"`multipliers` must be finite numbers > 0, one for each class, got {multipliers!r}")
-        whole = y.ndim == 1 and y.dtype.kind in "iu" and y.size > 0
-        if not (whole and y.min() >= 0 and y.max() < s.size and np.unique(y).size == s.size):
-            raise ValueError(
-                f"`labels` must be whole numbers 0..{s.size - 1}, every class present, one for each sample"
-            )
+        _check_labels(y, s.size)
         if not (isinstance(seed, int) and seed >= 0):
             raise ValueError(f"`seed` must be a whole number >= 0, got {seed!r}")
         if not (isinstance(world_size, int) and world_size >= 1 and isinstance(rank, int) and 0 <= rank < world_size):
@@ -78,39 +77,46 @@ class ClassAwareSampler(Sampler[int]):
         self.multipliers, self.seed, self.rank, self.world_size = s, seed, rank, world_size
         self.class_counts = np.bincount(y, minlength=s.size)
         self.epoch = 0
+        expected = s * self.class_counts
+        self._length = int(np.floor(expected.sum() + 1e-9 * s.size))
+        self._targets = expected * (self._length / expected.sum())
         self._members = [np.flatnonzero(y == k) for k in range(s.size)]
         self._done = 0  # indices dealt out in this epoch, over all ranks
+        self._resumed = False  # whether the next iteration goes on after them
+        self._begun = False  # whether an iteration of this epoch has begun
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def __iter__(self) -> Iterator[int]:
-        for index in self._hand().tolist():
+        if self._begun and not self._resumed:
+            self.epoch += 1
+        self._done = self._done if self._resumed else 0
+        self._begun, self._resumed, epoch = True, False, self.epoch
+        rest = self._epoch_order()[self._done :]
+        for index in rest[: rest.size - rest.size % self.world_size][self.rank :: self.world_size].tolist():
             self._done += self.world_size
             yield index
-        self.epoch, self._done = self.epoch + 1, 0
+        if self.epoch == epoch:  # nobody named another meanwhile
+            self.epoch, self._done, self._begun = epoch + 1, 0, False
 
     def __len__(self) -> int:
-        """How many indices the next iteration yields on this rank."""
-        return len(self._hand())
-
-    def _hand(self) -> NDArray[np.int64]:
-        rest = self._epoch_order()[self._done :]
-        return rest[: rest.size - rest.size % self.world_size][self.rank :: self.world_size]
+        """How many indices a whole epoch has on this rank."""
+        return self._length // self.world_size
 
     def _epoch_order(self) -> NDArray[np.int64]:
         """The whole epoch's indices, over all ranks, before the few undealt ones are left out."""
         if self._order is None or self._order[0] != self.epoch:
             random = np.random.default_rng((self.seed, self.epoch))
+            ends = np.floor(np.cumsum(self._targets) + random.random())  # systematic rounding: the sum is fixed
+            ends[-1] = self._length
             parts = []
-            for s, members in zip(self.multipliers, self._members, strict=True):
-                times = int(s)
-                more = (s - times) * members.size
-                size = int(more) + int(random.random() < more - int(more))
-                parts += [np.repeat(members, times), random.choice(members, size, replace=False)]
+            for size, members in zip(np.diff(ends, prepend=0).astype(int), self._members, strict=True):
+                times, more = divmod(size, members.size)
+                parts += [np.repeat(members, times), random.choice(members, more, replace=False)]
             self._order = (self.epoch, random.permutation(np.concatenate(parts)))
         return self._order[1]
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin ``epoch``; naming the present one changes nothing, so that a resumed epoch goes on.
+        """Let the next iteration be ``epoch``, from its start, or from where a loaded state stands in it.
 
         Raises:
             ValueError: ``epoch`` is not a whole number >= 0.
@@ -118,7 +124,8 @@ class ClassAwareSampler(Sampler[int]):
         if not (isinstance(epoch, int) and epoch >= 0):
             raise ValueError(f"`epoch` must be a whole number >= 0, got {epoch!r}")
         if epoch != self.epoch:
-            self.epoch, self._done = epoch, 0
+            self.epoch, self._done, self._resumed = epoch, 0, False
+        self._begun = False
 
     def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
         """Where the sampler stands, for a checkpoint; the same on every rank.
@@ -127,9 +134,15 @@ class ClassAwareSampler(Sampler[int]):
             consumed: samples of this epoch that this rank has trained on. Needed with a data loader that has worker
                 processes, which asks for indices ahead of time; by default the indices handed out so far.
         """
-        done = self._done if consumed is None else consumed * self.world_size
+        epoch, done = self.epoch, self._done
+        if consumed is not None:
+            if consumed and not self._begun and not self._resumed:  # a loader that asks ahead has emptied the epoch
+                epoch -= 1
+            done = consumed * self.world_size
+            if consumed >= len(self):
+                epoch, done = epoch + 1, 0
         return {
-            "epoch": self.epoch,
+            "epoch": epoch,
             "done": done,
             "seed": self.seed,
             "multipliers": torch.from_numpy(self.multipliers.copy()),
@@ -147,12 +160,13 @@ class ClassAwareSampler(Sampler[int]):
             if not np.array_equal(ours, theirs):
                 raise ValueError(f"`state` belongs to a sampler with other {name}: {theirs} there, {ours} here")
         self.epoch, self._done = int(state["epoch"]), int(state["done"])
+        self._resumed, self._begun = self._done > 0, False
 
     # --- bookkeeping
 
     @property
     def effective_counts(self) -> Vector:
-        """s_k n_k, shape (K,): expected samples of each class in an epoch."""
+        """s_k n_k, shape (K,): expected samples of each class in an epoch, up to less than one in all."""
         return self.multipliers * self.class_counts
 
     @property
@@ -188,3 +202,25 @@ class ClassAwareSampler(Sampler[int]):
         mass = self.effective_counts if penalty == "repeated" else self.class_counts.sum() * self.loss_share
         loss = Loss(class_weights=self.multipliers)
         return Problem(self.class_counts, lambda_z, lambda_b, features=features, loss=loss, feature_mass=mass)
+
+
+def _check_labels(y: NDArray[Any], num_classes: int) -> None:
+    """Whole numbers 0..K-1, every class present."""
+    K = num_classes
+    if y.ndim != 1 or y.dtype.kind not in "iu" or not y.size:
+        raise ValueError(
+            f"`labels` must be whole numbers 0..{K - 1}, one for each sample, got shape {y.shape} of {y.dtype}; of "
+            "names give `numpy.unique(labels, return_inverse=True)[1]`"
+        )
+    outside = np.unique(y[(y < 0) | (y >= K)])
+    if outside.size:
+        raise ValueError(
+            f"`labels` must be in 0..{K - 1}, as there are {K} multipliers, got {outside[:5].tolist()}: "
+            + ("subtract 1" if y.min() == 1 and y.max() == K else "leave samples without a label out of the data set")
+        )
+    missing = np.setdiff1d(np.arange(K), y)
+    if missing.size:
+        raise ValueError(
+            f"`labels` has no sample of class {', '.join(map(str, missing[:5]))}: number the classes with samples "
+            "0..K-1 and give one multiplier for each"
+        )
