@@ -261,3 +261,13 @@ def test_more_passes_in_a_hugging_face_step_change_nothing(accumulate: int, tmp_
         assert callback.monitor.record.report.num_samples == 60
         scalars.append(callback.monitor.record.scalars)
     assert scalars[0] == scalars[1]
+
+
+@pytest.mark.parametrize("size", [64, 5000])
+@pytest.mark.parametrize("labels", [torch.rand, torch.ones, lambda n: torch.full((n,), torch.nan)])
+def test_labels_that_are_no_integers_are_refused_whatever_the_batch(size, labels, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with CollapseMonitor(model, options=MonitorOptions(path=tmp_path / "x.jsonl")) as monitor:
+        model(torch.randn(size, 4))
+        with pytest.raises(ValueError, match="class indices, integers"):
+            monitor.step(labels(size))

@@ -453,3 +453,24 @@ def test_npz_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     for name in ("garbage", "nowhere"):
         with pytest.raises(ValueError, match="cannot read"):
             load_data(str(tmp_path / f"{name}.npz"))
+
+
+@pytest.mark.parametrize("present", [range(1, 11), (0, 1, 3), (5, 7)])
+def test_classes_are_the_labels_that_occur(present, tmp_path) -> None:
+    """Labels 1..10 (SVHN), or 1..26 (EMNIST letters), and sets with gaps: numbered from 0, named as they were."""
+    labels = np.tile(list(present), 4)
+    images = np.random.default_rng(0).integers(0, 255, (len(labels), 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    data = load_data(str(tmp_path / "own.npz"))
+    assert data.class_names == tuple(map(str, present))
+    assert data.class_counts == (4,) * len(present)
+    assert [int(data.class_names[k]) for k in data.test_labels] == labels.tolist()
+    assert imbalanced(data, [2] * len(present)).class_counts == (2,) * len(present)
+
+
+def test_a_class_without_training_images_is_named(tmp_path) -> None:
+    labels = np.tile([0, 1, 2], 4)
+    images = np.zeros((12, 4, 4), dtype=np.uint8) + labels[:, None, None].astype(np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels % 2, x_test=images, y_test=labels)
+    with pytest.raises(ValueError, match=r"class 2 \(2\).* no training image"):
+        imbalanced(load_data(str(tmp_path / "own.npz")), [1, 1, 1])

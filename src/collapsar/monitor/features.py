@@ -146,9 +146,14 @@ class BatchedMetric:
         """Take a batch in: features (B, d), class indices (B,), −100 for samples to be left out.
 
         Raises:
-            ValueError: The sizes differ.
+            ValueError: The sizes differ, or the labels are no integers.
         """
         labels = torch.as_tensor(labels).detach()
+        if labels.is_floating_point() or labels.is_complex():
+            raise ValueError(
+                f"`labels` must be class indices, integers; got {labels.dtype}. Mixed labels have no class: "
+                "give the monitor a loader of plain samples; indices stored as floats become labels with .long()"
+            )
         if labels.shape != features.shape[:1]:
             raise ValueError(
                 f"`labels` must hold one class index for each of the {len(features)} samples that the head received "

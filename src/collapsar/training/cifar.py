@@ -54,8 +54,8 @@ def read_cifar(data_dir: Path | None = None, cache_dir: Path | None = None) -> d
     if (data_dir / ARCHIVE).is_file():
         return _from_archive(data_dir / ARCHIVE)
     raise ValueError(
-        f"`data_dir` {data_dir} has neither {_SPLITS['test'][0]} nor {_FOLDER}/ nor {ARCHIVE}; call with "
-        'data_dir=None to use the cache or fetch "cifar10"'
+        f"`data_dir` {data_dir} has neither {_SPLITS['test'][0]} nor {_FOLDER}/ nor {ARCHIVE}; leave --data-dir "
+        'out to use the cache or fetch "cifar10"'
     )
 
 
@@ -66,7 +66,7 @@ def _fetched(cache_dir: Path | None) -> Path:
         )
     except NoSourceError as error:
         raise ValueError(
-            f"could not fetch {ARCHIVE} ({error}); put it into a folder and name that as `data_dir`"
+            f"could not fetch {ARCHIVE} ({error}); put it into a folder and name that as `data_dir` (--data-dir)"
         ) from None
 
 

@@ -150,7 +150,9 @@ def load_data(name: str, data_dir: str | Path | None = None) -> ImageData:
             f"`name` must be one of {', '.join(sorted(DATASETS))}, an .npz file or a folder of IDX files, got {name!r}"
         )
     if data_dir is not None:
-        raise ValueError(f"`data_dir` must be None where `name` is itself a path, got {str(data_dir)!r}; leave it out")
+        raise ValueError(
+            f"`data_dir` must be None where `name` is itself a path, got {str(data_dir)!r}; leave --data-dir out"
+        )
     return _own(name, read_npz(Path(name)) if name.endswith(".npz") else _idx_tensors(idx_files_in(Path(name))))
 
 
@@ -198,9 +200,14 @@ def imbalanced(data: ImageData, class_counts: Sequence[int]) -> ImageData:
     if len(counts) != data.num_classes:
         raise ValueError(
             f"`class_counts` must have one entry for each of the {data.num_classes} classes of {data.name}, "
-            f"got {len(counts)}"
+            f"got {len(counts)}: {data.class_names[0]} to {data.class_names[-1]}"
         )
     for label, (asked, has) in enumerate(zip(counts, data.class_counts, strict=True)):
+        if not has:
+            raise ValueError(
+                f"class {label} ({data.class_names[label]}) of {data.name} has test images and no training image; "
+                "leave its test images out of the data"
+            )
         if asked > has:
             raise ValueError(
                 f"class {label} ({data.class_names[label]}) of {data.name} has {has} training images, "
@@ -219,7 +226,9 @@ def _digits(data_dir: Path | None) -> ImageData:
     from sklearn import datasets  # only here: nothing else needs it
 
     if data_dir is not None:
-        raise ValueError('`data_dir` must be None for "digits": the images are inside scikit-learn; leave it out')
+        raise ValueError(
+            '`data_dir` must be None for "digits": the images are inside scikit-learn; leave --data-dir out'
+        )
     bunch: Any = datasets.load_digits()
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # 0..16 to 0..255
     labels = torch.from_numpy(bunch.target).long()
@@ -227,7 +236,9 @@ def _digits(data_dir: Path | None) -> ImageData:
 
 
 def _own(name: str, tensors: dict[str, Tensor]) -> ImageData:
-    """A set that says nothing about itself: classes are numbered, mean and deviation those of its training images.
+    """A set that says nothing about itself: mean and deviation are those of its training images.
+
+    Its classes are the labels that occur, named by them: labels 1..K become 0..K-1 with the names "1" to "K".
 
     Where there is no test set, the first three quarters of each class train and the rest test.
     """
@@ -239,11 +250,10 @@ def _own(name: str, tensors: dict[str, Tensor]) -> ImageData:
         for split, part in (("train", slice(0, 3)), ("test", slice(3, 4))):
             rows = torch.cat([rows[_quarters(len(rows), part)] for rows in members]).sort().values
             tensors = {**tensors, f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
-    num_classes = int(torch.cat((tensors["train_labels"], tensors["test_labels"])).max()) + 1
+    present = torch.cat((tensors["train_labels"], tensors["test_labels"])).unique()
+    own = {split: torch.searchsorted(present, tensors[split]) for split in ("train_labels", "test_labels")}
     mean, std = _moments(tensors["train_images"])
-    return ImageData(
-        name=name, class_names=tuple(str(label) for label in range(num_classes)), mean=mean, std=std, **tensors
-    )
+    return ImageData(name, class_names=tuple(map(str, present.tolist())), mean=mean, std=std, **{**tensors, **own})
 
 
 def _quarters(size: int, part: slice) -> slice:

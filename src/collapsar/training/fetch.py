@@ -41,7 +41,7 @@ def fetch(
             # pooch downloads beside the target, compares the checksum and only then moves: no half files.
             path = Path(pooch.retrieve(address, known_hash, fname=name, path=target))
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
-            failures.append(f"{source}/: {type(error).__name__}, {first_line(error)[:60]}")
+            failures.append(f"{source}/: {type(error).__name__}, {first_line(error)}")
             continue
         if content_hash is None or content_hash[0](path) == content_hash[1]:
             return path
@@ -52,7 +52,7 @@ def fetch(
 
 def first_line(error: Exception) -> str:
     """What an exception says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def sha256_of(content: bytes) -> str:

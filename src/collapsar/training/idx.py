@@ -138,9 +138,7 @@ def find_idx_files(idx_set: IdxSet, data_dir: Path | None = None, cache_dir: Pat
         ValueError: ``data_dir`` lacks a file, or no source could be reached or gave the right bytes.
     """
     if data_dir is not None:
-        return _files_in(
-            idx_set, data_dir, f'call with data_dir=None to use the system\'s copy or fetch "{idx_set.name}"'
-        )
+        return _files_in(idx_set, data_dir, f'leave --data-dir out to use the system\'s copy or fetch "{idx_set.name}"')
     if idx_set.system_dir is not None and idx_set.system_dir.is_dir():
         return _files_in(idx_set, idx_set.system_dir, f"reinstall the package {idx_set.package}")
     return {role: _fetched(idx_set, file, cache_dir) for role, file in idx_set.files.items()}
@@ -195,7 +193,7 @@ def _fetched(idx_set: IdxSet, file: IdxFile, cache_dir: Path | None) -> Path:
         package = f", or install Debian's package {idx_set.package}" if idx_set.package else ""
         raise ValueError(
             f"could not fetch {file.name}.gz of {idx_set.name} ({error}); put the four files into a folder and "
-            f"name it as `data_dir`{package}"
+            f"name it as `data_dir` (--data-dir){package}"
         ) from None
 
 
