@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,13 @@ Verdict = Literal["separated", "close", "merging", "collapsed"]
 
 # In the efficacy study networks with this safety did better than those just across the threshold.
 ROOM = 2.0
+
+_VERDICTS: dict[Verdict, str] = {
+    "separated": "Every class is separated: the penalties are not the cause of trouble.",
+    "close": "Every class is separated, but some are close to their threshold.",
+    "merging": "The penalties are the cause: some classes have no predictions of their own.",
+    "collapsed": "The penalties are too strong for every class.",
+}
 
 CAVEATS: dict[str, tuple[str, ...]] = {
     "penalty": (
@@ -116,7 +124,7 @@ class Advice:
     Attributes:
         problem: counts and penalties as given.
         margin: by how much the penalty may still grow after a remedy.
-        verdict: "separated": every class is apart with the margin, the penalties are not the cause of trouble;
+        verdict: "separated": every class is separated with the margin, the penalties are not the cause of trouble;
             "close": apart, but not with the margin; "merging": some classes have no predictions of their own;
             "collapsed": no class has.
         outlooks: every kind of class at the present optimum, largest first.
@@ -148,6 +156,28 @@ class Advice:
     def outvoted(self) -> tuple[Outlook, ...]:
         """Kinds of classes that are separated but whose own means are decided against them."""
         return tuple(o for o in self.outlooks if o.state == "separated" and o.margin < 0)
+
+    def __str__(self) -> str:
+        """The finding, the classes and the cheapest mitigations as plain text."""
+        p = self.problem
+        where = f"{p.num_classes} classes, {p.num_samples} samples, {p.features} features"
+        lines = [
+            f"{where}, lambda_z {p.lambda_z:.4g}, lambda_b {p.lambda_b:.4g}",
+            _VERDICTS[self.verdict],
+        ]
+        for o in self.outlooks:
+            room = "" if np.isnan(o.safety) else f", safety {o.safety:.3g}"
+            who = "1 class" if len(o.classes) == 1 else f"{len(o.classes)} classes"
+            lines.append(f"  {who} of {o.samples} samples: {o.state}{room}")
+        if self.suggestions:
+            lines.append(f"What restores separation with {100 * self.margin:.0f} % room, cheapest first:")
+        for s in self.suggestions:
+            low, high = s.treatment.factors.min(), s.treatment.factors.max()
+            lines.append(f"  {s.words}: {f'{low:.4g}' if low == high else f'{low:.4g} to {high:.4g}'}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; undefined numbers are NaN."""
@@ -194,8 +224,11 @@ def advise(
         >>> advice = advise(Problem("300x5,50x5", lambda_z=0.005, lambda_b=0.02))
         >>> advice.verdict, [s.treatment.family for s in advice.suggestions[:2]]
         ('merging', ['penalty', 'scales'])
-        >>> advise(Problem("300x5,50x5", lambda_z=0.002, lambda_b=0.02)).penalties_are_the_cause
-        False
+        >>> print(advise(Problem("300x5,50x5", lambda_z=0.002, lambda_b=0.02)))
+        10 classes, 1750 samples, signed features, lambda_z 0.002, lambda_b 0.02
+        Every class is separated: the penalties are not the cause of trouble.
+          5 classes of 300 samples: separated, safety 4.95
+          5 classes of 50 samples: separated, safety 2.02
     """
     if not isinstance(problem, Problem):
         raise ValueError(  # noqa: TRY004 - one error type at the door
@@ -265,7 +298,9 @@ def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float
     if verified:  # known to hold, also where the threshold itself is an estimate at the present bias
         least = (1 + margin) * treatment.problem.lambda_z
         groups = tuple(
-            replace(o, threshold=max(o.threshold, least), safety=max(o.safety, 1 + margin)) if o.safety > 0 else o
+            replace(o, threshold=float(np.fmax(o.threshold, least)), safety=float(np.fmax(o.safety, 1 + margin)))
+            if o.state == "separated"
+            else o
             for o in groups
         )
     return Suggestion(

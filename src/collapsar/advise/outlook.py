@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import Problem
+from collapsar.core.states import ClassState, past, worst
 from collapsar.solver import Solution
-from collapsar.solver.solution import ClassState
 from collapsar.theory import thresholds
+from collapsar.theory.thresholds import merge_strength
 
 __all__ = ["Outlook", "calibration_shift", "corrected_margins", "edges", "logits_of", "outlooks", "told_apart"]
 
@@ -36,12 +37,12 @@ class Outlook:
     Attributes:
         classes: their indices.
         samples: samples of each.
-        state: "separated", "merged" or "vanished", the worst among them; a class alone in its kind whose predictions
-            are a multiple of another's or a hundredth of the longest, or lose to them under every prior, counts as
-            merged.
+        state: "separated", "merged" or "vanished", the worst among them, as in :attr:`collapsar.Solution.class_states`.
         apart: whether all of them have predictions of their own; a large class whose bias carries it has.
         threshold: lambda_z from which on they are no longer separated; see :func:`edges`.
-        safety: threshold / lambda_z; above 1: separated. NaN where the bias alone carries the class at every lambda_z.
+        safety: threshold / lambda_z: above 1 exactly where the state is "separated". NaN, like the threshold, where
+            the bias alone carries the class at every lambda_z, and where the threshold is approximate and the certified
+            state contradicts it.
         margin: own logit minus the largest other at the class mean, nats; negative: the mean itself is misclassified.
         corrected_margin: the same after the prior correction for equally frequent classes.
         contrast: own logit minus a sibling's (a class of the same group), nats; NaN without siblings.
@@ -80,14 +81,12 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
     """
     problem = solution.problem
     edge, apart = edges(problem, solution.b), told_apart(solution)
-    states: list[ClassState] = [
-        ("merged" if state == "separated" and not own else state)
-        for state, own in zip(solution.class_states, apart, strict=True)
-    ]
+    states = solution.class_states
+    contradicted = ~past(problem.lambda_z, edge) != np.array([state == "separated" for state in states])
+    edge = np.where(contradicted, np.nan, edge)
     logits = logits_of(solution)
     margin, corrected = _margins(logits), corrected_margins(solution)
     norms = solution.column_norms
-    order: tuple[ClassState, ...] = ("vanished", "merged", "separated")
     result = []
     for n in np.unique(problem.class_counts)[::-1]:
         members = np.flatnonzero(problem.class_counts == n)
@@ -95,12 +94,11 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
         block = logits[np.ix_(members, members)]
         ahead = np.diag(block)[:, None] - block.T
         contrast = float(ahead[~np.eye(members.size, dtype=bool)].min()) if members.size > 1 else float("nan")
-        states_here: list[ClassState] = [states[k] for k in members]
         result.append(
             Outlook(
                 classes=tuple(int(k) for k in members),
                 samples=int(n),
-                state=min(states_here, key=order.index),
+                state=worst(states[k] for k in members),
                 apart=bool(apart[members].all()),
                 threshold=threshold,
                 safety=threshold / problem.lambda_z,
@@ -155,7 +153,7 @@ def edges(problem: Problem, bias: Vector) -> Vector:
     """
     strength = problem.temperatures * problem.loss_share / np.sqrt(problem.mass)
     if problem.features == "signed":
-        return strength * problem.scales * (1 - problem.loss.smoothing)
+        return merge_strength(problem)
     kinds = np.stack([problem.class_counts, problem.loss_share, problem.mass, problem.scales, problem.temperatures])
     if np.unique(kinds, axis=1).shape[1] <= EXACT_KINDS:
         return thresholds(problem).vanish

@@ -21,6 +21,7 @@ from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.cli.app import app
 from collapsar.cli.options import (
     Column,
+    Features,
     IgnoreIndex,
     Json,
     LambdaB,
@@ -36,8 +37,9 @@ from collapsar.cli.options import (
     counts_given,
     price,
 )
-from collapsar.cli.output import print_json, standard
+from collapsar.cli.output import RELU_WORDS, print_json, problem_words
 from collapsar.core.files import write_atomically
+from collapsar.core.records import to_json
 from collapsar.report.advice import (
     DECAY_COLUMNS,
     SUGGESTION_COLUMNS,
@@ -80,10 +82,7 @@ def advise(
     lambda_w: LambdaW = None,
     lambda_h: LambdaH = None,
     lambda_b: LambdaB = float("inf"),
-    features: Annotated[
-        Literal["nonnegative", "signed"],
-        typer.Option("--features", help="nonnegative: features out of a ReLU, as in most networks; signed: without."),
-    ] = "nonnegative",
+    features: Features = "signed",
     weight_decay: Annotated[
         float | None, typer.Option("--weight-decay", help="Ordinary training: decay on everything, no feature penalty.")
     ] = None,
@@ -174,7 +173,11 @@ def advise(
         if not exact and not any(vectors.values()):
             n, cautions = _joined(n)
         problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
-    record = {**advise_on(problem, margin, class_names=names).to_dict(), "cautions": list(cautions)}
+    record = {
+        **advise_on(problem, margin, class_names=names).to_dict(),
+        "cautions": list(cautions),
+        "from_diagnosis": diagnosis is not None,
+    }
     _write(record, html, picture)
     if as_json:
         print_json(record)
@@ -270,20 +273,19 @@ def _write(record: dict[str, Any], html: Path | None, picture: Path | None) -> N
     if html is not None:
         from collapsar.report.advice_page import advice_page
 
-        write_atomically(html, advice_page(standard(record)))
+        write_atomically(html, advice_page(to_json(record)))
     if picture is not None:
         from collapsar.report.advice_plots import picture_bytes
 
-        write_atomically(picture, picture_bytes(standard(record), picture.suffix))
+        write_atomically(picture, picture_bytes(to_json(record), picture.suffix))
 
 
 def _print_advice(record: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     problem = record["problem"]
-    console.print(
-        f"{len(problem['class_counts'])} classes, {sum(problem['class_counts'])} samples, {problem['features']} "
-        f"features, lambda_z {problem['lambda_z']:.4g}, lambda_b {float(problem['lambda_b']):.4g}"
-    )
+    console.print(problem_words(cs.Problem.from_dict(problem)))
+    if problem["features"] == "signed" and not record["from_diagnosis"]:
+        console.print(RELU_WORDS)
     console.print(verdict_words(record), style="bold")
     for caution in record["cautions"]:
         console.print(f"Caution: {caution}")
@@ -310,7 +312,7 @@ def _print_advice(record: dict[str, Any]) -> None:
     if record["without_effect"]:
         console.print(f"Not sufficient alone: {', '.join(record['without_effect'])}.")
     if not all(s["verified"] for s in record["suggestions"]):
-        console.print("?: the optimum after the change did not confirm it.")
+        console.print("?: not confirmed by re-solving.")
     console.print(
         "margin: nats at the mean of a smallest class, corrected: under equal priors; extra: samples per epoch; "
         "majority: change of its margin; shift: of calibration. All other classes: factor 1."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +13,23 @@ from rich.console import Console
 from rich.table import Table
 
 import collapsar as cs
+from collapsar.core.records import to_json
+from collapsar.core.states import CLASS_STATES, past
+from collapsar.core.types import Mask, Record, Vector
+from collapsar.theory.thresholds import merge_strength
 
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout."""
-    print(json.dumps(standard(value), allow_nan=False))
+    print(json.dumps(to_json(value), allow_nan=False))
 
 
-def standard(value: Any) -> Any:
-    """Standard JSON: arrays as lists, NaN as null, infinity as "inf"."""
-    if isinstance(value, dict):
-        return {key: standard(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return standard(value.tolist())
-    if isinstance(value, list | tuple):
-        return [standard(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None if np.isnan(value) else "inf" if value > 0 else "-inf"
-    return value
-
-
-def solution_record(s: cs.Solution) -> dict[str, Any]:
+def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Record:
     """Everything a solution says, for --json."""
     c = s.certificate
     return {
         "problem": s.problem.to_dict(),
+        "class_names": _names(s.problem, names),
         "status": s.status.name.lower(),
         "num_steps": s.num_steps,
         "primal": c.primal,
@@ -51,16 +44,76 @@ def solution_record(s: cs.Solution) -> dict[str, Any]:
     }
 
 
-def print_solution(s: cs.Solution) -> None:
+def thresholds_record(
+    problem: cs.Problem, t: cs.Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
+) -> Record:
+    """Every threshold, which of them are approximate, and the states of the optimum ``here``, for --json."""
+    record: Record = {
+        "problem": problem.to_dict(),
+        "class_names": _names(problem, names),
+        "merge": t.merge,
+        "merge_approximate": _near_merge(problem, t),
+        "vanish": t.vanish,
+        "vanish_exact": _vanish_exact(t, here),
+        "complete": t.complete,
+        "complete_bound": t.complete_bound,
+    }
+    if here is None:
+        del record["problem"]["lambda_z"]
+        return record
+    return {
+        **record,
+        "class_states": list(here.class_states),
+        "status": here.status.name.lower(),
+        "relative_gap": here.certificate.relative_gap,
+    }
+
+
+def _near_merge(problem: cs.Problem, t: cs.Thresholds) -> Vector:
+    """Where the predictions of a class alone in its cluster turn parallel to others', NaN for all other classes."""
+    alone = np.isnan(t.merge) & (problem.features == "signed")
+    return np.where(alone, np.fmin(merge_strength(problem), t.complete), np.nan)
+
+
+def _vanish_exact(t: cs.Thresholds, here: cs.Solution | None) -> Mask:
+    """Which values of ``vanish`` are exact; none that the certified optimum contradicts."""
+    if here is None:
+        return t.exact
+    alive = np.array([state != "vanished" for state in here.class_states])
+    return t.exact & (alive != past(here.problem.lambda_z, t.vanish))
+
+
+def _names(problem: cs.Problem, names: Sequence[str] | None) -> list[str]:
+    return [str(k) for k in range(problem.num_classes)] if names is None else list(names)
+
+
+def problem_words(problem: cs.Problem, *, lambda_z: bool = True) -> str:
+    """Classes, samples, feature model and penalties in one line.
+
+    Example:
+        >>> problem_words(cs.Problem("500x5,100x5", 0.0036, 0.02))
+        '10 classes, 3000 samples, signed features, lambda_z 0.0036, lambda_b 0.02'
+    """
+    here = f"lambda_z {problem.lambda_z:.4g}, " if lambda_z else ""
+    return (
+        f"{problem.num_classes} classes, {problem.num_samples} samples, {problem.features} features, "
+        f"{here}lambda_b {problem.lambda_b:.4g}"
+    )
+
+
+RELU_WORDS = "For a head fed by a ReLU, as in most networks: --features nonnegative."
+
+
+def print_solution(s: cs.Solution, names: Sequence[str] | None = None) -> None:
     """One row per cluster, then the certificate."""
     p, q = s.problem, s.quotient
-    table = Table("classes", "samples each", "state", "own logit", "sibling", "bias", "||z||")
+    table = Table("classes", "samples", "state", "own logit", "sibling", "bias", "||z||", box=box.SIMPLE_HEAD)
     norms = s.column_norms
     for j in range(q.num_clusters):
         members = np.flatnonzero(q.labels == j)
         C, alpha, k = s.blocks.C[j, j], s.blocks.alpha[j], q.sizes[j]
         table.add_row(
-            _classes(members),
+            _classes(members, names),
             str(p.class_counts[members[0]]),
             s.class_states[members[0]],
             f"{C + alpha * (1 - 1 / k):.5g}",
@@ -68,45 +121,74 @@ def print_solution(s: cs.Solution) -> None:
             f"{s.blocks.b[j]:.5g}",
             f"{norms[members[0]]:.5g}",
         )
-    console = Console()
-    console.print(
-        f"{p.num_classes} classes, {p.num_samples} samples, {p.features} features, "
-        f"lambda_z {p.lambda_z:g}, lambda_b {p.lambda_b:g}",
-        highlight=False,
-    )
+    console = Console(highlight=False)
+    console.print(problem_words(p))
+    if p.features == "signed":
+        console.print(RELU_WORDS)
     console.print(table)
     console.print(
         f"objective {s.certificate.primal:.12g}, at most {s.certificate.gap:.2g} above the optimum "
-        f"(certified); rank of Z {s.rank}; {s.num_steps} steps",
-        highlight=False,
+        f"(certified); rank of Z {s.rank}; {s.num_steps} steps"
     )
 
 
-def _classes(members: np.ndarray) -> str:
-    """Compact names: "0-4", "3, 7"."""
+def _classes(members: np.ndarray, names: Sequence[str] | None = None) -> str:
+    """Compact names: "0-4", "3, 7", "cat, dog"."""
+    if names is not None and [names[k] for k in members] != [str(k) for k in members]:
+        shown = [str(names[k]) for k in members[:4]]
+        return ", ".join(shown) if members.size <= 4 else f"{', '.join(shown[:3])}, ... ({members.size})"
     if members.size > 2 and np.all(np.diff(members) == 1):
         return f"{members[0]}-{members[-1]}"
     shown = ", ".join(str(k) for k in members[:6])
     return shown if members.size <= 6 else f"{shown}, ... ({members.size})"
 
 
-def print_thresholds(problem: cs.Problem, t: cs.Thresholds, lambda_z: float | None) -> None:
-    """One row per kind of class, and where ``lambda_z`` lies."""
-    here = lambda_z is not None
-    table = Table("classes", "samples each", "merge at lambda_z", "vanish at lambda_z", *(["here"] if here else []))
-    keys = np.stack([problem.class_counts, t.merge, t.vanish, problem.loss_share])
-    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True, equal_nan=True)
+def print_thresholds(
+    problem: cs.Problem, t: cs.Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
+) -> None:
+    """One row per kind of class, and the state at the optimum ``here``."""
+    signed, near = problem.features == "signed", _near_merge(problem, t)
+    merge_column = ["merge at lambda_z"] if signed else []
+    table = Table("classes", "samples", *merge_column, "vanish at lambda_z", box=box.SIMPLE_HEAD)
+    exact = _vanish_exact(t, here)
+    keys = np.nan_to_num(np.stack([problem.class_counts, t.merge, near, t.vanish, exact, problem.loss_share]), nan=-1.0)
+    if here is not None:
+        table.add_column(f"state at {problem.lambda_z:g}")
+        keys = np.vstack([keys, np.array([CLASS_STATES.index(state) for state in here.class_states])])
+    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     for j in np.argsort(first):
         k = first[j]
-        row = [_classes(np.flatnonzero(inverse.ravel() == j)), str(problem.class_counts[k])]
-        row += ["-" if np.isnan(x) else f"{x:.6g}" for x in (t.merge[k], t.vanish[k])]
-        if lambda_z is not None:
-            merged = lambda_z >= t.merge[k]
-            row.append("vanished" if lambda_z >= t.vanish[k] else "merged" if merged else "separated")
-        table.add_row(*row)
-    console = Console()
+        merge = f"{t.merge[k]:.6g}" if np.isnan(near[k]) else f"≈ {near[k]:.3g}"
+        vanish = "always" if np.isnan(t.vanish[k]) else f"{t.vanish[k]:.6g}" if exact[k] else f"≈ {t.vanish[k]:.3g}"
+        row = [_classes(np.flatnonzero(inverse.ravel() == j), names), str(problem.class_counts[k])]
+        table.add_row(*row, *([merge] if signed else []), vanish, *([] if here is None else [here.class_states[k]]))
+    console = Console(highlight=False)
+    console.print(problem_words(problem, lambda_z=here is not None))
+    if signed:
+        console.print(RELU_WORDS)
     console.print(table)
-    console.print(f"everything collapses (Z = 0) from lambda_z = {t.complete:.6g}", highlight=False)
+    console.print(f"everything collapses (Z = 0) from lambda_z = {t.complete:.6g}")
+    for sentence in _notes(problem, t, near, exact):
+        console.print(sentence)
+
+
+def _notes(problem: cs.Problem, t: cs.Thresholds, near: Vector, exact: Mask) -> list[str]:
+    notes = []
+    if not np.isnan(near).all():
+        notes.append(
+            "≈ approximate: a class without another of as many samples merges with none; around this value its "
+            "predictions turn parallel to those of other classes."
+        )
+    if problem.features == "signed" and np.ptp(t.vanish) <= 1e-9 * t.complete:
+        notes.append("With signed features all columns vanish together here, not one after another.")
+    if not exact.all():
+        notes.append(
+            "≈ approximate: here classes would share a feature direction, which these formulas leave out. The state "
+            "at a given --lambda-z comes from the certified optimum."
+        )
+    if np.isnan(t.vanish).any():
+        notes.append("always: the bias alone carries the class; its column is zero at every lambda_z.")
+    return notes
 
 
 def print_demo(record: dict[str, Any], page: Path) -> None:

@@ -11,8 +11,9 @@ import typer
 
 from collapsar.cli.app import app
 from collapsar.cli.options import Json
-from collapsar.cli.output import print_json, standard
+from collapsar.cli.output import print_json
 from collapsar.core.files import write_atomically
+from collapsar.core.records import to_json
 
 __all__ = ["report"]
 
@@ -58,7 +59,7 @@ def report(
         if sys.stderr.isatty():
             print(f"measuring {name}", file=sys.stderr)
 
-    record = standard(report_record(runs, data_dir=data_dir, progress=say))
+    record = to_json(report_record(runs, data_dir=data_dir, progress=say))
     page = write_atomically(out, report_page(record)).resolve()
     if as_json:
         print_json({**record, "page": str(page)})

@@ -30,7 +30,7 @@ from collapsar.cli.options import (
     counts_given,
     price,
 )
-from collapsar.cli.output import print_json, print_solution, print_thresholds, solution_record
+from collapsar.cli.output import print_json, print_solution, print_thresholds, solution_record, thresholds_record
 
 __all__ = ["solve", "thresholds"]
 
@@ -62,7 +62,8 @@ def solve(
     as_json: Json = False,
 ) -> None:
     """The exact optimum: which classes are separated, merged or vanished at this penalty, with a certificate."""
-    n = counts_given(counts, column, ignore_index).counts
+    read = counts_given(counts, column, ignore_index)
+    n = read.counts
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
     problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
@@ -70,9 +71,9 @@ def solve(
     if out is not None:
         solution.save(out)
     if as_json:
-        print_json(solution_record(solution))
+        print_json(solution_record(solution, read.names))
     else:
-        print_solution(solution)
+        print_solution(solution, read.names)
     if solution.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(solution)
 
@@ -100,7 +101,7 @@ def thresholds(
     counts: Counts,
     lambda_b: LambdaB = float("inf"),
     features: Features = "signed",
-    lambda_z: Annotated[float | None, typer.Option("--lambda-z", help="Also say where this penalty lies.")] = None,
+    lambda_z: Annotated[float | None, typer.Option("--lambda-z", help="Also the state of each class here.")] = None,
     class_weights: Weights = None,
     offsets: Offsets = None,
     scales: Scales = None,
@@ -110,16 +111,20 @@ def thresholds(
     ignore_index: IgnoreIndex = None,
     as_json: Json = False,
 ) -> None:
-    """The penalties lambda_z at which classes merge, vanish, and everything collapses."""
-    n = counts_given(counts, column, ignore_index).counts
+    """The penalties lambda_z at which classes merge, vanish, and everything collapses.
+
+    With --lambda-z also the state of every class there, from the certified optimum.
+    """
+    read = counts_given(counts, column, ignore_index)
+    n = read.counts
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
     problem = cs.Problem(n, 1.0 if lambda_z is None else lambda_z, lambda_b, loss, features=features)
     t = cs.thresholds(problem)
+    here = None if lambda_z is None else _watched(problem, 1e-9, 300)
     if as_json:
-        record = {"problem": problem.to_dict(), "merge": t.merge, "vanish": t.vanish, "complete": t.complete}
-        if lambda_z is None:
-            record["problem"] = {k: v for k, v in record["problem"].items() if k != "lambda_z"}
-        print_json(record)
-        return
-    print_thresholds(problem, t, lambda_z)
+        print_json(thresholds_record(problem, t, here, read.names))
+    else:
+        print_thresholds(problem, t, here, read.names)
+    if here is not None and here.status is not cs.Status.OPTIMAL:
+        raise cs.NotConvergedError(here)

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import collapsar as cs
 from collapsar.cli.app import app
 from collapsar.cli.options import Json, LambdaB, LambdaH, LambdaW, LambdaZ, price
-from collapsar.cli.output import print_demo, print_json, print_training, standard
+from collapsar.cli.output import print_demo, print_json, print_training
 from collapsar.core.files import write_atomically
+from collapsar.core.records import to_json
 
 __all__ = ["demo", "train"]
 
@@ -110,7 +111,7 @@ def train(
         progress = _advance(bar, "training")
         result = train_network(config, images, out, progress=progress, resume=not fresh, measure=collapse_numbers)
     record = {"config": json.loads(config.to_json()), **run_record(result, images)}
-    write_atomically(out / "result.json", json.dumps(standard(record), allow_nan=False))
+    write_atomically(out / "result.json", json.dumps(to_json(record), allow_nan=False))
     if as_json:
         print_json(record)
     else:
@@ -148,7 +149,7 @@ def demo(
                 tasks[position] = _advance(bar, f"penalty {position} the thresholds")
             tasks[position](epoch, epochs, None)
 
-        record = standard(run_demo(data, out=folder, data_dir=data_dir, seed=seed, progress=progress))
+        record = to_json(run_demo(data, out=folder, data_dir=data_dir, seed=seed, progress=progress))
     write_atomically(folder / "record.json", json.dumps(record, allow_nan=False))
     write_atomically(folder / "picture.png", png_bytes(demo_figure(record)))
     page = write_atomically(folder / "report.html", demo_page(record))

@@ -15,20 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel
+from collapsar.core.states import CLASS_STATES
+from collapsar.core.types import Array, Record
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
 from collapsar.solver.batched import ProblemBatch, solve_batch
-from collapsar.solver.solution import ClassState
 from collapsar.theory.thresholds import Thresholds, thresholds
 
 __all__ = ["Agreement", "ModelPhase", "PhaseDiagram", "assemble", "phase_chunk", "phase_diagram"]
 
-Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
-Record = dict[str, Any]
 
 FEATURES: tuple[FeatureModel, ...] = get_args(FeatureModel)
-STATES: tuple[ClassState, ...] = get_args(ClassState)
+STATES = CLASS_STATES
 UNKNOWN = -1  # predicted state where classes share a feature direction, which the closed forms do not follow
 _FIELDS = ("merge_a", "merge_b", "vanish_a", "vanish_b", "complete", "exact_a", "exact_b", "exact_complete")
 

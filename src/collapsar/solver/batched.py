@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.states import CLASS_STATES, past
 from collapsar.solver.batch_model import BatchModel
 from collapsar.solver.batch_newton import minimise_batch
 from collapsar.solver.certificate import GAP_FLOOR
-from collapsar.solver.solution import ClassState, Solution
+from collapsar.solver.solution import Solution
 from collapsar.solver.solve import solve
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks, Quotient, quotient
@@ -27,7 +28,6 @@ __all__ = ["BatchResult", "ProblemBatch", "solve_batch"]
 Array = NDArray[np.float64]
 
 _CHUNK_NUMBERS = 240_000  # entries of the Hessians in work at once: they should stay in the cache
-_STATES: tuple[ClassState, ...] = get_args(ClassState)
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +275,7 @@ def solve_batch(
         status=np.full(B, Status.OPTIMAL, dtype=object),
         num_steps=np.zeros(B, dtype=np.int64),
         solutions={},
-        states=np.full((B, J), _STATES[0]),
+        states=np.full((B, J), CLASS_STATES[0]),
     )
     size = max(64, _CHUNK_NUMBERS // (J * J + J - 1) ** 2)
     for first in range(0, B, size):
@@ -301,10 +301,11 @@ def _solve_part(result: BatchResult, part: slice, tol: float, max_steps: int) ->
     result.C[part] = np.moveaxis(S / (root_k[:, None] * model.root), -1, 0)
     result.b[part] = (np.einsum("icb,cb->ib", model.basis, point.beta) / root_k).T
     result.primal[part], result.dual[part], result.num_steps[part] = point.primal, point.dual, point.num_steps
-    apart = (alpha > 0) & several
+    merge = model.tau * model.delta * (1 - result.batch.smoothing[part]) * model.share / k / (model.root / root_k)
+    apart = several & (~past(model.lambda_z, merge) if model.features == "signed" else alpha > 0)
     alive = np.any(v[:-1] != 0, axis=0) if J > 1 else np.zeros_like(apart)
     states = np.where(apart | (~several & alive), 0, np.where(alive, 1, 2))
-    result.states[part] = np.array(_STATES)[states].T
+    result.states[part] = np.array(CLASS_STATES)[states].T
 
 
 def _solve_one(result: BatchResult, i: int, tol: float) -> None:

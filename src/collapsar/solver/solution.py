@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.files import write_atomically
 from collapsar.core.problem import Problem
+from collapsar.core.states import ClassState, past
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.certificate import Certificate, certify_blocks
 from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.shared import Atoms, certify_atoms, factors
@@ -23,14 +25,10 @@ from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
 from collapsar.solver.witness import Witness
 
-__all__ = ["ClassState", "NotConvergedError", "SharedProof", "Solution", "load_solution"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-
-ClassState = Literal["separated", "merged", "vanished"]
+__all__ = ["NotConvergedError", "SharedProof", "Solution", "load_solution"]
 
 _FORMAT = 1  # of saved files
+_TIE = 1e-6  # entries of a column this close, relatively, are equal to the accuracy of a solution
 _ZERO = 1e-8  # relative size below which a part of the optimum that the dual leaves undecided counts as zero
 
 
@@ -102,10 +100,11 @@ class Solution:
     def _live(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
         """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part.
 
-        Decided from the dual. Around the optimal residual R* the gap G leaves a ball: the dual is strongly concave
-        (Pinsker), sum_k q_k ||s_k - s*_k||_1^2 <= 2G, so singular values of R below lambda_Z by more than
-        sqrt(2 G max_k(q_k tau_k^2 delta^2 / m_k)) belong to parts that are zero at the optimum. What the ball leaves
-        open is taken as it stands at the point.
+        Signed within-blocks are alive below tau delta (1 - eps) q / sqrt(m) exactly (JMLR Cor. 4, any remedy). The
+        cluster part is decided from the dual. Around the optimal residual R* the gap G leaves a ball: the dual is
+        strongly concave (Pinsker), sum_k q_k ||s_k - s*_k||_1^2 <= 2G, so singular values of R below lambda_Z by
+        more than sqrt(2 G max_k(q_k tau_k^2 delta^2 / m_k)) belong to parts that are zero at the optimum. What the
+        ball leaves open is taken as it stands at the point.
         """
         q, blocks = self.quotient, self.blocks
         R = residual(q, predict(q, blocks)[0])
@@ -115,18 +114,27 @@ class Solution:
         )  # a gap of 0 is rounding
         edge = q.lambda_z - np.sqrt(2 * gap * ball)
         size = np.sqrt(q.mass) * np.sqrt(q.sizes @ blocks.C**2 + blocks.alpha**2)
-        zero = _ZERO * max(float(size.max()), 1e-300)
-        within = (q.sizes > 1) & (R.within >= edge) & (np.sqrt(q.mass) * blocks.alpha > zero)
+        zero = _ZERO * max(float(size.max()), float(np.sqrt(q.mass.max())))  # logits below 1e-8 nats are rounding
         if q.features == "nonnegative":
             # the algorithm sets dead columns to zero; contrasts of shared atoms are zero to its rounding only
             gamma = np.linalg.svd(q.weight * blocks.C, compute_uv=False)
             within = (q.sizes > 1) & (np.sqrt(q.mass) * blocks.alpha > (zero if self.proof is None else 1e3 * zero))
             return within, size > zero, int(np.sum(gamma > zero))
+        merge = q.temperatures * q.scales * (1 - q.smoothing) * q.share / np.sqrt(q.mass)
+        within = (q.sizes > 1) & ~past(q.lambda_z, merge)
         _, gamma, Bt = np.linalg.svd(q.weight * blocks.C)
         sigma = np.linalg.svd(R.between, compute_uv=False)
         rank = min(int(np.sum(sigma >= edge)), int(np.sum(gamma > zero)))
         reached = np.linalg.norm(gamma[:rank, None] * Bt[:rank], axis=0) > zero
         return within, within | reached, rank
+
+    @property
+    def _own_most(self) -> NDArray[np.bool_]:
+        """Per cluster: do a class's features raise its own logit more than any other cluster's."""
+        q, blocks = self.quotient, self.blocks
+        own = np.diag(blocks.C) + np.where(q.sizes > 1, blocks.alpha * (1 - 1 / q.sizes), 0.0)
+        most = np.where(np.eye(q.num_clusters, dtype=bool), -np.inf, blocks.C).max(axis=0)
+        return own > most + _TIE * np.abs(blocks.C).max(axis=0)
 
     @property
     def rank(self) -> int:
@@ -138,13 +146,16 @@ class Solution:
     def class_states(self) -> tuple[ClassState, ...]:
         """Per class: "separated"; "merged": its prediction equals that of its whole cluster; "vanished": it is zero.
 
-        A class alone in its cluster is separated or vanished.
+        A class alone in its cluster is separated where its features raise its own logit more than any other, merged
+        where they raise another class's at least as much: it then has no direction of its own. The same holds for all
+        classes with nonnegative features that share directions.
         """
         within, column, _ = self._live
-        alone = self.quotient.sizes == 1
+        alone, own = self.quotient.sizes == 1, self._own_most
+        shared = np.full(alone.size, self.proof is not None)
+        separated = np.where(alone | shared, (alone | within) & own, within)
         names: list[ClassState] = [
-            "vanished" if not c else "separated" if w or a else "merged"
-            for w, c, a in zip(within, column, alone, strict=True)
+            "vanished" if not c else "separated" if s else "merged" for s, c in zip(separated, column, strict=True)
         ]
         return tuple(names[j] for j in self.quotient.labels)
 

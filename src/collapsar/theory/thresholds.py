@@ -18,7 +18,7 @@ from collapsar.core.problem import Problem
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
 from collapsar.theory.roots import root_between
 
-__all__ = ["Thresholds", "thresholds", "tilted"]
+__all__ = ["Thresholds", "merge_strength", "thresholds", "tilted"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -104,6 +104,20 @@ def thresholds(problem: Problem) -> Thresholds:
     for array in (merge, vanish, exact):
         array.setflags(write=False)
     return Thresholds(merge, vanish, complete, bound, exact)
+
+
+def merge_strength(problem: Problem) -> Vector:
+    """Tau delta (1 - eps) q / sqrt(m), shape (K,); plain: sqrt(n_k)/N.
+
+    With signed features a class and its like merge exactly here. For a class alone in its cluster it is approximate:
+    around here its predictions turn parallel to those of other classes, and the rank of Z falls.
+
+    Example:
+        >>> merge_strength(Problem("500x5,100x5", 1.0)).round(6)[[0, -1]].tolist()
+        [0.007454, 0.003333]
+    """
+    loss = problem.temperatures * problem.scales * problem.loss_share / np.sqrt(problem.mass)
+    return (1 - problem.loss.smoothing) * loss
 
 
 # --- signed features

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from collapsar.core.files import write_atomically
+from collapsar.core.records import from_json, to_json
 
 __all__ = ["Checkpoint", "RunFolder", "as_read_back", "load_records", "read_checkpoint"]
 
@@ -178,30 +178,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(record), allow_nan=False) + "\n"
+    return json.dumps(to_json(record), allow_nan=False) + "\n"
 
 
 def _from_line(line: str) -> dict[str, Any]:
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError("not an object")  # noqa: TRY004 -- about a file, not an argument
-    return record if record.get("kind") == "header" else _undefined_to_nan(record)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and tensors as lists, numbers that JSON lacks as null."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _undefined_to_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _undefined_to_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_undefined_to_nan(item) for item in value]
-    return math.nan if value is None else value
+    return record if record.get("kind") == "header" else from_json(record)

@@ -7,10 +7,10 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
-from typing import Any
 
 import torch
 
+from collapsar.core.records import from_json, to_json
 from collapsar.training.data import whole_counts
 from collapsar.training.models import ModelSpec
 from collapsar.training.penalties import Penalties, scaled
@@ -138,7 +138,7 @@ class TrainConfig:
 
     def to_json(self) -> str:
         """One line of standard JSON; infinity is written as the string "inf"."""
-        return json.dumps(_without_infinity(asdict(self)), sort_keys=True, allow_nan=False)
+        return json.dumps(to_json(asdict(self)), sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
@@ -148,7 +148,7 @@ class TrainConfig:
             ValueError: The text is not JSON, names an unknown field, lacks one, or a value is out of range.
         """
         try:
-            values = _with_infinity(json.loads(text))
+            values = from_json(json.loads(text))
         except json.JSONDecodeError as error:
             raise ValueError(f"`text` must be JSON as written by to_json, got an error at {error}") from None
         if not isinstance(values, dict):
@@ -177,15 +177,3 @@ def _are_steps(steps: tuple[tuple[float, float], ...]) -> bool:
     increasing = all(a < b for a, b in pairwise(fractions))
     inside = bool(steps) and fractions[0] == 0 and fractions[-1] < 1
     return inside and increasing and all(0 < factor < math.inf for _, factor in steps)
-
-
-def _without_infinity(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_infinity(item) for key, item in value.items()}
-    return "inf" if value == math.inf else value
-
-
-def _with_infinity(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_infinity(item) for key, item in value.items()}
-    return math.inf if value == "inf" else value

@@ -1,0 +1,50 @@
+"""Values as standard JSON, the one way in which every record is written, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+__all__ = ["from_json", "to_json"]
+
+
+def to_json(value: Any) -> Any:
+    """The value as standard JSON can hold it.
+
+    Arrays, tensors and tuples become lists, numpy's numbers Python's, dataclasses objects; NaN (not defined) is null,
+    infinity the string "inf", as in ``lambda_b`` of a head without bias.
+
+    Example:
+        >>> import numpy as np
+        >>> to_json({"Z": np.array([[1.0, np.nan]]), "lambda_b": np.inf, "n": np.int64(3)})
+        {'Z': [[1.0, None]], 'lambda_b': 'inf', 'n': 3}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if hasattr(value, "tolist") and not isinstance(value, type):  # numpy's arrays and numbers, torch's tensors
+        return to_json(value.tolist())
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """Read back what :func:`to_json` wrote: null is NaN, "inf" infinity. For records of numbers.
+
+    Example:
+        >>> from_json({"gap": None, "lambda_b": "inf", "name": "net"})
+        {'gap': nan, 'lambda_b': inf, 'name': 'net'}
+    """
+    if isinstance(value, Mapping):
+        return {key: from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if value is None:
+        return math.nan
+    return {"inf": math.inf, "-inf": -math.inf}.get(value, value) if isinstance(value, str) else value

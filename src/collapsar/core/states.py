@@ -1,0 +1,63 @@
+"""The states of a class, and what safe means: the same words in every command, record and page.
+
+At an optimum, and by measurement of a trained network:
+
+* **separated**: the class has predictions of its own;
+* **merged**: its column of predictions is not zero, but tells it from no class of its kind (the classes with the same
+  number of samples and the same mitigation), or, in a network, from the classes it merged with;
+* **vanished**: its column is zero, so that its samples move no score.
+
+A class is **safe** with a margin when it is separated and stays so up to ``(1 + margin)`` times the regularization
+strength. Its safety is the largest regularization strength at which it is separated over the present one: above 1
+exactly for separated classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from collapsar.core.types import Mask, Vector
+
+__all__ = ["CLASS_STATES", "ClassState", "past", "safety", "worst"]
+
+ClassState = Literal["separated", "merged", "vanished"]
+_ROUNDING = 8 * np.finfo(np.float64).eps
+CLASS_STATES: tuple[ClassState, ...] = get_args(ClassState)
+
+
+def worst(states: Iterable[ClassState]) -> ClassState:
+    """The worst of several states.
+
+    Example:
+        >>> worst(["separated", "vanished", "merged"])
+        'vanished'
+    """
+    return max(states, key=CLASS_STATES.index)
+
+
+def past(strength: ArrayLike, threshold: ArrayLike) -> Mask:
+    """Whether a regularization strength is at or past a threshold, to the rounding of either; never past NaN.
+
+    Example:
+        >>> past(0.1 + 0.2, [0.3, 0.31, np.nan]).tolist()
+        [True, False, False]
+    """
+    return np.asarray(np.asarray(strength) >= np.asarray(threshold) * (1 - _ROUNDING))
+
+
+def safety(threshold: ArrayLike, strength: float) -> Vector:
+    """How many times stronger the regularization may become before a class is no longer separated.
+
+    Args:
+        threshold: the regularization strengths (lambda_z) from which on classes are no longer separated.
+        strength: the present one.
+
+    Example:
+        >>> safety([0.006, 0.003], 0.004).tolist()
+        [1.5, 0.75]
+    """
+    return np.asarray(threshold, dtype=np.float64) / strength
