@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import typer
 
 import collapsar as cs
-from collapsar.cli import main
+from collapsar.cli import app, main
+from collapsar.cli.app import COMMANDS, STUDIES
 
 
 def collapsar(*arguments):
@@ -162,3 +164,20 @@ def test_train_records_resumes_and_refuses_another_configuration(here, tmp_path)
     other = here(*arguments, "--out", tmp_path / "run", "--seed", "1")
     assert other.returncode == 2
     assert len(other.stderr.strip().splitlines()) == 1
+
+
+def test_the_list_of_commands_says_what_each_command_says() -> None:
+    for name, words in ({n: w for n, (_, w) in COMMANDS.items()} | STUDIES).items():
+        command = typer.main.get_command(app).resolve_command(None, [name])[1]
+        assert " ".join(command.help.split()).startswith(words.rstrip(".")), name
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve"], ["reproduce"], ["no-such-command"]])
+def test_what_needs_no_numbers_imports_none(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom collapsar.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'scipy', 'matplotlib', 'dask', 'sklearn'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)

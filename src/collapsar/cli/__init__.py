@@ -6,31 +6,13 @@ Exit codes: 0 done, 1 not converged or a failed gate, 2 bad usage or input, 130 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import entry_points
 from typing import Any
 
 import typer
 
-import collapsar as cs
-from collapsar.cli import advise, audit, diagnose, explore, phase, report, theory, training
 from collapsar.cli.app import Interrupted, app
 
-__all__ = [
-    "advise",
-    "app",
-    "audit",
-    "diagnose",
-    "explore",
-    "main",
-    "phase",
-    "report",
-    "theory",
-    "training",
-]
-
-# Other distributions add commands: each entry point names a module that registers its own with `app`.
-for _entry in entry_points(group="collapsar.commands"):
-    _entry.load()
+__all__ = ["app", "main"]
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or the copy that newer typers carry
 
@@ -41,14 +23,18 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _UsageError as error:
         code = _complain(f"{error.format_message()} (see `{_command_path(error)} --help`)")
-    except cs.NotConvergedError as error:
-        code = _complain(str(error), 1)
     except ModuleNotFoundError as error:
         code = _complain(_missing(error))
     except (ValueError, OSError, ArithmeticError) as error:
         code = _complain(str(error) or type(error).__name__)
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         code = _complain(str(error) or "interrupted", 130)
+    except RuntimeError as error:
+        from collapsar.solver import NotConvergedError  # here: an import that other ends need not pay for
+
+        if not isinstance(error, NotConvergedError):
+            raise
+        code = _complain(str(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

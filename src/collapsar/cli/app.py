@@ -1,29 +1,71 @@
-"""The application that the commands register with."""
+"""The application that the commands register with. A command's module is imported when the command is called."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import collapsar as cs
 
 __all__ = ["Interrupted", "app"]
+
+# Module and first words of every command, so that `--help` need not import them; a test holds the two together.
+COMMANDS = {
+    "demo": ("training", "Train three networks on imbalanced data and watch the small classes collapse."),
+    "diagnose": ("diagnose", "Say which classes of a trained network have merged or vanished."),
+    "audit": ("audit", "Say which classes of any trained classifier are dead, from its head alone."),
+    "advise": ("advise", "Which classes merge at your penalties, and the least change that keeps them apart."),
+    "solve": ("theory", "The exact optimum: which classes are separated, merged or vanished at this penalty."),
+    "thresholds": ("theory", "The penalties lambda_z at which classes merge, vanish, and everything collapses."),
+    "phase": ("phase", "Which classes stay apart, merge or vanish, over a grid of two parameters."),
+    "train": ("training", "Train a network on imbalanced data with penalised features."),
+    "report": ("report", "Write one page about trained networks, for any reader, and open it."),
+    "explore": ("explore", "Write a page that solves the model as you move its sliders, and open it."),
+}
+STUDIES = {
+    "reproduce": "Train the networks behind a figure of Hong & Ling (2024).",
+    "figures": "Pictures and tables of the theory.",
+}
 
 
 class Interrupted(Exception):  # noqa: N818 - no error
     """Ctrl-C, and how to go on."""
 
 
+def _added() -> dict[str, EntryPoint]:
+    """Commands of other distributions: each entry point names a module that registers its own with ``app``."""
+    return {entry.name: entry for entry in entry_points(group="collapsar.commands")}
+
+
 class _Commands(TyperGroup):
-    """Typer by itself ends at Ctrl-C without a word, and a run that was stopped has something to say."""
+    """Commands by name, imported when called; Ctrl-C ends with what a run that was stopped has to say."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*COMMANDS, *_added()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """What `--help` lists; :meth:`resolve_command` has the command itself."""
+        words = COMMANDS[cmd_name][1] if cmd_name in COMMANDS else STUDIES.get(cmd_name)
+        known = cmd_name in COMMANDS or cmd_name in _added()
+        return TyperCommand(cmd_name, help=words) if known else super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Say where the commands of the studies come from, where they are not installed."""
-        if args and args[0] in ("figures", "reproduce") and self.get_command(ctx, args[0]) is None:
-            raise ValueError(f"`{args[0]}` comes with the studies: in a clone of the repository, pip install ./studies")
-        return super().resolve_command(ctx, args)
+        """Import the command, or say where it comes from."""
+        name = args[0] if args else ""
+        if name in COMMANDS:
+            import_module(f"collapsar.cli.{COMMANDS[name][0]}")
+        elif (entry := _added().get(name)) is not None:
+            entry.load()
+        elif name in STUDIES:
+            raise ValueError(f"`{name}` comes with the studies: in a clone of the repository, pip install ./studies")
+        else:
+            return super().resolve_command(ctx, args)
+        group: Any = typer.main.get_group(app)
+        return name, group.commands[name], args[1:]
 
     def invoke(self, ctx: Any) -> Any:
         try:
