@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,8 @@ def test_train_records_resumes_and_refuses_another_configuration(here, tmp_path)
 
 def test_the_list_of_commands_says_what_each_command_says() -> None:
     for name, words in ({n: w for n, (_, w) in COMMANDS.items()} | STUDIES).items():
-        command = typer.main.get_command(app).resolve_command(None, [name])[1]
+        group: Any = typer.main.get_command(app)
+        command = group.resolve_command(None, [name])[1]
         assert " ".join(command.help.split()).startswith(words.rstrip(".")), name
 
 

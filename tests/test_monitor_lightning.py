@@ -99,7 +99,7 @@ def test_it_names_the_classes_that_theory_says_will_merge(tmp_path):
     merges = [line for line in lines if line.get("event") == "merge"]
     assert {name for line in merges for name in line["names"]} == {"three", "four", "five"}
     assert all(WARM <= line["epoch"] < EPOCHS for line in merges)
-    assert said[0] == merges[0]["message"]
+    assert merges[0]["message"] in said
     assert said[-1].startswith(f"After epoch {EPOCHS - 1}: 3 of 6 classes are apart")
     assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == list(range(EPOCHS))
     assert trainer.callback_metrics["nc/num_distinct"] <= 4

@@ -116,7 +116,7 @@ def test_it_names_the_classes_that_theory_says_will_merge(tmp_path):
     merges = [line for line in lines if line.get("event") == "merge"]
     assert {name for line in merges for name in line["names"]} == {"three", "four", "five"}
     assert all(WARM < line["epoch"] <= EPOCHS for line in merges)
-    assert said[0] == merges[0]["message"]
+    assert merges[0]["message"] in said
     assert said[-1].startswith(f"After epoch {EPOCHS}: 3 of 6 classes are apart")
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))

@@ -133,7 +133,7 @@ def test_records_are_complete(tmp_path: Path, uninterrupted: TrainResult) -> Non
     assert [call[2] for call in calls if call[2] is not None] == result.records
 
 
-def test_measure_joins_the_records_with_undefined_numbers_as_null(tmp_path: Path) -> None:
+def test_measure_joins_the_records_with_numbers_that_json_lacks(tmp_path: Path) -> None:
     def measure(model: Any, data: Any) -> dict[str, Any]:
         assert len(data.train_labels) == 65
         seen = sum(len(labels) for _, _, labels in features_and_logits(model, data))
@@ -147,10 +147,10 @@ def test_measure_joins_the_records_with_undefined_numbers_as_null(tmp_path: Path
     result = train(CONFIG, DATA, tmp_path, measure=measure)
     on_disk = _on_disk(tmp_path)[-1]
     assert (on_disk["seen"], on_disk["tensor"]) == (65, [[1.0, 0.0], [0.0, 1.0]])
-    assert (on_disk["undefined"], on_disk["nested"]) == (None, {"values": [1, None]})
+    assert (on_disk["undefined"], on_disk["nested"]) == (None, {"values": [1, "inf"]})
     for record in (result.records[-1], load_records(tmp_path)[-1]):
         assert math.isnan(record["undefined"])
-        assert math.isnan(record["nested"]["values"][1])
+        assert record["nested"]["values"][1] == math.inf
 
 
 class _PowerCutError(Exception):

@@ -16,7 +16,6 @@ import collapsar as cs
 from collapsar.core.records import to_json
 from collapsar.core.states import CLASS_STATES, past
 from collapsar.core.types import Mask, Record, Vector
-from collapsar.theory.thresholds import merge_strength
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -72,6 +71,8 @@ def thresholds_record(
 def _near_merge(problem: cs.Problem, t: cs.Thresholds) -> Vector:
     """Where the predictions of a class alone in its cluster turn parallel to others', NaN for all other classes."""
     alone = np.isnan(t.merge) & (problem.features == "signed")
+    from collapsar.theory.thresholds import merge_strength
+
     return np.where(alone, np.fmin(merge_strength(problem), t.complete), np.nan)
 
 
