@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 else:
     del collapsar.advise, collapsar.diagnose
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Advice",
