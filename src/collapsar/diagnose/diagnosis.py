@@ -47,7 +47,7 @@ from collapsar.metrics.separation import ClassSeparation, ClassState, class_sepa
 from collapsar.solver import solve
 from collapsar.theory import thresholds
 
-__all__ = ["Diagnosis", "KnownTraining", "Prediction", "diagnose_measurement"]
+__all__ = ["Diagnosis", "Prediction", "diagnose_measurement"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
