@@ -142,11 +142,6 @@ def test_thresholds_are_the_package_s(answers):
 
 
 @needs_node
-def test_a_solve_follows_a_slider(answers):
-    assert max(mine["ms"] for mine in answers) < 5
-
-
-@needs_node
 def test_angles_are_those_of_the_gram_matrices(answers):
     for case, mine in list(zip(CASES, answers, strict=True))[::4]:
         if not mine["closed"]:

@@ -248,22 +248,21 @@ def test_states_from_means_and_head_are_those_of_all_pairs(K, d, seed):
 
 @pytest.mark.slow
 def test_thousands_of_classes_need_no_table():
-    """A head as large as a text recogniser's, in a process of its own: seconds, and no table of all pairs."""
+    """A head as large as a text recogniser's, in a process of its own: no table of all pairs."""
     import subprocess
     import sys
 
     code = """
-import resource, time, numpy as np
+import resource, numpy as np
 from collapsar.metrics import mean_separation
 rng = np.random.default_rng(0)
 means, weight = rng.standard_normal((2, 6625, 120))
 means[:200] = means[0] + 1e-3 * rng.standard_normal((200, 120))
-before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = mean_separation(means, weight)
-print(len(found.groups[0]), time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(len(found.groups[0]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    size, seconds, kib = map(float, done.stdout.split())
+    size, kib = map(float, done.stdout.split())
     assert size == 200
     assert kib < 300 * 1024
-    assert seconds < 30  # a tenth of it on a calm machine; all pairs took 85

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import doctest
 import hashlib
 import inspect
 import json
@@ -716,10 +715,3 @@ def test_drawing_leaves_the_record_as_it_was() -> None:
     demo_page(record)
     demo_figure(record)
     assert record == before
-
-
-@pytest.mark.parametrize("module", ["record", "style", "words", "plots"])
-def test_examples_run(module: str) -> None:
-    failed, attempted = doctest.testmod(import_module(f"collapsar.report.{module}"))
-    assert attempted > 0
-    assert failed == 0

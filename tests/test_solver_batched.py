@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import doctest
 import math
-import time
 
 import numpy as np
 import pytest
@@ -201,19 +199,6 @@ def test_every_problem_ends_on_its_own():
     assert seen[-1] == (200, 200)
 
 
-def test_the_batch_beats_one_at_a_time_by_far():
-    """Ratio within one run; the bar of a second for 10 000 is measured in the benchmarks."""
-    batch = random_batch(6, 2000, 2, "signed", general=False)
-    problems = [batch.problem(i) for i in range(12)]
-    begin = time.perf_counter()
-    solve_batch(batch)
-    each = (time.perf_counter() - begin) / 2000
-    begin = time.perf_counter()
-    for p in problems:
-        cs.solve(p, throw=False)
-    assert (time.perf_counter() - begin) / 12 >= 10 * each
-
-
 PLAIN = {"sizes": [5, 5], "counts": [500, 100], "lambda_z": 0.003}
 
 
@@ -257,9 +242,3 @@ def test_bad_arguments_and_problems_that_are_not_alike():
         ProblemBatch(**{**vars(batch), "share": 2 * batch.share})
     with pytest.raises(ValueError, match=r"`mass` must have shape \(1, 2\)"):
         ProblemBatch(**{**vars(batch), "mass": batch.mass[:, :1]})
-
-
-def test_examples_run():
-    failed, attempted = doctest.testmod(batched)
-    assert failed == 0
-    assert attempted >= 3

