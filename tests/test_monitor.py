@@ -525,3 +525,12 @@ def test_many_classes_do_without_pairs(tmp_path, monkeypatch):
     assert record.separation is None
     assert "nc/cdnv" not in record.scalars
     assert record.scalars["nc/nc1_trace_ratio"] > 0
+
+
+def test_labels_that_are_names_are_refused_with_the_way_to_number_them(tmp_path):
+    model = Net()
+    x = dataset()[:8][0]
+    with CollapseMonitor(model, options=options(tmp_path)) as monitor:
+        model(x)
+        with pytest.raises(ValueError, match=r"got str 'cat'\. Number the names"):
+            monitor.step(["cat"] * 8)

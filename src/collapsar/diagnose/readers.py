@@ -257,6 +257,7 @@ def _features(
     """What the head receives, batch by batch, in evaluation mode, and the model's logits; it is as before after."""
     import torch
 
+    from collapsar.metrics.moments import class_indices
     from collapsar.monitor.bare_loop import inputs_and_labels
     from collapsar.monitor.undisturbed import undisturbed
 
@@ -279,7 +280,7 @@ def _features(
             logits = _logits(given[-1] if given else None, output)
             if logits is not None and logits.shape[1] == 1:  # one output tells two classes apart
                 logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-            yield rows, torch.as_tensor(labels), logits
+            yield rows, class_indices(labels), logits
 
 
 def _logits(given: Any, output: Any) -> Tensor | None:

@@ -30,6 +30,7 @@ __all__ = [
     "ClassMoments",
     "accumulate_",
     "checked_batch",
+    "class_indices",
     "class_moments",
     "pack",
     "packed_size",
@@ -165,6 +166,22 @@ def class_moments(features: Any, labels: Any, num_classes: int) -> ClassMoments:
     out = ClassMoments.empty(num_classes, features.shape[1], features.device)
     accumulate_(out.class_counts, out.class_means, out.within_scatter, out.class_traces, features, labels)
     return ClassMoments(out.class_counts, out.class_means, _mirrored(out.within_scatter), out.class_traces)
+
+
+def class_indices(labels: Any) -> Tensor:
+    """Labels as a tensor, whatever holds them.
+
+    Raises:
+        ValueError: they are names or otherwise no numbers.
+    """
+    try:
+        return torch.as_tensor(labels).detach()
+    except (TypeError, ValueError, RuntimeError):
+        first = next(iter(labels), None) if hasattr(labels, "__iter__") else labels
+        raise ValueError(
+            f"`labels` must be class indices, integers; got {type(first).__name__} {first!r}. Number the names: "
+            "{name: k for k, name in enumerate(class_names)}"
+        ) from None
 
 
 def checked_batch(

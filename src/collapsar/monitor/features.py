@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from collapsar.metrics import CollapseReport, NeuralCollapse
+from collapsar.metrics.moments import class_indices
 
 __all__ = ["BatchedMetric", "HeadTap", "Hook"]
 
@@ -148,7 +149,7 @@ class BatchedMetric:
         Raises:
             ValueError: The sizes differ, or the labels are no integers.
         """
-        labels = torch.as_tensor(labels).detach()
+        labels = class_indices(labels)
         if labels.is_floating_point() or labels.is_complex():
             raise ValueError(
                 f"`labels` must be class indices, integers; got {labels.dtype}. Mixed labels have no class: "
