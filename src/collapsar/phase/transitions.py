@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from collapsar.core.problem import Problem
-from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
 from collapsar.theory.thresholds import Thresholds
 from collapsar.theory.thresholds import thresholds as plain_thresholds
 
@@ -37,6 +36,8 @@ def thresholds(problem: Problem) -> Thresholds:
     how = problem.normalization
     if how is None:
         return plain_thresholds(problem)
+    from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
+
     every = np.ones(problem.num_classes, dtype=bool)
     if how.over == "sample":
         merge, complete = merge_per_sample(problem)

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 
 from collapsar.solver.symmetry import Blocks, Quotient
 
@@ -61,6 +60,8 @@ def coarsened(q: Quotient, num_groups: int) -> Quotient | None:
     if not np.all(np.diff(nodes) > 0):
         return None
     own = (_parameters(coarse), _parameters(q))
+    from scipy.interpolate import PchipInterpolator  # a fifth of a second to import, for many clusters only
+
     return coarse if np.max(np.abs(PchipInterpolator(nodes, own[0])(t) - own[1])) <= _SMOOTH else None
 
 
@@ -73,6 +74,8 @@ def interpolated(q: Quotient, coarse: Quotient, blocks: Blocks) -> Blocks:
     for j in np.flatnonzero(~several):  # a class alone has no such logit on the diagonal: take its neighbour's
         beside = between[j, j - 1 if j else 1]
         alpha[j], between[j, j] = between[j, j] - beside, beside
+    from scipy.interpolate import PchipInterpolator
+
     columns = PchipInterpolator(nodes, np.column_stack([between, alpha, blocks.b]))(t)
     C = PchipInterpolator(nodes, columns[:, :-2].T)(t).T
     alpha, b = np.maximum(columns[:, -2], 0.0), columns[:, -1]

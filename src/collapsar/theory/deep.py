@@ -15,7 +15,6 @@ from math import inf
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import wrightomega
 
 from collapsar.theory.roots import root_between
 
@@ -224,6 +223,8 @@ def _peak(function: Callable[[float], float], grid: Vector, values: Vector) -> t
 
 def _tilted(b: Vector, mu: float, target: Vector) -> Vector:
     """The p with log p = b + mu (target - p) - L and sum p = 1, by Wright's omega function."""
+    from scipy.special import wrightomega
+
     base = b + mu * target + np.log(mu)
 
     def excess(L: float) -> float:

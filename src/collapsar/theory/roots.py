@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scipy.optimize import brentq
-
 __all__ = ["root_between"]
 
 # Relative; a few times the smallest that Brent accepts.
@@ -23,5 +21,7 @@ def root_between(function: Callable[[float], float], low: float, high: float) ->
         >>> round(root_between(lambda x: x**2 - 2, 0.0, 2.0), 12)
         1.414213562373
     """
+    from scipy.optimize import brentq  # most of the time of an import, which not every caller needs
+
     root: Any = brentq(function, low, high, xtol=1e-300, rtol=RTOL, maxiter=500)
     return float(root)

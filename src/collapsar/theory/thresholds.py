@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import wrightomega
 
 from collapsar.core.problem import Problem
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
@@ -287,6 +286,8 @@ def _alive_columns(
 
 def tilted(u: Matrix, kappa: Matrix, target: Matrix, count: Matrix, P: Matrix) -> Matrix:
     """The p with log p = u + kappa (target - p) - L, sum p = 1, by Wright's omega function."""
+    from scipy.special import wrightomega
+
     bent = kappa > 0
     safe = np.where(bent, kappa, 1.0)
     base = u + kappa * target
