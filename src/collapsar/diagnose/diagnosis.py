@@ -18,8 +18,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from collapsar.advise.outlook import edges
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.records import to_json
 from collapsar.diagnose import words
 from collapsar.diagnose.agreement import (
     AT_REST,
@@ -168,10 +169,10 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as JSON-able values: NaN is None, infinity "inf", Z is None beyond 200 classes."""
         m, known = self.measurement, self.known
-        forces = _plain(self.forces)
+        forces = to_json(self.forces)
         if m.bias is None:
             forces["fitted_b"] = "inf"
-        prediction = None if self.prediction is None else _plain(self.prediction)
+        prediction = None if self.prediction is None else to_json(self.prediction)
         table = m.num_classes <= _TABLE_CLASSES
         if prediction is not None and not table:
             prediction["Z"] = None
@@ -182,20 +183,20 @@ class Diagnosis:
             "source": self.source,
             "class_names": list(self.class_names),
             "class_counts": m.class_counts.tolist(),
-            "accuracies": _plain(m.accuracies),
-            "loss": _plain(m.loss),
+            "accuracies": to_json(m.accuracies),
+            "loss": to_json(m.loss),
             "features_nonnegative": m.nonnegative,
-            "within_share": _plain(m.within_share),
-            "Z": _plain(m.Z) if table else None,
-            "b": _plain(m.b),
-            "separation": _plain(self.separation),
-            "standings": _plain(self.standings),
+            "within_share": to_json(m.within_share),
+            "Z": to_json(m.Z) if table else None,
+            "b": to_json(m.b),
+            "separation": to_json(self.separation),
+            "standings": to_json(self.standings),
             "shared_rows": [list(group) for group in self.shared_rows],
             "num_dead": len(self.dead),
             "num_collapsed": self.num_collapsed,
             "num_lost": len(self.lost),
             "metrics": [
-                {"name": name, "value": _plain(m.metrics[name]), "meaning": meaning}
+                {"name": name, "value": to_json(m.metrics[name]), "meaning": meaning}
                 for name, meaning in words.METRICS.items()
                 if name in m.metrics and not math.isnan(m.metrics[name])
             ],
@@ -203,10 +204,10 @@ class Diagnosis:
             "forces": forces,
             "at_rest": self.at_rest,
             "effective": None if self.effective is None else {
-                **_plain(self.effective),
-                **{name: _plain(getattr(self.effective, name)) for name in _READINGS},
+                **to_json(self.effective),
+                **{name: to_json(getattr(self.effective, name)) for name in _READINGS},
             },
-            "fit": None if self.fit is None else {**_plain(self.fit), "source": self.fit_source},
+            "fit": None if self.fit is None else {**to_json(self.fit), "source": self.fit_source},
             "prediction": prediction,
             "notes": list(self.notes),
         }  # fmt: skip
@@ -404,18 +405,3 @@ def _names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ..
     if len(class_names) != num_classes:
         raise ValueError(f"`class_names` must name each of the {num_classes} classes, got {len(class_names)} names")
     return tuple(str(name) for name in class_names)
-
-
-def _plain(value: Any) -> Any:
-    """JSON-able: dataclasses as dicts, arrays as lists, NaN None, infinity "inf"."""
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value

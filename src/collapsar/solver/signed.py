@@ -95,12 +95,8 @@ def minimise_signed(
         if digits and not last:  # the last step squares this, and what Z is off by is of the order of its root
             certify &= system.decrement <= _BEFORE_LAST * abs(value)
         previous = decrement
-        # the residual is asked to fall as fast as Newton's method converges, but not below what the aim needs
-        goal = _LAST if certify and digits else 0.1 * aim
-        forcing = max(min(0.1, decrement**0.5), np.sqrt(goal / max(decrement, 1e-300)))
-        if certify and digits:
+        if certify and digits and not still:
             forcing = min(0.1, np.sqrt(_LAST / max(decrement, 1e-300)))
-        if not still:
             x, value, radius = _newton_step(system, value, forcing, radius)
         blocks = x.blocks(q)
         certificate = certify_blocks(q, blocks, enough=tol) if certify else Certificate(value, bound)
@@ -115,6 +111,10 @@ def minimise_signed(
             if best.status is Status.OPTIMAL or last or idle > _PATIENCE:
                 break
             aim = 1e-3 * min(aim, decrement)
+        if not (still or (certify and digits)):
+            # superlinear: the residual is asked to fall with the decrement, but not below what the aim needs
+            forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * aim / max(decrement, 1e-300)))
+            x, value, radius = _newton_step(system, value, forcing, radius)
     assert best is not None  # the last step always certifies
     if best.status is Status.OPTIMAL or step < max_steps:
         return best
