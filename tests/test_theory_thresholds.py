@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import logsumexp
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.theory.roots import root_between
 from collapsar.theory.thresholds import thresholds
 
 INF = float("inf")
@@ -325,3 +326,27 @@ def test_results_cannot_be_written_to() -> None:
     t = thresholds(Problem([20, 20, 10], 1.0))
     with pytest.raises(ValueError, match="read-only"):
         t.vanish[0] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("function", "low", "high"),
+    [
+        (lambda x: x**2 - 2, 0.0, 2.0),
+        (lambda x: np.log(x / 3e-9), 1e-12, 10.0),
+        (lambda x: np.tanh(1e4 * (x - 0.3)), 0.0, 1.0),
+        (lambda x: np.exp(50 * (x - 7)) - 1, 1.0, 20.0),
+        (lambda x: 1 / x - 1e5, 0.0, 1.0),
+    ],
+)
+def test_root_is_that_of_scipy(function, low, high):
+    with np.errstate(divide="ignore"):
+        found = root_between(lambda x: function(np.float64(x)), low, high)
+        expected = brentq(lambda x: min(function(np.float64(x)), 1e300), low, high, xtol=1e-300, rtol=4e-15)
+    assert found == pytest.approx(expected, rel=1e-14)
+
+
+def test_root_at_an_end_and_no_root():
+    assert root_between(lambda x: x, 0.0, 1.0) == 0.0
+    assert root_between(lambda x: x - 1, 0.0, 1.0) == 1.0
+    with pytest.raises(ValueError, match="no change of sign between 1 and 2"):
+        root_between(lambda x: x, 1.0, 2.0)
