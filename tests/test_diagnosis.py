@@ -296,3 +296,21 @@ def test_the_page_on_diagnosis_says_what_is_so():
     exec(compile(blocks[-1], "docs/diagnose.md", "exec"), {})  # its own assertions
     assert f"up to {MAX_CLASSES} classes" in page
     assert f"below {AT_REST:g} the head" in page
+
+
+def test_the_lengths_tell_what_stands_before_the_head():
+    x = RNG(3).normal(size=(400, 16))
+    y, W = np.arange(400) % 2, np.ones((2, 16))
+    sample = measure(3 * x / np.linalg.norm(x, axis=1, keepdims=True), y, W).lengths
+    assert sample is not None
+    assert (sample.mean, sample.mean_square) == pytest.approx((3.0, 9.0))
+    assert sample.spread < 1e-7
+    batch = measure((x - x.mean(axis=0)) / x.std(axis=0), y, W).lengths
+    assert batch is not None
+    assert batch.spread > 0.1
+    assert max(batch.variance_spread, batch.offset_share) < 1e-12
+    moved = measure(x + 5, y, W).lengths
+    assert moved is not None
+    lengths = np.linalg.norm(x + 5, axis=1)
+    assert moved.spread == pytest.approx(lengths.std() / lengths.mean(), rel=1e-9)
+    assert moved.offset_share == pytest.approx(np.sum((x + 5).mean(axis=0) ** 2) / np.mean(lengths**2))

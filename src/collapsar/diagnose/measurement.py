@@ -21,7 +21,7 @@ from collapsar.core.problem import Loss
 from collapsar.metrics.evidence import class_evidence, common_origin, on_floor
 from collapsar.metrics.separation import class_logits
 
-__all__ = ["MAX_CLASSES", "Measurement", "Pass", "measure", "without_offset"]
+__all__ = ["MAX_CLASSES", "Lengths", "Measurement", "Pass", "measure", "without_offset"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -40,6 +40,26 @@ _HIDES = 2.0
 
 # float64 work space of one step over the samples: 2^21 numbers are 16 MiB.
 _BLOCK_NUMBERS = 1 << 21
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the features are: what a normalisation before the head leaves behind.
+
+    Attributes:
+        mean: of ||h|| over the samples.
+        spread: standard deviation of ||h|| over its mean; 0 where each sample is brought to one length.
+        mean_square: of ||h||^2 over the samples.
+        variance_spread: standard deviation over the features of their variances, over the mean of these; 0 where each
+            feature is brought to one variance over the batch. NaN for constant features.
+        offset_share: ||mean of h||^2 over ``mean_square``; 0 where the features are centred.
+    """
+
+    mean: float
+    spread: float
+    mean_square: float
+    variance_spread: float
+    offset_share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +82,7 @@ class Measurement:
         taken_for: shape (K,), the class that most wrongly recognised samples of each class are taken for; -1 for none.
         linear: whether the head computes W h + b. If not, features are the logits themselves, W the identity, and
             nothing is said of penalties and geometry.
+        lengths: how long the features are, as the head receives them.
     """
 
     class_counts: NDArray[np.int64]
@@ -78,6 +99,7 @@ class Measurement:
     metrics: Mapping[str, float] = field(default_factory=dict)
     taken_for: NDArray[np.int64] | None = None
     linear: bool = True
+    lengths: Lengths | None = None
 
     @property
     def num_classes(self) -> int:
@@ -143,7 +165,8 @@ class Pass:
         self.sums = np.zeros_like(self.weight)
         self.pulls = np.zeros_like(self.weight)
         self.bias_pull, self.losses, self.hits = np.zeros((3, K))
-        self.energy = 0.0
+        self.squares = np.zeros(self.weight.shape[1])
+        self.length = 0.0
         self.least, self.most = np.full((2, self.weight.shape[1]), [[np.inf], [-np.inf]])
         self.wrong: Counter[tuple[int, int]] = Counter()
 
@@ -195,7 +218,9 @@ class Pass:
         best = logits.argmax(axis=1)
         self.hits += np.bincount(k, weights=best == k, minlength=K)
         self.wrong.update(zip(k[best != k].tolist(), best[best != k].tolist(), strict=True))
-        self.energy += float(np.sum(h * h))
+        square = h * h
+        self.squares += square.sum(axis=0)
+        self.length += float(np.sqrt(square.sum(axis=1)).sum())
         self.least, self.most = np.minimum(self.least, h.min(axis=0)), np.maximum(self.most, h.max(axis=0))
 
     def _check(self, rows: NDArray, classes: NDArray) -> None:
@@ -245,12 +270,26 @@ class Pass:
             bias_gradient=self.bias_pull / total,
             loss=float(self.losses.sum()) / total,
             accuracies=self.hits / each,
-            energy=self.energy,
+            energy=float(self.squares.sum()),
             nonnegative=on_floor(means) or self._above_zero(),
             loss_form=self.loss,
             metrics=dict(metrics or {}),
             taken_for=taken_for,
             linear=linear,
+            lengths=self._lengths(),
+        )
+
+    def _lengths(self) -> Lengths:
+        N = float(self.counts.sum())
+        mean, square, centre = self.length / N, float(self.squares.sum()) / N, self.sums.sum(axis=0) / N
+        variance = self.squares / N - centre**2
+        level, nothing = float(variance.mean()), float("nan")
+        return Lengths(
+            mean=mean,
+            spread=float(np.sqrt(max(square / mean**2 - 1, 0.0))) if mean > 0 else nothing,
+            mean_square=square,
+            variance_spread=float(variance.std()) / level if level > 1e-12 * square else nothing,
+            offset_share=float(centre @ centre) / square if square > 0 else nothing,
         )
 
     def _above_zero(self) -> bool:
