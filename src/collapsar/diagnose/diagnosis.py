@@ -41,10 +41,10 @@ from collapsar.diagnose.agreement import (
     head_forces,
 )
 from collapsar.diagnose.fit import Fit, fit_to_theory
-from collapsar.diagnose.head_audit import shared_rows
 from collapsar.diagnose.measurement import Measurement, without_offset
 from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, ClassState, class_separation
+from collapsar.metrics.shared_rows import shared_rows
 from collapsar.solver import solve
 from collapsar.theory import thresholds
 
@@ -112,7 +112,7 @@ class Diagnosis:
         measurement: what was measured.
         separation: which classes are apart, merged, vanished or unseen, with the rule's thresholds.
         standings: which classes are lost, not given to their own samples, and why; which the bias alone decides right.
-        shared_rows: classes whose rows of the head coincide (``shared_rows`` of the audit): no sample tells them apart.
+        shared_rows: classes whose rows of the head coincide (``metrics.shared_rows``): no sample tells them apart.
         known: what is known of the training.
         forces: the balance of forces at the head.
         at_rest: whether the head is stationary; distances to theory mean nothing before that.

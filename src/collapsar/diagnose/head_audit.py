@@ -29,9 +29,10 @@ from collapsar.diagnose import audit_words
 from collapsar.diagnose.audit_samples import CountEffect, Recalls, count_effect, predicted_lost, recalls
 from collapsar.diagnose.reach import FeatureSpace, Reach, reach
 from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
-from collapsar.metrics.near_rows import Rows, groups_of, near_labels, row_blocks
+from collapsar.metrics.near_rows import Rows, near_labels
+from collapsar.metrics.shared_rows import TOLERANCE, from_middle, longest_row, row_geometry, row_groups
 
-__all__ = ["Audit", "AuditOptions", "Group", "audit", "shared_rows"]
+__all__ = ["Audit", "AuditOptions", "Group", "audit"]
 
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -56,7 +57,7 @@ class AuditOptions:
         largest_reach: up to this many multiplications, K²d, every class is checked for being reachable.
     """
 
-    tolerance: float = 0.01
+    tolerance: float = TOLERANCE
     features: FeatureSpace = "free"
     lambda_z: float | None = None
     lambda_b: float = np.inf
@@ -217,12 +218,12 @@ def audit(
     W = _weight(weight)
     K, d = W.shape
     b, names, counts = _bias(bias, K), _names(class_names, K), _counts(class_counts, K)
-    mean, lengths = _geometry(W)
-    scale = _longest(lengths)
+    mean, lengths = row_geometry(W)
+    scale = longest_row(lengths)
     if scale == 0:  # one row for all
         groups, spectrum = [tuple(range(K))], row_spectrum(W, mean)
     else:
-        groups = _groups(W, mean, options.tolerance * scale)
+        groups = row_groups(W, mean, options.tolerance * scale)
         spectrum = row_spectrum(W, mean)
     shrunk = lengths <= options.tolerance * scale
     initial, scheme = at_initial_length(W, lengths, spectrum, mean) if scale > 0 else (np.zeros(K, dtype=bool), "")
@@ -268,28 +269,6 @@ def audit(
         predicted=predicted,
         tolerance=options.tolerance,
     )
-
-
-def shared_rows(weight: NDArray, tolerance: float = AuditOptions.tolerance) -> tuple[tuple[int, ...], ...]:
-    """Groups of classes whose rows coincide, as in an audit: the largest first.
-
-    Args:
-        weight: shape (K, d), finite.
-        tolerance: as in ``AuditOptions``.
-
-    Example:
-        >>> shared_rows(np.array([[1.0, 0], [0, 1], [0, 1], [-1, 0]]))
-        ((1, 2),)
-    """
-    mean, lengths = _geometry(weight)
-    scale = _longest(lengths)
-    return tuple(_groups(weight, mean, tolerance * scale)) if scale > 0 else (tuple(range(len(lengths))),)
-
-
-def _longest(lengths: Vector) -> float:
-    """The longest row's length; three times the 90th percentile if that is less."""
-    tail = float(np.quantile(lengths, 0.9))
-    return min(float(lengths.max()), 3 * tail) if tail > 0 else float(lengths.max())
 
 
 def _weight(weight: Any) -> Rows:
@@ -339,60 +318,6 @@ def _counts(class_counts: ArrayLike | None, K: int) -> NDArray[np.int64] | None:
     return counts.astype(np.int64)
 
 
-def _geometry(W: Rows) -> tuple[Vector, Vector]:
-    """The mean row and the lengths of the rows about it; refuses what is not finite."""
-    K, d = W.shape
-    mean, lengths = np.zeros(d), np.empty(K)
-    for start, block in row_blocks(W, np.float64):
-        total = block.sum(axis=0, dtype=np.float64)
-        if not np.isfinite(total).all():
-            bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-            row = f"; row {start + int(bad[0])} is not" if len(bad) else ""
-            raise ValueError(f"`weight` must be finite{row}. Look for a diverged run or a damaged file")
-        mean += total
-    mean /= K
-    for start, block in row_blocks(W, np.float64):
-        centred = block - mean
-        lengths[start : start + len(block)] = np.sqrt(np.einsum("ij,ij->i", centred, centred))
-    return mean, lengths
-
-
-def _groups(W: Rows, mean: Vector, tolerance: float) -> list[tuple[int, ...]]:
-    """Sets of classes joined by near rows; a chain wider than four tolerances is cut about its densest rows."""
-    found: list[tuple[int, ...]] = []
-    for group in groups_of(near_labels(W, tolerance, mean)):
-        left = np.array(group)
-        while len(left) > 1:
-            distances = _from_middle(W, left)
-            if distances.max() <= 2 * tolerance:
-                found.append(tuple(left.tolist()))
-                break
-            centre = np.asarray(W[left[[int(distances.argmin())]]], dtype=np.float64)[0]
-            near = _from(W, left, centre) <= tolerance
-            if near.sum() > 1:
-                found.append(tuple(left[near].tolist()))
-            left = left[~near]
-    return sorted(found, key=lambda group: (-len(group), group))
-
-
-def _from_middle(W: Rows, members: NDArray[np.int64]) -> Vector:
-    total = np.zeros(W.shape[1])
-    step = max(1, (1 << 22) // W.shape[1])
-    for start in range(0, len(members), step):
-        total += np.asarray(W[members[start : start + step]], dtype=np.float64).sum(axis=0)
-    return _from(W, members, total / len(members))
-
-
-def _from(W: Rows, members: NDArray[np.int64], centre: Vector) -> Vector:
-    """Distances of some rows from a point."""
-    step = max(1, (1 << 22) // W.shape[1])
-    parts = [
-        np.linalg.norm(np.asarray(W[members[start : start + step]], dtype=np.float64) - centre, axis=1)
-        for start in range(0, len(members), step)
-    ]
-    return np.concatenate(parts)
-
-
 def _detail(W: Rows, b: Vector | None, mean: Vector, scale: float, group: tuple[int, ...]) -> Group:
     members = np.array(group)
     rows = _Subset(W, members)
@@ -401,7 +326,7 @@ def _detail(W: Rows, b: Vector | None, mean: Vector, scale: float, group: tuple[
     return Group(
         classes=group,
         identical=int(same) if same > 1 else 0,
-        radius=float(_from_middle(W, members).max()) / scale if scale > 0 else 0.0,
+        radius=float(from_middle(W, members).max()) / scale if scale > 0 else 0.0,
         bias_spread=float(np.ptp(biases)),
         answered=int(members[biases.argmax()]),
     )

@@ -1,0 +1,93 @@
+"""Classes whose rows of a head coincide: no features can tell them apart. numpy and scipy only.
+
+Example:
+    >>> shared_rows(np.array([[1.0, 0], [0, 1], [0, 1], [-1, 0]]))
+    ((1, 2),)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.metrics.near_rows import Rows, groups_of, near_labels, row_blocks
+
+__all__ = ["TOLERANCE", "from_middle", "longest_row", "row_geometry", "row_groups", "shared_rows"]
+
+Vector = NDArray[np.float64]
+
+TOLERANCE = 0.01
+"""Rows coincide if no farther apart than this share of the longest row."""
+
+
+def shared_rows(weight: NDArray, tolerance: float = TOLERANCE) -> tuple[tuple[int, ...], ...]:
+    """Groups of classes whose rows coincide, the largest first.
+
+    Args:
+        weight: shape (K, d), finite.
+        tolerance: as in an audit.
+    """
+    mean, lengths = row_geometry(weight)
+    scale = longest_row(lengths)
+    return tuple(row_groups(weight, mean, tolerance * scale)) if scale > 0 else (tuple(range(len(lengths))),)
+
+
+def longest_row(lengths: Vector) -> float:
+    """The longest row's length; three times the 90th percentile if that is less."""
+    tail = float(np.quantile(lengths, 0.9))
+    return min(float(lengths.max()), 3 * tail) if tail > 0 else float(lengths.max())
+
+
+def row_geometry(W: Rows) -> tuple[Vector, Vector]:
+    """The mean row and the lengths of the rows about it; refuses what is not finite."""
+    K, d = W.shape
+    mean, lengths = np.zeros(d), np.empty(K)
+    for start, block in row_blocks(W, np.float64):
+        total = block.sum(axis=0, dtype=np.float64)
+        if not np.isfinite(total).all():
+            bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            row = f"; row {start + int(bad[0])} is not" if len(bad) else ""
+            raise ValueError(f"`weight` must be finite{row}. Look for a diverged run or a damaged file")
+        mean += total
+    mean /= K
+    for start, block in row_blocks(W, np.float64):
+        centred = block - mean
+        lengths[start : start + len(block)] = np.sqrt(np.einsum("ij,ij->i", centred, centred))
+    return mean, lengths
+
+
+def row_groups(W: Rows, mean: Vector, tolerance: float) -> list[tuple[int, ...]]:
+    """Sets of classes joined by near rows; a chain wider than four tolerances is cut about its densest rows."""
+    found: list[tuple[int, ...]] = []
+    for group in groups_of(near_labels(W, tolerance, mean)):
+        left = np.array(group)
+        while len(left) > 1:
+            distances = from_middle(W, left)
+            if distances.max() <= 2 * tolerance:
+                found.append(tuple(left.tolist()))
+                break
+            centre = np.asarray(W[left[[int(distances.argmin())]]], dtype=np.float64)[0]
+            near = _from(W, left, centre) <= tolerance
+            if near.sum() > 1:
+                found.append(tuple(left[near].tolist()))
+            left = left[~near]
+    return sorted(found, key=lambda group: (-len(group), group))
+
+
+def from_middle(W: Rows, members: NDArray[np.int64]) -> Vector:
+    """Distances of some rows from their mean."""
+    total = np.zeros(W.shape[1])
+    step = max(1, (1 << 22) // W.shape[1])
+    for start in range(0, len(members), step):
+        total += np.asarray(W[members[start : start + step]], dtype=np.float64).sum(axis=0)
+    return _from(W, members, total / len(members))
+
+
+def _from(W: Rows, members: NDArray[np.int64], centre: Vector) -> Vector:
+    """Distances of some rows from a point."""
+    step = max(1, (1 << 22) // W.shape[1])
+    parts = [
+        np.linalg.norm(np.asarray(W[members[start : start + step]], dtype=np.float64) - centre, axis=1)
+        for start in range(0, len(members), step)
+    ]
+    return np.concatenate(parts)
