@@ -15,9 +15,10 @@ import collapsar as cs
 from collapsar.advise.advice import Advice, advise
 from collapsar.advise.families import FAMILIES, has_crossed, has_crossed_certified, least_treatment
 from collapsar.advise.outlook import calibration_shift, edges, outlooks, told_apart
-from collapsar.advise.sources import joined_sizes, load_diagnosis, problem_of_diagnosis
+from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis, problem_of_diagnosis
 from collapsar.advise.weight_decay import advise_weight_decay, evidence
 from collapsar.cli import main
+from collapsar.report.advice import verdict_words
 from collapsar.theory import best_oversampling, decay_switch, deep_column, deep_price, least_oversampling
 
 K_A, K_B, N_A, N_B = 5, 5, 300, 50
@@ -334,6 +335,36 @@ def test_effective_penalties_and_unfinished_training_bring_cautions() -> None:
     _, cautions = problem_of_diagnosis(diagnosis(prediction=prediction, at_rest=False))
     assert len(cautions) == 2
     assert "shallow" in cautions[0]
+
+
+@pytest.mark.parametrize(
+    ("lambda_z", "decay", "lost", "verdict", "words"),
+    [
+        # measured on a perceptron with two layers above its normalisation, digits 100x5,20x5
+        (0.0026, 0.008, 0, "separated", "Your decay 0.008 is probably not the cause"),
+        (0.0022, 0.06, 5, "collapsed", "Measured: 5 are lost. Your decay 0.06 is too strong"),
+        (0.0022, 0.06, 0, "undecided", "none was measured lost"),
+        (0.0022, 0.008, 5, "separated", "So something else took the classes"),
+        (0.0022, None, 5, "undecided", "contradict each other"),
+        (0.0022, None, 0, "separated", "Your penalties are not the cause"),
+        (0.02, None, 0, "undecided", "contradict each other"),
+    ],
+)
+def test_advice_on_a_diagnosis_agrees_with_advice_on_its_decay(lambda_z, decay, lost, verdict, words) -> None:
+    prediction = diagnosis()["prediction"] | {"source": "effective", "lambda_z": lambda_z}
+    known = diagnosis()["known"] | {"lambda_w": decay}
+    counts = [100] * 5 + [20] * 5
+    found = diagnosis(prediction=prediction, known=known, class_counts=counts, num_lost=lost, headline="5 are lost.")
+    record = advise_diagnosis(found, layers=None if decay is None else 2)
+    assert record["verdict"] == verdict
+    assert words in verdict_words(record)
+    if decay is not None and verdict != "undecided":
+        assert verdict == advise_weight_decay(counts, decay, layers=2).verdict
+
+
+def test_layers_are_refused_where_the_penalties_are_known() -> None:
+    with pytest.raises(ValueError, match="`layers` is for training with weight decay alone"):
+        advise_diagnosis(diagnosis(), layers=2)
 
 
 def test_a_diagnosis_without_penalties_is_refused(tmp_path) -> None:

@@ -10,13 +10,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.advise.advice import advise
+from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import Loss, Problem
 
-__all__ = ["joined_sizes", "load_diagnosis", "problem_of_diagnosis"]
+__all__ = ["advise_diagnosis", "joined_sizes", "load_diagnosis", "problem_of_diagnosis"]
 
 # The smallest sizes decide what merges and are kept; the others count through the total and the bias.
 KEPT, JOINED = 8, 8
+
+
+def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: int | None = None) -> dict[str, Any]:
+    """Advice on a diagnosed network: what was measured of it, and what the optimum says, never the one for the other.
+
+    Where the training had no feature penalty, the penalties behind the optimum were read from the trained head, and
+    that reading misses the switch of ordinary training: the verdict is then the one that
+    :func:`~collapsar.advise.weight_decay.advise_weight_decay` gives for the same counts and decay, "undecided" where
+    no decay is known. A verdict that the measured classes contradict is "undecided" as well.
+
+    Args:
+        record: as ``collapsar diagnose --json`` prints it.
+        margin: as for :func:`~collapsar.advise.advice.advise`.
+        layers: decayed linear layers above the last normalisation, the head included; None: unknown.
+
+    Returns:
+        ``Advice.to_dict()`` with ``cautions``; ``measured``: the diagnosis's headline where it found classes merged,
+        vanished or lost, else None; ``decay``: ``DecayAdvice.to_dict()`` or None. ``verdict`` may be "undecided",
+        ``penalties_are_the_cause`` is None then.
+
+    Raises:
+        ValueError: as for :func:`problem_of_diagnosis`; ``layers`` where the training had a feature penalty.
+    """
+    problem, cautions = problem_of_diagnosis(record)
+    advice = advise(problem, margin, class_names=record.get("class_names"))
+    out = {**advice.to_dict(), "cautions": list(cautions), "from_diagnosis": True}
+    out |= {"measured": None, "decay": None}
+    gone = record.get("num_collapsed", 0) + record.get("num_lost", 0) > 0
+    if gone:
+        out["measured"] = record["headline"]
+    decay, effective = record["known"].get("lambda_w"), record["prediction"]["source"] == "effective"
+    if layers is not None and not (effective and isinstance(decay, float)):
+        raise ValueError("`layers` is for training with weight decay alone: say it to `diagnose` with --weight-decay")
+    if effective and isinstance(decay, float) and decay > 0:
+        out["decay"] = advise_weight_decay(problem.class_counts, decay, layers=layers, margin=margin).to_dict()
+        out["verdict"] = out["decay"]["verdict"]
+        if out["verdict"] == "collapsed" and not gone:
+            out["verdict"] = "undecided"
+    elif effective and gone == (advice.verdict in ("separated", "close")):
+        out["verdict"] = "undecided"
+    out["penalties_are_the_cause"] = None if out["verdict"] == "undecided" else out["verdict"] != "separated"
+    return out
 
 
 def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str, ...]]:
@@ -61,27 +105,12 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
         raise ValueError(f"`record` is an incomplete diagnosis: {error}") from None
     if effective:
         cautions.append(
-            "The penalties were read from the trained head. Without a feature penalty this shallow reading is known "
-            "to miss the switch of ordinary training: take the verdict as a hint."
+            "The optimum below is that of penalties read from the trained head. Without a feature penalty this shallow "
+            "reading is known to miss the switch of ordinary training: take it as a hint."
         )
-    cautions += _measured_losses(record)
     if not at_rest:
         cautions.append("The head was not at rest: the optimum speaks of the end of training, not of this moment.")
     return problem, tuple(cautions)
-
-
-def _measured_losses(record: Mapping[str, Any]) -> list[str]:
-    """What the diagnosis found lost already: an optimum that has all classes apart does not undo it."""
-    gone, lost = record.get("num_collapsed", 0), record.get("num_lost", 0)
-    if not gone and not lost:
-        return []
-    total = len(record["class_counts"])
-    what = " and ".join(f"{n} {word}" for n, word in ((gone, "merged or vanished"), (lost, "lost")) if n)
-    text = (
-        f"Of the {total} classes the diagnosis measured {what}. Where the optimum at these penalties has them apart, "
-        "something else took them: an early end of training, units that died, decay of other layers, the prior."
-    )
-    return [text]
 
 
 def joined_sizes(counts: CountsLike) -> tuple[NDArray[np.int64], float]:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 import collapsar as cs
-from collapsar.advise.advice import advise
-from collapsar.advise.sources import problem_of_diagnosis
+from collapsar.advise.sources import advise_diagnosis
 from collapsar.diagnose.diagnosis import Diagnosis
 
 __all__ = ["advice_record", "geometry_record"]
@@ -20,13 +19,12 @@ _MOST_SIZES = 40
 
 
 def advice_record(diagnosis: Record) -> Record | None:
-    """Advice where classes have merged or vanished and the penalties are known; else None."""
-    if diagnosis["num_collapsed"] == 0 or diagnosis["prediction"] is None:
+    """Advice where classes have merged, vanished or been lost and there are penalties to speak of; else None."""
+    if diagnosis["num_collapsed"] + diagnosis["num_lost"] == 0 or diagnosis["prediction"] is None:
         return None
     if len(set(diagnosis["class_counts"])) > _MOST_SIZES:
         return None
-    problem, cautions = problem_of_diagnosis(diagnosis)
-    return {**advise(problem, class_names=diagnosis["class_names"]).to_dict(), "cautions": list(cautions)}
+    return advise_diagnosis(diagnosis)
 
 
 def geometry_record(found: Diagnosis) -> Record:

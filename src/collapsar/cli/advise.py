@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ from rich.table import Table
 
 import collapsar as cs
 from collapsar.advise.advice import advise as advise_on
-from collapsar.advise.sources import joined_sizes, load_diagnosis, problem_of_diagnosis
+from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis
 from collapsar.advise.standard import Norm, Recipe, Schedule, StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.cli.app import app
@@ -58,6 +57,47 @@ __all__ = ["advise"]
 MOST_ROWS = 12
 
 
+_COUNTS_HELP = "As for `collapsar solve`: a labels file, or 500x5,100x5, or exp:..."
+CountsOrNone = Annotated[str | None, typer.Argument(metavar="COUNTS", help=_COUNTS_HELP)]
+WeightDecay = Annotated[
+    float | None, typer.Option("--weight-decay", help="Ordinary training: decay on everything, no feature penalty.")
+]
+Layers = Annotated[
+    int | None,
+    typer.Option(
+        "--layers",
+        help="With --weight-decay or --diagnosis: linear layers above the last normalisation, with the head.",
+    ),
+]
+Optimizer = Annotated[Literal["sgd", "adam", "adamw"], typer.Option("--optimizer", help="What applies the decay.")]
+StandardNorm = Annotated[
+    Norm | None, typer.Option("--norm", help="Standard training: what normalises the features before the head.")
+]
+Lr = Annotated[float | None, typer.Option("--lr", help="With --norm: learning rate at its peak.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="With --norm: updates in the run.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="With --norm: samples per update.")]
+Width = Annotated[int | None, typer.Option("--width", help="With --norm: features before the head.")]
+LrSchedule = Annotated[Schedule, typer.Option("--schedule", help="With --norm: how the learning rate goes down.")]
+GainDecay = Annotated[
+    float | None,
+    typer.Option("--gain-decay", help="With --norm: weight decay of its gain; leave out if it has none or is exempt."),
+]
+HeadWeightDecay = Annotated[
+    float | None, typer.Option("--head-weight-decay", help="With --norm: the head's own, if not --weight-decay.")
+]
+Diagnosed = Annotated[
+    Path | None,
+    typer.Option(
+        "--diagnosis",
+        help="What `collapsar diagnose` printed as --json, or what it reads: a run's folder, a file of features.",
+    ),
+]
+Margin = Annotated[float, typer.Option("--margin", help="Room a remedy must leave: 0.1 is 10% in lambda_z.")]
+Exact = Annotated[bool, typer.Option("--exact", help="Solve for every class size; by default more than 16 are joined.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
+Picture = Annotated[Path | None, typer.Option("--picture", help="Also draw before and after, .png or .svg.")]
+
+
 @app.command(
     epilog="""Examples:
 
@@ -74,54 +114,25 @@ MOST_ROWS = 12
 )
 def advise(
     context: typer.Context,
-    counts: Annotated[
-        str | None,
-        typer.Argument(metavar="COUNTS", help="As for `collapsar solve`: a labels file, or 500x5,100x5, or exp:..."),
-    ] = None,
+    counts: CountsOrNone = None,
     lambda_z: LambdaZ = None,
     lambda_w: LambdaW = None,
     lambda_h: LambdaH = None,
     lambda_b: LambdaB = float("inf"),
     features: Features = "signed",
-    weight_decay: Annotated[
-        float | None, typer.Option("--weight-decay", help="Ordinary training: decay on everything, no feature penalty.")
-    ] = None,
-    layers: Annotated[
-        int | None,
-        typer.Option(
-            "--layers", help="With --weight-decay: linear layers above the last normalisation, with the head."
-        ),
-    ] = None,
-    optimizer: Annotated[
-        Literal["sgd", "adam", "adamw"], typer.Option("--optimizer", help="What applies the decay.")
-    ] = "sgd",
-    norm: Annotated[
-        Norm | None, typer.Option("--norm", help="Standard training: what normalises the features before the head.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="With --norm: learning rate at its peak.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="With --norm: updates in the run.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="With --norm: samples per update.")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="With --norm: features before the head.")] = None,
-    schedule: Annotated[
-        Schedule, typer.Option("--schedule", help="With --norm: how the learning rate goes down.")
-    ] = "cosine",
-    gain_decay: Annotated[
-        float | None,
-        typer.Option(
-            "--gain-decay", help="With --norm: weight decay of its gain; leave out if it has none or is exempt."
-        ),
-    ] = None,
-    head_weight_decay: Annotated[
-        float | None, typer.Option("--head-weight-decay", help="With --norm: the head's own, if not --weight-decay.")
-    ] = None,
-    diagnosis: Annotated[
-        Path | None,
-        typer.Option(
-            "--diagnosis",
-            help="What `collapsar diagnose` printed as --json, or what it reads: a run's folder, a file of features.",
-        ),
-    ] = None,
-    margin: Annotated[float, typer.Option("--margin", help="Room a remedy must leave: 0.1 is 10% in lambda_z.")] = 0.1,
+    weight_decay: WeightDecay = None,
+    layers: Layers = None,
+    optimizer: Optimizer = "sgd",
+    norm: StandardNorm = None,
+    lr: Lr = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    width: Width = None,
+    schedule: LrSchedule = "cosine",
+    gain_decay: GainDecay = None,
+    head_weight_decay: HeadWeightDecay = None,
+    diagnosis: Diagnosed = None,
+    margin: Margin = 0.1,
     class_weights: Weights = None,
     offsets: Offsets = None,
     scales: Scales = None,
@@ -129,11 +140,9 @@ def advise(
     smoothing: Smoothing = 0.0,
     column: Column = None,
     ignore_index: IgnoreIndex = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Solve for every class size; by default more than 16 are joined.")
-    ] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Also write a page.")] = None,
-    picture: Annotated[Path | None, typer.Option("--picture", help="Also draw before and after, .png or .svg.")] = None,
+    exact: Exact = False,
+    html: Html = None,
+    picture: Picture = None,
     as_json: Json = False,
 ) -> None:
     """Which classes merge at your penalties, and the least change that keeps them apart, with its price.
@@ -141,7 +150,8 @@ def advise(
     Every remedy is the least setting that brings each class across its threshold with room to spare, checked by solving
     the problem after the change. No training, no torch.
     """
-    recipe = _recipe(context.params)
+    given = context.params
+    recipe = _recipe(given)
     _check_options(context, weight_decay is not None or recipe is not None, diagnosis is not None)
     if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
@@ -149,40 +159,40 @@ def advise(
         _print_standard(advise_standard(_given(counts, column, ignore_index).counts, recipe), as_json=as_json)
         return
     if weight_decay is not None:
-        decay = advise_weight_decay(
-            _given(counts, column, ignore_index).counts, weight_decay, layers=layers, optimizer=optimizer, margin=margin
-        )
+        n = _given(counts, column, ignore_index).counts
+        decay = advise_weight_decay(n, weight_decay, layers=layers, optimizer=optimizer, margin=margin)
         _print_decay(decay.to_dict(), as_json=as_json)
         return
     if optimizer == "adamw":
         raise ValueError(
-            "--optimizer adamw: its decay is decoupled from the gradient and is the derivative of no penalty, so no "
-            "theory of the optimum applies; put the penalties into the loss, or use SGD or Adam with L2"
+            "--optimizer adamw: its decay is decoupled from the gradient and is the derivative of no penalty; say "
+            "--norm, --lr, --steps, --batch-size, --width and --weight-decay too, or put the penalties into the loss"
         )
-    names: Sequence[str] | None = None
-    cautions: tuple[str, ...] = ()
     if diagnosis is not None:
-        found = _diagnosis(diagnosis)
-        problem, cautions = problem_of_diagnosis(found)
-        names = found.get("class_names")
+        record = advise_diagnosis(_diagnosis(diagnosis), margin, layers=layers)
     else:
-        read = _given(counts, column, ignore_index)
-        n, names = read.counts, read.names
-        vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
-        loss = cs.Loss(**{k: class_vector(k, text, n.size) for k, text in vectors.items()}, smoothing=smoothing)
-        if not exact and not any(vectors.values()):
-            n, cautions = _joined(n)
-        problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
-    record = {
-        **advise_on(problem, margin, class_names=names).to_dict(),
-        "cautions": list(cautions),
-        "from_diagnosis": diagnosis is not None,
-    }
+        record = _on_counts(given)
     _write(record, html, picture)
     if as_json:
         print_json(record)
     else:
         _print_advice(record)
+
+
+def _on_counts(given: dict[str, Any]) -> dict[str, Any]:
+    """Advice at the counts, penalties and loss that the options say."""
+    read = _given(given["counts"], given["column"], given["ignore_index"])
+    n, names, cautions = read.counts, read.names, ()
+    vectors = {name: given[name] for name in ("class_weights", "offsets", "scales", "temperatures")}
+    loss = cs.Loss(
+        **{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=given["smoothing"]
+    )
+    if not given["exact"] and not any(vectors.values()):
+        n, cautions = _joined(n)
+    lambda_z = price(given["lambda_z"], given["lambda_w"], given["lambda_h"])
+    problem = cs.Problem(n, lambda_z, given["lambda_b"], loss, features=given["features"])
+    advice = advise_on(problem, given["margin"], class_names=names).to_dict()
+    return {**advice, "cautions": list(cautions), "from_diagnosis": False}
 
 
 _OF_STANDARD = ("norm", "lr", "steps", "batch_size", "width", "schedule", "gain_decay", "head_weight_decay")
@@ -230,12 +240,12 @@ def _check_options(context: typer.Context, ordinary: bool, diagnosed: bool) -> N
                 "--weight-decay is ordinary training: it goes with COUNTS, --layers, --optimizer and --margin only; "
                 f"got {_listed(said or {'diagnosis'})}"
             )
-    elif "layers" in said:
+    elif "layers" in said and not diagnosed:
         raise ValueError("--layers goes with --weight-decay: the model of given penalties has one layer above them")
-    elif diagnosed and said - {"html", "picture"}:
+    elif diagnosed and said - {"html", "picture", "layers"}:
         raise ValueError(
             "give --diagnosis alone: it names counts, penalties, loss and features; "
-            f"got {_listed(said - {'html', 'picture'})}"
+            f"got {_listed(said - {'html', 'picture', 'layers'})}"
         )
 
 
@@ -291,7 +301,7 @@ def _print_advice(record: dict[str, Any]) -> None:
         console.print(f"Caution: {caution}")
     console.print(_state_table(record))
     if not record["suggestions"]:
-        if record["verdict"] != "separated":
+        if record["verdict"] in ("merging", "collapsed") and record.get("decay") is None:
             console.print("No single remedy reaches the target; combine two, or lower the penalty and try again.")
         for sentence in (room_words(record), prior_words(record)):
             if sentence:

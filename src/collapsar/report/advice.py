@@ -49,7 +49,33 @@ def class_words(group: Record, names: list[str]) -> str:
 
 
 def verdict_words(record: Record) -> str:
-    """The finding in one or two sentences."""
+    """The finding in a few sentences: what was measured, where advice is on a diagnosis, then what theory says."""
+    measured, decay = record.get("measured"), record.get("decay")
+    parts = [f"Measured: {measured}"] if measured else []
+    if decay is not None and decay["verdict"] == record["verdict"]:
+        parts += decay_words(decay)[:2]
+    elif decay is not None:
+        parts.append(
+            "Undecided whether your decay is the cause: the model has the smallest classes lost at "
+            f"{lambda_text(decay['weight_decay'])}, but none was measured lost."
+        )
+    elif record["verdict"] == "undecided":
+        parts.append(
+            "Undecided whether your penalties are the cause: what was measured and the optimum at the penalties read "
+            "from the head contradict each other. With the training's own (`collapsar diagnose --weight-decay`, or "
+            "--lambda-w and --lambda-h) more can be said."
+        )
+    else:
+        parts.append(_optimum_words(record))
+    if measured and record["verdict"] == "separated":
+        parts.append(
+            "So something else took the classes: an early end of training, units that died, too few directions, the "
+            "prior."
+        )
+    return " ".join(parts)
+
+
+def _optimum_words(record: Record) -> str:
     groups, room = record["groups"], f"{100 * record['margin']:.0f} %"
     lost = [g for g in groups if not g["apart"]]
     near = min((g for g in groups if defined(g["safety"])), key=lambda g: g["safety"], default=None)
@@ -59,7 +85,7 @@ def verdict_words(record: Record) -> str:
         text = f"Your penalties are not the cause: at the optimum every class is separated, by a factor of {factor}."
         if outvoted:
             text += f" But {_group_words(outvoted)} outvoted by larger ones even at the class mean: correct the prior."
-        else:
+        elif not record.get("measured"):
             text += " If small classes do badly, look at the number and variety of their samples, and the prior."
         return text
     if record["verdict"] == "close":
