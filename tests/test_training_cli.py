@@ -65,6 +65,16 @@ def test_train_on_an_npz_file_of_ones_own(data: str, tmp_path: Path) -> None:
     assert last["nc1_uniform"] == pytest.approx(record["measured"]["nc1_uniform"])
 
 
+def test_counts_come_from_a_column_of_a_table_as_for_every_command(data: str, tmp_path: Path) -> None:
+    table = tmp_path / "train.csv"
+    rows = [f"{k}.png,{split},{k}" for k in range(6) for split in range(3)]
+    table.write_text("\n".join(("file,split,label", *rows, "x.png,0,255")))
+    more = ("--counts", str(table), "--column", "label", "--ignore-index", "255")
+    _train(data, tmp_path / "run", *more, "--accelerator", "cpu")
+    header, *_ = load_records(tmp_path / "run")
+    assert header["config"]["class_counts"] == [3] * 6
+
+
 def test_the_papers_networks_have_names_here(data: str, tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, _arguments(data, tmp_path / "run", "--model", "resnet19"))
     assert isinstance(refused.exception, ValueError)

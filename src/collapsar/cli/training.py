@@ -6,18 +6,30 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-import collapsar as cs
 from collapsar.cli.app import app
-from collapsar.cli.options import Json, LambdaB, LambdaH, LambdaW, LambdaZ, price
+from collapsar.cli.options import (
+    Column,
+    IgnoreIndex,
+    Json,
+    LambdaB,
+    LambdaH,
+    LambdaW,
+    LambdaZ,
+    counts_given,
+    price,
+)
 from collapsar.cli.output import print_demo, print_json, print_training
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
+
+if TYPE_CHECKING:
+    from collapsar.training import TrainConfig
 
 __all__ = ["demo", "train"]
 
@@ -35,6 +47,24 @@ DataDir = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Of the initial weights and of the order of the images.")]
 
 
+TrainCounts = Annotated[
+    str, typer.Option("--counts", help='Training images per class: "100x5,20x5", "exp:500:10:10", ...')
+]
+TrainOut = Annotated[Path, typer.Option("--out", help="Folder for the records and the checkpoint.")]
+Model = Annotated[str, typer.Option("--model", help="mlp, cnn, or the paper's resnet18, vgg11, vgg13.")]
+Signed = Annotated[bool, typer.Option("--signed", help="Leave out the last ReLU: signed features.")]
+Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training images.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images per step.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", help="Of SGD, before its steps down.")]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", help="SGD's, on all parameters, on top.")]
+StopAt = Annotated[float, typer.Option("--stop-at", help="Stop once the head is this stationary; 0: never.")]
+Device = Annotated[str, typer.Option("--device", "--accelerator", help="auto, cpu, cuda, ...")]
+Devices = Annotated[int, typer.Option("--devices", help="Processes that share each batch.")]
+Precision = Annotated[str, typer.Option("--precision", help="float32, or bf16 for the body.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Compile the network first; on a GPU, CUDA graphs.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming what is in --out.")]
+
+
 @app.command(
     epilog="""Examples:
 
@@ -45,31 +75,30 @@ Seed = Annotated[int, typer.Option("--seed", help="Of the initial weights and of
     collapsar train --data my.npz --counts 500x3,50x3 --lambda-z 0.003 --devices 2 --accelerator cpu --out runs/mine"""
 )
 def train(
-    counts: Annotated[
-        str, typer.Option("--counts", help='Training images per class: "100x5,20x5", "exp:500:10:10", ...')
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the records and the checkpoint.")],
+    context: typer.Context,
+    counts: TrainCounts,
+    out: TrainOut,
     data: Data = "digits",
     data_dir: DataDir = None,
     lambda_z: LambdaZ = None,
     lambda_w: LambdaW = None,
     lambda_h: LambdaH = None,
     lambda_b: LambdaB = float("inf"),
-    model: Annotated[str, typer.Option("--model", help="mlp, cnn, or the paper's resnet18, vgg11, vgg13.")] = "mlp",
-    signed: Annotated[bool, typer.Option("--signed", help="Leave out the last ReLU: signed features.")] = False,
-    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training images.")] = 400,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per step.")] = 128,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of SGD, before its steps down.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="SGD's, on all parameters, on top.")] = 0.0,
-    stop_at: Annotated[float, typer.Option("--stop-at", help="Stop once the head is this stationary; 0: never.")] = 0.0,
+    model: Model = "mlp",
+    signed: Signed = False,
+    epochs: Epochs = 400,
+    batch_size: BatchSize = 128,
+    learning_rate: LearningRate = 0.1,
+    weight_decay: WeightDecay = 0.0,
+    stop_at: StopAt = 0.0,
+    column: Column = None,
+    ignore_index: IgnoreIndex = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option("--device", "--accelerator", help="auto, cpu, cuda, ...")] = "auto",
-    devices: Annotated[int, typer.Option("--devices", help="Processes that share each batch.")] = 1,
-    precision: Annotated[str, typer.Option("--precision", help="float32, or bf16 for the body.")] = "float32",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the network first; on a GPU, CUDA graphs.")
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming what is in --out.")] = False,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: Precision = "float32",
+    compiled: Compiled = False,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Train a network on imbalanced data with penalised features, and compare it with the exact optimum.
@@ -78,34 +107,10 @@ def train(
     A run that is interrupted goes on where it stopped when the same command is given again.
     """
     from collapsar.app.demo import collapse_numbers, run_record
-    from collapsar.training import ModelSpec, Penalties, TrainConfig, imbalanced, load_data, penalties_for
+    from collapsar.training import imbalanced, load_data
     from collapsar.training import train as train_network
 
-    z = price(lambda_z, lambda_w, lambda_h)
-    penalties = (
-        penalties_for(z, lambda_b)
-        if lambda_w is None or lambda_h is None
-        else Penalties(lambda_w=lambda_w, lambda_h=lambda_h, lambda_b=lambda_b)
-    )
-    config = TrainConfig(
-        dataset=data,
-        class_counts=tuple(int(n) for n in cs.class_counts(counts)),
-        penalties=penalties,
-        epochs=epochs,
-        model=ModelSpec(model, feature_relu=not signed),
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        clip_norm=1.0,
-        stop_at=stop_at,
-        eval_every=max(1, epochs // 25),
-        seed=seed,
-        device=device,
-        devices=devices,
-        precision=precision,
-        compile=compiled,
-        cuda_graphs=compiled,
-    )
+    config = _config(context.params)
     images = imbalanced(load_data(data, data_dir), config.class_counts)
     with _bars() as bar:
         progress = _advance(bar, "training")
@@ -116,6 +121,31 @@ def train(
         print_json(record)
     else:
         print_training(record, out)
+
+
+def _config(given: dict[str, Any]) -> TrainConfig:
+    """The training that the options describe."""
+    from collapsar.training import ModelSpec, Penalties, TrainConfig, penalties_for
+
+    z, lambda_b = price(given["lambda_z"], given["lambda_w"], given["lambda_h"]), given["lambda_b"]
+    if given["lambda_z"] is None:
+        penalties = Penalties(lambda_w=given["lambda_w"], lambda_h=given["lambda_h"], lambda_b=lambda_b)
+    else:
+        penalties = penalties_for(z, lambda_b)
+    counts = counts_given(given["counts"], given["column"], given["ignore_index"]).counts
+    same = ("epochs", "batch_size", "learning_rate", "weight_decay", "stop_at", "seed", "device", "devices")
+    return TrainConfig(
+        dataset=given["data"],
+        class_counts=tuple(int(n) for n in counts),
+        penalties=penalties,
+        model=ModelSpec(given["model"], feature_relu=not given["signed"]),
+        clip_norm=1.0,
+        eval_every=max(1, given["epochs"] // 25),
+        precision=given["precision"],
+        compile=given["compiled"],
+        cuda_graphs=given["compiled"],
+        **{name: given[name] for name in same},
+    )
 
 
 @app.command(
