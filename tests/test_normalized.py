@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 import collapsar as cs
+from collapsar.advise import mitigations
 from collapsar.theory import normalized_merge, normalized_two_cluster
 
 Matrix = NDArray[np.float64]
@@ -307,6 +308,40 @@ def test_nonnegative_features_after_a_batch_norm() -> None:
     assert H.min() >= 0
     assert objective(p, W, H, b) == pytest.approx(s.certificate.primal, rel=1e-11)
     assert s.certificate.relative_gap <= 1e-9
+
+
+@pytest.mark.parametrize("p", [normalized(lambda_w=10.0), normalized(lambda_w=10.0, over="batch")])
+def test_advice_and_the_merge_threshold_are_two_roads(p: cs.Problem) -> None:
+    """Remedies are found on certified optima; the root of the merge threshold says whether they are least."""
+    a = cs.advise(p, families=("penalty", "weights", "temperatures", "oversampling"))
+    assert a.verdict == "merging"
+    assert "norm 11.31 per" in str(a)
+    for o in a.outlooks[1:]:
+        assert o.safety == pytest.approx(float(cs.thresholds(p).merge[-1]) / 10.0, rel=1e-8)
+    assert len(a.suggestions) == 4
+    for s in a.suggestions:
+        assert s.verified
+        treated = s.treatment.problem
+        assert treated.normalization is not None
+        room = cs.thresholds(treated).merge[-1] / treated.normalization.lambda_w
+        assert 1.1 <= room <= (1.11 if s.treatment.family == "penalty" else 1.13)
+
+
+def test_remedies_move_the_merge_threshold_as_their_optima_say() -> None:
+    """A threshold from a root, a state from a certified optimum; with a free bias offsets move neither."""
+    counts = np.repeat([100, 20], 5)
+    p = normalized(counts, 8.0)
+    chosen = (mitigations.plain_training(), mitigations.inverse_weights(counts, 0.5), mitigations.ldt(counts))
+    chosen += (mitigations.balanced_softmax(counts), mitigations.label_smoothing(), mitigations.head_decay(0.5))
+    record = mitigations.compare_remedies(p, chosen)
+    found = {r["name"]: r["signed"] for r in record["remedies"]}
+    merge = {name: part["thresholds"]["merge"][-1] for name, part in found.items()}
+    plain = merge["plain"]
+    assert merge["head-decay-0.5"] == pytest.approx(2 * plain, rel=1e-9)
+    assert merge["balanced-softmax"] == pytest.approx(plain, rel=1e-9)
+    for name, part in found.items():
+        assert part["converged"]
+        assert (part["states"][-1] == "separated") == (not merge[name] <= 8.0)
 
 
 def test_the_problem_as_a_value() -> None:

@@ -21,6 +21,7 @@ from collapsar.advise.families import (
     least_treatment,
 )
 from collapsar.advise.outlook import Outlook, calibration_shift, outlooks, told_apart
+from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
 from collapsar.solver import Solution, Status, solve
 
@@ -52,6 +53,14 @@ CAVEATS: dict[str, tuple[str, ...]] = {
     ),
     "oversampling-held": ("Holds where the feature penalty is a mean over the batch with an unchanged factor.",),
     "more-samples": ("New labelled samples, not copies. The head's and the features' penalties stay as they are.",),
+}
+# With a norm before the head nobody's features are penalised: the two kinds of oversampling are one.
+_NORMALIZED_CAVEATS = CAVEATS | {
+    "penalty": ("Less decay on the head lets its weights and the confidence grow; check test calibration.",),
+    "oversampling": (
+        "Works through the shares of the loss alone; past the balancing factor it can make things worse.",
+    ),
+    "more-samples": ("New labelled samples, not copies. The head's penalty stays as it is.",),
 }
 
 
@@ -161,8 +170,9 @@ class Advice:
         """The finding, the classes and the cheapest mitigations as plain text."""
         p = self.problem
         where = f"{p.num_classes} classes, {p.num_samples} samples, {p.features} features"
+        how = f"lambda_z {p.lambda_z:.4g}" if p.normalization is None else str(p.normalization)
         lines = [
-            f"{where}, lambda_z {p.lambda_z:.4g}, lambda_b {p.lambda_b:.4g}",
+            f"{where}, {how}, lambda_b {p.lambda_b:.4g}",
             _VERDICTS[self.verdict],
         ]
         for o in self.outlooks:
@@ -207,9 +217,11 @@ def advise(
 
     Args:
         problem: counts, penalties and loss of the training at hand. The penalties must be ones the theory knows:
-            L2 on the head and on the features, given or measured on a trained head; weight decay without a feature
-            penalty goes through :func:`collapsar.advise.weight_decay.advise_weight_decay`.
-        margin: a remedy must hold for penalties up to ``(1 + margin)`` times the given one; >= 0.
+            L2 on the head and on the features, given or measured on a trained head, or on the head alone after a norm
+            (:meth:`collapsar.Problem.from_normalized`); weight decay without either goes through
+            :func:`collapsar.advise.weight_decay.advise_weight_decay`.
+        margin: a remedy must hold for penalties (lambda_z; lambda_w of normalised features) up to ``(1 + margin)``
+            times the given one; >= 0.
         families: keys of the remedies to consider.
         class_names: K names, the indices by default.
 
@@ -240,6 +252,8 @@ def advise(
     unknown = [name for name in chosen if name not in FAMILIES]
     if unknown:
         raise ValueError(f"`families` must be among {', '.join(FAMILIES)}, got {', '.join(unknown)}")
+    if problem.normalization is not None:
+        chosen = tuple(name for name in chosen if name != "oversampling-held")
     names = tuple(str(k) for k in range(problem.num_classes)) if class_names is None else tuple(class_names)
     if len(names) != problem.num_classes:
         raise ValueError(f"`class_names` must name all {problem.num_classes} classes, got {len(names)}")
@@ -294,21 +308,34 @@ def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float
         calibration_shift=calibration_shift(after),
         majority_margin_change=now - largest.margin,
     )
+    own = own_penalties(treatment.problem)
+    caveats = CAVEATS if treatment.problem.normalization is None else _NORMALIZED_CAVEATS
     verified = bool(after.status is Status.OPTIMAL and told_apart(after).all() and treatment.certified)
     if verified:  # known to hold, also where the threshold itself is an estimate at the present bias
-        least = (1 + margin) * treatment.problem.lambda_z
+        least = 1 + margin
         groups = tuple(
-            replace(o, threshold=float(np.fmax(o.threshold, least)), safety=float(np.fmax(o.safety, 1 + margin)))
+            replace(
+                o,
+                threshold=float(np.fmax(o.threshold, least * own[o.classes[0]])),
+                safety=float(np.fmax(o.safety, least)),
+            )
             if o.state == "separated"
             else o
             for o in groups
         )
     return Suggestion(
         treatment=treatment,
-        words=FAMILIES[treatment.family].words,
+        words=_words(treatment),
         outlooks=groups,
         price=price,
         verified=verified,
         relative_gap=after.certificate.relative_gap,
-        caveats=CAVEATS[treatment.family],
+        caveats=caveats[treatment.family],
     )
+
+
+def _words(treatment: Treatment) -> str:
+    if treatment.problem.normalization is None:
+        return FAMILIES[treatment.family].words
+    own = {"penalty": "weaker decay of the head", "oversampling": "oversampling"}
+    return own.get(treatment.family, FAMILIES[treatment.family].words)

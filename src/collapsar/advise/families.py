@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from collapsar.advise.mitigations import Remedy, oversampling
 from collapsar.advise.outlook import edges, told_apart
+from collapsar.core.normalization import strengthened
 from collapsar.core.problem import Loss, Problem
 from collapsar.solver import Solution, solve
 from collapsar.solver.nonnegative import minimise_nonnegative
@@ -39,7 +40,7 @@ class Treatment:
 
     Attributes:
         family: the key of its family.
-        level: the dial: the floor f in samples, or the factor by which lambda_z^2 is divided.
+        level: the dial: the floor f in samples, or the factor by which lambda_z^2 (or lambda_w) is divided.
         factors: shape (K,), what each class gets: copies per sample, weight, temperature, scale, samples in all; for
             the penalty the factor of the weight decay, the same for all.
         problem: the problem after it.
@@ -114,14 +115,15 @@ def _search(
     def crossed(level: float) -> bool:
         return crosses(family.treat(problem, level)[1], margin)
 
-    steps = STEPS[problem.features] if crosses is has_crossed else STEPS["nonnegative"]
-    near = _near(family, problem, margin) if problem.features == "nonnegative" else None
+    effort = "signed" if _is_closed(problem) else "nonnegative"
+    steps = STEPS[effort] if crosses is has_crossed else STEPS["nonnegative"]
+    near = None if effort == "signed" or problem.normalization is not None else _near(family, problem, margin)
     if near is not None and crossed(near[1]) and not crossed(near[0]):
         low, high = near
         steps -= 4  # a range of 2 instead of some 100
     elif not crossed(high):
         # too much oversampling dilutes the loss share of everybody: the best may lie inside
-        grid = np.geomspace(low, high, SCAN[problem.features])[1:-1]
+        grid = np.geomspace(low, high, SCAN[effort])[1:-1]
         found = next((float(level) for level in grid if crossed(float(level))), None)
         if found is None:
             return None
@@ -141,13 +143,20 @@ def _near(family: Family, problem: Problem, margin: float) -> tuple[float, float
     return (low, high) if _lowest(family, problem) < low < high else None
 
 
+def _is_closed(problem: Problem) -> bool:
+    """Whether every threshold that counts has a closed form."""
+    return problem.features == "signed" and problem.normalization is None
+
+
 def has_crossed(problem: Problem, margin: float) -> bool:
     """Whether every class is told apart at ``(1 + margin)`` times the problem's penalty, in the quick way.
 
     Signed features: by the closed form. Nonnegative ones: by the optimum in column form, which costs a tenth of the
-    optimum; where it has every class apart, its certificate usually closes.
+    optimum; where it has every class apart, its certificate usually closes. Normalised features: by the optimum itself.
     """
-    edge = problem.replace(lambda_z=(1 + margin) * problem.lambda_z)
+    if problem.normalization is not None:
+        return has_crossed_certified(problem, margin)
+    edge = strengthened(problem, 1 + margin)
     if problem.features == "signed":
         return bool(np.all(edges(edge, np.zeros(edge.num_classes)) > edge.lambda_z))
     q = quotient(edge)
@@ -158,7 +167,7 @@ def has_crossed(problem: Problem, margin: float) -> bool:
 
 def has_crossed_certified(problem: Problem, margin: float) -> bool:
     """The same by the optimum itself."""
-    edge = problem.replace(lambda_z=(1 + margin) * problem.lambda_z)
+    edge = strengthened(problem, 1 + margin)
     return bool(np.all(told_apart(solve(edge, SEARCH_TOL, throw=False))))
 
 
@@ -197,7 +206,7 @@ def _scale(problem: Problem, floor: float) -> tuple[Vector, Problem]:
 
 def _relieve(problem: Problem, level: float) -> tuple[Vector, Problem]:
     factor = np.full(problem.num_classes, 1 / level)
-    return factor, problem.replace(lambda_z=problem.lambda_z / float(np.sqrt(level)))
+    return factor, strengthened(problem, 1 / level if problem.normalization is not None else level**-0.5)
 
 
 def _collect(problem: Problem, floor: float) -> tuple[Vector, Problem]:

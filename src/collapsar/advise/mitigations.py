@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.counts import class_counts
+from collapsar.core.normalization import own_penalties, strengthened
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.solver import Solution, Status, solve
-from collapsar.theory import thresholds
+from collapsar.solver.normalized_transitions import transitions
+from collapsar.theory import Thresholds, thresholds
 
 __all__ = [
     "Remedy",
@@ -52,6 +54,8 @@ class Remedy:
         loss: its part of the loss.
         mass_factor: shape (K,), how many times more often the penalty counts a feature of class k; None: as before.
         head_decay: factor c of the head's weight decay; lambda_z grows by sqrt(c).
+
+    With normalised features ``lambda_w`` grows by c; per sample ``mass_factor`` has nothing to act on.
     """
 
     name: str
@@ -71,13 +75,13 @@ class Remedy:
             array([1.  , 1.  , 2.24])
         """
         mass = problem.feature_mass
-        if self.mass_factor is not None:
+        how = problem.normalization
+        if self.mass_factor is not None and (
+            how is None or how.over == "batch"
+        ):  # features of a given length have none
             mass = problem.mass * self.mass_factor
-        return problem.replace(
-            loss=_joined(problem.loss, self.loss),
-            feature_mass=mass,
-            lambda_z=problem.lambda_z * self.head_decay**0.5,
-        )
+        treated = problem.replace(loss=_joined(problem.loss, self.loss), feature_mass=mass)
+        return strengthened(treated, self.head_decay**0.5 if how is None else self.head_decay)
 
 
 def _joined(first: Loss, second: Loss) -> Loss:
@@ -250,7 +254,7 @@ def standard_remedies(counts: ArrayLike) -> tuple[Remedy, ...]:
 
 
 def compare_remedies(problem: Problem, remedies: Sequence[Remedy] | None = None, tol: float = 1e-9) -> dict[str, Any]:
-    """Optima, thresholds and geometry of one problem under several remedies, for both feature models.
+    """Optima, thresholds and geometry of one problem under several remedies, for both feature models where both exist.
 
     Args:
         problem: counts and penalties; usually plain. Its feature model is ignored.
@@ -259,7 +263,8 @@ def compare_remedies(problem: Problem, remedies: Sequence[Remedy] | None = None,
 
     Returns:
         A JSON-able record; NaN is what does not exist. Vectors have one entry per group of classes with equal counts,
-        largest first. Thresholds are in units of the problem's own lambda_z, before the remedy.
+        largest first. Thresholds are in units of the problem's own lambda_z (lambda_w where features are normalised),
+        before the remedy.
 
     Raises:
         ValueError: two remedies share a name.
@@ -276,6 +281,8 @@ def compare_remedies(problem: Problem, remedies: Sequence[Remedy] | None = None,
     counts = np.unique(problem.class_counts)[::-1]
     groups = [np.flatnonzero(problem.class_counts == n) for n in counts]
     models: tuple[FeatureModel, ...] = get_args(FeatureModel)
+    if problem.normalization is not None and problem.normalization.over == "sample":
+        models = ("signed",)
     return {
         "problem": {k: v for k, v in problem.to_dict().items() if k != "features"},
         "groups": [{"samples": int(n), "classes": g.size} for n, g in zip(counts, groups, strict=True)],
@@ -309,10 +316,17 @@ def inference_margins(solution: Solution) -> Vector:
     return own - logits.max(axis=0)
 
 
+def _transitions(problem: Problem) -> Thresholds:
+    """As :func:`collapsar.thresholds`."""
+    if problem.normalization is None:
+        return thresholds(problem)
+    return Thresholds(**transitions(problem, thresholds))
+
+
 def _outcome(remedy: Remedy, problem: Problem, groups: list[NDArray[np.intp]], tol: float) -> dict[str, Any]:
     treated = remedy(problem)
-    nominal = problem.lambda_z / treated.lambda_z
-    t = thresholds(treated)
+    nominal = float(own_penalties(problem)[0] / own_penalties(treated)[0])
+    t = _transitions(treated)
     s = solve(treated, tol, throw=False)
     first = [int(g[0]) for g in groups]
     Z = s.Z

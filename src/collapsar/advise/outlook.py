@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
 from collapsar.core.states import ClassState, past, worst
 from collapsar.solver import Solution
+from collapsar.solver.normalized_certificate import row_scales
+from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
+from collapsar.solver.symmetry import quotient
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import merge_strength
 
@@ -39,10 +43,11 @@ class Outlook:
         samples: samples of each.
         state: "separated", "merged" or "vanished", the worst among them, as in :attr:`collapsar.Solution.class_states`.
         apart: whether all of them have predictions of their own; a large class whose bias carries it has.
-        threshold: lambda_z from which on they are no longer separated; see :func:`edges`.
-        safety: threshold / lambda_z: above 1 exactly where the state is "separated". NaN, like the threshold, where
-            the bias alone carries the class at every lambda_z, and where the threshold is approximate and the certified
-            state contradicts it.
+        threshold: lambda_z (where features are normalised: lambda_w) from which on they are no longer separated; see
+            :func:`edges`.
+        safety: threshold over the present penalty: above 1 exactly where the state is "separated". NaN, like the
+            threshold, where the bias alone carries the class at every lambda_z, and where the threshold is approximate
+            and the certified state contradicts it; normalised features: where nothing merges the class.
         margin: own logit minus the largest other at the class mean, nats; negative: the mean itself is misclassified.
         corrected_margin: the same after the prior correction for equally frequent classes.
         contrast: own logit minus a sibling's (a class of the same group), nats; NaN without siblings.
@@ -82,7 +87,8 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
     problem = solution.problem
     edge, apart = edges(problem, solution.b), told_apart(solution)
     states = solution.class_states
-    contradicted = ~past(problem.lambda_z, edge) != np.array([state == "separated" for state in states])
+    penalty = own_penalties(problem)
+    contradicted = ~past(penalty, edge) != np.array([state == "separated" for state in states])
     edge = np.where(contradicted, np.nan, edge)
     logits = logits_of(solution)
     margin, corrected = _margins(logits), corrected_margins(solution)
@@ -90,7 +96,8 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
     result = []
     for n in np.unique(problem.class_counts)[::-1]:
         members = np.flatnonzero(problem.class_counts == n)
-        threshold = float(np.min(edge[members]))
+        first = members[np.argmin(edge[members] / penalty[members])]
+        threshold = float(edge[first])
         block = logits[np.ix_(members, members)]
         ahead = np.diag(block)[:, None] - block.T
         contrast = float(ahead[~np.eye(members.size, dtype=bool)].min()) if members.size > 1 else float("nan")
@@ -101,7 +108,7 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
                 state=worst(states[k] for k in members),
                 apart=bool(apart[members].all()),
                 threshold=threshold,
-                safety=threshold / problem.lambda_z,
+                safety=threshold / float(penalty[first]),
                 margin=float(margin[members].min()),
                 corrected_margin=float(corrected[members].min()),
                 contrast=contrast,
@@ -141,16 +148,26 @@ def _parallel(Z: Matrix) -> NDArray[np.bool_]:
 
 
 def edges(problem: Problem, bias: Vector) -> Vector:
-    """The lambda_z from which on each class is no longer separated, shape (K,).
+    """The penalty (lambda_z, or lambda_w of normalised features) from which on each class is no longer separated, (K,).
 
     Signed features: tau delta (1 - eps) q / sqrt(m), where a class and its like merge; a class alone in its kind has
     no transition there, but loses its own direction around it. Nonnegative features: where the class vanishes, exactly
-    for up to four kinds of classes; for more, the length of its residual at ``bias``.
+    for up to four kinds of classes; for more, the length of its residual at ``bias``. Normalised features: where the
+    class merges, NaN where it never does.
 
     Args:
         problem: its ``lambda_z`` is ignored where the thresholds are exact.
         bias: b at the present optimum, shape (K,).
     """
+    how = problem.normalization
+    if how is not None and how.over == "sample":
+        return merge_per_sample(problem)[0]
+    if how is not None:
+        plain, q = plain_problem(problem), quotient(problem)
+        own = edges(plain, bias / row_scales(problem, q)[q.labels])
+        if problem.features == "signed":
+            own = np.where(q.sizes[q.labels] > 1, own, np.nan)
+        return merge_per_batch(problem, own)
     strength = problem.temperatures * problem.loss_share / np.sqrt(problem.mass)
     if problem.features == "signed":
         return merge_strength(problem)

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Normalization", "Over"]
+if TYPE_CHECKING:
+    from collapsar.core.problem import Problem
+
+__all__ = ["Normalization", "Over", "own_penalties", "strengthened"]
 
 Over = Literal["sample", "batch"]
 Vector = NDArray[np.float64]
@@ -105,6 +108,12 @@ class Normalization:
                 "per batch `lambda_w` per class needs a free bias or none (`lambda_b` 0 or inf); give one `lambda_w`"
             )
 
+    def __str__(self) -> str:
+        """In a line: "lambda_w 0.5, norm 11.3 per sample"."""
+        weight = f"{self.level:.4g}" + (" on average" if isinstance(self.lambda_w, np.ndarray) else "")
+        length = f"norm {self.norm:.4g}" if self.norm is not None else f"lambda_gain {self.lambda_gain:.4g}"
+        return f"lambda_w {weight}, {length} per {self.over}"
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
         weight = self.lambda_w.tolist() if isinstance(self.lambda_w, np.ndarray) else self.lambda_w
@@ -129,6 +138,26 @@ class Normalization:
 
     def __hash__(self) -> int:
         return hash(repr(self.to_dict()))
+
+
+def own_penalties(problem: Problem) -> Vector:
+    """The penalty that thresholds are values of, per class, shape (K,): lambda_z, or the row's ``lambda_w``."""
+    how = problem.normalization
+    return np.broadcast_to(np.asarray(problem.lambda_z if how is None else how.lambda_w), (problem.num_classes,))
+
+
+def strengthened(problem: Problem, factor: float) -> Problem:
+    """The problem at ``factor`` times that penalty.
+
+    Example:
+        >>> from collapsar.core.problem import Problem
+        >>> strengthened(Problem.from_normalized([5, 5], lambda_w=2.0, norm=4.0), 3.0).normalization.lambda_w
+        6.0
+    """
+    how = problem.normalization
+    if how is None:
+        return problem.replace(lambda_z=factor * problem.lambda_z)
+    return problem.replace(lambda_w=factor * how.lambda_w)
 
 
 def _positive(name: str, value: object) -> float:

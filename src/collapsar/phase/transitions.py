@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from collapsar.core.problem import Problem
 from collapsar.theory.thresholds import Thresholds
 from collapsar.theory.thresholds import thresholds as plain_thresholds
@@ -33,24 +31,8 @@ def thresholds(problem: Problem) -> Thresholds:
         >>> round(float(t.merge[9]), 6), t.complete
         (0.066203, inf)
     """
-    how = problem.normalization
-    if how is None:
+    if problem.normalization is None:
         return plain_thresholds(problem)
-    from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
+    from collapsar.solver.normalized_transitions import transitions
 
-    every = np.ones(problem.num_classes, dtype=bool)
-    if how.over == "sample":
-        merge, complete = merge_per_sample(problem)
-        vanish = np.full(merge.size, complete if np.isfinite(complete) else np.nan)
-        return Thresholds(_frozen(merge), _frozen(vanish), complete, complete, _frozen(every))
-    plain = plain_thresholds(plain_problem(problem))
-    merge, vanish = merge_per_batch(problem, plain.merge), merge_per_batch(problem, plain.vanish)
-    complete = np.inf
-    if how.lambda_gain is not None:
-        complete = plain.complete**2 * float(problem.mass.sum()) / how.lambda_gain
-    return Thresholds(_frozen(merge), _frozen(vanish), float(complete), float(complete), plain.exact)
-
-
-def _frozen(array: np.ndarray) -> np.ndarray:
-    array.setflags(write=False)
-    return array
+    return Thresholds(**transitions(problem, plain_thresholds))

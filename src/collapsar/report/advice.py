@@ -82,14 +82,16 @@ def _optimum_words(record: Record) -> str:
     factor = "" if near is None else number_text(near["safety"], 3)
     outvoted = [g for g in groups if g["apart"] and g["margin"] < 0]
     if record["verdict"] == "separated":
-        text = f"Your penalties are not the cause: at the optimum every class is separated, by a factor of {factor}."
+        by = f", by a factor of {factor}" if factor else ""
+        text = f"Your penalties are not the cause: at the optimum every class is separated{by}."
         if outvoted:
             text += f" But {_group_words(outvoted)} outvoted by larger ones even at the class mean: correct the prior."
         elif not record.get("measured"):
             text += " If small classes do badly, look at the number and variety of their samples, and the prior."
         return text
     if record["verdict"] == "close":
-        assert near is not None  # some threshold is near
+        if near is None:
+            return f"Close: every class is separated at the optimum, but not at a penalty {room} larger."
         return (
             f"Close: every class is separated at the optimum, but {_group_words([near])} less than {room} below the "
             f"threshold (safety {factor})."
@@ -126,7 +128,7 @@ def setting_words(suggestion: Record, record: Record) -> str:
     """
     remedy, factors, groups = suggestion["remedy"], suggestion["factors"], record["groups"]
     if remedy == "penalty":
-        return f"head decay or feature penalty × {_down(factors[0])}"
+        return f"{_penalty_words(record)} × {_down(factors[0])}"
     if remedy == "more-samples":
         raised = [g for g in groups if factors[g["classes"][0]] > g["samples"]]
         names = _class_list(raised, record)
@@ -135,11 +137,21 @@ def setting_words(suggestion: Record, record: Record) -> str:
     names = _class_list(raised, record)
     values = [factors[g["classes"][0]] for g in raised]
     what = _FACTOR_WORDS[remedy]
+    if _normalized(record):
+        what = what.split(" (", maxsplit=1)[0]
     if len(set(values)) == 1:
         return f"{what} {_up(values[0])} for {names}"
     root = "" if remedy.startswith("oversampling") else "√"
     formula = f"{root}({suggestion['level']:.0f}/n)"
     return f"{what} {formula} where n < {suggestion['level']:.0f}, to {_up(max(values))}"
+
+
+def _normalized(record: Record) -> bool:
+    return record["problem"].get("normalization") is not None
+
+
+def _penalty_words(record: Record) -> str:
+    return "head decay" if _normalized(record) else "head decay or feature penalty"
 
 
 def _class_list(groups: Sequence[Record], record: Record) -> str:
@@ -201,7 +213,7 @@ def room_words(record: Record) -> str:
         return ""
     return (
         f"Below the threshold the classes separate; accuracy grows with the distance from it. Twice the room needs "
-        f"head decay or feature penalty × {_down(factor)}."
+        f"{_penalty_words(record)} × {_down(factor)}."
     )
 
 

@@ -8,12 +8,12 @@ lambda_w = lambda_z norm^2 sum(m) / ||Z M^(1/2)||_*, one solve.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from collapsar.core.problem import Loss, Problem
 from collapsar.solver.certificate import penalty
@@ -22,13 +22,50 @@ from collapsar.solver.solve import solve
 from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, newton_step, sphere_point, sphere_start
 from collapsar.solver.symmetry import Quotient, quotient
 
-__all__ = ["merge_per_batch", "merge_per_sample", "plain_problem", "weight_penalty_per_batch"]
+__all__ = ["merge_per_batch", "merge_per_sample", "plain_problem", "transitions", "weight_penalty_per_batch"]
 
 Vector = NDArray[np.float64]
 
 _WEAKEST, _STRONGEST = 1e-9, 1e5  # of lambda_w / norm^2 that are looked at; beyond, the head is 0 to every digit shown
 _SETTLED = 1e-22  # decrement at which a held optimum is taken
 _STEPS = 300
+
+
+class PlainTransitions(Protocol):
+    """What is used of the transitions of a problem with a feature penalty, values of lambda_z."""
+
+    @property
+    def merge(self) -> Vector: ...
+    @property
+    def vanish(self) -> Vector: ...
+    @property
+    def complete(self) -> float: ...
+    @property
+    def exact(self) -> NDArray[np.bool_]: ...
+
+
+def transitions(problem: Problem, plain: Callable[[Problem], PlainTransitions]) -> dict[str, Any]:
+    """Every transition of a problem with normalised features as a value of lambda_w: the fields of ``Thresholds``.
+
+    Args:
+        problem: with a normalization.
+        plain: the thresholds of a problem with a feature penalty, which is what decides per batch.
+    """
+    how = problem.normalization
+    assert how is not None
+    complete = np.inf
+    if how.over == "sample":
+        merge, complete = merge_per_sample(problem)
+        vanish = np.full(merge.size, complete if np.isfinite(complete) else np.nan)
+        exact = np.ones(merge.size, dtype=bool)
+    else:
+        own = plain(plain_problem(problem))
+        merge, vanish, exact = merge_per_batch(problem, own.merge), merge_per_batch(problem, own.vanish), own.exact
+        if how.lambda_gain is not None:
+            complete = float(own.complete**2 * problem.mass.sum() / how.lambda_gain)
+    for array in (merge, vanish, exact):
+        array.setflags(write=False)
+    return {"merge": merge, "vanish": vanish, "complete": complete, "complete_bound": complete, "exact": exact}
 
 
 def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
@@ -40,7 +77,6 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
     how, q = problem.normalization, quotient(problem)
     assert how is not None
     n = normalized_quotient(problem, q, price=1.0)
-    limit = _settled(replace(n, price=_STRONGEST), None)
     gain = how.lambda_gain
     strengths = n.q.temperatures * n.q.scales * (1 - n.q.smoothing) * n.q.share
     merge = np.full(q.num_clusters, np.nan)
@@ -48,14 +84,18 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
         price, p = _merge_price(n, int(j), float(strengths[j]))
         if np.isfinite(price):
             merge[j] = price * how.norm**2 if how.norm else price**2 * p.x.weight_norm() / (gain or np.nan)
-    # as lambda_w grows, c ||W|| tends to the dual norm of the residual at Z = 0
-    complete = np.inf if gain is None else (_STRONGEST**2 * limit.x.weight_norm()) / gain
+    complete = np.inf
+    if gain is not None:  # as lambda_w grows, c ||W|| tends to the dual norm of the residual at Z = 0
+        limit = _settled(replace(n, price=_STRONGEST), None)
+        complete = (_STRONGEST**2 * limit.x.weight_norm()) / gain
     own = row_scales(problem, q) ** -2.0  # a row's own lambda_w, over their mean
     return (merge * own)[q.labels], float(complete)
 
 
 def _merge_price(n: NormalizedQuotient, j: int, strength: float) -> tuple[float, SpherePoint]:
     """The price c at which cluster j's contrast dies, and the optimum there; NaN where it never dies."""
+    from scipy.optimize import brentq
+
     last: SpherePoint | None = None
 
     def excess(log_c: float) -> float:

@@ -114,7 +114,9 @@ def sphere_start(n: NormalizedQuotient) -> Spheres:
     def value(x: Spheres) -> float:
         return predict(q, x.blocks(q))[1] + 0.5 * n.price * x.weight_norm()
 
-    return min((Spheres(s * F, F, s * u, u, np.zeros(J)) for s in np.geomspace(0.1, 30.0, 8)), key=value)
+    # far from balance a softmax is flat: offsets are met by the bias where there is one
+    b = np.zeros(J) if not n.has_bias or np.ptp(q.offsets) == 0 else (np.mean(q.offsets) - q.offsets) / q.scales
+    return min((Spheres(s * F, F, s * u, u, b) for s in np.geomspace(0.1, 30.0, 8)), key=value)
 
 
 @dataclass(frozen=True)
