@@ -89,3 +89,17 @@ def test_bad_points_are_named(Z, b, says):
     with pytest.raises(ValueError) as error:
         cs.certify(cs.Problem([5, 4, 3], 0.1), Z, b)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+@pytest.mark.parametrize("lambda_b", [0.0, 1e-300, 1e-14, 0.01])
+@pytest.mark.parametrize(
+    ("scale", "shut_out"), [(100.0, 0.0), (1e4, 0.0), (1e100, 0.0), (1e150, 0.0), (-100.0, 0.0), (10.0, -200.0)]
+)
+def test_saturated_predictions_are_certified(features, lambda_b, scale, shut_out, objective):
+    # the loss is flat there: no Newton step balances the bias, and the bound is what the targets themselves prove
+    p = cs.Problem([100, 50, 10], 1e-3, lambda_b, features=features)
+    b = np.array([0.0, 0.0, shut_out])
+    c = cs.certify(p, scale * np.eye(3), b)
+    assert c.primal == pytest.approx(objective(p, scale * np.eye(3), b), rel=1e-12)
+    assert 0 <= c.dual <= cs.solve(p).certificate.primal

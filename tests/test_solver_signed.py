@@ -296,6 +296,27 @@ def test_not_converged_is_honest():
 
 
 @pytest.mark.parametrize("features", ["signed", "nonnegative"])
+@pytest.mark.parametrize("lambda_b", [0.0, 1e-15, 1e-8, 0.01, INF])
+@pytest.mark.parametrize(
+    ("mass", "lambda_z"),
+    [
+        ((1.0, 1e12, 1.0), 1e-3),
+        ((1.0, 1e6, 1e12), 1e-9),
+        ((1e12, 1.0, 1e12, 1.0, 1.0), 3e-6),
+        ((3e10, 3e-24, 3e-24, 3e-24, 3e-24), 1e-12),
+        ((1e22, 1.0, 1.0, 1.0), 3e-3),
+    ],
+)
+def test_masses_of_very_different_size_end_in_an_answer_or_a_status(mass, lambda_z, lambda_b, features):
+    p = Problem((1000, 50, 20, 5, 100)[: len(mass)], lambda_z, lambda_b, features=features, feature_mass=mass)
+    s = cs.solve(p, throw=False)
+    assert (s.certificate.relative_gap <= 1e-9) == (s.status is cs.Status.OPTIMAL)
+    assert s.status is cs.Status.OPTIMAL or max(mass) / min(mass) > 1e20
+    # whatever it says, one logit vector for all classes is no better
+    assert s.certificate.dual <= naive_objective(p, np.zeros((len(mass), len(mass))), np.zeros(len(mass)))
+
+
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
 def test_progress_sees_every_step_and_may_interrupt(features):
     p = Problem(np.rint(np.geomspace(5000, 50, 40)).astype(int), 1e-3, 0.02, features=features)
     seen = []

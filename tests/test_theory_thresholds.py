@@ -322,6 +322,17 @@ def test_a_thousand_classes_in_two_sizes_have_the_thresholds_of_ten() -> None:
     assert np.unique(many.vanish).size == 2
 
 
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+@pytest.mark.parametrize("counts", [[500, 500, 100, 100], [100, 50, 10], [400, 90, 30, 20, 5]])
+@pytest.mark.parametrize("lambda_b", [1e-300, 1e-100, 1e-20, 1e-14, 1e-12])
+def test_a_bias_that_costs_next_to_nothing_is_a_free_one(
+    counts: list[int], lambda_b: float, features: FeatureModel
+) -> None:
+    free, cheap = (thresholds(Problem(counts, 1.0, value, features=features)) for value in (0.0, lambda_b))
+    np.testing.assert_allclose(cheap.vanish, free.vanish, rtol=1e-9)
+    assert cheap.complete == pytest.approx(free.complete, rel=1e-9)
+
+
 def test_results_cannot_be_written_to() -> None:
     t = thresholds(Problem([20, 20, 10], 1.0))
     with pytest.raises(ValueError, match="read-only"):

@@ -150,8 +150,10 @@ def penalty(q: Quotient, blocks: Blocks) -> float:
         nuclear = float(np.linalg.svd(S, compute_uv=False).sum())
         return nuclear + float(np.sum((q.sizes - 1) * root * np.abs(blocks.alpha)))
     # one column of cluster j: its share of S_j, and alpha_j (e_k - 1/k)
-    squared = np.sum(S**2, axis=0) / q.sizes + q.mass * blocks.alpha**2 * (1 - 1 / q.sizes)
-    return float(np.sum(q.sizes * np.sqrt(squared)))
+    contrast = root * blocks.alpha
+    unit = max(float(np.max(np.abs(S))), float(np.max(np.abs(contrast)))) or 1.0  # squares of any logit stay finite
+    squared = np.sum((S / unit) ** 2, axis=0) / q.sizes + (contrast / unit) ** 2 * (1 - 1 / q.sizes)
+    return float(unit * np.sum(q.sizes * np.sqrt(squared)))
 
 
 def dual_norm(q: Quotient, R: Residual) -> float:
@@ -190,7 +192,7 @@ def balance_bias(q: Quotient, blocks: Blocks, max_steps: int = 60) -> Blocks:
         hessian = _bias_hessian(q, P)
         if q.lambda_b == 0:  # the shift along 1/delta is free: pin it
             hessian = hessian + (np.trace(hessian) or 1.0) / (shift @ shift) * np.outer(shift, shift)  # 0 if J = 1
-        step = -np.linalg.solve(hessian, gradient)
+        step = -_solved(hessian, gradient)
         decrement = -float(gradient @ step)
         value = loss + 0.5 * q.lambda_b * float(q.sizes @ b**2)
         length = min(1.0, 5 / max(float(np.max(np.abs(step))), 1e-300))  # beyond 5 nats the model is worthless
@@ -204,6 +206,15 @@ def balance_bias(q: Quotient, blocks: Blocks, max_steps: int = 60) -> Blocks:
         if not decrement > 1e-30 * max(value, GAP_FLOOR):
             break
     return Blocks(blocks.alpha, blocks.C, b)
+
+
+def _solved(hessian: Matrix, gradient: Vector) -> Vector:
+    """Newton's step, or a gradient step of order one where predictions are saturated and the loss is flat."""
+    try:
+        return np.linalg.solve(hessian, gradient)
+    except np.linalg.LinAlgError:
+        ridge = 0.1 * float(np.max(np.abs(gradient))) + 1e-12 * float(np.trace(hessian))
+        return np.linalg.solve(hessian + (ridge or 1.0) * np.eye(gradient.size), gradient)
 
 
 def _bias_hessian(q: Quotient, P: Columns) -> Matrix:
@@ -242,7 +253,7 @@ def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float, *, search: bo
 
     Args:
         q: J clusters.
-        S: columns that sum to one; where the bias is free they must balance, or the bound is -inf.
+        S: columns that sum to one; where the bias is free they balance, or the bound is little more than that of Y.
         R: the residual at S.
         norm: of R, in a norm that bounds the one dual to the price of Z from above.
         search: look for the best t; otherwise take the largest feasible t <= 1, which is the best one near an optimum.
@@ -250,12 +261,13 @@ def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float, *, search: bo
     Returns:
         A lower bound of the optimum, nats.
     """
-    if q.lambda_b == 0 and not np.sqrt(q.sizes @ R.bias**2) <= _BALANCED:
-        return -np.inf  # the dual's equality constraint does not hold
     Y = target(q)
     limit = _simplex_limit(Y, S, q)
     if norm > 0:
         limit = min(limit, q.lambda_z / norm * _INSIDE)
+    off = float(np.sqrt(q.sizes @ R.bias**2)) if q.lambda_b == 0 else 0.0
+    if off > 0:  # what breaks the dual's equality constraint grows along the ray
+        limit = min(limit, _BALANCED / off)
 
     def negative_dual(t: float) -> float:
         at = Columns(Y.miss + t * (S.miss - Y.miss), Y.other + t * (S.other - Y.other))
@@ -310,9 +322,10 @@ def _simplex_limit(Y: Columns, P: Columns, q: Quotient) -> float:
     """The largest t with S_t >= 0; 1 where the ray never leaves the simplex (P = Y)."""
     fall = np.where(q.others > 0, Y.other - P.other, 0.0)
     rise = P.miss - Y.miss
+    least = np.finfo(np.float64).tiny  # one divided by it is finite
     ends = [
-        np.min(Y.other / np.where(fall > 0, fall, np.nan), initial=np.inf, where=fall > 0),
-        np.min((1 - Y.miss) / np.where(rise > 0, rise, np.nan), initial=np.inf, where=rise > 0),
+        np.min(Y.other / np.maximum(fall, least), initial=np.inf, where=fall > 0),
+        np.min((1 - Y.miss) / np.maximum(rise, least), initial=np.inf, where=rise > 0),
     ]
     limit = float(min(ends))
     return limit if np.isfinite(limit) else 1.0

@@ -62,15 +62,15 @@ def truncated_newton(
         Hp = apply(p)
         curvature = float(p @ Hp)
         if indefinite and curvature < -_FLAT * pp:
-            a = (-vp + np.sqrt(vp**2 + pp * max(radius**2 - vv, 0.0))) / pp
-            v, Hv, vv = v + a * p, Hv + a * Hp, radius**2
+            a = (-vp + np.sqrt(vp**2 + pp * max(radius * radius - vv, 0.0))) / pp
+            v, Hv, vv = v + a * p, Hv + a * Hp, radius * radius
             break
         if not curvature > 0:  # flat to rounding: nothing to gain along p
             break
         a = rz / curvature
-        if vv + 2 * a * vp + a * a * pp >= radius**2:
-            a = (-vp + np.sqrt(vp**2 + pp * max(radius**2 - vv, 0.0))) / pp
-            v, Hv, vv = v + a * p, Hv + a * Hp, radius**2
+        if vv + 2 * a * vp + a * a * pp >= radius * radius:
+            a = (-vp + np.sqrt(vp**2 + pp * max(radius * radius - vv, 0.0))) / pp
+            v, Hv, vv = v + a * p, Hv + a * Hp, radius * radius
             break
         v, Hv, r = v + a * p, Hv + a * Hp, r - a * Hp
         vv += 2 * a * vp + a * a * pp

@@ -86,6 +86,8 @@ def combined(q: Quotient, atoms: Atoms) -> Atoms:
     """The same point with one atom for every direction: atoms whose h are parallel are added up."""
     _, h = atoms.norms(q)
     keep = h > 0
+    if not keep.any():
+        return Atoms(*(part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)))
     h, parts = h[keep], [part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)]
     unit = np.hstack(
         [(parts[2] + parts[3]) / h[:, None], parts[2] * np.sqrt(np.maximum(q.sizes - 1, 0.0)) / h[:, None]]

@@ -305,6 +305,8 @@ def straight(system: NewtonSystem, step: Direction, length: float) -> tuple[Poin
     X = (basis.A * basis.sigma + length * basis.A @ step.M) @ basis.B.T
     y = np.maximum(x.y + length * step.y, 0.0)
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
+    if not np.isfinite(X).all():
+        return x, np.inf
     price = float(np.linalg.svd(X, compute_uv=False).sum()) + float(width @ y)
     return point(q, X, y, x.b + length * step.b), price
 

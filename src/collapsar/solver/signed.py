@@ -52,6 +52,7 @@ _FEWEST_GROUPS = 12
 _ROTATE = 24
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # no step is taken to where the objective is not finite
 def minimise_signed(
     q: Quotient,
     start: Blocks | None = None,
@@ -150,7 +151,11 @@ def _proximal_step(q: Quotient, x: Point, value: float, stretch: float) -> tuple
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
     while True:
         s = stretch / steepest
-        A, sigma, Bt = np.linalg.svd(x.X + s * x.R.between)
+        moved = x.X + s * x.R.between
+        if not np.isfinite(moved).all() and stretch > 1e-12:
+            stretch /= 8
+            continue
+        A, sigma, Bt = np.linalg.svd(moved)
         sigma = np.maximum(sigma - s * q.lambda_z, 0.0)
         sigma[sigma < 1e-14 * sigma[0]] = 0.0
         y = np.maximum(x.y + s * width * (x.R.within - q.lambda_z), 0.0)

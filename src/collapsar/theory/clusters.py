@@ -198,6 +198,7 @@ def balanced_bias(
         ArithmeticError: Newton did not settle.
     """
     b = np.zeros_like(c.sizes) if start is None or c.lambda_b == np.inf else start[0]
+    shift = 1 / c.scales / float((c.sizes / c.scales) @ (1 / c.scales))
     now = respond(b, None if start is None else start[1])
     if c.lambda_b == np.inf:
         return b, now
@@ -212,6 +213,7 @@ def balanced_bias(
         length = 1.0
         while True:
             trial = b + length * step
+            trial -= ((c.sizes / c.scales) @ trial) * shift  # to where the same loss costs least
             then = respond(trial, now)
             rise = then.value + 0.5 * c.lambda_b * float(c.sizes @ trial**2) - value
             # below 1e-11 nats rounding hides the decrease, and Newton is at home
@@ -243,7 +245,7 @@ def _bias_hessian(c: Clusters, now: Response) -> Matrix:
     hessian = np.diag(alone)
     hessian -= (first * (weight / mean)) @ first.T
     hessian -= (second * (weight / np.where(spread > 0, spread, 1.0))) @ second.T
-    if c.lambda_b == 0:  # b is free along 1/delta, where the terms cancel: pin it at their own scale
-        shift = c.sizes / c.scales
-        return hessian + alone.sum() / (shift @ shift) * np.outer(shift, shift)
+    # only the price, if any, holds b along 1/delta, where the terms cancel and the optimum is 0: pin it at their scale
+    shift = c.sizes / c.scales
+    hessian += alone.sum() / (shift @ shift) * np.outer(shift, shift)
     return hessian + c.lambda_b * np.diag(c.sizes)
