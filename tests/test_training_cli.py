@@ -47,7 +47,7 @@ def _arguments(data: str, out: Path, *more: str) -> list[str]:
 
 def _train(data: str, out: Path, *more: str) -> dict[str, Any]:
     ended = CliRunner().invoke(app, _arguments(data, out, *more))
-    assert ended.exit_code == 0, ended.output
+    assert ended.exit_code == 0, (ended.output, ended.exception)
     return json.loads(ended.stdout)
 
 

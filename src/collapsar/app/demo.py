@@ -194,12 +194,13 @@ def collapse_numbers(model: Any, data: ImageData) -> Record:
 
 def _accuracies(record: Record, small: np.ndarray) -> Record:
     on_train, on_test = (np.array(record[f"{split}_class_accuracies"]) for split in ("train", "test"))
+    large = small if small.all() else ~small  # of balanced data every class is both
     return {
         "train": record["train_accuracy"],
         "train_minority": float(on_train[small].mean()),
-        "train_majority": float(on_train[~small].mean()),
+        "train_majority": float(on_train[large].mean()),
         "test_minority": float(on_test[small].mean()),
-        "test_majority": float(on_test[~small].mean()),
+        "test_majority": float(on_test[large].mean()),
         "test_balanced": float(on_test.mean()),
     }
 
