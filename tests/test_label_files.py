@@ -231,8 +231,18 @@ def test_what_is_no_label_is_refused(labels: Any) -> None:
         cs.counts_from_labels(labels)
 
 
+@pytest.mark.parametrize(
+    "labels", [[0.0, float("nan"), 1.0], np.array(["a", None, "b"], object), np.array(["a", float("nan")], object)]
+)
+def test_missing_labels_are_counted_in_the_message(labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"1 of . are missing"):
+        cs.counts_from_labels(labels)
+
+
 @pytest.mark.parametrize("labels", [Y, np.array(Y), WORDS, np.random.default_rng(0).integers(1, 4, 400)])
-def test_a_problem_of_labels_says_what_to_call(labels: Any) -> None:
+@pytest.mark.parametrize("series", [False, True])
+def test_a_problem_of_labels_says_what_to_call(labels: Any, series: bool) -> None:
+    labels = Series(list(labels), list(range(len(labels)))) if series else labels
     with pytest.raises(ValueError, match="counts_from_labels"):
         cs.Problem(labels, 0.01)
 

@@ -136,6 +136,10 @@ def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) ->
     if array.dtype.kind == "O" and all(isinstance(label, str) for label in array.flat):
         array = array.astype(str)
     whole = array.dtype.kind in "iubU" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
+    if array.ndim == 1 and array.dtype.kind in "fO":
+        missing = sum(label is None or label != label for label in array.tolist())
+        if missing:
+            raise ValueError(f"`labels`: {missing} of {array.size} are missing (NaN or None); leave those samples out")
     if array.ndim != 1 or array.size == 0 or not whole:
         raise ValueError(
             f"`labels` must be a non-empty list of whole numbers or strings, got shape {array.shape} of {array.dtype}; "
@@ -288,7 +292,9 @@ def _checked(values: ArrayLike, names: Sequence[str] | None = None) -> NDArray[n
         ) from None
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"`class_counts` must be a non-empty list, got shape {array.shape}; {_SPEC_HELP}")
-    if names is None and _are_labels(array):
+    # A pandas Series of labels has row numbers where one of counts has names.
+    numbered = names is None or tuple(names) == tuple(map(str, range(len(names))))
+    if numbered and _are_labels(array):
         raise ValueError(
             f"`class_counts` looks like {array.size} labels, classes {array.min():g} to {array.max():g}: count them "
             "with `names, counts = counts_from_labels(labels)`; counts of that kind go in as a dict, class to count"
