@@ -109,7 +109,7 @@ def test_the_parts_cover_every_cell_once(axes, monkeypatch):
     assert config.num_chunks > 3
     assert sorted(np.concatenate([c.ravel() for c in cells])) == list(range(number.size))
     # along lambda_z a part is whole: its thresholds are found once
-    if config.has_lambda_z:
+    if config.has_penalty:
         assert all(c.shape[config.along] == X.num for c in cells)
 
 
@@ -269,6 +269,32 @@ def test_without_a_bias_price_nonnegative_classes_share_and_the_curve_says_so():
     assert not vanish.exact
     assert "column form" in vanish.note
     assert all(c.exact for c in d.model("signed").curves)
+
+
+@pytest.mark.parametrize(
+    ("over", "x", "y"),
+    [
+        ("sample", "r:2:20:4", "lambda_w:0.5:12:5:log"),
+        ("sample", "norm:4:14:4", "lambda_w:0.5:12:4:log"),
+        ("batch", "norm:4:14:4", "r:2:20:4"),
+    ],
+)
+def test_normalised_features_have_a_diagram_in_lambda_w(over, x, y):
+    """Certified states against the roots of the merge threshold, in every cell."""
+    settings = PhaseSettings(n_a=100, n_b=20, lambda_b=0.02, over=over, lambda_w=3.0, norm=128**0.5)
+    d = phase_diagram(x, y, settings)
+    agreement = d.model("signed").agreement
+    assert agreement.equal == agreement.known == agreement.cells
+    assert {"separated", "merged"} <= {STATES[code] for code in np.unique(d.model("signed").states)}
+    assert PhaseDiagram.from_dict(json.loads(json.dumps(d.to_dict()))).to_dict() == d.to_dict()
+    figure = phase_figure(d.to_dict())
+    assert f"normalised per {over}" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(("over", "name"), [(None, "norm"), (None, "lambda_w"), ("batch", "lambda_z")])
+def test_an_axis_of_the_other_model_is_refused(over, name):
+    with pytest.raises(ValueError, match=f"the axis {name}"):
+        PhaseConfig(Axis(name, 1.0, 2.0), Axis("r", 1.0, 2.0), PhaseSettings(over=over))
 
 
 def test_a_range_without_transitions_says_so():

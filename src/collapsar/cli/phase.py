@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -24,7 +24,8 @@ __all__ = ["phase"]
 
 _PICTURES = (".png", ".svg", ".pdf")
 _AXIS_HELP = (
-    "NAME:LOW:HIGH:NUM or NAME:LOW:HIGH:NUM:log; names: lambda_z, lambda_b, r, n_a, n_b, share_a, oversampling."
+    "NAME:LOW:HIGH:NUM or NAME:LOW:HIGH:NUM:log; names: lambda_z, lambda_b, r, n_a, n_b, share_a, oversampling; with "
+    "--over lambda_w and norm instead of lambda_z."
 )
 
 
@@ -35,7 +36,9 @@ _AXIS_HELP = (
 
     collapsar phase --x n_a:50:2000:50:log --y n_b:20:500:50:log --lambda-z 0.005 --jobs 4 --out phase.svg
 
-    collapsar phase --x share_a:0.1:0.9 --y lambda_z:1e-3:1e-2:40:log --classes 20 --json"""
+    collapsar phase --x share_a:0.1:0.9 --y lambda_z:1e-3:1e-2:40:log --classes 20 --json
+
+    collapsar phase --x r:1:20:40 --y lambda_w:0.1:10:40:log --over sample --norm 11.3 --out ln.png"""
 )
 def phase(
     x: Annotated[str, typer.Option("--x", help=f"Horizontal axis: {_AXIS_HELP}", show_default=False)],
@@ -47,6 +50,11 @@ def phase(
     lambda_z: Annotated[float, typer.Option("--lambda-z", help="Price of the predictions.")] = 0.0036,
     lambda_b: Annotated[float, typer.Option("--lambda-b", help="Penalty of the bias; inf: none, 0: free.")] = 0.02,
     oversampling: Annotated[float, typer.Option("--oversampling", help="Repeats of every small class's sample.")] = 1.0,
+    over: Annotated[
+        str | None, typer.Option("--over", help="Features normalised per sample (LayerNorm) or batch (BatchNorm).")
+    ] = None,
+    lambda_w: Annotated[float, typer.Option("--lambda-w", help="With --over: penalty of the head's weight.")] = 1.0,
+    norm: Annotated[float, typer.Option("--norm", help="With --over: length of the features, sqrt(width).")] = 1.0,
     tol: Annotated[float, typer.Option("--tol", help="Relative duality gap of every cell.")] = 1e-9,
     out: Annotated[
         Path | None, typer.Option("--out", help="Picture, .png, .svg or .pdf; the record beside it, as .json.")
@@ -59,7 +67,8 @@ def phase(
 ) -> None:
     """Which classes stay apart, merge or vanish, over a grid of two parameters, with the exact thresholds drawn in.
 
-    Every cell is a certified optimum, for signed and for nonnegative features. "r" is the imbalance n_A / n_B and moves
+    Every cell is a certified optimum, for signed and for nonnegative features; for networks that normalise their
+    features with --over, where lambda_w is the penalty. "r" is the imbalance n_A / n_B and moves
     n_A; "share_a" is k_A / K. A sweep that is interrupted goes on where it stopped when the same command is given again
     with the same --out; a finished one computes nothing.
     """
@@ -71,7 +80,8 @@ def phase(
     if out is not None:
         import collapsar.report.phase_plot  # noqa: F401 - that matplotlib is missing is said before the work, not after
     half = max(1, classes // 2)
-    settings = PhaseSettings(classes, half if k_a is None else k_a, n_a, n_b, lambda_z, lambda_b, oversampling)
+    priced = (n_a, n_b, lambda_z, lambda_b, oversampling, cast("Any", over), lambda_w, norm)
+    settings = PhaseSettings(classes, half if k_a is None else k_a, *priced)
     config = PhaseConfig(Axis.parse(x), Axis.parse(y), settings, tol)
     record_file = None if out is None else out.with_suffix(".json")
     log = Console(stderr=True, highlight=False)

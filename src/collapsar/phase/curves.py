@@ -47,7 +47,7 @@ class Curve:
 
 
 def curves_of(config: PhaseConfig, fields: Mapping[str, Array]) -> tuple[Curve, ...]:
-    """Where lambda_z equals a threshold.
+    """Where the penalty equals a threshold.
 
     A threshold that is another one's too is drawn and named once, by the last of them: merge, vanish, complete.
 
@@ -89,7 +89,7 @@ def curves_of(config: PhaseConfig, fields: Mapping[str, Array]) -> tuple[Curve, 
 def _lines(config: PhaseConfig, field: Array, squares: Mask) -> tuple[tuple[tuple[float, float], ...], ...]:
     return tuple(
         tuple((_at(config.x_values, config.x, c), _at(config.y_values, config.y, r)) for c, r in line)
-        for line in zero_lines(np.log(field / config.lambda_z), squares)
+        for line in zero_lines(np.log(field / config.penalty), squares)
     )
 
 
@@ -122,7 +122,7 @@ def _note(config: PhaseConfig, transition: Transition, side: str, field: Array, 
     what = _words(transition, side)
     if found:
         return f"{what}: along a curve"
-    below = bool((config.lambda_z < field)[np.isfinite(field)].all())
+    below = bool((config.penalty < field)[np.isfinite(field)].all())
     if not side:
         return f"{what}: {'nowhere' if below else 'everywhere'} in this range"
     state = "past it" if not below else "apart" if transition == "merge" else "alive"

@@ -19,6 +19,7 @@ from collapsar.core.states import CLASS_STATES
 from collapsar.core.types import Array, Record
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
+from collapsar.phase.normalized import cell_solutions, cell_thresholds, models_of
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.theory.thresholds import Thresholds, thresholds
 
@@ -182,14 +183,14 @@ def phase_diagram(
     tol: float = 1e-9,
     progress: Callable[[int, int], None] | None = None,
 ) -> PhaseDiagram:
-    """The states of both clusters, for both feature models, over a grid of two parameters.
+    """The states of both clusters over a grid of two parameters, for both feature models (per sample: the signed one).
 
     ``collapsar phase`` and :func:`collapsar.phase.sweep.sweep` do the same in parallel, and resume.
 
     Args:
         x: horizontal axis, or its text, "lambda_z:1e-4:1e-2:60:log".
         y: vertical axis.
-        settings: the other parameters.
+        settings: the other parameters; ``PhaseSettings(over="sample")`` for networks that normalise their features.
         tol: relative duality gap of every cell.
         progress: called with (parts done, parts in all).
 
@@ -223,6 +224,8 @@ def phase_chunk(config: PhaseConfig, chunk: int) -> Record:
         config: the whole diagram.
         chunk: which part, from 0.
     """
+    if config.is_normalized:
+        return _normalized_chunk(config, chunk)
     cells = {
         name: config.cut(getattr(config, name), chunk) for name in ("lambda_z", "lambda_b", "counts_a", "counts_b")
     }
@@ -245,10 +248,33 @@ def phase_chunk(config: PhaseConfig, chunk: int) -> Record:
     return record
 
 
+def _normalized_chunk(config: PhaseConfig, chunk: int) -> Record:
+    """The same for normalised features, cell by cell."""
+    rows, columns = (config.cut(grid, chunk) for grid in np.indices(config.shape))
+    shape, cells = rows.shape, list(zip(rows.ravel().tolist(), columns.ravel().tolist(), strict=True))
+    record: Record = {}
+    for features in models_of(config):
+        found = cell_solutions(config, cells, features)
+        states = [[STATES.index(s.class_states[k]) for s in found] for k in (0, -1)]
+        lines = [
+            _row(t, int(config.sizes[cell][0]))
+            for t, cell in zip(cell_thresholds(config, cells, features), cells, strict=True)
+        ]
+        fields = {name: np.reshape([line[i] for line in lines], shape).tolist() for i, name in enumerate(_FIELDS)}
+        record[features] = {
+            "states": [np.reshape(codes, shape).tolist() for codes in states],
+            "gap": np.reshape([float(f"{s.certificate.relative_gap:.3g}") for s in found], shape).tolist(),
+            "status": np.reshape([s.status.name for s in found], shape).tolist(),
+            "one_by_one": np.ones(shape, dtype=bool).tolist(),
+            "thresholds": fields,
+        }
+    return record
+
+
 def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int, int]) -> Record:
     """Thresholds per cell, computed once along lambda_z."""
     grid = np.arange(batch.num_problems).reshape(shape)
-    wanted = np.take(grid, [0], axis=config.along) if config.has_lambda_z else grid
+    wanted = np.take(grid, [0], axis=config.along) if config.has_penalty else grid
     known = {int(i): _row(thresholds(batch.problem(int(i))), int(batch.sizes[i, 0])) for i in wanted.ravel()}
     source = np.broadcast_to(wanted, shape)
     return {name: [[known[int(i)][n] for i in row] for row in source] for n, name in enumerate(_FIELDS)}
@@ -258,7 +284,7 @@ def _row(t: Thresholds, k_a: int) -> list[float | None]:
     """In the order of ``_FIELDS``; None for NaN."""
     certain = (*t.exact[[0, k_a]], t.complete_bound <= t.complete * (1 + 1e-9))
     values = [*t.merge[[0, k_a]], *t.vanish[[0, k_a]], t.complete, *map(float, certain)]
-    return [None if np.isnan(value) else float(value) for value in values]
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
@@ -279,19 +305,21 @@ def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
         return np.concatenate(pieces, axis=(0 if config.along == 1 else 1) - 2)
 
     models = []
-    for features in FEATURES:
+    for features in models_of(config) if config.is_normalized else FEATURES:
         fields = {name: joined(features, "thresholds", name) for name in _FIELDS}
         cells = [joined(features, name) for name in ("states", "gap", "status", "one_by_one")]
-        predicted = np.stack([_predicted(config.lambda_z, fields, side) for side in "ab"])
+        predicted = np.stack([_predicted(config, fields, side) for side in "ab"])
         models.append(ModelPhase(features, cells[0], predicted, *cells[1:], curves=curves_of(config, fields)))
     return PhaseDiagram(config, tuple(models))
 
 
-def _predicted(lambda_z: Array, fields: Mapping[str, Array], side: str) -> Codes:
+def _predicted(config: PhaseConfig, fields: Mapping[str, Array], side: str) -> Codes:
     """State of a cluster by its thresholds; comparisons with NaN are false."""
-    merged = np.where(lambda_z >= fields[f"merge_{side}"], STATES.index("merged"), STATES.index("separated"))
-    vanish = fields[f"vanish_{side}"]  # NaN: zero at every lambda_z
-    state = np.where((lambda_z >= vanish) | np.isnan(vanish), STATES.index("vanished"), merged)
+    penalty = config.penalty
+    merged = np.where(penalty >= fields[f"merge_{side}"], STATES.index("merged"), STATES.index("separated"))
+    vanish = fields[f"vanish_{side}"]  # NaN: zero at every lambda_z; never, where features are normalised
+    carried = np.isnan(vanish) & (not config.is_normalized)
+    state = np.where((penalty >= vanish) | carried, STATES.index("vanished"), merged)
     return np.where(fields[f"exact_{side}"] > 0, state, UNKNOWN)
 
 

@@ -13,11 +13,13 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.normalization import Over
+
 __all__ = ["Axis", "AxisName", "PhaseConfig", "PhaseSettings"]
 
 Array = NDArray[np.float64]
 
-AxisName = Literal["lambda_z", "lambda_b", "r", "n_a", "n_b", "share_a", "oversampling"]
+AxisName = Literal["lambda_z", "lambda_b", "r", "n_a", "n_b", "share_a", "oversampling", "lambda_w", "norm"]
 Scale = Literal["linear", "log"]
 
 FORMAT = 1  # of what is computed and written for a configuration
@@ -33,7 +35,7 @@ class Axis:
     Attributes:
         name: "lambda_z", "lambda_b", "r" (n_A / n_B: moves n_A, or n_B where the other axis is n_A), "n_a", "n_b",
             "share_a" (k_A / K, moved to the whole numbers of classes nearby), "oversampling" (of B, its feature penalty
-            repeated too).
+            repeated too); "lambda_w" and "norm" of networks that normalise their features.
         low: first value.
         high: last value.
         num: number of values; "share_a" may have fewer.
@@ -105,6 +107,10 @@ class PhaseSettings:
         lambda_z: price of Z.
         lambda_b: price of the bias; inf: no bias, 0: free bias.
         oversampling: how often the samples of B are repeated.
+        over: None: the features are penalised. "sample" or "batch": they are normalised, see
+            :meth:`collapsar.Problem.from_normalized`, and ``lambda_w`` and ``norm`` take the place of ``lambda_z``.
+        lambda_w: penalty of the head's weight.
+        norm: length of the features.
 
     Raises:
         ValueError: A value is out of range.
@@ -117,13 +123,18 @@ class PhaseSettings:
     lambda_z: float = 0.0036
     lambda_b: float = 0.02
     oversampling: float = 1.0
+    over: Over | None = None
+    lambda_w: float = 1.0
+    norm: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.over is not None and self.over not in get_args(Over):
+            raise ValueError(f'`over` must be "sample", "batch" or None, got {self.over!r}')
         if not (isinstance(self.num_classes, int) and self.num_classes >= 2):
             raise ValueError(f"`num_classes` must be a whole number >= 2, got {self.num_classes!r}")
         if not (isinstance(self.k_a, int) and 1 <= self.k_a < self.num_classes):
             raise ValueError(f"`k_a` must be a whole number from 1 to {self.num_classes - 1}, got {self.k_a!r}")
-        for name in ("n_a", "n_b", "lambda_z", "oversampling"):
+        for name in ("n_a", "n_b", "lambda_z", "oversampling", "lambda_w", "norm"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"`{name}` must be finite and > 0, got {getattr(self, name)!r}")
         if not self.lambda_b >= 0:
@@ -157,6 +168,12 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         if self.x.name == self.y.name:
             raise ValueError(f"the two axes must be different parameters, got {self.x.name} twice")
+        foreign = {"lambda_w", "norm"} if self.settings.over is None else {"lambda_z"}
+        for name in foreign & {self.x.name, self.y.name}:
+            needs = 'needs normalised features: set `over` to "sample" or "batch"'
+            raise ValueError(
+                f"the axis {name} {needs if self.settings.over is None else 'has no place with `over`: use lambda_w'}"
+            )
         if not 0 < self.tol < 1:
             raise ValueError(f"`tol` must be in (0, 1), got {self.tol!r}")
         for axis in (self.x, self.y):
@@ -230,20 +247,39 @@ class PhaseConfig:
         return n_b * self._parameter("oversampling")
 
     @property
-    def along(self) -> Literal[0, 1]:
-        """The dimension of the grid along which thresholds repeat: that of lambda_z, else the columns."""
-        return 0 if self.y.name == "lambda_z" else 1
+    def is_normalized(self) -> bool:
+        """Whether the features are normalised."""
+        return self.settings.over is not None
+
+    @cached_property
+    def penalty(self) -> Array:
+        """What thresholds are values of: lambda_z, or lambda_w where features are normalised, shape (ny, nx)."""
+        return self._parameter("lambda_w") if self.is_normalized else self.lambda_z
+
+    @cached_property
+    def norm(self) -> Array:
+        """Shape (ny, nx)."""
+        return self._parameter("norm")
 
     @property
-    def has_lambda_z(self) -> bool:
-        """Whether lambda_z is on an axis."""
-        return "lambda_z" in (self.x.name, self.y.name)
+    def _swept(self) -> str:
+        return "lambda_w" if self.is_normalized else "lambda_z"
+
+    @property
+    def along(self) -> Literal[0, 1]:
+        """The dimension of the grid along which thresholds repeat: that of the penalty, else the columns."""
+        return 0 if self.y.name == self._swept else 1
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the penalty is on an axis."""
+        return self._swept in (self.x.name, self.y.name)
 
     @cached_property
     def chunks(self) -> tuple[slice, ...]:
         """Ranges of lines (rows, or columns where lambda_z is vertical) that are computed and stored together."""
         lines, length = (self.shape[0], self.shape[1]) if self.along == 1 else (self.shape[1], self.shape[0])
-        size = max(1, (CHUNK_CELLS if self.has_lambda_z else DEAR_CELLS) // length)
+        size = max(1, (CHUNK_CELLS if self.has_penalty and not self.is_normalized else DEAR_CELLS) // length)
         return tuple(slice(first, min(first + size, lines)) for first in range(0, lines, size))
 
     @property
@@ -261,6 +297,9 @@ class PhaseConfig:
         values = asdict(self)
         if self.settings.lambda_b == inf:
             values["settings"]["lambda_b"] = "inf"
+        if not self.is_normalized:  # as it was before there were any
+            for name in ("over", "lambda_w", "norm"):
+                del values["settings"][name]
         return values
 
     @classmethod

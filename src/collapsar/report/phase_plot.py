@@ -43,9 +43,12 @@ AXIS_WORDS = {
     "n_b": r"samples per small class $n_B$",
     "share_a": r"share of large classes $k_A / K$",
     "oversampling": r"oversampling of B, $s$",
+    "lambda_w": r"head decay $\lambda_W$",
+    "norm": r"length of the features $\rho$",
 }
 _DASHES: Mapping[str, Any] = {"merge": "-", "vanish": (0, (4, 1.5)), "complete": (0, (1, 1))}
 PANEL_WORDS = {"signed": "signed features", "nonnegative": "nonnegative features"}
+_PENALTY = (("lambda_z", r"$\lambda_Z$"),)
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _LETTER = 0.047  # width of a letter of a curve's label, inches
 _LABEL_SIZE = 6.0
@@ -169,8 +172,12 @@ def _fixed(config: Mapping[str, Any]) -> str:
         parts.append(f"$n_A$ = {s['n_a']:g}")
     if "n_b" not in moved and not {"r", "n_a"} <= moved:
         parts.append(f"$n_B$ = {s['n_b']:g}")
-    if "lambda_z" not in moved:
-        parts.append(rf"$\lambda_Z$ = {number_text(s['lambda_z'])}")
+    normalized = s.get("over") is not None
+    if normalized:
+        parts.append(f"normalised per {s['over']}")
+    for name, letter in (("lambda_w", r"$\lambda_W$"), ("norm", r"$\rho$")) if normalized else _PENALTY:
+        if name not in moved:
+            parts.append(f"{letter} = {number_text(s[name])}")
     if "lambda_b" not in moved:
         price = float(s["lambda_b"])
         words = {0.0: "free bias", float("inf"): "no bias"}
