@@ -40,7 +40,14 @@ def check(W: np.ndarray, b: np.ndarray, found: Reach) -> None:
             if found.space == "nonnegative":
                 assert h.min() >= 0
             elif found.space != "free":
-                assert np.linalg.norm(h) <= float(found.space) * (1 + 1e-9)
+                assert np.linalg.norm(h) == pytest.approx(float(found.space), rel=1e-9)
+
+
+def winners_on_sphere(W: np.ndarray, b: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
+    """Classes that win at one of very many features of this length."""
+    h = rng.standard_normal((100_000, W.shape[1]))
+    h *= length / np.linalg.norm(h, axis=1, keepdims=True)
+    return np.isin(np.arange(len(W)), (h @ W.T + b).argmax(axis=1))
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -51,7 +58,10 @@ def test_certificates_hold(K: int, d: int, seed: int, space) -> None:
     W, b = rng.standard_normal((K, d)), 0.3 * rng.standard_normal(K)
     found = reach(W, b, space)
     check(W, b, found)
-    assert not found.undecided.any()
+    if isinstance(space, float):  # a class may win nowhere but inside the sphere
+        assert not (found.undecided & winners_on_sphere(W, b, space, rng)).any()
+    else:
+        assert not found.undecided.any()
     assert found.unreachable.any()  # so many rows in so few dimensions
     assert not found.unreachable.all()
 
@@ -96,10 +106,50 @@ def test_the_length_of_the_features_decides_what_a_bias_may_hide() -> None:
     assert reach(W, b, 10.0).unreachable.tolist() == [False, False, False]
 
 
-def test_healthy_heads_need_no_program() -> None:
+def test_a_class_that_wins_only_at_shorter_features_is_not_decided() -> None:
+    """A row of zeros with the largest bias wins about the origin and nowhere at length one."""
+    W, b = np.vstack([np.zeros(2), np.eye(2), -np.eye(2)]), np.array([0.5, 0, 0, 0, 0])
+    found = reach(W, b, 1.0)
+    check(W, b, found)
+    assert found.undecided.tolist() == [True, False, False, False, False]
+    assert not found.unreachable.any()
+    assert not reach(W, b, 0.3).undecided.any()
+    assert reach(W, b - np.array([0.6, 0, 0, 0, 0]), 1.0).unreachable.tolist() == [True, False, False, False, False]
+
+
+def test_a_direction_that_no_row_uses_brings_shorter_features_to_their_length() -> None:
+    W, b = np.vstack([np.zeros(2), np.eye(2), -np.eye(2)]), np.array([0.5, 0, 0, 0, 0])
+    wider = np.column_stack([W, np.full(5, 7.0)]) @ np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    found = reach(wider, b, 1.0)
+    check(wider, b, found)
+    assert not found.undecided.any()
+    assert not found.unreachable.any()
+
+
+def test_features_of_a_length_are_found_where_a_class_wins_in_a_narrow_cone() -> None:
+    """The first class wins about the origin, and far out along the last axis only."""
+    rng = np.random.default_rng(0)
+    W = np.column_stack([rng.uniform(2, 9, (40, 1)) * rng.standard_normal((40, 6)), np.full(40, -0.3)])
+    W[0], b = 0, np.append(0.5, np.zeros(39))
+    found = reach(W, b, 100.0)
+    check(W, b, found)
+    assert np.abs(found.features[0][:6]).max() < 30
+    assert not found.undecided.any()
+
+
+def test_what_the_budget_leaves_is_not_decided() -> None:
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((300, 4))
+    whole, part = reach(W), reach(W, largest=0.0)
+    assert part.undecided.sum() == whole.num_searched
+    assert not part.unreachable.any()
+    assert not whole.undecided.any()
+
+
+def test_most_classes_of_healthy_heads_win_along_their_own_row() -> None:
     W, b = healthy(np.random.default_rng(0), 3000, 64)
     found = reach(W, b)
-    assert found.num_programs < 30
+    assert found.num_searched < 60
     check(W, b, found)
 
 
@@ -117,4 +167,5 @@ def test_a_cone_solver_says_the_same(space) -> None:
         others = np.delete(np.arange(40), k)
         problem = cp.Problem(cp.Maximize(lead), [(W[k] - W[others]) @ h + b[k] - b[others] >= lead, lead <= 1, *within])
         problem.solve(solver="CLARABEL")
-        assert found.unreachable[k] == (float(lead.value or 0.0) < 1e-5)
+        reached_inside = ~found.unreachable  # a number is the length of the ball for both
+        assert reached_inside[k] == (float(lead.value or 0.0) >= 1e-5)

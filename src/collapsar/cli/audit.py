@@ -41,10 +41,14 @@ FeaturesFile = Annotated[
 ]
 Nonnegative = Annotated[bool, typer.Option("--nonnegative", help="Features come out of a ReLU: none is below zero.")]
 Norm = Annotated[
-    float | None, typer.Option("--norm", help="Features come out of a normalisation: none is longer than this.")
+    float | None, typer.Option("--norm", help="Features come out of a normalisation: all are of this length.")
 ]
 Tolerance = Annotated[
     float, typer.Option("--tolerance", help="Rows coincide if no farther apart than this share of the longest row.")
+]
+LargestReach = Annotated[
+    float,
+    typer.Option("--largest-reach", help="Multiplications to spend on whether features make each class the answer."),
 ]
 MaxDead = Annotated[int | None, typer.Option("--max-dead", min=0, help="Exit with 1 if more classes are dead.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens in any browser.")]
@@ -72,6 +76,7 @@ def audit(
     lambda_w: LambdaW = None,
     lambda_h: LambdaH = None,
     lambda_b: LambdaB = np.inf,
+    largest_reach: LargestReach = AuditOptions.largest_reach,
     max_dead: MaxDead = None,
     html: Html = None,
     as_json: Json = False,
@@ -92,6 +97,8 @@ def audit(
         norm if norm is not None else "nonnegative" if nonnegative else "free",
         lambda_z=price(lambda_z, lambda_w, lambda_h) if priced else None,
         lambda_b=lambda_b,
+        largest_reach=largest_reach,
+        progress=lambda text: typer.echo(text, err=True),
     )
     found = read_head(source, head)
     samples = (None, None) if features is None else _samples(features)

@@ -17,7 +17,7 @@ from collapsar.diagnose.untrained import RowSpectrum
 if TYPE_CHECKING:
     from collapsar.diagnose.head_audit import Group
 
-__all__ = ["Says", "beside_theory", "findings", "summary"]
+__all__ = ["Says", "beside_theory", "findings", "not_decided", "summary"]
 
 _MOST_NAMES = 8
 
@@ -135,14 +135,35 @@ def _group_words(say: Says, group: Group) -> str:
 
 def _reach_words(say: Says, reached: Reach) -> str:
     where = {"free": "whatever the features", "nonnegative": "whatever the features, none of them below zero"}
-    place = where.get(str(reached.space), f"with no features up to length {reached.space}")
+    place = where.get(str(reached.space), f"with no features of length {reached.space}")
     lost = np.flatnonzero(say.unreachable).tolist()
     if not lost:
-        return f"Every class that was decided can be the answer ({reached.num_programs} needed a linear program)."
+        return (
+            f"Every class that was decided can be the answer, {reached.num_searched} of them not along their own row."
+        )
+    proof = "a weighted mean of other rows equals its row and has no smaller bias"
+    if not isinstance(reached.space, str):
+        proof = "a weighted mean of other rows scores as much at every such feature"
+    elif reached.space == "nonnegative":
+        proof = "a weighted mean of other rows is nowhere below its row and has no smaller bias"
     return (
-        f"{_several(len(lost), 'class')} can never be the answer, {place}: {say.named(lost)}. Each is proven: a "
-        "weighted mean of other rows equals its row and has no smaller bias."
+        f"{_several(len(lost), 'class')} can never be the answer, {place}: {say.named(lost)}. Each is proven: {proof}."
     )
+
+
+def not_decided(reached: Reach) -> list[str]:
+    """How many classes are neither proven to have features that win nor to have none, and why."""
+    number = int(reached.undecided.sum())
+    if not number:
+        return []
+    if reached.out_of_budget:
+        why = "`largest_reach` ended the search before theirs. Raise it to look at them"
+    elif isinstance(reached.space, str):
+        why = "they are within rounding of both"
+    else:
+        why = "they win at shorter features, and at that length none that win were found"
+    found = f"For {number} of {len(reached.undecided)} classes neither features that make them the answer nor a proof"
+    return [f"{found} that none do was found: {why}."]
 
 
 def _count_words(say: Says, effect: CountEffect) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from collapsar.core.problem import FeatureModel
 from collapsar.diagnose import audit_words
 from collapsar.diagnose.audit_samples import CountEffect, Recalls, count_effect, predicted_lost, recalls
-from collapsar.diagnose.reach import FeatureSpace, Reach, reach
+from collapsar.diagnose.reach import FeatureSpace, Progress, Reach, reach
 from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
 from collapsar.metrics.near_rows import Rows, near_labels
 from collapsar.metrics.shared_rows import TOLERANCE, from_middle, longest_row, row_geometry, row_groups
@@ -50,18 +50,21 @@ class AuditOptions:
     Attributes:
         tolerance: rows coincide if no farther apart than this share of the longest row, in (0, 1).
         features: where features are looked for that make a class the answer: "free", "nonnegative" (behind a ReLU), or
-            a number, the length that none exceeds (behind a normalisation).
+            a number, the length of all (behind a normalisation).
         lambda_z: what the training's penalties make the price of the predictions, sqrt(lambda_w * lambda_h); with class
             counts the exact optimum is put beside what was found.
         lambda_b: the penalty of the bias; inf: no bias.
-        largest_reach: up to this many multiplications, K²d, every class is checked for being reachable.
+        largest_reach: how many multiplications may be spent on whether features make each class the answer; it is not
+            looked at where K²d is more.
+        progress: called with a sentence now and then while that takes long.
     """
 
     tolerance: float = TOLERANCE
     features: FeatureSpace = "free"
     lambda_z: float | None = None
     lambda_b: float = np.inf
-    largest_reach: float = 1e12
+    largest_reach: float = 2e13
+    progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
@@ -349,13 +352,12 @@ class _Subset:
 
 def _reach(W: Rows, b: Vector | None, options: AuditOptions) -> tuple[Reach | None, list[str]]:
     K, d = W.shape
-    if float(K) * K * d > options.largest_reach:
+    left = options.largest_reach - float(K) * K * d
+    if left < 0:
         note = (
             f"Whether some features make each class the answer was not looked at: {K} rows of {d} are more than "
             "`largest_reach` allows. Raise it to look, or audit the rows that matter."
         )
         return None, [note]
-    decided = reach(np.asarray(W[:]), b, options.features)
-    undecided = int(decided.undecided.sum())
-    note = f"For {undecided} of {K} classes neither features that win nor a proof that none do was found."
-    return decided, [note] if undecided else []
+    decided = reach(np.asarray(W[:]), b, options.features, largest=left, progress=options.progress)
+    return decided, audit_words.not_decided(decided)
