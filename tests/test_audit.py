@@ -159,6 +159,27 @@ def test_theory_stands_beside_what_was_found() -> None:
     assert "5 of them dead here; 0 dead ones it tells apart" in " ".join(found.words)
 
 
+@pytest.mark.parametrize(("lambda_w", "merged"), [(6.0, 0), (6.5, 5)])  # they merge at 6.269
+def test_the_normalised_model_stands_beside_a_head_behind_a_norm(lambda_w: float, merged: int) -> None:
+    W = np.random.default_rng(0).standard_normal((12, 16))
+    options = cs.AuditOptions(features=8.0, lambda_w=lambda_w, lambda_b=0.02)
+    found = cs.audit(W, class_counts=[500] * 5 + [100] * 5 + [0, 0], options=options)
+    assert list(found.predicted) == ["normalised"]
+    assert np.flatnonzero(found.predicted["normalised"]).tolist() == [*range(10 - merged, 10), 10, 11]
+    assert f"for normalised features has {merged + 2} classes merged or vanished" in " ".join(found.words)
+    assert cs.thresholds(cs.Problem.from_normalized("500x5,100x5", lambda_w=1, norm=8, lambda_b=0.02)).merge[
+        9
+    ] == pytest.approx(6.269, abs=1e-3)
+
+
+def test_what_the_theory_leaves_out_is_said() -> None:
+    W = np.random.default_rng(0).standard_normal((30, 16))
+    found = cs.audit(W, class_counts=np.arange(1, 31), options=cs.AuditOptions(lambda_z=0.01))
+    assert list(found.predicted) == ["signed"]
+    assert "nonnegative features loses at these counts is left out: 30 different counts" in " ".join(found.notes)
+    assert "depends on `class_counts`" in " ".join(cs.audit(W, options=cs.AuditOptions(lambda_z=0.01)).notes)
+
+
 def test_the_rank_correlation_is_scipys() -> None:
     from scipy.stats import spearmanr
 
@@ -209,10 +230,10 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"tolerance": 0.0}, {"tolerance": np.nan}, {"features": "relu"}, {"features": -1.0}]
+    "options", [{"tolerance": 0.0}, {"tolerance": np.nan}, {"features": "relu"}, {"features": -1.0}, {"lambda_w": 0.1}]
 )
 def test_bad_options_are_named(options: dict) -> None:
-    with pytest.raises(ValueError, match=r"`tolerance`|`features`"):
+    with pytest.raises(ValueError, match=r"`tolerance`|`features`|`lambda_w`"):
         cs.AuditOptions(**options)
 
 

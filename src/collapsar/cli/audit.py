@@ -91,11 +91,13 @@ def audit(
 
     if nonnegative and norm is not None:
         raise ValueError("give either --nonnegative or --norm")
-    priced = any(penalty is not None for penalty in (lambda_z, lambda_w, lambda_h))
+    normalised = norm is not None and lambda_w is not None
+    priced = lambda_z is not None or lambda_h is not None or (lambda_w is not None and not normalised)
     options = AuditOptions(
         tolerance,
         norm if norm is not None else "nonnegative" if nonnegative else "free",
         lambda_z=price(lambda_z, lambda_w, lambda_h) if priced else None,
+        lambda_w=lambda_w if normalised else None,
         lambda_b=lambda_b,
         largest_reach=largest_reach,
         progress=lambda text: typer.echo(text, err=True),

@@ -10,21 +10,23 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.problem import Problem
 from collapsar.metrics.near_rows import Rows
 
-__all__ = ["CountEffect", "Recalls", "count_effect", "predicted_lost", "recalls"]
+__all__ = ["CountEffect", "Penalties", "Recalls", "count_effect", "predicted_lost", "recalls"]
 
 Vector = NDArray[np.float64]
 _BLOCK_NUMBERS = 1 << 22
-# Thresholds for more different counts than this take minutes.
-_MOST_COUNTS = {"signed": 1000, "nonnegative": 20}
+# The optimum for more different counts than this takes minutes.
+_MOST_COUNTS = {"signed": 1000, "nonnegative": 20, "normalised": 100}
 
 
 @dataclass(frozen=True)
@@ -122,38 +124,82 @@ def _cut(counts: NDArray[np.int64], dead: NDArray[np.bool_]) -> tuple[int, float
     return int(levels[place]), float(dead[low].mean()), float(dead[~low].mean())
 
 
+@dataclass(frozen=True)
+class Penalties:
+    """What a training's penalties leave the theory to say, and of which models.
+
+    Attributes:
+        lambda_z: the price of the predictions, sqrt(lambda_w * lambda_h), for signed and nonnegative features.
+        lambda_w: the penalty of the weight, for features that a normalisation gives the length ``norm``.
+        norm: that length.
+        lambda_b: the penalty of the bias; inf: no bias.
+    """
+
+    lambda_z: float | None = None
+    lambda_w: float | None = None
+    norm: float | None = None
+    lambda_b: float = math.inf
+
+
 def predicted_lost(
-    class_counts: NDArray[np.int64], lambda_z: float, lambda_b: float = math.inf
-) -> dict[FeatureModel, NDArray[np.bool_]]:
+    class_counts: NDArray[np.int64], penalties: Penalties
+) -> tuple[dict[str, NDArray[np.bool_]], list[str]]:
     """Which classes have merged or vanished at the exact optimum for these counts and penalties.
 
     Args:
         class_counts: shape (K,), >= 0; a class without samples has nothing of its own.
-        lambda_z: the price of the predictions, sqrt(lambda_w · lambda_h).
-        lambda_b: that of the bias.
+        penalties: those of the training.
 
     Returns:
-        For each feature model a mask of shape (K,); a model is left out where so many different counts take minutes.
+        For each feature model that the penalties price, "signed" and "nonnegative" or "normalised", a mask of shape
+        (K,); and a sentence for each that is left out.
 
     Example:
-        >>> {model: lost.tolist() for model, lost in predicted_lost(np.array([500, 500, 20, 20, 0]), 0.005).items()}
+        >>> found, _ = predicted_lost(np.array([500, 500, 20, 20, 0]), Penalties(lambda_z=0.005))
+        >>> {model: lost.tolist() for model, lost in found.items()}
         {'signed': [False, False, True, True, True], 'nonnegative': [False, False, True, True, True]}
     """
+    seen = class_counts > 0
+    found: dict[str, NDArray[np.bool_]] = {}
+    notes: list[str] = []
+    if seen.sum() < 2:
+        return found, notes
+    counts = class_counts[seen]
+    models: dict[str, Callable[[], NDArray[np.bool_] | None]] = {}
+    if penalties.lambda_z is not None:
+        for model in ("signed", "nonnegative"):
+            problem = Problem(counts, penalties.lambda_z, penalties.lambda_b, features=model)
+            models[model] = partial(_beyond_thresholds, problem)
+    if penalties.lambda_w is not None and penalties.norm is not None:
+        problem = Problem.from_normalized(
+            counts, lambda_w=penalties.lambda_w, norm=penalties.norm, lambda_b=penalties.lambda_b
+        )
+        models["normalised"] = partial(_not_apart, problem)
+    different = len(np.unique(counts))
+    for model, look in models.items():
+        part = look() if different <= _MOST_COUNTS[model] else None
+        if part is None:
+            why = f"{different} different counts take minutes" if different > _MOST_COUNTS[model] else "it stayed open"
+            notes.append(f"What the optimum for {model} features loses at these counts is left out: {why}.")
+            continue
+        found[model] = ~seen
+        found[model][seen] = part
+    return found, notes
+
+
+def _beyond_thresholds(problem: Problem) -> NDArray[np.bool_]:
     from collapsar.theory import thresholds
 
-    seen = class_counts > 0
-    found: dict[FeatureModel, NDArray[np.bool_]] = {}
-    if seen.sum() < 2:
-        return found
-    models: tuple[FeatureModel, ...] = ("signed", "nonnegative")
-    for model in models:
-        if len(np.unique(class_counts[seen])) > _MOST_COUNTS[model]:
-            continue
-        t = thresholds(Problem(class_counts[seen], lambda_z, lambda_b, features=model))
-        lost = ~seen
-        lost[seen] = lambda_z >= np.fmin(np.fmin(t.merge, t.vanish), t.complete)
-        found[model] = lost
-    return found
+    t = thresholds(problem)
+    return problem.lambda_z >= np.fmin(np.fmin(t.merge, t.vanish), t.complete)
+
+
+def _not_apart(problem: Problem) -> NDArray[np.bool_] | None:
+    """From the certified optimum; None without one."""
+    from collapsar.solver import solve
+
+    solution = solve(problem, throw=False)
+    return np.array(solution.class_states) != "separated" if solution.status.name == "OPTIMAL" else None
 
 
 def recalls(W: Rows, bias: Vector | None, features: ArrayLike | None, labels: ArrayLike | None) -> Recalls:

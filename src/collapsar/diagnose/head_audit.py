@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.problem import FeatureModel
 from collapsar.diagnose import audit_words
-from collapsar.diagnose.audit_samples import CountEffect, Recalls, count_effect, predicted_lost, recalls
+from collapsar.diagnose.audit_samples import CountEffect, Penalties, Recalls, count_effect, predicted_lost, recalls
 from collapsar.diagnose.reach import FeatureSpace, Progress, Reach, reach
 from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
 from collapsar.metrics.near_rows import Rows, near_labels
@@ -52,7 +51,9 @@ class AuditOptions:
         features: where features are looked for that make a class the answer: "free", "nonnegative" (behind a ReLU), or
             a number, the length of all (behind a normalisation).
         lambda_z: what the training's penalties make the price of the predictions, sqrt(lambda_w * lambda_h); with class
-            counts the exact optimum is put beside what was found.
+            counts the exact optimum for signed and nonnegative features is put beside what was found.
+        lambda_w: the penalty of the head's weight where ``features`` is a length; with class counts the exact optimum
+            for normalised features is.
         lambda_b: the penalty of the bias; inf: no bias.
         largest_reach: how many multiplications may be spent on whether features make each class the answer; it is not
             looked at where K²d is more.
@@ -62,6 +63,7 @@ class AuditOptions:
     tolerance: float = TOLERANCE
     features: FeatureSpace = "free"
     lambda_z: float | None = None
+    lambda_w: float | None = None
     lambda_b: float = np.inf
     largest_reach: float = 2e13
     progress: Progress | None = field(default=None, repr=False, compare=False)
@@ -76,6 +78,8 @@ class AuditOptions:
             raise ValueError(
                 f'`features` must be "free", "nonnegative" or a positive number, their length; got {self.features!r}'
             )
+        if self.lambda_w is not None and not number:
+            raise ValueError("`lambda_w` alone prices normalised features: make `features` their length, a number")
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,8 @@ class Audit:
         reach: certificates of the unreachable classes and features for the others; None where that was not looked at.
         counts: how length, bias and death go with the class counts; None without counts.
         recalls: what the head does with the given features; None without them.
-        predicted: for each feature model the classes, shape (K,), that have merged or vanished at the exact optimum for
-            these counts; empty without counts and ``lambda_z``.
+        predicted: for each feature model ("signed", "nonnegative", "normalised") the classes, shape (K,), that have
+            merged or vanished at the exact optimum for these counts; empty without counts and penalties.
         tolerance: as given.
     """
 
@@ -149,7 +153,7 @@ class Audit:
     reach: Reach | None
     counts: CountEffect | None
     recalls: Recalls | None
-    predicted: Mapping[FeatureModel, Mask]
+    predicted: Mapping[str, Mask]
     tolerance: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,15 +223,26 @@ def audit(
     """
     options = AuditOptions() if options is None else options
     W = _weight(weight)
-    K, d = W.shape
+    K = W.shape[0]
     b, names, counts = _bias(bias, K), _names(class_names, K), _counts(class_counts, K)
+    seen = recalls(W, b, features, labels) if features is not None or labels is not None else None
+    return _audited(W, b, names, counts, seen, options)
+
+
+def _audited(
+    W: Rows,
+    b: Vector | None,
+    names: tuple[str, ...] | None,
+    counts: NDArray[np.int64] | None,
+    seen: Recalls | None,
+    options: AuditOptions,
+) -> Audit:
+    K, d = W.shape
     mean, lengths = row_geometry(W)
     scale = longest_row(lengths)
-    if scale == 0:  # one row for all
-        groups, spectrum = [tuple(range(K))], row_spectrum(W, mean)
-    else:
-        groups = row_groups(W, mean, options.tolerance * scale)
-        spectrum = row_spectrum(W, mean)
+    # a scale of zero: one row for all
+    groups = row_groups(W, mean, options.tolerance * scale) if scale > 0 else [tuple(range(K))]
+    spectrum = row_spectrum(W, mean)
     shrunk = lengths <= options.tolerance * scale
     initial, scheme = at_initial_length(W, lengths, spectrum, mean) if scale > 0 else (np.zeros(K, dtype=bool), "")
     decided, notes = _reach(W, b, options)
@@ -236,9 +251,7 @@ def audit(
     for group in groups:
         dead[list(group)] = True
     effect = None if counts is None else count_effect(lengths, b, counts, dead)
-    seen = recalls(W, b, features, labels) if features is not None or labels is not None else None
-    lambda_z = options.lambda_z
-    predicted = {} if counts is None or lambda_z is None else predicted_lost(counts, lambda_z, options.lambda_b)
+    predicted, left_out = _theory(counts, options)
     say = audit_words.Says(
         num_classes=K, dead=dead, groups=tuple(groups), unreachable=unreachable, initial=initial, shrunk=shrunk,
         scheme=scheme, names=names, space=options.features, tolerance=options.tolerance,
@@ -250,7 +263,7 @@ def audit(
             *audit_words.findings(say, details, spectrum, d, decided, effect, seen),
             *(audit_words.beside_theory(model, lost, dead) for model, lost in predicted.items()),
         ),
-        notes=tuple(notes),
+        notes=(*notes, *left_out),
         num_classes=K,
         num_features=d,
         class_names=names,
@@ -348,6 +361,15 @@ class _Subset:
 
     def __getitem__(self, key: Any) -> NDArray:
         return self.rows[self.members[key]]
+
+
+def _theory(counts: NDArray[np.int64] | None, options: AuditOptions) -> tuple[dict[str, Mask], list[str]]:
+    norm = None if isinstance(options.features, str) else float(options.features)
+    if counts is not None:
+        return predicted_lost(counts, Penalties(options.lambda_z, options.lambda_w, norm, options.lambda_b))
+    if options.lambda_z is None and options.lambda_w is None:
+        return {}, []
+    return {}, ["What the penalties make classes lose depends on `class_counts`, which were not given."]
 
 
 def _reach(W: Rows, b: Vector | None, options: AuditOptions) -> tuple[Reach | None, list[str]]:
