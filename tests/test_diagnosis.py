@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.core.known import KnownTraining
+from collapsar.advise.sources import problem_of_diagnosis
+from collapsar.core.known import HeadNorm, KnownTraining
 from collapsar.diagnose.agreement import AT_REST
 from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
 from collapsar.diagnose.measurement import MAX_CLASSES, measure
+from collapsar.report import diagnosis_page
 from networks import RNG, measured, nonnegative_network, samples, signed_network
 
 
@@ -314,3 +316,84 @@ def test_the_lengths_tell_what_stands_before_the_head():
     lengths = np.linalg.norm(x + 5, axis=1)
     assert moved.spread == pytest.approx(lengths.std() / lengths.mean(), rel=1e-9)
     assert moved.offset_share == pytest.approx(np.sum((x + 5).mean(axis=0) ** 2) / np.mean(lengths**2))
+
+
+def normalised(over: str, *, rows: bool = False) -> tuple[cs.Problem, np.ndarray, np.ndarray, np.ndarray]:
+    weight = np.repeat([0.5, 0.3], 5) if rows else 0.4
+    p = cs.Problem.from_normalized("100x5,20x5", lambda_w=weight, norm=4.0, over=over, lambda_b=0.0)  # pyright: ignore[reportArgumentType]
+    W, H, b = cs.solve(p).factors(16)
+    return p, W.T, H.T, b
+
+
+LAYER = HeadNorm("LayerNorm", "sample", 16, 4.0, None, free_gain=False)
+
+
+@pytest.mark.parametrize(
+    ("over", "norm", "words"),
+    [
+        ("sample", LAYER, "A LayerNorm feeds the head (features of length 4, equal to 0.0%): per-sample model"),
+        ("sample", None, "The norms of the features are equal to 0.0%: per-sample model"),
+        ("batch", replace(LAYER, layer="BatchNorm1d", over="batch"), "A BatchNorm1d feeds the head (features of len"),
+    ],
+)
+@pytest.mark.parametrize("rows", [False, True])
+def test_networks_that_normalise_are_compared_with_their_own_optimum(over, norm, words, rows):
+    p, W, H, b = normalised(over, rows=rows)
+    assert p.normalization is not None
+    known = KnownTraining(lambda_w=p.normalization.lambda_w, lambda_b=0.0, norm=norm)
+    d = diagnose_measurement(measured(p.class_counts, W, H, b), known)
+    assert (d.model.name, d.model.problem) == (over, p.replace(norm=d.model.problem.normalization.norm))  # pyright: ignore[reportOptionalMemberAccess]
+    assert d.model.sentence.startswith(words)
+    assert d.at_rest
+    assert d.model_fit is not None
+    assert max(d.model_fit.distance.Z, d.model_fit.distance.b) < 1e-4
+    assert d.fit is not None
+    if over == "sample":  # the paper's models are other ones
+        assert min(fit.distance.Z for fit in d.fit.models.values()) > 0.05
+    assert d.prediction is not None
+    assert d.prediction.seen == d.separation.states
+    level = cs.thresholds(p).merge[9]
+    share = np.asarray(p.normalization.lambda_w) * np.ones(10) / cs.thresholds(p).merge
+    assert f"merge first, from lambda_w = {level:.4g} on; this network is at {100 * share[9]:.2g} % of it" in " ".join(
+        d.words
+    )
+    record = json.loads(d.to_json())["model"]
+    assert cs.Problem.from_dict(record["problem"]) == d.model.problem
+    assert record["distance"]["Z"] == d.model_fit.distance.Z
+    assert problem_of_diagnosis(d.to_dict())[0] == d.model.problem
+    assert d.headline in diagnosis_page(d.to_dict())
+
+
+def test_without_the_penalty_the_heads_gradient_tells_it():
+    p, W, H, b = normalised("sample")
+    d = diagnose_measurement(measured(p.class_counts, W, H, b))
+    assert d.model.problem is not None
+    assert d.model.problem.normalization is not None
+    assert d.model.problem.normalization.lambda_w == pytest.approx(0.4, rel=1e-4)
+    assert "read from the head's gradient" in d.model.sentence
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "words"),
+    [
+        (KnownTraining(norm=replace(LAYER, gain_penalty=0.0, free_gain=True)), "none", "no optimum and no threshold"),
+        (KnownTraining(bounded_by="Tanh"), "none", "A Tanh feeds the head"),
+        (KnownTraining(norm=replace(LAYER, length=40.0)), "sample", "have 10.0% of its length"),
+        (KnownTraining(norm=replace(LAYER, gain_penalty=0.1, uneven=0.5)), "none", "uneven by 50%"),
+        (KnownTraining(norm=replace(LAYER, gain_penalty=0.1)), "sample", "per-sample model of a decayed gain"),
+        (KnownTraining(norm=replace(LAYER, length=1.0)), "sample", "The norms of the features are equal"),
+        (KnownTraining(0.4, norm=LAYER, body="decayed"), "sample", "Decay acts on the layers below as well"),
+    ],
+)
+def test_what_the_layers_say_decides_the_model(known, name, words):
+    p, W, H, b = normalised("sample")
+    d = diagnose_measurement(measured(p.class_counts, W, H, b), known)
+    assert d.model.name == name
+    assert words in d.model.sentence
+    assert (d.prediction is None) == (name == "none")
+
+
+def test_equal_lengths_of_balanced_collapsed_classes_are_no_normalisation():
+    counts, W, H, b = signed_network(n_a=200, n_b=200)
+    assert diagnose_measurement(measured(counts, W, H, b)).model.name == "penalty"
+    assert diagnose_measurement(measured(*nonnegative_network([8] * 120, 1e-4))).model.name == "penalty"

@@ -660,3 +660,27 @@ def test_whether_the_gain_is_decayed_is_read(decay, make, penalty, free, words) 
     norm = known.norm
     assert norm is not None
     assert (norm.gain_penalty, norm.free_gain) == (penalty, free)
+
+
+def test_what_stands_between_the_norm_and_the_head_is_read() -> None:
+    pooled = nn.Sequential(nn.Conv1d(4, 16, 1), nn.GroupNorm(4, 16), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
+                           nn.Dropout(), nn.Linear(16, 3))  # fmt: skip
+    optimizer = torch_optim.SGD(param_groups(pooled, weight_decay=1e-3, norm_weight_decay=0.0, head="5"), lr=0.1)
+    known, _ = quietly(pooled, pooled[-1], optimizer)
+    assert known.norm is not None
+    assert (known.norm.layer, known.norm.over, known.norm.pooled) == ("GroupNorm", "sample", "AdaptiveAvgPool1d")
+    assert (known.norm.trained_gain, known.norm.free_gain, known.norm.shifted) == (True, True, False)
+    assert (known.bounded_by, known.body) == (None, "decayed")
+    pooler = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 16), nn.Tanh(), nn.Dropout(),
+                           nn.Linear(16, 3))  # fmt: skip
+    known, _ = quietly(pooler, pooler[-1], torch_optim.SGD(pooler[-1].parameters(), lr=0.1))
+    assert (known.norm, known.bounded_by, known.body) == (None, "Tanh", "frozen")
+    fixed = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3))
+    with torch.no_grad():
+        fixed[1].weight[:8] = 3.0
+    fixed[1].requires_grad_(False)
+    held = [{"params": fixed[2].parameters(), "weight_decay": 0.1}, {"params": fixed[0].parameters()}]
+    known, _ = quietly(fixed, fixed[-1], torch_optim.SGD(held, lr=0.1))
+    assert known.norm is not None
+    assert (known.norm.trained_gain, known.norm.gain_penalty, known.body) == (False, None, "free")
+    assert (known.norm.uneven, known.norm.length) == (pytest.approx(0.5), pytest.approx(80**0.5))

@@ -92,18 +92,23 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
             "samples, or no class alive); say --lambda-w and --lambda-h"
         )
     try:
-        problem = Problem(
-            record["class_counts"],
-            float(prediction["lambda_z"]),
-            float(prediction["lambda_b"]),
-            Loss(**record["known"]["loss"]),
-            features=prediction["features"],
+        chosen = (record.get("model") or {}).get("problem")  # of normalised features
+        problem = (
+            Problem.from_dict(chosen)
+            if chosen is not None
+            else Problem(
+                record["class_counts"],
+                float(prediction["lambda_z"]),
+                float(prediction["lambda_b"]),
+                Loss(**record["known"]["loss"]),
+                features=prediction["features"],
+            )
         )
         cautions = [str(caution) for caution in record["known"]["cautions"]]
         effective, at_rest = prediction["source"] == "effective", bool(record["at_rest"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"`record` is an incomplete diagnosis: {error}") from None
-    if effective:
+    if effective and chosen is None:
         cautions.append(
             "The optimum below is that of penalties read from the trained head. Without a feature penalty this shallow "
             "reading is known to miss the switch of ordinary training: take it as a hint."

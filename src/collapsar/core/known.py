@@ -10,7 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Loss
 
-__all__ = ["HeadNorm", "KnownTraining", "Rest"]
+__all__ = ["UNPENALISED", "HeadNorm", "KnownTraining", "Rest"]
+
+UNPENALISED = "Nothing penalises the features"
+"""How the caution begins that features may grow without end: not so where their lengths show a normalisation."""
 
 
 class Rest(NamedTuple):
@@ -37,6 +40,10 @@ class HeadNorm:
         gain_penalty: lambda of its gain; 0.0: trained without a penalty, so that the length may grow without bound;
             None: there is no gain, it is not trained, or its decay is no penalty.
         free_gain: whether there is a gain that is trained without any decay.
+        trained_gain: whether there is a gain that is trained at all.
+        uneven: standard deviation over mean of the gain's absolute values; 0 without one.
+        shifted: whether something is added after the gain.
+        pooled: class of the pooling between it and the head; None without one.
     """
 
     layer: str
@@ -45,6 +52,10 @@ class HeadNorm:
     length: float
     gain_penalty: float | None
     free_gain: bool
+    trained_gain: bool = False
+    uneven: float = 0.0
+    shifted: bool = False
+    pooled: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +74,8 @@ class KnownTraining:
             Far below 1, weight decay has not acted.
         rest: how well loss and decay balance at the head.
         norm: the normalisation that feeds the head.
+        bounded_by: class of a layer before the head that bounds each feature (tanh, as in the poolers of BERT).
+        body: of the layers below the head: "frozen", "decayed" where decay acts on any of their matrices, else "free".
 
     Raises:
         ValueError: a penalty is negative or not finite, or ``features`` is unknown.
@@ -81,6 +94,8 @@ class KnownTraining:
     decay_clock: float | None = None
     rest: Rest | None = None
     norm: HeadNorm | None = None
+    bounded_by: str | None = None
+    body: Literal["frozen", "decayed", "free"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("lambda_w", "lambda_h", "lambda_b"):

@@ -42,6 +42,7 @@ from collapsar.diagnose.agreement import (
 )
 from collapsar.diagnose.fit import Fit, fit_to_theory
 from collapsar.diagnose.measurement import Measurement, without_offset
+from collapsar.diagnose.model_choice import Choice, NormalizedFit, choose_model, fit_normalized
 from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, ClassState, class_separation
 from collapsar.metrics.shared_rows import shared_rows
@@ -68,7 +69,8 @@ class Prediction:
 
     Attributes:
         features: the feature model.
-        lambda_z: the price of the predictions.
+        lambda_z: the price of the predictions, ``Problem.lambda_z``; so are the thresholds, also of normalised features
+            (sqrt(lambda_w) / norm), whose own unit ``NormalizedFit.thresholds`` has.
         lambda_b: the price of the bias.
         source: whether the price is that of the training as known, or was read from the network.
         states: state of each class at the exact optimum.
@@ -76,7 +78,7 @@ class Prediction:
         groups: the classes that the same rule finds merged with one another.
         merge: shape (K,), lambda_z from which the class merges; NaN where it does not.
         vanish: shape (K,), lambda_z from which it vanishes.
-        complete: lambda_z from which nothing is left.
+        complete: lambda_z from which nothing is left; NaN where something always is.
         edge: shape (K,), lambda_z from which the class has no predictions of its own: the first of the two, or for one
             alone in its size (signed features), which has no transition, where it loses its own direction.
         Z: shape (K, K), the optimum's mean predictions.
@@ -117,7 +119,9 @@ class Diagnosis:
         forces: the balance of forces at the head.
         at_rest: whether the head is stationary; distances to theory mean nothing before that.
         effective: the penalties read from the network; None where nothing is alive or a class has no samples.
-        fit: distances to the optima; None where they cannot be computed (a note says why).
+        model: the model of the theory that this training has, and the evidence.
+        model_fit: distance to the optimum of that model where it is one of normalised features.
+        fit: distances to the optima of penalised features; None where they cannot be computed (a note says why).
         fit_source: which penalties ``fit`` was made at.
         prediction: what theory predicts; None as for ``fit``.
         notes: what was left out, and why.
@@ -135,6 +139,8 @@ class Diagnosis:
     forces: HeadForces
     at_rest: bool
     effective: EffectivePenalties | None
+    model: Choice
+    model_fit: NormalizedFit | None
     fit: Fit | None
     fit_source: Literal["effective", "as trained", ""]
     prediction: Prediction | None
@@ -207,6 +213,7 @@ class Diagnosis:
                 **to_json(self.effective),
                 **{name: to_json(getattr(self.effective, name)) for name in _READINGS},
             },
+            "model": _model_record(self.model, self.model_fit),
             "fit": None if self.fit is None else {**to_json(self.fit), "source": self.fit_source},
             "prediction": prediction,
             "notes": list(self.notes),
@@ -265,8 +272,15 @@ def diagnose_measurement(
         effective = effective_penalties(moved, features, known.one_lambda_w or None, known.lambda_b)
     solvable = not m.unseen and len(np.unique(m.class_counts)) <= _MOST_CLUSTERS
     fit, fit_source = _fit(moved, known, effective) if solvable and m.linear else (None, "")
-    prediction = _prediction(moved, known, effective, features) if solvable else None
-    if solvable and prediction is None and not saturated:
+    choice = choose_model(m, known)
+    model_fit, why = fit_normalized(m, choice)
+    notes += [why] if why else []
+    prediction = None
+    if choice.name == "penalty" and solvable:
+        prediction = _prediction(moved, known, effective, features)
+    elif model_fit is not None:
+        prediction = _of_normalized(model_fit, known)
+    if choice.name == "penalty" and solvable and prediction is None and not saturated:
         notes.append(
             "No penalty is known, and none can be read from this network: nothing is predicted. "
             "Give lambda_w and lambda_h."
@@ -275,7 +289,7 @@ def diagnose_measurement(
     say = words.Says(names, found, standings, m, at_rest, _with_samples(rows, m))
     return Diagnosis(
         headline=words.headline(say),
-        words=tuple(words.findings(say, known, forces, effective, fit, prediction)),
+        words=tuple(words.findings(say, known, forces, effective, fit, prediction, (choice, model_fit))),
         source=source,
         class_names=names,
         measurement=m,
@@ -286,6 +300,8 @@ def diagnose_measurement(
         forces=forces,
         at_rest=at_rest,
         effective=effective,
+        model=choice,
+        model_fit=model_fit,
         fit=fit,
         fit_source=fit_source,
         prediction=prediction,
@@ -397,6 +413,49 @@ def _prediction(
         b=solution.b,
         gap=solution.certificate.relative_gap,
     )
+
+
+def _of_normalized(found: NormalizedFit, known: KnownTraining) -> Prediction | None:
+    """Theory of normalised features, its thresholds in the unit of ``Problem.lambda_z``."""
+    solution, t = found.solution, found.thresholds
+    problem = solution.problem
+    how = problem.normalization
+    if how is None or t is None:
+        return None
+    own = np.asarray(how.lambda_w) * np.ones(problem.num_classes)
+    merge, vanish = (problem.lambda_z * np.sqrt(level / own) for level in (t.merge, t.vanish))
+    separation = class_separation(solution.Z)
+    return Prediction(
+        features=problem.features,
+        lambda_z=problem.lambda_z,
+        lambda_b=problem.lambda_b,
+        source="as trained" if known.one_lambda_w else "effective",
+        states=solution.class_states,
+        seen=separation.states,
+        groups=separation.groups,
+        merge=merge,
+        vanish=vanish,
+        complete=float(problem.lambda_z * np.sqrt(t.complete / how.level)) if np.isfinite(t.complete) else math.nan,
+        edge=np.fmin(merge, vanish),
+        Z=solution.Z,
+        b=solution.b,
+        gap=solution.certificate.relative_gap,
+    )
+
+
+def _model_record(choice: Choice, fit: NormalizedFit | None) -> dict[str, Any]:
+    """The model chosen, and how far the network is from it, as JSON-able values."""
+    record: dict[str, Any] = {
+        "name": choice.name,
+        "sentence": choice.sentence,
+        "problem": None if choice.problem is None else choice.problem.to_dict(),
+        "distance": None,
+    }
+    if fit is not None:
+        record |= {"distance": to_json(fit.distance), "away": to_json(fit.away), "norm": to_json(fit.norm)}
+        record["gap"] = to_json(fit.solution.certificate.relative_gap)
+        record["merge"] = None if fit.thresholds is None else to_json(fit.thresholds.merge)
+    return record
 
 
 def _names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

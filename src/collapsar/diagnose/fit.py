@@ -23,6 +23,7 @@ __all__ = [
     "balance_penalties",
     "block_residual",
     "distance",
+    "distance_beside",
     "fit_to_theory",
     "gram_distances",
     "lambda_z_from_predictions",
@@ -77,15 +78,16 @@ def distance(solution: Solution, Z: ArrayLike, b: ArrayLike) -> Distance:
     for name, value, shape in (("Z", z, (K, K)), ("b", bias, (K,))):
         if value.shape != shape:
             raise ValueError(f"`{name}` must have shape {shape} for {K} classes, got {value.shape}")
+    best = solution.b
     if solution.problem.lambda_b == 0:
         shift = 1 / solution.problem.scales
-        bias = bias - (shift @ bias) / (shift @ shift) * shift
-    dz, db = z - solution.Z, bias - solution.b
+        bias, best = (x - (shift @ x) / (shift @ shift) * shift for x in (bias, best))
+    dz, db = z - solution.Z, bias - best
     return Distance(
         Z=_ratio(np.linalg.norm(dz), np.linalg.norm(solution.Z)),
         Z_max=_ratio(np.abs(dz).max(), np.abs(solution.Z).max()),
-        b=_ratio(np.linalg.norm(db), np.linalg.norm(solution.b)),
-        b_max=_ratio(np.abs(db).max(), np.abs(solution.b).max()),
+        b=_ratio(np.linalg.norm(db), np.linalg.norm(best)),
+        b_max=_ratio(np.abs(db).max(), np.abs(best).max()),
     )
 
 
@@ -289,6 +291,21 @@ def fit_to_theory(
     told = far.away > 0 and near.away < _NEARER * far.away
     blocks = block_residual(problem, *_without_mean(problem, given_z, given_b))
     return Fit(problem.lambda_z, problem.lambda_b, models, near.features if told else None, *blocks)
+
+
+def distance_beside(solution: Solution, Z: ArrayLike, b: ArrayLike, *, moved: bool) -> tuple[Distance, float]:
+    """Distance of (Z, b) to an optimum, and ||Z - Z*||_F in nats.
+
+    Args:
+        solution: the optimum.
+        Z: shape (K, K), [logit, class].
+        b: shape (K,).
+        moved: whether the features carry an offset that the bias takes back: it is then set to the optimum's first.
+    """
+    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if moved:
+        z, bias = _beside(solution, z, bias)
+    return distance(solution, z, bias), float(np.linalg.norm(z - solution.Z))
 
 
 def _price(problem: Problem, Z: Matrix, b: Vector) -> float:

@@ -35,6 +35,9 @@ _LARGEST = 1e100
 # Nonnegative features come this near to zero, relative to their range.
 _NEAR_ZERO = 0.5
 
+# What a tanh bounds comes this near to 1 on either side.
+_NEAR_ONE = 0.9
+
 # Features whose common offset is longer than this many times their spread hide it.
 _HIDES = 2.0
 
@@ -53,6 +56,7 @@ class Lengths:
         variance_spread: standard deviation over the features of their variances, over the mean of these; 0 where each
             feature is brought to one variance over the batch. NaN for constant features.
         offset_share: ||mean of h||^2 over ``mean_square``; 0 where the features are centred.
+        bounded: whether every feature stays within [-1, 1] and most come near both ends, as behind a tanh.
     """
 
     mean: float
@@ -60,6 +64,7 @@ class Lengths:
     mean_square: float
     variance_spread: float
     offset_share: float
+    bounded: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +295,12 @@ class Pass:
             mean_square=square,
             variance_spread=float(variance.std()) / level if level > 1e-12 * square else nothing,
             offset_share=float(centre @ centre) / square if square > 0 else nothing,
+            bounded=self._bounded(),
         )
+
+    def _bounded(self) -> bool:
+        near = (self.least < -_NEAR_ONE) & (self.most > _NEAR_ONE)
+        return bool((self.least >= -1).all() and (self.most <= 1).all() and near.mean() > 1 / 2)
 
     def _above_zero(self) -> bool:
         """Whether no feature is below zero, and most come near it: all may be positive by an offset alone."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from collapsar.core.known import UNPENALISED
 from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, HeadForces, agreement_words
 from collapsar.diagnose.fit import Fit, ModelFit
 from collapsar.diagnose.measurement import Measurement
@@ -18,6 +19,7 @@ from collapsar.metrics.separation import ClassSeparation
 if TYPE_CHECKING:
     from collapsar.core.known import KnownTraining
     from collapsar.diagnose.diagnosis import Prediction
+    from collapsar.diagnose.model_choice import Choice, NormalizedFit
 
 __all__ = ["METRICS", "Says", "findings", "headline", "named"]
 
@@ -120,21 +122,32 @@ def findings(
     effective: EffectivePenalties | None,
     fit: Fit | None,
     prediction: Prediction | None,
+    model: tuple[Choice, NormalizedFit | None],
 ) -> Iterator[str]:
     """Everything found, most important first."""
     yield from _cost(say)
     yield from _lost(say)
     yield from _elsewhere(say)
-    if prediction is not None:
+    choice, own = model
+    if choice.sentence:
+        yield f"Model: {choice.sentence}"
+    if prediction is not None and own is not None:
+        yield _predicted(say, prediction, "for these class counts and this model")
+        yield from _merging(say, own)
+    elif prediction is not None:
         yield _predicted(say, prediction)
         yield from _margin(say, prediction)
     yield _rest(say, known, forces)
+    if own is not None:
+        yield _own_distance(say, own)
     if fit is not None:
         yield _distance(say, fit)
-    if effective is not None:
+    if effective is not None and choice.name == "penalty":
         yield agreement_words(effective, say.at_rest) + _against_known(known, effective)
         yield from _stuck(say, effective)
-    yield from (f"Caution: {caution}" for caution in known.cautions)
+    normalised = choice.name in ("sample", "batch")
+    told = [caution for caution in known.cautions if not (normalised and caution.startswith(UNPENALISED))]
+    yield from (f"Caution: {caution}" for caution in told)
     yield _rule(say)
 
 
@@ -256,7 +269,7 @@ def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
     )
 
 
-def _predicted(say: Says, prediction: Prediction) -> str:
+def _predicted(say: Says, prediction: Prediction, of: str = "") -> str:
     states = say.found.states
     wrong = [k for k, (theory, here) in enumerate(zip(prediction.seen, states, strict=True)) if theory != here]
     count = Counter(prediction.seen)
@@ -266,6 +279,7 @@ def _predicted(say: Says, prediction: Prediction) -> str:
         f"For these class counts at lambda_z = {prediction.lambda_z:.4g} ({origin}) theory with {prediction.features} "
         f"features predicts {what}"
     )
+    text = f"{of[0].upper()}{of[1:]} theory predicts {what}" if of else text
     if not wrong:
         return f"{text}: as measured, for every class."
     listed = "; ".join(f"{say.names[k]}: predicted {prediction.seen[k]}, measured {states[k]}" for k in wrong[:3])
@@ -288,6 +302,32 @@ def _margin(say: Says, prediction: Prediction) -> Iterator[str]:
     ratio = prediction.lambda_z / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{_percent(ratio)} of it"
     yield f"{named(say.names, classes)} {verb} first, from lambda_z = {level:.4g} on; this network is at {where}."
+
+
+def _merging(say: Says, fit: NormalizedFit) -> Iterator[str]:
+    """How far the class that merges first is from its threshold, in lambda_w."""
+    how = fit.solution.problem.normalization
+    if how is None or fit.thresholds is None or not np.isfinite(fit.thresholds.merge).any():
+        return
+    share = np.asarray(how.lambda_w) / fit.thresholds.merge
+    most = float(np.nanmax(share))
+    classes = np.flatnonzero(share >= most * (1 - 1e-9)).tolist()
+    verb = "merges" if len(classes) == 1 else "merge"
+    where = f"{most:.2f} times that" if most >= 0.995 else f"{_percent(most)} of it"
+    level = float(fit.thresholds.merge[classes[0]])
+    yield f"{named(say.names, classes)} {verb} first, from lambda_w = {level:.4g} on; this network is at {where}."
+
+
+def _own_distance(say: Says, fit: NormalizedFit) -> str:
+    """How far the network is from the optimum of its own model."""
+    off = fit.distance
+    bias = f", its bias {_percent(off.b)}" if np.isfinite(off.b) else ""
+    text = f"The mean predictions lie {_percent(off.Z)} from the optimum of this model{bias}"
+    if not np.isfinite(off.Z):
+        text = f"The optimum of this model is zero; the network is {fit.away:.2g} nats from it"
+    if fit.solution.status.name != "OPTIMAL":
+        text += f" (which is known to {fit.solution.certificate.relative_gap:.1g} only)"
+    return f"{text}." if say.at_rest else f"{text}. This distance means little before the head is at rest."
 
 
 def _distance(say: Says, fit: Fit) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from collapsar.core.known import HeadNorm
+from collapsar.core.known import UNPENALISED, HeadNorm
 from collapsar.core.problem import Penalties
 from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
 from collapsar.monitor.exposure import Exposure, batch_size, exposure
@@ -50,7 +50,7 @@ _TEXTS: Mapping[str, str] = {
     "decayed-layers": "{} more decayed layers lie below the head, above the last normalisation if there is one: each "
     "further factor bends the price of the predictions, and classes collapse at weaker penalties than the thresholds "
     "of two layers say.",
-    "no-feature-penalty": "Nothing penalises the features: they may grow without end, and there is no optimum. If "
+    "no-feature-penalty": f"{UNPENALISED}: they may grow without end, and there is no optimum. If "
     "the loop adds such a penalty to the loss itself, name it with penalties=.",
     "augmentation": "Samples are augmented in training: a class is then a cloud, not a point, and the floor of its "
     "loss acts like a stronger penalty.",
@@ -266,9 +266,10 @@ def _gain(norm: HeadNorm, *, known: bool) -> str:
             "its gain is trained without decay, so that the length may grow without bound and nothing merges for good"
         )
     if norm.gain_penalty is not None:
+        even = "" if norm.over == "batch" else " while the gain stays even"
         return (
             f"decay of its gain alone can price it: Problem.from_gain_decay(counts, lambda_w=..., "
-            f"lambda_gain={norm.gain_penalty:g}{over}) is the model"
+            f"lambda_gain={norm.gain_penalty:g}{over}) is the model{even}"
         )
     reading = f"it is {norm.length:.3g}: Problem.from_normalized(counts, lambda_w=..., norm={norm.length:.4g}{over})"
     return f"{reading} is the model" if known else f"{reading} is the model as long as its gain does not move"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss, Penalties
 from collapsar.metrics.norms import normalization
 from collapsar.monitor.differences import Facts, PenaltyWarning, differences
-from collapsar.monitor.layers import feeding
+from collapsar.monitor.layers import bounding, feeding
 from collapsar.monitor.optimizers import Optimizers, decay_of, each_of
 
 __all__ = ["PenaltyWarning", "known_training", "penalty_warnings", "training_of", "weight_decays"]
@@ -98,6 +98,8 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
         decay_clock=None if facts.clock is None else facts.clock.total,
         rest=None if facts.rows is None else facts.rows.rest,
         norm=facts.norm,
+        bounded_by=bounding(facts.model, facts.head),
+        body=_body(facts),
     )
 
 
@@ -147,6 +149,19 @@ def _of_bias(facts: Facts) -> float | None:
     bias, own = getattr(facts.head, "bias", None), facts.penalties and facts.penalties.lambda_b
     of_optimizer = None if bias is None or facts.optimizer is None else decay_of(bias, facts.optimizer).penalty
     return None if of_optimizer is None and own is None else (of_optimizer or 0.0) + (own or 0.0)
+
+
+def _body(facts: Facts) -> Literal["frozen", "decayed", "free"] | None:
+    """Whether the layers below the head are frozen, decayed, or trained without decay; None without an optimizer."""
+    if facts.optimizer is None:
+        return None
+    own = {id(p) for p in facts.head.parameters()}
+    held = {id(p) for each in each_of(facts.optimizer) for group in each.param_groups for p in group["params"]}
+    below = [p for p in facts.model.parameters() if id(p) not in own and p.requires_grad and id(p) in held]
+    if not below:
+        return "frozen"
+    matrices = (p for p in below if p.ndim > 1)
+    return "decayed" if any(decay_of(p, facts.optimizer).weight_decay for p in matrices) else "free"
 
 
 def _of_batch_norm(facts: Facts) -> float | None:

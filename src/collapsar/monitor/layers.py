@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from collapsar.core.known import HeadNorm
 from collapsar.metrics.norms import normalization
-from collapsar.monitor.optimizers import Optimizers, decay_of
+from collapsar.monitor.optimizers import Optimizers, decay_of, group_of
 
-__all__ = ["above_norm", "feeding", "head_norm", "is_linear", "layers_above_norm"]
+__all__ = ["above_norm", "bounding", "feeding", "head_norm", "is_linear", "layers_above_norm"]
 
 _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Flatten)
+_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_BOUNDING = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -41,6 +43,24 @@ def _below(model: nn.Module, head: nn.Module) -> list[nn.Module]:
 def feeding(model: nn.Module, head: nn.Module) -> nn.Module | None:
     """The layer that feeds the head, dropout and the like left out."""
     return next((leaf for leaf in reversed(_below(model, head)) if not isinstance(leaf, _TRANSPARENT)), None)
+
+
+def bounding(model: nn.Module, head: nn.Module) -> str | None:
+    """The class of the layer that feeds the head where it bounds each feature, as a tanh does; else None."""
+    layer = feeding(model, head)
+    return type(layer).__name__ if isinstance(layer, _BOUNDING) else None
+
+
+def _pooled(model: nn.Module, head: nn.Module) -> tuple[nn.Module | None, str | None]:
+    """What feeds the head, average pooling left out as well, and the class of the pooling."""
+    for leaf in reversed(_below(model, head)):
+        if isinstance(leaf, _POOLS):
+            pool = type(leaf).__name__
+            below = [x for x in _below(model, leaf) if not isinstance(x, (*_TRANSPARENT, *_POOLS))]
+            return (below[-1] if below else None), pool
+        if not isinstance(leaf, _TRANSPARENT):
+            return leaf, None
+    return None, None
 
 
 def above_norm(model: nn.Module, head: nn.Module) -> tuple[list[nn.Module], bool]:
@@ -70,20 +90,37 @@ def head_norm(model: nn.Module, head: nn.Module, optimizers: Optimizers | None) 
         head: its head.
         optimizers: the training's; None where none is at hand: the price of the gain is then unknown.
     """
-    layer, weight = feeding(model, head), getattr(head, "weight", None)
+    (layer, pooled), weight = _pooled(model, head), getattr(head, "weight", None)
     width = int(weight.shape[1]) if isinstance(weight, Tensor) and weight.ndim > 1 else 0
     found = None if layer is None else normalization(layer, width)
     if layer is None or found is None:
         return None
-    length = (
-        math.sqrt(width) * (1.0 if found.gain is None else _rms(found.gain)) if found.length is None else found.length
-    )
-    penalty, free = None, False
-    if found.gain is not None and found.gain.requires_grad and optimizers is not None:
-        decay = decay_of(found.gain, optimizers)
+    gain = found.gain
+    length = math.sqrt(width) * (1.0 if gain is None else _rms(gain)) if found.length is None else found.length
+    penalty, free, trained = None, False, gain is not None and gain.requires_grad
+    if gain is not None and trained and optimizers is not None:
+        decay = decay_of(gain, optimizers)
         penalty, free = None if math.isnan(decay.penalty) else decay.penalty, decay.kind == "none"
-    return HeadNorm(type(layer).__name__, found.over, width, length, penalty, free)
+        trained = group_of(gain, optimizers) is not None
+    return HeadNorm(
+        layer=type(layer).__name__,
+        over=found.over,
+        width=width,
+        length=length,
+        gain_penalty=penalty if trained else None,
+        free_gain=free and trained,
+        trained_gain=trained,
+        uneven=0.0 if gain is None or found.length is not None else _unevenness(gain),  # else it may be 1 + gain
+        shifted=found.shift is not None and bool(found.shift.detach().abs().max() > 0),
+        pooled=pooled,
+    )
 
 
 def _rms(gain: Tensor) -> float:
     return float(gain.detach().double().square().mean().sqrt())
+
+
+def _unevenness(gain: Tensor) -> float:
+    sizes = gain.detach().double().abs()
+    level = float(sizes.mean())
+    return float(sizes.std(correction=0)) / level if level > 0 else 0.0

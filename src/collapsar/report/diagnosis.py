@@ -35,6 +35,7 @@ __all__ = [
     "checked_diagnosis",
     "class_lengths",
     "diagnosis_figure",
+    "model_distance",
     "name_classes",
     "price_readings",
     "same_counts",
@@ -116,11 +117,12 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
         ax.set_xticks([])
         ax.set_yticks([])
         return ReadingArtists([], [])
+    normalised = (record.get("model") or {}).get("problem") is not None  # its thresholds are no lambda_z of the norms
     classes = _markers(ax, effective["by_class"], record["separation"]["states"])
     levels = [
         ("norms", effective["lambda_z"], "ink", "-"),
         ("as trained", record["known"]["lambda_z"], "muted", "--"),
-        ("first threshold", _first(prediction), "vermilion", ":"),
+        ("first threshold", None if normalised else _first(prediction), "vermilion", ":"),
     ]
     lines: list[Artist] = [
         ax.axhline(value, color=COLOURS[colour], linestyle=dashes, linewidth=1.0, label=f"{name} {lambda_text(value)}")
@@ -156,7 +158,7 @@ def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
         for place, (Z, name) in enumerate(maps):
             ax = figure.add_subplot(grid[0, place])
             title = f"{name}, mean scores"
-            away = None if data["fit"] is None else _away(data)
+            away = model_distance(data)
             if name == "theory" and defined(away):
                 title += f" (network {share_text(away)} away)"
             clusters = same_counts(data["class_counts"])
@@ -208,8 +210,12 @@ def _first(prediction: Mapping[str, Any] | None) -> float | None:
     return min(levels, default=None)
 
 
-def _away(data: Record) -> float | None:
+def model_distance(data: Record) -> float | None:
     """Distance of the mean scores to the model that predicts."""
+    if (own := (data.get("model") or {}).get("distance")) is not None:
+        return own["Z"]
+    if data["fit"] is None:
+        return None
     features = data["prediction"]["features"] if data["prediction"] is not None else "signed"
     return data["fit"]["models"][features]["distance"]["Z"]
 

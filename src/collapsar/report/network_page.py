@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from collapsar.report.advice_page import advice_view
-from collapsar.report.diagnosis import checked_diagnosis, class_lengths, price_readings, same_counts
+from collapsar.report.diagnosis import checked_diagnosis, class_lengths, model_distance, price_readings, same_counts
 from collapsar.report.network_plots import CURVES, class_sizes, class_thresholds, curves_over_epochs
 from collapsar.report.network_words import (
     accuracy,
@@ -135,8 +135,8 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
 def _row(run: Record, ident: str) -> Record:
     """One line of the table that compares the networks."""
     data = run["diagnosis"]
-    theory, fit = data["prediction"], data["fit"]
-    away = fit["models"][theory["features"]]["distance"]["Z"] if fit is not None and theory is not None else None
+    theory = data["prediction"]
+    away = model_distance(data) if theory is not None else None
     agreed = ABSENT
     if theory is not None:
         states = data["separation"]["states"]
@@ -286,8 +286,13 @@ def _readings(data: Record, ident: str) -> Markup | None:
 
 
 def _distances(data: Record) -> list[tuple[str, ...]]:
-    """How far the network is from the optimum of each feature model, as text."""
-    return [
+    """How far the network is from the optimum of each model, as text."""
+    own = data.get("model") or {}
+    first = []
+    if own.get("distance") is not None:
+        off = (share_text(own["distance"][key]) for key in ("Z", "Z_max", "b"))
+        first = [(f"normalised, per {own['name']}", *off, ABSENT, ABSENT, ABSENT)]
+    return first + [
         (name, *(share_text(fit["distance"][key]) for key in ("Z", "Z_max", "b")),
          *(share_text(fit[key]) for key in ("classifier_gram", "feature_gram", "excess")))
         for name, fit in (data["fit"]["models"] if data["fit"] else {}).items()

@@ -1,0 +1,257 @@
+"""Which model of the theory a trained network follows, told from its layers, its optimizer and its features' lengths.
+
+Networks that normalise before the head have features of given length and no feature penalty: their optimum is that of
+``Problem.from_normalized``, or of ``Problem.from_gain_decay`` where the norm's gain is decayed.
+
+Example:
+    >>> from collapsar.diagnose.measurement import measure
+    >>> from collapsar.solver import solve
+    >>> p = Problem.from_normalized("40x2,10x2", lambda_w=0.4, norm=4.0, lambda_b=0.0)
+    >>> W, H, b = solve(p).factors(8)
+    >>> labels = np.repeat(np.arange(4), p.class_counts)
+    >>> found = choose_model(measure(H.T[labels], labels, W.T, b), KnownTraining(lambda_w=0.4, lambda_b=0.0))
+    >>> found.name, found.sentence[:48]
+    ('sample', 'The norms of the features are equal to 0.0%: per')
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from collapsar.core.known import HeadNorm, KnownTraining
+from collapsar.core.normalization import Over
+from collapsar.core.problem import Problem
+from collapsar.diagnose.agreement import head_forces
+from collapsar.diagnose.fit import Distance, distance_beside
+from collapsar.diagnose.measurement import Lengths, Measurement
+from collapsar.phase.transitions import thresholds
+from collapsar.solver import NotConvergedError, Solution, solve
+from collapsar.theory.thresholds import Thresholds
+
+__all__ = ["Choice", "ModelName", "NormalizedFit", "choose_model", "fit_normalized"]
+
+ModelName = Literal["penalty", "sample", "batch", "none"]
+
+# Lengths, and variances of features, that differ by less than this were made equal; rounding in half precision is .1 %,
+# running statistics of a batch norm are off by a few per cent.
+_EQUAL, _EQUAL_VARIANCES, _CENTRED = 0.003, 0.1, 0.01
+# Features that share more than this of their squared length are all nearly as long as what they share.
+_OFFSET = 0.5
+# What the features of a class differ by, above which equal lengths cannot come from the collapse of balanced classes.
+_WITHIN = 0.01
+# A gain less even than this is told; measured lengths below this share of the norm's are told.
+_UNEVEN, _SHORT, _ELSEWHERE = 0.05, 0.97, 1.05
+# A fitted penalty of the bias below this share of the head's is the noise of a bias that nothing penalises.
+_FREE = 0.02
+# More clusters of normalised features than this take minutes.
+_MOST_CLUSTERS = 60
+_PER = {"sample": "per-sample", "batch": "per-batch"}
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A model of the theory, and why.
+
+    Attributes:
+        name: "penalty": penalised features, the model of Hong & Ling; "sample", "batch": normalised features; "none":
+            the theory has no optimum for this training.
+        sentence: the evidence, and what follows.
+        problem: of normalised features; None for the others, and where the head's penalty is not known.
+        shifted: whether something is added to the features after the norm, which the bias takes back.
+    """
+
+    name: ModelName
+    sentence: str
+    problem: Problem | None = None
+    shifted: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class NormalizedFit:
+    """A measured network beside the optimum of normalised features.
+
+    Attributes:
+        solution: the optimum.
+        distance: of Z and b.
+        away: ||Z - Z*||_F, nats.
+        norm: length of the optimum's features; given, or where a decayed gain comes to rest.
+        thresholds: in ``lambda_w``; None where they could not be found.
+    """
+
+    solution: Solution
+    distance: Distance
+    away: float
+    norm: float
+    thresholds: Thresholds | None
+
+
+def choose_model(m: Measurement, known: KnownTraining) -> Choice:
+    """Choose the model of a network from what is known of its training and measured of its features.
+
+    Args:
+        m: the network.
+        known: its training; without a norm in it the lengths of the features are looked at.
+    """
+    if not m.linear:
+        return Choice("none", "")
+    norm, lengths = known.norm, m.lengths
+    if norm is not None and lengths is not None and not norm.shifted and _too_long(norm, lengths.mean_square):
+        norm = None  # registered before the head, but not what feeds it
+    if norm is not None:
+        return _of_layer(m, known, norm)
+    if known.bounded_by or (lengths is not None and lengths.bounded):
+        seen = f"A {known.bounded_by} feeds the head" if known.bounded_by else "Every feature lies in [-1, 1]"
+        return Choice(
+            "none",
+            f"{seen}, as behind a tanh: a bound on each feature is in none of the models here, and no optimum is "
+            "compared.",
+        )
+    found = None if known.lambda_h or lengths is None or not _telling(m) else _of_lengths(m, known, lengths)
+    return Choice("penalty", _penalised(known)) if found is None else found
+
+
+def _of_lengths(m: Measurement, known: KnownTraining, lengths: Lengths) -> Choice | None:
+    """The model that the features' lengths show; None where they show none."""
+    if lengths.spread < _EQUAL and lengths.offset_share < _OFFSET:
+        found = f"The norms of the features are equal to {lengths.spread:.1%}: per-sample model"
+        return _priced(m, known, found, "sample", norm=lengths.mean)
+    if lengths.variance_spread < _EQUAL_VARIANCES and lengths.offset_share < _CENTRED and not m.nonnegative:
+        found = f"The features are centred, and their variances equal to {lengths.variance_spread:.1%}: per-batch model"
+        return _priced(m, known, found, "batch", norm=float(np.sqrt(lengths.mean_square)))
+    return None
+
+
+def _too_long(norm: HeadNorm, mean_square: float) -> bool:
+    return mean_square > (_ELSEWHERE * norm.length) ** 2 and norm.uneven < _UNEVEN
+
+
+def _telling(m: Measurement) -> bool:
+    """Whether equal lengths or variances say anything: those of collapsed classes of one size are so by symmetry."""
+    return len(np.unique(m.class_counts[m.class_counts > 0])) > 1 or m.within_share > _WITHIN
+
+
+def _penalised(known: KnownTraining) -> str:
+    if known.lambda_h:
+        return "The features are penalised: the model of penalised features, of Hong and Ling."
+    return "No normalisation is seen before the head: the model of penalised features, at the penalty that is read."
+
+
+def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:
+    """The model of a network whose norm before the head is known."""
+    found = f"{_named(norm)} feeds the head{_lengths(m, norm)}"
+    if norm.free_gain:
+        return Choice(
+            "none",
+            f"{found}, and its gain is trained without decay: the length of the features may grow without bound, so "
+            "there is no optimum and no threshold; nothing merges for good, and weight decay of the head only slows "
+            "the classes. Decay the gain, or fix it, to have one.",
+        )
+    shifted = norm.shifted
+    if norm.gain_penalty is not None and norm.gain_penalty > 0 and norm.over == "sample" and norm.uneven > _UNEVEN:
+        return Choice(
+            "none",
+            f"{found}, and its gain is decayed and uneven by {norm.uneven:.0%}: a gain in few features prices the "
+            "length of the features less than the model of a decayed gain has it, so no optimum is compared. A gain "
+            "that is one number, or fixed, has one.",
+        )
+    if norm.gain_penalty is not None and norm.gain_penalty > 0:
+        found += f"; its gain is decayed, which prices their length: {_PER[norm.over]} model of a decayed gain"
+        return _priced(m, known, found, norm.over, shifted, lambda_gain=norm.gain_penalty)
+    if norm.trained_gain:
+        found += "; its gain is trained, and taken as it is now"
+    if norm.uneven > _UNEVEN:
+        found += f" (uneven by {norm.uneven:.1%}, which the model has not)"
+    return _priced(m, known, f"{found}: {_PER[norm.over]} model", norm.over, shifted, norm=norm.length)
+
+
+def _named(norm: HeadNorm) -> str:
+    article = "An" if norm.layer[:1].upper() in "AEIOU" else "A"
+    return f"{article} {norm.layer}{'' if norm.pooled is None else f', averaged by {norm.pooled},'}"
+
+
+def _lengths(m: Measurement, norm: HeadNorm) -> str:
+    """What the measured lengths say of the layer."""
+    if m.lengths is None or norm.shifted:
+        return ""
+    share = float(np.sqrt(m.lengths.mean_square)) / norm.length
+    if share < _SHORT:
+        why = "averaging" if norm.pooled else "pooling in forward, or a norm that saw other samples,"
+        return f" (the features have {share:.1%} of its length, {norm.length:.4g}: {why} makes them shorter)"
+    equal = f", equal to {m.lengths.spread:.1%}" if norm.over == "sample" and norm.uneven < _UNEVEN else ""
+    return f" (features of length {m.lengths.mean:.4g}{equal})"
+
+
+def _priced(
+    m: Measurement,
+    known: KnownTraining,
+    found: str,
+    over: Over,
+    shifted: bool = False,
+    **how: float,
+) -> Choice:
+    """The model with the penalties of the head as known, else as its gradient says."""
+    forces = head_forces(m, known.lambda_w if known.one_lambda_w else None, known.lambda_b)
+    weight: Any = known.lambda_w if known.one_lambda_w else forces.fitted_w
+    if not np.all(np.asarray(weight) > 0):
+        return Choice(over, f"{found}; the head's penalty is not known and its gradient shows none.", None, shifted)
+    lambda_b = _bias(m, known, forces.fitted_b, float(np.mean(weight)))
+    make = Problem.from_normalized if "norm" in how else Problem.from_gain_decay
+    features = known.features or ("nonnegative" if m.nonnegative else "signed")
+    rest: dict[str, Any] = {"over": over, "lambda_b": lambda_b, "loss": m.loss_form, "features": features}
+    if m.unseen:
+        return Choice(over, f"{found}.", None, shifted)
+    rows = " by rows" if isinstance(weight, np.ndarray) else ""
+    try:
+        problem = make(m.class_counts, lambda_w=weight, **how, **rest)
+    except ValueError as error:
+        return Choice(over, f"{found}, which is not compared here: {error}.", None, shifted)
+    origin = "" if known.one_lambda_w else ", read from the head's gradient"
+    body = ". Decay acts on the layers below as well, which the model has not" if known.body == "decayed" else ""
+    sentence = f"{found}, lambda_w = {_penalty_text(weight)}{rows}{origin}{body}."
+    return Choice(over, sentence, problem, shifted)
+
+
+def _bias(m: Measurement, known: KnownTraining, fitted: float, weight: float) -> float:
+    if m.bias is None:
+        return np.inf
+    if known.lambda_b is not None:
+        return known.lambda_b
+    return fitted if fitted > _FREE * weight else 0.0
+
+
+def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None, str]:
+    """Compare a network with the optimum of the model chosen.
+
+    Args:
+        m: the network.
+        choice: with a problem of normalised features.
+
+    Returns:
+        The comparison, and "" ; or None, and why there is none.
+    """
+    problem = choice.problem
+    if problem is None:
+        return None, ""
+    if len(np.unique(m.class_counts)) > _MOST_CLUSTERS:
+        return None, (
+            f"More than {_MOST_CLUSTERS} different class sizes beside a normalisation: the optimum would take minutes "
+            "and is left out."
+        )
+    try:
+        solution = solve(problem, 1e-7, throw=False)
+    except (ValueError, ArithmeticError, NotConvergedError) as error:
+        return None, f"The optimum of the model chosen is left out: {error}."
+    try:
+        found = thresholds(problem)
+    except (ValueError, ArithmeticError):
+        found = None
+    off, away = distance_beside(solution, m.Z, m.b, moved=choice.shifted and m.bias is not None)
+    return NormalizedFit(solution, off, away, float(getattr(solution, "norm", np.nan)), found), ""
+
+
+def _penalty_text(weight: Any) -> str:
+    low, high = float(np.min(weight)), float(np.max(weight))
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
