@@ -397,3 +397,25 @@ def test_equal_lengths_of_balanced_collapsed_classes_are_no_normalisation():
     counts, W, H, b = signed_network(n_a=200, n_b=200)
     assert diagnose_measurement(measured(counts, W, H, b)).model.name == "penalty"
     assert diagnose_measurement(measured(*nonnegative_network([8] * 120, 1e-4))).model.name == "penalty"
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, math.inf])
+def test_penalties_by_rows_are_used_for_penalised_features_as_well(lambda_b):
+    """The optimum under sum_k lambda_k ||w_k||^2 / 2 by the scaled problem, as a head in its own units."""
+    rows, counts = np.repeat([0.02, 0.007], 5), np.repeat([200, 50], 5)
+    scales = np.sqrt(rows.mean() / rows)
+    p = cs.Problem(counts, 0.004, lambda_b, cs.Loss(scales=scales))
+    V, H, c = cs.solve(p).factors(12, lambda_w=rows.mean())
+    bias = None if lambda_b == math.inf else scales * c
+    m = measured(counts, (V * scales).T, H.T, bias)
+    assert m.weight_gradient == pytest.approx(-rows[:, None] * m.weight, abs=1e-7)  # it is that optimum
+    known = KnownTraining(rows, 0.004**2 / rows.mean(), None if bias is None else 0.0)
+    d = diagnose_measurement(m, known)
+    assert d.at_rest
+    assert d.fit is not None
+    assert d.fit.models["signed"].distance.Z < 1e-4
+    assert d.effective is not None
+    assert d.effective.lambda_z == pytest.approx(0.004, rel=1e-4)
+    assert d.prediction is not None
+    assert d.prediction.seen == d.separation.states
+    assert np.linalg.norm(d.prediction.Z - m.Z) < 1e-4 * np.linalg.norm(m.Z)

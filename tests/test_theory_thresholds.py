@@ -297,6 +297,12 @@ def test_weights_inverse_to_the_root_of_the_count_merge_all_classes_at_once() ->
 # --- undefined values, invariance, cost
 
 
+def test_transitions_that_coincide_to_rounding_are_found() -> None:
+    scales = np.repeat([0.625, 2.5], 5) ** 0.5  # sqrt(n_k) delta_k is the same for all
+    t = thresholds(Problem("200x5,50x5", 1.0, 0.0, Loss(scales=scales)))
+    assert (t.merge, t.vanish, t.complete) == (pytest.approx(0.8**0.5 / 100),) * 3
+
+
 def test_what_does_not_exist_is_nan() -> None:
     assert np.isnan(thresholds(Problem([50, 20, 10], 1.0, 0.1)).merge).all()
     t = thresholds(Problem([50, 20, 20], 1.0, 0.1, features="nonnegative"))

@@ -341,4 +341,6 @@ def _largest_root(excess: Callable[[float], float], top: float, guess: float) ->
         high, low = low, min(value + low, factor * low)
         if low < FLOOR * guess:
             return float("nan")
-    return low if value == 0 else root_between(excess, low, high)
+    if value == 0:
+        return low
+    return high if excess(high) >= 0 else root_between(excess, low, high)  # it is ``top`` itself, to rounding
