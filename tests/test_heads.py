@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from collapsar.diagnose.readers import diagnose
-from collapsar.metrics.head import find_head, is_linear_head
-from collapsar.monitor import CollapseMonitor, MonitorOptions
+from collapsar.metrics import NeuralCollapse
+from collapsar.metrics.head import find_head
+from collapsar.monitor import CollapseMonitor, MonitorOptions, read_json_lines
 from collapsar.monitor.watch import MergeWatch
 from collapsar.training import param_groups
 
@@ -109,7 +111,17 @@ CASES = {
     "softmax after the head": (lambda: Net(linear(30 * EYE), lambda z: z.softmax(1)), "fc", APART, True),
     "log-softmax in a tuple": (lambda: Net(linear(30 * EYE), lambda z: (z.log_softmax(1), z)), "fc", APART, True),
     "logits in a mapping": (lambda: Net(linear(30 * EYE), lambda z: {"loss": 0, "logits": z}), "fc", APART, True),
+    "log-softmax alone": (lambda: Net(linear(30 * EYE), lambda z: z.log_softmax(1)), "fc", APART, True),
+    "a scale before a ModelOutput": (
+        lambda: Net(linear(0.001 * EYE), lambda z: ImageClassifierOutput(logits=3e4 * z)),
+        "fc",
+        APART,
+        False,
+    ),
+    "a learned temperature, in place": (lambda: Net(linear(0.001 * EYE), lambda z: z.mul_(3e4)), "fc", APART, False),
     "twin heads, averaged": (Twin, "head", APART, False),
+    "twin heads in a tuple, the first": (lambda: Twin(as_tuple=True), "head", ("vanished",) * 4, True),
+    "twin heads in a tuple, the second": (lambda: Twin(as_tuple=True), "head_dist", APART, True),
 }
 
 
@@ -195,43 +207,182 @@ def test_more_outputs_than_classes_is_a_caution():
     assert any("32 outputs, but only 4 classes have samples" in note for note in d.notes)
 
 
-@pytest.mark.parametrize(
-    ("head", "states"),
-    [
-        (lambda: as_kind(Cosine, 0.001 * EYE), APART),
-        (lambda: lws([1.0, 1.0, 0.0, 0.0]), PAIR),
-        (lambda: linear(30 * EYE), APART),
-    ],
-)
-def test_the_monitor_follows_the_logits_of_such_heads(head, states, tmp_path):
+def monitored(model, folder, data=None, **more):
+    """The record of a pass of its own, what was said, and the line written."""
     said: list[str] = []
-    options = MonitorOptions(path=tmp_path / "x.jsonl", say=said.append)
-    model = Net(head())
-    with CollapseMonitor(model, head="fc", loader=[(X, Y)], options=options) as monitor:
+    options = MonitorOptions(path=folder / "x.jsonl", say=said.append)
+    data = [(X, Y)] if data is None else data
+    with CollapseMonitor(model, loader=data, options=options, **more) as monitor:
+        record = monitor.end_epoch()
+    assert record is not None
+    return record, said, [line for line in read_json_lines(folder / "x.jsonl") if line["kind"] == "epoch"][-1]
+
+
+def agrees(record, line, d):
+    """The monitor and ``diagnose`` say the same, in record, scalars and file."""
+    assert record.separation.states == d.separation.states
+    assert record.separation.groups == d.separation.groups
+    assert record.lost == d.lost
+    assert [(c.reason, c.rival) for c in record.standings.lost] == [(c.reason, c.rival) for c in d.standings.lost]
+    assert [c.nats for c in record.standings.lost] == pytest.approx([c.nats for c in d.standings.lost], rel=1e-4)
+    assert record.standings.carried == d.standings.carried
+    assert record.dead == d.dead
+    assert record.recalls == pytest.approx(d.measurement.accuracies, nan_ok=True)
+    assert len(record.gone) == d.num_gone
+    assert [record.scalars[f"nc/num_{name}"] for name in ("lost", "dead", "gone")] == [
+        len(d.lost),
+        len(d.dead),
+        d.num_gone,
+    ]
+    assert [c["index"] for c in line["lost"]] == list(d.lost)
+    assert line["dead"] == list(d.dead)
+    assert line["states"] == list(d.separation.states)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_monitor_says_of_such_heads_what_diagnose_says(case, tmp_path):
+    make, head, states, geometry = CASES[case]
+    model = make()
+    record, said, line = monitored(model, tmp_path, head=head)
+    assert record.separation is not None
+    assert record.separation.states == states
+    assert any("does not compute W h + b" in text for text in said) == (not geometry)
+    assert (record.report.Z is None) == (not geometry)
+    agrees(record, line, diagnose(model.eval(), [(X, Y)], head=head))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_training_pass_is_followed_by_its_logits_too(case, tmp_path):
+    make, head, states, _ = CASES[case]
+    model = make()
+    options = MonitorOptions(path=tmp_path / "x.jsonl", say=lambda _: None)
+    with CollapseMonitor(model, head=head, options=options) as monitor:
+        for rows in torch.arange(400).split(50):
+            out = model(X[rows])
+            logits = out if isinstance(out, torch.Tensor) else out["logits"] if isinstance(out, dict) else out[0]
+            logits.sum().backward()
+            monitor.step(Y[rows])
         record = monitor.end_epoch()
     assert record is not None
     assert record.separation is not None
     assert record.separation.states == states
-    assert any("does not compute W h + b" in text for text in said) == (not is_linear_head(model.fc))
 
 
-def test_the_monitor_counts_and_names_an_outvoted_class(tmp_path):
-    layer = linear(3 * EYE, bias=True)
-    layer.bias.data[3] = -50
+def test_a_temperature_that_is_learned_is_noticed_in_the_epoch_in_which_it_moves(tmp_path):
+    scale = torch.ones(())
+    model = Net(linear(0.001 * EYE), lambda z: scale * z)
     options = MonitorOptions(path=tmp_path / "x.jsonl", say=lambda _: None)
-    with CollapseMonitor(Net(layer), loader=[(X, Y)], options=options, class_names=list("abcd")) as monitor:
-        record = monitor.end_epoch()
-        assert "outvoted: d by" in monitor.watch.summary()
-    assert record is not None
-    assert (record.scalars["nc/num_lost"], record.scalars["nc/num_distinct"]) == (1, 4)
+    states = []
+    with CollapseMonitor(model, options=options) as monitor:
+        for value in (1.0, 1.0, 3e4, 3e4):
+            for rows in torch.arange(400).split(100):
+                model(X[rows])
+                monitor.step(Y[rows])
+                scale.fill_(value)
+            record = monitor.end_epoch()
+            assert record is not None
+            assert record.separation is not None
+            states.append(set(record.separation.states))
+    assert states == [{"vanished"}, {"vanished"}, {"separated"}, {"separated"}]
 
 
-def test_outvoted_is_said_once_after_a_class_was_right():
+def shut(classes):
+    layer = linear(3 * EYE, bias=True)
+    layer.bias.data[list(classes)] = -50
+    return layer
+
+
+def shared(spread=0.0):
+    """Two rows that are one; the classes' features differ, so that their columns need not be."""
+    layer = linear(3 * EYE, bias=True)
+    layer.weight.data[2:] = 3 * (EYE[2] + EYE[3]) / 2
+    layer.weight.data[3, 9] = spread
+    layer.bias.data[3] = -0.1
+    return layer
+
+
+FOUND = {
+    "all separated": (lambda: linear(3 * EYE, bias=True), ()),
+    "one shut out by its bias": (lambda: shut([3]), (3,)),
+    "two shut out": (lambda: shut([1, 3]), (1, 3)),
+    "merged, one of them never predicted": (shared, (3,)),
+    "rows that nearly coincide": (lambda: shared(0.01), (3,)),
+    "nothing learned": (lambda: linear(0 * EYE, bias=True), (1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_the_monitor_and_diagnose_count_and_name_the_same_classes(case, tmp_path):
+    make, lost = FOUND[case]
+    model = Net(make())
+    record, said, line = monitored(model, tmp_path, class_names=list("abcd"))
+    d = diagnose(model.eval(), [(X, Y)], class_names=list("abcd"))
+    assert record.lost == lost
+    agrees(record, line, d)
+    assert ("lost, given to none of their own samples: " in said[-1]) == bool(lost)
+    assert ("dead, their rows of the head the same: " in said[-1]) == (case in list(FOUND)[3:5])
+    assert all(("abcd"[c.index] + " to " + "abcd"[c.rival]) in said[-1] for c in d.standings.lost)
+
+
+def test_a_class_that_is_never_predicted_is_lost_although_its_mean_is_scored_highest(tmp_path):
+    """Most samples go to another class by a hair, a few say their own class loudly: recall decides, not the mean."""
+    head, loud = linear(EYE), torch.zeros(100, D)
+    loud[:, 0], loud[:, 1] = 1.0, 0.9
+    rows, labels = torch.cat([loud, 3 * EYE]), torch.tensor([1] * 100 + [0, 2, 2, 3])
+    record, _, line = monitored(Net(head), tmp_path, [(rows, labels)])
+    d = diagnose(Net(head).eval(), [(rows, labels)])
+    assert record.recalls.tolist() == [1, 0, 0.5, 1]
+    assert record.lost == d.lost == (1,)
+    agrees(record, line, d)
+
+
+def test_one_output_and_a_convolution_are_heads(tmp_path):
+    one = nn.Linear(D, 1)
+    one.weight.data, one.bias.data = (10 * (torch.eye(D)[0] - torch.eye(D)[1]))[None], torch.zeros(1)
+    conv = nn.Conv2d(D, K, 1)
+    conv.weight.data, conv.bias.data = 5 * EYE[:, :, None, None], torch.tensor([0.0, 0, 0, -9])
+    two = Y < 2
+    pixels = X[:, :, None, None]
+    cases = [
+        (Net(one), [(X[two], 1 - Y[two])]),
+        (Net(one, lambda z: z.squeeze(1)), [(X[two], 1 - Y[two])]),
+        (Net(one, lambda z: z.squeeze(1).sigmoid()), [(X[two], 1 - Y[two])]),
+        (Net(conv, lambda z: z.flatten(1)), [(pixels, Y)]),
+        (Net(conv), [(pixels, Y)]),
+    ]
+    for model, data in cases:
+        record, _, line = monitored(model, tmp_path, data)
+        d = diagnose(model.eval(), data)
+        assert d.measurement.linear
+        assert set(d.separation.states) == {"separated"}
+        agrees(record, line, d)
+        metric = NeuralCollapse(head=model.fc)
+        metric.update(data[0][0].flatten(1), data[0][1])
+        assert metric.compute().separation().states == d.separation.states
+
+
+def test_more_outputs_than_classes_is_said_by_the_monitor_too(tmp_path):
+    _, said, _ = monitored(Net(nn.Linear(D, 32)), tmp_path)
+    assert any("has 32 outputs, but only 4 classes have samples" in text for text in said)
+
+
+def test_one_option_for_samples_without_a_label(tmp_path):
+    labels = Y.clone()
+    labels[::7] = 255
+    model = Net(shut([3]))
+    record, _, line = monitored(model, tmp_path, [(X, labels)], ignore_index=255)
+    assert record.report.num_samples == 400 - len(labels[::7])
+    agrees(record, line, diagnose(model.eval(), [(X, labels)], ignore_index=255))
+    with pytest.raises(ValueError, match=r"got 255.*ignore_index"):
+        diagnose(model.eval(), [(X, labels)])
+
+
+def test_lost_is_said_once_after_a_class_was_right():
     watch = MergeWatch(3)
     Z, shut = 3 * np.eye(3) - 1, np.array([[0.0], [0.0], [-9.0]])
     told = [watch.observe(t, Z, Z + (shut if t > 3 else 0)) for t in range(1, 8)]
     events = [(event.kind, event.classes, event.epoch) for found in told for event in found]
-    assert events == [("outvoted", (2,), 5)]
+    assert events == [("lost", (2,), 5)]
     again = MergeWatch(3)
     again.load_state_dict(watch.state_dict())
     assert again.observe(8, Z, Z + shut) == ()

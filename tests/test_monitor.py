@@ -205,7 +205,7 @@ def test_mappings_and_functions_of_the_batch(tmp_path):
 
 
 def test_large_small_and_odd_batches_are_all_counted(tmp_path, monkeypatch):
-    from collapsar.monitor import features as module
+    from collapsar.monitor import samples as module
 
     monkeypatch.setattr(module, "_ROWS", 8)
     model = nn.Sequential(nn.Linear(5, K)).bfloat16()
@@ -262,7 +262,9 @@ def test_it_says_in_words_which_classes_begin_to_merge_logs_and_resumes(tmp_path
     with CollapseMonitor(model, class_names=names, options=settings) as monitor:
         epochs(monitor, [1.0, 1.0, 0.0])
         state = json.loads(json.dumps(monitor.state_dict()))
-    assert said == ["After epoch 3: 2 of 4 classes are apart; merged: lynx and puma."]
+    (summary,) = said
+    assert summary.startswith("After epoch 3: 2 of 4 classes are separated; merged: lynx and puma; lost, given to none")
+    assert summary.endswith("puma to lynx; dead, their rows of the head the same: lynx and puma.")
     with (tmp_path / "nc.jsonl").open("a") as file:
         file.write('{"kind": "epoch", "torn')
     with CollapseMonitor(model, class_names=names, options=settings) as monitor:
@@ -342,11 +344,11 @@ def test_a_step_that_was_forgotten_is_said_once(tmp_path):
 def test_hooks_go_on_exit_exception_and_close(tmp_path):
     model = Net()
     with CollapseMonitor(model, options=options(tmp_path)) as monitor:
-        assert len(model.fc._forward_pre_hooks) == 1
+        assert len(model.fc._forward_hooks) == len(model._forward_hooks) == 1
     with pytest.raises(RuntimeError, match="stop"), CollapseMonitor(model, options=options(tmp_path)):
         raise RuntimeError("stop")
     monitor.close()
-    assert len(model.fc._forward_pre_hooks) == 0
+    assert len(model.fc._forward_hooks) == len(model._forward_hooks) == 0
     assert not (tmp_path / "nc.jsonl").exists()
 
 
@@ -421,8 +423,10 @@ def test_the_head_is_found_or_the_candidates_are_listed():
     with pytest.raises(ValueError, match="`head` must be part of the model; got a Linear that is not"):
         find_head(twins, nn.Linear(8, 5))
     with pytest.raises(ValueError, match=r"the model has no nn.Linear"):
-        find_head(nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match=r"`head` must have a weight of shape \(K, d\), K >= 2; got BatchNorm1d"):
+        find_head(nn.Conv2d(1, 1, 3))
+    with pytest.raises(
+        ValueError, match=r"`head` must have a weight of shape \(K, d\), or be a 1x1 convolution; got BatchNorm"
+    ):
         find_head(model, model.body[1])
 
 
@@ -450,7 +454,7 @@ def test_json_lines_survive_tearing_and_keep_names(tmp_path):
     path.write_bytes(path.read_bytes() + b'{"half')
     assert len(read_json_lines(path)) == 1
     JsonLines(path).append({"b": 2})
-    assert read_json_lines(path) == [{"a": None, "names": ["Füchse"], "nested": {"x": [None, 1.5]}}, {"b": 2}]
+    assert read_json_lines(path) == [{"a": "inf", "names": ["Füchse"], "nested": {"x": [None, 1.5]}}, {"b": 2}]
 
 
 WORKER = """
@@ -514,9 +518,9 @@ def test_two_gloo_processes_with_uneven_batches(tmp_path):
 
 
 def test_many_classes_do_without_pairs(tmp_path, monkeypatch):
-    from collapsar.monitor import bare_loop as module
+    from collapsar.monitor import samples as module
 
-    monkeypatch.setattr(module, "_MAX_CLASSES", 3)
+    monkeypatch.setattr(module, "MAX_TABLE", 3)
     model = Net()
     with CollapseMonitor(model, options=options(tmp_path, rule=MergeRule(confirm=1))) as monitor:
         model(dataset()[:][0])

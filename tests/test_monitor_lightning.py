@@ -100,11 +100,11 @@ def test_it_names_the_classes_that_theory_says_will_merge(tmp_path):
     assert {name for line in merges for name in line["names"]} == {"three", "four", "five"}
     assert all(WARM <= line["epoch"] < EPOCHS for line in merges)
     assert merges[0]["message"] in said
-    assert said[-1].startswith(f"After epoch {EPOCHS - 1}: 3 of 6 classes are apart")
+    assert said[-1].startswith(f"After epoch {EPOCHS - 1}: 3 of 6 classes are separated")
     assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == list(range(EPOCHS))
     assert trainer.callback_metrics["nc/num_distinct"] <= 4
     assert "nc/nc1_trace_ratio" in (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().split("\n")[0]
-    assert not model.fc._forward_pre_hooks
+    assert not model.fc._forward_hooks
 
 
 def test_training_does_not_change_by_a_bit_and_a_resumed_run_counts_on(tmp_path):
@@ -143,7 +143,7 @@ def test_the_hook_goes_when_training_fails(tmp_path):
     with pytest.raises(RuntimeError, match="stop"):
         fit(tmp_path, [callback, Failing()], epochs=1)
     assert callback.monitor is not None
-    assert not callback.monitor.head._forward_pre_hooks
+    assert not callback.monitor.head._forward_hooks
 
 
 def test_labels_that_cannot_be_told_are_named():

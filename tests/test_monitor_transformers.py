@@ -117,7 +117,7 @@ def test_it_names_the_classes_that_theory_says_will_merge(tmp_path):
     assert {name for line in merges for name in line["names"]} == {"three", "four", "five"}
     assert all(WARM < line["epoch"] <= EPOCHS for line in merges)
     assert merges[0]["message"] in said
-    assert said[-1].startswith(f"After epoch {EPOCHS}: 3 of 6 classes are apart")
+    assert said[-1].startswith(f"After epoch {EPOCHS}: 3 of 6 classes are separated")
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))
     assert all(line["class_counts"] == list(COUNTS) for line in epochs)  # the evaluations between are not counted

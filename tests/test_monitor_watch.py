@@ -33,7 +33,7 @@ def test_merging_is_said_once_when_confirmed_and_again_after_coming_apart():
     watch = MergeWatch(K)
     assert told(watch, [apart] * 3 + [merged] * 4 + [apart] * 3 + [merged] * 3) == [
         ("merge", 5, (3, 4)),
-        ("apart", 9, (3, 4)),
+        ("separate", 9, (3, 4)),
         ("merge", 12, (3, 4)),
     ]
 
@@ -43,14 +43,14 @@ def test_names_are_used():
     sequence = [predictions(2.0, common=1.0)] * 2 + [predictions(0.0, common=1.0)] * 2
     (message,) = [event.message for epoch, Z in enumerate(sequence, 7) for event in watch.observe(epoch, Z)]
     assert message.startswith("Classes lynx and puma begin to merge (epoch 10): their mean predictions differ by less")
-    assert watch.summary() == "After epoch 10: 3 of 5 classes are apart; merged: lynx and puma."
+    assert watch.summary() == "After epoch 10: 3 of 5 classes are separated; merged: lynx and puma."
 
 
 @pytest.mark.parametrize("dip", [1, 2])
 def test_one_evaluation_alone_is_no_alarm(dip):
     apart, merged = predictions(2.0, common=1.0), predictions(0.0, common=1.0)
     events = told(MergeWatch(K), [apart] * 2 + [merged] * dip + [apart] * 2)
-    assert [kind for kind, _, _ in events] == (["merge", "apart"] if dip == 2 else [])
+    assert [kind for kind, _, _ in events] == (["merge", "separate"] if dip == 2 else [])
 
 
 @pytest.mark.parametrize("level", [0.1, 0.2])
@@ -78,17 +78,17 @@ def test_an_untrained_network_is_silent_whatever_it_shows():
     assert told(watch, small) == []
     assert not watch.learned
     assert told(watch, [np.zeros((K, K))] * 30) == []
-    assert watch.summary() == "After epoch 30: no class is told apart from the others yet."
+    assert watch.summary() == "After epoch 30: no class is separated from the others yet."
 
 
 def test_classes_that_were_never_apart_are_not_said_to_merge_but_named_in_the_end():
     watch = MergeWatch(K)
     learning = [predictions(0.0, majority=a, common=0.5) for a in np.linspace(0.0, 4.0, 30)]
     events = told(watch, learning)
-    assert [(kind, classes) for kind, _, classes in events] == [("never apart", (3, 4))]
+    assert [(kind, classes) for kind, _, classes in events] == [("never separated", (3, 4))]
     assert events[0][1] >= MergeRule().patience
     late = told(watch, [predictions(2.0, common=1.0)] * 2 + [predictions(0.0, common=1.0)] * 2)
-    assert [kind for kind, _, _ in late] == ["apart", "merge"]
+    assert [kind for kind, _, _ in late] == ["separate", "merge"]
 
 
 def test_vanishing_is_said_for_one_class_and_for_all():
@@ -99,7 +99,7 @@ def test_vanishing_is_said_for_one_class_and_for_all():
     assert told(watch, [alive] * 2 + [one] * 3) == [("vanish", 4, (2,))]
     assert told(watch, [np.zeros((K, K))] * 3 + [alive] * 2) == [
         ("vanish", 2, (0, 1, 3, 4)),
-        ("apart", 5, (0, 1, 2, 3, 4)),
+        ("separate", 5, (0, 1, 2, 3, 4)),
     ]
 
 

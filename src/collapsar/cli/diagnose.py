@@ -59,6 +59,9 @@ Model = Annotated[
 ClassNames = Annotated[Path | None, typer.Option("--class-names", help="Text file with one class name per line.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens in any browser.")]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Write a picture, .png or .svg.")]
+IgnoreIndex = Annotated[
+    int, typer.Option("--ignore-index", help="Label of samples without one in a file of features: they are left out.")
+]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where a run's data set lies, if not in a standard place.")
 ]
@@ -87,6 +90,7 @@ def diagnose(
     html: Html = None,
     picture: Picture = None,
     data_dir: DataDir = None,
+    ignore_index: IgnoreIndex = -100,
     as_json: Json = False,
 ) -> None:
     """Say which classes of a trained network have merged or vanished, and what theory says of it.
@@ -109,7 +113,7 @@ def diagnose(
         features=None if features == "auto" else features,
     )
     names = None if class_names is None else _lines(class_names)
-    found = run(path, known=known, class_names=names, data_dir=data_dir)
+    found = run(path, known=known, class_names=names, data_dir=data_dir, ignore_index=ignore_index)
     record = found.to_dict()
     if html is not None:
         from collapsar.report import diagnosis_page

@@ -243,7 +243,10 @@ class Pass:
         outside = (classes < 0) | (classes >= K)
         if outside.any():
             named = _named(sorted({int(x) for x in classes[outside]}))
-            raise ValueError(f"`labels` must lie in [0, {K}), one logit per class, got {named}")
+            raise ValueError(
+                f"`labels` must lie in [0, {K}), one logit per class, got {named}; of samples without a "
+                "label say ignore_index=..., or leave them out"
+            )
 
     def result(self, metrics: Mapping[str, float] | None = None, *, linear: bool = True) -> Measurement:
         """The measurement of everything added so far.

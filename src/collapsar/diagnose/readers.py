@@ -48,6 +48,7 @@ def diagnose(
     known: KnownTraining | None = None,
     class_names: Sequence[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    ignore_index: int = -100,
 ) -> Diagnosis:
     """Diagnose a trained network: which classes collapsed, and what theory says of it.
 
@@ -61,6 +62,7 @@ def diagnose(
         known: penalties and loss of the training; they go before those that a file or a run names.
         class_names: K names.
         data_dir: where a run's data set lies, if not in a standard place.
+        ignore_index: label of samples without one, as in cross-entropy: they are left out.
 
     Returns:
         The diagnosis.
@@ -77,7 +79,7 @@ def diagnose(
             raise ValueError(f"`source` {path} does not exist; give an .npz or .safetensors file, or a run's folder")
         if path.is_dir() and not (path / "features.npy").is_file():
             return _of_folder(path, known, class_names, data_dir)
-        return _of_file(path, known, class_names)
+        return _of_file(path, known, class_names, ignore_index)
     if loader is None or not callable(getattr(source, "named_modules", None)):
         raise ValueError(
             "`source` must be a path, or a torch module with a `loader` of (inputs, labels); "
@@ -88,7 +90,7 @@ def diagnose(
 
     model = unwrapped(source)  # a compiled one may not notice the hook
     _, layer = find_head(model, head, None if class_names is None else len(class_names), weighted=head is None)
-    measurement = _measured(layer, _features(model, layer, loader), known)
+    measurement = _measured(layer, _labelled(_features(model, layer, loader), ignore_index), known)
     return diagnose_measurement(measurement, known, class_names, type(source).__name__)
 
 
@@ -104,8 +106,13 @@ def diagnose_run(result: TrainResult, data: ImageData, source: str = "run") -> D
     return diagnose_measurement(_run_measurement(result, data, known), known, data.class_names, source)
 
 
-def _of_file(path: Path, known: KnownTraining | None, class_names: Sequence[str] | None) -> Diagnosis:
+def _of_file(
+    path: Path, known: KnownTraining | None, class_names: Sequence[str] | None, ignore_index: int
+) -> Diagnosis:
     file = read_features(path)
+    labelled = file.labels != ignore_index
+    if labelled.shape == file.features.shape[:1] and not labelled.all():
+        file = replace(file, features=file.features[labelled], labels=file.labels[labelled])
     known = _merged(known, file.scalars)
     sums = Pass(file.weight, file.bias, known.loss)
     sums.add(file.features, file.labels)
@@ -219,21 +226,24 @@ def _measured(head: Any, passes: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     sums: Pass | None = None
     metric: NeuralCollapse | None = None
     kept: list[tuple[Tensor, Tensor]] = []
-    size, linear = 0, True
+    W, b, size, linear = None, None, 0, True
     for features, labels, logits in passes:
         rows, classes = features.detach(), labels.detach()
         if sums is None or metric is None:
             linear = logits is None or computes(head, rows, logits)
             if linear:
-                weight, bias = (None if p is None else p.detach().double().cpu().numpy() for p in _parameters(head))
-                assert weight is not None
-                sums = Pass(weight, bias, known.loss)
-                metric = NeuralCollapse(head=head, sync_on_compute=False)  # this process sees all the images
+                W, b = _linear(head, rows.shape[1])
+                sums = Pass(W.double().cpu().numpy(), None if b is None else b.double().cpu().numpy(), known.loss)
             else:
                 assert logits is not None
-                K = logits.shape[1]
-                sums = Pass(np.eye(K), loss=known.loss)
-                metric = NeuralCollapse(K, rows.shape[1], sync_on_compute=False)
+                sums = Pass(np.eye(logits.shape[1]), loss=known.loss)
+            # this process sees all the images
+            metric = NeuralCollapse(len(sums.weight), rows.shape[1], sync_on_compute=False)
+        elif linear and not (logits is None or computes(head, rows, logits)):
+            raise ValueError(
+                "`loader` begins with samples for which the head computes W h + b, and later ones for which it does "
+                "not (a scale per class?); shuffle it, so that the first batch shows what the head does"
+            )
         seen = rows if linear or logits is None else logits.detach()
         sums.add(seen.double().cpu().numpy(), classes.cpu().numpy())
         metric.update(rows, classes)
@@ -244,19 +254,39 @@ def _measured(head: Any, passes: Iterable[tuple[Tensor, Tensor, Tensor | None]],
         raise ValueError("`features` must hold at least one sample, got none")
     if not linear:
         return sums.result(_scalars(metric.class_moments, None, None, None), linear=False)
-    return sums.result(_scalars(metric.class_moments, *_parameters(head), kept if size <= _KEPT else None))
+    return sums.result(_scalars(metric.class_moments, W, b, kept if size <= _KEPT else None))
 
 
-def _parameters(head: Any) -> tuple[Any, Any]:
-    return head.weight, getattr(head, "bias", None)
+def _labelled(
+    passes: Iterable[tuple[Tensor, Tensor, Tensor | None]], ignore_index: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """The samples that have a label."""
+    for rows, labels, logits in passes:
+        known = labels != ignore_index
+        if known.shape != rows.shape[:1] or bool(known.all()):
+            yield rows, labels, logits
+        elif bool(known.any()):
+            known = known.to(rows.device)
+            yield rows[known], labels[known.to(labels.device)], None if logits is None else logits[known]
+
+
+def _linear(head: Any, num_features: int) -> tuple[Tensor, Tensor | None]:
+    from collapsar.metrics.head import linear_map
+
+    found = linear_map(head, num_features)
+    if found is None:
+        raise ValueError(
+            f"`head` must have a weight of shape (K, d) or return logits of shape (B, K), got {type(head).__name__}; "
+            "name the layer that makes the logits"
+        )
+    return found
 
 
 def _features(
     model: nn.Module, head: nn.Module, loader: Iterable[Any]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """What the head receives, batch by batch, in evaluation mode, and the model's logits; it is as before after."""
-    import torch
-
+    from collapsar.metrics.head import flat_rows, from_probabilities, model_logits
     from collapsar.metrics.moments import class_indices
     from collapsar.monitor.bare_loop import inputs_and_labels
     from collapsar.monitor.undisturbed import undisturbed
@@ -277,23 +307,5 @@ def _features(
                     f"`head` must run once per batch, it ran {len(caught)} times; name the layer that makes the logits"
                 )
             rows, output = caught[0]
-            logits = _logits(given[-1] if given else None, output)
-            if logits is not None and logits.shape[1] == 1:  # one output tells two classes apart
-                logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-            yield rows, class_indices(labels), logits
-
-
-def _logits(given: Any, output: Any) -> Tensor | None:
-    """The model's own logits, found by their shape in what it returns, else the head's output."""
-    import torch
-
-    if not isinstance(output, torch.Tensor) or output.ndim != 2:
-        return None
-    parts = [given, getattr(given, "logits", None)]
-    parts += (
-        list(given.values()) if isinstance(given, Mapping) else list(given) if isinstance(given, tuple | list) else []
-    )
-    found = next((part for part in parts if isinstance(part, torch.Tensor) and part.shape == output.shape), output)
-    if bool((found >= 0).all()) and bool(((found.sum(dim=1) - 1).abs() < 1e-3).all()):  # probabilities, not logits
-        return found.double().clamp_min(1e-30).log()
-    return found
+            logits = model_logits(given[-1] if given else None, output)
+            yield flat_rows(rows), class_indices(labels), None if logits is None else from_probabilities(logits)

@@ -9,13 +9,26 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["compiled_part", "computes", "find_head", "is_linear_head", "unwrapped"]
+__all__ = [
+    "HeadMap",
+    "compiled_part",
+    "computes",
+    "differ",
+    "find_head",
+    "flat_rows",
+    "from_probabilities",
+    "linear_map",
+    "model_logits",
+    "own_logits",
+    "unwrapped",
+]
 
 _MAX_LISTED = 12
 # Logits nearer to W h + b than this, relative to the largest, are W h + b: half precision rounds to 1/256.
@@ -45,6 +58,124 @@ def compiled_part(model: nn.Module) -> str | None:
     return None
 
 
+class HeadMap(NamedTuple):
+    """W h + b.
+
+    Attributes:
+        weight: W, shape (K, d).
+        bias: b, shape (K,), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """The logits of features of shape (B, d), in double precision where the device has it."""
+        logits = _wide(features) @ _wide(self.weight).T
+        return logits if self.bias is None else logits + _wide(self.bias)
+
+
+def linear_map(head: Any, num_features: int | None = None) -> HeadMap | None:
+    """The W h + b that a head's parameters stand for, whether or not it computes that; None without a matrix.
+
+    A 1x1 convolution is the linear layer that it is for one pixel; one output is two classes, the first of score 0.
+
+    Args:
+        head: a module.
+        num_features: d, where it is known: a weight that is stored (d, K) is then turned.
+
+    Example:
+        >>> linear_map(nn.Conv2d(8, 3, 1)).weight.shape, linear_map(nn.Linear(8, 1)).weight.shape
+        (torch.Size([3, 8]), torch.Size([2, 8]))
+    """
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or getattr(head, "groups", 1) != 1:
+        return None
+    W = flat_rows(weight.detach())
+    if W.ndim != 2:
+        return None
+    if num_features is not None and W.shape[1] != num_features == W.shape[0]:
+        W = W.T
+    b = bias.detach() if isinstance(bias, Tensor) and bias.ndim == 1 else None
+    if len(W) == 1:
+        W, b = torch.cat([torch.zeros_like(W), W]), None if b is None else torch.cat([torch.zeros_like(b), b])
+    return HeadMap(W, b)
+
+
+def flat_rows(values: Tensor) -> Tensor:
+    """One row per sample: (B, d, 1, 1), as after global pooling, is (B, d); else what was given."""
+    return values.flatten(1) if values.ndim > 2 and values.shape[2:].numel() == 1 else values
+
+
+def model_logits(given: Any, output: Any) -> Tensor | None:
+    """The logits in what a model returns, shape (B, K); the head's own where none there fits; None without any.
+
+    They are found by their shape in a tensor, tuple, mapping or an object with ``logits``; where several fit, the
+    head's own before others. One output is two classes, the first of score 0.
+
+    Args:
+        given: what the model returned.
+        output: what its head returned.
+    """
+    own = own_logits(output)
+    if own is None:
+        return None
+    shape = flat_rows(own).shape
+    shapes = (shape, shape[:1]) if shape[1] == 1 else (shape,)
+    fitting = [part for part in _tensors(given) if flat_rows(part).shape in shapes]
+    same = (part for part in fitting if part.data_ptr() == own.data_ptr())
+    found = next(same, fitting[0] if fitting else own)
+    logits, own = flat_rows(found.detach()), flat_rows(own.detach())
+    if shape[1] == 1:
+        logits = logits.reshape(-1, 1)
+        if logits is not own and torch.allclose(logits, own.sigmoid(), atol=1e-3):
+            logits = own
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    return logits
+
+
+def own_logits(output: Any) -> Tensor | None:
+    """The first tensor in what a head returned that may be logits, (B, K) or (B, K, 1, 1), as a detached view."""
+    return next((part.detach() for part in _tensors(output) if flat_rows(part).ndim == 2), None)
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    """The tensors in what a module returned that may be logits, the likeliest first; a column is a row of scores."""
+    parts = [given, getattr(given, "logits", None)]
+    parts += given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple | list) else ()
+    for part in parts:
+        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim >= 1 and flat_rows(part).ndim <= 2:
+            yield part
+
+
+def from_probabilities(logits: Tensor) -> Tensor:
+    """The logarithm where every row sums to one, logits otherwise."""
+    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+        return logits.double().clamp_min(1e-30).log()
+    return logits
+
+
+def differ(expected: Tensor, logits: Tensor) -> Tensor:
+    """Whether logits are others than expected, up to rounding and what is added to all logits of a sample.
+
+    Rows that are not finite are left out.
+
+    Args:
+        expected: shape (B, K).
+        logits: shape (B, K).
+
+    Returns:
+        A boolean tensor of shape (), which need not be waited for.
+    """
+    expected, found = (_wide(x) - _wide(x).mean(dim=1, keepdim=True) for x in (expected, logits))
+    gap, size = ((x.nan_to_num(0, 0, 0)).abs().amax() for x in (expected - found, expected))
+    return gap > _SAME * size + 1e-3
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.device.type == "mps" else values.double()
+
+
 def computes(head: Any, features: Tensor, logits: Tensor) -> bool:
     """Whether logits are W h + b of these features, up to what is added to all logits of a sample.
 
@@ -53,34 +184,10 @@ def computes(head: Any, features: Tensor, logits: Tensor) -> bool:
         features: shape (B, d), what it receives.
         logits: shape (B, K), what the model gives.
     """
-    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-    if not isinstance(weight, Tensor) or weight.shape != (logits.shape[1], features.shape[-1]):
+    found = linear_map(head, features.shape[-1])
+    if found is None or found.weight.shape != (logits.shape[1], features.shape[-1]):
         return False
-    expected = features.double() @ weight.detach().double().T
-    expected = expected if bias is None else expected + bias.detach().double()
-    found = logits.double()
-    expected, found = (x - x.mean(dim=1, keepdim=True) for x in (expected, found))
-    return bool((expected - found).abs().max() <= _SAME * expected.abs().max() + 1e-3)
-
-
-@torch.no_grad()
-def is_linear_head(head: nn.Module) -> bool:
-    """Whether a module computes W h + b from the weight it shows: it is asked for eight random features.
-
-    Example:
-        >>> is_linear_head(nn.Linear(4, 3)), is_linear_head(nn.Sequential(nn.Linear(4, 3)))
-        (True, False)
-    """
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        return False
-    generator = torch.Generator().manual_seed(0)  # its own: the training's random state stays as it is
-    probe = torch.randn(8, weight.shape[1], generator=generator).to(weight)
-    try:
-        logits = head.forward(probe)  # not through its hooks
-    except Exception:
-        return True
-    return not isinstance(logits, Tensor) or logits.ndim != 2 or computes(head, probe, logits)
+    return len(features) == 0 or not bool(differ(found(features), logits))
 
 
 def find_head(
@@ -89,15 +196,16 @@ def find_head(
     """Return the name and the module of the head.
 
     Without ``head`` it is the last registered ``nn.Linear`` with ``num_classes`` outputs, or the last of all where that
-    is unknown. Adapters count as the layer they adapt, and of PEFT's two copies the trained one. Where several layers
-    have as many outputs, the only one that is trained counts; where the number of classes is unknown and two layers
-    side by side bear the name of a head (``fc`` and ``head``), or one is left in doubt, it cannot be told.
+    is unknown; in a model without any, the last 1x1 convolution. Adapters count as the layer they adapt, and of PEFT's
+    two copies the trained one. A projection beside the classifier, which takes the same features, is not taken where
+    the other bears the name of a head or is the only one that is trained. Where several layers have as many outputs,
+    the only one that is trained counts. In doubt it cannot be told.
 
     Args:
         model: The model, without wrappers (``unwrapped``).
         head: The head itself or its name in ``model.named_modules()``; None looks for it.
         num_classes: K, where known.
-        weighted: Whether it must have a weight of shape (K, d), as W h + b needs.
+        weighted: Whether it must have a weight that is a matrix, (K, d), or that of a 1x1 convolution.
 
     Raises:
         ValueError: The name is unknown, the module is not part of the model or has no weight of shape (K, d), or
@@ -117,42 +225,37 @@ def find_head(
                 f"Candidates: {_listed(linear)}"
             )
     else:
-        name, head = _last(linear, num_classes)
-    weight = getattr(head, "weight", None)
-    if weighted and (not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[0] < 2):
+        name, head = _last(linear, num_classes, modules)
+    if weighted and linear_map(head) is None:
         raise ValueError(
-            f"`head` must have a weight of shape (K, d), K >= 2; got {type(head).__name__} {name!r}. "
+            f"`head` must have a weight of shape (K, d), or be a 1x1 convolution; got {type(head).__name__} {name!r}. "
             f"Candidates: {_listed(linear)}"
         )
     return name, head
 
 
 def _candidates(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Linear layers by name; for an adapted one the adapter around it."""
+    """Linear layers by name, for an adapted one the adapter around it; without any, 1x1 convolutions."""
     found: dict[str, nn.Module] = {}
+    kinds = (nn.Linear, nn.Conv2d) if not any(isinstance(m, nn.Linear) for m in modules.values()) else (nn.Linear,)
     for name, module in modules.items():
         parts = name.split(".")
-        if not isinstance(module, nn.Linear) or any(part in _PARTS for part in parts):
+        if not isinstance(module, kinds) or linear_map(module) is None or any(part in _PARTS for part in parts):
             continue
         owner = ".".join(parts[:-1]) if parts[-1] == "base_layer" else name
         found[owner] = modules[owner]
     return found
 
 
-def _last(linear: dict[str, nn.Module], num_classes: int | None) -> tuple[str, nn.Module]:
+def _last(
+    linear: dict[str, nn.Module], num_classes: int | None, modules: dict[str, nn.Module]
+) -> tuple[str, nn.Module]:
     if not linear:
         raise ValueError("`head` cannot be found: the model has no nn.Linear. Pass the head itself")
-    beside = list(linear)[-1].rpartition(".")[0]
-    named = [name for name in linear if name.rpartition(".")[0] == beside and name.rpartition(".")[2] in _HEADS]
-    if num_classes is None and len(named) > 1 and list(linear)[-1] in named:
-        raise ValueError(
-            f"`head` cannot be told: {' and '.join(map(repr, named))} could be it. Pass head=NAME, "
-            f"one of: {_listed(linear)}"
-        )
-    outputs = _outputs(list(linear.values())[-1]) if num_classes is None else num_classes
+    name = list(linear)[-1] if num_classes is not None else _classifier(linear, modules)
+    outputs = _outputs(linear[name]) if num_classes is None else num_classes
     fitting = {name: module for name, module in linear.items() if _outputs(module) == outputs}
-    trained = {name: m for name, m in fitting.items() if any(p.requires_grad for p in m.parameters())}
-    fitting = trained if len(trained) == 1 else fitting
+    fitting = _only_trained(fitting)
     if len(fitting) != 1:
         how = "none has" if not fitting else f"{len(fitting)} linear layers have"
         raise ValueError(
@@ -161,11 +264,49 @@ def _last(linear: dict[str, nn.Module], num_classes: int | None) -> tuple[str, n
     return next(iter(fitting.items()))
 
 
+def _classifier(linear: dict[str, nn.Module], modules: dict[str, nn.Module]) -> str:
+    """The last layer, or the one beside it that takes the same features and is the classifier by name or training."""
+    last = list(linear)[-1]
+    rivals = _only_trained({**_beside(last, linear, modules), last: linear[last]})
+    doubtful = [name for name in rivals if name.rpartition(".")[2] in _HEADS] or list(rivals)
+    if len(doubtful) > 1:
+        raise ValueError(
+            f"`head` cannot be told: {' and '.join(map(repr, doubtful))} could be it. Pass head=NAME, "
+            f"one of: {_listed(linear)}"
+        )
+    return doubtful[0]
+
+
+def _beside(last: str, linear: dict[str, nn.Module], modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Layers that end beside the last one: fed like the branch that it is in, and feeding no layer after them."""
+    names, parts, found = list(linear), last.split("."), {}
+    for depth in range(len(parts)):
+        owner, branch = ".".join(parts[:depth]), ".".join(parts[: depth + 1])
+        if isinstance(modules[owner], nn.Sequential):  # a chain
+            continue
+        entry = next(layer for name, layer in linear.items() if f"{name}.".startswith(f"{branch}."))
+        for name, layer in linear.items():
+            after = {_inputs(linear[later]) for later in names[names.index(name) + 1 :]}
+            if name.rpartition(".")[0] == owner and name != last and _inputs(layer) == _inputs(entry):
+                found |= {name: layer} if _outputs(layer) not in {*after, _outputs(linear[last])} else {}
+    return found
+
+
+def _only_trained(layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The one that is trained, if it is one; else all."""
+    trained = {name: m for name, m in layers.items() if any(p.requires_grad for p in m.parameters())}
+    return trained if len(trained) == 1 else layers
+
+
+def _inputs(layer: nn.Module) -> int:
+    return int(getattr(layer, "in_features", getattr(layer, "in_channels", 0)))
+
+
 def _outputs(layer: nn.Module) -> int:
-    return int(getattr(layer, "out_features", 0))
+    return int(getattr(layer, "out_features", getattr(layer, "out_channels", 0)))
 
 
 def _listed(linear: dict[str, nn.Module]) -> str:
     items = list(linear.items())[-_MAX_LISTED:]
-    sizes = ((name, getattr(layer, "in_features", "?"), _outputs(layer)) for name, layer in items)
+    sizes = ((name, _inputs(layer), _outputs(layer)) for name, layer in items)
     return ", ".join(f"{name!r} ({inputs} to {outputs})" for name, inputs, outputs in sizes) or "none"

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from collapsar.metrics.centers import center_agreement
+from collapsar.metrics.head import linear_map
 from collapsar.metrics.moments import (
     ClassMoments,
     accumulate_,
@@ -223,13 +224,13 @@ def _merge_packed(stacked: Tensor, num_classes: int, num_features: int) -> Tenso
 def _head_parameters(head: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
     if head is None:
         return None, None
-    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
+    found = linear_map(head)
+    if found is None:
         raise ValueError(
             f"`head` must be a linear layer with a weight of shape (K, d); got {type(head).__name__}. "
             "Pass the last layer itself, for example head=model.fc"
         )
-    return weight, bias
+    return found
 
 
 def _sizes(num_classes: int | None, num_features: int | None, head: nn.Module | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ Example:
     ...             # loss.backward(), optimizer.step(), ...
     ...             monitor.step(labels[rows])
     ...         record = monitor.end_epoch()
-    After epoch 2: no class is told apart from the others yet.
+    After epoch 2: no class is separated from the others yet.
     >>> record.epoch, record.report.num_samples, record.events
     (2, 30, ())
 """
@@ -20,29 +20,28 @@ Example:
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from collapsar.metrics import ClassSeparation, CollapseReport, NeuralCollapse
-from collapsar.metrics.head import find_head, is_linear_head, unwrapped
-from collapsar.monitor.features import BatchedMetric, HeadTap
+from collapsar.metrics.head import HeadMap, find_head, linear_map, unwrapped
+from collapsar.metrics.shared_rows import shared_rows
+from collapsar.monitor.evaluation import MonitorRecord, evaluated
+from collapsar.monitor.features import HeadTap
+from collapsar.monitor.head import head_sizes
 from collapsar.monitor.records import JsonLines
+from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import undisturbed
-from collapsar.monitor.watch import Event, MergeRule, MergeWatch
+from collapsar.monitor.watch import MergeRule, MergeWatch
 
 __all__ = ["CollapseMonitor", "MonitorOptions", "MonitorRecord", "inputs_and_labels"]
-
-# Above this, the pairs of classes are too many to be looked at every epoch: K² distances in K dimensions.
-_MAX_CLASSES = 4096
 
 _logger = logging.getLogger("collapsar")
 
@@ -99,27 +98,6 @@ class MonitorOptions:
     first: bool = False
 
 
-@dataclass(frozen=True)
-class MonitorRecord:
-    """One evaluation.
-
-    Attributes:
-        epoch: What the epoch is called.
-        report: All metrics.
-        separation: Which classes are separated, merged, vanished; None above 4096 classes.
-        events: What was said.
-        scalars: What was logged, names beginning with "nc/"; undefined and infinite values are left out.
-        seconds: Time of a pass of its own, if any, and of the evaluation.
-    """
-
-    epoch: float
-    report: CollapseReport
-    separation: ClassSeparation | None
-    events: tuple[Event, ...]
-    scalars: dict[str, float]
-    seconds: float
-
-
 class CollapseMonitor:
     """Follows the class means and the head through training; says in words when classes begin to merge, and which.
 
@@ -140,6 +118,7 @@ class CollapseMonitor:
         loader: Batches of training data for a pass of its own; None reuses the training pass.
         every: Evaluate after epochs ``every``, 2 ``every``, and so on, >= 1.
         class_names: K names; None numbers the classes.
+        ignore_index: Label of samples without one, as in cross-entropy: they are left out.
         options: Everything else.
 
     Raises:
@@ -154,6 +133,7 @@ class CollapseMonitor:
         loader: Iterable[Any] | None = None,
         every: int = 1,
         class_names: Sequence[str] | None = None,
+        ignore_index: int = -100,
         options: MonitorOptions | None = None,
     ) -> None:
         if not every >= 1:
@@ -162,20 +142,16 @@ class CollapseMonitor:
         self.model = unwrapped(model)
         self.head_name, self.head = find_head(self.model, head, None if class_names is None else len(class_names))
         _refuse_compiled(self.model if loader is not None else model, self.head)
-        weight: Any = self.head.weight
-        num_classes = len(weight)
-        self.watch = MergeWatch(num_classes, self.options.rule, class_names)
+        self._sizes = head_sizes(self.head)
+        self.watch = MergeWatch(self._sizes[0], self.options.rule, class_names)
         self.loader, self.every, self.completed = loader, every, 0
         self.record: MonitorRecord | None = None
         self.scalars: dict[str, float] = {}
         scatter = loader is not None if self.options.within_scatter is None else self.options.within_scatter
-        small = num_classes <= _MAX_CLASSES
-        self._linear = is_linear_head(self.head)
-        read = self.head if self._linear else _Identity(num_classes)
-        self._samples = BatchedMetric(NeuralCollapse(head=read, pairwise=small, within_scatter=scatter))
+        self._samples = Samples(*self._sizes, within_scatter=scatter, ignore_index=ignore_index)
         self._lines = JsonLines("collapse.jsonl" if self.options.path is None else self.options.path)
         self._complaints: set[str] = set()
-        self._tap = HeadTap(self.head, self.head_name)
+        self._tap = HeadTap(self.model, self.head_name)
         self._tap.listening = self._reusing()
 
     def __enter__(self) -> CollapseMonitor:
@@ -192,14 +168,14 @@ class CollapseMonitor:
         """Add the batch that the head saw last, anywhere between its forward pass and the next one.
 
         Args:
-            labels: Class indices of the batch, shape (B,); −100 leaves a sample out, as in cross-entropy.
+            labels: Class indices of the batch, shape (B,).
 
         Raises:
             ValueError: The head has seen no batch since the last step, or one of another size.
         """
         if not self._tap.listening:
             return
-        self._samples.add(self._taken(labels), labels)
+        self._add(labels)
         if self._tap.ignored:
             self._complain(
                 self.completed + 1,
@@ -268,48 +244,63 @@ class CollapseMonitor:
         with undisturbed(self.model, self.loader):
             self._tap.listening = True
             for batch in self.loader or ():
-                labels = self.options.forward(self.model, batch)
-                self._samples.add(self._taken(labels), labels)
+                self._add(self.options.forward(self.model, batch))
 
-    def _taken(self, labels: Any) -> Tensor:
-        """What the head received; of a head that does not compute W h + b, its logits."""
-        features = self._tap.take(_length(labels))
-        if self._linear:
-            return features
-        with torch.no_grad():
-            logits = self.head.forward(features)  # not through its hooks
-        self._complain(
-            self.completed + 1,
-            "head",
-            f"The head {self.head_name!r} does not compute W h + b from the weight it holds: classes are followed by "
-            "its logits, and the metrics are those of the logits.",
-        )
-        return logits
+    def _add(self, labels: Any) -> None:
+        self._samples.add(*self._tap.take(_length(labels)), labels)
+        if self._tap.with_labels:
+            self._complain(
+                self.completed + 1,
+                "labels",
+                f"The head {self.head_name!r} receives more than features, labels perhaps, as heads with margins do: "
+                "recall is that of the logits it gives in this pass. With a loader it is that of evaluation mode.",
+            )
 
     def _evaluate(self, epoch: float, begin: float) -> MonitorRecord | None:
-        report, lost = self._samples.finish()
-        if lost:
-            self._complain(epoch, "diverged", f"{lost} samples have features that are not finite (epoch {epoch:g}).")
-        if report.num_samples == 0 or report.Z is None:
-            if not lost:
+        head = linear_map(self.head, self._sizes[1]) if self._tap.linear() else None
+        totals = self._samples.finish(head)
+        if totals.not_finite:
+            text = f"{totals.not_finite} samples have features that are not finite (epoch {epoch:g})."
+            self._complain(epoch, "diverged", text)
+        if totals.report.num_samples == 0:
+            if not totals.not_finite:
                 cure = "Call step(labels) after each batch" if self.loader is None else "The loader gave none"
                 self._complain(epoch, "no samples", f"No samples to evaluate (epoch {epoch:g}). {cure}.")
             return None
-        small = report.num_classes <= _MAX_CLASSES
-        events = self.watch.observe(epoch, report.evidence, _mean_logits(report)) if small else ()
-        separation = self.watch.separation if small else None
-        scalars = _scalars(report, separation)
-        if small:
-            scalars["nc/num_lost"] = float(len(self.watch.standings.lost))
-        record = MonitorRecord(epoch, report, separation, events, scalars, time.perf_counter() - begin)
-        self.record, self.scalars = record, scalars
+        rows = () if head is None or not totals.linear else shared_rows(_rows(head))
+        events = ()
+        if totals.evidence is not None:
+            events = self.watch.observe(
+                epoch, totals.evidence, totals.logits, totals.recalls, totals.taken_for, shared_rows=rows
+            )
+        record = evaluated(epoch, totals, self.watch, rows, events, time.perf_counter() - begin)
+        self.record, self.scalars = record, record.scalars
+        self._caution(epoch, totals)
         if _is_first_process():
-            self._lines.append(_line(record))
+            self._lines.append(record.line())
             if self.options.log is not None:
-                self.options.log(scalars, epoch)
+                self.options.log(record.scalars, epoch)
         for event in events:
             self._announce(epoch, event.kind, event.classes, event.message)
         return record
+
+    def _caution(self, epoch: float, totals: Totals) -> None:
+        """Say once what of the head is not as it is taken to be."""
+        if not totals.linear:
+            self._complain(
+                epoch,
+                "head",
+                f"The head {self.head_name!r} does not compute W h + b as the model's logits (cosine, scale, adapter, "
+                "several heads): states and recall are those of the logits; the head's geometry is not read.",
+            )
+        unseen, K = len(totals.report.unseen_classes), totals.report.num_classes
+        if unseen > K / 2:
+            self._complain(
+                epoch,
+                "outputs",
+                f"The head {self.head_name!r} has {K} outputs, but only {K - unseen} classes have samples: is it a "
+                "hidden layer or a projection? Name the right one with head=...",
+            )
 
     def _complain(self, epoch: float, kind: str, message: str) -> None:
         """Say once what is wrong with the samples."""
@@ -326,20 +317,6 @@ class CollapseMonitor:
 
     def _speak(self, message: str) -> None:
         (_logger.warning if self.options.say is None else self.options.say)(message)
-
-
-class _Identity(nn.Module):
-    """The head of features that are logits already."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = torch.eye(size)
-
-
-def _mean_logits(report: CollapseReport) -> Any:
-    assert report.Z is not None
-    assert report.b is not None
-    return report.Z + report.b[:, None]
 
 
 def _length(labels: Any) -> int | None:
@@ -359,31 +336,8 @@ def _refuse_compiled(model: nn.Module, head: nn.Module) -> None:
             )
 
 
-def _scalars(report: CollapseReport, separation: ClassSeparation | None) -> dict[str, float]:
-    values = report.scalars()
-    del values["nc1_tolerance"]  # a detail of the numerics, not a curve to look at
-    if separation is not None:
-        nearest = separation.nearest_separation
-        values |= {
-            "num_distinct": float(separation.num_distinct),
-            "num_merged": float(len(separation.merged_classes)),
-            "num_vanished": float(len(separation.vanished_classes)),
-            "least_separation": float(min(nearest[nearest == nearest], default=math.nan)),
-            "least_norm": float(min(separation.relative_norms[report.class_counts > 0], default=math.nan)),
-            "largest_norm": separation.scale,
-        }
-    return {f"nc/{name}": value for name, value in values.items() if math.isfinite(value)}
-
-
-def _line(record: MonitorRecord) -> dict[str, Any]:
-    """The record as one line: the scalars, and per class what the words are made from."""
-    line: dict[str, Any] = {"kind": "epoch", "epoch": record.epoch, "seconds": record.seconds, **record.scalars}
-    line["class_counts"] = record.report.class_counts.tolist()
-    if record.separation is not None:
-        found = asdict(record.separation)
-        line |= {name: found[name] for name in ("states", "groups")}
-        line |= {name: found[name].tolist() for name in ("relative_norms", "nearest", "nearest_separation")}
-    return line
+def _rows(head: HeadMap) -> Any:
+    return head.weight.cpu().double().numpy()
 
 
 def _is_first_process() -> bool:

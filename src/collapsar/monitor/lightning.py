@@ -56,6 +56,7 @@ class CollapseCallback(lightning.Callback):
         every: Evaluate after the first epoch and after every so many.
         class_names: K names; None numbers the classes.
         labels: From a training batch to its class indices.
+        ignore_index: Label of samples without one: they are left out.
         options: Everything else; see ``MonitorOptions``.
 
     Raises:
@@ -70,10 +71,17 @@ class CollapseCallback(lightning.Callback):
         every: int = 1,
         class_names: Sequence[str] | None = None,
         labels: Callable[[Any], Any] = labels_of,
+        ignore_index: int = -100,
         options: MonitorOptions | None = None,
     ) -> None:
         self.monitor: CollapseMonitor | None = None
-        self._arguments: dict[str, Any] = {"head": head, "loader": loader, "every": every, "class_names": class_names}
+        self._arguments: dict[str, Any] = {
+            "head": head,
+            "loader": loader,
+            "every": every,
+            "class_names": class_names,
+            "ignore_index": ignore_index,
+        }
         self._labels = labels
         self._options = MonitorOptions() if options is None else options
         self._state: dict[str, Any] | None = None

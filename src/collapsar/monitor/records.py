@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from collapsar.core.records import to_json
 
 __all__ = ["JsonLines", "read_json_lines"]
 
@@ -15,8 +16,8 @@ __all__ = ["JsonLines", "read_json_lines"]
 class JsonLines:
     """Appends records to a file, which may hold the records of an interrupted run.
 
-    A line that a crash left unfinished is cut off before the first record is added. Numbers that JSON does not have
-    (NaN, infinities) become null.
+    A line that a crash left unfinished is cut off before the first record is added. The values are written as
+    ``core.records.to_json`` writes them: NaN is null, infinity "inf".
 
     Args:
         path: The file; it and its folder are created when the first record is written.
@@ -38,7 +39,7 @@ class JsonLines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._cut_unfinished_line()
             self._checked = True
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n"
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode())
 
@@ -57,11 +58,3 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 from collapsar.monitor.features import Hook
+from collapsar.monitor.head import find_head, head_sizes, unwrapped
 
 __all__ = ["CollapseCallback"]
 
@@ -42,6 +42,7 @@ class CollapseCallback(TrainerCallback):
         loader: Batches for a pass of its own, mappings with "labels"; None reuses the training pass.
         every: Evaluate after every so many epochs.
         class_names: K names; None takes ``config.id2label``.
+        ignore_index: Label of samples without one: they are left out.
         options: Everything else; see ``MonitorOptions``.
 
     Raises:
@@ -55,10 +56,12 @@ class CollapseCallback(TrainerCallback):
         loader: Iterable[Any] | None = None,
         every: int = 1,
         class_names: Sequence[str] | None = None,
+        ignore_index: int = -100,
         options: MonitorOptions | None = None,
     ) -> None:
         self.monitor: CollapseMonitor | None = None
-        self._head, self._loader, self._every, self._names = head, loader, every, class_names
+        self._head, self._loader, self._names = head, loader, class_names
+        self._settings: dict[str, Any] = {"every": every, "ignore_index": ignore_index}
         self._options = MonitorOptions() if options is None else options
         self._log: Callable[[dict[str, float]], None] | None = None
         self._labels: Any = None
@@ -102,14 +105,13 @@ class CollapseCallback(TrainerCallback):
         model, options = unwrapped(kwargs["model"]), self._options
         config: Any = getattr(model, "config", None)
         _, head = find_head(model, self._head, getattr(config, "num_labels", None))
-        weight: Any = head.weight
         names = self._names
-        if names is None and len(getattr(config, "id2label", None) or {}) == len(weight):
+        if names is None and len(getattr(config, "id2label", None) or {}) == head_sizes(head)[0]:
             names = [str(config.id2label[k]) for k in sorted(config.id2label)]
         if options.path is None:
             options = replace(options, path=Path(args.output_dir or ".") / "collapse.jsonl")
         self.monitor = CollapseMonitor(
-            model, head=head, loader=self._loader, every=self._every, class_names=names, options=options
+            model, head=head, loader=self._loader, class_names=names, options=options, **self._settings
         )
         saved: Any = state.stateful_callbacks or {}  # a mapping, whatever its annotation says
         if _STATE in saved:

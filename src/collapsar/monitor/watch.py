@@ -1,10 +1,10 @@
-"""When to say that classes merge: a rule against false alarms, and the words. Needs numpy only.
+"""When to say that classes merge or are lost: a rule against false alarms, and the words. Needs numpy only.
 
 The rule, for every class, on mean predictions Z̄ = W M̄ᵀ measured at successive evaluations (``MergeRule`` holds the
 numbers, ``class_separation`` the definitions):
 
 * A class is **close** when its nearest other class is nearer than ``merge`` times the longest column of Z̄. It is
-  **distinct** when that distance is more than ``release`` times as large *and* the two are apart in the right
+  **distinct** when that distance is more than ``release`` times as large *and* the two differ in the right
   direction: the contrast α = ½(z_ii − z_ji + z_jj − z_ij) with its nearest class is at least ``contrast`` nats. An
   untrained network fails the second test, whatever the first one says.
 * ``confirm`` evaluations in a row decide. A class that has been distinct and becomes close *begins to merge*: said
@@ -12,13 +12,16 @@ numbers, ``class_separation`` the definitions):
   changes, so noise about either of them is silent.
 * The same for the length of the column: a class **vanishes**.
 * A class that was never distinct is not said to merge. Once some other class has been, ``patience`` close evaluations
-  in a row make it a class that *has not come apart*.
+  in a row make it a class that *has not separated*.
+* A class that is given to none of its own samples is **lost**, whatever its state (``class_standings``); one whose row
+  of the head coincides with another's is **dead**. Either is said after ``confirm`` evaluations in a row of a class
+  that was not, or after ``patience`` of them, and only of classes that were not said to merge or vanish.
 
 Example:
     >>> import numpy as np
     >>> watch = MergeWatch(3, class_names=["cat", "lynx", "puma"])
-    >>> apart, merged = 3 * np.eye(3) - 1, np.array([[2.0, -1, -1], [-1, 0.5, 0.5], [-1, 0.5, 0.5]])
-    >>> for epoch, Z in enumerate([apart, apart, merged, merged, merged], start=1):
+    >>> separated, merged = 3 * np.eye(3) - 1, np.array([[2.0, -1, -1], [-1, 0.5, 0.5], [-1, 0.5, 0.5]])
+    >>> for epoch, Z in enumerate([separated, separated, merged, merged, merged], start=1):
     ...     for event in watch.observe(epoch, Z):
     ...         print(event.message)
     Classes lynx and puma begin to merge (epoch 4): their mean predictions differ by less than 10 % of the largest.
@@ -26,19 +29,19 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.metrics.evidence import LostClass, Standings, class_standings
+from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, class_separation
 
 __all__ = ["Event", "EventKind", "MergeRule", "MergeWatch"]
 
-EventKind = Literal["merge", "vanish", "apart", "never apart", "outvoted"]
+EventKind = Literal["merge", "vanish", "separate", "never separated", "lost", "dead"]
 Mask = NDArray[np.bool_]
 
 _MAX_NAMED = 20
@@ -91,8 +94,8 @@ class Event:
     """Something worth saying.
 
     Attributes:
-        kind: "merge", "vanish", "apart" (again), "never apart", or "outvoted": apart, but its mean is scored lower than
-            another class.
+        kind: "merge", "vanish", "separate" (again), "never separated", "lost" (given to none of its own samples) or
+            "dead" (its row of the head is another's as well).
         epoch: The evaluation at which it was confirmed.
         classes: The classes it is about, ascending.
         message: The sentence.
@@ -128,23 +131,34 @@ class MergeWatch:
         self.class_names = names
         self.separation: ClassSeparation | None = None
         self._epoch, self._any_distinct = 0.0, False
-        self._together, self._vanished, self._outvoted = (_Switch(num_classes) for _ in range(3))
+        self._together, self._vanished, self._lost, self._dead = (_Switch(num_classes) for _ in range(4))
         self.standings = Standings((), ())
+        self.dead: tuple[int, ...] = ()
 
     @property
     def learned(self) -> bool:
         """Whether any class has ever been distinct."""
         return bool((self._together.status != _NEW).any())
 
-    def observe(self, epoch: float, Z: Any, logits: Any = None) -> tuple[Event, ...]:
+    def observe(
+        self,
+        epoch: float,
+        Z: Any,
+        logits: Any = None,
+        recalls: Any = None,
+        taken_for: Any = None,
+        shared_rows: Sequence[Sequence[int]] = (),
+    ) -> tuple[Event, ...]:
         """Take one evaluation in and return what is to be said about it.
 
         Args:
             epoch: What to call it.
             Z: Mean predictions (logit, class), shape (K, K), NaN columns for classes without samples: nothing is
                 decided about those.
-            logits: Mean logits (logit, class), shape (K, K), bias included: with them, classes that are apart but
-                outvoted are told as well.
+            logits: Mean logits (logit, class), shape (K, K), bias included: with them, lost classes are told as well.
+            recalls: Share of each class's samples that are given to it, shape (K,); None judges by the mean logits.
+            taken_for: The class that its other samples are mostly taken for, shape (K,), -1 for none.
+            shared_rows: Groups of classes whose rows of the head coincide (``metrics.shared_rows``).
 
         Raises:
             ValueError: As ``class_separation``, or Z is not (K, K).
@@ -158,10 +172,11 @@ class MergeWatch:
         rule = self.rule
         found = class_separation(Z, merge_threshold=rule.merge, vanish_threshold=rule.vanish, min_norm=rule.min_norm)
         self.separation, self._epoch = found, epoch
-        self.standings = Standings((), ()) if logits is None else class_standings(found, logits)
-        outvoted = np.zeros(size, dtype=bool)
-        outvoted[[c.index for c in self.standings.lost if c.reason == "outvoted"]] = True
+        self.standings = Standings((), ())
+        if logits is not None:
+            self.standings = class_standings(found, logits, recalls, taken_for)
         seen, paired = np.isfinite(found.relative_norms), found.nearest >= 0
+        self.dead = tuple(sorted(k for group in shared_rows for k in group if seen[k]))
         contrast, own = _contrasts(Z, found.nearest)
         gone = np.array([state == "vanished" for state in found.states])
         floor = rule.release * max(rule.vanish, rule.min_norm / found.scale)
@@ -173,17 +188,18 @@ class MergeWatch:
         merging, parted = self._together.update(close, distinct, paired, rule.confirm)
         vanishing, revived = self._vanished.update(gone, alive, seen, rule.confirm)
         back = (parted | revived) & ~self._together.on & ~self._vanished.on
-        lost, _ = self._outvoted.update(outvoted, ~outvoted & distinct, seen, rule.confirm)
         never = np.zeros(size, dtype=bool)
         if self.learned:
-            lost |= self._outvoted.stuck(rule.patience)
             told = self._together.on | self._vanished.on
             never = (self._together.stuck(rule.patience) | self._vanished.stuck(rule.patience)) & ~told
         events = self._grouped("merge", merging & ~gone, found)
         for event in events:
             self._together.turn_on(list(event.classes))
-        events += self._all("vanish", vanishing) + self._all("apart", back) + self._all("outvoted", lost)
-        return tuple(events + self._grouped("never apart", never, found))
+        events += self._all("vanish", vanishing) + self._all("separate", back)
+        lost, dead = self._mask(c.index for c in self.standings.lost), self._mask(self.dead)
+        events += self._turned("lost", self._lost, lost, ~lost & (distinct if recalls is None else seen), seen)
+        events += self._turned("dead", self._dead, dead, ~dead, seen)
+        return tuple(events + self._grouped("never separated", never, found))
 
     def summary(self) -> str:
         """Return the present state in one sentence; "" before the first evaluation."""
@@ -191,30 +207,40 @@ class MergeWatch:
         if found is None:
             return ""
         start = f"After epoch {self._epoch:g}:"
+        lost = [f"{self.class_names[c.index]} to {self.class_names[c.rival]}" for c in self.standings.lost]
+        named = f"lost, given to none of their own samples: {_listed(lost)}" if lost else ""
         if not (self.learned or self._any_distinct):
-            return f"{start} no class is told apart from the others yet."
-        parts = [f"{sum(state == 'separated' for state in found.states)} of {len(found.states)} classes are apart"]
+            return f"{start} no class is separated from the others yet{f'; {named}' if named else ''}."
+        parts = [f"{found.num_distinct} of {len(found.states)} classes are separated"]
         merged = [group for group in found.groups if not set(group) & set(found.vanished_classes)]
         parts += [f"merged: {self._named(group)}" for group in merged]
-        rivals = [f"{self.class_names[c.index]} by {self.class_names[c.rival]}" for c in self._lost()]
-        parts += [f"lost though apart, outvoted: {', '.join(rivals[:_MAX_NAMED])}"] if rivals else []
-        for word, classes in (("vanished", found.vanished_classes), ("without samples", found.unseen_classes)):
-            parts += [f"{word}: {self._named(classes)}"] if classes else []
+        parts += [f"vanished: {self._named(found.vanished_classes)}"] if found.vanished_classes else []
+        parts += [named] if named else []
+        parts += [f"dead, their rows of the head the same: {self._named(self.dead)}"] if self.dead else []
+        parts += [f"without samples: {self._named(found.unseen_classes)}"] if found.unseen_classes else []
         return f"{start} {'; '.join(parts)}."
 
-    def _lost(self) -> list[LostClass]:
-        return [c for c in self.standings.lost if c.reason == "outvoted"]
+    def _turned(self, kind: EventKind, switch: _Switch, on: Mask, off: Mask, seen: Mask) -> list[Event]:
+        """An event for the classes that are on for long enough and were not said to merge or vanish."""
+        if not self.learned:  # an untrained network gives all samples to a few classes
+            return []
+        begun = switch.update(on, off, seen, self.rule.confirm)[0] | switch.stuck(self.rule.patience)
+        return self._all(kind, begun & ~self._together.on & ~self._vanished.on)
+
+    def _mask(self, classes: Iterable[int]) -> Mask:
+        mask = np.zeros(len(self.class_names), dtype=bool)
+        mask[list(classes)] = True
+        return mask
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on later, as numbers and lists."""
-        switches = {"together": self._together, "vanished": self._vanished, "outvoted": self._outvoted}
-        return {name: switch.state() for name, switch in switches.items()}
+        return {name: switch.state() for name, switch in self._switches().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict`` over the same classes."""
-        state = {"outvoted": _Switch(len(self.class_names)).state(), **state}  # older states have none
-        switches = ((self._together, "together"), (self._vanished, "vanished"), (self._outvoted, "outvoted"))
-        for switch, name in switches:
+        fresh = _Switch(len(self.class_names)).state()
+        state = {"lost": state.get("outvoted", fresh), "dead": fresh, **state}  # older states have none
+        for name, switch in self._switches().items():
             if len(state[name]["status"]) != len(self.class_names):
                 raise ValueError(
                     f"`state` must be of {len(self.class_names)} classes; got {len(state[name]['status'])}. "
@@ -222,8 +248,11 @@ class MergeWatch:
                 )
             switch.load(state[name])
 
+    def _switches(self) -> dict[str, _Switch]:
+        return {"together": self._together, "vanished": self._vanished, "lost": self._lost, "dead": self._dead}
+
     def _grouped(self, kind: EventKind, mask: Mask, found: ClassSeparation) -> list[Event]:
-        """One event per group of classes that cannot be told apart and that the mask touches."""
+        """One event per group of merged or vanished classes that the mask touches."""
         groups: list[tuple[int, ...]] = []
         for k in np.flatnonzero(mask).tolist():
             if any(k in group for group in groups):
@@ -248,22 +277,28 @@ class MergeWatch:
             words = f"begin to merge {when}: their mean predictions differ by less than {share} of the largest."
         elif kind == "vanish":
             words = f"{'vanishes' if one else 'vanish'} {when}: the prediction is the bias alone, whatever the sample."
-        elif kind == "outvoted":
-            rivals = sorted({c.rival for c in self._lost() if c.index in classes})
-            words = (
-                f"{'is' if one else 'are'} outvoted {when}: apart, but on average {self._named(rivals)} scores higher."
-            )
-        elif kind == "apart":
-            words = f"{'has' if one else 'have'} come apart {when}."
+        elif kind == "lost":
+            rivals = sorted({c.rival for c in self.standings.lost if c.index in classes})
+            whose = "its" if one else "their"
+            words = f"{'is' if one else 'are'} lost {when}: {whose} samples are given to {self._named(rivals)} instead."
+        elif kind == "dead":
+            rows = "its row of the head is another's as well" if one else "their rows of the head coincide with others'"
+            words = f"{'is' if one else 'are'} dead {when}: {rows}."
+        elif kind == "separate":
+            words = f"{'has' if one else 'have'} separated {when}."
         else:
-            words = f"{'has' if one else 'have'} not come apart by now {when}, while other classes have."
+            words = f"{'has' if one else 'have'} not separated by now {when}, while other classes have."
         return Event(kind, self._epoch, classes, f"{subject} {words}")
 
     def _named(self, classes: Sequence[int]) -> str:
-        names = [self.class_names[k] for k in classes[:_MAX_NAMED]]
-        if len(classes) > _MAX_NAMED:
-            return f"{', '.join(names)} and {len(classes) - _MAX_NAMED} more"
-        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        return _listed([self.class_names[k] for k in classes])
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = names[:_MAX_NAMED]
+    if len(names) > _MAX_NAMED:
+        return f"{', '.join(shown)} and {len(names) - _MAX_NAMED} more"
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 class _Switch:
