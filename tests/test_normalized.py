@@ -394,3 +394,12 @@ def test_an_altered_file_is_refused(tmp_path: Path) -> None:
     bad = replace(s, certificate=cs.Certificate(s.certificate.primal * 1.001, 0.0))
     with pytest.raises(ValueError, match="was altered"):
         cs.load_solution(bad.save(tmp_path / "bad.npz"))
+
+
+def test_balanced_classes_on_spheres_merge_only_where_all_vanish():
+    assert np.isnan(cs.thresholds(cs.Problem.from_normalized([100] * 4, lambda_w=0.1, norm=1.0)).merge).all()
+    t = cs.thresholds(cs.Problem.from_gain_decay([100] * 4, lambda_w=0.1, lambda_gain=0.01, over="sample"))
+    assert t.merge.tolist() == [t.complete] * 4
+    for share, state in ((0.98, "separated"), (1.02, "vanished")):
+        p = cs.Problem.from_gain_decay([100] * 4, lambda_w=share * t.complete, lambda_gain=0.01, over="sample")
+        assert set(cs.solve(p).class_states) == {state}

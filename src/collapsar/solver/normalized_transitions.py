@@ -80,7 +80,7 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
     gain = how.lambda_gain
     strengths = n.q.temperatures * n.q.scales * (1 - n.q.smoothing) * n.q.share
     merge = np.full(q.num_clusters, np.nan)
-    for j in np.flatnonzero(q.sizes > 1):
+    for j in np.flatnonzero((q.sizes > 1) & (q.num_clusters > 1)):  # balanced, the contrast is all there is
         price, p = _merge_price(n, int(j), float(strengths[j]))
         if np.isfinite(price):
             merge[j] = price * how.norm**2 if how.norm else price**2 * p.x.weight_norm() / (gain or np.nan)
@@ -88,6 +88,8 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
     if gain is not None:  # as lambda_w grows, c ||W|| tends to the dual norm of the residual at Z = 0
         limit = _settled(replace(n, price=_STRONGEST), None)
         complete = (_STRONGEST**2 * limit.x.weight_norm()) / gain
+        if q.num_clusters == 1:
+            merge[:] = complete
     own = row_scales(problem, q) ** -2.0  # a row's own lambda_w, over their mean
     return (merge * own)[q.labels], float(complete)
 
