@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from collapsar.app.demo import COLLAPSE_NUMBERS, POSITIONS
 from collapsar.cli import app
+from collapsar.theory import normalized_two_cluster
 from test_report import Page
 
 
@@ -28,10 +29,19 @@ def test_the_demonstration_agrees_with_theory_and_writes_a_small_report(tmp_path
     assert all(math.isfinite(r[name]) for r in below["history"] for name in COLLAPSE_NUMBERS)
     assert below["distance"]["Z"] < 0.02
     assert between["distance"]["Z"] < 0.02
+    standard = record["standard"]
+    for run, (factor, cosine) in zip(standard["runs"], ((0.5, 0.3579), (1.4, 1.0)), strict=True):
+        model = normalized_two_cluster((5, 5), (100, 20), factor * standard["merge"], standard["width"] ** 0.5)
+        assert run["lambda_w"] == pytest.approx(factor * standard["merge"])
+        assert run["measured"]["states"] == run["predicted"]["states"]
+        assert run["predicted"]["cosines"]["minority"] == pytest.approx(model.cosines[1], abs=1e-5)
+        assert run["measured"]["cosines"]["minority"] == pytest.approx(cosine, abs=0.02)
+        assert run["distance"]["Z"] < 0.02
+        assert run["distance"]["b"] < 0.02
     report = tmp_path / "report.html"
     assert report.stat().st_size < 2_000_000
     page = Page(report.read_text(encoding="utf-8"))
     assert json.loads(page.scripts[0]) == record
     headings = {heading.strip() for heading in page.by_tag["h2"]}
-    assert {"The geometry", "What to change", "Definitions"} <= headings
+    assert {"The geometry", "What to change", "A network as people train it", "Definitions"} <= headings
     assert "5 minority classes" in page.by_tag["h1"][0]

@@ -28,7 +28,7 @@ from matplotlib.lines import Line2D
 import collapsar.report as room
 from collapsar.report import demo_figure, demo_page, heatmap, nc1_curve, png_bytes, styled, svg_string, threshold_line
 from collapsar.report.style import COLOURS, DIVERGING, STATES, diverging_norm
-from collapsar.report.words import consequence, finding, number_text, outcome, share_text, verdict
+from collapsar.report.words import consequence, finding, number_text, outcome, share_text, standard_finding, verdict
 
 Record = dict[str, Any]
 
@@ -81,6 +81,13 @@ def fake_run(
     }  # fmt: skip
 
 
+def fake_standard_run(lambda_w: float, states: list[str], cosine: float, rng: np.random.Generator) -> Record:
+    run = fake_run(1.0, [2.0] * len(states), states, rng, "below")
+    for side in ("predicted", "measured"):
+        run[side]["cosines"] = {"minority": cosine, "majority": -0.2, "across": -0.1}
+    return {**run, "lambda_w": lambda_w}
+
+
 def fake_record(features: str = "nonnegative", large: int = 5, small: int = 5) -> Record:
     rng = np.random.default_rng(0)
     K = large + small
@@ -113,6 +120,13 @@ def fake_record(features: str = "nonnegative", large: int = 5, small: int = 5) -
         },
         "environment": {"collapsar": "0.1.0", "python": "3.12", "torch": "2.13", "device": "cpu", "commit": None},
         "runs": runs,
+        "standard": {
+            "norm": "layernorm", "width": 32, "lambda_b": 0.0, "merge": 2.12,
+            "runs": [
+                fake_standard_run(1.06, states("separated", "separated"), 0.358, rng),
+                fake_standard_run(2.97, states("separated", "merged"), 1.0, rng),
+            ],
+        },
     }  # fmt: skip
 
 
@@ -195,7 +209,7 @@ def test_the_finding_comes_first_and_once(page: Page) -> None:
 
 def test_every_matrix_entry_can_be_hovered_and_read_in_a_table(page: Page) -> None:
     record = fake_record()
-    assert page.count("rect", "cell") == 6 * 100
+    assert page.count("rect", "cell") == (6 + 4) * 100
     titles = page.by_tag["title"]
     value = record["runs"][0]["measured"]["Z"][7][2]
     words = f"images of “digit 2”, score for “digit 7”: {number_text(value)}"
@@ -211,6 +225,19 @@ def test_the_table_shows_the_numbers_of_the_record(page: Page) -> None:
     cells = [text.strip() for text in page.by_tag["td"]]
     for text in ("4.4 %", "5.2 %", "11 %", "21 %", "61 %", "99 %", "98 %", "0 %", "80 %", "0.0031", "4 × 10⁻¹⁰"):
         assert text in cells, text
+
+
+def test_networks_as_people_train_them_stand_beside_their_own_optimum(page: Page) -> None:
+    words = (
+        "With a LayerNorm before the last layer and weight decay on that layer alone, theory has the small classes "
+        "merged from lambda_w 2.12 on. Trained: all separated at lambda_w 1.06 (predicted: all separated; scores "
+        "4.4 % away), minority merged at lambda_w 2.97 (predicted: minority merged; scores 4.4 % away)."
+    )
+    assert standard_finding(fake_record()) == words
+    cells = [text.strip() for text in page.by_tag["td"]]
+    assert {"0.358", "merged"} <= set(cells)
+    without = demo_page(changed(lambda r: r.pop("standard")))  # as earlier versions wrote it
+    assert "as people train it" not in without
 
 
 def test_text_from_a_record_stays_text(page: Page) -> None:
@@ -267,8 +294,8 @@ def test_pictures_have_text_alternatives_and_the_page_a_language(page: Page) -> 
     pictures = [attrs for name, attrs in page.elements if name == "svg" and attrs.get("aria-hidden") != "true"]
     # Samples of the colour bar lie inside an element that has the label for all of them.
     labelled = [attrs for attrs in pictures if attrs.get("role") == "img" and len(attrs.get("aria-label", "")) > 30]
-    assert len(labelled) == 6 + 1 + 3
-    assert len(pictures) - len(labelled) == 9
+    assert len(labelled) == 6 + 1 + 3 + 4
+    assert len(pictures) - len(labelled) == 2 * 9
     assert ("html", {"lang": "en"}) in page.elements
 
 
@@ -281,7 +308,7 @@ def test_many_classes_become_pictures_within_the_budget() -> None:
     text = demo_page(fake_record(large=30, small=30))
     assert len(text.encode()) < 2_000_000
     assert Page(text).count("rect", "cell") == 0
-    assert text.count("data:image/png;base64") == 12  # a picture for each colour of each map
+    assert text.count("data:image/png;base64") == 20  # a picture for each colour of each map
 
 
 def numbers_to_null(value: Any, keep: tuple[str, ...]) -> Any:
@@ -683,6 +710,8 @@ def test_other_numbers_of_clusters_are_named_by_their_counts() -> None:
         (lambda r: r["runs"][0].update(lambda_z=math.nan), "must be positive, got None"),
         (lambda r: r.update(clusters=[[0, 1], [1]]), "at most once"),
         (lambda r: r.update(clusters=[[0, 10]]), "at most once"),
+        (lambda r: r["standard"].pop("merge"), "`record.standard` must hold .*missing: merge"),
+        (lambda r: r["standard"]["runs"][1]["measured"].update(b=[0.0]), r"`record.standard.runs\[1\].measured` must"),
         (lambda r: r["thresholds"].pop("nonnegative"), "own feature model 'nonnegative', got those of signed"),
     ],
 )

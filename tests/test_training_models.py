@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from collapsar.training.models import ModelSpec, build_model
+from collapsar.training.models import FEATURE_NORMS, ModelSpec, build_model
 
 SHAPES = {"mlp": (1, 8, 8), "cnn": (3, 12, 16)}
 
@@ -73,6 +73,8 @@ def test_bad_models_are_refused() -> None:
         ),
         (lambda: ModelSpec(widths=(16, 16), layers_above_norm=3), r"`layers_above_norm` .* in 0..2 .* got 3"),
         (lambda: ModelSpec(widths=(16, 16), layers_above_norm=-1), "`layers_above_norm`"),
+        (lambda: ModelSpec(feature_relu=False, feature_norm="layer"), "`feature_norm` must be one of .*, got 'layer'"),
+        (lambda: ModelSpec(feature_norm="layernorm"), "takes the place of the last ReLU .* feature_relu=True"),
         (lambda: ModelSpec("cnn", layers_above_norm=1), '`layers_above_norm` is for "mlp" alone'),
     ):
         with pytest.raises(ValueError, match=named):
@@ -95,6 +97,21 @@ def test_a_norm_stands_where_that_many_linear_layers_remain(layers_above: int, b
     assert layers[at[0] - 1].bias is None
     before = sum(isinstance(module, nn.BatchNorm1d) for module in plain.modules())
     assert len(normed) == (1 if not batch_norm else before + (layers_above == 1))
+
+
+@pytest.mark.parametrize("norm", sorted(FEATURE_NORMS))
+def test_a_feature_norm_gives_the_length_it_names(norm: str) -> None:
+    """Per sample where it is one of that kind, and over the batch for the batch norm, in training mode."""
+    spec = ModelSpec("mlp", (32, 20), feature_relu=False, feature_norm=norm)
+    model = build_model(spec, (1, 8, 8), 10, generator=torch.Generator().manual_seed(0))
+    features = model(torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)))[1].detach()
+    length = {"cosine": 16.0}.get(norm, 20**0.5)
+    assert spec.feature_length(20) == length
+    squares = features.square().sum(dim=1)
+    measured = squares.mean() if norm == "batchnorm" else squares
+    assert torch.allclose(measured, torch.tensor(length**2), rtol=1e-2)
+    assert not list(model.body[-1].parameters())  # pyright: ignore[reportIndexIssue]
+    assert spec.normalises == (norm == "batchnorm")
 
 
 def test_bfloat16_is_for_the_body_in_training_alone() -> None:

@@ -1,7 +1,7 @@
 """The main job, end to end: train on real imbalanced data, measure the collapse, solve the theory, compare.
 
 Three penalties: below, between and above the thresholds of the nonnegative model, which is the one that a network with
-a ReLU before its head follows.
+a ReLU before its head follows. Then two networks as people train them (``demo_standard``).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 import collapsar as cs
+from collapsar.app.demo_standard import accuracies, collapse_report, standard_record
 from collapsar.app.network_records import advice_record, geometry_record
 from collapsar.diagnose.fit import Distance, distance
 from collapsar.diagnose.readers import diagnose_run
-from collapsar.metrics import CollapseReport, NeuralCollapse
+from collapsar.metrics import CollapseReport
 from collapsar.training import (
     DEMO_RECIPES,
     ImageData,
     TrainResult,
     demo_config,
-    features_and_logits,
     imbalanced,
     load_data,
     train,
@@ -37,7 +37,7 @@ __all__ = ["COLLAPSE_NUMBERS", "POSITIONS", "collapse_numbers", "demo", "demo_pe
 
 Record = dict[str, Any]
 Progress = Callable[[str, int, int], None]
-"""Called with (position, finished epochs, all epochs) while a network trains."""
+"""Called with (words for the run, finished epochs, all epochs) while a network trains."""
 
 POSITIONS = ("below", "between", "above")
 
@@ -73,7 +73,7 @@ def demo(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Record:
-    """Train three networks, compare each with the exact optimum, and return one record of JSON-able values.
+    """Train five networks, compare each with its exact optimum, and return one record of JSON-able values.
 
     Args:
         data_name: a key of ``DEMO_RECIPES``.
@@ -92,11 +92,15 @@ def demo(
     data = imbalanced(load_data(data_name, data_dir), recipe.class_counts)
     signed = cs.Problem(counts, recipe.penalties.lambda_z, recipe.penalties.lambda_b)
     problem = signed.replace(features="nonnegative")
+
+    def note(words: str) -> Callable[[int, int, Record | None], None] | None:
+        return None if progress is None else partial(_note, progress, words)
+
     runs, result = [], None
     for position, lambda_z in demo_penalties(problem).items():
         config = replace(demo_config(data_name, lambda_z, seed), eval_every=max(1, recipe.epochs // 25))
-        note = None if progress is None else partial(_note, progress, position)
-        result = train(config, data, out / f"{position}-seed{seed}", progress=note, measure=collapse_numbers)
+        told = note(f"penalty {position} the thresholds")
+        result = train(config, data, out / f"{position}-seed{seed}", progress=told, measure=collapse_numbers)
         run = run_record(result, data)
         runs.append({"position": position, **run, "advice": advice_record(run["diagnosis"])})
     assert result is not None  # there are three positions
@@ -116,6 +120,7 @@ def demo(
         },
         "environment": _environment(result),
         "runs": runs,
+        "standard": standard_record(data, out, seed, note),
     }
 
 
@@ -158,7 +163,7 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
             "minority_separation": float(np.min(separation.nearest_separation[small])),
         },
         "distance": _distances(match, other),
-        "accuracy": _accuracies(last, small),
+        "accuracy": accuracies(last, small),
         "stationarity": last["stationarity"],
         "diagnosis": found.to_dict(),
         "geometry": geometry_record(found),
@@ -167,7 +172,7 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
         "history": [
             {
                 **{k: r.get(k) for k in ("epoch", *COLLAPSE_NUMBERS, "train_loss", "train_accuracy")},
-                "test_minority": _accuracies(r, small)["test_minority"],
+                "test_minority": accuracies(r, small)["test_minority"],
             }
             for r in result.records
         ],
@@ -176,41 +181,21 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
 
 def measure(result: TrainResult, data: ImageData) -> CollapseReport:
     """Every collapse metric of the training set in one pass, features in ``eval()`` mode."""
-    return _report(result.model, data)
-
-
-def _report(model: Any, data: ImageData) -> CollapseReport:
-    metric = NeuralCollapse(head=model.head, sync_on_compute=False)  # this process sees all the images
-    for features, _, labels in features_and_logits(model, data, "train"):
-        metric.update(features, labels)
-    return metric.compute()
+    return collapse_report(result.model, data)
 
 
 def collapse_numbers(model: Any, data: ImageData) -> Record:
     """``COLLAPSE_NUMBERS`` of the training set, for ``training.train(..., measure=)``."""
-    values = _report(model, data).scalars()
+    values = collapse_report(model, data).scalars()
     return {name: values[name] for name in COLLAPSE_NUMBERS}
-
-
-def _accuracies(record: Record, small: np.ndarray) -> Record:
-    on_train, on_test = (np.array(record[f"{split}_class_accuracies"]) for split in ("train", "test"))
-    large = small if small.all() else ~small  # of balanced data every class is both
-    return {
-        "train": record["train_accuracy"],
-        "train_minority": float(on_train[small].mean()),
-        "train_majority": float(on_train[large].mean()),
-        "test_minority": float(on_test[small].mean()),
-        "test_majority": float(on_test[large].mean()),
-        "test_balanced": float(on_test.mean()),
-    }
 
 
 def _distances(match: Distance, other: Distance) -> Record:
     return {"Z": match.Z, "Z_max": match.Z_max, "b": match.b, "Z_signed": other.Z, "b_signed": other.b}
 
 
-def _note(progress: Progress, position: str, epoch: int, epochs: int, record: Record | None) -> None:
-    progress(position, epoch, epochs)
+def _note(progress: Progress, words: str, epoch: int, epochs: int, record: Record | None) -> None:
+    progress(words, epoch, epochs)
 
 
 def _environment(result: TrainResult) -> Record:

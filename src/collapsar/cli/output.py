@@ -16,6 +16,7 @@ import collapsar as cs
 from collapsar.core.records import to_json
 from collapsar.core.states import CLASS_STATES, past
 from collapsar.core.types import Mask, Record, Vector
+from collapsar.report.words import standard_finding
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -226,6 +227,8 @@ def print_demo(record: dict[str, Any], page: Path) -> None:
         "is zero). train, small test: accuracy on the training images, and on the small classes' test images. A class "
         "has vanished when its images move no score, so that the network cannot tell it from others."
     )
+    if finding := standard_finding(record):
+        console.print(f"As people train: {finding}")
     console.print(f"Report: {page.resolve().as_uri()}", soft_wrap=True)
 
 

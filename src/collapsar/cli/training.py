@@ -164,8 +164,9 @@ def demo(
 ) -> None:
     """Train three networks on imbalanced data and watch the small classes collapse where the theory says.
 
-    One penalty below, one between and one above the thresholds; prints a table of what was predicted and what was
-    measured, and writes a report that opens in any browser. About a minute on two cores; no download for digits.
+    One penalty below, one between and one above the thresholds; then two networks as people train, with a LayerNorm and
+    weight decay on the head alone. Prints a table of what was predicted and what was measured, and writes a report
+    that opens in any browser. Less than a minute on two cores; no download for digits.
     """
     from collapsar.app.demo import demo as run_demo
     from collapsar.report import demo_figure, demo_page, png_bytes
@@ -174,10 +175,10 @@ def demo(
     with _bars() as bar:
         tasks: dict[str, Callable[..., None]] = {}
 
-        def progress(position: str, epoch: int, epochs: int) -> None:
-            if position not in tasks:
-                tasks[position] = _advance(bar, f"penalty {position} the thresholds")
-            tasks[position](epoch, epochs, None)
+        def progress(words: str, epoch: int, epochs: int) -> None:
+            if words not in tasks:
+                tasks[words] = _advance(bar, words)
+            tasks[words](epoch, epochs, None)
 
         record = to_json(run_demo(data, out=folder, data_dir=data_dir, seed=seed, progress=progress))
     write_atomically(folder / "record.json", json.dumps(record, allow_nan=False))

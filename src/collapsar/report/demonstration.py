@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from collapsar.report.advice_page import advice_view
+from collapsar.report.demonstration_standard import standard_view
 from collapsar.report.diagnosis import checked_diagnosis, price_readings
 from collapsar.report.page import colour_bar, drawn, page, plane_views, score_map
 from collapsar.report.plots import (
@@ -83,6 +84,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
         diagnoses=[_diagnosis_view(run, i) for i, run in enumerate(data["runs"])],
         planes=[_planes(data, i) for i in range(len(data["runs"]))],
         advice=_advice(data),
+        standard=standard_view(data),
     )
 
 

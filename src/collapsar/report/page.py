@@ -35,6 +35,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_CELLS = 40
 _CELL, _LONGEST_NAME = 10.0, 14
 _LETTER = 0.56  # width of a letter, of the size of its font
+_INDEX = {"z": "Z", "w": "W", "h": "H"}  # matrices; the bias is a vector
 _LAMBDA = re.compile(r"\blambda_([wzhb])\b")
 
 
@@ -83,7 +84,7 @@ def _environment() -> Environment:
 
 def _prose(text: str) -> Markup:
     """A sentence of a record with the letters of the page: lambda_z is λ with an index."""
-    return Markup(_LAMBDA.sub(lambda found: f"λ<sub>{found[1].replace('z', 'Z')}</sub>", str(escape(text))))
+    return Markup(_LAMBDA.sub(lambda found: f"λ<sub>{_INDEX.get(found[1], found[1])}</sub>", str(escape(text))))
 
 
 def _json_block(data: Record) -> Markup:

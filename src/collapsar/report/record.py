@@ -17,6 +17,8 @@ _KEYS = (
     *("data", "class_names", "class_counts", "features", "lambda_b", "clusters"),
     *("thresholds", "environment", "runs"),
 )
+_STANDARD_KEYS = ("norm", "width", "merge", "runs")
+_STANDARD_RUN_KEYS = ("lambda_w", "predicted", "measured", "distance", "accuracy", "stationarity")
 _RUN_KEYS = (
     *("lambda_z", "seed", "position", "predicted", "measured", "distance"),
     *("accuracy", "stationarity", "seconds", "epochs", "history"),
@@ -91,11 +93,13 @@ def checked_demo(record: Mapping[str, Any]) -> Record:
         _require(run, _RUN_KEYS, name)
         if not (defined(run["lambda_z"]) and run["lambda_z"] > 0):
             raise ValueError(f"`{name}.lambda_z` must be positive, got {run['lambda_z']}")
-        for side in ("predicted", "measured"):
-            _require(run[side], ("states", "Z", "b"), f"{name}.{side}")
-            got = (matrix(run[side]["Z"]).shape[0], len(run[side]["states"]), len(run[side]["b"]))
-            if got != (num_classes,) * 3:
-                raise ValueError(f"`{name}.{side}` must hold Z, states and b of {num_classes} classes, got sizes {got}")
+        _sides(run, num_classes, name)
+    standard = data.get("standard")  # records of earlier versions have none
+    if standard is not None:
+        _require(standard, _STANDARD_KEYS, "record.standard")
+        for index, run in enumerate(standard["runs"]):
+            _require(run, _STANDARD_RUN_KEYS, f"record.standard.runs[{index}]")
+            _sides(run, num_classes, f"record.standard.runs[{index}]")
     data["runs"].sort(key=lambda run: (run["lambda_z"], run["seed"]))
     return data
 
@@ -119,6 +123,15 @@ def _require(part: Any, keys: Sequence[str], name: str) -> None:
     missing = [key for key in keys if key not in part] if isinstance(part, Mapping) else list(keys)
     if missing:
         raise ValueError(f"`{name}` must hold {', '.join(keys)}; missing: {', '.join(missing)}")
+
+
+def _sides(run: Record, num_classes: int, name: str) -> None:
+    """What theory and network say of every class."""
+    for side in ("predicted", "measured"):
+        _require(run[side], ("states", "Z", "b"), f"{name}.{side}")
+        got = (matrix(run[side]["Z"]).shape[0], len(run[side]["states"]), len(run[side]["b"]))
+        if got != (num_classes,) * 3:
+            raise ValueError(f"`{name}.{side}` must hold Z, states and b of {num_classes} classes, got sizes {got}")
 
 
 def _lengths(data: Record, num_classes: int) -> None:

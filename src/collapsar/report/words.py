@@ -21,11 +21,13 @@ __all__ = [
     "finding",
     "lambda_text",
     "meaning",
+    "norm_name",
     "number_text",
     "outcome",
     "power_text",
     "sentence",
     "share_text",
+    "standard_finding",
     "summary_of_states",
     "verdict",
 ]
@@ -36,6 +38,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _DATA_WORDS = {"digits": "pictures of handwritten digits", "fashion-mnist": "pictures of clothes"}
 # A short word for each state, for a reader who does not know the theory.
 STATE_WORDS = {"separated": "separated", "merged": "merged", "vanished": "vanished", "unseen": "without images"}
+_NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm", "batchnorm": "BatchNorm", "cosine": "cosine head"}
 _COLLAPSED = ("merged", "vanished")
 _MOST_NAMED = 20
 
@@ -257,4 +260,25 @@ def consequence(record: Record) -> str:
         f"At penalty {lambda_text(first['lambda_z'])} the network recognises {small} of unseen minority images "
         f"and {large} of unseen majority images; at {lambda_text(later[0]['lambda_z'])} it recognises "
         f"{small_after} and {large_after}."
+    )
+
+
+def norm_name(norm: str) -> str:
+    """What stands between backbone and head, as its users write it."""
+    return _NORMS.get(norm, norm)
+
+
+def standard_finding(record: Record) -> str:
+    """Where the small classes of networks as people train them merge, by theory and measured; "" without such runs."""
+    standard = record.get("standard")
+    if standard is None:
+        return ""
+    runs = [
+        f"{outcome(record, run['measured']['states'])} at lambda_w {lambda_text(run['lambda_w'])} "
+        f"(predicted: {outcome(record, run['predicted']['states'])}; scores {share_text(run['distance']['Z'])} away)"
+        for run in standard["runs"]
+    ]
+    return (
+        f"With a {norm_name(standard['norm'])} before the last layer and weight decay on that layer alone, theory has "
+        f"the small classes merged from lambda_w {lambda_text(standard['merge'])} on. Trained: {', '.join(runs)}."
     )

@@ -28,7 +28,7 @@ from collapsar.training.penalties import (
 )
 from collapsar.training.prior import fold_into_bias, prior_correction
 from collapsar.training.provenance import choose_device
-from collapsar.training.recipes import DEMO_RECIPES, demo_config
+from collapsar.training.recipes import DEMO_RECIPES, demo_config, standard_config
 from collapsar.training.sampler import ClassAwareSampler
 from collapsar.training.state import TrainResult, load_run
 
@@ -63,6 +63,7 @@ __all__ = [
     "prior_correction",
     "read_idx",
     "scaled",
+    "standard_config",
     "train",
     "with_weight_decay",
 ]

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BODIES", "FeatureNetwork", "ModelSpec", "build_model"]
+__all__ = ["BODIES", "FEATURE_NORMS", "FeatureNetwork", "ModelSpec", "build_model"]
 
 Shape = tuple[int, int, int]
 
 _MLP_WIDTHS = (256, 256, 256)
+_COSINE_LENGTH = 16.0  # the usual scale of cosine heads
 _SIDE = 32  # pixels a side of what the paper's networks see
 
 
@@ -43,10 +44,13 @@ class ModelSpec:
             D hidden layers L is in 1..D, and L = 1 normalises the head's own features. 0: none. Independent of
             ``batch_norm``; where both ask for the same layer it is normalised once. Decay on the scale of such a
             normalisation acts as a feature penalty (ordinary training has no other).
+        feature_norm: "mlp" and "cnn" only. A key of ``FEATURE_NORMS``: what normalises the features, without a gain or
+            shift of its own, in place of their last ReLU: "layernorm", "rmsnorm" and "cosine" every feature, to the
+            length √d (cosine: 16), "batchnorm" each coordinate over the batch. "": nothing.
 
     Raises:
-        ValueError: The name is unknown, a width is not a positive whole number, or ``layers_above_norm`` is out
-            of range.
+        ValueError: The name is unknown, a width is not a positive whole number, ``layers_above_norm`` is out of
+            range, or ``feature_norm`` is unknown or stands beside a last ReLU.
 
     Example:
         >>> ModelSpec("mlp", widths=(64, 32)).feature_relu
@@ -58,6 +62,7 @@ class ModelSpec:
     feature_relu: bool = True
     batch_norm: bool = False
     layers_above_norm: int = 0
+    feature_norm: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -74,11 +79,41 @@ class ModelSpec:
                 else f'`layers_above_norm` is for "mlp" alone, got {self.layers_above_norm!r} for {self.name!r}; '
                 "leave it at 0"
             )
+        if self.feature_norm not in ("", *FEATURE_NORMS):
+            raise ValueError(f"`feature_norm` must be one of {', '.join(FEATURE_NORMS)}, got {self.feature_norm!r}")
+        if self.feature_norm and (self.name not in ("mlp", "cnn") or self.feature_relu or self.layers_above_norm == 1):
+            raise ValueError(
+                f'`feature_norm` {self.feature_norm!r} takes the place of the last ReLU of "mlp" or "cnn" and of '
+                f"`layers_above_norm` 1; got {self.name!r} with feature_relu={self.feature_relu} and "
+                f"layers_above_norm={self.layers_above_norm}"
+            )
 
     @property
     def normalises(self) -> bool:
         """Whether there is a batch normalisation anywhere: a batch of one image is then undefined."""
-        return self.batch_norm or self.layers_above_norm > 0 or self.name not in ("mlp", "cnn")
+        in_body = self.batch_norm or self.layers_above_norm > 0 or self.name not in ("mlp", "cnn")
+        return in_body or self.feature_norm == "batchnorm"
+
+    def feature_length(self, num_features: int) -> float | None:
+        """The length of the features (per batch: the root of their mean square) that ``feature_norm`` gives them."""
+        if not self.feature_norm:
+            return None
+        return _COSINE_LENGTH if self.feature_norm == "cosine" else math.sqrt(num_features)
+
+
+class _Cosine(nn.Module):
+    """Features of one length, as heads by the cosine have them."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.normalize(features) * _COSINE_LENGTH
+
+
+FEATURE_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layernorm": lambda d: nn.LayerNorm(d, elementwise_affine=False),
+    "rmsnorm": lambda d: nn.RMSNorm(d, elementwise_affine=False),
+    "cosine": lambda d: _Cosine(),
+    "batchnorm": lambda d: nn.BatchNorm1d(d, affine=False),
+}
 
 
 class FeatureNetwork(nn.Module):
@@ -188,6 +223,7 @@ def _perceptron(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module, int]:
         if not last or spec.feature_relu:
             layers.append(nn.ReLU())
         fan_in = width
+    layers += _feature_norm(spec, fan_in)
     return nn.Sequential(*layers), fan_in
 
 
@@ -210,7 +246,12 @@ def _small_convolutional(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module
     layers += [nn.Flatten(), nn.Linear(fan_in * height * width, num_features)]
     if spec.feature_relu:
         layers.append(nn.ReLU())
+    layers += _feature_norm(spec, num_features)
     return nn.Sequential(*layers), num_features
+
+
+def _feature_norm(spec: ModelSpec, num_features: int) -> list[nn.Module]:
+    return [FEATURE_NORMS[spec.feature_norm](num_features)] if spec.feature_norm else []
 
 
 class _Resized(nn.Module):

@@ -6,7 +6,12 @@ threw every ReLU into its dead half or diverged. A clip at norm 1 acts on those 
 0.4. With it the mean predictions ended within relative distance 0.025 of the nonnegative feature model's optimum
 (penalties below and between the thresholds, seeds 0 to 2; 0.035 close to a threshold). On FashionMNIST a ramp of the
 learning rate instead ended at 0.01 to 0.05, lower rates at 0.03 to 0.19 or dead. Epochs matter: with 500 and 100
-images of a class, 100 epochs ended at 0.07 to 0.13.
+images of a class, 100 epochs ended at 0.07 to 0.13. The digits, with the first stage half of the epochs, ended within
+0.010 after 240 (seeds 0 to 2, below and between).
+
+A network with a LayerNorm before its head and no feature penalty (``standard_config``) ended within 0.015 of its own
+optimum at half and at 1.4 times the merge threshold (digits, seeds 0 to 2). Near rest its features are pulled by the
+head alone, which strong decay keeps short: it needs a higher rate for longer, lest the small classes end half apart.
 """
 
 from __future__ import annotations
@@ -16,17 +21,18 @@ from dataclasses import replace
 
 from collapsar.training.config import TrainConfig
 from collapsar.training.models import ModelSpec
-from collapsar.training.penalties import penalties_for
+from collapsar.training.penalties import Penalties, penalties_for
 
-__all__ = ["DEMO_RECIPES", "demo_config"]
+__all__ = ["DEMO_RECIPES", "demo_config", "standard_config"]
 
 DEMO_RECIPES: Mapping[str, TrainConfig] = {
     "digits": TrainConfig(
         dataset="digits",
         class_counts=(100,) * 5 + (20,) * 5,
         penalties=penalties_for(0.0045, 0.02),
-        epochs=400,
-        model=ModelSpec("mlp", widths=(256, 256, 256)),
+        epochs=240,
+        model=ModelSpec("mlp", widths=(128, 128, 128)),
+        learning_rate_steps=((0.0, 1.0), (0.5, 0.1), (0.8, 0.01)),
         clip_norm=1.0,
     ),
     "fashion-mnist": TrainConfig(
@@ -59,3 +65,30 @@ def demo_config(dataset: str, lambda_z: float, seed: int = 0) -> TrainConfig:
         raise ValueError(f"`dataset` must be one of {', '.join(sorted(DEMO_RECIPES))}, got {dataset!r}")
     recipe = DEMO_RECIPES[dataset]
     return replace(recipe, penalties=penalties_for(lambda_z, recipe.penalties.lambda_b), seed=seed)
+
+
+def standard_config(dataset: str, lambda_w: float, seed: int = 0) -> TrainConfig:
+    """A run as people train: LayerNorm before the head, decay on the head's weight alone, a free bias.
+
+    Args:
+        dataset: A key of ``DEMO_RECIPES``, whose images it takes.
+        lambda_w: λ_W >= 0, SGD's weight decay of the head's weight.
+        seed: Of weights and order.
+
+    Raises:
+        ValueError: The data set has no recipe, or ``lambda_w`` is out of range.
+
+    Example:
+        >>> config = standard_config("digits", 1.0)
+        >>> config.model.feature_norm, config.penalties.lambda_h
+        ('layernorm', 0.0)
+    """
+    return replace(
+        demo_config(dataset, 1.0, seed),
+        penalties=Penalties(lambda_w, 0.0, 0.0),
+        epochs=300,
+        model=ModelSpec("mlp", widths=(128, 128, 32), feature_relu=False, feature_norm="layernorm"),
+        learning_rate=0.25,
+        learning_rate_steps=((0.0, 1.0), (0.7, 0.1), (0.9, 0.01)),
+        warm_fraction=0.0,
+    )

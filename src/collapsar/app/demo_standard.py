@@ -1,0 +1,120 @@
+"""The demonstration's second half: a network as people train it, below and above its merge threshold.
+
+A LayerNorm before the head, weight decay on the head's weight alone, no feature penalty (docs/theory/normalized.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import collapsar as cs
+from collapsar.diagnose.fit import distance
+from collapsar.metrics import CollapseReport, NeuralCollapse
+from collapsar.training import FeatureNetwork, ImageData, TrainResult, features_and_logits, standard_config, train
+
+__all__ = ["STANDARD_POSITIONS", "accuracies", "collapse_report", "standard_record"]
+
+Record = dict[str, Any]
+
+STANDARD_POSITIONS = {"below": 0.5, "above": 1.4}
+"""Penalties of the head's weight, as factors of the merge threshold."""
+
+
+def standard_record(
+    data: ImageData, out: Path, seed: int, note: Callable[[str], Callable[[int, int, Record | None], None] | None]
+) -> Record:
+    """Two LayerNorm networks beside their optimum, as JSON-able values.
+
+    Args:
+        data: A data set with a recipe, cut to the recipe's counts.
+        out: Folder for the runs; each resumes where it was interrupted.
+        seed: Of weights and order.
+        note: From the words for a run, what is called after each of its epochs (see ``training.train``).
+
+    Returns:
+        "norm", "width", "lambda_b", "merge" (the ``lambda_w`` from which theory has the smallest classes merged), and
+        "runs" in ascending order of "lambda_w".
+    """
+    spec = standard_config(data.name, 1.0).model
+    width = spec.widths[-1]
+    length = spec.feature_length(width)
+    assert length is not None  # the recipe normalises
+    problem = cs.Problem.from_normalized(data.class_counts, lambda_w=1.0, norm=length, lambda_b=0.0)
+    merge = float(cs.thresholds(problem).merge[int(np.argmin(data.class_counts))])
+    runs = []
+    for position, factor in STANDARD_POSITIONS.items():
+        here = problem.replace(lambda_w=factor * merge)
+        config = standard_config(data.name, factor * merge, seed)
+        config = replace(config, eval_every=config.epochs)
+        told = note(f"LayerNorm, {position} its threshold")
+        result = train(config, data, out / "layernorm" / f"{position}-seed{seed}", progress=told)
+        runs.append({"position": position, "lambda_w": factor * merge, "seed": seed, **_beside(result, data, here)})
+    return {"norm": spec.feature_norm, "width": width, "lambda_b": 0.0, "merge": merge, "runs": runs}
+
+
+def _beside(result: TrainResult, data: ImageData, problem: cs.Problem) -> Record:
+    """A trained network and the optimum of its problem."""
+    report = collapse_report(result.model, data)
+    assert report.Z is not None  # a head was given
+    assert report.b is not None
+    solution = cs.solve(problem, throw=False)
+    away = distance(solution, report.Z, report.b)
+    small = problem.class_counts == problem.class_counts.min()
+    last, c = result.records[-1], solution.certificate
+    return {
+        "predicted": {
+            "states": list(solution.class_states),
+            "Z": solution.Z.tolist(),
+            "b": solution.b.tolist(),
+            "gap": c.gap,
+            "status": solution.status.name.lower(),
+            "cosines": _cosines(solution.feature_gram(), small),
+        },
+        "measured": {
+            "states": list(report.separation().states),
+            "Z": report.Z.tolist(),
+            "b": report.b.tolist(),
+            "cosines": _cosines(report.class_means @ report.class_means.T, small),
+        },
+        "distance": {"Z": away.Z, "Z_max": away.Z_max, "b": away.b},
+        "accuracy": accuracies(last, small),
+        "stationarity": last["stationarity"],
+        "seconds": result.seconds,
+        "epochs": result.epoch,
+    }
+
+
+def _cosines(gram: np.ndarray, small: np.ndarray) -> Record:
+    """Mean cosine of two class means: of two small classes, of two large ones, of one of each."""
+    lengths = np.sqrt(np.diag(gram))
+    cosines = gram / np.outer(lengths, lengths)
+    apart = ~np.eye(len(gram), dtype=bool)
+    pairs = {"minority": (small, small), "majority": (~small, ~small), "across": (small, ~small)}
+    return {name: float(cosines[np.outer(*rows) & apart].mean()) for name, rows in pairs.items()}
+
+
+def accuracies(record: Record, small: np.ndarray) -> Record:
+    """Shares of images recognised, from the record of an evaluation; ``small`` marks the minority, shape (K,)."""
+    on_train, on_test = (np.array(record[f"{split}_class_accuracies"]) for split in ("train", "test"))
+    large = small if small.all() else ~small  # of balanced data every class is both
+    return {
+        "train": record["train_accuracy"],
+        "train_minority": float(on_train[small].mean()),
+        "train_majority": float(on_train[large].mean()),
+        "test_minority": float(on_test[small].mean()),
+        "test_majority": float(on_test[large].mean()),
+        "test_balanced": float(on_test.mean()),
+    }
+
+
+def collapse_report(model: FeatureNetwork, data: ImageData) -> CollapseReport:
+    """Every collapse metric of the training set in one pass, features in ``eval()`` mode."""
+    metric = NeuralCollapse(head=model.head, sync_on_compute=False)  # this process sees all the images
+    for features, _, labels in features_and_logits(model, data, "train"):
+        metric.update(features, labels)
+    return metric.compute()
