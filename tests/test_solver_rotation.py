@@ -77,8 +77,8 @@ def test_at_any_point_the_bound_stays_below_the_optimum(problem):
             assert certificate.dual > -INF
 
 
-def random_problem(rng: np.random.Generator) -> cs.Problem:
-    J = int(rng.integers(1, FEW + 1))
+def random_problem(rng: np.random.Generator, fewest: int, most: int) -> cs.Problem:
+    J = int(rng.integers(fewest, most + 1))
     sizes = rng.integers(1, 6, size=J) + (J == 1)
     counts = np.maximum(np.rint(10 ** rng.uniform(0, rng.uniform(0.5, 5), size=J)), 1)
 
@@ -100,11 +100,12 @@ def random_problem(rng: np.random.Generator) -> cs.Problem:
     return p.replace(lambda_z=float(top * 10 ** rng.uniform(-5, 0.1)))
 
 
-def test_random_problems_are_solved_or_left_to_the_general_algorithm():
+@pytest.mark.parametrize(("fewest", "most", "number", "enough"), [(1, FEW, 150, 90), (FEW + 1, 40, 60, 20)])
+def test_random_problems_are_solved_or_left_to_the_general_algorithm(fewest, most, number, enough):
     rng = np.random.default_rng(11)
     solved = 0
-    for _ in range(150):
-        p = random_problem(rng)
+    for _ in range(number):
+        p = random_problem(rng, fewest, most)
         q = quotient(p)
         found = rotation_point(q)
         if found is None:
@@ -116,7 +117,21 @@ def test_random_problems_are_solved_or_left_to_the_general_algorithm():
         full = certify_blocks(q, found[0])
         assert full.relative_gap <= 1e-9
         assert few.primal == pytest.approx(full.primal, rel=1e-12, abs=1e-15)
-    assert solved >= 90
+    assert solved >= enough
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, 0.02, INF])
+@pytest.mark.parametrize("K", [FEW, FEW + 1, 30])
+def test_many_distinct_counts_turn_by_conjugate_gradients_to_the_same_point(K, lambda_b):
+    n = np.rint(np.geomspace(5000, 50, K)).astype(int)
+    q = quotient(cs.Problem(n, 0.5 * math.sqrt(50) / n.sum(), lambda_b))
+    found = rotation_point(q)
+    assert found is not None
+    blocks, steps = found
+    assert steps <= 8
+    assert certify_blocks(q, blocks).relative_gap <= 1e-12
+    for ours, theirs in zip(lift(q, blocks), lift(q, minimise_signed(q).blocks), strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-7
 
 
 @pytest.mark.parametrize("offset", [-1e-2, -1e-6, -1e-9, 0.0, 1e-9, 1e-6, 1e-2])

@@ -1,4 +1,4 @@
-"""Few clusters and every direction alive: the residual is lambda_Z times a rotation, found by Newton's method.
+"""Every direction alive: the residual is lambda_Z times a rotation, found by Newton's method.
 
 Where Z has full rank its subdifferential is one point, so R = lambda_Z Q with Q Q' = I - u u', u ~ sqrt(k) / delta
 (JMLR Lemma 8), and J^2 + 2J unknowns become the J(J-1)/2 angles of Q: R gives the probabilities, their logarithms the
@@ -8,8 +8,10 @@ are apart, what makes their probabilities equal once they merge (theory section 
 
 A step is the Newton step of the dual objective along Q exp(Omega). Nothing guards it but the positivity of the
 probabilities: where Z lost rank or Newton's method its way, the certificate does not close, and the general algorithm
-takes over. With three clusters a step is some forty operations on small arrays, so their overhead is the cost: hence
-flat arrays of equal shape and ``dot``, which take a third of the time of broadcasts and ``@``.
+takes over. Up to FEW clusters a step is a dense solve in the angles, beyond it conjugate gradients on skew-symmetric
+matrices, three products an iteration. With three clusters a step is some forty operations on small arrays, so their
+overhead is the cost: hence flat arrays of equal shape and ``dot``, which take a third of the time of broadcasts and
+``@``.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs
 
+from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.symmetry import Blocks, Quotient, grid
 
-__all__ = ["FEW", "rotation_point"]
+__all__ = ["SOME", "rotation_point"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -32,7 +35,8 @@ Tensor = NDArray[np.float64]
 
 _gesdd, _gesv, _posv = get_lapack_funcs(("gesdd", "gesv", "posv"), dtype=np.float64)
 
-FEW = 12  # clusters: a step costs J^6
+FEW = 12  # clusters up to which a step is one dense solve, for J^6 operations; beyond it is conjugate gradients
+SOME = 128  # clusters up to which this is tried first: where rank is lost, the try costs a few percent
 
 _MARGIN = 4.0  # nats: a typical logit margin of a trained classifier, for the start only
 
@@ -49,7 +53,8 @@ class _Model(NamedTuple):
         shift: what logit offsets add to X, flat; None without.
         bias: X loses Q @ bias = sqrt(k) b g', where lambda_b sqrt(k) b = lambda_Z Q g; (J, J), None without.
         bias_root: bias = bias_root bias_root', (J,).
-        planes: the directions in which Q may turn, (n, J, J).
+        planes: the directions in which Q may turn, (n, J, J); none with more than FEW clusters.
+        fixed: the direction in which Q may not turn, (J,), where the bias is free.
         root: sqrt(k), (J,).
         u: sqrt(k) / delta, (J,): the null vector of Q'.
         g: sqrt(k m), (J,).
@@ -62,6 +67,7 @@ class _Model(NamedTuple):
     bias: Matrix | None
     bias_root: Vector
     planes: Tensor
+    fixed: Vector | None
     root: Vector
     u: Vector
     g: Vector
@@ -80,8 +86,8 @@ class _Model(NamedTuple):
             X += self.shift
         return X.reshape(J, J)
 
-    def angles(self, Q: Matrix, p: Vector) -> Vector | None:
-        """The Newton step, one angle per plane; None where rounding leaves nothing to solve."""
+    def angles(self, Q: Matrix, p: Vector) -> Matrix | None:
+        """The Newton step, the skew-symmetric Omega; None where rounding leaves nothing to solve."""
         J, n = len(Q), len(self.planes)
         X = self.logits(p)
         if self.bias is not None:
@@ -101,14 +107,57 @@ class _Model(NamedTuple):
         step, info = _posv(hessian + bent, spin.dot(G.ravel()))[1:]
         if info:  # not concave here: what is concave for sure still points uphill
             step, info = _posv(hessian, spin.dot(G.ravel()))[1:]
-        return step if info == 0 else None
+        return step.dot(spin).reshape(J, J) if info == 0 else None
+
+    def turn(self, Q: Matrix, p: Vector, forcing: float) -> Matrix | None:
+        """The same step by conjugate gradients on skew-symmetric matrices, to a residual of ``forcing``."""
+        J = len(Q)
+        X = self.logits(p)
+        if self.bias is not None:
+            X -= Q.dot(self.bias)
+        G, r, fixed = Q.T.dot(X), self.bias_root, self.fixed
+        S, bend = 0.5 * (G + G.T), self.to_x * self.slope / p
+        weight = bend[: J * J]
+        weight[:: J + 1] += bend[J * J :]
+        weight = weight.reshape(J, J)
+        diagonal = (Q * Q).T.dot(weight) + np.maximum(np.diagonal(S), 0.0)
+        if self.bias is not None:
+            diagonal = diagonal + r * r
+        inverse = 1 / (diagonal + diagonal.T)
+
+        def skew(Y: Matrix) -> Vector:
+            Y = Y - Y.T
+            if fixed is not None:  # this direction stays: both sides without it
+                moved = np.multiply.outer(Y.dot(fixed), fixed)
+                Y -= moved - moved.T
+            return Y.ravel()
+
+        def product(v: Vector, bent: bool) -> Vector:
+            E = v.reshape(J, J)
+            turned = Q.dot(E)
+            Y = Q.T.dot(weight * turned)
+            if self.bias is not None:
+                Y += np.multiply.outer(Q.T.dot(turned.dot(r)), r)
+            return skew(Y + E.dot(S) if bent else Y)
+
+        for bent in (True, False):
+            step = truncated_newton(
+                lambda v, bent=bent: product(v, bent),
+                lambda v: skew(inverse * v.reshape(J, J)),
+                -skew(G),
+                radius=math.inf,
+                forcing=forcing,
+            )
+            if step.slope < 0:
+                return step.v.reshape(J, J)
+        return None
 
 
 def rotation_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | None:
     """The point whose residual is lambda_Z times a rotation.
 
     Args:
-        q: J <= FEW clusters, ``features == "signed"``.
+        q: J clusters, few, ``features == "signed"``.
         max_steps: Newton steps at most.
 
     Returns:
@@ -119,15 +168,16 @@ def rotation_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | Non
     p = model.probabilities(Q)
     if not min(p.tolist()) > 0:
         return None
-    n, eye = len(model.planes), _layout(len(Q))[0]
-    spin = model.planes.reshape(n, Q.size)
-    longest, step = (math.inf if n else 0.0), 0
+    eye, dense = _layout(len(Q))[0], len(Q) <= FEW
+    longest, step = (math.inf if len(model.planes) or not dense else 0.0), 0
     while longest > _LAST:
-        angles = model.angles(Q, p) if step < max_steps else None
+        if step == max_steps:
+            return None
+        angles = model.angles(Q, p) if dense else model.turn(Q, p, min(0.1, longest))
         if angles is None:
             return None
-        longest, step = max(map(abs, angles.tolist())), step + 1
-        half = 0.5 * angles.dot(spin).reshape(Q.shape)
+        longest, step = float(np.abs(angles).max()), step + 1
+        half = 0.5 * angles
         for _ in range(20):  # Cayley's transform of the step, as far as the probabilities allow
             turned = Q.dot(_gesv(eye - half, eye + half)[2])
             p = model.probabilities(turned)
@@ -171,7 +221,9 @@ def _start(q: Quotient) -> tuple[_Model, Matrix]:
         limit -= (limit.dot(g_hat)[row] * (taken * g_hat)[column]).reshape(J, J)
     A, _, Bt, _ = _gesdd(limit)
     frame = Bt[:-1]
-    planes = _planes(J) if q.lambda_b else frame.T @ _planes(J - 1) @ frame
+    planes = np.zeros((0, J, J))
+    if J <= FEW:
+        planes = _planes(J) if q.lambda_b else frame.T @ _planes(J - 1) @ frame
     pull = math.sqrt(q.lambda_z / q.lambda_b) * g if 0 < q.lambda_b < math.inf else None
     model = _Model(
         base,
@@ -181,6 +233,7 @@ def _start(q: Quotient) -> tuple[_Model, Matrix]:
         None if pull is None else (pull[row] * pull[column]).reshape(J, J),
         g if pull is None else pull,
         planes,
+        None if q.lambda_b else g_hat,
         root,
         u,
         g,
@@ -199,6 +252,7 @@ def _blocks(q: Quotient, model: _Model, Q: Matrix, p: Vector) -> Blocks:
         b = (X - np.multiply.outer(u, surplus)).dot(g) / (root * g.dot(g))  # X g = 0 without it
     elif q.lambda_b < math.inf:
         b = Q.dot(g) / root * (q.lambda_z / q.lambda_b)
+        b -= (root * u).dot(b) / u.dot(u) * (u / root)  # a low price of b makes much of a rounding in Q'u = 0
     else:
         b = np.zeros(J)
     C = (X.ravel() - u[row] * surplus[column]) / (root[row] * g[column]) - b[row]

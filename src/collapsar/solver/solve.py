@@ -11,7 +11,7 @@ from collapsar.core.problem import Problem
 from collapsar.solver.certificate import Certificate, as_free
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
-from collapsar.solver.rotation import FEW, rotation_point
+from collapsar.solver.rotation import SOME, rotation_point
 from collapsar.solver.shared import SharedResult, minimise_shared
 from collapsar.solver.signed import minimise_signed
 from collapsar.solver.solution import NotConvergedError, SharedProof, Solution
@@ -121,7 +121,7 @@ def _minimise(q: Quotient, first: Blocks | None, tol: float, max_steps: int, pro
         price = 0.5 * q.lambda_b * float(q.sizes @ result.blocks.b**2)
         own = result.certificate
         return replace(result, certificate=Certificate(own.primal + price, own.dual))
-    if q.features == "signed" and q.num_clusters <= FEW:
+    if q.features == "signed" and q.num_clusters <= SOME:
         result = _at_full_rank(q, tol, max_steps)
         if result is not None:
             if progress is not None:
@@ -138,7 +138,7 @@ def _minimise(q: Quotient, first: Blocks | None, tol: float, max_steps: int, pro
 
 
 def _at_full_rank(q: Quotient, tol: float, max_steps: int) -> Result | None:
-    """The optimum of a few clusters that are all alive, some forty times faster than in general; None elsewhere."""
+    """The optimum of clusters that are all alive, five to forty times faster than in general; None elsewhere."""
     found = rotation_point(q, min(max_steps, 12))
     if found is None:
         return None
