@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from scipy.optimize import brentq, minimize
 from scipy.special import logsumexp
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.theory import column_path
+from collapsar.theory.clusters import balanced_bias, clusters_of
+from collapsar.theory.column_form import without_columns
 from collapsar.theory.roots import root_between
-from collapsar.theory.thresholds import thresholds
+from collapsar.theory.thresholds import thresholds, thresholds_of_many
 
 INF = float("inf")
 
@@ -292,6 +296,42 @@ def test_weights_inverse_to_the_root_of_the_count_merge_all_classes_at_once() ->
     counts = np.repeat([500, 100, 20], 3)
     t = thresholds(Problem(counts, 1.0, 0.1, Loss(class_weights=counts**-0.5)))
     assert np.ptp(t.merge) < 1e-15
+
+
+# --- many at once, and one class at a time
+
+
+LONG_TAILS = {  # gaps of up to a factor of 4 between neighbours, and a majority that the bias alone carries
+    "steps": Problem([2956] * 5 + [2021] * 2 + [2018, 1902, 1490] + [782] * 3 + [492] + [121] * 2, 1.0, 1e-4),
+    "free bias": Problem([5000, 1200, 1200, 300, 60, 60, 9], 1.0, 0.0),
+    "no bias": Problem([2900, 2900, 700, 150, 150, 12, 3], 1.0, INF),
+    "dear bias": Problem("exp:500:5:12", 1.0, 0.3),
+    "remedies": Problem(
+        [900, 900, 90, 90, 9], 1.0, 0.01, Loss([1, 1, 3, 3, 9], np.log([9, 9, 3, 3, 1]), [1, 1, 0.7, 0.7, 0.4])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG_TAILS)
+def test_the_path_meets_what_each_class_finds_by_itself(name: str) -> None:
+    """Newton along lambda_z on everything at once, against nested roots: bias, column, prediction."""
+    problem = LONG_TAILS[name].replace(features="nonnegative")
+    t, c = thresholds(problem), clusters_of(problem)
+    at_rest = c.column_norms(balanced_bias(c, partial(without_columns, c))[1].P)
+    for j in np.flatnonzero(at_rest < at_rest.max()):
+        k = int(np.argmax(c.labels == j))
+        value, exact = column_path._alone(c, int(j), float(at_rest.max()), float(at_rest[j]))
+        assert t.vanish[k] == pytest.approx(value, rel=1e-11)
+        assert t.exact[k] == exact
+
+
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+def test_many_problems_at_once_are_those_one_by_one(features: FeatureModel) -> None:
+    problems = [p.replace(features=features) for p in (*CASES.values(), *LONG_TAILS.values())]
+    for problem, together in zip(problems, thresholds_of_many(problems), strict=True):
+        alone = thresholds(problem)
+        for name in ("merge", "vanish", "complete", "complete_bound", "exact"):
+            np.testing.assert_allclose(getattr(together, name), getattr(alone, name), rtol=1e-11)
 
 
 # --- undefined values, invariance, cost

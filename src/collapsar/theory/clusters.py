@@ -3,13 +3,13 @@
 Classes with equal (n, q, m, delta, tau, iota) form a cluster and share one column of the optimum up to the
 order of its entries (Hong & Ling, JMLR 25(192), 2024, Thm 2b). A column of cluster j is stored as J + 1
 numbers: one for each cluster of logits (for the own cluster: the siblings) and, last, the own class;
-``multiplicity`` says how often each occurs.
+``multiplicity`` says how often each occurs. Every array may have leading axes: many problems of J clusters at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from collapsar.core.problem import Problem
 
-__all__ = ["Clusters", "Response", "balanced_bias", "clusters_of", "softmax"]
+__all__ = [
+    "Clusters",
+    "Response",
+    "balanced_bias",
+    "bias_curvature",
+    "bias_hessian",
+    "clusters_of",
+    "cross_entropy",
+    "softmax",
+]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -31,18 +40,18 @@ DAMPING = 0.1
 
 @dataclass(frozen=True)
 class Clusters:
-    """J clusters of indistinguishable classes; vectors have shape (J,), column arrays (J + 1, J).
+    """J clusters of indistinguishable classes; vectors have shape (..., J), column arrays (..., J + 1, J).
 
     Attributes:
-        labels: shape (K,), the cluster of each class.
+        labels: shape (K,), the cluster of each class; empty for several problems at once.
         sizes: k, classes per cluster.
         share: q, loss share of one class.
         mass: m, feature mass of one class.
         scales: delta, per logit.
         temperatures: tau, per class of the sample.
         offsets: iota, per logit.
-        smoothing: eps.
-        lambda_b: price of the bias.
+        smoothing: eps, a number per problem.
+        lambda_b: price of the bias, a number per problem.
     """
 
     labels: NDArray[np.intp]
@@ -52,13 +61,44 @@ class Clusters:
     scales: Vector
     temperatures: Vector
     offsets: Vector
-    smoothing: float
-    lambda_b: float
+    smoothing: float | Vector
+    lambda_b: float | Vector
+
+    @classmethod
+    def stacked(cls, clusters: Sequence[Clusters]) -> Clusters:
+        """Problems with the same number of clusters, side by side on a first axis."""
+        names = [f.name for f in fields(cls) if f.name != "labels"]
+        return cls(np.empty(0, dtype=np.intp), **{n: np.array([getattr(c, n) for c in clusters]) for n in names})
+
+    def taken(self, which: NDArray[np.bool_] | int) -> Clusters:
+        """Some of several problems, or one of them by itself."""
+        names = [f.name for f in fields(self) if f.name != "labels"]
+        return Clusters(self.labels, **{n: getattr(self, n)[which] for n in names})
+
+    @property
+    def num_clusters(self) -> int:
+        """J."""
+        return self.sizes.shape[-1]
+
+    @cached_property
+    def num_classes(self) -> Vector:
+        """K, shape (..., 1)."""
+        return self.sizes.sum(axis=-1, keepdims=True)
+
+    @cached_property
+    def eps(self) -> Vector:
+        """``smoothing`` as an array that broadcasts with vectors, shape (..., 1)."""
+        return np.asarray(self.smoothing, dtype=np.float64)[..., None]
+
+    @cached_property
+    def bias_price(self) -> Vector:
+        """``lambda_b`` as an array that broadcasts with vectors, shape (..., 1)."""
+        return np.asarray(self.lambda_b, dtype=np.float64)[..., None]
 
     @cached_property
     def multiplicity(self) -> Matrix:
         """How many logits each entry of a column stands for."""
-        return self.rows(self.sizes, np.ones_like(self.sizes)) - np.eye(self.sizes.size + 1, self.sizes.size)
+        return self.rows(self.sizes, np.ones_like(self.sizes)) - np.eye(self.num_clusters + 1, self.num_clusters)
 
     @cached_property
     def scale(self) -> Matrix:
@@ -68,8 +108,8 @@ class Clusters:
     @cached_property
     def target(self) -> Matrix:
         """Y: the (smoothed) one-hot columns."""
-        rest = self.smoothing / self.labels.size
-        return self.rows(np.full_like(self.sizes, rest), np.full_like(self.sizes, 1 - self.smoothing + rest))
+        rest = self.eps / self.num_classes + np.zeros_like(self.sizes)
+        return self.rows(rest, 1 - self.eps + rest)
 
     @cached_property
     def strength(self) -> Vector:
@@ -79,46 +119,57 @@ class Clusters:
     @staticmethod
     def rows(logit: Vector, own: Vector) -> Matrix:
         """Column array from one number per logit's cluster and one for each own class."""
-        return np.vstack([np.broadcast_to(logit[:, None], (logit.size, logit.size)), own])
+        J = logit.shape[-1]
+        column = np.empty((*np.broadcast_shapes(logit.shape, own.shape)[:-1], J + 1, J))
+        column[..., :-1, :] = logit[..., None]
+        column[..., -1, :] = own
+        return column
 
     def paired(self, cross: Matrix, square: Vector) -> Matrix:
         """A form over classes (``cross`` off its diagonal, ``square`` on it) on the 1_j / sqrt(k_j)."""
-        total = np.sqrt(np.outer(self.sizes, self.sizes)) * cross
-        total[np.diag_indices(self.sizes.size)] = square + (self.sizes - 1) * np.diag(cross)
+        root, own = np.sqrt(self.sizes), np.arange(self.num_clusters)
+        total = root[..., :, None] * root[..., None, :] * cross
+        total[..., own, own] = square + (self.sizes - 1) * cross[..., own, own]
         return total
 
     def gathered(self, entries: Matrix) -> Matrix:
         """Sum over all logits of a cluster, (J + 1, J) to (J, J): the own class joins its siblings."""
-        total = (self.multiplicity * entries)[:-1]
-        total[np.diag_indices(self.sizes.size)] += entries[-1]
+        own = np.arange(self.num_clusters)
+        total = self.multiplicity[..., :-1, :] * entries[..., :-1, :]
+        total[..., own, own] += entries[..., -1, :]
         return total
+
+    def pooled(self, entries: Matrix, weight: Vector) -> Vector:
+        """Per cluster of logits the weighted sum over all columns, as ``gathered(entries) @ weight``."""
+        weighted = entries * weight[..., None, :]
+        return np.sum(self.multiplicity[..., :-1, :] * weighted[..., :-1, :], axis=-1) + weighted[..., -1, :]
 
     def logits(self, b: Vector) -> Matrix:
         """The scaled logits where Z = 0: tau delta o b + iota."""
         u = self.scales * b
-        return self.temperatures * self.rows(u, u) + self.rows(self.offsets, self.offsets)
+        return self.temperatures[..., None, :] * self.rows(u, u) + self.rows(self.offsets, self.offsets)
 
     def column_norms(self, P: Matrix) -> Vector:
-        """||r_k|| = s ||delta o (y_k - p_k)||, shape (J,)."""
-        return self.strength * np.sqrt(np.sum(self.multiplicity * (self.scale * (self.target - P)) ** 2, axis=0))
+        """||r_k|| = s ||delta o (y_k - p_k)||, shape (..., J)."""
+        return self.strength * np.sqrt(np.sum(self.multiplicity * (self.scale * (self.target - P)) ** 2, axis=-2))
 
     def residual_gram(self, P: Matrix) -> tuple[Matrix, Vector]:
-        """R'R of the residual R = diag(delta)(Y - P)diag(tau o q)M^(-1/2), shapes (J, J) and (J,).
+        """R'R of the residual R = diag(delta)(Y - P)diag(tau o q)M^(-1/2), shapes (..., J, J) and (..., J).
 
         Returns:
             The product of two different classes' columns per pair of clusters (0 for the own cluster of a
             single class), and the squared norm of one column.
         """
-        R = self.strength * self.scale * (self.target - P)
-        total = self.gathered(R**2)
-        rest, own = R[:-1], R[-1]
-        siblings = np.diag(rest)
+        R = self.strength[..., None, :] * self.scale * (self.target - P)
+        diagonal = np.arange(self.num_clusters)
+        rest, own = R[..., :-1, :], R[..., -1, :]
+        siblings = rest[..., diagonal, diagonal]
         # logit by logit: every entry as if it were a sibling, then the two own places of the pair put right
-        product = rest.T @ (self.sizes[:, None] * rest)
-        excess = (own - siblings)[:, None] * rest
-        cross = product + excess + excess.T
-        cross[np.diag_indices(self.sizes.size)] *= self.sizes > 1
-        return cross, total.sum(axis=0)
+        product = rest.swapaxes(-1, -2) @ (self.sizes[..., None] * rest)
+        excess = (own - siblings)[..., None] * rest
+        cross = product + excess + excess.swapaxes(-1, -2)
+        cross[..., diagonal, diagonal] *= self.sizes > 1
+        return cross, np.sum(self.multiplicity * R**2, axis=-2)
 
 
 @dataclass(frozen=True)
@@ -126,15 +177,15 @@ class Response:
     """The columns that are best for one given bias.
 
     Attributes:
-        value: the objective without the bias's price, minimised over the columns, nats.
+        value: the objective without the bias's price, minimised over the columns, nats, a number per problem.
         P: predictions, column array.
         slope: dP/d(logit) before normalisation, column array.
         tie: a second direction that the columns hold fixed, column array; 0 where there is none.
-        amplitude: shape (J,), the column's own unknown: alpha for signed features, mu for nonnegative ones.
-        stiffness: shape (J,): by how much less than rigidly the second direction is held; 0: rigidly.
+        amplitude: shape (..., J), the column's own unknown: alpha for signed features, mu for nonnegative ones.
+        stiffness: shape (..., J): by how much less than rigidly the second direction is held; 0: rigidly.
     """
 
-    value: float
+    value: float | Vector
     P: Matrix
     slope: Matrix
     tie: Matrix
@@ -165,15 +216,17 @@ def clusters_of(problem: Problem) -> Clusters:
 
 def softmax(c: Clusters, u: Matrix) -> tuple[Matrix, Vector]:
     """Predictions and log-normaliser of columns of logits."""
-    top = np.max(u, axis=0, where=c.multiplicity > 0, initial=-np.inf)
-    odds = np.where(c.multiplicity > 0, np.exp(np.minimum(u - top, 0.0)), 0.0)
-    total = np.sum(c.multiplicity * odds, axis=0)
-    return odds / total, top + np.log(total)
+    there = c.multiplicity > 0
+    top = np.max(u, axis=-2, where=there, initial=-np.inf)
+    odds = np.where(there, np.exp(np.minimum(u - top[..., None, :], 0.0)), 0.0)
+    total = np.sum(c.multiplicity * odds, axis=-2)
+    return odds / total[..., None, :], top + np.log(total)
 
 
-def cross_entropy(c: Clusters, u: Matrix, log_normaliser: Vector) -> float:
-    """sum_k q_k [lse(u_k) - <y_k, u_k>], nats."""
-    return float(np.sum(c.sizes * c.share * (log_normaliser - np.sum(c.multiplicity * c.target * u, axis=0))))
+def cross_entropy(c: Clusters, u: Matrix, log_normaliser: Vector) -> Vector:
+    """sum_k q_k [lse(u_k) - <y_k, u_k>], nats, a number per problem."""
+    own = np.sum(c.multiplicity * c.target * u, axis=-2)
+    return np.sum(c.sizes * c.share * (log_normaliser - own), axis=-1)
 
 
 def balanced_bias(
@@ -183,7 +236,8 @@ def balanced_bias(
 ) -> tuple[Vector, Response]:
     """The root of sum_k q_k tau_k delta o (y_k - p_k) = lambda_b b, the columns following the bias.
 
-    Newton on the objective minimised over the columns, which is convex in the bias.
+    Newton on the objective minimised over the columns, which is convex in the bias. Of several problems each has its
+    own step length, and those at home go on with steps that change nothing.
 
     Args:
         c: the clusters.
@@ -191,61 +245,75 @@ def balanced_bias(
         start: a bias and its response, for a warm start.
 
     Returns:
-        b of shape (J,) and its response. b is zero for ``lambda_b = inf`` and sums to zero over the classes
+        b of shape (..., J) and its response. b is zero for ``lambda_b = inf`` and sums to zero over the classes
         (divided by delta) for ``lambda_b = 0``.
 
     Raises:
         ArithmeticError: Newton did not settle.
     """
-    b = np.zeros_like(c.sizes) if start is None or c.lambda_b == np.inf else start[0]
-    shift = 1 / c.scales / float((c.sizes / c.scales) @ (1 / c.scales))
+    biased = c.bias_price < np.inf
+    price = np.where(biased, c.bias_price, 0.0)
+    b = np.zeros_like(c.sizes) if start is None else start[0]
     now = respond(b, None if start is None else start[1])
-    if c.lambda_b == np.inf:
+    if not biased.any():
         return b, now
+    pull = c.sizes * c.share * c.temperatures
+    home = ~biased[..., 0]
+    along = c.sizes / c.scales
+    shift = 1 / c.scales / np.sum(along / c.scales, axis=-1, keepdims=True)
     for _ in range(NEWTON_STEPS):
-        pull = c.sizes * c.share * c.temperatures
-        miss = c.scales * (c.gathered(c.target - now.P) @ pull)
-        gradient = c.sizes * c.lambda_b * b - miss
-        ridge = DAMPING * np.max(np.abs(gradient)) * np.eye(b.size)
-        step = -np.linalg.solve(_bias_hessian(c, now) + ridge, gradient)
-        decrement = -float(gradient @ step)
-        value = now.value + 0.5 * c.lambda_b * float(c.sizes @ b**2)
-        length = 1.0
+        gradient = np.where(biased, c.sizes * price * b - c.scales * c.pooled(c.target - now.P, pull), 0.0)
+        ridge = DAMPING * np.max(np.abs(gradient), axis=-1)[..., None, None] * np.eye(c.num_clusters)
+        step = -np.linalg.solve(bias_hessian(c, now) + ridge, gradient[..., None])[..., 0]
+        decrement = -np.sum(gradient * step, axis=-1)
+        value = now.value + 0.5 * np.sum(price * c.sizes * b**2, axis=-1)
+        length = np.ones_like(decrement)
         while True:
-            trial = b + length * step
-            trial -= ((c.sizes / c.scales) @ trial) * shift  # to where the same loss costs least
+            trial = b + length[..., None] * step
+            trial -= np.sum(along * trial, axis=-1, keepdims=True) * shift  # to where the same loss costs least
             then = respond(trial, now)
-            rise = then.value + 0.5 * c.lambda_b * float(c.sizes @ trial**2) - value
+            rise = then.value + 0.5 * np.sum(price * c.sizes * trial**2, axis=-1) - value
             # below 1e-11 nats rounding hides the decrease, and Newton is at home
-            if decrement < 1e-11 or rise <= -1e-4 * length * decrement or length < 1e-9:
+            fine = (decrement < 1e-11) | (rise <= -1e-4 * length * decrement) | (length < 1e-9)
+            if fine.all():
                 break
-            length /= 2
+            length = np.where(fine, length, length / 2)
         b, now = trial, then
-        if length == 1 and np.max(np.abs(step)) <= LAST_STEP * (1 + np.max(np.abs(b))):
+        short = np.max(np.abs(step), axis=-1) <= LAST_STEP * (1 + np.max(np.abs(b), axis=-1))
+        home = home | ((length == 1) & short)
+        if home.all():
             return b, now
     raise ArithmeticError("the bias did not settle; the problem may be scaled too badly for float64")
 
 
-def _bias_hessian(c: Clusters, now: Response) -> Matrix:
+def bias_hessian(c: Clusters, now: Response) -> Matrix:
     """Second derivative in b of the loss minimised over the columns.
 
     A column answers du with dp = slope o (du - dL 1 - dmu tie), dL and dmu such that sum dp = 0 and <tie,
     dp> = 0: a diagonal minus two rank-one terms per column.
     """
     slope = c.multiplicity * now.slope
-    reach = c.temperatures * c.scale
-    mean = slope.sum(axis=0)
-    tie = now.tie - np.sum(slope * now.tie, axis=0) / mean
-    spread = np.sum(slope * tie**2, axis=0) - now.stiffness
-    tie = np.where(np.any(now.tie != 0, axis=0), tie, 0.0)
+    reach = c.temperatures[..., None, :] * c.scale
+    mean = slope.sum(axis=-2)
+    tie = now.tie - (np.sum(slope * now.tie, axis=-2) / mean)[..., None, :]
+    tie = np.where(np.any(now.tie != 0, axis=-2, keepdims=True), tie, 0.0)
+    spread = np.sum(slope * tie**2, axis=-2) - now.stiffness
     weight = c.sizes * c.share
     first = c.gathered(now.slope * reach)
     second = c.gathered(now.slope * reach * tie)
-    alone = c.gathered(now.slope * reach**2) @ weight
-    hessian = np.diag(alone)
-    hessian -= (first * (weight / mean)) @ first.T
-    hessian -= (second * (weight / np.where(spread > 0, spread, 1.0))) @ second.T
-    # only the price, if any, holds b along 1/delta, where the terms cancel and the optimum is 0: pin it at their scale
+    hessian = -(first * (weight / mean)[..., None, :]) @ first.swapaxes(-1, -2)
+    hessian -= (second * (weight / np.where(spread > 0, spread, 1.0))[..., None, :]) @ second.swapaxes(-1, -2)
+    return hessian + bias_curvature(c, c.pooled(now.slope * reach**2, weight))
+
+
+def bias_curvature(c: Clusters, alone: Vector) -> Matrix:
+    """The part of the second derivative in b beside the rank-one terms, shape (..., J, J).
+
+    Only the price, if any, holds b along 1/delta, where the terms cancel and the optimum is 0: it is pinned there at
+    their own scale.
+    """
+    price = np.where(c.bias_price < np.inf, c.bias_price, 0.0)
     shift = c.sizes / c.scales
-    hessian += alone.sum() / (shift @ shift) * np.outer(shift, shift)
-    return hessian + c.lambda_b * np.diag(c.sizes)
+    pin = alone.sum(axis=-1, keepdims=True) / np.sum(shift**2, axis=-1, keepdims=True)
+    diagonal = np.eye(c.num_clusters) * (alone + price * c.sizes)[..., None, :]
+    return diagonal + (pin * shift)[..., :, None] * shift[..., None, :]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_entropy, softmax
+from collapsar.theory.column_form import tilted
 from collapsar.theory.roots import root_between
-from collapsar.theory.thresholds import tilted
 
 __all__ = ["decay_switch"]
 

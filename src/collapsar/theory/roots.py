@@ -1,22 +1,25 @@
-"""Scalar roots: one function, so that every formula here has the same accuracy."""
+"""Roots of functions of one variable: one method, so that every formula here has the same accuracy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
 
-__all__ = ["root_between"]
+import numpy as np
+from numpy.typing import NDArray
 
+__all__ = ["FLOOR", "largest_roots", "root_between", "roots_between"]
+
+Vector = NDArray[np.float64]
+
+# How far below its guess a root is looked for. A class without a root there is carried by the bias alone:
+# its residual shrinks in proportion to lambda_z, so going further down changes nothing.
+FLOOR = 1e-3
 # Relative; a few times the spacing of float64.
 RTOL = 4e-15
 
 
 def root_between(function: Callable[[float], float], low: float, high: float) -> float:
     """The root of a function that changes sign between ``low`` and ``high``, to the last digits of float64.
-
-    Chandrupatla's method (Adv. Eng. Software 28(3), 1997): inverse quadratic interpolation where three points allow
-    it, else bisection. Written out because importing ``scipy.optimize`` takes longer than any formula here, and
-    half of the time of ``collapsar thresholds``; the tests hold it against ``scipy.optimize.brentq``.
 
     Raises:
         ValueError: there is no change of sign.
@@ -25,26 +28,68 @@ def root_between(function: Callable[[float], float], low: float, high: float) ->
         >>> round(root_between(lambda x: x**2 - 2, 0.0, 2.0), 12)
         1.414213562373
     """
-    a, b = float(high), float(low)  # b is the newest point, [a, b] holds the root, c is the point before
-    fa, fb = float(function(a)), float(function(b))
-    if not (fa <= 0 <= fb or fb <= 0 <= fa):
-        raise ValueError(f"the function has no change of sign between {low:g} and {high:g}: {fb:g} and {fa:g}")
-    step = 0.5
+    a, b = float(function(low)), float(function(high))
+    if not (a <= 0 <= b or b <= 0 <= a):
+        raise ValueError(f"the function has no change of sign between {low:g} and {high:g}: {a:g} and {b:g}")
+    return float(
+        roots_between(lambda x: np.array([function(float(x[0]))]), *np.array([[low], [high]], dtype=np.float64))[0]
+    )
+
+
+def roots_between(function: Callable[[Vector], Vector], low: Vector, high: Vector) -> Vector:
+    """Many roots at once, each between its own ``low`` and ``high``, to the last digits of float64.
+
+    Chandrupatla's method (Adv. Eng. Software 28(3), 1997): inverse quadratic interpolation where three points allow
+    it, else bisection. Written out because ``scipy.optimize`` takes longer to import than any formula here; the tests
+    hold it against ``scipy.optimize.brentq``. Where there is no change of sign, by rounding, an end is the root.
+
+    Example:
+        >>> roots_between(lambda x: x**2 - np.array([2.0, 9.0]), np.zeros(2), np.full(2, 4.0)).round(12)
+        array([1.41421356, 3.        ])
+    """
+    a, b, step = np.array(high), np.array(low), np.full(np.shape(low), 0.5)
+    fa, fb = function(a), function(b)
+    fa, fb = (np.where((fa * fb > 0) & (np.abs(f) <= np.abs(g)), 0.0, f) for f, g in ((fa, fb), (fb, fa)))
     while True:
-        best, value = (a, fa) if abs(fa) < abs(fb) else (b, fb)
-        width = abs(b - a)
-        tolerance = RTOL * abs(best) / 2 + 5e-324
-        if value == 0 or width <= 2 * tolerance:
+        nearer = np.abs(fa) < np.abs(fb)
+        best, value = np.where(nearer, a, b), np.where(nearer, fa, fb)
+        width = np.abs(b - a)
+        tolerance = RTOL * np.abs(best) / 2 + 5e-324
+        done = (value == 0) | (width <= 2 * tolerance)
+        if done.all():
             return best
-        x = a + max(min(step, 1 - tolerance / width), tolerance / width) * (b - a)
-        fx = float(function(x))
-        if (fx > 0) == (fa > 0):
-            c, fc = a, fa
-        else:
-            c, fc, b, fb = b, fb, a, fa
-        a, fa = x, fx
-        # Interpolate only where the inverse parabola through the three points is monotone between a and b.
-        across, drop = (a - b) / (c - b), (fa - fb) / (fc - fb)
-        step = 0.5
-        if 1 - sqrt(1 - across) < drop < sqrt(across):
-            step = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
+        least = np.minimum(tolerance / np.maximum(width, tolerance), 0.5)
+        x = np.where(done, best, a + np.clip(step, least, 1 - least) * (b - a))
+        fx = function(x)
+        same = (fx > 0) == (fa > 0)
+        c, fc = np.where(same, a, b), np.where(same, fa, fb)
+        b, fb = np.where(done | same, b, a), np.where(done | same, fb, fa)
+        a, fa = np.where(done, a, x), np.where(done, fa, fx)
+        # interpolate only where the inverse parabola through the three points is monotone between a and b
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            across, drop = (a - b) / (c - b), (fa - fb) / (fc - fb)
+            safe = (1 - np.sqrt(1 - across) < drop) & (drop < np.sqrt(across))
+            inner = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
+        step = np.where(safe, inner, 0.5)
+
+
+def largest_roots(excess: Callable[[Vector], Vector], top: Vector, guess: Vector) -> Vector:
+    """The largest roots below ``top``, where ``excess`` is negative: walk down to a sign change, then interpolate.
+
+    NaN where there is none above FLOOR * guess.
+
+    Example:
+        >>> largest_roots(lambda x: 2 - x, np.array([3.0]), np.array([1.0]))
+        array([2.])
+    """
+    high, low, factor = top, np.minimum(guess, top * (1 - 1e-9)), 0.9
+    value = excess(low)
+    lost = np.zeros(low.shape, dtype=bool)
+    while np.any(below := (value < 0) & ~lost):
+        factor *= factor
+        high, low = np.where(below, low, high), np.where(below, np.minimum(value + low, factor * low), low)
+        lost |= below & (low < FLOOR * guess)
+        value = excess(low)
+    if lost.all():
+        return np.full_like(low, np.nan)
+    return np.where(lost, np.nan, roots_between(lambda x: np.where(lost, 0.0, excess(x)), low, high))
