@@ -16,7 +16,9 @@ from collapsar.advise.sources import problem_of_diagnosis
 from collapsar.core.known import HeadNorm, KnownTraining
 from collapsar.diagnose.agreement import AT_REST
 from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
+from collapsar.diagnose.frozen import frozen_head, frozen_of
 from collapsar.diagnose.measurement import MAX_CLASSES, measure
+from collapsar.diagnose.readers import diagnose
 from collapsar.report import diagnosis_page
 from networks import RNG, measured, nonnegative_network, samples, signed_network
 
@@ -419,3 +421,63 @@ def test_penalties_by_rows_are_used_for_penalised_features_as_well(lambda_b):
     assert d.prediction is not None
     assert d.prediction.seen == d.separation.states
     assert np.linalg.norm(d.prediction.Z - m.Z) < 1e-4 * np.linalg.norm(m.Z)
+
+
+def long_tail_features() -> tuple[np.ndarray, np.ndarray]:
+    """Classes that overlap, three of them small: what a frozen backbone may hand to a head."""
+    rng = RNG(11)
+    y = np.repeat(np.arange(6), [120, 120, 120, 12, 12, 12])
+    return 1.2 * rng.normal(size=(6, 5))[y] + rng.normal(size=(y.size, 5)), y
+
+
+@pytest.mark.parametrize(("lambda_w", "bias"), [(0.3, True), (0.01, True), (1e-3, True), (0.01, False)])
+def test_a_head_on_frozen_features_is_solved_as_scikit_learn_solves_it(lambda_w, bias):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    X, y = long_tail_features()
+    b = np.zeros(6) if bias else None
+    found = frozen_head(X, y, 0.1 * RNG(1).normal(size=(6, 5)), b, lambda_w=lambda_w)
+    settings = {"tol": 1e-9, "max_iter": 20_000, "fit_intercept": bias}
+    counts = np.bincount(y)
+    # weights 1/n are normalised in our objective: the mean over classes
+    for solved, weights, C in (
+        (found.optimum, None, 1 / (len(y) * lambda_w)),
+        (found.remedies[1], dict(enumerate(1 / (6 * counts))), 1 / lambda_w),
+    ):
+        theirs = linear_model.LogisticRegression(C=C, class_weight=weights, **settings).fit(X, y)
+        each = 1 / len(y) if weights is None else 1 / (6 * counts[y])
+        loss = -np.sum(each * theirs.predict_log_proba(X)[np.arange(len(y)), y])
+        assert solved.objective == pytest.approx(loss + lambda_w / 2 * np.sum(theirs.coef_**2), rel=1e-8)
+        assert solved.gap < 1e-8
+        right = theirs.predict(X) == y
+        np.testing.assert_allclose(solved.recalls, [right[y == k].mean() for k in range(6)], atol=0.01)
+    assert found.excess > 0
+    if bias:  # trained with log(n_k/N): the plain optimum, its bias moved
+        theirs = linear_model.LogisticRegression(C=1 / (len(y) * lambda_w), **settings).fit(X, y)
+        best = (theirs.decision_function(X) - np.log(counts / counts.sum())).argmax(axis=1)
+        np.testing.assert_allclose(found.remedies[0].recalls, [(best == k)[y == k].mean() for k in range(6)], atol=0.01)
+
+
+def test_a_frozen_backbone_gets_its_own_model_and_words(tmp_path):
+    X, y = long_tail_features()
+    W, b = np.zeros((6, 5)), np.zeros(6)
+    m = measure(X, y, W, b)
+    known = KnownTraining(0.3, lambda_b=0.0, body="frozen")
+    d = diagnose_measurement(m, known, frozen=frozen_of(X, y, m, known))
+    assert (d.model.name, d.prediction, d.fit) == ("frozen", None, None)
+    assert d.frozen is not None
+    assert d.frozen.optimum.outvoted == (3, 4, 5)
+    text = " ".join(d.words)
+    assert "Only the head is trained" in text
+    assert "At that optimum 3, 4 and 5 are lost, outvoted on every sample" in text
+    assert "class weights 1/n, or balanced sampling: mean recall" in text
+    record = json.loads(d.to_json())["frozen"]
+    assert record["remedies"][0]["name"] == "logit adjustment"
+    assert record["excess"] == d.frozen.excess
+    assert frozen_of(X, y, m, KnownTraining(body="frozen"))[1].startswith("The head on frozen features is not solved")
+    path = tmp_path / "features.npz"
+    np.savez(path, features=X, labels=y, weight=W, bias=b, lambda_w=0.3)
+    of_file = diagnose(path, known=KnownTraining(body="frozen"))
+    assert of_file.frozen is not None
+    assert of_file.frozen.optimum.objective == pytest.approx(d.frozen.optimum.objective, rel=1e-9)
+    with pytest.raises(ValueError, match="`lambda_w` must be finite and > 0"):
+        frozen_head(X, y, W, b, lambda_w=0.0)

@@ -56,6 +56,12 @@ Model = Annotated[
     Literal["auto", "signed", "nonnegative"],
     typer.Option("--features", help="Feature model to predict with; auto: nonnegative if no feature is below 0."),
 ]
+Frozen = Annotated[
+    bool,
+    typer.Option(
+        "--frozen", help="Only the head was trained, on given features: solve it on them, and each mitigation."
+    ),
+]
 ClassNames = Annotated[Path | None, typer.Option("--class-names", help="Text file with one class name per line.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens in any browser.")]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Write a picture, .png or .svg.")]
@@ -86,6 +92,7 @@ def diagnose(
     lambda_b: KnownLambdaB = None,
     features: Model = "auto",
     smoothing: Smoothing = 0.0,
+    frozen: Frozen = False,
     class_names: ClassNames = None,
     html: Html = None,
     picture: Picture = None,
@@ -111,6 +118,7 @@ def diagnose(
         lambda_b=weight_decay if lambda_b is None else lambda_b,
         loss=Loss(smoothing=smoothing),
         features=None if features == "auto" else features,
+        body="frozen" if frozen else None,
     )
     names = None if class_names is None else _lines(class_names)
     found = run(path, known=known, class_names=names, data_dir=data_dir, ignore_index=ignore_index)

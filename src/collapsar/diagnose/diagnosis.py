@@ -40,6 +40,7 @@ from collapsar.diagnose.agreement import (
     head_forces,
 )
 from collapsar.diagnose.fit import Fit
+from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.measurement import Measurement, without_offset
 from collapsar.diagnose.model_choice import Choice, NormalizedFit, choose_model, fit_normalized
 from collapsar.diagnose.prediction import (
@@ -87,6 +88,7 @@ class Diagnosis:
         effective: the penalties read from the network; None where nothing is alive or a class has no samples.
         model: the model of the theory that this training has, and the evidence.
         model_fit: distance to the optimum of that model where it is one of normalised features.
+        frozen: where only the head is trained, its optimum on the features, and that of each mitigation.
         fit: distances to the optima of penalised features; None where they cannot be computed (a note says why).
         fit_source: which penalties ``fit`` was made at.
         prediction: what theory predicts; None as for ``fit``.
@@ -107,6 +109,7 @@ class Diagnosis:
     effective: EffectivePenalties | None
     model: Choice
     model_fit: NormalizedFit | None
+    frozen: FrozenHead | None
     fit: Fit | None
     fit_source: Literal["effective", "as trained", ""]
     prediction: Prediction | None
@@ -180,6 +183,7 @@ class Diagnosis:
                 **{name: to_json(getattr(self.effective, name)) for name in _READINGS},
             },
             "model": model_record(self.model, self.model_fit),
+            "frozen": None if self.frozen is None else {**to_json(self.frozen), "excess": to_json(self.frozen.excess)},
             "fit": None if self.fit is None else {**to_json(self.fit), "source": self.fit_source},
             "prediction": prediction,
             "notes": list(self.notes),
@@ -203,6 +207,7 @@ def diagnose_measurement(
     known: KnownTraining | None = None,
     class_names: Sequence[str] | None = None,
     source: str = "arrays",
+    frozen: tuple[FrozenHead | None, str] = (None, ""),
 ) -> Diagnosis:
     """Diagnose a measured network.
 
@@ -211,6 +216,7 @@ def diagnose_measurement(
         known: what is known of its training; its loss must be the one that ``m`` was measured with.
         class_names: K names; the class numbers by default.
         source: where it came from, for the reader.
+        frozen: where only the head is trained, its optimum on the features, or why there is none (``frozen_of``).
 
     Raises:
         ValueError: the names are not K, or the loss was another.
@@ -238,10 +244,12 @@ def diagnose_measurement(
     if alive and not m.unseen and m.linear and not saturated:
         effective = effective_penalties(rowed, features, known.one_lambda_w or None, known.lambda_b)
     solvable = not m.unseen and len(np.unique(m.class_counts)) <= _MOST_CLUSTERS
-    fit, fit_source = compared(rowed, known, effective) if solvable and m.linear else (None, "")
+    fit, fit_source = (
+        compared(rowed, known, effective) if solvable and m.linear and known.body != "frozen" else (None, "")
+    )
     choice = choose_model(m, known)
     model_fit, why = fit_normalized(m, choice)
-    notes += [why] if why else []
+    notes += [reason for reason in (why, frozen[1]) if reason]
     prediction = None
     if choice.name == "penalty" and solvable:
         prediction = predicted(rowed, known, effective, features)
@@ -256,7 +264,7 @@ def diagnose_measurement(
     say = words.Says(names, found, standings, m, at_rest, _with_samples(rows, m))
     return Diagnosis(
         headline=words.headline(say),
-        words=tuple(words.findings(say, known, forces, effective, fit, prediction, (choice, model_fit))),
+        words=tuple(words.findings(say, known, forces, effective, fit, prediction, (choice, model_fit, frozen[0]))),
         source=source,
         class_names=names,
         measurement=m,
@@ -269,6 +277,7 @@ def diagnose_measurement(
         effective=effective,
         model=choice,
         model_fit=model_fit,
+        frozen=frozen[0],
         fit=fit,
         fit_source=fit_source,
         prediction=prediction,

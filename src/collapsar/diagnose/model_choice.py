@@ -33,7 +33,7 @@ from collapsar.theory.thresholds import Thresholds
 
 __all__ = ["Choice", "ModelName", "NormalizedFit", "choose_model", "fit_normalized"]
 
-ModelName = Literal["penalty", "sample", "batch", "none"]
+ModelName = Literal["penalty", "sample", "batch", "frozen", "none"]
 
 # Lengths, and variances of features, that differ by less than this were made equal; rounding in half precision is .1 %,
 # running statistics of a batch norm are off by a few per cent.
@@ -56,8 +56,8 @@ class Choice:
     """A model of the theory, and why.
 
     Attributes:
-        name: "penalty": penalised features, the model of Hong & Ling; "sample", "batch": normalised features; "none":
-            the theory has no optimum for this training.
+        name: "penalty": penalised features, the model of Hong & Ling; "sample", "batch": normalised features; "frozen":
+            the features are given; "none": the theory has no optimum for this training.
         sentence: the evidence, and what follows.
         problem: of normalised features; None for the others, and where the head's penalty is not known.
         shifted: whether something is added to the features after the norm, which the bias takes back.
@@ -97,6 +97,10 @@ def choose_model(m: Measurement, known: KnownTraining) -> Choice:
     """
     if not m.linear:
         return Choice("none", "")
+    if known.body == "frozen":
+        return Choice(
+            "frozen", "Only the head is trained: its features are given, and its optimum is a convex problem's."
+        )
     norm, lengths = known.norm, m.lengths
     if norm is not None and lengths is not None and not norm.shifted and _too_long(norm, lengths.mean_square):
         norm = None  # registered before the head, but not what feeds it

@@ -25,6 +25,7 @@ import numpy as np
 from collapsar.core.known import KnownTraining
 from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
 from collapsar.diagnose.feature_files import FeatureFile, read_features
+from collapsar.diagnose.frozen import FrozenHead, frozen_of
 from collapsar.diagnose.measurement import Measurement, Pass
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def diagnose(
         loader: the training samples, without augmentation: batches (inputs, labels, ...), or mappings with "labels" or
             "label" whose other entries are the module's arguments.
         head: the module's last linear layer, or its name; found where it is clear.
-        known: penalties and loss of the training; they go before those that a file or a run names.
+        known: penalties and loss of the training; they go before those that a file or a run names. With ``body``
+            "frozen" (``known_training`` tells) the head is solved on the features, and so is each mitigation.
         class_names: K names.
         data_dir: where a run's data set lies, if not in a standard place.
         ignore_index: label of samples without one, as in cross-entropy: they are left out.
@@ -90,8 +92,9 @@ def diagnose(
 
     model = unwrapped(source)  # a compiled one may not notice the hook
     _, layer = find_head(model, head, None if class_names is None else len(class_names), weighted=head is None)
-    measurement = _measured(layer, _labelled(_features(model, layer, loader), ignore_index), known)
-    return diagnose_measurement(measurement, known, class_names, type(source).__name__)
+    measurement, kept = _measured(layer, _labelled(_features(model, layer, loader), ignore_index), known)
+    solved = _solved_head(kept, measurement, known)
+    return diagnose_measurement(measurement, known, class_names, type(source).__name__, solved)
 
 
 def diagnose_run(result: TrainResult, data: ImageData, source: str = "run") -> Diagnosis:
@@ -116,9 +119,24 @@ def _of_file(
     known = _merged(known, file.scalars)
     sums = Pass(file.weight, file.bias, known.loss)
     sums.add(file.features, file.labels)
-    return diagnose_measurement(
-        sums.result(_metrics(file)), known, file.class_names if class_names is None else class_names, path.name
-    )
+    measurement = sums.result(_metrics(file))
+    solved: tuple[FrozenHead | None, str] = (None, "")
+    if known.body == "frozen":
+        solved = frozen_of(file.features, file.labels, measurement, known)
+    names = file.class_names if class_names is None else class_names
+    return diagnose_measurement(measurement, known, names, path.name, solved)
+
+
+def _solved_head(
+    kept: Sequence[tuple[Tensor, Tensor]], m: Measurement, known: KnownTraining
+) -> tuple[FrozenHead | None, str]:
+    """The head solved on the features of a pass where these are given, were kept, and are what the head sees."""
+    if known.body != "frozen" or not m.linear:
+        return None, ""
+    if not kept:
+        return None, "The head on frozen features is not solved: they are too many to keep; write a sample to a file."
+    X, y = (np.concatenate([part.cpu().numpy() for part in parts]) for parts in zip(*kept, strict=True))
+    return frozen_of(X, y, m, known)
 
 
 def _merged(known: KnownTraining | None, scalars: Mapping[str, float]) -> KnownTraining:
@@ -178,6 +196,8 @@ def _of_folder(
         inside = sorted(p.name for p in path.iterdir() if (p / "checkpoint.safetensors").is_file())
         hint = f"; give one of its runs: {', '.join(inside[:5])}" if inside else "; give the --out folder of a training"
         raise ValueError(f"`source` {path} holds no checkpoint.safetensors{hint}")
+    if known is not None and known.body == "frozen":
+        raise ValueError(f"`source` {path} is a run, which trains all layers; leave `--frozen` (`known.body`) out")
     from collapsar.training import imbalanced, load_data, load_run
 
     result = load_run(path)
@@ -212,13 +232,16 @@ def _run_measurement(result: TrainResult, data: ImageData, known: KnownTraining)
     from collapsar.training import features_and_logits
 
     pairs = ((features, labels, None) for features, _, labels in features_and_logits(result.model, data, "train"))
-    return _measured(result.model.head, pairs, known)
+    return _measured(result.model.head, pairs, known)[0]
 
 
-def _measured(head: Any, passes: Iterable[tuple[Tensor, Tensor, Tensor | None]], known: KnownTraining) -> Measurement:
+def _measured(
+    head: Any, passes: Iterable[tuple[Tensor, Tensor, Tensor | None]], known: KnownTraining
+) -> tuple[Measurement, list[tuple[Tensor, Tensor]]]:
     """One pass over (features, labels, logits): the sums that theory needs, and the moments of every metric.
 
-    Where the logits are not what W h + b gives, they are measured in place of features and head.
+    Where the logits are not what W h + b gives, they are measured in place of features and head. Features and labels
+    are handed back as well, unless they are too many.
     """
     from collapsar.metrics import NeuralCollapse
     from collapsar.metrics.head import computes
@@ -253,8 +276,9 @@ def _measured(head: Any, passes: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     if sums is None or metric is None or not sums.counts.any():
         raise ValueError("`features` must hold at least one sample, got none")
     if not linear:
-        return sums.result(_scalars(metric.class_moments, None, None, None), linear=False)
-    return sums.result(_scalars(metric.class_moments, W, b, kept if size <= _KEPT else None))
+        return sums.result(_scalars(metric.class_moments, None, None, None), linear=False), []
+    found = sums.result(_scalars(metric.class_moments, W, b, kept if size <= _KEPT else None))
+    return found, kept if size <= _KEPT else []
 
 
 def _labelled(

@@ -19,6 +19,7 @@ from collapsar.metrics.separation import ClassSeparation
 if TYPE_CHECKING:
     from collapsar.core.known import KnownTraining
     from collapsar.diagnose.diagnosis import Prediction
+    from collapsar.diagnose.frozen import FrozenHead
     from collapsar.diagnose.model_choice import Choice, NormalizedFit
 
 __all__ = ["METRICS", "Says", "findings", "headline", "named"]
@@ -122,15 +123,17 @@ def findings(
     effective: EffectivePenalties | None,
     fit: Fit | None,
     prediction: Prediction | None,
-    model: tuple[Choice, NormalizedFit | None],
+    model: tuple[Choice, NormalizedFit | None, FrozenHead | None],
 ) -> Iterator[str]:
     """Everything found, most important first."""
     yield from _cost(say)
     yield from _lost(say)
     yield from _elsewhere(say)
-    choice, own = model
+    choice, own, frozen = model
     if choice.sentence:
         yield f"Model: {choice.sentence}"
+    if frozen is not None:
+        yield from _frozen(say, frozen)
     if prediction is not None and own is not None:
         yield _predicted(say, prediction, "for these class counts and this model")
         yield from _merging(say, own)
@@ -145,8 +148,8 @@ def findings(
     if effective is not None and choice.name == "penalty":
         yield agreement_words(effective, say.at_rest) + _against_known(known, effective)
         yield from _stuck(say, effective)
-    normalised = choice.name in ("sample", "batch")
-    told = [caution for caution in known.cautions if not (normalised and caution.startswith(UNPENALISED))]
+    given = choice.name in ("sample", "batch", "frozen")
+    told = [caution for caution in known.cautions if not (given and caution.startswith(UNPENALISED))]
     yield from (f"Caution: {caution}" for caution in told)
     yield _rule(say)
 
@@ -316,6 +319,27 @@ def _merging(say: Says, fit: NormalizedFit) -> Iterator[str]:
     where = f"{most:.2f} times that" if most >= 0.995 else f"{_percent(most)} of it"
     level = float(fit.thresholds.merge[classes[0]])
     yield f"{named(say.names, classes)} {verb} first, from lambda_w = {level:.4g} on; this network is at {where}."
+
+
+def _frozen(say: Says, head: FrozenHead) -> Iterator[str]:
+    """How far a head is from its optimum on given features, who is lost there, and what each mitigation would do."""
+    best = head.optimum
+    above = f"{_percent(head.excess)} above" if head.excess > max(best.gap, 1e-6) else "at"
+    yield (
+        f"On these features its objective is {head.objective:.4g}, {above} the optimum, {best.objective:.4g} "
+        f"(certified to {max(best.gap, 1e-15):.0e}; mean recall there {_percent(best.mean_recall)})."
+    )
+    if best.outvoted:
+        verb = "is" if len(best.outvoted) == 1 else "are"
+        yield (
+            f"At that optimum {named(say.names, best.outvoted)} {verb} lost, outvoted on every sample: longer training "
+            "does not give back what the objective gives away."
+        )
+    solved = []
+    for remedy in head.remedies:
+        lost = f"{named(say.names, remedy.outvoted)} lost" if remedy.outvoted else "no class lost"
+        solved.append(f"{remedy.name}: mean recall {_percent(remedy.mean_recall)}, {lost}")
+    yield f"Solved again with {'; with '.join(solved)} (on these samples)."
 
 
 def _own_distance(say: Says, fit: NormalizedFit) -> str:
