@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from collapsar.diagnose.audit_samples import CountEffect, Recalls
 from collapsar.diagnose.reach import FeatureSpace, Reach
 from collapsar.diagnose.untrained import RowSpectrum
+from collapsar.metrics.shared_rows import TOLERANCE
 
 if TYPE_CHECKING:
     from collapsar.diagnose.head_audit import Group
@@ -54,7 +55,8 @@ def summary(say: Says, effect: CountEffect | None) -> str:
         in_groups[list(group)] = True
     kinds = []
     if shared:
-        kinds.append(f"{shared} share {_several(len(say.groups), 'row')} with others")
+        near = f" within {100 * say.tolerance:g} %" if say.tolerance > TOLERANCE else ""
+        kinds.append(f"{shared} share {_several(len(say.groups), 'row')} with others{near}")
     for mask, words in (
         (say.shrunk & ~in_groups, "{} shrunk to the mean of all rows"),
         (say.initial & ~in_groups & ~say.shrunk, "{} as the initialisation left them"),
@@ -121,15 +123,24 @@ def findings(
 
 def _group_words(say: Says, group: Group) -> str:
     same = f", {group.identical} of them identical to rounding" if group.identical else ""
-    biases = "and no bias does"
-    if group.bias_spread > 0:
-        biases = (
-            f"their biases, {group.bias_spread:.2g} nats from smallest to largest, always favour "
-            f"{say.named([group.answered])}"
+    favoured = say.named([group.answered])
+    if group.identical == len(group.classes):
+        told = "No evidence can tell them apart"
+        biases = f"always favour {favoured}"
+    else:  # two members are at most a diameter apart
+        told = (
+            "Features that give the longest row ten nats tell two of them apart by at most "
+            f"{20 * group.radius:.2g} nats"
         )
+        biases = f"favour {favoured}"
+    tail = (
+        "and no bias does"
+        if group.bias_spread == 0
+        else (f"their biases, {group.bias_spread:.2g} nats from smallest to largest, {biases}")
+    )
     return (
         f"{len(group.classes)} classes lie on one row{same} (radius {100 * group.radius:.2g} % of the longest row): "
-        f"{say.named(group.classes)}. No evidence can tell them apart; {biases}."
+        f"{say.named(group.classes)}. {told}; {tail}."
     )
 
 
