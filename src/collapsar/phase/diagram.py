@@ -8,7 +8,7 @@ repeats its samples and with them its feature penalty. The states come from cert
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, get_args
 
 import numpy as np
@@ -21,7 +21,8 @@ from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
 from collapsar.phase.normalized import cell_solutions, cell_thresholds, models_of
 from collapsar.solver.batched import ProblemBatch, solve_batch
-from collapsar.theory.thresholds import Thresholds, thresholds
+from collapsar.theory.clusters import Clusters
+from collapsar.theory.thresholds import Thresholds, cluster_thresholds
 
 __all__ = ["Agreement", "ModelPhase", "PhaseDiagram", "assemble", "phase_chunk", "phase_diagram"]
 
@@ -275,9 +276,18 @@ def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int
     """Thresholds per cell, computed once along lambda_z."""
     grid = np.arange(batch.num_problems).reshape(shape)
     wanted = np.take(grid, [0], axis=config.along) if config.has_penalty else grid
-    known = {int(i): _row(thresholds(batch.problem(int(i))), int(batch.sizes[i, 0])) for i in wanted.ravel()}
-    source = np.broadcast_to(wanted, shape)
-    return {name: [[known[int(i)][n] for i in row] for row in source] for n, name in enumerate(_FIELDS)}
+    names = [f.name for f in fields(Clusters) if f.name != "labels"]
+    c = Clusters(np.empty(0, dtype=np.intp), **{name: getattr(batch, name)[wanted.ravel()] for name in names})
+    found = np.empty((len(_FIELDS), wanted.size))
+    alike = (c.share[:, 0] == c.share[:, 1]) & (c.mass[:, 0] == c.mass[:, 1])  # A and B are one kind of classes
+    for part, some in ((~alike, c.taken(~alike)), (alike, c.taken(alike).joined())):
+        if part.any():
+            merge, v = cluster_thresholds(some, batch.features)
+            certain = v.complete_bound <= v.complete * (1 + 1e-9)
+            ends = [array[:, side] for array in (merge, v.vanish, v.exact) for side in (0, -1)]
+            found[:, part] = np.stack([*ends[:4], v.complete, *ends[4:], certain])
+    cells = np.where(np.isfinite(found), found, None).reshape(len(_FIELDS), *wanted.shape)
+    return {name: np.broadcast_to(cells[n], shape).tolist() for n, name in enumerate(_FIELDS)}
 
 
 def _row(t: Thresholds, k_a: int) -> list[float | None]:

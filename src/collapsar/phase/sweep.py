@@ -139,7 +139,7 @@ def _numbered(config: PhaseConfig, chunk: int) -> tuple[int, Record]:
 
 
 def _part_file(folder: Path, config: PhaseConfig, chunk: int) -> Path:
-    return folder / f"{config.digest[:16]}-{chunk:05d}.json"
+    return folder / f"{config.digest[:16]}-{chunk:05d}-of-{config.num_chunks:05d}.json"
 
 
 def _sealed(config: PhaseConfig, chunk: int, part: Record) -> str:

@@ -38,6 +38,9 @@ LAST_STEP = 1e-8
 DAMPING = 0.1
 
 
+_PER_PROBLEM = ("labels", "smoothing", "lambda_b")
+
+
 @dataclass(frozen=True)
 class Clusters:
     """J clusters of indistinguishable classes; vectors have shape (..., J), column arrays (..., J + 1, J).
@@ -74,6 +77,12 @@ class Clusters:
         """Some of several problems, or one of them by itself."""
         names = [f.name for f in fields(self) if f.name != "labels"]
         return Clusters(self.labels, **{n: getattr(self, n)[which] for n in names})
+
+    def joined(self) -> Clusters:
+        """Every problem as one cluster, where all its clusters are alike."""
+        alone = {f.name: getattr(self, f.name)[..., :1] for f in fields(self) if f.name not in _PER_PROBLEM}
+        alone["sizes"] = self.sizes.sum(axis=-1, keepdims=True)
+        return Clusters(self.labels, **alone, smoothing=self.smoothing, lambda_b=self.lambda_b)
 
     @property
     def num_clusters(self) -> int:
