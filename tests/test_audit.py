@@ -20,8 +20,10 @@ from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
 SEEDS = range(3)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("K", "d"), [(1500, 96), (4000, 48)])
+@pytest.mark.parametrize(
+    ("seed", "K", "d"),
+    [(0, 1500, 96), (1, 1500, 96), (2, 4000, 48), pytest.param(3, 32_000, 256, marks=pytest.mark.slow)],
+)
 def test_every_planted_death_is_found(seed: int, K: int, d: int) -> None:
     rng = np.random.default_rng(seed)
     W, b, where = planted(rng, K, d, 12)
@@ -230,10 +232,18 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"tolerance": 0.0}, {"tolerance": np.nan}, {"features": "relu"}, {"features": -1.0}, {"lambda_w": 0.1}]
+    "options",
+    [
+        {"tolerance": 0.0},
+        {"tolerance": np.nan},
+        {"features": "relu"},
+        {"features": -1.0},
+        {"lambda_w": 0.1},
+        {"largest_reach": np.nan},
+    ],
 )
 def test_bad_options_are_named(options: dict) -> None:
-    with pytest.raises(ValueError, match=r"`tolerance`|`features`|`lambda_w`"):
+    with pytest.raises(ValueError, match=r"`tolerance`|`features`|`lambda_w`|`largest_reach`"):
         cs.AuditOptions(**options)
 
 

@@ -214,6 +214,12 @@ def faults(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     np.savez(tmp_path / "vectors.npz", bias=B)
     np.savez(tmp_path / "nan.npz", weight=np.where(W > 1, np.nan, W))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "nan.npz").read_bytes()[:100])
+    np.savez(tmp_path / "bias.npz", weight=W, bias=B[:-1])
+    np.savez(tmp_path / "columns.npz", weight=W.T, bias=B)
+    locked = bytearray((tmp_path / "nan.npz").read_bytes())
+    for sign, flag in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the bit that says encrypted
+        locked[locked.index(sign) + flag] |= 1
+    (tmp_path / "locked.npz").write_bytes(locked)
     torch.save({"weight": torch.from_numpy(W.copy()), "more": Unsafe()}, tmp_path / "unsafe.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "model.txt").write_text("text")
@@ -228,7 +234,10 @@ def faults(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "vectors.npz": (tmp_path / "vectors.npz", "no matrix (K, d) is in it; it holds bias"),
         "nan.npz": (tmp_path / "nan.npz", "`weight` must be finite; row"),
         "cut.npz": (tmp_path / "cut.npz", "damaged"),
-        "unsafe.pt": (tmp_path / "unsafe.pt", "damaged"),
+        "bias.npz": (tmp_path / "bias.npz", "'bias' (6,) does not fit 'weight' (7, 5), a number for each row"),
+        "columns.npz": (tmp_path / "columns.npz", "store the weight with a row per class"),
+        "locked.npz": (tmp_path / "locked.npz", "encrypted"),
+        "unsafe.pt": (tmp_path / "unsafe.pt", "holds Python objects, which are not loaded; save model.state_dict()"),
         "list.pt": (tmp_path / "list.pt", "holds a list, not a state dict"),
         "model.txt": (tmp_path / "model.txt", "`source` must be"),
         "folder": (tmp_path / "folder", "holds no model"),

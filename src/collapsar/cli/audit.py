@@ -91,6 +91,8 @@ def audit(
 
     if nonnegative and norm is not None:
         raise ValueError("give either --nonnegative or --norm")
+    if norm is not None and not 0 < norm < np.inf:
+        raise ValueError(f"`--norm` must be finite and > 0, the length of all features; got {norm}")
     normalised = norm is not None and lambda_w is not None
     priced = lambda_z is not None or lambda_h is not None or (lambda_w is not None and not normalised)
     options = AuditOptions(

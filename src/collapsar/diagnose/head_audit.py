@@ -78,6 +78,8 @@ class AuditOptions:
             raise ValueError(
                 f'`features` must be "free", "nonnegative" or a positive number, their length; got {self.features!r}'
             )
+        if not self.largest_reach >= 0:
+            raise ValueError(f"`largest_reach` must be a number of multiplications, >= 0; got {self.largest_reach}")
         if self.lambda_w is not None and not number:
             raise ValueError("`lambda_w` alone prices normalised features: make `features` their length, a number")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -119,8 +120,7 @@ def _in_folder(path: Path) -> Path:
 def _chosen(path: Path, tensors: dict[str, Tensor], head: str | None) -> HeadFile:
     name, reason = _weight_name(path, tensors, head)
     weight = tensors[name].read()
-    K = weight.shape[0]
-    bias = _beside(tensors, name, K)
+    bias = _beside(path, tensors, name, weight.shape)
     extra = {key: tensors[key].read() for key in ("class_names", "class_counts") if key in tensors}
     names = extra.get("class_names")
     return HeadFile(
@@ -133,12 +133,16 @@ def _chosen(path: Path, tensors: dict[str, Tensor], head: str | None) -> HeadFil
     )
 
 
-def _beside(tensors: Mapping[str, Tensor], name: str, K: int) -> str | None:
+def _beside(path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> str | None:
     """The bias that goes with a weight."""
-    stem = re.sub(r"weight$", "", name)
-    for candidate in (f"{stem}bias", "bias") if name.endswith("weight") else (f"{name}_bias", "bias"):
-        if candidate in tensors and tensors[candidate].shape == (K,):
+    own = re.sub(r"weight$", "bias", name) if name.endswith("weight") else f"{name}_bias"
+    for candidate in (own, "bias"):
+        if candidate in tensors and tensors[candidate].shape == shape[:1]:
             return candidate
+    if own in tensors:
+        length = tensors[own].shape
+        hint = "; store the weight with a row per class" if length == shape[1:] else ""
+        raise Refused(f"{path}: {own!r} {length} does not fit {name!r} {shape}, a number for each row{hint}")
     return None
 
 
@@ -255,7 +259,12 @@ def _sharded(path: Path) -> dict[str, Tensor]:
 def _torch(path: Path) -> dict[str, Tensor]:
     import torch
 
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "global" not in str(error).lower():
+            raise
+        raise Refused(f"{path} holds Python objects, which are not loaded; save model.state_dict() alone") from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
