@@ -66,12 +66,15 @@ OTHERS: dict[str, Any] = {
     "precision": "bf16",
     "compile": True,
     "cuda_graphs": True,
+    "optimizer": "adamw",
+    "head_decay": 0.5,
 }
+NEEDS: dict[str, dict[str, Any]] = {"head_decay": {"optimizer": "adamw"}}
 
 
 def test_json_round_trip_and_a_hash_that_sees_every_field() -> None:
     assert OTHERS.keys() == {known.name for known in fields(TrainConfig)}
-    variants = [BASE, *(replace(BASE, **{name: value}) for name, value in OTHERS.items())]
+    variants = [BASE, *(replace(BASE, **{name: value, **NEEDS.get(name, {})}) for name, value in OTHERS.items())]
     for config in variants:
         text = config.to_json()
         assert TrainConfig.from_json(text) == config
@@ -107,6 +110,8 @@ def test_json_of_something_else(text: str, complaint: str) -> None:
         ("learning_rate", (0.0, -0.1, math.inf, math.nan)),
         ("momentum", (-0.1, 1.0, math.nan)),
         ("weight_decay", (-1e-4, math.inf, math.nan)),
+        ("optimizer", ("adam", "")),
+        ("head_decay", (-1.0, 0.5, math.nan)),  # SGD's is lambda_w
         ("warm_fraction", (-0.1, 1.1, math.nan)),
         ("warm_factor", (-1.0, math.nan)),
         ("clip_norm", (0.0, -1.0, math.nan)),

@@ -359,6 +359,32 @@ def test_head_without_bias(tmp_path: Path) -> None:
     assert load_run(tmp_path).model.head.bias is None
 
 
+def test_adamw_decays_the_head_as_torch_does() -> None:
+    """Three epochs by hand with torch's own AdamW, a group for the head's weight and one for the rest."""
+    config = replace(CONFIG, model=ModelSpec("mlp", (12,)), epochs=3, penalties=Penalties(0.0, 0.0, 0.0))
+    config = replace(
+        config, optimizer="adamw", learning_rate=0.01, weight_decay=0.5, head_decay=4.0, clip_norm=math.inf,
+        learning_rate_steps=((0.0, 1.0),),
+    )  # fmt: skip
+    got = train(config, DATA)
+    data = imbalanced(DATA, config.class_counts)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = build_model(config.model, data.image_shape, 10, generator=generator)
+    rest = [p for p in model.parameters() if p is not model.head.weight]
+    groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.5}]
+    optimizer = torch.optim.AdamW([*groups, {"params": [model.head.weight], "weight_decay": 4.5}], lr=0.01)
+    images, labels = data.normalised(data.train_images), data.train_labels
+    for _ in range(3):
+        for batch in torch.randperm(65, generator=generator).split(20):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(images[batch])[0], labels[batch]).backward()
+            optimizer.step()
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(got.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5), name
+    assert got.optimizer is not None
+    assert got.optimizer.state[got.model.head.weight]["exp_avg_sq"].shape == (10, 12)
+
+
 def test_no_momentum_resumes_too(tmp_path: Path) -> None:
     config = replace(CONFIG, momentum=0.0, epochs=4)
     train(config, DATA, tmp_path)
@@ -414,11 +440,22 @@ def test_start_gives_the_weights_and_its_digest_guards_the_folder(tmp_path: Path
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("model", [ModelSpec("cnn", (4, 8, 16)), ModelSpec("resnet18", (3, 4, 5, 12))], ids=str)
-def test_convolutions_resume_in_the_same_bits(
-    model: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": ModelSpec("cnn", (4, 8, 16))},
+        {"model": ModelSpec("resnet18", (3, 4, 5, 12))},
+        {
+            "model": ModelSpec("vit", (4, 12), feature_relu=False, feature_norm="rmsnorm"),
+            "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "head_decay": 2.0,
+        },
+    ],
+    ids=lambda change: change["model"].name,
+)  # fmt: skip
+def test_other_networks_and_optimizers_resume_in_the_same_bits(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(CONFIG, model=model, epochs=3, eval_every=1)
+    config = replace(CONFIG, epochs=3, eval_every=1, **change)
     whole = train(config, DATA)
     with monkeypatch.context() as crash:
         crash.setattr(loop, "penalised_backward", _after(6, penalised_backward))

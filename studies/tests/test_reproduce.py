@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 
 import collapsar as cs
 from collapsar.cli import main
-from collapsar.theory import deep_column
+from collapsar.theory import deep_column, normalized_merge, normalized_two_cluster
 from collapsar.training import ModelSpec, build_model, imbalanced, load_data, with_weight_decay
 from collapsar_studies import advice_study, presets, reproduce, which_model
 from collapsar_studies import against_theory as at
@@ -345,6 +345,27 @@ def test_which_model_and_effective_count_right(everything: tuple[Path, Everythin
     assert branches.count((2, "up")) == 1
 
 
+def test_the_standard_study_counts_right(everything: tuple[Path, Everything]) -> None:
+    record = everything[1]["standard"]
+    assert record["merge"]["sample"] == pytest.approx(normalized_merge((5, 5), (40, 8), 1.0), rel=1e-5)
+    runs = {(r["norm"], r["factor"]): r for r in record["runs"]}
+    assert runs.keys() == {(n, f) for n in ("layernorm", "none") for f in (0.5, 1.4)}
+    for run_ in record["runs"]:
+        if run_["norm"] == "layernorm":
+            assert run_["length"] == 4.0
+            assert run_["lambda_w"] == pytest.approx(run_["factor"] * 16 * record["merge"]["sample"], rel=1e-3)
+            model = normalized_two_cluster((5, 5), (40, 8), run_["lambda_w"], 4.0)
+            Z = model.Z()
+            assert run_["predicted_contrasts"][1] == pytest.approx(Z[5, 5] - Z[6, 5], abs=1e-4)
+    for row in record["table"]:
+        assert row["sample"] == runs[row["norm"], row["factor"]]["distance"]["sample"]["Z"]
+    (adamw,) = record["adamw"]
+    assert adamw["clock"] == pytest.approx(10.0 * 4 * 1e-3 * (3 + 0.1) * 1, rel=1e-6)  # 4 steps: 240 images by 64
+    assert [t["number"] for t in record["tuned"]] == [0, 1]
+    assert all(t["verdict"] == "not acted" and t["right"] for t in record["tuned"])
+    assert record["tuned"][0]["clock"] == pytest.approx(5 * 8 * 2e-5 * 0.01, rel=1e-6)  # 8 steps: 240 images by 32
+
+
 def test_the_share_of_the_layers_below_the_features() -> None:
     layers = [{"weight": 3.0, "bias": 1.0, "scale": 5.0, "shift": 1.0}, {"weight": 10.0, "bias": 0.0}]
     assert ef._body_share(layers, 1) == pytest.approx(4 / 20)  # pyright: ignore[reportPrivateUsage]
@@ -444,7 +465,7 @@ def test_the_papers_size_asks_for_a_gpu() -> None:
 def test_records_of_other_figures_are_refused() -> None:
     with pytest.raises(ValueError, match="number"):
         paper_figure({"number": 12})
-    with pytest.raises(ValueError, match="which-model or effective"):
+    with pytest.raises(ValueError, match="which-model, effective, standard"):
         study_figure({"figure": "fig1"})
     job = replace(presets.figure_plan(5, "tiny").jobs[0])
     plan = replace(presets.figure_plan(5, "tiny"), jobs=(job,))

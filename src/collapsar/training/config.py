@@ -33,11 +33,15 @@ class TrainConfig:
         epochs: Passes over the training set, >= 1.
         model: The network.
         batch_size: Images per step, >= 1.
-        learning_rate: SGD's, > 0.
+        learning_rate: The optimizer's, > 0.
         learning_rate_steps: (fraction of the epochs, factor on ``learning_rate``) pairs, beginning at
             fraction 0, increasing.
         momentum: SGD's, in [0, 1).
-        weight_decay: SGD's L2 decay of *all* parameters, >= 0; it adds to λ_W and λ_b.
+        weight_decay: The optimizer's decay of *all* parameters, >= 0. SGD's is an L2 penalty that adds to λ_W and λ_b;
+            AdamW's is decoupled.
+        optimizer: "sgd" or "adamw" (torch's other defaults).
+        head_decay: AdamW's decoupled decay of the head's weight, on top of ``weight_decay``, >= 0; 0 for "sgd", where
+            λ_W is the same thing.
         warm_fraction: For this fraction of the epochs, in [0, 1], λ_W and λ_H are multiplied by
             ``warm_factor``: strong penalties from the first step can kill ReLU features for good.
         warm_factor: >= 0.
@@ -90,6 +94,8 @@ class TrainConfig:
     precision: str = "float32"
     compile: bool = False
     cuda_graphs: bool = False
+    optimizer: str = "sgd"
+    head_decay: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_counts", whole_counts(self.class_counts))
@@ -100,6 +106,11 @@ class TrainConfig:
             "learning_rate": ("positive and finite", 0 < self.learning_rate < math.inf),
             "momentum": ("in [0, 1)", 0 <= self.momentum < 1),
             "weight_decay": ("finite and >= 0", 0 <= self.weight_decay < math.inf),
+            "optimizer": ('"sgd" or "adamw"', self.optimizer in ("sgd", "adamw")),
+            "head_decay": (
+                'finite and >= 0, and 0 with "sgd", where `penalties` has it as lambda_w',
+                0 <= self.head_decay < math.inf and (self.head_decay == 0 or self.optimizer == "adamw"),
+            ),
             "warm_fraction": ("in [0, 1]", 0 <= self.warm_fraction <= 1),
             "warm_factor": ("finite and >= 0", 0 <= self.warm_factor < math.inf),
             "clip_norm": ("> 0 (inf: no clipping)", self.clip_norm > 0),

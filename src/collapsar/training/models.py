@@ -19,6 +19,7 @@ __all__ = ["BODIES", "FEATURE_NORMS", "FeatureNetwork", "ModelSpec", "build_mode
 Shape = tuple[int, int, int]
 
 _MLP_WIDTHS = (256, 256, 256)
+_PLAIN = ("mlp", "cnn", "vit")  # no batch normalisation of their own
 _COSINE_LENGTH = 16.0  # the usual scale of cosine heads
 _SIDE = 32  # pixels a side of what the paper's networks see
 
@@ -28,12 +29,13 @@ class ModelSpec:
     """Which network, as a value that can be recorded.
 
     Attributes:
-        name: A key of ``BODIES``: "mlp" (perceptron), "cnn" (small convolutional), and the paper's "resnet18",
-            "vgg11" and "vgg13" (JMLR Sec. 4), which see every image at 32x32, resized where it has another size.
+        name: A key of ``BODIES``: "mlp" (perceptron), "cnn" (small convolutional), "vit" (small vision transformer,
+            pre-norm), and the paper's "resnet18", "vgg11" and "vgg13" (JMLR Sec. 4), which see every image at 32x32,
+            resized where it has another size.
         widths: "mlp": units of the hidden layers. "cnn": channels of the convolutions (each followed by a 2x2
-            pooling), then units of the feature layer. "resnet18": channels of the four stages. "vgg11", "vgg13":
-            units of the two fully connected layers. The last entry is the number of features d. Empty: the
-            network's own default.
+            pooling), then units of the feature layer. "vit": side of a patch, then one width per block, all equal.
+            "resnet18": channels of the four stages. "vgg11", "vgg13": units of the two fully connected layers. The
+            last entry is the number of features d. Empty: the network's own default.
         feature_relu: Whether the features pass a last ReLU (nonnegative) or not (signed). In "resnet18" that ReLU
             stands before the average pooling, which leaves nonnegative features nonnegative.
         batch_norm: Batch normalisation before every ReLU except the last; the features themselves stay
@@ -44,9 +46,9 @@ class ModelSpec:
             D hidden layers L is in 1..D, and L = 1 normalises the head's own features. 0: none. Independent of
             ``batch_norm``; where both ask for the same layer it is normalised once. Decay on the scale of such a
             normalisation acts as a feature penalty (ordinary training has no other).
-        feature_norm: "mlp" and "cnn" only. A key of ``FEATURE_NORMS``: what normalises the features, without a gain or
-            shift of its own, in place of their last ReLU: "layernorm", "rmsnorm" and "cosine" every feature, to the
-            length √d (cosine: 16), "batchnorm" each coordinate over the batch. "": nothing.
+        feature_norm: "mlp", "cnn" and "vit" only. A key of ``FEATURE_NORMS``: what normalises the features, without a
+            gain or shift of its own, in place of their last ReLU: "layernorm", "rmsnorm" and "cosine" every feature,
+            to the length √d (cosine: 16), "batchnorm" each coordinate over the batch. "": nothing.
 
     Raises:
         ValueError: The name is unknown, a width is not a positive whole number, ``layers_above_norm`` is out of
@@ -81,9 +83,9 @@ class ModelSpec:
             )
         if self.feature_norm not in ("", *FEATURE_NORMS):
             raise ValueError(f"`feature_norm` must be one of {', '.join(FEATURE_NORMS)}, got {self.feature_norm!r}")
-        if self.feature_norm and (self.name not in ("mlp", "cnn") or self.feature_relu or self.layers_above_norm == 1):
+        if self.feature_norm and (self.name not in _PLAIN or self.feature_relu or self.layers_above_norm == 1):
             raise ValueError(
-                f'`feature_norm` {self.feature_norm!r} takes the place of the last ReLU of "mlp" or "cnn" and of '
+                f"`feature_norm` {self.feature_norm!r} takes the place of the last ReLU of {', '.join(_PLAIN)} and of "
                 f"`layers_above_norm` 1; got {self.name!r} with feature_relu={self.feature_relu} and "
                 f"layers_above_norm={self.layers_above_norm}"
             )
@@ -91,7 +93,7 @@ class ModelSpec:
     @property
     def normalises(self) -> bool:
         """Whether there is a batch normalisation anywhere: a batch of one image is then undefined."""
-        in_body = self.batch_norm or self.layers_above_norm > 0 or self.name not in ("mlp", "cnn")
+        in_body = self.batch_norm or self.layers_above_norm > 0 or self.name not in _PLAIN
         return in_body or self.feature_norm == "batchnorm"
 
     def feature_length(self, num_features: int) -> float | None:
@@ -254,6 +256,58 @@ def _feature_norm(spec: ModelSpec, num_features: int) -> list[nn.Module]:
     return [FEATURE_NORMS[spec.feature_norm](num_features)] if spec.feature_norm else []
 
 
+class _Attention(nn.Module):
+    """Self-attention with four heads and a perceptron, each on normalised tokens and added to them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.before = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        b, t, width = tokens.shape
+        mixed = self.queries_keys_values(self.before(tokens)).view(b, t, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(mixed[0], mixed[1], mixed[2])
+        tokens = tokens + self.out(seen.transpose(1, 2).reshape(b, t, width))
+        return tokens + self.mlp(tokens)
+
+
+class _Patches(nn.Module):
+    """Square patches as tokens, each with a learned place."""
+
+    def __init__(self, channels: int, patch: int, width: int, count: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.places = nn.Parameter(torch.zeros(count, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embed(images).flatten(2).transpose(1, 2) + self.places
+
+
+class _MeanToken(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.mean(dim=1)
+
+
+def _vision_transformer(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module, int]:
+    """Patches, pre-norm blocks, the mean over patches (Dosovitskiy et al., ICLR 2021, small)."""
+    patch, *widths = spec.widths or (4, 32, 32)
+    channels, height, width = image_shape
+    if not widths or len(set(widths)) > 1 or widths[0] % 4 or height % patch or width % patch:
+        raise ValueError(
+            f'`widths` of "vit" must be the side of a patch that divides {height}x{width} pixels, then equal widths '
+            f"divisible by 4, got {spec.widths}; (4, 32, 32) has two blocks of width 32"
+        )
+    count = (height // patch) * (width // patch)
+    layers = [_Patches(channels, patch, widths[0], count), *map(_Attention, widths), _MeanToken()]
+    layers += [nn.ReLU()] if spec.feature_relu else _feature_norm(spec, widths[0])
+    return nn.Sequential(*layers), widths[0]
+
+
 class _Resized(nn.Module):
     """Images brought to 32x32 pixels: bilinear, and antialiased where they shrink."""
 
@@ -333,6 +387,7 @@ def _as_many(spec: ModelSpec, default: tuple[int, ...]) -> tuple[int, ...]:
 BODIES: dict[str, Callable[[ModelSpec, Shape], tuple[nn.Module, int]]] = {
     "mlp": _perceptron,
     "cnn": _small_convolutional,
+    "vit": _vision_transformer,
     "resnet18": _resnet18,
     "vgg11": _vgg,
     "vgg13": _vgg,

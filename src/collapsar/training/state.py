@@ -30,6 +30,9 @@ __all__ = [
 
 Record = dict[str, Any]
 
+_BUFFERS = {"momentum": "momentum_buffer", "first": "exp_avg", "second": "exp_avg_sq", "steps": "step"}
+"""What the optimizers keep of each parameter, by its prefix in a checkpoint."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
@@ -45,6 +48,7 @@ class TrainResult:
         epoch: Finished epochs.
         finished: "epochs", "stationary", or "" for a run that was loaded before its end.
         seconds: Time spent in training and evaluation, resumed parts included.
+        optimizer: As training left it, with its state.
     """
 
     config: TrainConfig
@@ -54,6 +58,7 @@ class TrainResult:
     epoch: int
     finished: str
     seconds: float
+    optimizer: torch.optim.Optimizer | None = None
 
 
 @dataclass
@@ -61,7 +66,7 @@ class RunState:
     """What changes while training."""
 
     model: FeatureNetwork
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     generator: torch.Generator
     epoch: int = 0
     seconds: float = 0.0
@@ -80,14 +85,17 @@ def fresh_state(
     head_bias = math.isfinite(config.penalties.lambda_b)
     model = build_model(config.model, image_shape, num_classes, head_bias=head_bias, generator=generator).to(device)
     model.body_dtype = PRECISIONS[config.precision]
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),  # one kernel instead of several for each tensor
-    )
-    return RunState(model, optimizer, generator)
+    return RunState(model, _optimizer(config, model), generator)
+
+
+def _optimizer(config: TrainConfig, model: FeatureNetwork) -> torch.optim.Optimizer:
+    fused = model.head.weight.device.type in ("cpu", "cuda")  # one kernel instead of several for each tensor
+    common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": fused}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
+    rest = [parameter for parameter in model.parameters() if parameter is not model.head.weight]
+    head = {"params": [model.head.weight], "weight_decay": config.weight_decay + config.head_decay}
+    return torch.optim.AdamW([{"params": rest}, head], **common)
 
 
 def begin_from(state: RunState, start: Mapping[str, Tensor]) -> None:
@@ -115,6 +123,7 @@ def result_of(state: RunState, config: TrainConfig) -> TrainResult:
         epoch=state.epoch,
         finished=state.finished,
         seconds=state.seconds,
+        optimizer=state.optimizer,
     )
 
 
@@ -124,9 +133,10 @@ def checkpoint_of(
     """The state as a checkpoint; its hashes of data and start are the header's."""
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     for name, parameter in state.model.named_parameters():
-        buffer = state.optimizer.state[parameter].get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum.{name}"] = buffer
+        for prefix, buffer in _BUFFERS.items():
+            value = state.optimizer.state[parameter].get(buffer)
+            if value is not None:
+                tensors[f"{prefix}.{name}"] = value
     tensors["generator"] = state.generator.get_state()
     return Checkpoint(
         tensors=tensors,
@@ -184,11 +194,12 @@ def restore(state: RunState, checkpoint: Checkpoint, where: str) -> None:
     tensors = checkpoint.tensors
     try:
         state.model.load_state_dict(_named(tensors, "model."))
-        momentum = _named(tensors, "momentum.")
-        for name, parameter in state.model.named_parameters():
-            if name in momentum:
-                buffer = torch.empty_like(parameter).copy_(momentum[name])  # in the layout of the parameter
-                state.optimizer.state[parameter]["momentum_buffer"] = buffer
+        for prefix, buffer in _BUFFERS.items():
+            saved = _named(tensors, f"{prefix}.")
+            for name, parameter in state.model.named_parameters():
+                if name in saved:  # in the layout of the parameter; a count of steps is one number
+                    fresh = torch.empty_like(parameter) if saved[name].ndim else torch.zeros(())
+                    state.optimizer.state[parameter][buffer] = fresh.copy_(saved[name])
         state.generator.set_state(tensors["generator"])
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from collapsar.metrics import CollapseReport, NeuralCollapse
+from collapsar.monitor.adaptive import decay_rows
 from collapsar.training import FeatureNetwork, ImageData, TrainResult, features_and_logits
 
 __all__ = ["DETAILS", "Detail", "finished_record", "rounded"]
 
 Record = dict[str, Any]
-Detail = Literal["end", "curve", "layers"]
+Detail = Literal["end", "curve", "layers", "decay"]
 
 DIGITS = 6
 
@@ -28,7 +29,8 @@ def finished_record(result: TrainResult, data: ImageData, detail: Detail) -> Rec
         result: The run.
         data: Its training images, and all test images.
         detail: "curve": also Z, b and NC1 at every evaluation. "layers": also the squared norms of weights and of
-            hidden activations (see ``layer_norms``).
+            hidden activations (see ``layer_norms``). "decay": also what AdamW's decay of the head amounts to (see
+            ``decay_of_head``).
 
     Returns:
         A dict of JSON values, floats with six digits: "epochs", "finished", "Z" (K, K) [logit, class], "b", "states",
@@ -60,7 +62,38 @@ def finished_record(result: TrainResult, data: ImageData, detail: Detail) -> Rec
         record["curve"] = [{name: r[name] for name in names} for r in result.records]
     if detail == "layers":
         record["layers"] = layer_norms(result.model, data)
+    if detail == "decay":
+        record |= decay_of_head(result, data)
     return rounded(record)
+
+
+def decay_of_head(result: TrainResult, data: ImageData) -> Record:
+    """What AdamW's state says of its decay of the head, with the gradient of the whole training set.
+
+    Returns:
+        "square_length", the mean ||feature||^2; for AdamW with a decay also "rows" (K,), "slope" and "correlation" of
+        gradient and decay (see ``collapsar.monitor.adaptive.decay_rows``), and whether that means rest, "at_rest".
+    """
+    head, num_samples = result.model.head, len(data.train_labels)
+    gradient, squares = torch.zeros_like(head.weight), 0.0
+    for features, logits, labels in features_and_logits(result.model, data):
+        missed = logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1])
+        gradient += missed.T @ features / num_samples
+        squares += float(features.square().sum()) / num_samples
+    decays = result.config.head_decay + result.config.weight_decay
+    if result.config.optimizer == "sgd" or decays == 0 or result.optimizer is None:
+        return {"square_length": squares}
+    head.weight.grad = gradient
+    found = decay_rows(head.weight, result.optimizer)
+    assert found.rows is not None  # AdamW's state is plain here
+    assert found.rest is not None
+    return {
+        "square_length": squares,
+        "rows": found.rows,
+        "slope": found.rest.slope,
+        "correlation": found.rest.correlation,
+        "at_rest": found.at_rest(None),
+    }
 
 
 def layer_norms(model: FeatureNetwork, data: ImageData) -> list[Record]:
@@ -140,4 +173,5 @@ DETAILS: dict[Detail, Callable[[FeatureNetwork, ImageData], Mapping[str, Any]] |
     "end": None,
     "curve": _curve,
     "layers": None,
+    "decay": None,
 }

@@ -1,4 +1,4 @@
-"""Every figure of the paper and both studies from one call: train what is missing, compare with theory, draw."""
+"""Every figure of the paper and three studies from one call: train what is missing, compare with theory, draw."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from collapsar_studies.clock import Note, Progress
 from collapsar_studies.effective import EFFECTIVE, effective_chains, effective_record, reaches
 from collapsar_studies.paper_figures import TITLES, figure_record
 from collapsar_studies.presets import PRESETS, Job, figure_plan
+from collapsar_studies.standard_runs import STANDARD, standard_chains
+from collapsar_studies.standard_study import standard_record
 from collapsar_studies.sweep import SweepSettings, run_sweep
 from collapsar_studies.which_model import WHICH_MODEL, which_model_jobs, which_model_record
 
@@ -25,7 +27,7 @@ __all__ = ["NAMES", "Place", "Request", "needs_a_gpu", "reproduce"]
 
 Record = dict[str, Any]
 
-NAMES = (*(f"fig{number}" for number in TITLES), "which-model", "effective")
+NAMES = (*(f"fig{number}" for number in TITLES), "which-model", "effective", "standard")
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Request:
             raise ValueError(f"`network` is for the figures; {self.name} compares networks of its own; leave it out")
         if self.seeds and self.name == "effective":
             raise ValueError("`seeds` are fixed for effective, sweep by sweep; leave them out")
-        if self.beyond < 0 or (self.beyond and self.name == "effective"):
-            raise ValueError(f"`beyond` must be epochs >= 0, and 0 for effective, got {self.beyond}")
+        if self.beyond < 0 or (self.beyond and self.name in ("effective", "standard")):
+            raise ValueError(f"`beyond` must be epochs >= 0, and 0 for effective and standard, got {self.beyond}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must differ, got {', '.join(map(str, self.seeds))}")
 
@@ -161,6 +163,12 @@ def _plan(request: Request, data_dir: Path | None = None) -> tuple[Sequence[Sequ
             request.name,
             lambda cells: effective_record(study, chains, cells, reaches(study, data_dir)),
         )
+    if request.name == "standard":
+        grid = STANDARD[request.preset]
+        grid = replace(grid, dataset=request.dataset or grid.dataset, seeds=request.seeds or grid.seeds)
+        chains = standard_chains(grid)
+        jobs = [job for chain in chains for job in chain]
+        return chains, request.name, lambda cells: standard_record(grid, _ended(jobs, cells), cells)
     plan = figure_plan(int(request.name[3:]), request.preset, request.dataset, request.network, request.seeds)
     return (
         [(job,) for job in plan.jobs],

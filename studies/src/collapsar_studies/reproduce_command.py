@@ -1,4 +1,4 @@
-"""``collapsar reproduce``: the paper's figures and two studies, trained, compared with theory and drawn."""
+"""``collapsar reproduce``: the paper's figures and three studies, trained, compared with theory and drawn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ _SECONDS_BETWEEN_LINES = 60.0
 )
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="fig1 to fig9, which-model, effective, all of these, or advice.", show_default=False)
+        str,
+        typer.Argument(
+            help="fig1 to fig9, which-model, effective, standard, all of these, or advice.", show_default=False
+        ),
     ],
     preset: Annotated[
         str, typer.Option(help="paper: its settings in full, on a GPU; cpu: minutes on two cores; tiny: seconds.")
@@ -59,10 +62,11 @@ def reproduce(
 ) -> None:
     """Train the networks behind a figure of Hong & Ling (2024), and draw it with both feature models over it.
 
-    Runs that are done are not repeated: an interrupted command goes on where it stopped when it is given again. Two
-    studies go beyond the paper: which-model compares the same network with and without its last ReLU with both feature
-    models; effective asks what predicts the loss of the small classes when there is nothing but weight decay. A third,
-    advice, asks whether what `collapsar advise` says helps.
+    Runs that are done are not repeated: an interrupted command goes on where it stopped when it is given again. Studies
+    go beyond the paper: which-model compares the same network with and without its last ReLU with both feature models;
+    effective asks what predicts the loss of the small classes when there is nothing but weight decay; standard trains
+    as people do, a norm before the head and decay on it, by SGD and AdamW. A last one, advice, asks whether what
+    `collapsar advise` says helps.
     """
     from collapsar_studies.reproduce import NAMES, Place, Request, needs_a_gpu
     from collapsar_studies.reproduce import reproduce as run
@@ -174,7 +178,7 @@ def _duration(seconds: float) -> str:
 
 def _print(record: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
-    show = {"which-model": _which_model, "effective": _effective}.get(record["figure"])
+    show = {"which-model": _which_model, "effective": _effective, "standard": _standard}.get(record["figure"])
     if show is None:
         number = record["number"]
         show = _transitions if 5 <= number <= 8 else _cosines if number == 9 else _ends
@@ -244,6 +248,15 @@ def _which_model(record: Mapping[str, Any]) -> Table:
 
 def _spread(values: Sequence[float] | None) -> str:
     return "-" if values is None else "{:.3f} ({:.3f} to {:.3f})".format(*values)
+
+
+def _standard(record: Mapping[str, Any]) -> Table:
+    """The sweeps over the decay of the head: worst distance over the seeds to each of three models."""
+    table = _table("norm", "lambda_w / merge", "Z: per sample", "per batch", "penalised", "b: own model", "merged")
+    for row in record["table"]:
+        cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in ("sample", "batch", "penalised", "b")]
+        table.add_row(row["norm"], f"{row['factor']:g}", *cells, f"{row['merged']} of {row['runs']}")
+    return table
 
 
 def _effective(record: Mapping[str, Any]) -> Table:

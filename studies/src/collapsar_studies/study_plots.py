@@ -1,4 +1,4 @@
-"""Pictures of the two studies: which feature model networks follow, and when weight decay loses the small classes."""
+"""Pictures of the studies: which model networks follow, and when weight decay loses the small classes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, styled
 from collapsar_studies.paper_plots import MODEL_LOOK, plain_log_ticks, transition_handles
+from collapsar_studies.standard_plots import standard_figure
 
 __all__ = ["study_figure"]
 
@@ -34,17 +35,18 @@ NETWORKS = {0: "no batch norm", 1: "L = 1", 2: "L = 2", 3: "L = 3", 4: "L = 4"}
 
 
 def study_figure(record: Record) -> Figure:
-    """The picture of ``which-model`` or ``effective``.
+    """The picture of ``which-model``, ``effective`` or ``standard``.
 
     Args:
         record: As ``collapsar reproduce`` writes it.
 
     Raises:
-        ValueError: The record is of neither.
+        ValueError: The record is of none of them.
     """
-    draw = {"which-model": _which_model, "effective": _effective}.get(record.get("figure", ""))
+    draws = {"which-model": _which_model, "effective": _effective, "standard": standard_figure}
+    draw = draws.get(record.get("figure", ""))
     if draw is None:
-        raise ValueError(f"`record` must be of which-model or effective, got {record.get('figure')!r}")
+        raise ValueError(f"`record` must be of {', '.join(draws)}, got {record.get('figure')!r}")
     with styled():
         return draw(record)
 
