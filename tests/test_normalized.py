@@ -174,6 +174,8 @@ DESCENTS = {
     "merged": normalized(lambda_w=10.0),
     "rows": normalized(lambda_w=ROWS),
     "rows and a priced bias": normalized(lambda_w=ROWS, lambda_b=0.02),
+    "rows and a priced bias, batch": normalized(lambda_w=ROWS, lambda_b=0.02, over="batch"),
+    "distinct rows and a priced bias, batch": normalized([60, 30, 17, 9, 4], ROWS[:5], lambda_b=0.1, over="batch"),
     "rows, batch": normalized(lambda_w=ROWS, over="batch"),
     "oversampled batch": normalized(over="batch", feature_mass=np.repeat([100.0, 60.0], 5)),
 }
@@ -281,6 +283,15 @@ def test_per_batch_transitions_hold_on_both_sides(lambda_b: float) -> None:
         assert cs.solve(p.replace(lambda_w=1.002 * value)).class_states[-1] == above
 
 
+def test_rows_and_a_priced_bias_merge_per_batch_on_both_sides_of_the_threshold() -> None:
+    p = normalized(lambda_w=np.repeat([1.0, 2.0], 5), over="batch", lambda_b=0.02)
+    t = cs.thresholds(p)
+    assert np.isnan(t.vanish).all()
+    factor = t.merge[-1] / 2.0
+    for part, state in ((0.998, "separated"), (1.002, "merged")):
+        assert cs.solve(p.replace(lambda_w=part * factor * np.repeat([1.0, 2.0], 5))).class_states[-1] == state
+
+
 def test_rows_with_equal_penalties_are_one_penalty_and_classes_may_be_permuted() -> None:
     p = normalized([60, 30, 17, 9, 4], 0.7)
     s = cs.solve(p)
@@ -370,7 +381,7 @@ def replace_gain(p: cs.Problem) -> object:
         ({"lambda_z": 0.1}, "change `lambda_w`"),
         ({"features": "nonnegative"}, "per sample"),
         ({"feature_mass": np.ones(10)}, "per sample"),
-        ({"lambda_w": ROWS, "over": "batch", "lambda_b": 0.1}, "needs a free bias or none"),
+        ({"lambda_w": ROWS, "over": "batch", "lambda_b": 0.1, "features": "nonnegative"}, "needs a free bias or none"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], message: str) -> None:

@@ -87,7 +87,7 @@ class Normalization:
         """sqrt(lambda_w) / norm, or sqrt(lambda_w lambda_gain): what :class:`Problem` calls ``lambda_z``."""
         return float(np.sqrt(self.level * self.lambda_gain if self.lambda_gain is not None else self.price))
 
-    def check(self, lambda_z: float, lambda_b: float, num_classes: int) -> None:
+    def check(self, lambda_z: float, lambda_b: float, num_classes: int, features: str) -> None:
         """That a problem's other fields agree.
 
         Raises:
@@ -103,9 +103,10 @@ class Normalization:
             raise ValueError(
                 f"`lambda_w` must be a number or one per class: got {self.lambda_w.size} for {num_classes} classes"
             )
-        if self.over == "batch" and 0 < lambda_b < np.inf:
+        if features == "nonnegative" and 0 < lambda_b < np.inf:
             raise ValueError(
-                "per batch `lambda_w` per class needs a free bias or none (`lambda_b` 0 or inf); give one `lambda_w`"
+                "`lambda_w` per class with nonnegative features needs a free bias or none (`lambda_b` 0 or inf), got "
+                f"{lambda_b:g}; give one `lambda_w`"
             )
 
     def __str__(self) -> str:

@@ -153,7 +153,7 @@ class Problem:
             if value is not None and value.shape != counts.shape:
                 raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {counts.size} classes")
         if normalization is not None:
-            normalization.check(float(lambda_z), float(lambda_b), counts.size)
+            normalization.check(float(lambda_z), float(lambda_b), counts.size, features)
             if normalization.over == "sample" and (features != "signed" or mass is not None):
                 raise ValueError(
                     "features normalised per sample are signed and have no `feature_mass`; "

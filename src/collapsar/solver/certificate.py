@@ -120,11 +120,10 @@ def certify_blocks(
     free = as_free(q)
     if free is not q:
         best = certify_blocks(free, blocks, penalty_value, enough=enough)
-        return Certificate(best.primal + 0.5 * q.lambda_b * float(q.sizes @ blocks.b**2), best.dual)
+        return Certificate(best.primal + q.bias_cost(blocks.b), best.dual)
     P, loss = predict(q, blocks)
     price = penalty(q, blocks) if penalty_value is None else penalty_value
-    bias_price = 0.0 if q.lambda_b == np.inf else 0.5 * q.lambda_b * float(q.sizes @ blocks.b**2)
-    best = Certificate(loss + q.lambda_z * price + bias_price, -np.inf)
+    best = Certificate(loss + q.lambda_z * price + q.bias_cost(blocks.b), -np.inf)
     if q.lambda_b > 0:
         best = Certificate(best.primal, _best_dual(q, P, blocks))
     if q.lambda_b < np.inf and not best.relative_gap <= max(enough, 1e-13):
@@ -188,18 +187,18 @@ def balance_bias(q: Quotient, blocks: Blocks, max_steps: int = 60) -> Blocks:
     value = np.inf
     for _ in range(max_steps):
         P, loss = predict(q, Blocks(blocks.alpha, blocks.C, b))
-        gradient = q.sizes * (q.lambda_b * b - residual(q, P).bias)
+        gradient = q.sizes * (q.bias_price * b - residual(q, P).bias)
         hessian = _bias_hessian(q, P)
         if q.lambda_b == 0:  # the shift along 1/delta is free: pin it
             hessian = hessian + (np.trace(hessian) or 1.0) / (shift @ shift) * np.outer(shift, shift)  # 0 if J = 1
         step = -_solved(hessian, gradient)
         decrement = -float(gradient @ step)
-        value = loss + 0.5 * q.lambda_b * float(q.sizes @ b**2)
+        value = loss + q.bias_cost(b)
         length = min(1.0, 5 / max(float(np.max(np.abs(step))), 1e-300))  # beyond 5 nats the model is worthless
         while decrement > 1e-10 * max(value, GAP_FLOOR) and length > 1e-6:  # far away: Armijo
             trial = b + length * step
             loss = predict(q, Blocks(blocks.alpha, blocks.C, trial))[1]
-            if loss + 0.5 * q.lambda_b * float(q.sizes @ trial**2) <= value - 1e-4 * length * decrement:
+            if loss + q.bias_cost(trial) <= value - 1e-4 * length * decrement:
                 break
             length /= 2
         b = b + length * step
@@ -227,7 +226,7 @@ def _bias_hessian(q: Quotient, P: Columns) -> Matrix:
     laplacian = -edges
     laplacian[diagonal] = edges.sum(axis=1)
     hessian = q.scales[:, None] * laplacian * q.scales
-    hessian[diagonal] += q.lambda_b * q.sizes
+    hessian[diagonal] += q.bias_price * q.sizes
     return hessian
 
 
@@ -244,7 +243,7 @@ def _best_dual(q: Quotient, P: Columns, blocks: Blocks) -> float:
 
 def _dual_at(q: Quotient, S: Columns, R: Residual) -> float:
     """D(S), for S with residual R."""
-    bias = 0.0 if q.lambda_b in (0, np.inf) else float(q.sizes @ R.bias**2) / (2 * q.lambda_b)
+    bias = 0.0 if q.lambda_b in (0, np.inf) else 0.5 * float(q.sizes @ (R.bias**2 / q.bias_price))
     return dual_entropy(q, S) - bias
 
 

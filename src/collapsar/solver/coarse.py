@@ -30,6 +30,8 @@ def coarsened(q: Quotient, num_groups: int) -> Quotient | None:
 
     It is of no use where the clusters are no smooth family in one variable, or where hardly any two are neighbours.
     """
+    if q.bias_rows is not None:
+        return None
     t = _position(q)
     low, high = float(t.min()), float(t.max())
     if not high > low:

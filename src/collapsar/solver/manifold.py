@@ -176,8 +176,7 @@ class NewtonSystem:
 def point(q: Quotient, X: Matrix, y: Vector, b: Vector) -> Point:
     """A point with its loss, softmax and residual."""
     P, loss = predict(q, Blocks(y / _contrast_norm(q), X / q.weight, b))
-    bias = 0.0 if q.lambda_b == np.inf else 0.5 * q.lambda_b * float(q.sizes @ b**2)
-    return Point(X, y, b, loss + bias, P, residual(q, P))
+    return Point(X, y, b, loss + q.bias_cost(b), P, residual(q, P))
 
 
 def _contrast_norm(q: Quotient) -> Vector:
@@ -223,12 +222,12 @@ def newton_system(q: Quotient, x: Point, basis: Basis) -> NewtonSystem:
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
     alive = x.y > 0
     y_weight = np.where(alive, width * np.maximum(lam - x.R.within, 0.0) / np.where(alive, 2 * x.y, 1.0), 0.0) + _TINY
-    gb = q.sizes * q.lambda_b * x.b - q.sizes * x.R.bias if q.lambda_b < np.inf else np.zeros(J)
+    gb = q.sizes * q.bias_price * x.b - q.sizes * x.R.bias if q.lambda_b < np.inf else np.zeros(J)
     gradient = np.concatenate([G.ravel(), np.where(alive, width * (lam - x.R.within), 0.0), gb])
     # conjugate gradients need few digits and most of the time: beyond the cache, half the bytes are half of it
     work: Any = np.float32 if J > _SMALL else np.float64
     A, B, even, odd, same, swap = (part.astype(work, copy=False) for part in (A, B, even / 2, odd / 2, *pair))
-    bias_weight = np.zeros(J) if q.lambda_b == np.inf else q.lambda_b * q.sizes
+    bias_weight = np.zeros(J) if q.lambda_b == np.inf else q.bias_price * q.sizes
     bias = loss.bias_diagonal + bias_weight
     return NewtonSystem(
         q,

@@ -53,7 +53,9 @@ def row_scales(problem: Problem, q: Quotient) -> Vector:
 
 def scaled_quotient(problem: Problem, q: Quotient) -> Quotient:
     """Rows of Z and b in units in which every row of W costs the same: a row penalty becomes a scale of its logit."""
-    return replace(q, scales=q.scales * row_scales(problem, q))
+    rows = row_scales(problem, q)
+    priced = np.ptp(rows) > 0 and 0 < problem.lambda_b < np.inf
+    return replace(q, scales=q.scales * rows, bias_rows=rows**2 if priced else None)
 
 
 def normalized_quotient(problem: Problem, q: Quotient, price: float | None = None) -> NormalizedQuotient:

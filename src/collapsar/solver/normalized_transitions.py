@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from collapsar.core.problem import Loss, Problem
 from collapsar.solver.certificate import penalty
 from collapsar.solver.normalized_certificate import normalized_quotient, row_scales, scaled_quotient
-from collapsar.solver.solve import solve
+from collapsar.solver.solve import Settings, solve_quotient
 from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, newton_step, sphere_point, sphere_start
 from collapsar.solver.symmetry import Quotient, quotient
 
@@ -61,7 +61,10 @@ def transitions(problem: Problem, plain: Callable[[Problem], PlainTransitions]) 
     else:
         own = plain(plain_problem(problem))
         merge, vanish, exact = merge_per_batch(problem, own.merge), merge_per_batch(problem, own.vanish), own.exact
-        if how.lambda_gain is not None:
+        if isinstance(how.lambda_w, np.ndarray) and 0 < problem.lambda_b < np.inf:
+            # merging does not depend on the bias; the rest does, and its price then differs from logit to logit
+            vanish, exact, complete = np.full_like(vanish, np.nan), np.zeros_like(exact), np.nan
+        elif how.lambda_gain is not None:
             complete = float(own.complete**2 * problem.mass.sum() / how.lambda_gain)
     for array in (merge, vanish, exact):
         array.setflags(write=False)
@@ -179,6 +182,6 @@ def weight_penalty_per_batch(problem: Problem, q: Quotient, lambda_z: float) -> 
     if how.lambda_gain is not None:
         return lambda_z**2 * mass / how.lambda_gain
     assert how.norm is not None
-    s = solve(plain_problem(problem, lambda_z), 1e-12, throw=False)
-    nuclear = penalty(replace(scaled_quotient(problem, q), lambda_z=lambda_z), s.blocks)
+    own = replace(scaled_quotient(problem, q), lambda_z=lambda_z)
+    nuclear = penalty(own, solve_quotient(problem, own, None, Settings(1e-12, 300, None, throw=False)).blocks)
     return lambda_z * how.norm**2 * mass / nuclear if nuclear > 1e-9 else np.nan

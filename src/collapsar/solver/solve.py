@@ -118,10 +118,10 @@ def _minimise(q: Quotient, first: Blocks | None, tol: float, max_steps: int, pro
     free = as_free(q)
     if free is not q:
         result = _minimise(free, first, tol, max_steps, progress)
-        price = 0.5 * q.lambda_b * float(q.sizes @ result.blocks.b**2)
+        price = q.bias_cost(result.blocks.b)
         own = result.certificate
         return replace(result, certificate=Certificate(own.primal + price, own.dual))
-    if q.features == "signed" and q.num_clusters <= SOME:
+    if q.features == "signed" and q.num_clusters <= SOME and q.bias_rows is None:
         result = _at_full_rank(q, tol, max_steps)
         if result is not None:
             if progress is not None:

@@ -37,6 +37,7 @@ class Quotient:
         lambda_z: price of Z.
         lambda_b: price of b.
         features: "signed" or "nonnegative".
+        bias_rows: factors of ``lambda_b`` per logit where they differ, None otherwise; signed features only.
     """
 
     labels: NDArray[np.intp]
@@ -50,6 +51,16 @@ class Quotient:
     lambda_z: float
     lambda_b: float
     features: FeatureModel
+    bias_rows: Vector | None = None
+
+    @property
+    def bias_price(self) -> float | Vector:
+        """Price of b, per logit where it differs."""
+        return self.lambda_b if self.bias_rows is None else self.lambda_b * self.bias_rows
+
+    def bias_cost(self, b: Vector) -> float:
+        """(lambda_b / 2) ||b||^2 over all logits; 0 without a bias."""
+        return 0.0 if self.lambda_b == np.inf else 0.5 * float(self.sizes @ (self.bias_price * b**2))
 
     @property
     def num_clusters(self) -> int:
@@ -145,11 +156,17 @@ def lift(q: Quotient, blocks: Blocks) -> tuple[Matrix, Vector]:
 
 
 def centred(q: Quotient, blocks: Blocks) -> Blocks:
-    """The point moved along 1/delta, which changes no loss, to its least price: (1/delta)'Z = 0 and (1/delta)'b = 0."""
+    """The point moved along 1/delta, which changes no loss, to its least price: (1/delta)'Z = 0 and (1/delta)'b = 0.
+
+    Where logits have bias prices of their own it is their weighted sum that is 0.
+    """
     weight = q.sizes / q.scales
     shift = 1 / q.scales / (weight @ (1 / q.scales))
     C = blocks.C - np.outer(shift, weight @ blocks.C)
-    return Blocks(blocks.alpha, C, blocks.b - (weight @ blocks.b) * shift)
+    if q.bias_rows is None:
+        return Blocks(blocks.alpha, C, blocks.b - (weight @ blocks.b) * shift)
+    priced = weight * q.bias_rows
+    return Blocks(blocks.alpha, C, blocks.b - (priced @ blocks.b) / (priced @ (1 / q.scales)) / q.scales)
 
 
 def project(q: Quotient, Z: Matrix, b: Vector) -> Blocks:
