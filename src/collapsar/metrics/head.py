@@ -150,7 +150,8 @@ def _tensors(given: Any) -> Iterator[Tensor]:
 
 def from_probabilities(logits: Tensor) -> Tensor:
     """The logarithm where every row sums to one, logits otherwise."""
-    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+    few = logits[:64]  # of logits these are not, as a rule
+    if all(bool((x >= 0).all() & ((x.sum(dim=1) - 1).abs() < 1e-3).all()) for x in (few, logits)):
         return logits.double().clamp_min(1e-30).log()
     return logits
 

@@ -27,7 +27,8 @@ class _Pass:
     Attributes:
         features: what it received, shape (B, d).
         own: the logits that it returned, as a view; None without any.
-        logits: what the model returned, so far as it has, shape (B, K); None where there are none.
+        logits: what the model returned, so far as it has, shape (B, K), a copy; None where there are none.
+        place: where in memory they were copied from, and how often that had been written to.
         expected: W h + b of some of the rows; None where they are not compared.
         rank: how likely it is the pass that trains.
     """
@@ -37,6 +38,15 @@ class _Pass:
     logits: Tensor | None
     expected: Tensor | None
     rank: tuple[bool, bool]
+    place: tuple[int, int] | None = None
+
+    def keep(self, logits: Tensor | None) -> None:
+        """Copy the logits as they are now, unless they have been: a loss may change them in place."""
+        if logits is None:
+            return
+        place = None if logits.is_inference() else (logits.data_ptr(), logits._version)
+        if place is None or place != self.place:
+            self.logits, self.place = logits.clone(), place
 
 
 class Hook:
@@ -155,7 +165,8 @@ class HeadTap:
         if rank >= best and len(self._passes) < _MOST_PASSES:
             features = flat_rows(inputs[0].detach())
             own = own_logits(output)
-            self._open = _Pass(features, own, _copied(model_logits(None, own)), self._expected(features), rank)
+            self._open = _Pass(features, own, None, self._expected(features), rank)
+            self._open.keep(model_logits(None, own))
             self._passes.append(self._open)
             self.with_labels |= len(inputs) > 1
 
@@ -163,7 +174,7 @@ class HeadTap:
         found = self._open
         if found is None or found.logits is None or not any(module is around for around in self._around):
             return
-        found.logits = _copied(model_logits(output, found.own))
+        found.keep(model_logits(output, found.own))
 
     def _expected(self, features: Tensor) -> Tensor | None:
         """W h + b of some rows, in the first pass, the second, the fourth, and so on."""
@@ -184,11 +195,6 @@ class HeadTap:
 
 def _some(rows: Tensor) -> Tensor:
     return rows[:: max(1, len(rows) // _COMPARED)][:_COMPARED]
-
-
-def _copied(logits: Tensor | None) -> Tensor | None:
-    """The logits as they are now: a loss may change them in place."""
-    return None if logits is None else logits.clone()
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

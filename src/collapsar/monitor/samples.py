@@ -194,4 +194,5 @@ class Samples:
         if self._decisions is not None and self._logits is not None:
             ones = torch.ones_like(labels, dtype=torch.int32)
             self._decisions.view(-1).index_add_(0, labels * len(self._correct) + decisions, ones)
-            self._logits.index_add_(0, labels, logits.double())
+            sums = torch.zeros_like(self._logits, dtype=torch.float32)  # of a few thousand, which keeps enough digits
+            self._logits += sums.index_add_(0, labels, logits.float())
