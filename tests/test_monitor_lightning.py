@@ -105,6 +105,13 @@ def test_it_names_the_classes_that_theory_says_will_merge(tmp_path):
     assert trainer.callback_metrics["nc/num_distinct"] <= 4
     assert "nc/nc1_trace_ratio" in (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().split("\n")[0]
     assert not model.fc._forward_hooks
+    assert callback.monitor is not None
+    known = callback.monitor.known
+    assert known is not None
+    assert known.lambda_w is None  # SGD without weight decay: the penalty is in the loss, which says nothing of it
+    (line,) = [line for line in lines if line["kind"] == "training"]
+    assert line["lambda_w"] is None
+    assert line["cautions"] == list(known.cautions)
 
 
 def test_training_does_not_change_by_a_bit_and_a_resumed_run_counts_on(tmp_path):

@@ -163,7 +163,9 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(tmp_path: Any, kind: str, callbacks: list[Any], epochs: int = 4, **more: Any) -> lightning.Trainer:
+def fit(
+    tmp_path: Any, kind: str, callbacks: list[Any], epochs: int = 4, module: Any = None, **more: Any
+) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -176,7 +178,7 @@ def fit(tmp_path: Any, kind: str, callbacks: list[Any], epochs: int = 4, **more:
         **{"enable_checkpointing": False, **more},
     )
     data = DataLoader(TensorDataset(IMAGES, LABELS), 20)
-    trainer.fit(Module(kind), data, data)
+    trainer.fit((module or Module)(kind), data, data)
     return trainer
 
 
@@ -208,6 +210,23 @@ def test_callbacks_can_watch_a_scalar_that_is_measured_every_second_epoch(tmp_pa
     assert lines == [0, 1, 3]
     assert float(early.best_score) == trainer.callback_metrics["nc/num_distinct"] == 3
     assert keep.best_model_path
+
+
+def test_the_callback_reads_what_the_optimizer_does(tmp_path: Any) -> None:
+    class Decayed(Module):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.02)
+            return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)]
+
+    callback = CollapseCallback(options=options(tmp_path))
+    fit(tmp_path, "one", [callback], module=Decayed)
+    assert callback.monitor is not None
+    known = callback.monitor.known
+    assert known is not None
+    assert (known.lambda_w, known.lambda_b) == (0.02, 0.02)
+    assert known.decay_clock == pytest.approx(0.02 * 0.1 * 12)  # at most: SGD does not count its steps
+    line = read_json_lines(tmp_path / "nc.jsonl")[-2]
+    assert (line["kind"], line["lambda_w"]) == ("training", 0.02)
 
 
 # --- Hugging Face
@@ -245,6 +264,8 @@ def test_more_passes_in_a_hugging_face_step_change_nothing(accumulate: int, tmp_
             num_train_epochs=2,
             per_device_train_batch_size=10,
             gradient_accumulation_steps=accumulate,
+            learning_rate=1e-3,
+            weight_decay=0.01,
             use_cpu=True,
             report_to=[],
             save_strategy="no",
@@ -260,6 +281,12 @@ def test_more_passes_in_a_hugging_face_step_change_nothing(accumulate: int, tmp_
         assert callback.monitor.record is not None
         assert callback.monitor.record.report.num_samples == 60
         scalars.append(callback.monitor.record.scalars)
+        known = callback.monitor.known
+        assert known is not None
+        assert known.lambda_w is None  # AdamW, not at rest
+        steps = trainer.state.global_step
+        assert known.decay_clock == pytest.approx(0.01 * 1e-3 * (steps + 1) / 2)
+        assert any("AdamW shrinks weights" in caution for caution in known.cautions), known.cautions
     assert scalars[0] == scalars[1]
 
 

@@ -332,6 +332,19 @@ def test_the_decay_clock_is_the_sum_over_the_steps(name: str, per_tick: int) -> 
     assert longer.total == pytest.approx(1000 / (50 * per_tick) * bound.past)
 
 
+def test_a_scheduler_alone_does_not_tell_how_many_steps_sgd_made() -> None:
+    """It may be stepped once an epoch: 200 of 390 steps are no clock of 200 steps."""
+    w = nn.Parameter(torch.ones(3, 2))
+    optimizer = torch_optim.SGD([w], lr=0.1, weight_decay=5e-4)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    optimizer.step()
+    scheduler.step()
+    assert decay_clock(w, optimizer, scheduler=scheduler) is None
+    told = decay_clock(w, optimizer, steps=78_000)
+    assert told is not None
+    assert told.total == pytest.approx(78_000 * 0.1 * 5e-4)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_odometer_reads_the_clock_off_the_head(momentum: float) -> None:
     torch.manual_seed(0)

@@ -135,7 +135,8 @@ def decay_clock(
         optimizers: as the training has them.
         scheduler: the optimizer's; run again on a copy to know the learning rates of all steps. Without it the largest
             rate that the optimizer remembers counts, an upper bound for rates that only fall.
-        steps: of the whole run; by default what the scheduler was made for, else those made so far.
+        steps: of the whole run; by default what the scheduler was made for, else those made so far. An optimizer that
+            does not count its steps (SGD) needs it: a scheduler may be stepped once an epoch.
 
     Returns:
         The clock; None where no number of steps is known.
@@ -152,6 +153,8 @@ def decay_clock(
     decay, rate = float(group.get("weight_decay", 0.0)), float("nan" if group.get("lr") is None else group["lr"])
     ticks = _ticks(scheduler)
     counter = optimizer.state.get(parameter, {}).get("step")
+    if counter is None and ticks and steps is None:
+        return None
     past = int(counter) if counter is not None else ticks
     each = max(1, round(past / ticks)) if ticks else 1  # steps per tick: 1, or an epoch
     planned = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,12 +31,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
+from collapsar.core.known import KnownTraining
 from collapsar.metrics.head import HeadMap, find_head, linear_map, unwrapped
 from collapsar.metrics.shared_rows import shared_rows
 from collapsar.monitor.evaluation import MonitorRecord, evaluated
 from collapsar.monitor.features import HeadTap
 from collapsar.monitor.head import head_sizes
+from collapsar.monitor.known import PenaltyWarning, known_training
+from collapsar.monitor.optimizers import Optimizers
 from collapsar.monitor.records import JsonLines
 from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import undisturbed
@@ -146,6 +151,7 @@ class CollapseMonitor:
         self.watch = MergeWatch(self._sizes[0], self.options.rule, class_names)
         self.loader, self.every, self.completed = loader, every, 0
         self.record: MonitorRecord | None = None
+        self.known: KnownTraining | None = None
         self.scalars: dict[str, float] = {}
         scatter = loader is not None if self.options.within_scatter is None else self.options.within_scatter
         self._samples = Samples(*self._sizes, within_scatter=scatter, ignore_index=ignore_index)
@@ -223,6 +229,37 @@ class CollapseMonitor:
         if self._tap.remove() and summarise and (summary := self.watch.summary()) and _is_first_process():
             self._speak(summary)
             self._lines.append({"kind": "summary", "message": summary})
+
+    def read_training(
+        self, optimizer: Optimizers | None, *, criterion: Any = None, schedule: LRScheduler | int | None = None
+    ) -> KnownTraining | None:
+        """Read what the optimizer does to the head (``known_training``), write it down and keep it as ``known``.
+
+        Of the optimizer's state it is what holds at this moment: call it when training ends. The cautions go to the
+        file of records, and with ``diagnose(model, loader, known=monitor.known)`` into the diagnosis.
+
+        Args:
+            optimizer: The training's, or several.
+            criterion: Its loss; None is plain cross-entropy.
+            schedule: Its scheduler of the learning rate, or the number of steps.
+
+        Returns:
+            None where it cannot be read, which is said.
+        """
+        samples = None if self.record is None else range(self.record.report.num_samples)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PenaltyWarning)  # they are the cautions
+                known = known_training(
+                    self.model, self.head, optimizer, criterion=criterion, data=samples, schedule=schedule
+                )
+        except ValueError as error:
+            self._complain(self.completed, "training", f"What the optimizer does to the head cannot be read: {error}")
+            return None
+        self.known = known
+        if _is_first_process():
+            self._lines.append({"kind": "training", **known.to_dict()})
+        return known
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs so that nothing is said twice."""

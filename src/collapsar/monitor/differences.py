@@ -19,7 +19,7 @@ from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
 from collapsar.monitor.exposure import Exposure, batch_size, exposure
 from collapsar.monitor.layers import above_norm, head_norm, is_linear
 from collapsar.monitor.losses import Criterion, read_criterion
-from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, group_of, wrapper_of
+from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, group_of, own_name, wrapper_of
 
 __all__ = ["Facts", "PenaltyWarning", "differences"]
 
@@ -115,7 +115,7 @@ class Facts:
                 own = [p for p in group["params"] if p.requires_grad]
                 # A matrix where there is one: some optimizers leave vectors alone.
                 own.sort(key=lambda p: p.ndim == 2, reverse=True)
-                found += [(type(optimizer).__name__, decay_of(own[0], optimizer))] if own else []
+                found += [(own_name(optimizer), decay_of(own[0], optimizer))] if own else []
         return tuple(found)
 
     @cached_property
@@ -210,7 +210,7 @@ def _of_decays(facts: Facts) -> Iterator[PenaltyWarning]:
         yield _warning("unknown-decay", name)
     if facts.decay is not None and facts.decay.kind == "linear":
         found = group_of(facts.weight, facts.optimizer)
-        name = "" if found is None else type(found[0]).__name__
+        name = "" if found is None else own_name(found[0])
         yield _warning("linear-decay", name, facts.decay.weight_decay, facts.decay.penalty)
 
 

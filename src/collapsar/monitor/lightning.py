@@ -18,10 +18,14 @@ from typing import Any
 
 import lightning
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 
 __all__ = ["CollapseCallback", "labels_of"]
+
+# What modules call their loss.
+_LOSSES = ("criterion", "loss_fn", "loss_function", "loss")
 
 
 def labels_of(batch: Any) -> Any:
@@ -113,7 +117,9 @@ class CollapseCallback(lightning.Callback):
             pl_module.log_dict(self.monitor.scalars, on_epoch=True, sync_dist=trainer.world_size > 1)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Say how things stand and remove the hook."""
+        """Read what the optimizer did to the head (``monitor.known``), say how things stand and remove the hook."""
+        if self.monitor is not None:
+            self.monitor.read_training(trainer.optimizers, criterion=_criterion(pl_module), schedule=_schedule(trainer))
         self._close(summarise=True)
 
     def on_exception(
@@ -135,3 +141,17 @@ class CollapseCallback(lightning.Callback):
     def _close(self, *, summarise: bool) -> None:
         if self.monitor is not None:
             self.monitor.close(summarise=summarise)
+
+
+def _schedule(trainer: lightning.Trainer) -> LRScheduler | int:
+    """The scheduler, if there is one and the optimizer counts its steps, which may be more; else the steps made."""
+    counted = any("step" in state for optimizer in trainer.optimizers for state in optimizer.state.values())
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    only = schedulers[0] if counted and len(schedulers) == 1 else None
+    return only if isinstance(only, LRScheduler) else trainer.global_step
+
+
+def _criterion(module: nn.Module) -> nn.Module | None:
+    """The loss, where it is a module under a usual name."""
+    found = (getattr(module, name, None) for name in _LOSSES)
+    return next((loss for loss in found if isinstance(loss, nn.Module)), None)

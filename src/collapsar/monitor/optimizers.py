@@ -30,7 +30,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Decay", "Optimizers", "decay_of", "each_of", "group_of", "innermost", "preconditioner", "wrapper_of"]
+__all__ = [
+    "Decay",
+    "Optimizers",
+    "decay_of",
+    "each_of",
+    "group_of",
+    "innermost",
+    "own_name",
+    "preconditioner",
+    "wrapper_of",
+]
 
 Optimizers = Optimizer | Sequence[Optimizer]
 DecayKind = Literal["none", "coupled", "linear", "preconditioned", "unknown"]
@@ -76,6 +86,11 @@ def innermost(optimizer: Optimizer) -> Optimizer:
             return optimizer
         optimizer = inner[0]
         seen.add(id(optimizer))
+
+
+def own_name(optimizer: Optimizer) -> str:
+    """The class of an optimizer; of what is wrapped where the wrapper changes nothing."""
+    return type(innermost(optimizer) if wrapper_of(optimizer) is None else optimizer).__name__
 
 
 def wrapper_of(optimizer: Optimizer) -> str | None:

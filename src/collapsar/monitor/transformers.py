@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
@@ -157,8 +158,15 @@ class CollapseCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say how things stand and remove the hooks."""
+        """Read what the optimizer did to the head (``monitor.known``), say how things stand and remove the hooks."""
         if self.monitor is not None:
+            schedule = kwargs.get("lr_scheduler")
+            schedule = getattr(schedule, "scheduler", schedule)  # within Accelerate's
+            self.monitor.read_training(
+                kwargs.get("optimizer"),
+                criterion=nn.CrossEntropyLoss(label_smoothing=args.label_smoothing_factor),
+                schedule=schedule if isinstance(schedule, LRScheduler) else state.global_step,
+            )
             self.monitor.close()
         self.close()
 
