@@ -199,6 +199,23 @@ def test_accelerate_deals_out_the_batches_itself() -> None:
     assert sorted(seen) == sorted(ClassAwareSampler(LABELS, [1, 2, 3]))
 
 
+def test_samples_that_are_dealt_out_twice_are_refused() -> None:
+    prepare = pytest.importorskip("accelerate.data_loader").prepare_data_loader
+    wrapper = pytest.importorskip("lightning.fabric.utilities.distributed").DistributedSamplerWrapper
+    data = TensorDataset(torch.arange(len(LABELS)))
+    for workers in (0, 1):
+        loader = DataLoader(data, 10, sampler=sampler(rank=1, world_size=2), num_workers=workers)
+        ours = prepare(loader, num_processes=2, process_index=1, put_on_device=False, rng_types=[])
+        with pytest.raises(ValueError, match=r"accelerate's BatchSamplerShard deals out .* leave `rank`"):
+            next(iter(ours.base_dataloader))
+    twice = wrapper(sampler(rank=1, world_size=2), num_replicas=2, rank=1)
+    with pytest.raises(ValueError, match="lightning's DistributedSamplerWrapper deals out"):
+        list(twice)
+    assert len(list(DataLoader(data, 10, sampler=sampler(rank=1, world_size=2)))) > 0
+    once = wrapper(sampler(), num_replicas=2, rank=1)
+    assert len(list(once)) == -(-len(sampler()) // 2)
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_ranks_share_one_deck_without_padding(world_size: int) -> None:
     whole = sampler()

@@ -5,6 +5,7 @@ It knows which :class:`collapsar.Problem` the network that it feeds is trained o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ __all__ = ["ClassAwareSampler"]
 
 Vector = NDArray[np.float64]
 
+# A sampler is asked at most this many calls below one that wraps it.
+_CALLS = 12
+
 
 class ClassAwareSampler(Sampler[int]):
     """Indices in which class k appears in proportion to s_k n_k in expectation, s_k any positive number.
@@ -33,7 +37,7 @@ class ClassAwareSampler(Sampler[int]):
     deck are left undealt so that all ranks have equally many. Nothing is padded: no index appears more often over all
     ranks than its multiplier says, and class *shares* stay exact in expectation. Lightning (unless told
     ``use_distributed_sampler=False``), Accelerate and Hugging Face's ``Trainer`` deal out batches themselves: leave
-    ``rank`` and ``world_size`` out with them.
+    ``rank`` and ``world_size`` out with them; dealing twice is refused.
 
     Each iteration is an epoch: after one that ended or was broken off the next epoch comes, or that which ``set_epoch``
     names. Only ``load_state_dict`` makes the next iteration go on within an epoch; it then yields fewer than ``len``.
@@ -47,7 +51,8 @@ class ClassAwareSampler(Sampler[int]):
 
     Raises:
         ValueError: the labels are not whole numbers 0..K-1 with every class present, a multiplier is not positive and
-            finite, ``seed`` is negative, or ``rank`` is not in 0..world_size-1.
+            finite, ``seed`` is negative, or ``rank`` is not in 0..world_size-1. In iteration: another sampler deals
+            the indices out as well.
 
     Example:
         >>> labels = [0] * 6 + [1] * 2
@@ -87,6 +92,11 @@ class ClassAwareSampler(Sampler[int]):
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def __iter__(self) -> Iterator[int]:
+        if self.world_size > 1 and (dealer := _dealer()):
+            raise ValueError(
+                f"`world_size` {self.world_size} deals each process its share, and {dealer} deals out that share once "
+                "more, so that most samples are never shown; leave `rank` and `world_size` out, as it deals by itself"
+            )
         if self._begun and not self._resumed:
             self.epoch += 1
         self._done = self._done if self._resumed else 0
@@ -202,6 +212,24 @@ class ClassAwareSampler(Sampler[int]):
         mass = self.effective_counts if penalty == "repeated" else self.class_counts.sum() * self.loss_share
         loss = Loss(class_weights=self.multipliers)
         return Problem(self.class_counts, lambda_z, lambda_b, features=features, loss=loss, feature_mass=mass)
+
+
+def _dealer() -> str | None:
+    """A sampler that is dealing out to several processes what is asked for just now; None without one.
+
+    Accelerate's and Lightning's wrap the sampler unseen, so that only the calls in progress show them.
+    """
+    frame = sys._getframe(2)
+    for _ in range(_CALLS):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Sampler):
+            processes = getattr(owner, "num_processes", getattr(owner, "num_replicas", 1))
+            if isinstance(processes, int) and processes > 1:
+                return f"{type(owner).__module__.partition('.')[0]}'s {type(owner).__name__}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return None
 
 
 def _check_labels(y: NDArray[Any], num_classes: int) -> None:
