@@ -30,9 +30,9 @@ from collapsar.training import (
     loop,
     provenance,
 )
+from collapsar.training.distributed import Team
 from collapsar.training.models import BODIES
 from collapsar.training.state import RunState
-from collapsar.training.team import Team
 from collapsar_studies import presets, which_model
 from collapsar_studies.reproduce import Place, Request, reproduce
 from collapsar_studies.sweep import Cell, SweepSettings, run_sweep

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from collapsar.training.checkpoint import Checkpoint, RunFolder, as_read_back
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData, imbalanced
+from collapsar.training.distributed import Team, alone, leading
 from collapsar.training.graphs import RecordedSteps, own_stream, recorder
 from collapsar.training.measure import evaluate
 from collapsar.training.models import FeatureNetwork
@@ -35,7 +36,6 @@ from collapsar.training.state import (
     restore,
     result_of,
 )
-from collapsar.training.team import Team, alone, leading
 
 __all__ = ["DivergedError", "Measure", "Progress", "TrainingInterrupted", "exact_products", "one_thread", "train"]
 

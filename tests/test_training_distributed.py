@@ -16,11 +16,11 @@ import torch
 from collapsar.training import loop
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import imbalanced, load_data
+from collapsar.training.distributed import Team
 from collapsar.training.loop import DivergedError, TrainingInterrupted, train
 from collapsar.training.models import ModelSpec, build_model
 from collapsar.training.penalties import Penalties, penalised_backward, penalised_loss
 from collapsar.training.state import TrainResult, load_run
-from collapsar.training.team import Team
 
 DATA = load_data("digits")
 ONE = TrainConfig(
