@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 import collapsar as cs
 from collapsar.advise import mitigations
-from collapsar.theory import normalized_merge, normalized_two_cluster
+from collapsar.theory import edge_of, largest_head_decay_factor, normalized_merge, normalized_two_cluster
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -353,6 +353,23 @@ def test_remedies_move_the_merge_threshold_as_their_optima_say() -> None:
     for name, part in found.items():
         assert part["converged"]
         assert (part["states"][-1] == "separated") == (not merge[name] <= 8.0)
+
+
+def test_inverse_questions_two_roads() -> None:
+    """How many samples, how large a penalty: a scan of thresholds against the two-cluster closed form."""
+    p = normalized(lambda_w=3.0)
+    factor = largest_head_decay_factor(p, -1, find=cs.thresholds)
+    assert factor == pytest.approx(normalized_merge((5, 5), (100, 20), NORM) / 3.0, rel=1e-9)
+    assert largest_head_decay_factor(p, 0, find=cs.thresholds) == np.inf
+
+    def at(n: float) -> cs.Problem:
+        weights = np.repeat([100.0, n], 5)
+        return normalized([1] * 10, 3.0, loss=cs.Loss(class_weights=weights))
+
+    edge = edge_of(at, -1, (2.0, 80.0), points=5, find=cs.thresholds)
+    assert edge.value is not None
+    assert not edge.alive_below
+    assert normalized_merge((5, 5), (100, edge.value), NORM) == pytest.approx(3.0, rel=1e-8)
 
 
 def test_the_problem_as_a_value() -> None:

@@ -15,9 +15,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.theory.roots import root_between
-from collapsar.theory.thresholds import thresholds
+from collapsar.theory.thresholds import Thresholds, thresholds
 
 __all__ = [
     "Edge",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 Transition = Literal["merge", "vanish", "complete"]
+
+_FAR = 1e6  # a threshold this many times the penalty, or none, is far away
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,19 @@ def edge_of(
     bracket: tuple[float, float],
     transition: Transition = "merge",
     points: int = 25,
+    find: Callable[[Problem], Thresholds] = thresholds,
 ) -> Edge:
     """The first value of a parameter, from the low end, at which a class passes a transition.
 
     Args:
-        problem_at: the problem for a value of the parameter; its ``lambda_z`` is the one to compare with.
+        problem_at: the problem for a value of the parameter; its ``lambda_z`` (the class's ``lambda_w`` where features
+            are normalised) is the one to compare with.
         class_index: which class; -1 is the last.
         bracket: 0 < low < high, the range to search.
         transition: which threshold.
         points: how finely the range is scanned, in logarithm, before the root is refined. A pair of
             transitions closer than one step can be missed.
+        find: what finds thresholds; :func:`collapsar.thresholds` where features are normalised.
 
     Returns:
         The edge, good to about 1e-11 relative; its ``value`` is None, and its ``note`` says so, where
@@ -88,7 +94,8 @@ def edge_of(
 
     def excess(value: float) -> float:
         problem = problem_at(value)
-        return np.nan_to_num(_threshold(problem, class_index, transition), nan=0.0) - problem.lambda_z
+        value = np.nan_to_num(_threshold(problem, class_index, transition, find), nan=0.0)
+        return float(min(value / own_penalties(problem)[class_index], _FAR) - 1)
 
     grid = np.geomspace(low, high, points)
     left, before = float(grid[0]), excess(float(grid[0]))
@@ -246,10 +253,16 @@ def best_oversampling(k_a: int, k_b: int, n_a: float, n_b: float) -> float:
     return k_a * n_a / (k_b * n_b)
 
 
-def largest_head_decay_factor(problem: Problem, class_index: int, transition: Transition = "merge") -> float:
+def largest_head_decay_factor(
+    problem: Problem,
+    class_index: int,
+    transition: Transition = "merge",
+    find: Callable[[Problem], Thresholds] = thresholds,
+) -> float:
     """How many times the head's weight decay may grow before the class reaches a transition.
 
-    lambda_z = sqrt(lambda_w lambda_h) grows with the root of the factor: c = (threshold / lambda_z)^2. The
+    lambda_z = sqrt(lambda_w lambda_h) grows with the root of the factor: c = (threshold / lambda_z)^2; where features
+    are normalised (``find=collapsar.thresholds``) c = threshold / lambda_w, inf for a class that never merges. The
     bias's price is kept. Below 1: the class is past the transition, and this is the factor that brings it
     back.
 
@@ -261,18 +274,23 @@ def largest_head_decay_factor(problem: Problem, class_index: int, transition: Tr
         >>> round(largest_head_decay_factor(p, -1), 3)
         11.111
     """
-    threshold = _threshold(problem, class_index, transition)
+    threshold = _threshold(problem, class_index, transition, find)
     if np.isnan(threshold):
         raise ValueError(f"`transition`: class {class_index} has no {transition!r} transition")
-    return (threshold / problem.lambda_z) ** 2
+    ratio = float(threshold / own_penalties(problem)[class_index])
+    return ratio**2 if problem.normalization is None else ratio
 
 
-def _threshold(problem: Problem, class_index: int, transition: Transition) -> float:
+def _threshold(
+    problem: Problem, class_index: int, transition: Transition, find: Callable[[Problem], Thresholds]
+) -> float:
     """The lambda_z of one transition; NaN where the column is zero whatever lambda_z."""
     if transition not in get_args(Transition):
         raise ValueError(f"`transition` must be one of {get_args(Transition)}, got {transition!r}")
-    t = thresholds(problem)
+    t = find(problem)
     value = t.complete if transition == "complete" else float(getattr(t, transition)[class_index])
+    if problem.normalization is not None and np.isnan(value):
+        return inf  # no penalty does it
     if transition == "merge" and np.isnan(value):
         raise ValueError(
             f"`transition`: class {class_index} never merges (alone in its cluster, or nonnegative features); "
