@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import collapsar as cs
 from collapsar.monitor import MonitorOptions, read_json_lines
 from collapsar.monitor.transformers import CollapseCallback
 
+DOCS = Path(__file__).parent.parent / "docs"
 COUNTS = (80,) * 3 + (20,) * 3
 NAMES = ["zero", "one", "two", "three", "four", "five"]
 LAMBDA_Z, LAMBDA_B, RATIO, WARM, EPOCHS = 0.018, 0.02, 3.0, 12, 40
@@ -153,3 +156,12 @@ def test_labels_that_the_trainer_keeps_are_named(tmp_path):
         run.train()
     assert callback.monitor is not None
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model_of(run).modules())
+
+
+def test_the_table_of_families_is_what_is_found() -> None:
+    which = runpy.run_path(str(DOCS / "which_model.py"))
+    page = (DOCS / "which-model.md").read_text(encoding="utf-8")
+    rows = [str(row) for row in which["table"](("transformers",))]
+    assert len(rows) == 16
+    assert [row for row in rows if row not in page] == []
+    assert all(f"`{family.name}`" in page for family in which["FAMILIES"])

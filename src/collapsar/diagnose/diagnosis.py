@@ -1,6 +1,7 @@
 """A trained network diagnosed: which classes collapsed, what theory says of them, and how far to trust that.
 
 Example:
+    >>> from collapsar.core.problem import Problem
     >>> from collapsar.diagnose.measurement import measure
     >>> from collapsar.solver import solve
     >>> s = solve(Problem("50x2,10x2", 0.02, 0.02, features="nonnegative"))

@@ -56,6 +56,7 @@ class Lengths:
         variance_spread: standard deviation over the features of their variances, over the mean of these; 0 where each
             feature is brought to one variance over the batch. NaN for constant features.
         offset_share: ||mean of h||^2 over ``mean_square``; 0 where the features are centred.
+        least: the smallest value of any feature.
         bounded: whether every feature stays within [-1, 1] and most come near both ends, as behind a tanh.
     """
 
@@ -64,7 +65,8 @@ class Lengths:
     mean_square: float
     variance_spread: float
     offset_share: float
-    bounded: bool = False
+    least: float
+    bounded: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,6 +300,7 @@ class Pass:
             mean_square=square,
             variance_spread=float(variance.std()) / level if level > 1e-12 * square else nothing,
             offset_share=float(centre @ centre) / square if square > 0 else nothing,
+            least=float(self.least.min()),
             bounded=self._bounded(),
         )
 

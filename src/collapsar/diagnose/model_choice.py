@@ -42,8 +42,8 @@ _EQUAL, _EQUAL_VARIANCES, _CENTRED = 0.003, 0.1, 0.01
 _OFFSET = 0.5
 # What the features of a class differ by, above which equal lengths cannot come from the collapse of balanced classes.
 _WITHIN = 0.01
-# A gain less even than this is told; measured lengths below this share of the norm's are told.
-_UNEVEN, _SHORT, _ELSEWHERE = 0.05, 0.97, 1.05
+# A gain less even than this is told, and lengths below this share of the norm's; lengths above are not its own.
+_UNEVEN, _SHORT, _LONGER = 0.05, 0.97, 1.05
 # A fitted penalty of the bias below this share of the head's is the noise of a bias that nothing penalises.
 _FREE = 0.02
 # More clusters of normalised features than this take minutes.
@@ -102,7 +102,7 @@ def choose_model(m: Measurement, known: KnownTraining) -> Choice:
             "frozen", "Only the head is trained: its features are given, and its optimum is a convex problem's."
         )
     norm, lengths = known.norm, m.lengths
-    if norm is not None and lengths is not None and not norm.shifted and _too_long(norm, lengths.mean_square):
+    if norm is not None and _elsewhere(m, norm):
         norm = None  # registered before the head, but not what feeds it
     if norm is not None:
         return _of_layer(m, known, norm)
@@ -128,8 +128,12 @@ def _of_lengths(m: Measurement, known: KnownTraining, lengths: Lengths) -> Choic
     return None
 
 
-def _too_long(norm: HeadNorm, mean_square: float) -> bool:
-    return mean_square > (_ELSEWHERE * norm.length) ** 2 and norm.uneven < _UNEVEN
+def _elsewhere(m: Measurement, norm: HeadNorm) -> bool:
+    """Whether the features cannot be what a norm puts out: none is below zero, or they are too long."""
+    if m.lengths is None:
+        return False
+    too_long = m.lengths.mean_square > (_LONGER * norm.length) ** 2
+    return m.lengths.least >= 0 or (too_long and not norm.shifted and norm.uneven < _UNEVEN)
 
 
 def _telling(m: Measurement) -> bool:

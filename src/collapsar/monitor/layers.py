@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import math
+import re
 
 from torch import Tensor, nn
 
@@ -18,10 +19,16 @@ from collapsar.monitor.optimizers import Optimizers, decay_of, group_of
 
 __all__ = ["above_norm", "bounding", "feeding", "head_norm", "is_linear", "layers_above_norm"]
 
-_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Flatten)
-_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+# Layers without parameters that no length of features depends on, and averages over places; libraries have their own.
+_TRANSPARENT = re.compile("Identity|Dropout|DropPath|Flatten|Permute|Reshape|Rearrange|Squeeze|Rotary")
+_POOLING = re.compile("(?!.*Max).*Pool")
 _BOUNDING = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _is(kind: re.Pattern[str], layer: nn.Module) -> bool:
+    """Whether a layer without parameters has such a name."""
+    return kind.search(type(layer).__name__) is not None and next(layer.parameters(), None) is None
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -42,7 +49,7 @@ def _below(model: nn.Module, head: nn.Module) -> list[nn.Module]:
 
 def feeding(model: nn.Module, head: nn.Module) -> nn.Module | None:
     """The layer that feeds the head, dropout and the like left out."""
-    return next((leaf for leaf in reversed(_below(model, head)) if not isinstance(leaf, _TRANSPARENT)), None)
+    return next((leaf for leaf in reversed(_below(model, head)) if not _is(_TRANSPARENT, leaf)), None)
 
 
 def bounding(model: nn.Module, head: nn.Module) -> str | None:
@@ -53,13 +60,12 @@ def bounding(model: nn.Module, head: nn.Module) -> str | None:
 
 def _pooled(model: nn.Module, head: nn.Module) -> tuple[nn.Module | None, str | None]:
     """What feeds the head, average pooling left out as well, and the class of the pooling."""
+    pooled = None
     for leaf in reversed(_below(model, head)):
-        if isinstance(leaf, _POOLS):
-            pool = type(leaf).__name__
-            below = [x for x in _below(model, leaf) if not isinstance(x, (*_TRANSPARENT, *_POOLS))]
-            return (below[-1] if below else None), pool
-        if not isinstance(leaf, _TRANSPARENT):
-            return leaf, None
+        if _is(_POOLING, leaf):
+            pooled = pooled or type(leaf).__name__
+        elif not _is(_TRANSPARENT, leaf):
+            return leaf, pooled
     return None, None
 
 
