@@ -136,7 +136,7 @@ def test_states_are_those_of_the_logits(case):
     assert d.to_json()
 
 
-def test_adapters_are_the_layer_they_adapt():
+def test_adapters_are_the_layer_they_adapt(tmp_path):
     peft = pytest.importorskip("peft")
 
     def adapted(base, delta):
@@ -152,11 +152,21 @@ def test_adapters_are_the_layer_they_adapt():
     assert (found.separation.states, found.measurement.linear) == (APART, False)
     merged = adapted(20 * EYE, 20 * (MERGED @ EYE - EYE))
     assert diagnose(merged, [(X, Y)]).separation.states == PAIR
+    record, said, line = monitored(merged, tmp_path)
+    assert any("does not compute W h + b" in text for text in said)
+    agrees(record, line, diagnose(merged, [(X, Y)]))
+    groups = {g["name"]: g["params"] for g in param_groups(model, weight_decay=0.1, head_weight_decay=0.0)}
+    layer = model.base_model.model.fc
+    assert set(groups["head"]) == {layer.lora_A["default"].weight, layer.lora_B["default"].weight}
     config = peft.LoraConfig(r=2, target_modules=["body"], modules_to_save=["fc"])
     net = Net(linear(0.01 * EYE))
     net.body = nn.Linear(D, D)
     saved = peft.get_peft_model(net, config)
     assert find_head(saved, None, K)[0] == "base_model.model.fc.modules_to_save.default"
+    saved.base_model.model.fc.modules_to_save["default"].weight.data = 20 * EYE
+    record, _, line = monitored(saved, tmp_path, class_names=list("abcd"))
+    assert record.separation.states == APART
+    agrees(record, line, diagnose(saved.eval(), [(X, Y)], class_names=list("abcd")))
 
 
 class Projected(nn.Module):
@@ -175,6 +185,45 @@ def test_a_projection_is_not_taken_for_the_head():
         param_groups(Projected(), weight_decay=1e-3)
     groups = param_groups(Projected(), weight_decay=1e-3, head="fc")
     assert [g["name"] for g in groups][:2] == ["head", "head_bias"]
+
+
+class Branches(nn.Module):
+    """A classifier, and a projection of the same features that is registered after it."""
+
+    def __init__(self, classifier: str, projection) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(8, 32)
+        self.add_module(classifier, nn.Linear(32, 10))
+        self.proj = projection
+
+
+@pytest.mark.parametrize(
+    "projection",
+    [
+        nn.Linear(32, 128),
+        nn.Linear(32, 32, bias=False),
+        nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 128)),
+    ],
+)
+def test_a_projection_after_the_classifier_is_not_taken(projection):
+    assert find_head(Branches("fc", projection))[0] == "fc"
+    with pytest.raises(ValueError, match=r"'out' and 'proj.*could be it"):
+        find_head(Branches("out", projection))
+    assert find_head(Branches("out", projection.requires_grad_(requires_grad=False)))[0] == "out"
+    assert find_head(Branches("out", projection), None, 10)[0] == "out"
+
+
+def test_a_narrow_hidden_layer_is_not_beside_the_head():
+    model = nn.ModuleDict({"down": nn.Linear(16, 8), "up": nn.Linear(8, 16), "out": nn.Linear(16, 4)})
+    assert find_head(model)[0] == "out"
+
+
+def test_what_makes_the_weight_is_the_weight():
+    layer = nn.utils.parametrizations.weight_norm(linear(EYE, bias=True))
+    groups = {g["name"]: g["params"] for g in param_groups(Net(layer), weight_decay=0.1)}
+    assert set(groups["head"]) == set(layer.parametrizations.weight.parameters())
+    assert groups["head_bias"] == [layer.bias]
+    torch.optim.SGD(param_groups(Net(layer), weight_decay=0.1), lr=0.1)
 
 
 def test_of_two_layers_as_wide_the_trained_one_is_the_head():
@@ -359,6 +408,28 @@ def test_one_output_and_a_convolution_are_heads(tmp_path):
         metric = NeuralCollapse(head=model.fc)
         metric.update(data[0][0].flatten(1), data[0][1])
         assert metric.compute().separation().states == d.separation.states
+
+
+def test_a_margin_in_training_is_said(tmp_path):
+    class Margin(nn.Linear):
+        def forward(self, input, labels=None):  # noqa: A002 - torch's name
+            logits = super().forward(input)
+            return logits if labels is None else logits - 9 * F.one_hot(labels, K)
+
+    class WithLabels(Net):
+        def forward(self, x, labels=None):
+            return self.fc(x, labels)
+
+    model, said = WithLabels(as_kind(Margin, 3 * EYE)), []
+    options = MonitorOptions(path=tmp_path / "x.jsonl", say=said.append)
+    with CollapseMonitor(model, options=options) as monitor:
+        model(X, Y)
+        monitor.step(Y)
+        record = monitor.end_epoch()
+    assert record is not None
+    assert record.lost == (0, 1, 2, 3)
+    assert any("receives more than features, labels perhaps" in text for text in said)
+    assert monitored(model, tmp_path)[0].lost == ()
 
 
 def test_more_outputs_than_classes_is_said_by_the_monitor_too(tmp_path):

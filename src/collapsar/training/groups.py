@@ -56,11 +56,13 @@ def param_groups(
         "backbone": weight_decay,
     }
     _check(decays)
-    layer: Any = find_head(model, head)[1]
+    layer = find_head(model, head)[1]
+    bias = getattr(layer, "bias", None)
     norms = [p for m in model.modules() if normalization(m) is not None for p in m.parameters(recurse=False)]
     members: dict[str, list[Any]] = {
-        "head": [layer.weight],
-        "head_bias": [] if getattr(layer, "bias", None) is None else [layer.bias],
+        # an adapter's matrices and what a parametrisation makes the weight from count as the weight
+        "head": [p for p in layer.parameters() if p is not bias],
+        "head_bias": [p for p in layer.parameters() if p is bias],
         "norm": norms,
         "backbone": list(model.parameters()),
     }
