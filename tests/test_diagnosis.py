@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,13 @@ from collapsar.core.known import HeadNorm, KnownTraining
 from collapsar.diagnose.agreement import AT_REST
 from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
 from collapsar.diagnose.frozen import frozen_head, frozen_of
-from collapsar.diagnose.measurement import MAX_CLASSES, measure
+from collapsar.diagnose.measurement import MAX_CLASSES, MAX_TABLE, measure
+from collapsar.diagnose.prediction import optimum_separation
 from collapsar.diagnose.readers import diagnose
+from collapsar.metrics.separation import class_separation
 from collapsar.report import diagnosis_page
 from networks import RNG, measured, nonnegative_network, samples, signed_network
+from problems import PROBLEMS
 
 
 def paper(lambda_z: float, *, known: bool = True, noise: float = 0.0) -> Diagnosis:
@@ -262,6 +266,68 @@ def test_many_classes_are_diagnosed_without_their_table_in_the_record():
     assert d.effective.lambda_z == pytest.approx(2e-5, rel=1e-6)
 
 
+@pytest.mark.parametrize("network", [signed_network(lambda_z=0.0037), nonnegative_network([90, 90, 30, 30, 4], 0.008)])
+def test_without_tables_everything_else_is_the_same(network, monkeypatch):
+    m, known = measured(*network), KnownTraining(lambda_w=0.01)
+    table = diagnose_measurement(m, known)
+    monkeypatch.setattr(import_module("collapsar.diagnose.measurement"), "MAX_TABLE", 3)
+    factors = diagnose_measurement(replace(m), known)
+    assert (factors.headline, factors.separation.states) == (table.headline, table.separation.states)
+    assert factors.standings == table.standings
+    assert table.effective is not None
+    assert factors.effective is not None
+    np.testing.assert_array_equal(factors.effective.by_class, table.effective.by_class)
+    assert math.isnan(factors.effective.by_residual)
+    assert table.prediction is not None
+    assert factors.prediction is not None
+    assert factors.prediction.Z is None
+    assert factors.prediction.seen == table.prediction.seen
+    assert table.fit is not None
+    assert factors.fit is not None
+    assert factors.fit.follows == table.fit.follows
+    for features, fit in table.fit.models.items():
+        other = factors.fit.models[features]
+        assert pytest.approx(fit.distance.Z, rel=1e-6, abs=1e-9) == other.distance.Z
+        assert other.distance.Z_max == pytest.approx(fit.distance.Z_max, rel=1e-6, abs=1e-9)
+        assert other.distance.b == pytest.approx(fit.distance.b, rel=1e-6, abs=1e-9, nan_ok=True)
+        assert other.away == pytest.approx(fit.away, rel=1e-6, abs=1e-9)
+        assert math.isnan(other.excess)
+    assert any("More than" in note for note in factors.notes)
+    json.dumps(factors.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+def test_states_of_an_optimum_are_those_of_its_table(name, features):
+    s = cs.solve(PROBLEMS[name].replace(features=features), 1e-9, throw=False)
+    share = s.problem.class_counts / s.problem.num_samples
+    own = s.Z - (s.Z @ share)[:, None] if features == "signed" else s.Z
+    found = class_separation(own)
+    assert optimum_separation(s) == (found.states, found.groups)
+
+
+def test_thousands_of_classes_are_diagnosed_without_a_table():
+    K, d = 2100, 40
+    counts = np.repeat([5, 2], K // 2)
+    H = 4 * RNG(0).normal(size=(K, d)) / np.sqrt(d)
+    W = H.copy()
+    W[9] = W[7] = H[9] = H[7]
+    W[11] = W[12]
+    H[1500:1510] = 0.0
+    d_ = diagnose_measurement(measured(counts, W, H))
+    assert set(d_.separation.merged_classes) >= {7, 9}
+    assert d_.separation.vanished_classes == tuple(range(1500, 1510))
+    assert d_.shared_rows == ((7, 9), (11, 12))
+    L = W @ H.T  # the table, made here
+    behind = {k for k in range(K) if L[:, k].argmax() != k}
+    assert set(d_.lost) | set(d_.standings.outscored) | set(range(1500, 1510)) >= behind
+    for c in d_.standings.lost:
+        assert c.nats == pytest.approx(L[c.rival, c.index] - L[c.index, c.index], abs=1e-9)
+    record = d_.to_dict()
+    assert record["Z"] is None
+    assert len(json.dumps(record)) < 1_500_000
+
+
 def test_metrics_come_with_their_meaning_and_undefined_ones_are_left_out():
     m = measured(*nonnegative_network([40, 20], 0.01))
     d = diagnose_measurement(replace(m, metrics={"nc1_uniform": 0.25, "nc1_weighted": math.nan, "cdnv_max": math.inf}))
@@ -299,6 +365,7 @@ def test_the_page_on_diagnosis_says_what_is_so():
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     exec(compile(blocks[-1], "docs/diagnose.md", "exec"), {})  # its own assertions
     assert f"up to {MAX_CLASSES} classes" in page
+    assert f"up to {MAX_TABLE}\nclasses" in page
     assert f"below {AT_REST:g} the head" in page
 
 

@@ -213,7 +213,7 @@ def test_excess_and_blocks_and_grams_against_their_definitions():
         (lambda: measure(np.ones((2, 2)), [0, 1], np.ones((2, 2)), [1.0]), "`bias`"),
         (lambda: measure(np.ones((2, 2)), [0, 1], np.ones((1, 2))), "K >= 2"),
         (lambda: measure(np.ones((0, 2)), np.zeros(0, int), np.ones((2, 2))), "at least one sample"),
-        (lambda: Pass(np.ones((2001, 2))), "2001 classes"),
+        (lambda: Pass(np.ones((20_001, 2))), "20001 classes"),
         (lambda: balance_penalties(np.ones((2, 2)), np.ones((2, 2)), np.ones(2), 0.0), "`lambda_w`"),
         (lambda: balance_penalties(np.ones((2, 2)), np.ones((3, 2)), np.ones(2), 1.0), "shapes"),
         (lambda: distance(cs.solve(cs.Problem([5, 5], 0.1)), np.ones((3, 3)), np.ones(2)), "`Z` must have shape"),

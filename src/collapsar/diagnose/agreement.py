@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.diagnose.fit import balance_penalties, lambda_z_from_predictions, lambda_z_from_residual
 from collapsar.diagnose.measurement import Measurement
-from collapsar.metrics.separation import class_separation
+from collapsar.metrics.separation import ClassSeparation
 
 __all__ = [
     "AT_REST",
@@ -73,7 +73,8 @@ class EffectivePenalties:
         lambda_z: sqrt(lambda_w lambda_h).
         by_class: shape (K,), lambda_z from the predictions of each class; NaN where a class cannot tell.
         tells: shape (K,), the classes for which that is an estimate; for the others it is a lower bound.
-        by_residual: lambda_z from all predictions at once; an estimate if any class is apart.
+        by_residual: lambda_z from all predictions at once; an estimate if any class is separated. NaN for more classes
+            than a table is made for.
     """
 
     lambda_w: float
@@ -149,7 +150,11 @@ def head_forces(
 
 
 def effective_penalties(
-    m: Measurement, features: FeatureModel, lambda_w: float | None = None, lambda_b: float | None = None
+    m: Measurement,
+    features: FeatureModel,
+    lambda_w: float | None = None,
+    lambda_b: float | None = None,
+    found: ClassSeparation | None = None,
 ) -> EffectivePenalties:
     """Read the penalties from a trained network. Meaningful once its head is at rest.
 
@@ -158,6 +163,7 @@ def effective_penalties(
         features: the model by which predictions are read.
         lambda_w: the head's penalty where it is known.
         lambda_b: the bias's penalty where it is known.
+        found: the states of the classes; those of ``m`` by default.
 
     Returns:
         The penalties; NaN what a zero head or zero features cannot tell.
@@ -170,7 +176,7 @@ def effective_penalties(
     if used_w > 0 and np.any(m.weight):
         lambda_h, lambda_z = balance_penalties(m.weight, m.class_means, mass, used_w)
     problem = Problem(m.class_counts, 1.0, used_b, m.loss_form, features=features)
-    found = class_separation(m.evidence)
+    found = m.separation if found is None else found
     tells = np.array([state == "separated" for state in found.states])
     alive = any(state != "vanished" for state in found.states)
     return EffectivePenalties(
@@ -178,9 +184,9 @@ def effective_penalties(
         lambda_h=lambda_h,
         lambda_b=used_b,
         lambda_z=lambda_z,
-        by_class=lambda_z_from_predictions(problem, m.Z, m.b, features),
+        by_class=lambda_z_from_predictions(problem, m.predictions, m.b, features),
         tells=tells,
-        by_residual=lambda_z_from_residual(problem, m.Z, m.b) if alive else float("nan"),
+        by_residual=lambda_z_from_residual(problem, m.Z, m.b) if alive and m.small else float("nan"),
     )
 
 

@@ -42,7 +42,7 @@ from collapsar.diagnose.agreement import (
 )
 from collapsar.diagnose.fit import Fit
 from collapsar.diagnose.frozen import FrozenHead
-from collapsar.diagnose.measurement import Measurement, without_offset
+from collapsar.diagnose.measurement import MAX_TABLE, Measurement, without_offset
 from collapsar.diagnose.model_choice import Choice, NormalizedFit, choose_model, fit_normalized
 from collapsar.diagnose.prediction import (
     Prediction,
@@ -52,8 +52,8 @@ from collapsar.diagnose.prediction import (
     predicted,
     predicted_of_normalized,
 )
-from collapsar.metrics.evidence import Standings, class_standings
-from collapsar.metrics.separation import ClassSeparation, class_separation
+from collapsar.metrics.evidence import Standings, mean_standings
+from collapsar.metrics.separation import ClassSeparation
 from collapsar.metrics.shared_rows import shared_rows
 
 __all__ = ["Diagnosis", "Prediction", "diagnose_measurement"]
@@ -226,8 +226,8 @@ def diagnose_measurement(
     if known.loss != m.loss_form:
         raise ValueError("`known` must name the loss that the network was measured with; measure with loss=known.loss")
     names = _names(class_names, m.num_classes)
-    found = class_separation(m.evidence)
-    standings = class_standings(found, m.Z + m.b[:, None], m.accuracies, m.taken_for)
+    found = m.separation
+    standings = mean_standings(found, m.predictions, m.b, m.accuracies, m.taken_for)
     moved = without_offset(m)
     rowed = by_rows(moved, known)
     features: FeatureModel = known.features or ("nonnegative" if m.nonnegative else "signed")
@@ -243,7 +243,7 @@ def diagnose_measurement(
             "penalty can be read from it. Give lambda_w and lambda_h."
         )
     if alive and not m.unseen and m.linear and not saturated:
-        effective = effective_penalties(rowed, features, known.one_lambda_w or None, known.lambda_b)
+        effective = effective_penalties(rowed, features, known.one_lambda_w or None, known.lambda_b, found)
     solvable = not m.unseen and len(np.unique(m.class_counts)) <= _MOST_CLUSTERS
     fit, fit_source = (
         compared(rowed, known, effective) if solvable and m.linear and known.body != "frozen" else (None, "")
@@ -325,6 +325,11 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
         notes.append(
             "NC1 and CDNV divide by differences between class means; for merged or vanished classes these are "
             "noise, and so are the values."
+        )
+    if not m.small:
+        notes.append(
+            f"More than {MAX_TABLE} classes: what needs a table of all pairs is left out (CDNV, angles between class "
+            "means, Gram matrices, the cost above the optimum, lambda_z from all predictions at once)."
         )
     if not m.metrics:
         notes.append("The metrics of neural collapse need torch: pip install 'collapsar[train]'.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.balance import balance_penalties
+from collapsar.metrics.predictions import MeanPredictions
 from collapsar.solver import Solution, solve
 from collapsar.solver.certificate import dual_norm, penalty
 from collapsar.solver.objective import Residual, predict, residual
@@ -54,14 +55,14 @@ class Distance:
     b_max: float
 
 
-def distance(solution: Solution, Z: ArrayLike, b: ArrayLike) -> Distance:
+def distance(solution: Solution, Z: ArrayLike | MeanPredictions, b: ArrayLike) -> Distance:
     """How far a network's mean predictions are from the optimum (Hong & Ling, JMLR 25(192), 2024, Fig. 3).
 
     With a free bias (``lambda_b`` 0) a shift of b along 1/delta changes no loss and no price: it is taken out first.
 
     Args:
         solution: the optimum.
-        Z: shape (K, K), [logit, class], mean predictions without the bias.
+        Z: shape (K, K), [logit, class], mean predictions without the bias, or their factors.
         b: shape (K,).
 
     Raises:
@@ -73,22 +74,62 @@ def distance(solution: Solution, Z: ArrayLike, b: ArrayLike) -> Distance:
         >>> round(distance(s, 1.1 * s.Z, s.b).Z, 12)
         0.1
     """
-    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    K = solution.problem.num_classes
-    for name, value, shape in (("Z", z, (K, K)), ("b", bias, (K,))):
-        if value.shape != shape:
-            raise ValueError(f"`{name}` must have shape {shape} for {K} classes, got {value.shape}")
-    best = solution.b
-    if solution.problem.lambda_b == 0:
-        shift = 1 / solution.problem.scales
-        bias, best = (x - (shift @ x) / (shift @ shift) * shift for x in (bias, best))
-    dz, db = z - solution.Z, bias - best
-    return Distance(
-        Z=_ratio(np.linalg.norm(dz), np.linalg.norm(solution.Z)),
-        Z_max=_ratio(np.abs(dz).max(), np.abs(solution.Z).max()),
-        b=_ratio(np.linalg.norm(db), np.linalg.norm(best)),
-        b_max=_ratio(np.abs(db).max(), np.abs(best).max()),
-    )
+    P, bias = _given(solution.problem, Z, b)
+    return _deviations([solution], P, [np.zeros(bias.size)], [bias])[0][0]
+
+
+def _given(problem: Problem, Z: ArrayLike | MeanPredictions, b: ArrayLike) -> tuple[MeanPredictions, Vector]:
+    """Mean predictions and bias, their shapes checked."""
+    P = Z if isinstance(Z, MeanPredictions) else MeanPredictions(np.asarray(Z, dtype=np.float64))
+    bias, K = np.asarray(b, dtype=np.float64), problem.num_classes
+    square = P.weight.ndim == 2 and P.shape == (K, K)
+    for name, shape, wanted in (("Z", P.shape if square else P.weight.shape, (K, K)), ("b", bias.shape, (K,))):
+        if shape != wanted:
+            raise ValueError(f"`{name}` must have shape {wanted} for {K} classes, got {shape}")
+    return P, bias
+
+
+def _deviations(
+    solutions: Sequence[Solution], P: MeanPredictions, offsets: Sequence[Vector], biases: Sequence[Vector]
+) -> list[tuple[Distance, float]]:
+    """Of (Z - offset, b) to each optimum, the distance and ||Z - offset - Z*||_F, in one pass over the columns."""
+    # per optimum: squares of the difference and of the optimum, their largest entries
+    sums, most = np.zeros((2, len(solutions), 2))
+    for part, columns in P.blocks():
+        for i, (solution, offset) in enumerate(zip(solutions, offsets, strict=True)):
+            optimum = _columns_of(solution, part)
+            difference = columns - offset[:, None]
+            difference -= optimum
+            for j, values in enumerate((difference, optimum)):
+                sums[i, j] += np.vdot(values, values)
+                most[i, j] = max(most[i, j], values.max(), -values.min())
+    found = []
+    for solution, b, (off, whole), (off_max, whole_max) in zip(solutions, biases, sums, most, strict=True):
+        bias, best = b, solution.b
+        if solution.problem.lambda_b == 0:
+            shift = _unseen(solution.problem)
+            bias, best = (x - (shift @ x) * shift for x in (bias, best))
+        db = bias - best
+        distances = Distance(
+            Z=_ratio(np.sqrt(off), np.sqrt(whole)),
+            Z_max=_ratio(off_max, whole_max),
+            b=_ratio(np.linalg.norm(db), np.linalg.norm(best)),
+            b_max=_ratio(np.abs(db).max(), np.abs(best).max()),
+        )
+        found.append((distances, float(np.sqrt(off))))
+    return found
+
+
+def _columns_of(solution: Solution, part: slice) -> Matrix:
+    """These columns of the optimum's Z."""
+    q, blocks = solution.quotient, solution.blocks
+    labels = q.labels[part]
+    columns = blocks.C[np.ix_(q.labels, labels)]
+    for j in np.unique(labels[q.sizes[labels] > 1]):
+        columns[np.ix_(q.labels == j, labels == j)] -= blocks.alpha[j] / q.sizes[j]
+    lone = np.where(q.sizes[labels] > 1, blocks.alpha[labels], 0.0)
+    columns[np.arange(part.start, part.stop), np.arange(labels.size)] += lone
+    return columns
 
 
 def _ratio(value: float | np.floating, scale: float | np.floating) -> float:
@@ -96,17 +137,19 @@ def _ratio(value: float | np.floating, scale: float | np.floating) -> float:
     return float(value / scale) if scale > 1e-9 else float("nan")
 
 
-def lambda_z_from_predictions(problem: Problem, Z: ArrayLike, b: ArrayLike, features: FeatureModel) -> Vector:
+def lambda_z_from_predictions(
+    problem: Problem, Z: ArrayLike | MeanPredictions, b: ArrayLike, features: FeatureModel
+) -> Vector:
     """lambda_z read from each class's mean prediction; NaN where the class cannot tell.
 
     With r_k = q_k tau_k delta o (y_k - p_k) / sqrt(m_k), plainly (e_k - p_k) sqrt(n_k)/N: signed features give
     r_kk - r_lk, l the mean over the class's cluster, plainly (1 - p_own + p_other) sqrt(n_k)/N (NaN for a class alone
-    in it); nonnegative ones ||r_k||. Both equal lambda_z at the optimum for classes that are apart (Hong & Ling, JMLR
+    in it); nonnegative ones ||r_k||. Both equal lambda_z at the optimum for separated classes (Hong & Ling, JMLR
     25(192), 2024, Thm 3; column form of the model with H >= 0); a class that is not bounds lambda_z from below.
 
     Args:
         problem: counts and loss; its penalties are not used.
-        Z: shape (K, K), [logit, class].
+        Z: shape (K, K), [logit, class], or factors of it.
         b: shape (K,).
         features: the model to read by.
 
@@ -118,14 +161,38 @@ def lambda_z_from_predictions(problem: Problem, Z: ArrayLike, b: ArrayLike, feat
         >>> lambda_z_from_predictions(s.problem, s.Z, s.b, "signed").round(9).tolist()
         [0.01, 0.01, 0.01, 0.01]
     """
-    R = _residual(problem, Z, b)[1].between
-    if features == "nonnegative":
-        return np.linalg.norm(R, axis=0)
+    P, bias = _given(problem, Z, b)
     labels = quotient(problem).labels
-    same = labels[:, None] == labels
-    siblings = same.sum(axis=0) - 1
-    own = np.diag(R)
-    return own - (np.sum(same * R, axis=0) - own) / np.where(siblings > 0, siblings, np.nan)
+    readings = np.empty(labels.size)
+    for part, columns in P.blocks():
+        R = _residual_columns(problem, columns, bias, part)
+        if features == "nonnegative":
+            readings[part] = np.linalg.norm(R, axis=0)
+            continue
+        own = R[np.arange(part.start, part.stop), np.arange(R.shape[1])]
+        siblings, inside = np.bincount(labels)[labels[part]] - 1, np.empty(own.size)
+        for j in np.unique(labels[part]):
+            inside[labels[part] == j] = R[np.ix_(labels == j, labels[part] == j)].sum(axis=0)
+        readings[part] = own - (inside - own) / np.where(siblings > 0, siblings, np.nan)
+    return readings
+
+
+def _residual_columns(problem: Problem, columns: Matrix, b: Vector, part: slice) -> Matrix:
+    """These columns of R = diag(delta)(Y - P)diag(tau o q)M^(-1/2), what is near 0 with its relative accuracy."""
+    own, place, K = np.arange(part.start, part.stop), np.arange(columns.shape[1]), problem.num_classes
+    u = problem.temperatures[part] * (problem.scales[:, None] * (columns + b[:, None])) + problem.offsets[:, None]
+    u -= u.max(axis=0)
+    odds = np.exp(u, out=u)
+    mine = odds[own, place].copy()
+    odds[own, place] = 0.0
+    missed = odds.sum(axis=0)
+    even = problem.loss.smoothing / K
+    R = np.divide(odds, -(mine + missed), out=odds)
+    R += even
+    R[own, place] = missed / (mine + missed) - even * (K - 1)
+    R *= problem.scales[:, None]
+    R *= (problem.temperatures * problem.loss_share / np.sqrt(problem.mass))[part]
+    return R
 
 
 def _residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> tuple[Quotient, Residual]:
@@ -205,9 +272,10 @@ class ModelFit:
         features: the model.
         distance: of Z and b.
         away: ||Z - Z*||_F, nats: defined also where the optimum is zero.
-        classifier_gram: relative distance of the Gram of the head; NaN where lambda_h is unknown.
+        classifier_gram: relative distance of the Gram of the head; NaN where lambda_h is unknown or Z given by factors.
         feature_gram: the same of the class means.
-        excess: by how much the network's mean predictions cost more than the optimum, relative to it.
+        excess: by how much the network's mean predictions cost more than the optimum, relative to it; NaN where they
+            are given by factors.
         gap: relative duality gap of the optimum itself.
     """
 
@@ -228,8 +296,8 @@ class Fit:
         lambda_z: the price of the predictions.
         lambda_b: the price of the bias.
         models: a :class:`ModelFit` per feature model.
-        follows: the model that the network lies nearer to; None where the two are not told apart.
-        block_residual_z: see :func:`block_residual`.
+        follows: the model that the network lies nearer to; None where it lies about as near to both.
+        block_residual_z: see :func:`block_residual`; NaN where Z is given by factors.
         block_residual_b: see :func:`block_residual`.
     """
 
@@ -243,7 +311,7 @@ class Fit:
 
 def fit_to_theory(
     problem: Problem,
-    Z: ArrayLike,
+    Z: ArrayLike | MeanPredictions,
     b: ArrayLike,
     *,
     weight: ArrayLike | None = None,
@@ -254,7 +322,7 @@ def fit_to_theory(
 
     Args:
         problem: counts, loss and penalties; its feature model is not used.
-        Z: shape (K, K), [logit, class].
+        Z: shape (K, K), [logit, class]; or its factors, from which nothing of K x K numbers is made.
         b: shape (K,); zero where ``lambda_b`` is inf.
         weight: W, shape (K, d), for the Grams.
         class_means: shape (K, d), for the Grams.
@@ -269,43 +337,46 @@ def fit_to_theory(
         >>> fit_to_theory(p, s.Z, s.b).follows
         'nonnegative'
     """
-    given_z, given_b = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    whole, given_b = _given(problem, Z, b)
+    table = whole.class_means is None
+    problems = [problem.replace(features=features) for features in get_args(FeatureModel)]
+    solutions = [solve(model, 1e-7, throw=False) for model in problems]
+    given = whole.without(_unseen(problem))
+    moves = [_beside(solution, given, given_b) for solution in solutions]
+    deviations = _deviations(solutions, given, [offset for offset, _ in moves], [bias for _, bias in moves])
     models: dict[FeatureModel, ModelFit] = {}
-    for features in get_args(FeatureModel):
-        model = problem.replace(features=features)
-        solution = solve(model, 1e-7, throw=False)
-        z, bias = _beside(solution, given_z, given_b)
-        grams = (float("nan"), float("nan"))
-        if weight is not None and class_means is not None and split is not None:
-            grams = gram_distances(solution, weight, class_means, *split)
+    for model, solution, (offset, bias), deviation in zip(problems, solutions, moves, deviations, strict=True):
+        grams, excess = (float("nan"), float("nan")), float("nan")
         best = solution.certificate
-        models[features] = ModelFit(
-            features,
-            distance(solution, z, bias),
-            float(np.linalg.norm(z - solution.Z)),
-            *grams,
-            excess=(_price(model, z, bias) - best.primal) / best.primal,
-            gap=best.relative_gap,
-        )
+        if table:
+            excess = (_price(model, given.weight - offset[:, None], bias) - best.primal) / best.primal
+            if weight is not None and class_means is not None and split is not None:
+                grams = gram_distances(solution, weight, class_means, *split)
+        models[model.features] = ModelFit(model.features, *deviation, *grams, excess=excess, gap=best.relative_gap)
     near, far = sorted(models.values(), key=lambda fit: fit.away)
     told = far.away > 0 and near.away < _NEARER * far.away
-    blocks = block_residual(problem, *_without_mean(problem, given_z, given_b))
+    nowhere = (float("nan"), float("nan"))
+    blocks = block_residual(problem, *_without_mean(problem, whole.weight, given_b)) if table else nowhere
     return Fit(problem.lambda_z, problem.lambda_b, models, near.features if told else None, *blocks)
 
 
-def distance_beside(solution: Solution, Z: ArrayLike, b: ArrayLike, *, moved: bool) -> tuple[Distance, float]:
+def distance_beside(
+    solution: Solution, Z: ArrayLike | MeanPredictions, b: ArrayLike, *, moved: bool
+) -> tuple[Distance, float]:
     """Distance of (Z, b) to an optimum, and ||Z - Z*||_F in nats.
 
     Args:
         solution: the optimum.
-        Z: shape (K, K), [logit, class].
+        Z: shape (K, K), [logit, class], or factors of it.
         b: shape (K,).
         moved: whether the features carry an offset that the bias takes back: it is then set to the optimum's first.
     """
-    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    P, bias = _given(solution.problem, Z, b)
+    offset = np.zeros(bias.size)
     if moved:
-        z, bias = _beside(solution, z, bias)
-    return distance(solution, z, bias), float(np.linalg.norm(z - solution.Z))
+        P = P.without(_unseen(solution.problem))
+        offset, bias = _beside(solution, P, bias)
+    return _deviations([solution], P, [offset], [bias])[0]
 
 
 def _price(problem: Problem, Z: Matrix, b: Vector) -> float:
@@ -316,23 +387,27 @@ def _price(problem: Problem, Z: Matrix, b: Vector) -> float:
     return predict(q, here)[1] + problem.lambda_z * penalty(q, here) + bias
 
 
-def _beside(solution: Solution, Z: Matrix, b: Vector) -> tuple[Matrix, Vector]:
-    """The same predictions with the optimum's offset between Z and b, and without what no loss sees.
+def _unseen(problem: Problem) -> Vector:
+    """The direction along which all logits may be moved: the loss sees nothing of it. Of length 1."""
+    return (1 / problem.scales) / np.linalg.norm(1 / problem.scales)
+
+
+def _beside(solution: Solution, given: MeanPredictions, b: Vector) -> tuple[Vector, Vector]:
+    """What to take from every column, and the bias then, for the same predictions with the optimum's offset.
 
     Features h + c with the bias b - W c give the same logits: the network's mean prediction is moved to the optimum's.
-    What is added to all logits along 1/delta changes nothing either.
+    ``given`` has nothing along the unseen direction any more.
     """
-    problem = solution.problem
-    scales = problem.scales
-    unseen = (1 / scales) / np.linalg.norm(1 / scales)
-    z, bias = Z - np.outer(unseen, unseen @ Z), b - unseen * (unseen @ b)
+    problem, q = solution.problem, solution.quotient
     if not np.isfinite(problem.lambda_b):
         if b.any():
             raise ValueError("`b` must be zero where `lambda_b` is inf (no bias); give a finite `lambda_b`")
-        return z, b
+        return np.zeros(b.size), b
     share = problem.class_counts / problem.num_samples
-    offset = (z - solution.Z) @ share
-    return z - offset[:, None], bias + offset
+    # of the optimum only the cluster part has a mean: inside a cluster all have one share
+    optimal = (solution.blocks.C @ np.bincount(q.labels, weights=share))[q.labels]
+    offset, unseen = given.mean(share) - optimal, _unseen(problem)
+    return offset, b - unseen * (unseen @ b) + offset
 
 
 def _without_mean(problem: Problem, Z: Matrix, b: Vector) -> tuple[Matrix, Vector]:

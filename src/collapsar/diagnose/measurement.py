@@ -18,16 +18,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import Loss
-from collapsar.metrics.evidence import class_evidence, common_origin, on_floor
-from collapsar.metrics.separation import class_logits
+from collapsar.metrics.evidence import common_origin, on_floor
+from collapsar.metrics.predictions import MeanPredictions
+from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
-__all__ = ["MAX_CLASSES", "Lengths", "Measurement", "Pass", "measure", "without_offset"]
+__all__ = ["MAX_CLASSES", "MAX_TABLE", "Lengths", "Measurement", "Pass", "measure", "without_offset"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-MAX_CLASSES = 2000
-"""A diagnosis holds several K x K tables and compares every two classes: seconds at this many, hours at 50 000."""
+MAX_CLASSES = 20_000
+"""A diagnosis compares every two classes: minutes at this many."""
+
+MAX_TABLE = 2000
+"""Tables of K x K numbers are made up to this many classes; beyond, what needs one is left out, and said to be."""
 
 # Squares of larger numbers, summed, leave the range of float64.
 _LARGEST = 1e100
@@ -41,8 +45,10 @@ _NEAR_ONE = 0.9
 # Features whose common offset is longer than this many times their spread hide it.
 _HIDES = 2.0
 
-# float64 work space of one step over the samples: 2^21 numbers are 16 MiB.
+# float64 work space of one step over the samples: 2^21 numbers are 16 MiB. A step adds K x d numbers to the gradient,
+# which many samples must share.
 _BLOCK_NUMBERS = 1 << 21
+_LEAST_STEP = 384
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,33 @@ class Measurement:
         """K."""
         return self.class_counts.size
 
-    @cached_property
+    @property
     def Z(self) -> Matrix:  # noqa: N802 - the paper's letter
-        """Mean predictions, shape (K, K) [logit, class], bias not included; NaN columns without samples."""
+        """Mean predictions, shape (K, K) [logit, class], bias not included; NaN columns without samples.
+
+        Built on request, never stored; ``predictions`` has columns of it.
+        """
         return class_logits(self.class_means, self.weight)
 
+    @property
+    def small(self) -> bool:
+        """Whether tables of K x K numbers are at hand."""
+        return self.num_classes <= MAX_TABLE
+
+    @property
+    def predictions(self) -> MeanPredictions:
+        """Z as the product that it is."""
+        return MeanPredictions(self.weight, self.class_means)
+
     @cached_property
-    def evidence(self) -> Matrix:
+    def evidence(self) -> MeanPredictions:
         """Z without what all classes share: an offset of all features that the bias takes back changes nothing here."""
-        return class_evidence(self.class_means, self.weight, self.class_counts)
+        return MeanPredictions(self.weight, self.class_means - common_origin(self.class_means, self.class_counts))
+
+    @cached_property
+    def separation(self) -> ClassSeparation:
+        """Which classes are separated, merged or vanished, by the ``evidence``."""
+        return mean_separation(self.evidence.class_means, self.weight)
 
     @property
     def b(self) -> Vector:
@@ -162,7 +186,7 @@ class Pass:
         if K > MAX_CLASSES:
             raise ValueError(
                 f"`weight` has {K} classes, more than the {MAX_CLASSES} that a diagnosis compares pair by pair; "
-                "use collapsar.metrics.NeuralCollapse(pairwise=False)"
+                "`collapsar audit` reads the head alone, collapsar.metrics.NeuralCollapse(pairwise=False) the features"
             )
         self.bias = None if bias is None else _finite("bias", bias)
         if self.bias is not None and self.bias.shape != (K,):
@@ -176,6 +200,7 @@ class Pass:
         self.length = 0.0
         self.least, self.most = np.full((2, self.weight.shape[1]), [[np.inf], [-np.inf]])
         self.wrong: Counter[tuple[int, int]] = Counter()
+        self.decided: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # true and given class of each sample
 
     def add(self, features: ArrayLike, labels: ArrayLike) -> None:
         """Add samples.
@@ -189,7 +214,7 @@ class Pass:
         """
         rows, classes = np.asarray(features), np.asarray(labels)
         self._check(rows, classes)
-        step = max(1, _BLOCK_NUMBERS // max(self.weight.shape))
+        step = max(_LEAST_STEP, _BLOCK_NUMBERS // max(self.weight.shape))
         for start in range(0, len(rows), step):
             self._add(rows[start : start + step].astype(np.float64), classes[start : start + step].astype(np.int64))
 
@@ -202,18 +227,26 @@ class Pass:
                 f"class {_named(bad)}; the run diverged"
             )
         K, loss = len(self.weight), self.loss
-        logits = h @ self.weight.T + (0.0 if self.bias is None else self.bias)
+        logits = h @ self.weight.T
+        logits += 0.0 if self.bias is None else self.bias
         scales = np.ones(K) if loss.scales is None else loss.scales
         temperature = np.ones(len(k)) if loss.temperatures is None else loss.temperatures[k]
         importance = np.ones(len(k)) if loss.class_weights is None else loss.class_weights[k]
-        u = temperature[:, None] * (scales * logits) + (0.0 if loss.offsets is None else loss.offsets)
+        best = logits.argmax(axis=1)
+        self.decided.append((k, best))
+        u = logits  # in place from here on: at many classes the time goes into passes over memory
+        if loss.scales is not None or loss.temperatures is not None:
+            u = temperature[:, None] * (scales * u)
+        if loss.offsets is not None:
+            u = u + loss.offsets
         top = u.max(axis=1, keepdims=True)
-        odds = np.exp(u - top)
-        total = odds.sum(axis=1, keepdims=True)
         sample, eps = np.arange(len(k)), loss.smoothing
-        lse = (top + np.log(total))[:, 0]
-        value = lse - (1 - eps) * u[sample, k] - eps * u.mean(axis=1)
-        r = odds / total - eps / K
+        target = (1 - eps) * u[sample, k] + (eps * u.mean(axis=1) if eps else 0.0)
+        r = np.exp(np.subtract(u, top, out=u), out=u)
+        total = r.sum(axis=1, keepdims=True)
+        value = (top + np.log(total))[:, 0] - target
+        r /= total
+        r -= eps / K
         r[sample, k] -= 1 - eps
         r *= scales * (importance * temperature)[:, None]
         occurring, starts = np.unique(np.sort(k), return_index=True)
@@ -222,7 +255,6 @@ class Pass:
         self.pulls += r.T @ h
         self.bias_pull += r.sum(axis=0)
         self.losses += np.bincount(k, weights=importance * value, minlength=K)
-        best = logits.argmax(axis=1)
         self.hits += np.bincount(k, weights=best == k, minlength=K)
         self.wrong.update(zip(k[best != k].tolist(), best[best != k].tolist(), strict=True))
         square = h * h

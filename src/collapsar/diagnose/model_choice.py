@@ -256,7 +256,7 @@ def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None
         found = thresholds(problem)
     except (ValueError, ArithmeticError):
         found = None
-    off, away = distance_beside(solution, m.Z, m.b, moved=choice.shifted and m.bias is not None)
+    off, away = distance_beside(solution, m.predictions, m.b, moved=choice.shifted and m.bias is not None)
     return NormalizedFit(solution, off, away, float(getattr(solution, "norm", np.nan)), found), ""
 
 

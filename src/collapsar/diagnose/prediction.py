@@ -15,16 +15,27 @@ from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.records import to_json
 from collapsar.diagnose.agreement import EffectivePenalties
 from collapsar.diagnose.fit import Fit, fit_to_theory
-from collapsar.diagnose.measurement import Measurement
+from collapsar.diagnose.measurement import MAX_TABLE, Measurement
 from collapsar.diagnose.model_choice import Choice, NormalizedFit
 from collapsar.metrics.separation import ClassState, class_separation
-from collapsar.solver import solve
+from collapsar.solver import Solution, solve
 from collapsar.theory import thresholds
 
-__all__ = ["Prediction", "by_rows", "compared", "model_record", "predicted", "predicted_of_normalized"]
+__all__ = [
+    "Prediction",
+    "by_rows",
+    "compared",
+    "model_record",
+    "optimum_separation",
+    "predicted",
+    "predicted_of_normalized",
+]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
+
+# Classes of one cluster lie alike to all others: as many of them stand for the rest.
+_STAND_FOR = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +56,7 @@ class Prediction:
         complete: lambda_z from which nothing is left; NaN where something always is.
         edge: shape (K,), lambda_z from which the class has no predictions of its own: the first of the two, or for one
             alone in its size (signed features), which has no transition, where it loses its own direction.
-        Z: shape (K, K), the optimum's mean predictions.
+        Z: shape (K, K), the optimum's mean predictions; None for more classes than a table is made for.
         b: shape (K,).
         gap: relative duality gap of the optimum.
     """
@@ -61,7 +72,7 @@ class Prediction:
     vanish: Vector
     complete: float
     edge: Vector
-    Z: Matrix
+    Z: Matrix | None
     b: Vector
     gap: float
 
@@ -102,12 +113,13 @@ def compared(
 ) -> tuple[Fit | None, Literal["effective", "as trained", ""]]:
     """Distances at the effective penalties; at those of the training where nothing is alive to read them from."""
     lambda_b = _bias_price(m, known, effective)
+    Z = m.Z if m.small else m.predictions
     if effective is not None and 0 < effective.lambda_z < math.inf:
         problem = _problem(m, effective.lambda_z, lambda_b, "signed")
         grams: dict[str, Any] = {"weight": m.weight, "class_means": m.class_means}
-        return fit_to_theory(problem, m.Z, m.b, **grams, split=(effective.lambda_w, effective.lambda_h)), "effective"
+        return fit_to_theory(problem, Z, m.b, **grams, split=(effective.lambda_w, effective.lambda_h)), "effective"
     if known.lambda_z is not None:
-        return fit_to_theory(_problem(m, known.lambda_z, lambda_b, "signed"), m.Z, m.b), "as trained"
+        return fit_to_theory(_problem(m, known.lambda_z, lambda_b, "signed"), Z, m.b), "as trained"
     return None, ""
 
 
@@ -125,25 +137,23 @@ def predicted(
     solution = solve(problem, 1e-7, throw=False)
     t = thresholds(problem)
     rows = known.row_scales if m.loss_form != known.loss else None  # as ``by_rows`` has it
-    Z, b = (solution.Z, solution.b) if rows is None else (rows[:, None] * solution.Z, rows * solution.b)
+    scale = np.ones(m.num_classes) if rows is None else rows
     edge = np.fmin(t.merge, t.vanish)
-    share = m.class_counts / m.class_counts.sum()
-    own = Z - (Z @ share)[:, None] if features == "signed" else Z  # as ``class_evidence`` sees it
-    separation = class_separation(own)
+    seen, groups = optimum_separation(solution, rows)
     return Prediction(
         features=features,
         lambda_z=lambda_z,
         lambda_b=problem.lambda_b,
         source=source,
         states=solution.class_states,
-        seen=separation.states,
-        groups=separation.groups,
+        seen=seen,
+        groups=groups,
         merge=t.merge,
         vanish=t.vanish,
         complete=t.complete,
         edge=np.fmin(edge, edges(problem, solution.b)) if features == "signed" else edge,
-        Z=Z,
-        b=b,
+        Z=scale[:, None] * solution.Z if m.small else None,
+        b=scale * solution.b,
         gap=solution.certificate.relative_gap,
     )
 
@@ -157,20 +167,20 @@ def predicted_of_normalized(found: NormalizedFit, known: KnownTraining) -> Predi
         return None
     own = np.asarray(how.lambda_w) * np.ones(problem.num_classes)
     merge, vanish = (problem.lambda_z * np.sqrt(level / own) for level in (t.merge, t.vanish))
-    separation = class_separation(solution.Z)
+    seen, groups = optimum_separation(solution)
     return Prediction(
         features=problem.features,
         lambda_z=problem.lambda_z,
         lambda_b=problem.lambda_b,
         source="as trained" if known.one_lambda_w else "effective",
         states=solution.class_states,
-        seen=separation.states,
-        groups=separation.groups,
+        seen=seen,
+        groups=groups,
         merge=merge,
         vanish=vanish,
         complete=float(problem.lambda_z * np.sqrt(t.complete / how.level)) if np.isfinite(t.complete) else math.nan,
         edge=np.fmin(merge, vanish),
-        Z=solution.Z,
+        Z=solution.Z if problem.num_classes <= MAX_TABLE else None,
         b=solution.b,
         gap=solution.certificate.relative_gap,
     )
@@ -189,3 +199,60 @@ def model_record(choice: Choice, fit: NormalizedFit | None) -> dict[str, Any]:
         record["gap"] = to_json(fit.solution.certificate.relative_gap)
         record["merge"] = None if fit.thresholds is None else to_json(fit.thresholds.merge)
     return record
+
+
+def optimum_separation(
+    solution: Solution, rows: Vector | None = None
+) -> tuple[tuple[ClassState, ...], tuple[tuple[int, ...], ...]]:
+    """States and groups that ``class_separation`` of the evidence finds at an optimum, without its K x K table.
+
+    A column is its cluster's plus alpha (e_k - 1/k), so that it has coordinates in J + K orthonormal directions. All
+    classes of a cluster are equally far from each other and from any other class: three of them stand for all.
+
+    Args:
+        solution: the optimum.
+        rows: shape (K,), what its logits are multiplied by, the same for classes of a cluster; 1 by default.
+
+    Returns:
+        State of each class, and the groups of classes that have merged, or vanished, with each other.
+
+    Example:
+        >>> from collapsar import Problem, solve
+        >>> s = solve(Problem("500x5,100x5", lambda_z=0.0037, lambda_b=0.02))
+        >>> optimum_separation(s)[1]
+        ((5, 6, 7, 8, 9),)
+    """
+    q, problem = solution.quotient, solution.problem
+    C, alpha, sizes = solution.blocks.C, solution.blocks.alpha, q.sizes
+    members = np.split(np.argsort(q.labels, kind="stable"), np.cumsum(sizes.astype(int))[:-1])
+    if rows is not None:
+        scale = rows[[part[0] for part in members]]
+        C, alpha = scale[:, None] * C, scale * alpha
+    if problem.features == "signed" and problem.normalization is None:  # as ``class_evidence`` sees it
+        share = np.bincount(q.labels, weights=problem.class_counts / problem.num_samples)
+        C = C - (C @ share)[:, None]
+    C = C - sizes @ C / q.num_classes
+    standing = [part[:_STAND_FOR] for part in members]
+    cluster = np.repeat(np.arange(sizes.size), [len(part) for part in standing])
+    own = np.zeros((cluster.size, cluster.size))
+    for j, part in enumerate(standing):
+        inside = np.flatnonzero(cluster == j)
+        r = len(part)
+        # the root of I - 11'/k on r of k coordinates
+        root = np.eye(r) - (1 - math.sqrt(max(1 - r / sizes[j], 0.0))) / r
+        own[np.ix_(inside, inside)] = alpha[j] * root if sizes[j] > 1 else 0.0
+    points = np.vstack([np.sqrt(sizes)[:, None] * C[:, cluster], own])
+    found = class_separation(np.vstack([points, -points]) / math.sqrt(2))  # of the same lengths, and centred
+    classes = np.concatenate(standing)
+    states = np.empty(q.num_classes, dtype=object)
+    for j, part in enumerate(members):
+        here = np.flatnonzero(cluster == j)
+        states[part] = found.states[here[-1]]
+        states[standing[j]] = [found.states[i] for i in here]
+    groups = []
+    for group in found.groups:
+        chosen = cluster[list(group)]
+        whole = [j for j in np.unique(chosen) if np.sum(chosen == j) == len(standing[j])]
+        rest = classes[[i for i in group if cluster[i] not in whole]].tolist()
+        groups.append(tuple(sorted([*rest, *(k for j in whole for k in members[j].tolist())])))
+    return tuple(states.tolist()), tuple(sorted(groups))

@@ -26,7 +26,7 @@ from collapsar.core.known import KnownTraining
 from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
 from collapsar.diagnose.feature_files import FeatureFile, read_features
 from collapsar.diagnose.frozen import FrozenHead, frozen_of
-from collapsar.diagnose.measurement import Measurement, Pass
+from collapsar.diagnose.measurement import MAX_TABLE, Measurement, Pass
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,7 +119,7 @@ def _of_file(
     known = _merged(known, file.scalars)
     sums = Pass(file.weight, file.bias, known.loss)
     sums.add(file.features, file.labels)
-    measurement = sums.result(_metrics(file))
+    measurement = sums.result(_metrics(file, sums))
     solved: tuple[FrozenHead | None, str] = (None, "")
     if known.body == "frozen":
         solved = frozen_of(file.features, file.labels, measurement, known)
@@ -153,7 +153,7 @@ def _merged(known: KnownTraining | None, scalars: Mapping[str, float]) -> KnownT
     return replace(known, **{name: value for name, value in of_file.items() if getattr(known, name) is None})
 
 
-def _metrics(file: FeatureFile) -> dict[str, float]:
+def _metrics(file: FeatureFile, sums: Pass) -> dict[str, float]:
     """The scalars of a ``CollapseReport``; none without torch."""
     try:
         from collapsar.metrics import class_moments
@@ -164,29 +164,29 @@ def _metrics(file: FeatureFile) -> dict[str, float]:
     import torch
 
     K = len(file.weight)
-    labels = file.labels.astype(np.int64)
     weight = torch.as_tensor(file.weight).double()
     bias = torch.zeros(K).double() if file.bias is None else torch.as_tensor(file.bias).double()
-    parts = (slice(start, start + _BATCH) for start in range(0, len(labels), _BATCH))
-    pairs = ((torch.as_tensor(file.features[p].astype(np.float64)), torch.as_tensor(labels[p])) for p in parts)
-    return _scalars(class_moments(file.features, labels, K), weight, bias, pairs)
+    parts = (slice(start, start + _BATCH) for start in range(0, len(file.features), _BATCH))
+    rows = (torch.as_tensor(file.features[p].astype(np.float64)) for p in parts)
+    return _scalars(class_moments(file.features, file.labels.astype(np.int64), K), weight, bias, rows, sums)
 
 
 def _scalars(
-    moments: ClassMoments, weight: Tensor | None, bias: Tensor | None, pairs: Iterable[tuple[Tensor, Tensor]] | None
+    moments: ClassMoments, weight: Tensor | None, bias: Tensor | None, rows: Iterable[Tensor] | None, sums: Pass
 ) -> dict[str, float]:
     """Every metric of moments and head; NC4, which compares with the means, from the samples once more, if given."""
     import torch
 
-    from collapsar.metrics import center_agreement, collapse_report
+    from collapsar.metrics import collapse_report, nearest_centers
 
     agreements = None
-    if pairs is not None and weight is not None:
+    if rows is not None and weight is not None:
         centres = moments.class_means.masked_fill((moments.class_counts == 0)[:, None], torch.nan)
-        agreements = torch.zeros_like(moments.class_counts)
-        for rows, labels in pairs:
-            agreements += center_agreement(rows, labels, centres, weight, bias).to(agreements.device)
-    return collapse_report(moments, weight, bias, agreements=agreements).scalars()
+        nearest = torch.cat([nearest_centers(part, centres.to(part.device)).cpu() for part in rows])
+        labels, decided = map(torch.from_numpy, map(np.concatenate, zip(*sums.decided, strict=True)))
+        agreements = torch.bincount(labels[nearest == decided], minlength=moments.num_classes)
+    pairwise = moments.num_classes <= MAX_TABLE
+    return collapse_report(moments, weight, bias, agreements=agreements, pairwise=pairwise).scalars()
 
 
 def _of_folder(
@@ -276,9 +276,9 @@ def _measured(
     if sums is None or metric is None or not sums.counts.any():
         raise ValueError("`features` must hold at least one sample, got none")
     if not linear:
-        return sums.result(_scalars(metric.class_moments, None, None, None), linear=False), []
-    found = sums.result(_scalars(metric.class_moments, W, b, kept if size <= _KEPT else None))
-    return found, kept if size <= _KEPT else []
+        return sums.result(_scalars(metric.class_moments, None, None, None, sums), linear=False), []
+    kept = kept if size <= _KEPT else []
+    return sums.result(_scalars(metric.class_moments, W, b, [rows for rows, _ in kept] or None, sums)), kept
 
 
 def _labelled(

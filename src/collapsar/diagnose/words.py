@@ -18,9 +18,9 @@ from collapsar.metrics.separation import ClassSeparation
 
 if TYPE_CHECKING:
     from collapsar.core.known import KnownTraining
-    from collapsar.diagnose.diagnosis import Prediction
     from collapsar.diagnose.frozen import FrozenHead
     from collapsar.diagnose.model_choice import Choice, NormalizedFit
+    from collapsar.diagnose.prediction import Prediction
 
 __all__ = ["METRICS", "Says", "findings", "headline", "named"]
 
@@ -211,9 +211,9 @@ def _lost(say: Says) -> Iterator[str]:
 
 def _cure(c: LostClass, m: Measurement) -> str:
     """Whether dividing the class frequencies out of the scores gives the class back."""
-    if int(np.argmax(m.evidence[:, c.index])) == c.index and m.b[c.index] < m.b[c.rival] - _SHUT:
+    if int(np.argmax(m.evidence.columns(c.index))) == c.index and m.b[c.index] < m.b[c.rival] - _SHUT:
         return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[c.index]:.3g} nats below the rival's; set it anew."
-    corrected = m.Z[:, c.index] + m.b - np.log(np.maximum(m.class_counts, 1))
+    corrected = m.predictions.columns(c.index) + m.b - np.log(np.maximum(m.class_counts, 1))
     if int(np.argmax(corrected)) == c.index:
         return (
             "The evidence is there, the prior outvotes it: subtract log(n_k/N) from the scores after training, or "
@@ -227,10 +227,7 @@ def _cure(c: LostClass, m: Measurement) -> str:
 
 def _elsewhere(say: Says) -> Iterator[str]:
     """Classes that are apart, but not in the right direction."""
-    best = np.argmax(say.measurement.Z + say.measurement.b[:, None], axis=0)
-    lost = {c.index for c in say.standings.lost}
-    apart = [k for k, state in enumerate(say.found.states) if state == "separated"]
-    wrong = [k for k in apart if best[k] != k and k not in lost]
+    wrong = say.standings.outscored
     if wrong:
         verb = "is" if len(wrong) == 1 else "are"
         yield (

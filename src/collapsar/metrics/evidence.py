@@ -22,9 +22,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, class_logits
 
-__all__ = ["LostClass", "Standings", "class_evidence", "class_standings", "common_origin", "on_floor"]
+__all__ = ["LostClass", "Standings", "class_evidence", "class_standings", "common_origin", "mean_standings", "on_floor"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -35,6 +36,8 @@ _AT_FLOOR, _MOST_CLASSES, _MOST_COORDINATES = 0.05, 0.5, 0.8
 _LIVE = 1e-3
 # Logits nearer than this, in nats, are a tie.
 _TIE = 1e-6
+# Columns are made for this many classes at a time.
+_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,12 @@ class Standings:
         lost: the classes that are not given to their own samples, ascending.
         carried: classes without evidence of their own that the bias alone decides right, while no other class has the
             same predictions.
+        outscored: separated classes that are not lost, although their mean prediction scores another class higher.
     """
 
     lost: tuple[LostClass, ...]
     carried: tuple[int, ...]
+    outscored: tuple[int, ...] = ()
 
 
 def common_origin(class_means: Any, class_counts: ArrayLike) -> Vector:
@@ -138,20 +143,53 @@ def class_standings(
         The classes by number.
     """
     L = np.asarray(logits, dtype=np.float64)
-    K = L.shape[1]
-    others = np.where(np.eye(K, dtype=bool), -np.inf, L)
-    highest = np.where(np.isnan(L).any(axis=0), 0, np.nan_to_num(others, nan=-np.inf).argmax(axis=0))
-    behind = others[highest, np.arange(K)] - np.diag(L)
+    return mean_standings(found, MeanPredictions(L), np.zeros(len(L)), recalls, taken_for)
+
+
+def mean_standings(
+    found: ClassSeparation,
+    predictions: MeanPredictions,
+    bias: Vector,
+    recalls: ArrayLike | None = None,
+    taken_for: ArrayLike | None = None,
+) -> Standings:
+    """``class_standings`` from factors of the mean predictions and the bias, without a K x K table.
+
+    Only columns that decide something are made: where every sample of a class is given to it, none is.
+
+    Args:
+        found: the states.
+        predictions: of all K classes.
+        bias: b, shape (K,).
+        recalls: as there.
+        taken_for: as there.
+
+    Returns:
+        The classes by number.
+    """
+    K = predictions.shape[1]
+    states = np.array(found.states)
     given = np.full(K, np.nan) if recalls is None else np.asarray(recalls, dtype=np.float64)
     taken = np.full(K, -1) if taken_for is None else np.asarray(taken_for, dtype=np.int64)
-    lost, carried = [], []
-    for k, state in enumerate(found.states):
-        if state == "unseen":
-            continue
-        if given[k] == 0 or (recalls is None and behind[k] > _TIE):
-            rival = int(taken[k]) if taken[k] >= 0 else int(highest[k])
-            reason: Literal["merged", "vanished", "outvoted"] = "outvoted" if state == "separated" else state
-            lost.append(LostClass(k, reason, rival, float(L[rival, k] - L[k, k])))
-        elif state == "vanished" and behind[k] < -_TIE and found.nearest_separation[k] >= found.merge_threshold:
-            carried.append(k)
-    return Standings(tuple(lost), tuple(carried))
+    open_ = np.flatnonzero((states != "unseen") & ((states == "vanished") | ~(given >= 1)))
+    lost: list[LostClass] = []
+    carried: list[int] = []
+    outscored: list[int] = []
+    for part in np.array_split(open_, -(-len(open_) // _CLASSES) or 1):
+        L = predictions.columns(part) + bias[:, None]
+        place = np.arange(len(part))
+        own = L[part, place].copy()
+        L[part, place] = -np.inf
+        highest = L.argmax(axis=0) if len(part) else place
+        behind = L[highest, place] - own
+        for i, k in enumerate(part.tolist()):
+            state: Any = found.states[k]
+            if given[k] == 0 or (recalls is None and behind[i] > _TIE):
+                rival = int(taken[k]) if taken[k] >= 0 else int(highest[i])
+                reason = "outvoted" if state == "separated" else state
+                lost.append(LostClass(k, reason, rival, float(L[rival, i] - own[i])))
+            elif state == "vanished" and behind[i] < -_TIE and found.nearest_separation[k] >= found.merge_threshold:
+                carried.append(k)
+            elif state == "separated" and behind[i] > 0:
+                outscored.append(k)
+    return Standings(tuple(lost), tuple(carried), tuple(outscored))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
-from collapsar.metrics.evidence import Standings, class_evidence, class_standings, common_origin
+from collapsar.metrics.evidence import Standings, class_evidence, common_origin, mean_standings
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import (
     cdnv,
@@ -34,6 +34,7 @@ from collapsar.metrics.pairs import (
     etf_distance,
     within_variances,
 )
+from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
 __all__ = ["CollapseReport", "collapse_report"]
@@ -150,9 +151,9 @@ class CollapseReport:
             ValueError: If there is no head.
         """
         found = self.separation(**thresholds)
-        assert self.Z is not None
+        assert self.head_weight is not None
         assert self.b is not None
-        return class_standings(found, self.Z + self.b[:, None])
+        return mean_standings(found, MeanPredictions(self.head_weight, self.class_means), self.b)
 
     def separation(self, **thresholds: float) -> ClassSeparation:
         """Say which classes have merged or vanished: ``class_separation`` of ``evidence``, with its thresholds.
