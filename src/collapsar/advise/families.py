@@ -26,6 +26,8 @@ Vector = NDArray[np.float64]
 # How finely the dial is searched: signed features have a closed form; for nonnegative ones every look is a solve.
 STEPS = {"signed": 40, "nonnegative": 11}
 SCAN = {"signed": 65, "nonnegative": 9}
+# A level that the optimum does not confirm is raised by this factor, by its square and so on.
+FINE = 1.005
 # Penalties are lowered, and samples multiplied, by at most this factor: beyond it the advice would be absurd.
 MOST = 1e4
 # The states near a threshold are decided from the dual; this gap settles them to 0.1% of lambda_z.
@@ -87,36 +89,63 @@ def least_treatment(family: Family, problem: Problem, margin: float, slack: floa
             certified.
 
     Returns:
-        The treatment, found in the quick way of :func:`has_crossed` and certified; where the optimum does not confirm
-        it, the search is repeated on certified optima.
+        The treatment, certified. Signed features: found by the closed form, and raised where the optimum does not
+        confirm it. Nonnegative ones, whose classes may share directions: sought on certified optima around the level
+        for signed features, which costs nothing and is never far. To within half a percent of the least.
 
     Example:
         >>> p = Problem("300x5,50x5", 0.005, 0.02)  # least_oversampling(5, 5, 300, 50, 0.005) is 2
         >>> float(least_treatment(FAMILIES["oversampling"], p, 0.0, slack=0.0).factors.max().round(6))
         2.0
     """
-    for crosses in (has_crossed, has_crossed_certified):
-        found = _search(family, problem, (1 + margin) * (1 + slack) - 1, crosses)
-        if found is None or slack == 0:
-            return found
-        if has_crossed_certified(found.problem, margin):
-            return replace(found, certified=True)
-    return found
+    shares = problem.features == "nonnegative" and problem.normalization is None and slack > 0
+    guess = _search(family, problem.replace(features="signed"), margin) if shares else None
+    if guess is not None:
+        return _climbed(family, problem, margin, _lowest(family, problem), guess.level)
+    found = _search(family, problem, (1 + margin) * (1 + slack) - 1)
+    if found is None or slack == 0:
+        return found
+    if has_crossed_certified(found.problem, margin):
+        return replace(found, certified=True)
+    return _climbed(family, problem, margin, found.level, np.inf)
 
 
-def _search(
-    family: Family, problem: Problem, margin: float, crosses: Callable[[Problem, float], bool]
-) -> Treatment | None:
+def _climbed(family: Family, problem: Problem, margin: float, low: float, guess: float) -> Treatment | None:
+    """The least level above ``low``, which did not do, for which the optimum does; None: none does."""
+    high, top = np.inf, family.highest(problem)
+
+    def crossed(level: float) -> bool:
+        return has_crossed_certified(family.treat(problem, level)[1], margin)
+
+    if low < guess <= top:
+        low, high = (low, guess) if crossed(guess) else (guess, high)
+    step, downwards = FINE, high < np.inf
+    while high > low * step:
+        near = high / step if downwards else min(low * step, top)
+        done = crossed(near)
+        low, high = (low, near) if done else (near, high)
+        if done != downwards:
+            break
+        if low == top:
+            return None
+        step = step**2
+    while high > low * FINE:
+        middle = float(np.sqrt(low * high))
+        low, high = (low, middle) if crossed(middle) else (middle, high)
+    return replace(family.at(problem, high), certified=True)
+
+
+def _search(family: Family, problem: Problem, margin: float) -> Treatment | None:
     """Bisection on the logarithm of the level."""
     low, high = _lowest(family, problem), family.highest(problem)
     if not low < high:
         return None
 
     def crossed(level: float) -> bool:
-        return crosses(family.treat(problem, level)[1], margin)
+        return has_crossed(family.treat(problem, level)[1], margin)
 
     effort = "signed" if _is_closed(problem) else "nonnegative"
-    steps = STEPS[effort] if crosses is has_crossed else STEPS["nonnegative"]
+    steps = STEPS[effort]
     near = None if effort == "signed" or problem.normalization is not None else _near(family, problem, margin)
     if near is not None and crossed(near[1]) and not crossed(near[0]):
         low, high = near
@@ -136,7 +165,7 @@ def _search(
 
 def _near(family: Family, problem: Problem, margin: float) -> tuple[float, float] | None:
     """Levels around the one for signed features, which costs nothing and is never far."""
-    guess = _search(family, problem.replace(features="signed"), margin, has_crossed)
+    guess = _search(family, problem.replace(features="signed"), margin)
     if guess is None:
         return None
     low, high = guess.level / 1.15, min(guess.level * 1.6, family.highest(problem))
