@@ -36,11 +36,11 @@ def evidence_of(effective: Mapping[str, Any]) -> Record:
         effective: the record of ``collapsar reproduce effective``.
 
     Returns:
-        A dict of JSON values: "model", and "depths", per number of layers: "ratio", from the last decay of any network
-        that kept its small classes to the first of any that lost them, over the prediction (None: open, the smallest
-        or largest decay tried was already beyond); "middles", smallest and largest middle of a switch over the
-        prediction; "predicts", whether all switches are closed and within a factor ``TRUSTED``; "switches" and
-        "networks".
+        A dict of JSON values: "environment", the commits, versions and devices of the record's runs; "model", and
+        "depths", per number of layers: "ratio", from the last decay of any network that kept its small classes to the
+        first of any that lost them, over the prediction (None: open, the smallest or largest decay tried was already
+        beyond); "middles", smallest and largest middle of a switch over the prediction; "predicts", whether all
+        switches are closed and within a factor ``TRUSTED``; "switches" and "networks".
 
     Raises:
         ValueError: the record has no switch of a network with normalisation.
@@ -54,6 +54,7 @@ def evidence_of(effective: Mapping[str, Any]) -> Record:
     model = min(known, key=lambda name: known[name])
     return {
         "source": "results/effective/effective.json",
+        "environment": effective.get("environment"),
         "data": effective["data"],
         "model": model,
         "depths": [_depth(layers, [r for r in rows if r["layers"] == layers], effective, model) for layers in depths],
