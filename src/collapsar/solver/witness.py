@@ -33,7 +33,7 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
 # The largest eigenvalue is smoothed to mu log sum exp(. / mu), relative to lambda_Z^2, for these mu in turn.
-_SMOOTHING = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+_SMOOTHING = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 
 
 @dataclass(frozen=True)
