@@ -11,6 +11,8 @@ from scipy.special import softmax
 
 import collapsar as cs
 from collapsar.core.problem import Loss, Problem
+from collapsar.solver import factored
+from collapsar.solver.factored import Atoms
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.shared import certify_atoms, factors, minimise_shared
 from collapsar.solver.status import Status
@@ -198,6 +200,26 @@ def test_at_the_optimum_no_feature_direction_pays(name):
     P = softmax(Z + b[:, None], axis=0)
     R = (np.eye(p.num_classes) - P) * np.sqrt(p.class_counts) / p.num_samples
     assert math.sqrt(copositive_norm(R.T @ R)) == pytest.approx(p.lambda_z, rel=1e-6)
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, 1e-2, INF])
+@pytest.mark.parametrize("counts", [(50, 20, 10, 5), (50, 50, 20, 20, 20, 5)])
+def test_the_hessian_of_the_factors_is_the_difference_of_gradients(counts, lambda_b):
+    scales = np.where(np.array(counts) > 10, 1.2, 0.8)
+    loss = Loss(scales=scales, temperatures=1 / scales, smoothing=0.1)
+    q = quotient(Problem(counts, 3e-2, lambda_b, loss, features="nonnegative"))
+    rng, J, several = np.random.default_rng(0), q.num_clusters, q.sizes > 1
+
+    def random_atoms() -> Atoms:
+        between, within, own, common = rng.normal(size=(4, J + 2, J))
+        return Atoms(between, within * several, np.abs(own) * several, np.abs(common))
+
+    unknowns = factored._Unknowns(q, J + 2)
+    x, move = (unknowns.pack(random_atoms(), rng.normal(size=J) * (lambda_b < INF)) for _ in range(2))
+    ahead, behind = (unknowns.objective(x + h * move)[1] for h in (1e-6, -1e-6))
+    everything = np.ones(x.size, dtype=bool)
+    product = factored._curvature(unknowns, x, everything, 0.0)(move)
+    assert np.abs(product - (ahead - behind) / 2e-6).max() <= 1e-8 * np.abs(product).max()
 
 
 def test_random_plain_problems_close_their_gap():

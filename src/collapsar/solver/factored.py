@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.solver.conjugate_gradients import truncated_newton
+from collapsar.solver.conjugate_gradients import ModelStep, truncated_newton
+from collapsar.solver.hessian import loss_hessian
 from collapsar.solver.objective import predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient
 
@@ -24,8 +25,11 @@ __all__ = ["Atoms", "combined", "descend", "newton", "pruned"]
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-_DESCENT_STEPS = 4000
+_DESCENT_STEPS = 100  # quasi-Newton: enough to find most of the unknowns that are zero
 _NEWTON_STEPS = 12
+_APPROACH_STEPS = 300
+_ITERATIONS = 300  # of conjugate gradients
+_SHORTEST = 1e-6  # of a step that lowers the objective: below, it is rounding that stands in the way
 _DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
 _LOST = 1e5  # growth of the projected gradient at which Newton's method has lost its way
 _AT_REST = 1e-13  # relative size of a projected gradient step: rounding
@@ -163,7 +167,7 @@ class _Unknowns:
 def descend(
     q: Quotient, atoms: Atoms, b: Vector, report: Callable[[float], None] | None = None
 ) -> tuple[Atoms, Vector]:
-    """Descent from the given factors, with bounds, until rounding stops it.
+    """Descent from the given factors, with bounds, until rounding stops it: a quasi-Newton method, then Newton's.
 
     Args:
         q: J clusters.
@@ -186,7 +190,7 @@ def descend(
         callback=None if report is None else lambda intermediate_result: report(intermediate_result.fun * scale),
         options={"maxiter": _DESCENT_STEPS, "maxfun": 2 * _DESCENT_STEPS, "ftol": 0.0, "gtol": 1e-13, "maxcor": 10},
     )
-    atoms, b = unknowns.unpack(found.x)
+    atoms, b = unknowns.unpack(_approach(unknowns, found.x, report))
     return atoms.alive(q), b
 
 
@@ -209,8 +213,7 @@ def newton(q: Quotient, atoms: Atoms, b: Vector) -> tuple[Atoms, Vector]:
             gradient = unknowns.objective(x)[1]
             # a primal-dual active set: lambda_Z is the curvature of the penalty
             free = ~(bounded & (x < gradient / q.lambda_z)) & ((x != 0) | (gradient != 0))
-            curve = _curvature(unknowns, x, free, damping * q.lambda_z)
-            step = truncated_newton(curve, _same, gradient[free], radius=np.inf, forcing=1e-3, max_iterations=400)
+            step = _newton_direction(unknowns, x, free, gradient, damping=damping * q.lambda_z)
             x = np.where(free, x, 0.0)
             x[free] += step.v
             x = np.where(bounded, np.maximum(x, 0.0), x)
@@ -222,24 +225,117 @@ def newton(q: Quotient, atoms: Atoms, b: Vector) -> tuple[Atoms, Vector]:
     return unknowns.unpack(best)
 
 
+def _approach(unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | None) -> Vector:
+    """Projected Newton steps in a trust region, until rounding in the objective stops them.
+
+    Unknowns near zero that want to be negative are held at zero; the others move along the truncated Newton direction,
+    projected, as far as the objective falls.
+    """
+    bounded, lam, idle = unknowns.nonnegative, unknowns.q.lambda_z, 0
+    value, gradient = unknowns.objective(x)
+    radius = 0.1 * float(np.linalg.norm(x * np.sqrt(_diagonal(unknowns, x))))
+    for _ in range(_APPROACH_STEPS):
+        least = _projected(unknowns.q, x, gradient, bounded) / max(float(np.linalg.norm(x)), np.finfo(np.float64).tiny)
+        near = min(least, 1e-3) * float(np.max(np.abs(x)))
+        free = ~(bounded & (gradient > 0) & (x <= np.minimum(near, gradient / lam)))
+        step = _newton_direction(unknowns, x, free, gradient, radius=radius, forcing=min(0.1, np.sqrt(least)))
+        start, move, length = np.where(free, x, 0.0), np.zeros_like(x), 1.0
+        move[free] = step.v
+        while True:
+            trial = start + length * move
+            trial = np.where(bounded, np.maximum(trial, 0.0), trial)
+            new_value, new_gradient = unknowns.objective(trial)
+            fall, expected = value - new_value, -length * (step.slope + 0.5 * length * step.curvature)
+            if fall >= 1e-3 * expected:
+                break
+            length *= 0.3
+            if length < _SHORTEST:
+                return x
+        if length < 1:
+            radius = length * step.norm
+        elif fall > 0.7 * expected:
+            radius = max(radius, 3 * step.norm)
+        x, value, gradient = trial, new_value, new_gradient
+        if report is not None:
+            report(value)
+        idle = idle + 1 if fall <= 1e-14 * value else 0
+        if idle > 2:
+            break
+    return x
+
+
+def _newton_direction(
+    unknowns: _Unknowns,
+    x: Vector,
+    free: NDArray[np.bool_],
+    gradient: Vector,
+    *,
+    damping: float = 0.0,
+    radius: float = np.inf,
+    forcing: float = 1e-3,
+) -> ModelStep:
+    """The truncated Newton step of the free unknowns."""
+    curve, inverse = _curvature(unknowns, x, free, damping), 1 / _diagonal(unknowns, x)[free]
+    return truncated_newton(
+        curve,
+        lambda v: inverse * v,
+        gradient[free],
+        radius=radius,
+        forcing=forcing,
+        max_iterations=_ITERATIONS,
+        indefinite=radius < np.inf,
+    )
+
+
 def _curvature(unknowns: _Unknowns, x: Vector, free: NDArray[np.bool_], damping: float) -> Callable[[Vector], Vector]:
-    """The damped Hessian on the free unknowns, from central differences of the gradient."""
-    length = 1e-7 * float(np.linalg.norm(x))
+    """The damped Hessian on the free unknowns: the loss's, between the factors, and what the residual adds."""
+    q, J = unknowns.q, unknowns.q.num_clusters
+    at, b = unknowns.unpack(x)
+    P, _ = predict(q, at.blocks(q, b))
+    R, loss = residual(q, P), loss_hessian(q, P)
+    contrasts, width = q.sizes - 1, np.sqrt(q.sizes - 1)
+    mean, inner, lam = at.mean, contrasts * R.within, q.lambda_z
+    biased = q.lambda_b < np.inf
 
     def apply(v: Vector) -> Vector:
-        size = float(np.linalg.norm(v))
-        if not size > 0:
-            return np.zeros_like(v)
         move = np.zeros_like(x)
-        move[free] = v * (length / size)
-        change = unknowns.objective(x + move)[1] - unknowns.objective(x - move)[1]
-        return change[free] * (size / (2 * length)) + damping * v
+        move[free] = v
+        d, db = unknowns.unpack(move)
+        several = unknowns.parts == 4
+        d_mean = d.mean if several else d.common
+        dX = d.between.T @ mean + at.between.T @ d_mean
+        dy = width * np.sum(d.within * at.own + at.within * d.own, axis=0) if several else np.zeros(J)
+        gX, gy, gb = loss.apply(dX, dy, db)
+        mean_slope = lam * d_mean - d.between @ R.between + at.between @ gX
+        slopes = [lam * d.between - d_mean @ R.between.T + mean @ gX.T, mean_slope]
+        if several:
+            bent = width * gy
+            own_slope = mean_slope + lam * contrasts * d.own - d.within * inner + at.within * bent
+            slopes += [
+                lam * contrasts * d.within - d.own * inner + at.own * bent,
+                np.where(contrasts > 0, own_slope, 0.0),
+            ]
+        bias = gb + q.lambda_b * q.sizes * db if biased else np.zeros(J)
+        return np.concatenate([*(slope.ravel() for slope in slopes), bias])[free] + damping * v
 
     return apply
 
 
-def _same(v: Vector) -> Vector:
-    return v
+def _diagonal(unknowns: _Unknowns, x: Vector) -> Vector:
+    """The diagonal of the Hessian without what the residual adds: never below the penalty's."""
+    q = unknowns.q
+    at, b = unknowns.unpack(x)
+    loss = loss_hessian(q, predict(q, at.blocks(q, b))[0])
+    contrasts, lam = q.sizes - 1, q.lambda_z
+    parts = [lam + at.mean**2 @ loss.diagonal.T, lam + at.between**2 @ loss.diagonal]
+    if unknowns.parts == 4:
+        inner = contrasts * loss.within_diagonal
+        parts += [
+            lam * np.maximum(contrasts, 1.0) + at.own**2 * inner,
+            parts[1] + lam * contrasts + at.within**2 * inner,
+        ]
+    bias = loss.bias_diagonal + (q.lambda_b * q.sizes if q.lambda_b < np.inf else 1.0)
+    return np.concatenate([*(part.ravel() for part in parts), bias])
 
 
 def _projected(q: Quotient, x: Vector, gradient: Vector, bounded: NDArray[np.bool_]) -> float:
