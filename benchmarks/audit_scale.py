@@ -2,6 +2,7 @@
 
     python benchmarks/audit_scale.py             # K = 20 000, d = 512, and the ratio to all pairs on a part of it
     python benchmarks/audit_scale.py --large     # K = 200 000, d = 4096 in bfloat16 from disk (1.6 GB)
+    python benchmarks/audit_scale.py --reach     # whether features make each class the answer, to K = 50 000, d = 768
 
 Each part runs in a process of its own; memory is the growth of its peak over what it held before.
 """
@@ -54,13 +55,24 @@ def near(W: np.ndarray, tolerance: float) -> list:
 
 
 def all_pairs(W: np.ndarray, tolerance: float) -> list:
-    """The table of all distances by numpy, then the components of the near ones."""
-    from scipy.sparse.csgraph import connected_components
-
+    """The table of all distances by numpy, row by row, then the components of the near ones."""
     K = len(W)
     distances = np.empty((K, K), dtype=np.float32)
     for k in range(K):
         distances[k] = np.sqrt(np.square(W - W[k]).sum(axis=1))
+    return components(distances, tolerance)
+
+
+def one_product(W: np.ndarray, tolerance: float) -> list:
+    """The same by one product of matrices: faster, and short of digits where rows are near."""
+    squares = np.square(W).sum(axis=1)
+    return components(np.sqrt(np.maximum(squares[:, None] + squares - 2 * W @ W.T, 0)), tolerance)
+
+
+def components(distances: np.ndarray, tolerance: float) -> list:
+    """Sets of rows joined by near pairs."""
+    from scipy.sparse.csgraph import connected_components
+
     labels = connected_components(distances <= tolerance, directed=False)[1]
     groups = [tuple(np.flatnonzero(labels == g).tolist()) for g in np.flatnonzero(np.bincount(labels) > 1)]
     return sorted(groups, key=lambda group: (-len(group), group))
@@ -78,9 +90,27 @@ def part(name: str, K: int, d: int, path: str) -> dict:
         from collapsar.diagnose.head_files import read_head
 
         return measured(lambda: [list(g) for g in cs.audit(read_head(path).weight).groups])
+    if name.startswith("reach"):
+        return measured(lambda: reached(K, d, hard=name == "reach, hard"))
     W = head(K, d)
     tolerance = 0.01 * float(np.linalg.norm(W - W.mean(axis=0), axis=1).max())
-    return measured(lambda: (near if name == "near" else all_pairs)(W, tolerance))
+    ways = {"near": near, "all pairs": all_pairs, "one product": one_product}
+    return measured(lambda: ways[name](W, tolerance))
+
+
+def reached(K: int, d: int, *, hard: bool) -> list:
+    """How many classes were searched for, cannot be the answer, and are not decided.
+
+    Where it is hard, rows are as short as exp(-|normal|) of the longest: many lie inside the hull or near its surface.
+    """
+    from collapsar.diagnose.reach import reach
+
+    W = head(K, d).astype(np.float64)
+    rng = np.random.default_rng(1)
+    if hard:
+        W *= (np.exp(-np.abs(rng.standard_normal(K))) / np.linalg.norm(W, axis=1))[:, None]
+    found = reach(W, 0.3 * rng.standard_normal(K), largest=2e13)
+    return [found.num_searched, int(found.unreachable.sum()), int(found.undecided.sum())]
 
 
 def run(*arguments: object) -> dict:
@@ -119,6 +149,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--reach", action="store_true")
     parser.add_argument("--part", nargs=4)
     given = parser.parse_args()
     if given.part:
@@ -131,12 +162,20 @@ def main() -> None:
             write_bf16(path, 200_000, 4096)
             print(told("audit, K = 200 000, d = 4096, bfloat16 from disk", run("audit a file", 0, 0, path)))
         return
+    if given.reach:
+        for name, K, d in (("reach", 20_000, 120), ("reach, hard", 20_000, 120), ("reach", 50_000, 768)):
+            found = run(name, K, d, "-")
+            print(f"{name}, K = {K}, d = {d}: {found['cpu']:.1f} s of processor, {found['mib']:.0f} MiB; "
+                  "searched for {}, unreachable {}, not decided {}".format(*found["result"]), flush=True)  # fmt: skip
+        return
     K, d = 10_000, 512
-    ours, theirs = run("near", K, d, "-"), run("all pairs", K, d, "-")
-    assert ours["result"] == theirs["result"], "the groups differ"
+    ours = run("near", K, d, "-")
     print(told(f"near rows, K = {K}, d = {d}", ours))
-    print(told("all pairs with numpy", theirs))
-    print(f"ratio: {theirs['cpu'] / ours['cpu']:.0f} in time, {theirs['mib'] / ours['mib']:.0f} in memory")
+    for way in ("all pairs", "one product"):
+        theirs = run(way, K, d, "-")
+        assert ours["result"] == theirs["result"], "the groups differ"
+        print(told(f"{way} with numpy", theirs))
+        print(f"ratio: {theirs['cpu'] / ours['cpu']:.0f} in time, {theirs['mib'] / ours['mib']:.0f} in memory")
     print(told("audit, K = 20 000, d = 512", run("audit", 20_000, 512, "-")))
 
 
