@@ -336,14 +336,17 @@ def test_bad_options_are_one_line_and_exit_2(npz, capsys, arguments, says):
 
 def on_page(sentence: str) -> str:
     """A sentence of a record as the page's text has it: lambda_z is λ with an index."""
-    return sentence.replace("lambda_z", "λZ").replace("lambda_w", "λW").replace("lambda_b", "λb")
+    return (
+        sentence.replace("lambda_z", "λZ").replace("lambda_w", "λW").replace("lambda_h", "λH").replace("lambda_b", "λb")
+    )
 
 
 def listed(sentence):
     """A sentence as pages have it: lambda_z is λ with an index."""
     safe = escape(sentence, quote=False).replace("'", "&#39;")
-    upper = {"z": "Z", "w": "W"}
-    written = re.sub(r"lambda_([wzhb])", lambda found: f"λ<sub>{upper.get(found[1], found[1])}</sub>", safe)
+    written = re.sub(
+        r"lambda_([wzhb])", lambda found: f"λ<sub>{found[1].upper() if found[1] in 'zwh' else 'b'}</sub>", safe
+    )
     return f">{written}</li>"
 
 

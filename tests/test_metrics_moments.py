@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from collapsar.metrics import ClassMoments, class_moments
-from collapsar.metrics.moments import accumulate_, pack, packed_size, packed_views, unpack
+from collapsar.metrics.moments import RunningMoments, accumulate_, pack, packed_size, packed_views, unpack
 
 PARTS = ("class_counts", "class_means", "within_scatter", "class_traces")
 
@@ -125,6 +125,10 @@ def test_accumulating_batches_in_place_equals_one_batch(monkeypatch):
         batch = torch.from_numpy(features[a:b]), torch.from_numpy(labels[a:b])
         accumulate_(*module.packed_views(state, 5, 7), *batch)
     assert_moments(unpack(state, 5, 7), expected)
+    running = RunningMoments(5, 7)
+    for part in np.array_split(np.arange(500), 3):
+        running.update(features[part], labels[part])
+    assert_moments(running.moments, expected)
     assert torch.equal(pack(unpack(state, 5, 7))[:5], state[:5])
 
 

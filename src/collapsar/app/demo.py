@@ -98,7 +98,7 @@ def demo(
 
     runs, result = [], None
     for position, lambda_z in demo_penalties(problem).items():
-        config = replace(demo_config(data_name, lambda_z, seed), eval_every=max(1, recipe.epochs // 25))
+        config = replace(demo_config(data_name, lambda_z, seed), eval_every=max(1, recipe.epochs // 20))
         told = note(f"penalty {position} the thresholds")
         result = train(config, data, out / f"{position}-seed{seed}", progress=told, measure=collapse_numbers)
         run = run_record(result, data)

@@ -14,7 +14,9 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.diagnose.fit import distance
-from collapsar.metrics import CollapseReport, NeuralCollapse
+from collapsar.metrics import CollapseReport
+from collapsar.metrics import collapse_report as report_of
+from collapsar.metrics.moments import RunningMoments
 from collapsar.training import FeatureNetwork, ImageData, TrainResult, features_and_logits, standard_config, train
 
 __all__ = ["STANDARD_POSITIONS", "accuracies", "collapse_report", "standard_record"]
@@ -114,7 +116,7 @@ def accuracies(record: Record, small: np.ndarray) -> Record:
 
 def collapse_report(model: FeatureNetwork, data: ImageData) -> CollapseReport:
     """Every collapse metric of the training set in one pass, features in ``eval()`` mode."""
-    metric = NeuralCollapse(head=model.head, sync_on_compute=False)  # this process sees all the images
+    metric = RunningMoments(model.head.out_features, model.num_features, model.head.weight.device)
     for features, _, labels in features_and_logits(model, data, "train"):
         metric.update(features, labels)
-    return metric.compute()
+    return report_of(metric.moments, model.head.weight, model.head.bias)

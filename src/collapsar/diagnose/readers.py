@@ -219,7 +219,9 @@ def _of_config(result: TrainResult) -> KnownTraining:
     from collapsar.monitor.known import PenaltyWarning, known_training
 
     config, model = result.config, result.model
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = result.optimizer  # with its state, which AdamW's decay is read from
+    if optimizer is None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PenaltyWarning)  # the diagnosis says them
         known = known_training(
@@ -243,11 +245,11 @@ def _measured(
     Where the logits are not what W h + b gives, they are measured in place of features and head. Features and labels
     are handed back as well, unless they are too many.
     """
-    from collapsar.metrics import NeuralCollapse
     from collapsar.metrics.head import computes
+    from collapsar.metrics.moments import RunningMoments
 
     sums: Pass | None = None
-    metric: NeuralCollapse | None = None
+    metric: RunningMoments | None = None
     kept: list[tuple[Tensor, Tensor]] = []
     W, b, size, linear = None, None, 0, True
     for features, labels, logits in passes:
@@ -260,8 +262,7 @@ def _measured(
             else:
                 assert logits is not None
                 sums = Pass(np.eye(logits.shape[1]), loss=known.loss)
-            # this process sees all the images
-            metric = NeuralCollapse(len(sums.weight), rows.shape[1], sync_on_compute=False)
+            metric = RunningMoments(len(sums.weight), rows.shape[1], rows.device)
         elif linear and not (logits is None or computes(head, rows, logits)):
             raise ValueError(
                 "`loader` begins with samples for which the head computes W h + b, and later ones for which it does "
@@ -276,9 +277,9 @@ def _measured(
     if sums is None or metric is None or not sums.counts.any():
         raise ValueError("`features` must hold at least one sample, got none")
     if not linear:
-        return sums.result(_scalars(metric.class_moments, None, None, None, sums), linear=False), []
+        return sums.result(_scalars(metric.moments, None, None, None, sums), linear=False), []
     kept = kept if size <= _KEPT else []
-    return sums.result(_scalars(metric.class_moments, W, b, [rows for rows, _ in kept] or None, sums)), kept
+    return sums.result(_scalars(metric.moments, W, b, [rows for rows, _ in kept] or None, sums)), kept
 
 
 def _labelled(

@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "WITHOUT_FLOAT64",
     "ClassMoments",
+    "RunningMoments",
     "accumulate_",
     "checked_batch",
     "class_indices",
@@ -45,6 +47,8 @@ _BLOCK_NUMBERS = {"cpu": 1 << 18}
 _BLOCK_NUMBERS_ELSEWHERE = 1 << 21
 # Columns per strip of the symmetric product: narrower strips save more flops but run less efficiently.
 _STRIP = 128
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of device on which no moments can be kept."""
 _MAX_NAMED = 10
 
 
@@ -166,6 +170,38 @@ def class_moments(features: Any, labels: Any, num_classes: int) -> ClassMoments:
     out = ClassMoments.empty(num_classes, features.shape[1], features.device)
     accumulate_(out.class_counts, out.class_means, out.within_scatter, out.class_traces, features, labels)
     return ClassMoments(out.class_counts, out.class_means, _mirrored(out.within_scatter), out.class_traces)
+
+
+class RunningMoments:
+    """Class moments of one process, batch by batch in place: what ``NeuralCollapse`` keeps, without torchmetrics.
+
+    Args:
+        num_classes: K.
+        num_features: d.
+        device: where the sums lie; without float64 (MPS) on the CPU.
+
+    Example:
+        >>> sums = RunningMoments(2, 1)
+        >>> sums.update(torch.tensor([[1.0], [3.0]]), torch.tensor([1, 1]))
+        >>> sums.moments.class_means.tolist()
+        [[0.0], [2.0]]
+    """
+
+    def __init__(self, num_classes: int, num_features: int, device: torch.device | str = "cpu") -> None:
+        where = torch.device("cpu") if torch.device(device).type in WITHOUT_FLOAT64 else device
+        self._sizes = num_classes, num_features
+        self._packed = torch.zeros(packed_size(num_classes, num_features), dtype=torch.float64, device=where)
+
+    def update(self, features: Any, labels: Any) -> None:
+        """Merge a batch; see ``class_moments`` for what it may be and for the errors."""
+        features, labels = checked_batch(features, labels, *self._sizes)
+        device = self._packed.device
+        accumulate_(*packed_views(self._packed, *self._sizes), features.to(device), labels.to(device))
+
+    @property
+    def moments(self) -> ClassMoments:
+        """A copy of the moments so far."""
+        return unpack(self._packed.clone(), *self._sizes)
 
 
 def class_indices(labels: Any) -> Tensor:

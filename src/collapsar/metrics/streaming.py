@@ -26,6 +26,7 @@ from torchmetrics import Metric
 from collapsar.metrics.centers import center_agreement
 from collapsar.metrics.head import linear_map
 from collapsar.metrics.moments import (
+    WITHOUT_FLOAT64,
     ClassMoments,
     accumulate_,
     checked_batch,
@@ -37,8 +38,6 @@ from collapsar.metrics.moments import (
 from collapsar.metrics.report import CollapseReport, collapse_report
 
 __all__ = ["NeuralCollapse"]
-
-_WITHOUT_FLOAT64 = ("mps",)
 
 
 class NeuralCollapse(Metric):
@@ -184,7 +183,7 @@ class NeuralCollapse(Metric):
         # Follow the device, never the dtype: half-precision moments would lose the very spread they measure.
         def move(tensor: Tensor) -> Tensor:
             device = fn(torch.empty(0, dtype=torch.float32, device=tensor.device)).device
-            return tensor if device.type in _WITHOUT_FLOAT64 else tensor.to(device)
+            return tensor if device.type in WITHOUT_FLOAT64 else tensor.to(device)
 
         if self._centers is not None:
             self._centers = move(self._centers)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from collapsar.metrics import CollapseReport, NeuralCollapse, collapse_report
+from collapsar.metrics import CollapseReport, collapse_report
 from collapsar.metrics.evidence import class_evidence
 from collapsar.metrics.head import HeadMap, from_probabilities
 from collapsar.metrics.moments import class_indices
@@ -61,6 +61,8 @@ class Samples:
     """
 
     def __init__(self, num_classes: int, num_features: int, *, within_scatter: bool, ignore_index: int) -> None:
+        from collapsar.metrics import NeuralCollapse  # importing torchmetrics takes two seconds
+
         self._metric = NeuralCollapse(num_classes, num_features, within_scatter=within_scatter)
         self._tables = num_classes <= MAX_TABLE
         self._ignored = ignore_index
