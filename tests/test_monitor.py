@@ -521,14 +521,23 @@ def test_many_classes_do_without_pairs(tmp_path, monkeypatch):
     from collapsar.monitor import samples as module
 
     monkeypatch.setattr(module, "MAX_TABLE", 3)
-    model = Net()
-    with CollapseMonitor(model, options=options(tmp_path, rule=MergeRule(confirm=1))) as monitor:
+    model, said = Net().eval(), []
+    nn.init.zeros_(model.fc.weight[2:])
+    with CollapseMonitor(model, options=options(tmp_path, rule=MergeRule(confirm=1), say=said.append)) as monitor:
         model(dataset()[:][0])
         monitor.step(dataset()[:][1])
         record = evaluated(monitor)
     assert record.separation is None
+    assert record.standings is None
+    with torch.no_grad():
+        decisions = model(dataset()[:][0]).argmax(dim=1)
+    right = [bool((decisions[dataset()[:][1] == k] == k).any()) for k in range(K)]
+    assert record.lost == tuple(k for k in range(K) if not right[k])
     assert "nc/cdnv" not in record.scalars
     assert record.scalars["nc/nc1_trace_ratio"] > 0
+    assert record.dead == (2, 3)
+    assert said[-1].startswith("After epoch 1: lost, given to none of their own samples: ")
+    assert said[-1].endswith("; dead, their rows of the head the same: 2 and 3.")
 
 
 def test_labels_that_are_names_are_refused_with_the_way_to_number_them(tmp_path):

@@ -7,6 +7,12 @@ At an optimum, and by measurement of a trained network:
   number of samples and the same mitigation), or, in a network, from the classes it merged with;
 * **vanished**: its column is zero, so that its samples move no score.
 
+Of a trained network, whatever the state:
+
+* **lost**: the class has samples and none of them is given to it (recall 0): merged with others, vanished, or
+  *outvoted*, separated but always scored below another class;
+* **dead**: its row of the head coincides with another class's, so that no features tell the two from each other.
+
 A class is **safe** with a margin when it is separated and stays so up to ``(1 + margin)`` times the regularization
 strength. Its safety is the largest regularization strength at which it is separated over the present one: above 1
 exactly for separated classes.

@@ -226,7 +226,12 @@ class CollapseMonitor:
 
     def close(self, *, summarise: bool = True) -> None:
         """Remove the hook and, unless told otherwise, say how things stand; a second call does nothing."""
-        if self._tap.remove() and summarise and (summary := self.watch.summary()) and _is_first_process():
+        if not (self._tap.remove() and summarise and _is_first_process()):
+            return
+        summary = self.watch.summary()
+        if not summary and self.record is not None:  # too many classes to watch their pairs
+            summary = self.record.summary(self.watch.class_names)
+        if summary:
             self._speak(summary)
             self._lines.append({"kind": "summary", "message": summary})
 

@@ -14,7 +14,7 @@ from collapsar.core.records import to_json
 from collapsar.metrics import ClassSeparation, CollapseReport
 from collapsar.metrics.evidence import Standings
 from collapsar.monitor.samples import Totals
-from collapsar.monitor.watch import Event, MergeWatch
+from collapsar.monitor.watch import Event, MergeWatch, listed
 
 __all__ = ["MonitorRecord", "evaluated"]
 
@@ -64,6 +64,15 @@ class MonitorRecord:
             collapsed = {*self.separation.merged_classes, *self.separation.vanished_classes}
             collapsed -= set(self.standings.carried)
         return tuple(sorted({*collapsed, *self.lost, *self.dead}))
+
+    def summary(self, names: Sequence[str]) -> str:
+        """The lost and the dead classes in one sentence, without the states."""
+        found = (
+            ("lost, given to none of their own samples", self.lost),
+            ("dead, their rows of the head the same", self.dead),
+        )
+        parts = [f"{what}: {listed([names[k] for k in classes])}" for what, classes in found if classes]
+        return f"After epoch {self.epoch:g}: {'; '.join(parts) or 'no class is lost or dead'}."
 
     def line(self) -> dict[str, Any]:
         """The record as one line: the scalars, and per class what the words are made from."""

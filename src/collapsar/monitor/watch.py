@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, class_separation
 
-__all__ = ["Event", "EventKind", "MergeRule", "MergeWatch"]
+__all__ = ["Event", "EventKind", "MergeRule", "MergeWatch", "listed"]
 
 EventKind = Literal["merge", "vanish", "separate", "never separated", "lost", "dead"]
 Mask = NDArray[np.bool_]
@@ -208,7 +208,7 @@ class MergeWatch:
             return ""
         start = f"After epoch {self._epoch:g}:"
         lost = [f"{self.class_names[c.index]} to {self.class_names[c.rival]}" for c in self.standings.lost]
-        named = f"lost, given to none of their own samples: {_listed(lost)}" if lost else ""
+        named = f"lost, given to none of their own samples: {listed(lost)}" if lost else ""
         if not (self.learned or self._any_distinct):
             return f"{start} no class is separated from the others yet{f'; {named}' if named else ''}."
         parts = [f"{found.num_distinct} of {len(found.states)} classes are separated"]
@@ -291,10 +291,11 @@ class MergeWatch:
         return Event(kind, self._epoch, classes, f"{subject} {words}")
 
     def _named(self, classes: Sequence[int]) -> str:
-        return _listed([self.class_names[k] for k in classes])
+        return listed([self.class_names[k] for k in classes])
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, the first twenty of many."""
     shown = names[:_MAX_NAMED]
     if len(names) > _MAX_NAMED:
         return f"{', '.join(shown)} and {len(names) - _MAX_NAMED} more"
