@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+
+from collapsar.diagnose.reach import Reach
 
 KINDS: tuple[str, ...] = ("identical", "near", "shrunk", "initial", "inside")
 
@@ -16,6 +19,23 @@ def healthy(rng: np.random.Generator, K: int, d: int, decay: float = 1.0) -> tup
     rows = rng.standard_normal((K, d)) * spectrum
     rows *= (lengths / np.linalg.norm(rows, axis=1))[:, None]
     return rows @ rotation, 0.1 * frequency + 0.1 * rng.standard_normal(K)
+
+
+def check_proof(W: np.ndarray, b: np.ndarray, found: Reach, k: int, scale: float) -> None:
+    """The weights of the rivals prove that class k cannot win: plain arithmetic on the rows as they were given."""
+    p = np.zeros(len(W))
+    p[found.rivals[k]] = found.multipliers[k]
+    assert p.min() >= 0
+    assert p[k] == 0
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+    mismatch, ahead = W[k] - p @ W, b[k] - p @ b
+    if found.space == "free":
+        assert np.linalg.norm(mismatch) <= 1.001e-6 * scale
+    elif found.space == "nonnegative":
+        assert np.linalg.norm(mismatch.clip(0)) <= 1.001e-6 * scale
+    else:
+        ahead += float(found.space) * np.linalg.norm(mismatch) - 1e-6 * float(found.space) * scale
+    assert ahead <= 1.001e-6
 
 
 def planted(

@@ -12,7 +12,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
 import collapsar as cs
-from audit_heads import KINDS, healthy, planted
+from audit_heads import KINDS, check_proof, healthy, planted
 from collapsar.diagnose.audit_samples import count_effect
 from collapsar.diagnose.untrained import initial_variances
 from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
@@ -38,7 +38,11 @@ def test_every_planted_death_is_found(seed: int, K: int, d: int) -> None:
     assert found.unreachable[where["inside"]].all()
     planted_rows = np.concatenate(list(where.values()))
     others = np.setdiff1d(np.flatnonzero(found.dead), planted_rows)
-    assert found.unreachable[others].all()  # and these are proven: see test_reach
+    assert found.unreachable[others].all()  # and these are proven
+    assert found.reach is not None
+    scale = np.median(np.linalg.norm(W - W.mean(axis=0), axis=1))
+    for k in np.flatnonzero(found.unreachable).tolist():
+        check_proof(W, b, found.reach, k, scale)
     assert not found.at_initialisation[others].any()
     assert not found.shrunk[others].any()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audit_heads import healthy
+from audit_heads import check_proof, healthy
 from collapsar.diagnose.reach import Reach, reach
 
 SPACES = ["free", "nonnegative", 3.0]
@@ -19,19 +19,7 @@ def check(W: np.ndarray, b: np.ndarray, found: Reach) -> None:
         if found.undecided[k]:
             assert np.isnan(found.features[k]).all()
         elif found.unreachable[k]:
-            p = np.zeros(K)
-            p[found.rivals[k]] = found.multipliers[k]
-            assert p.min() >= 0
-            assert p[k] == 0
-            assert p.sum() == pytest.approx(1, abs=1e-12)
-            mismatch, ahead = W[k] - p @ W, b[k] - p @ b
-            if found.space == "free":
-                assert np.linalg.norm(mismatch) <= 1.001e-6 * scale
-            elif found.space == "nonnegative":
-                assert np.linalg.norm(mismatch.clip(0)) <= 1.001e-6 * scale
-            else:
-                ahead += float(found.space) * np.linalg.norm(mismatch) - 1e-6 * float(found.space) * scale
-            assert ahead <= 1.001e-6
+            check_proof(W, b, found, k, scale)
         else:
             h = found.features[k]
             logits = np.einsum("kd,d->k", W, h) + b

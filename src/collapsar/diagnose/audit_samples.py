@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.problem import Problem
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.near_rows import Rows
 
 __all__ = ["CountEffect", "Penalties", "Recalls", "count_effect", "predicted_lost", "recalls"]
@@ -166,8 +166,9 @@ def predicted_lost(
         return found, notes
     counts = class_counts[seen]
     models: dict[str, Callable[[], NDArray[np.bool_] | None]] = {}
+    priced: tuple[FeatureModel, ...] = ("signed", "nonnegative")
     if penalties.lambda_z is not None:
-        for model in ("signed", "nonnegative"):
+        for model in priced:
             problem = Problem(counts, penalties.lambda_z, penalties.lambda_b, features=model)
             models[model] = partial(_beyond_thresholds, problem)
     if penalties.lambda_w is not None and penalties.norm is not None:
