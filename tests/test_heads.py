@@ -76,13 +76,17 @@ class Net(nn.Module):
 class Twin(nn.Module):
     """DeiT's: two heads, in evaluation their mean."""
 
-    def __init__(self, *, as_tuple: bool = False) -> None:
+    def __init__(self, *, as_tuple: bool = False, named: bool = False) -> None:
         super().__init__()
-        self.head, self.head_dist, self.as_tuple = linear(0.001 * EYE), linear(40 * EYE), as_tuple
+        self.head, self.head_dist = linear(0.001 * EYE), linear(40 * EYE)
+        self.as_tuple, self.named = as_tuple, named
 
     def forward(self, x):
         both = self.head(x), self.head_dist(x)
-        return both if self.as_tuple else (both[0] + both[1]) / 2
+        mean = (both[0] + both[1]) / 2
+        if self.named:
+            return {"cls_logits": both[0], "distillation_logits": both[1], "logits": mean}
+        return both if self.as_tuple else mean
 
 
 def as_kind(kind, weight):
@@ -120,6 +124,7 @@ CASES = {
     ),
     "a learned temperature, in place": (lambda: Net(linear(0.001 * EYE), lambda z: z.mul_(3e4)), "fc", APART, False),
     "twin heads, averaged": (Twin, "head", APART, False),
+    "twin heads, their mean called logits": (lambda: Twin(named=True), "head", APART, False),
     "twin heads in a tuple, the first": (lambda: Twin(as_tuple=True), "head", ("vanished",) * 4, True),
     "twin heads in a tuple, the second": (lambda: Twin(as_tuple=True), "head_dist", APART, True),
 }
@@ -438,6 +443,16 @@ def test_a_margin_in_training_is_said(tmp_path):
 def test_more_outputs_than_classes_is_said_by_the_monitor_too(tmp_path):
     _, said, _ = monitored(Net(nn.Linear(D, 32)), tmp_path)
     assert any("has 32 outputs, but only 4 classes have samples" in text for text in said)
+
+
+def test_labels_in_a_column_and_features_before_flattening_are_read(tmp_path):
+    model = Net(shut([3]))
+    record, _, line = monitored(model, tmp_path, [(X, Y[:, None])])
+    d = diagnose(model.eval(), [(X, Y[:, None])])
+    agrees(record, line, d)
+    arrays = {"weight": model.fc.weight.detach(), "bias": model.fc.bias.detach()}
+    np.savez(tmp_path / "f.npz", features=X[:, :, None, None], labels=Y[:, None], **arrays)
+    assert diagnose(tmp_path / "f.npz").headline == d.headline
 
 
 def test_one_option_for_samples_without_a_label(tmp_path):

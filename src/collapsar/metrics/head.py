@@ -110,8 +110,9 @@ def flat_rows(values: Tensor) -> Tensor:
 def model_logits(given: Any, output: Any) -> Tensor | None:
     """The logits in what a model returns, shape (B, K); the head's own where none there fits; None without any.
 
-    They are found by their shape in a tensor, tuple, mapping or an object with ``logits``; where several fit, the
-    head's own before others. One output is two classes, the first of score 0.
+    They are found by their shape in a tensor, tuple, mapping or an object with ``logits``. Where several fit, what is
+    called ``logits`` comes first, and in a tuple, which has no names, the head's own. One output is two classes, the
+    first of score 0.
 
     Args:
         given: what the model returned.
@@ -123,7 +124,8 @@ def model_logits(given: Any, output: Any) -> Tensor | None:
     shape = flat_rows(own).shape
     shapes = (shape, shape[:1]) if shape[1] == 1 else (shape,)
     fitting = [part for part in _tensors(given) if flat_rows(part).shape in shapes]
-    same = (part for part in fitting if part.data_ptr() == own.data_ptr())
+    nameless = fitting if isinstance(given, tuple | list) else ()
+    same = (part for part in nameless if part.data_ptr() == own.data_ptr())
     found = next(same, fitting[0] if fitting else own)
     logits, own = flat_rows(found.detach()), flat_rows(own.detach())
     if shape[1] == 1:
@@ -141,7 +143,7 @@ def own_logits(output: Any) -> Tensor | None:
 
 def _tensors(given: Any) -> Iterator[Tensor]:
     """The tensors in what a module returned that may be logits, the likeliest first; a column is a row of scores."""
-    parts = [given, getattr(given, "logits", None)]
+    parts = [given, given.get("logits") if isinstance(given, Mapping) else getattr(given, "logits", None)]
     parts += given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple | list) else ()
     for part in parts:
         if isinstance(part, Tensor) and part.is_floating_point() and part.ndim >= 1 and flat_rows(part).ndim <= 2:

@@ -205,19 +205,20 @@ class RunningMoments:
 
 
 def class_indices(labels: Any) -> Tensor:
-    """Labels as a tensor, whatever holds them.
+    """Labels as a tensor, whatever holds them; a column, (B, 1), as MedMNIST gives them, is (B,).
 
     Raises:
         ValueError: they are names or otherwise no numbers.
     """
     try:
-        return torch.as_tensor(labels).detach()
+        found = torch.as_tensor(labels).detach()
     except (TypeError, ValueError, RuntimeError):
         first = next(iter(labels), None) if hasattr(labels, "__iter__") else labels
         raise ValueError(
             f"`labels` must be class indices, integers; got {type(first).__name__} {first!r}. Number the names: "
             "{name: k for k, name in enumerate(class_names)}"
         ) from None
+    return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
 
 
 def checked_batch(
