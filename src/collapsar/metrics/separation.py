@@ -206,8 +206,8 @@ def class_separation(
         ValueError: If a threshold is out of range or ``Z`` is not a matrix that is finite except for NaN
             columns.
     """
-    columns, seen = _columns(Z)
-    return _separation(_coordinates(columns[:, seen].T), seen, merge_threshold, vanish_threshold, min_norm)
+    table, seen = _checked(Z)
+    return _separation(_coordinates(table, seen), seen, merge_threshold, vanish_threshold, min_norm)
 
 
 def mean_separation(
@@ -280,20 +280,27 @@ def _separation(
     )
 
 
-def _coordinates(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The points in fewer coordinates, shape (n, m), if many points have a low rank; distances stay as they are."""
-    n, L = points.shape
-    largest = float(np.abs(points).max(initial=0.0))
-    for rank in _RANKS:
-        if min(n, L) <= 2 * rank:
-            break
-        drawn = points.T @ np.random.default_rng(0).standard_normal((n, rank))
-        basis = np.linalg.qr(drawn)[0]
-        fewer = points @ basis
-        lost = (float(np.abs(points[i : i + 256] - fewer[i : i + 256] @ basis.T).max()) for i in range(0, n, 256))
-        if all(part <= 1e-12 * largest for part in lost):
-            return fewer
-    return points
+def _coordinates(Z: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The seen columns, centred over logits, as points, shape (n, m): in fewer coordinates where many have a low rank.
+
+    Distances are as in all coordinates. Of a large table no copy is made unless its rank is high.
+    """
+    place = np.flatnonzero(seen)
+    L, n = len(Z), len(place)
+    means = Z.mean(axis=0)
+    if n == Z.shape[1] and min(n, L) > 2 * _RANKS[0]:
+        largest = max(float(np.abs(Z[:, i : i + 256] - means[i : i + 256]).max()) for i in range(0, n, 256))
+        for rank in (rank for rank in _RANKS if min(n, L) > 2 * rank):
+            drawn = np.random.default_rng(0).standard_normal((n, rank))
+            basis = np.linalg.qr(Z @ drawn - means @ drawn)[0]
+            fewer = Z.T @ basis - np.outer(means, basis.sum(axis=0))
+            lost = (
+                float(np.abs(Z[:, i : i + 256] - means[i : i + 256] - basis @ fewer[i : i + 256].T).max())
+                for i in range(0, n, 256)
+            )
+            if all(part <= 1e-12 * largest for part in lost):
+                return fewer
+    return (Z[:, place] - means[place]).T
 
 
 def _complete_linkage(
@@ -320,13 +327,19 @@ def _complete_linkage(
 
 def _columns(Z: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the columns of Z centred over logits, and the mask of the seen classes."""
+    Z, seen = _checked(Z)
+    return Z - Z.mean(axis=0), seen
+
+
+def _checked(Z: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return Z as an array, and the mask of the seen classes."""
     Z = _array(Z)
     if Z.ndim != 2 or Z.shape[0] < 1 or Z.shape[1] < 1:
         raise ValueError(f"`Z` must be a matrix (logit, class); got shape {Z.shape}. See class_logits")
     seen = ~np.isnan(Z).all(axis=0)
-    if not np.isfinite(Z[:, seen]).all():
+    if not np.isfinite(Z).all(axis=0)[seen].all():
         raise ValueError("`Z` must be finite except for all-NaN columns (unseen classes). Look for a diverged run")
-    return Z - Z.mean(axis=0), seen
+    return Z, seen
 
 
 def _scale(norms: NDArray[np.float64], min_norm: float) -> float:
