@@ -283,7 +283,7 @@ def test_the_gate_passes_a_healthy_network(tmp_path, capsys):
     np.savez(tmp_path / "f.npz", **arrays(0.0027))
     code, out, err = command(capsys, tmp_path / "f.npz", "--max-merged", 0)
     assert (code, err) == (0, "")
-    assert "All 10 classes are told apart." in out
+    assert "All 10 classes are separated." in out
 
 
 def test_the_command_writes_page_and_picture(npz, tmp_path, capsys):
@@ -477,7 +477,7 @@ def test_the_digits_demo_shows_the_diagnosis_and_it_agrees_with_the_construction
     items = [item.strip() for item in page.by_tag["li"]]
     some = "5 of 10 classes have collapsed: 5, 6, 7, 8 and 9 have vanished."
     expected = {
-        "below": (["separated"] * 10, "All 10 classes are told apart."),
+        "below": (["separated"] * 10, "All 10 classes are separated."),
         "between": (["separated"] * 5 + ["vanished"] * 5, some),
         "above": (["vanished"] * 10, "All 10 classes have vanished."),
     }  # fmt: skip
@@ -503,7 +503,7 @@ def test_the_gates_count_lost_classes_and_recall(tmp_path, capsys):
     held = {"features": np.repeat(np.eye(3), 5, axis=0), "labels": np.repeat(np.arange(3), 5), "weight": 3 * np.eye(3)}
     np.savez(path, **held, bias=np.array([0.0, 0.0, -9.0]))
     for options, code, says in (
-        (("--max-merged", "0"), 1, "1 lost though apart (2), more than 0"),
+        (("--max-merged", "0"), 1, "1 lost though separated (2), more than 0"),
         (("--max-merged", "1"), 0, ""),
         (("--min-recall", "0.5"), 1, "recall is below 0.5 in 1 classes: 2; the least is 0"),
         (("--min-recall", "0"), 0, ""),
@@ -511,6 +511,44 @@ def test_the_gates_count_lost_classes_and_recall(tmp_path, capsys):
         found, out, err = command(capsys, path, *options)
         assert (found, says in err) == (code, True), err
         assert "separated, lost" in out
+
+
+def test_dead_classes_are_counted_named_and_kept_apart_from_those_without_samples(tmp_path, capsys):
+    """Classes 3 and 5 have one row and other means; 6 has that row too, and no samples; 7 and 8 neither."""
+    W = np.vstack([np.eye(5), np.eye(5)[[3, 3]], -np.ones((2, 5)) / 2]) - 1 / 9
+    means = np.vstack([3 * np.eye(5), [0, 0, 0, 2, 1.5]])
+    path = tmp_path / "dead.npz"
+    bias = np.array([0, 0, 0, 0, 0, -0.1, -9, 0, 0])
+    np.savez(path, features=np.repeat(means, 4, axis=0), labels=np.repeat(np.arange(6), 4), weight=W, bias=bias)
+    found, out, err = command(capsys, path, "--max-merged", "1")
+    assert (found, out.count(", dead")) == (1, 2)
+    assert "1 lost though separated (5) and 1 dead though separated (3), more than 1" in err
+    record = diagnose(path).to_dict()
+    assert (record["dead"], record["num_dead"], record["num_gone"]) == ([3, 5], 2, 2)
+    assert {tuple(group) for group in record["shared_rows"]} == {(3, 5, 6), (7, 8)}
+    text = " ".join(record["words"])
+    assert "None of the 4 samples of 5 is given to it: its row of the head is that of 3 as well, which the bias" in text
+    assert "Dead, as their rows of the head coincide: 3, 5 and 6. No features separate them" in text
+    assert "6, 7 and 8 have no samples here, and their rows coincide with others': dead, not counted." in text
+    assert command(capsys, path, "--max-merged", "2")[0] == 0
+
+
+def test_points_without_spread_are_counted_and_nc4_decides_in_double_precision(tmp_path):
+    means = np.array([[0.0, 0], [0, 0], [1, 0], [0, 1]])
+    labels = np.repeat(np.arange(4), 3)
+    path = tmp_path / "points.npz"
+    np.savez(path, features=means[labels], labels=labels, weight=means)
+    metrics = diagnose(path).measurement.metrics
+    assert (metrics["cdnv"], metrics["cdnv_max"], metrics["cdnv_undefined"]) == (0.0, 0.0, 1.0)
+    # float32 has eight units between 2^24 and 2^24 + 16: logits that differ by one are a tie there
+    X = np.array([[2.0**24, 0], [2.0**24, 1], [2.0**24, 3], [2.0**24, 4]], dtype=np.float32)
+    y, W, b = np.array([0, 0, 1, 1]), np.array([[1, 0], [1, 1]], dtype=np.float32), np.array([2, 0], dtype=np.float32)
+    np.savez(path, features=X, labels=y, weight=W, bias=b)
+    d = diagnose(path)
+    decided = (X.astype(float) @ W.T.astype(float) + b).argmax(axis=1)
+    assert decided.tolist() == [0, 0, 1, 1]
+    assert d.measurement.accuracies.tolist() == [1.0, 1.0]
+    assert d.measurement.metrics["nc4_agreement"] == 1.0
 
 
 def test_pairs_of_npy_files_and_labels_that_are_names(tmp_path, npz):

@@ -37,7 +37,7 @@ def paper(lambda_z: float, *, known: bool = True, noise: float = 0.0) -> Diagnos
 @pytest.mark.parametrize(
     ("lambda_z", "small", "headline"),
     [
-        (0.0027, "separated", "All 10 classes are told apart."),
+        (0.0027, "separated", "All 10 classes are separated."),
         (0.0037, "merged", "5 of 10 classes have collapsed: 5, 6, 7, 8 and 9 are merged into one."),
         (0.0045, "vanished", "5 of 10 classes have collapsed: 5, 6, 7, 8 and 9 have vanished."),
     ],
@@ -209,7 +209,7 @@ def test_classes_that_are_apart_but_taken_for_another_are_named():
     half = np.where(np.arange(len(m.weight)) == 1, 0.6 * (L[0, 0] - L[1, 0]) / (H[0] @ H[0]), 0)
     d = diagnose_measurement(replace(m, weight=W + np.outer(2 * half, H[0]), accuracies=np.full(10, 0.4)))
     assert d.lost == ()
-    assert any(sentence.startswith("0 is apart from the other classes, but on average") for sentence in d.words)
+    assert any(sentence.startswith("0 is separated, but on average") for sentence in d.words)
     assert not any("scores another" in sentence for sentence in paper(0.0027).words)
 
 
@@ -231,7 +231,7 @@ def test_classes_without_samples_are_left_out_of_theory_and_named():
     kept = y != 3
     d = diagnose_measurement(measure(X[kept], y[kept], W, b), KnownTraining(0.01, 7e-4, 0.02))
     assert d.separation.states[3] == "unseen"
-    assert d.headline == "All 9 classes are told apart. 3 had no samples."
+    assert d.headline == "All 9 classes are separated. 3 had no samples."
     assert d.effective is d.fit is d.prediction is None
     assert any("Classes without samples: 1." in note for note in d.notes)
     record = json.loads(d.to_json())

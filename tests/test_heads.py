@@ -251,7 +251,7 @@ def test_one_output_tells_two_classes_apart():
     head.weight.data = (10 * (torch.eye(D)[0] - torch.eye(D)[1]))[None]
     two = Y < 2
     d = diagnose(Net(head).eval(), [(X[two], 1 - Y[two])], head="fc")
-    assert d.headline == "All 2 classes are told apart."
+    assert d.headline == "All 2 classes are separated."
     assert d.measurement.accuracies.tolist() == [1.0, 1.0]
 
 

@@ -166,7 +166,7 @@ def test_missing_sources_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("index", "headline", "threshold"),
     [
-        (0, "All 6 classes are told apart.", None),
+        (0, "All 6 classes are separated.", None),
         (1, "3 of 6 classes have collapsed: dog, eel and fox are merged into one.", MERGE),
         (2, "3 of 6 classes have collapsed: dog, eel and fox have vanished.", None),
     ],

@@ -55,7 +55,7 @@ def test_a_merged_class_that_is_taken_for_its_sibling_needs_room_not_a_correctio
     lost = [c for c in d.standings.lost if c.index in (6, 7, 8, 9)]
     assert {c.reason for c in lost} == {"merged"}
     text = " ".join(d.words)
-    assert "No correction of the scores tells them apart" in text
+    assert "No correction of the scores separates them" in text
     assert "logit adjustment" not in text
 
 
@@ -66,7 +66,7 @@ def test_a_class_that_the_bias_alone_decides_right_is_not_called_lost():
     d = diagnose_measurement(measure(X, y, W.T, b))
     assert d.separation.states == ("vanished", "separated")
     assert (d.lost, d.standings.carried, d.num_gone) == ((), (0,), 0)
-    assert d.headline == "All 2 classes are told apart; 0 by the bias alone."
+    assert d.headline == "1 of 2 classes is separated; the bias alone decides 0 right."
     assert any("0 is without evidence of its own, yet not lost" in sentence for sentence in d.words)
 
 
@@ -74,7 +74,7 @@ def test_a_class_that_the_bias_alone_decides_right_is_not_called_lost():
 @pytest.mark.parametrize("decay", [None, 5e-4])
 def test_a_saturated_head_is_read_as_far_as_it_can_be(scale, decay):
     d = diagonal(scale=scale, known=KnownTraining(lambda_w=decay, lambda_b=decay))
-    assert d.headline == "All 4 classes are told apart."
+    assert d.headline == "All 4 classes are separated."
     said = any("The softmax is saturated" in note for note in d.notes)
     assert said == (decay is None)
     assert (d.effective is None) == (decay is None)

@@ -33,7 +33,9 @@ Source = Annotated[
 ]
 MaxMerged = Annotated[
     int | None,
-    typer.Option("--max-merged", min=0, help="Exit with 1 if more classes than this are merged, vanished or lost."),
+    typer.Option(
+        "--max-merged", min=0, help="Exit with 1 if more classes than this are merged, vanished, lost or dead."
+    ),
 ]
 MinRecall = Annotated[
     float | None,
@@ -145,8 +147,9 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
     failures = []
     if max_merged is not None and d.num_gone > max_merged:
         both = [f"{d.num_collapsed} classes are merged or vanished"] if d.num_collapsed else []
-        apart = sorted(set(d.lost) - set(d.collapsed))
-        both += [f"{len(apart)} lost though apart ({named(d.class_names, apart)})"] if apart else []
+        for word, more in (("lost", set(d.lost)), ("dead", set(d.dead) - set(d.lost))):
+            rest = sorted(more - set(d.collapsed))
+            both += [f"{len(rest)} {word} though separated ({named(d.class_names, rest)})"] if rest else []
         failures.append(f"{' and '.join(both)}, more than {max_merged}")
     if min_recall is not None:
         recalls = d.measurement.accuracies
@@ -189,7 +192,7 @@ def _print(d: Diagnosis) -> None:
         console.print(f"... and {len(shown) - _MOST_ROWS} more classes; --json has them all")
     console.print(
         "right: share of its samples that the head recognises; length: of its mean prediction, relative to the "
-        "longest; lambda_z: read from its predictions (>=: it is not apart, and gives a bound).",
+        "longest; lambda_z: read from its predictions (>=: it is not separated, and gives a bound).",
         soft_wrap=True,
     )
     for sentence in (*d.words, *d.notes):
@@ -210,7 +213,8 @@ def _order(d: Diagnosis) -> list[int]:
     states = d.separation.states
     if len(states) <= _MOST_ROWS:
         return list(range(len(states)))
-    return sorted(range(len(states)), key=lambda k: (states[k] == "separated" and k not in d.lost, k))
+    gone = {*d.lost, *d.dead}
+    return sorted(range(len(states)), key=lambda k: (states[k] == "separated" and k not in gone, k))
 
 
 def _row(d: Diagnosis, k: int) -> list[str]:
@@ -223,7 +227,7 @@ def _row(d: Diagnosis, k: int) -> list[str]:
         d.class_names[k],
         str(counts),
         f"{100 * m.accuracies[k]:.0f}%" if counts else "-",
-        f"{d.separation.states[k]}{', lost' if k in d.lost else ''}",
+        f"{d.separation.states[k]}{', lost' if k in d.lost else ''}{', dead' if k in d.dead else ''}",
         "-" if theory is None else theory.seen[k],
         f"{d.separation.relative_norms[k]:.3f}" if counts else "-",
         reading,

@@ -87,7 +87,7 @@ class EffectivePenalties:
 
     @property
     def from_predictions(self) -> float:
-        """The median over the classes that tell; over none, the residual's; NaN where nothing is apart."""
+        """The median over the classes that tell; over none, the residual's; NaN where nothing is separated."""
         values = self.by_class[self.tells & np.isfinite(self.by_class)]
         return float(np.median(values)) if values.size else self.by_residual
 
@@ -104,7 +104,7 @@ class EffectivePenalties:
 
     @property
     def stuck(self) -> tuple[int, ...]:
-        """Classes not apart whose bound exceeds lambda_z by more than 15 %: no optimum holds them there.
+        """Classes not separated whose bound exceeds lambda_z by more than 15 %: no optimum holds them there.
 
         At an optimum the dual norm of the residual is lambda_z, and it bounds every column and every difference of
         sibling columns (JMLR Lemma 8; its nonnegative form likewise).
@@ -204,18 +204,18 @@ def agreement_words(effective: EffectivePenalties, at_rest: bool) -> str:
             "pull the head outwards."
         )
     if not np.isfinite(ratio):
-        return f"The norms of head and features say lambda_z = {balance:.4g}; no class is apart that could confirm it."
+        return f"The norms of head and features say lambda_z = {balance:.4g}; no separated class could confirm it."
     both = f"lambda_z is {balance:.4g} by the norms of head and features and {predicted:.4g} by the predictions"
     if not at_rest:
         return f"{both}; the head is not at rest, so neither is a penalty yet."
     if effective.agree and effective.stuck:
-        return f"{both}: they agree for the classes that are apart."
+        return f"{both}: they agree for the separated classes."
     if effective.agree:
         return f"{both}: they agree, so the network sits at an optimum of the model at that penalty."
     if np.isfinite(spread) and spread >= _AGREE**2 and max(ratio, 1 / ratio) < _AGREE:
         return (
             f"{both}, but single classes differ by a factor of {spread:.2g}: no single penalty describes them. Look at "
-            "classes that the data keep apart or together whatever their counts, or at a loss other than the one named."
+            "classes that the data separate or merge whatever their counts, or at a loss other than the one named."
         )
     if ratio > 1:
         return (

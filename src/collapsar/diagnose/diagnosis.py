@@ -9,7 +9,7 @@ Example:
     >>> labels = np.repeat(np.arange(4), s.problem.class_counts)
     >>> d = diagnose_measurement(measure(H.T[labels], labels, W.T, b), KnownTraining(lambda_w=0.2, lambda_b=0.02))
     >>> d.headline
-    'All 4 classes are told apart.'
+    'All 4 classes are separated.'
     >>> round(d.effective.lambda_z, 6), d.fit.follows, d.at_rest
     (0.02, 'nonnegative', True)
 """
@@ -80,9 +80,9 @@ class Diagnosis:
         source: where the network came from.
         class_names: shape (K,).
         measurement: what was measured.
-        separation: which classes are apart, merged, vanished or unseen, with the rule's thresholds.
+        separation: which classes are separated, merged, vanished or unseen, with the rule's thresholds.
         standings: which classes are lost, not given to their own samples, and why; which the bias alone decides right.
-        shared_rows: classes whose rows of the head coincide (``metrics.shared_rows``): no sample tells them apart.
+        shared_rows: classes whose rows of the head coincide (``metrics.shared_rows``): no features separate them.
         known: what is known of the training.
         forces: the balance of forces at the head.
         at_rest: whether the head is stationary; distances to theory mean nothing before that.
@@ -168,9 +168,11 @@ class Diagnosis:
             "separation": to_json(self.separation),
             "standings": to_json(self.standings),
             "shared_rows": [list(group) for group in self.shared_rows],
+            "dead": list(self.dead),
             "num_dead": len(self.dead),
             "num_collapsed": self.num_collapsed,
             "num_lost": len(self.lost),
+            "num_gone": self.num_gone,
             "metrics": [
                 {"name": name, "value": to_json(m.metrics[name]), "meaning": meaning}
                 for name, meaning in words.METRICS.items()
@@ -262,7 +264,7 @@ def diagnose_measurement(
             "Give lambda_w and lambda_h."
         )
     rows = shared_rows(m.weight) if m.linear else ()
-    say = words.Says(names, found, standings, m, at_rest, _with_samples(rows, m))
+    say = words.Says(names, found, standings, m, at_rest, _with_samples(rows, m), rows)
     return Diagnosis(
         headline=words.headline(say),
         words=tuple(words.findings(say, known, forces, effective, fit, prediction, (choice, model_fit, frozen[0]))),
@@ -316,7 +318,7 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
             "samples: is it a hidden layer?"
         )
     if not (alive or m.unseen):
-        notes.append("No class is alive: the features' penalty cannot be read from the network.")
+        notes.append("All classes have vanished: the features' penalty cannot be read from the network.")
     if len(np.unique(m.class_counts)) > _MOST_CLUSTERS:
         notes.append(
             f"More than {_MOST_CLUSTERS} different class sizes: the optimum would take minutes and is left out."

@@ -2,7 +2,7 @@
 
 Replacing features h by h + c and the bias b by b - W c changes no logit, so no verdict may change with it: before
 lengths are compared, the origin that all classes share is taken out (``common_origin``). States (``class_separation``)
-say whether classes are told apart; ``class_standings`` says what a user meets: whether samples of a class are ever
+say whether classes are separated; ``class_standings`` says what a user meets: whether samples of a class are ever
 given their own class, and if not, why.
 
 Example:
@@ -46,7 +46,7 @@ class LostClass:
 
     Attributes:
         index: the class.
-        reason: "merged" with others or "vanished", as its state is; "outvoted" where it is apart.
+        reason: "merged" with others or "vanished", as its state is; "outvoted" where it is separated.
         rival: the class that its samples are taken for.
         nats: by how much its mean prediction scores the rival higher.
     """
@@ -85,7 +85,7 @@ def common_origin(class_means: Any, class_counts: ArrayLike) -> Vector:
     """
     means, counts = np.asarray(class_means, dtype=np.float64), np.asarray(class_counts, dtype=np.float64)
     seen = np.isfinite(means).all(axis=1) & (counts > 0)
-    if seen.sum() < 2:  # nothing to be told apart from
+    if seen.sum() < 2:  # nothing to differ from
         return np.zeros(means.shape[1])
     return means[seen].min(axis=0) if on_floor(means) else counts[seen] @ means[seen] / counts[seen].sum()
 

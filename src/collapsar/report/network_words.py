@@ -110,7 +110,7 @@ def reason(diagnosis: Record) -> str:
 
 
 def cautions(diagnosis: Record) -> list[str]:
-    """What a reader of the headline must know: classes that lose although apart, and a network still moving.
+    """What a reader of the headline must know: classes that are lost although separated, and a network still moving.
 
     Example:
         >>> cautions({"class_names": ["cat", "dog"], "accuracies": [1.0, 0.25], "at_rest": True,
