@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import collapsar as cs
+from collapsar.core.threads import one_thread_below
 
 NAN, INF = float("nan"), float("inf")
 
@@ -161,3 +162,18 @@ def test_import_takes_neither_torch_nor_matplotlib():
     code = "import sys, collapsar; print(sorted({'torch', 'matplotlib', 'pandas', 'sklearn'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_small_products_use_one_thread_and_large_ones_what_they_had() -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        with one_thread_below(10):
+            assert set(threads()) == {1}
+        with one_thread_below(10_000):
+            assert threads() == before
+        assert threads() == before

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.core.states import CLASS_STATES, past
+from collapsar.core.threads import one_thread_below
 from collapsar.solver.batch_model import BatchModel
 from collapsar.solver.batch_newton import minimise_batch
 from collapsar.solver.certificate import GAP_FLOOR
@@ -280,7 +281,8 @@ def solve_batch(
     size = max(64, _CHUNK_NUMBERS // (J * J + J - 1) ** 2)
     for first in range(0, B, size):
         part = slice(first, min(first + size, B))
-        _solve_part(result, part, tol, max_steps)
+        with one_thread_below(J):
+            _solve_part(result, part, tol, max_steps)
         for i in np.flatnonzero(~(result.relative_gap[part] <= tol)) + first:
             _solve_one(result, int(i), tol)
         if progress is not None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from collapsar.core.problem import Problem
+from collapsar.core.threads import one_thread_below
 from collapsar.solver.certificate import Certificate, as_free
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
@@ -92,8 +93,9 @@ def solve_quotient(problem: Problem, q: Quotient, first: Blocks | None, how: Set
     Raises:
         NotConvergedError: as for :func:`solve`.
     """
-    result = _minimise(q, first, how.tol, how.max_steps, how.progress)
-    solution = _solution(problem, q, result)
+    with one_thread_below(q.num_clusters):
+        result = _minimise(q, first, how.tol, how.max_steps, how.progress)
+        solution = _solution(problem, q, result)
     if how.throw and result.status is not Status.OPTIMAL:
         raise NotConvergedError(solution)
     return solution
@@ -107,7 +109,8 @@ def solve_normalized(problem: Problem, q: Quotient, start: Solution | None, how:
     """
     from collapsar.solver.normalized_solution import normalized_solution
 
-    solution = normalized_solution(problem, q, start, how, _minimise)
+    with one_thread_below(q.num_clusters):
+        solution = normalized_solution(problem, q, start, how, _minimise)
     if how.throw and solution.status is not Status.OPTIMAL:
         raise NotConvergedError(solution)
     return solution

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.threads import one_thread_below
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
@@ -107,7 +108,8 @@ def thresholds_of_many(problems: Sequence[Problem]) -> list[Thresholds]:
     results: dict[int, Thresholds] = {}
     for (features, _), members in groups.items():
         together = Clusters.stacked([clusters[i] for i in members])
-        merge, found = cluster_thresholds(together, features)
+        with one_thread_below(together.num_clusters):
+            merge, found = cluster_thresholds(together, features)
         for row, i in enumerate(members):
             labels = clusters[i].labels
             arrays = merge[row][labels], found.vanish[row][labels], found.exact[row][labels]

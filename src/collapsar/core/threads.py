@@ -1,0 +1,40 @@
+"""How many threads matrix products may use: one, where they are so small that threads only wait for each other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+__all__ = ["one_thread_below"]
+
+# Rows from which on a second thread pays; below, two threads that share busy cores wait up to fifty times longer than
+# they compute.
+LARGE = 200
+
+
+@contextmanager
+def one_thread_below(size: int, large: int = LARGE) -> Iterator[None]:
+    """Within the block products use one thread, where matrices of ``size`` rows are not ``large``.
+
+    The limit is that of the process while the block runs, and is lifted after it.
+
+    Example:
+        >>> with one_thread_below(10):
+        ...     pass
+    """
+    if size >= large:
+        yield
+        return
+    with _controller("scipy.linalg" in sys.modules).limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _controller(with_scipy: bool) -> Any:  # once more when scipy is imported, which brings a library of its own
+    from threadpoolctl import ThreadpoolController
+
+    del with_scipy
+    return ThreadpoolController()
