@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ __all__ = ["Atoms", "combined", "descend", "newton", "pruned"]
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-_DESCENT_STEPS = 100  # quasi-Newton: enough to find most of the unknowns that are zero
+_DESCENT_STEPS = 30  # quasi-Newton: enough to find most of the unknowns that are zero
 _NEWTON_STEPS = 12
 _APPROACH_STEPS = 300
 _ITERATIONS = 300  # of conjugate gradients
@@ -120,7 +121,7 @@ class _Unknowns:
     q: Quotient
     rows: int
 
-    @property
+    @cached_property
     def parts(self) -> int:
         return 4 if np.any(self.q.sizes > 1) else 2
 
@@ -130,9 +131,13 @@ class _Unknowns:
 
     def unpack(self, x: Vector) -> tuple[Atoms, Vector]:
         J = self.q.num_clusters
-        parts = [part.reshape(self.rows, J) for part in np.split(x[: x.size - J], self.parts)]
-        between, common, within, own = parts if self.parts == 4 else (*parts, *[np.zeros((self.rows, J))] * 2)
+        parts = x[: x.size - J].reshape(self.parts, self.rows, J)
+        between, common, within, own = parts if self.parts == 4 else (*parts, self.none, self.none)
         return Atoms(between, within, own, common), x[x.size - J :]
+
+    @cached_property
+    def none(self) -> Matrix:
+        return np.zeros((self.rows, self.q.num_clusters))
 
     @property
     def nonnegative(self) -> NDArray[np.bool_]:
@@ -335,7 +340,8 @@ def _diagonal(unknowns: _Unknowns, x: Vector) -> Vector:
             parts[1] + lam * contrasts + at.within**2 * inner,
         ]
     bias = loss.bias_diagonal + (q.lambda_b * q.sizes if q.lambda_b < np.inf else 1.0)
-    return np.concatenate([*(part.ravel() for part in parts), bias])
+    diagonal = np.concatenate([*(part.ravel() for part in parts), bias])
+    return np.where(diagonal > 0, diagonal, 1.0)  # a free bias among saturated predictions has none
 
 
 def _projected(q: Quotient, x: Vector, gradient: Vector, bounded: NDArray[np.bool_]) -> float:

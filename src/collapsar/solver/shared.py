@@ -155,15 +155,17 @@ def minimise_shared(
         ((6, 10), True)
     """
     best = _column_result(q, start, tol)
+    if best.status is Status.OPTIMAL:
+        return best
     atoms, b = _leaning(q, start, best.witness.S)
     for num_steps in range(1, min(_ROUNDS, max_steps) + 1):
-        if best.status is Status.OPTIMAL:
-            break
         report = None if progress is None else _reporting(progress, num_steps, best.certificate.dual)
         found = _certified(q, *newton(q, *descend(q, atoms, b, report)), num_steps, tol)
         best = _better(best, found, tol, last=num_steps == max_steps)
         if progress is not None:
             progress(num_steps, best.certificate)
+        if best.status is Status.OPTIMAL:
+            break
         missing = _missing(q, found.witness.S)
         if missing is None and num_steps > 1:
             break
