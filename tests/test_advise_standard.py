@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from collapsar.advise.standard import Recipe, StandardAdvice, advise_standard, forecast_rows
 from collapsar.cli import app
+from collapsar.core.problem import Problem
+from collapsar.solver import solve
 from collapsar.theory import normalized_merge
 
 SGD = Recipe("sgd", 3.0, 0.1, 1000, 64, "layernorm", 128, "constant")
@@ -41,13 +44,44 @@ def test_the_clock() -> None:
 
 def test_sgd_merges_where_the_closed_form_says() -> None:
     edge = normalized_merge((5, 5), (100, 20), 128**0.5)
-    below = advise_standard("100x5,20x5", replace(SGD, weight_decay=0.7 * edge))
+    below = advise_standard("100x5,20x5", replace(SGD, weight_decay=0.3 * edge))
     above = advise_standard("100x5,20x5", replace(SGD, weight_decay=1.02 * edge))
     assert (below.verdict, above.verdict) == ("safe", "merge")
     assert above.merged == (5, 6, 7, 8, 9)
     assert above.largest_decay is not None
     assert above.largest_decay < edge
     assert advise_standard("100x5,20x5", replace(SGD, weight_decay=above.largest_decay)).verdict == "safe"
+
+
+def test_classes_that_the_optimum_outvotes_are_not_safe() -> None:
+    """Between the decay that outvotes and the one that merges: features of their own, and no sample given to them."""
+    edge = normalized_merge((5, 5), (100, 20), 128**0.5)
+    a = advise_standard("100x5,20x5", replace(SGD, weight_decay=0.9 * edge))
+    s = solve(Problem.from_normalized("100x5,20x5", lambda_w=0.9 * edge, norm=128**0.5, lambda_b=0.0))
+    best = (s.Z + s.b[:, None]).argmax(axis=0)
+    assert (a.verdict, a.merged, a.outvoted) == ("outvoted", (), (5, 6, 7, 8, 9))
+    assert np.flatnonzero(best != np.arange(10)).tolist() == list(a.outvoted)
+    assert "log of the class frequencies" in a.cure
+
+
+@pytest.mark.parametrize(
+    ("few", "weight_decay", "verdict", "words"),
+    [
+        (20, 3.0, "safe", "cannot be forecast at this decay"),  # a run rests at rows of .02, all classes kept
+        (20, 15.0, "safe", "given its own samples"),  # a run keeps all classes
+        (20, 20.0, "unknown", "not at 1.4 times this decay"),
+        (20, 25.0, "outvoted", "those of 20 samples"),  # a run loses the five small classes
+        (5, 20.0, "outvoted", "those of 5 samples"),  # likewise
+    ],
+)
+def test_adamw_is_judged_as_runs_were_measured(few: int, weight_decay: float, verdict: str, words: str) -> None:
+    """Runs on digits, 32 features behind a LayerNorm, batch 64 (docs/optimizers.md)."""
+    a = advise_standard(f"100x5,{few}x5", Recipe("adamw", weight_decay, 1e-3, 3000, 64, "layernorm", 32))
+    assert a.verdict == verdict
+    assert words in a.reason
+    if verdict == "safe" and weight_decay == 3.0:
+        bound = float(re.findall(r"a decay of about ([\d.]+)", a.reason)[0])
+        assert 1.4 * 10 < bound < 25  # at 20 the forecast settles, at 25 it outvotes
 
 
 def test_a_decayed_gain_merges_at_the_published_threshold() -> None:
