@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from collapsar.diagnose.readers import diagnose
@@ -216,6 +217,25 @@ def test_a_projection_after_the_classifier_is_not_taken(projection):
         find_head(Branches("out", projection))
     assert find_head(Branches("out", projection.requires_grad_(requires_grad=False)))[0] == "out"
     assert find_head(Branches("out", projection), None, 10)[0] == "out"
+
+
+def test_the_labels_tell_the_classifier(tmp_path):
+    x, y = torch.randn(30, 8), torch.arange(30) % 10
+
+    class Runs(Branches):
+        def forward(self, x):
+            return self.get_submodule("out")(self.encoder(x))
+
+    model = Runs("out", nn.Linear(32, 128))
+    loader = DataLoader(TensorDataset(x, y), 10)
+    for data in (loader, [(x, y)], [{"x": x, "labels": y}]):
+        record, _, line = monitored(model, tmp_path, data)
+        agrees(record, line, diagnose(model.eval(), data))
+    with pytest.raises(ValueError, match="'out' and 'proj' could be it"):
+        diagnose(model, iter([(x, y)]))
+    late = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 128))
+    with pytest.raises(ValueError, match="'0' has as many outputs as there are classes, 10, but '2' comes last"):
+        diagnose(late, loader)
 
 
 def test_a_narrow_hidden_layer_is_not_beside_the_head():

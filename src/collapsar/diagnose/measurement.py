@@ -92,7 +92,8 @@ class Measurement:
         nonnegative: whether features lie on a floor, as behind a ReLU: zero, or what is left of it after an offset.
         loss_form: the loss behind the gradients.
         metrics: scalars of ``CollapseReport`` by name, empty where they were not computed.
-        taken_for: shape (K,), the class that most wrongly recognised samples of each class are taken for; -1 for none.
+        taken_for: shape (K,), the class that most wrongly recognised samples of each class are taken for, the first of
+            equals; -1 for none.
         linear: whether the head computes W h + b. If not, features are the logits themselves, W the identity, and
             nothing is said of penalties and geometry.
         lengths: how long the features are, as the head receives them.
@@ -301,7 +302,7 @@ class Pass:
         each = np.where(seen, n, np.nan)
         means = self.sums / each[:, None]
         taken_for = np.full(n.size, -1)
-        for (k, best), _ in sorted(self.wrong.items(), key=lambda item: item[1]):
+        for (k, best), _ in sorted(self.wrong.items(), key=lambda item: (item[1], -item[0][1])):  # first of equals
             taken_for[k] = best
         return Measurement(
             class_counts=self.counts.copy(),

@@ -88,10 +88,11 @@ def diagnose(
             f"got {type(source).__name__}{'' if loader is not None else ' without a loader'}"
         )
     known = KnownTraining() if known is None else known
-    from collapsar.metrics.head import find_head, unwrapped
+    from collapsar.monitor.head import told_head, unwrapped
 
     model = unwrapped(source)  # a compiled one may not notice the hook
-    _, layer = find_head(model, head, None if class_names is None else len(class_names), weighted=head is None)
+    named = None if class_names is None else len(class_names)
+    _, layer = told_head(model, head, named, loader, weighted=head is None)
     measurement, kept = _measured(layer, _labelled(_features(model, layer, loader), ignore_index), known)
     solved = _solved_head(kept, measurement, known)
     return diagnose_measurement(measurement, known, class_names, type(source).__name__, solved)

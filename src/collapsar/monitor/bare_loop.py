@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.core.known import KnownTraining
-from collapsar.metrics.head import HeadMap, find_head, linear_map, unwrapped
+from collapsar.metrics.head import HeadMap, linear_map, unwrapped
 from collapsar.metrics.shared_rows import shared_rows
 from collapsar.monitor.evaluation import MonitorRecord, evaluated
 from collapsar.monitor.features import HeadTap
-from collapsar.monitor.head import head_sizes
+from collapsar.monitor.head import head_sizes, told_head
 from collapsar.monitor.known import PenaltyWarning, known_training
 from collapsar.monitor.optimizers import Optimizers
 from collapsar.monitor.records import JsonLines
@@ -145,7 +145,8 @@ class CollapseMonitor:
             raise ValueError(f"`every` must be at least 1; got {every}. 1 evaluates after each epoch")
         self.options = MonitorOptions() if options is None else options
         self.model = unwrapped(model)
-        self.head_name, self.head = find_head(self.model, head, None if class_names is None else len(class_names))
+        named = None if class_names is None else len(class_names)
+        self.head_name, self.head = told_head(self.model, head, named, loader)
         _refuse_compiled(self.model if loader is not None else model, self.head)
         self._sizes = head_sizes(self.head)
         self.watch = MergeWatch(self._sizes[0], self.options.rule, class_names)

@@ -118,6 +118,24 @@ def unlike(shown: ArrayLike, counts: ArrayLike) -> bool:
     return bool(statistic > freedom + _SIGMAS * np.sqrt(2 * freedom) + _SIGMAS**2 / 2)
 
 
+def classes_at_hand(data: Any) -> int | None:
+    """How many classes the labels of a loader, data set or list of batches show; None where none are at hand.
+
+    Nothing is iterated that may be used up.
+
+    Example:
+        >>> classes_at_hand([(torch.zeros(3, 2), torch.tensor([0, 4, 1]))])
+        5
+    """
+    dataset = getattr(data, "dataset", data)
+    batches = dataset is data and isinstance(data, list | tuple)
+    try:
+        labels = _of_batches(data) if batches else _origins(dataset)[1] if hasattr(dataset, "__len__") else None
+    except (TypeError, ValueError, IndexError):
+        return None
+    return None if labels is None or not labels.size else int(labels.max()) + 1
+
+
 def batch_size(data: Any) -> int | None:
     """Samples per step of a loader; None where it is not known."""
     for part in (data, getattr(data, "batch_sampler", None)):

@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from collapsar.metrics.head import compiled_part, find_head, linear_map, own_logits, unwrapped
+from collapsar.monitor.exposure import classes_at_hand
 from collapsar.monitor.undisturbed import undisturbed
 
-__all__ = ["compiled_part", "find_head", "head_sizes", "unwrapped"]
+__all__ = ["compiled_part", "find_head", "head_sizes", "told_head", "unwrapped"]
+
+
+def told_head(
+    model: nn.Module, head: nn.Module | str | None, classes: int | None, data: Any = None, *, weighted: bool = True
+) -> tuple[str, nn.Module]:
+    """``find_head`` with what the labels say where nobody said more.
+
+    Args:
+        model: as there.
+        head: as there.
+        classes: how many there are, where they are named.
+        data: a loader, whose labels tell where they are at hand.
+        weighted: as there.
+
+    Raises:
+        ValueError: as there, or the labels' number fits another layer than the last.
+    """
+    seen = None if head is not None or classes is not None else classes_at_hand(data)
+    if seen is None or seen < 2:
+        return find_head(model, head, classes, weighted=weighted)
+    try:
+        by_labels = find_head(model, None, seen, weighted=weighted)
+    except ValueError:  # no layer or several have as many outputs
+        return find_head(model, None, weighted=weighted)
+    try:
+        by_place = find_head(model, None, weighted=weighted)
+    except ValueError:
+        return by_labels
+    if by_place[1] is not by_labels[1]:
+        raise ValueError(
+            f"`head` cannot be told: {by_labels[0]!r} has as many outputs as there are classes, {seen}, but "
+            f"{by_place[0]!r} comes last. Pass head=NAME, one of the two"
+        )
+    return by_labels
 
 
 def head_sizes(head: nn.Module) -> tuple[int, int]:
