@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import collapsar as cs
 from collapsar.core.known import KnownTraining
 from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
-from collapsar.diagnose.measurement import measure, without_offset
+from collapsar.diagnose.gauge import without_offset
+from collapsar.diagnose.measurement import measure
 from networks import RNG, nonnegative_network, samples, signed_network
 
 COUNTS = np.array([40, 40, 8, 8])
@@ -119,18 +120,59 @@ def test_an_offset_of_all_features_changes_no_verdict(case, seed, size):
     assert there.measurement.nonnegative == here.measurement.nonnegative
 
 
+def numbers(d: Diagnosis) -> dict[str, float]:
+    """What is read of norms, penalties and distances."""
+    found = {"within": d.forces.fitted_w, "rest": d.forces.relative_gradient, "bias": d.forces.fitted_b}
+    if d.effective is not None:
+        found |= {name: getattr(d.effective, name) for name in ("lambda_w", "lambda_h", "lambda_z", "ratio")}
+    if d.fit is not None:
+        for features, fit in d.fit.models.items():
+            found |= {f"{features} {name}": getattr(fit, name) for name in ("away", "classifier_gram", "feature_gram")}
+            found[f"{features} Z"] = fit.distance.Z
+    return found
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize("case", CASES)
-def test_a_large_offset_changes_neither_prediction_nor_distance(case):
+@pytest.mark.parametrize("known", [None, KnownTraining(0.01, 0.004**2 / 0.01, 0.02)])
+def test_no_offset_changes_a_number_that_is_read(case, size, known):
     (counts, W, H, b), _ = CASES[case]
     X, y = samples(counts, H)
-    c = 100 * RNG(5).normal(size=W.shape[1])
-    known = KnownTraining(0.01, 0.004**2 / 0.01, 0.02)
+    c = RNG(5).normal(size=W.shape[1])
+    c *= size / np.linalg.norm(c)
     here, there = (diagnose_measurement(measure(X + s * c, y, W, b - s * (W @ c)), known) for s in (0, 1))
     assert verdicts(there) == verdicts(here)
-    assert here.fit is not None
-    assert there.fit is not None
-    near, far = here.fit.models["signed"], there.fit.models["signed"]
-    assert far.away == pytest.approx(near.away, rel=0.1, abs=0.1)
+    tolerance = 1e-6 if size <= 100 else 1e-3  # an offset of 1e4 leaves twelve digits of the features
+    assert numbers(there) == pytest.approx(numbers(here), rel=tolerance, abs=0.01 * tolerance, nan_ok=True)
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 100.0])
+def test_what_all_logits_share_changes_no_number_that_is_read(size):
+    counts, W, H, b = signed_network(lambda_z=0.0037)
+    X, y = samples(counts, H)
+    common = RNG(6).normal(size=W.shape[1])
+    common *= size / np.linalg.norm(common)  # adds common'h + 3 to every logit of a sample
+    turn = np.linalg.qr(RNG(7).normal(size=(16, 16)))[0]
+    here = diagnose_measurement(measure(X, y, W, b))
+    for there in (measure(X, y, W + common, b + 3), measure(X @ turn, y, W @ turn, b)):
+        found = diagnose_measurement(there)
+        assert verdicts(found) == verdicts(here)
+        assert numbers(found) == pytest.approx(numbers(here), rel=1e-6, abs=1e-8, nan_ok=True)
+
+
+def test_a_head_at_rest_is_at_rest_and_keeps_its_penalties_in_its_own_units():
+    """Features with an offset that nothing explains, a bias that is decayed: W, b balance the loss, features do not."""
+    counts, W, H, b = signed_network(lambda_z=0.0027)
+    X, y = samples(counts, H + 0.3 * RNG(8).normal(size=16))
+    for _ in range(3000):  # the head comes to rest on these features
+        m = measure(X, y, W, b)
+        W, b = W - 0.5 * (m.weight_gradient + 0.01 * W), b - 0.5 * (m.bias_gradient + 0.02 * b)
+    m = measure(X, y, W, b)
+    assert np.linalg.norm(m.weight_gradient + 0.01 * m.weight) < 1e-3 * 0.01 * np.linalg.norm(m.weight)
+    d = diagnose_measurement(m)
+    assert d.at_rest
+    assert d.forces.fitted_w == pytest.approx(0.01, rel=0.02)
+    assert diagnose_measurement(m, KnownTraining(0.01, lambda_b=0.02)).at_rest
 
 
 @settings(max_examples=10, deadline=None)
@@ -151,8 +193,10 @@ def test_the_moved_measurement_is_the_measurement_of_moved_features():
     counts, W, H, b = signed_network()
     X, y = samples(counts, H, noise=0.01)
     c = 50 * RNG(0).normal(size=16)
-    moved = without_offset(measure(X + c, y, W, b - W @ c))
-    origin = (X + c).mean(axis=0)
+    m = measure(X + c, y, W, b - W @ c)
+    moved = without_offset(m)
+    origin = (m.class_means - moved.class_means)[0]
+    np.testing.assert_allclose(origin, c, atol=0.05)  # at an optimum the features carry no offset of their own
     again = measure(X + c - origin, y, W, b - W @ c + W @ origin)
     for name in ("class_means", "weight_gradient", "bias_gradient", "bias"):
         np.testing.assert_allclose(getattr(moved, name), getattr(again, name), atol=1e-9)

@@ -42,7 +42,8 @@ from collapsar.diagnose.agreement import (
 )
 from collapsar.diagnose.fit import Fit
 from collapsar.diagnose.frozen import FrozenHead
-from collapsar.diagnose.measurement import MAX_TABLE, Measurement, without_offset
+from collapsar.diagnose.gauge import without_offset
+from collapsar.diagnose.measurement import MAX_TABLE, Measurement
 from collapsar.diagnose.model_choice import Choice, NormalizedFit, choose_model, fit_normalized
 from collapsar.diagnose.prediction import (
     Prediction,
@@ -230,7 +231,7 @@ def diagnose_measurement(
     names = _names(class_names, m.num_classes)
     found = m.separation
     standings = mean_standings(found, m.predictions, m.b, m.accuracies, m.taken_for)
-    moved = without_offset(m)
+    moved = without_offset(m, known.lambda_w if known.one_lambda_w else None)
     rowed = by_rows(moved, known)
     features: FeatureModel = known.features or ("nonnegative" if m.nonnegative else "signed")
     forces = head_forces(moved, known.lambda_w if known.one_lambda_w else None, known.lambda_b) if m.linear else UNREAD

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,7 @@ from collapsar.metrics.evidence import common_origin, on_floor
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
-__all__ = ["MAX_CLASSES", "MAX_TABLE", "Lengths", "Measurement", "Pass", "measure", "without_offset"]
+__all__ = ["MAX_CLASSES", "MAX_TABLE", "Lengths", "Measurement", "Pass", "measure"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -41,9 +41,6 @@ _NEAR_ZERO = 0.5
 
 # What a tanh bounds comes this near to 1 on either side.
 _NEAR_ONE = 0.9
-
-# Features whose common offset is longer than this many times their spread hide it.
-_HIDES = 2.0
 
 # float64 work space of one step over the samples: 2^21 numbers are 16 MiB. A step adds K x d numbers to the gradient,
 # which many samples must share.
@@ -97,6 +94,7 @@ class Measurement:
         linear: whether the head computes W h + b. If not, features are the logits themselves, W the identity, and
             nothing is said of penalties and geometry.
         lengths: how long the features are, as the head receives them.
+        least: shape (d,), the smallest value of each feature over the samples.
     """
 
     class_counts: NDArray[np.int64]
@@ -114,6 +112,7 @@ class Measurement:
     taken_for: NDArray[np.int64] | None = None
     linear: bool = True
     lengths: Lengths | None = None
+    least: Vector | None = None
 
     @property
     def num_classes(self) -> int:
@@ -320,6 +319,7 @@ class Pass:
             taken_for=taken_for,
             linear=linear,
             lengths=self._lengths(),
+            least=self.least,
         )
 
     def _lengths(self) -> Lengths:
@@ -365,43 +365,6 @@ def measure(
     sums = Pass(weight, bias, loss)
     sums.add(features, labels)
     return sums.result()
-
-
-def without_offset(m: Measurement) -> Measurement:
-    """The same logits from features without a large common offset, and from a head without a common row.
-
-    The bias takes the offset up. What adds the same to all logits is left out of W and b. A penalty holds both at zero;
-    without one they would hide what the classes differ by. A head without bias has no offset to give away.
-
-    Args:
-        m: the network.
-
-    Returns:
-        Another measurement of the same predictions.
-    """
-    scales = np.ones(m.num_classes) if m.loss_form.scales is None else m.loss_form.scales
-    common = (1 / scales) / np.linalg.norm(1 / scales)
-    W, b = _without_common(m.weight, common), None if m.bias is None else _without_common(m.bias, common)
-    n, means = m.class_counts.astype(np.float64), np.nan_to_num(m.class_means)
-    c = common_origin(m.class_means, n)
-    spread = float(n @ np.sum((means - c) ** 2, axis=1))
-    if b is None or n.sum() * (c @ c) <= _HIDES**2 * spread:
-        return replace(m, weight=W, bias=b)
-    return replace(
-        m,
-        weight=W,
-        bias=b + W @ c,
-        class_means=m.class_means - c,
-        weight_gradient=m.weight_gradient - np.outer(m.bias_gradient, c),
-        energy=m.energy - 2 * float(c @ (n @ means)) + n.sum() * float(c @ c),
-    )
-
-
-def _without_common(rows: NDArray, common: Vector) -> NDArray:
-    """Rows of a head without their part along ``common``, where that is what they mostly consist of."""
-    shared = np.multiply.outer(common, common @ rows)
-    rest = rows - shared
-    return rest if np.sum(shared**2) > _HIDES**2 * np.sum(rest**2) else rows
 
 
 def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
