@@ -52,7 +52,7 @@ def mixup_batches(batch: list) -> list:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("adamw", "shrinks weights beside the gradient"),
+        ("adamw", "shrinks weights beside the gradient"),  # and a feature penalty, which needs the one of the head
         ("loss", "The loss is MSELoss"),
         ("frozen", "The head is not trained"),
         ("mixed", "Samples and labels are mixed"),
@@ -68,6 +68,7 @@ def test_what_no_theory_covers_is_refused_with_the_reason(change: str, words: st
     data = torch.utils.data.TensorDataset(torch.zeros(4, 4), torch.zeros(4))
     if change == "adamw":
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+        loop = Loop(penalties=Penalties(0.0, 0.01))
     elif change == "loss":
         loop = Loop(nn.MSELoss())
     elif change == "frozen":

@@ -34,6 +34,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import collapsar as cs
+from collapsar.advise.standard import Recipe, StandardAdvice, advise_standard
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Penalties
 from collapsar.metrics.norms import normalization
@@ -264,13 +265,37 @@ def test_adamw_whose_decay_has_not_acted_is_no_penalty() -> None:
 
 
 def test_advice_on_adamw_says_what_the_clock_bounds() -> None:
-    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3))
+    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16, elementwise_affine=False), nn.Linear(16, 3))
     optimizer = torch_optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)
-    with pytest.raises(ValueError, match=r"at most 0\.0006, far below 1, so it cannot have merged classes"):
-        advise_training([300, 60, 10], model, optimizer, Loop(schedule=3000))
-    with pytest.raises(ValueError, match="its weight_decay is no penalty of the loss") as told:
+    found = advise_training([300, 60, 10], model, optimizer, Loop(schedule=3000))
+    assert isinstance(found.advice, StandardAdvice)
+    assert (found.advice.verdict, found.advice.clock) == ("not acted", pytest.approx(6e-4))
+    assert "are outvoted or not learned yet: subtract" in found.advice.cure  # how often they are seen is not known
+    with pytest.raises(ValueError, match=r"`loop.data` must be given"):
         advise_training([300, 60, 10], model, optimizer, Loop(schedule=30_000_000))
-    assert "has not acted" not in str(told.value)
+    data = torch.utils.data.TensorDataset(torch.zeros(370, 8), torch.repeat_interleave(torch.tensor([300, 60, 10])))
+    loader = torch.utils.data.DataLoader(data, batch_size=37, shuffle=True)
+    at_rest = advise_training([300, 60, 10], model, optimizer, Loop(data=loader, schedule=300_000_000))
+    assert isinstance(at_rest.advice, StandardAdvice)
+    recipe = Recipe("adamw", 0.01, 2e-5, 300_000_000, 37, "layernorm", 16, "constant")
+    assert at_rest.advice.to_dict() == advise_standard([300, 60, 10], recipe).to_dict()
+
+
+def test_advice_on_a_norm_before_the_head_is_that_of_its_model() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16, elementwise_affine=False), nn.Linear(16, 4))
+    groups = [{"params": model[0].parameters()}, {"params": model[2].weight, "weight_decay": 0.8}]
+    optimizer = torch_optim.SGD(groups, lr=0.1, momentum=0.9)
+    found = advise_training([100, 100, 20, 20], model, optimizer, Loop(schedule=1000))
+    assert isinstance(found.advice, StandardAdvice)
+    assert found.advice.clock == pytest.approx(0.1 * 0.8 * 1000 * 10)
+    same = advise_standard([100, 100, 20, 20], Recipe("sgd", 0.8, 1.0, 1000, None, "layernorm", 16, "constant"))
+    assert (found.advice.verdict, found.advice.lambda_w) == (same.verdict, 0.8)
+    unknown = advise_training([100, 100, 20, 20], model, optimizer)
+    assert unknown.advice.verdict == same.verdict
+    assert "The number of steps is not known" in unknown.cautions[-1]
+    without = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    adamw = torch_optim.AdamW(without.parameters(), lr=1e-3, weight_decay=0.05)
+    assert advise_training([300, 60, 10], without, adamw, Loop(schedule=1_000_000)).advice.verdict == "unknown"
 
 
 def test_a_state_that_is_not_whole_is_refused_with_the_way_out() -> None:

@@ -19,7 +19,7 @@ from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import Problem
 from collapsar.solver import NotConvergedError, Solution, solve
 
-__all__ = ["Forecast", "Norm", "Recipe", "StandardAdvice", "advise_standard", "forecast_rows"]
+__all__ = ["ACTED", "Forecast", "Norm", "Recipe", "StandardAdvice", "advise_standard", "forecast_rows"]
 
 Vector = NDArray[np.float64]
 Norm = Literal["layernorm", "rmsnorm", "cosine", "batchnorm", "none"]
@@ -27,7 +27,7 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
 
 _ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
-_ACTED, _RESTED = 0.1, 3.0  # decay clock: below, decay has not acted; above, the run can be at rest
+ACTED, _RESTED = 0.1, 3.0  # decay clock: below, decay has not acted; above, the run can be at rest
 _LEVEL = 1e-6  # nats, by which scores of merged classes may differ
 _EPS = 1e-8
 _ROUNDS = 80
@@ -47,12 +47,13 @@ class Recipe:
         weight_decay: > 0, decay of the head's weight.
         lr: > 0, learning rate at its peak.
         steps: updates in the run.
-        batch_size: samples per update.
+        batch_size: samples per update; None where it is not known: AdamW's rest is then not forecast.
         norm: what stands right before the head.
         width: d, features.
         schedule: of the learning rate; its mean is 1 or 1/2 of the peak.
         gain_decay: decay of the norm's gain; None where it has none, is fixed, or is exempt.
         eps: AdamW's.
+        length: of the features, or its root mean square; None: sqrt(width), and 1 for a cosine head.
 
     Raises:
         ValueError: A value is out of range.
@@ -62,22 +63,29 @@ class Recipe:
     weight_decay: float
     lr: float
     steps: int
-    batch_size: int
+    batch_size: int | None
     norm: Norm
     width: int
     schedule: Schedule = "cosine"
     gain_decay: float | None = None
     eps: float = _EPS
+    length: float | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", Optimizer), ("norm", Norm), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         for name in ("weight_decay", "lr", "steps", "batch_size", "width"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"`{name}` must be finite and > 0, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (value is None and name == "batch_size") and not 0 < value < np.inf:
+                raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
         if self.gain_decay is not None and not 0 < self.gain_decay < np.inf:
             raise ValueError(f"`gain_decay` must be finite and > 0, or None, got {self.gain_decay!r}")
+
+    @property
+    def norm_length(self) -> float:
+        """The length of the features where it is given."""
+        return self.length or (1.0 if self.norm == "cosine" else float(np.sqrt(self.width)))
 
     @property
     def clock(self) -> float:
@@ -160,14 +168,17 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
         room = f"; with {recipe.width} features for {n.size} classes some are close in any case: no room"
     else:
         room = ""
-    if recipe.clock < _ACTED:
-        seen = recipe.steps * recipe.batch_size * int(n.min()) / int(n.sum())
+    if recipe.clock < ACTED:
+        seen = ""
+        if recipe.batch_size is not None:
+            times = recipe.steps * recipe.batch_size * int(n.min()) / int(n.sum())
+            seen = f" (the smallest is seen {times:.3g} times)"
         reason = (
             f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
             f"have merged classes{room}"
         )
         cure = (
-            f"small classes that are lost are outvoted or not learned yet (the smallest is seen {seen:.3g} times): "
+            f"small classes that are lost are outvoted or not learned yet{seen}: "
             "subtract the log of the class frequencies from the logits, then train longer; leave the decay alone"
         )
         return StandardAdvice("not acted", reason, cure, merged=(), lambda_w=None, largest_decay=None, **common)
@@ -241,8 +252,7 @@ def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
     def at(lambda_w: float) -> Solution:
         return solve(_problem(few, recipe, lambda_w), 1e-7, throw=False)
 
-    norm = 1.0 if recipe.norm == "cosine" else float(np.sqrt(recipe.width))
-    low, high = (price * norm**2 for price in _PRICES)
+    low, high = (price * recipe.norm_length**2 for price in _PRICES)
     best = at(low)
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(low * high))
@@ -271,8 +281,7 @@ def _problem(n: NDArray[np.int64], recipe: Recipe, lambda_w: Any) -> Problem:
     over = "batch" if recipe.norm == "batchnorm" else "sample"
     if recipe.gain_decay is not None:
         return Problem.from_gain_decay(n, lambda_w=lambda_w, lambda_gain=recipe.gain_decay, over=over, lambda_b=0.0)
-    norm = 1.0 if recipe.norm == "cosine" else float(np.sqrt(recipe.width))
-    return Problem.from_normalized(n, lambda_w=lambda_w, norm=norm, over=over, lambda_b=0.0)
+    return Problem.from_normalized(n, lambda_w=lambda_w, norm=recipe.norm_length, over=over, lambda_b=0.0)
 
 
 def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
@@ -317,6 +326,8 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
 
 def _mean_square(s: Solution, recipe: Recipe) -> Vector:
     """v, shape (K,): the mean square of one entry of the head's gradient, per row."""
+    if recipe.batch_size is None:
+        raise ValueError("`batch_size` must be given: AdamW's decay at rest depends on the samples of a step")
     p = s.problem
     u = s.Z + s.b[:, None]
     P = np.exp(u - u.max(axis=0))

@@ -61,11 +61,13 @@ class Clock:
         past: over the steps made.
         total: with those to come, as far as they are known.
         exact: whether a scheduler told every learning rate; else the largest rate remembered counts throughout.
+        steps: of the run, as far as they are known.
     """
 
     past: float
     total: float
     exact: bool
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def decay_clock(
     Example:
         >>> w = nn.Parameter(torch.ones(2, 2))
         >>> decay_clock(w, torch.optim.SGD([w], lr=0.1, weight_decay=0.01), steps=1000)
-        Clock(past=0.0, total=1.0, exact=False)
+        Clock(past=0.0, total=1.0, exact=False, steps=1000)
     """
     found = group_of(parameter, optimizers)
     if found is None:
@@ -165,9 +167,9 @@ def decay_clock(
     rates = None if scheduler is None else _replayed(scheduler, index, total // each + 1)
     if rates is not None and abs(rates[min(ticks, len(rates) - 1)] - rate) <= 1e-3 * max(rates):
         every = np.repeat(rates, each)[:total]
-        return Clock(decay * float(every[:past].sum()), decay * float(every.sum()), exact=True)
+        return Clock(decay * float(every[:past].sum()), decay * float(every.sum()), exact=True, steps=total)
     most = max(float(group.get(name) or optimizer.defaults.get("lr") or 0.0) for name in ("lr", "initial_lr", "max_lr"))
-    return Clock(decay * most * past, decay * most * total, exact=False)
+    return Clock(decay * most * past, decay * most * total, exact=False, steps=total)
 
 
 def decay_odometer(weight: ArrayLike | Tensor, initial: ArrayLike | Tensor) -> Odometer:

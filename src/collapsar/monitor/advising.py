@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.advise.advice import Advice, advise
+from collapsar.advise.standard import ACTED, Recipe, StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import FeatureModel, Penalties, Problem
@@ -19,7 +20,7 @@ from collapsar.monitor.differences import Facts, differences
 from collapsar.monitor.exposure import unlike
 from collapsar.monitor.known import training_of, weight_decays
 from collapsar.monitor.layers import layers_above_norm
-from collapsar.monitor.optimizers import Optimizers
+from collapsar.monitor.optimizers import Optimizers, group_of
 
 __all__ = ["TrainingAdvice", "advise_training"]
 
@@ -27,16 +28,24 @@ __all__ = ["TrainingAdvice", "advise_training"]
 _REFUSED = ("unknown-decay", "frozen-head", "frozen-backbone", "mixup", "loss", "resampled")
 
 
+_LONG = 100.0  # decay clock taken where the steps are not known: at rest
+_NO_STEPS = (
+    "The number of steps is not known: the verdict is that of a run to rest. Pass loop.schedule, a scheduler or the "
+    "steps of the whole run; far from rest, decay has done less."
+)
+
+
 @dataclass(frozen=True)
 class TrainingAdvice:
     """Advice, and what makes it less than certain.
 
     Attributes:
-        advice: on penalties of head and features; or on weight decay alone, where nothing else prices the features.
+        advice: on penalties of head and features; on a head that is decayed behind a norm, or by AdamW, with the decay
+            clock; or on weight decay alone, where nothing else prices the features.
         cautions: sentences on where the training differs from the theory.
     """
 
-    advice: Advice | DecayAdvice
+    advice: Advice | StandardAdvice | DecayAdvice
     cautions: tuple[str, ...]
 
 
@@ -48,7 +57,7 @@ class Loop:
         criterion: the loss function; None: plain cross-entropy.
         penalties: those written into the loss, for the sum over all N samples; None: none.
         data: the training loader or data set; tells whether samples are mixed, augmented or resampled.
-        schedule: the scheduler of the learning rate, or the number of steps of the whole run.
+        schedule: the scheduler of the learning rate, or the number of steps of the whole run; for the decay clock.
     """
 
     criterion: Any = None
@@ -77,9 +86,9 @@ def advise_training(
         margin: see :func:`collapsar.advise.advice.advise`.
 
     Raises:
-        ValueError: no theory applies, with the reason: decoupled decay before training rests, mixed samples,
-            resampling, another loss, frozen parameters, or, without a feature penalty, a loss that is not plain, a
-            weight decay that differs between parameters, or no normalisation above which to count layers.
+        ValueError: no theory applies, with the reason: mixed samples, resampling, another loss, frozen parameters,
+            decoupled decay before training rests beside a feature penalty, or, without one, a loss that is not plain,
+            and, without a norm before the head, a weight decay that differs between parameters.
 
     Example:
         >>> import torch
@@ -95,17 +104,67 @@ def advise_training(
     head = find_head(model, None, n.size)[1]
     facts = Facts(model, head, optimizer, loop.penalties, loop.criterion, loop.data, loop.schedule)
     found = differences(facts)
+    penalised = loop.penalties is not None and loop.penalties.lambda_h > 0
     for warning in found:
-        if warning.kind in _REFUSED or (warning.kind == "decoupled-decay" and not facts.at_rest):
+        if warning.kind in _REFUSED or (warning.kind == "decoupled-decay" and penalised and not facts.at_rest):
             # What the clock bounds holds without a theory of the optimum.
             idle = next((f" {other}" for other in found if other.kind == "decay-clock"), "")
             raise ValueError(f"no theory applies: {warning}{idle}")
     _check_counts(n, facts)
     cautions = tuple(str(warning) for warning in found)
-    if loop.penalties is not None and loop.penalties.lambda_h > 0:
+    if penalised:
         return TrainingAdvice(advise(_problem(n, facts, features), margin), cautions)
+    if (recipe := _recipe(n, facts)) is not None:
+        steps = () if facts.clock is not None else (_NO_STEPS,)
+        return TrainingAdvice(advise_standard(n, recipe), cautions + steps)
     decay, layers = _one_decay(facts), layers_above_norm(model, head)
     return TrainingAdvice(advise_weight_decay(n, decay, layers=layers, margin=margin), ())
+
+
+def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
+    """The training as the advice on standard training takes it; None where that has nothing to say of it.
+
+    It speaks of a decayed head behind a norm, and of AdamW, whose decay may not have acted.
+    """
+    decay, norm = facts.decay, facts.norm
+    adaptive = decay is not None and decay.kind == "preconditioned"
+    if decay is None or not decay.weight_decay > 0 or (norm is None and not adaptive) or decay.kind == "unknown":
+        return None
+    wd, batch = decay.weight_decay if adaptive else decay.penalty, facts.samples_per_step
+    rate = decay.clock_rate if decay.clock_rate > 0 else 1.0
+    steps = facts.clock.steps if facts.clock is not None and facts.clock.steps else 1
+    clock = _LONG if facts.clock is None else facts.clock.total * rate
+    _check_plain(facts)
+    if facts.loss.summed and batch is None:
+        raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
+    if batch is None and adaptive and clock >= ACTED and norm is not None:
+        raise ValueError("`loop.data` must be given: AdamW's decay at rest depends on the samples of a step")
+    step = batch if batch is not None and facts.loss.summed and not adaptive else 1
+    gain = None if norm is None or not norm.trained_gain or norm.free_gain else norm.gain_penalty or wd
+    group = group_of(facts.weight, facts.optimizer)
+    return Recipe(
+        optimizer="adamw" if adaptive else "sgd",
+        weight_decay=wd / step,
+        lr=clock * step / (wd * steps),
+        steps=steps,
+        batch_size=batch,
+        norm="none" if norm is None else "batchnorm" if norm.over == "batch" else "layernorm",
+        width=int(facts.weight.shape[1]),
+        schedule="constant",
+        gain_decay=None if gain is None else gain / step,
+        eps=float(group[1].get("eps", 1e-8)) if adaptive and group is not None else 1e-8,
+        length=None if norm is None else norm.length,
+    )
+
+
+def _check_plain(facts: Facts) -> None:
+    loss = facts.loss.loss
+    if loss is not None and not loss.is_plain:
+        raise ValueError(
+            "no theory applies: the losses that weight decay alone brings were measured for the plain cross-entropy, "
+            "not with class weights, offsets or smoothing. Name a feature penalty with loop.penalties, or measure a "
+            "trained network with collapsar.diagnose"
+        )
 
 
 def _problem(n: NDArray[np.int64], facts: Facts, features: FeatureModel) -> Problem:
@@ -130,13 +189,7 @@ def _problem(n: NDArray[np.int64], facts: Facts, features: FeatureModel) -> Prob
 
 def _one_decay(facts: Facts) -> float:
     """The one weight decay of a training without a feature penalty."""
-    loss = facts.loss.loss
-    if loss is not None and not loss.is_plain:
-        raise ValueError(
-            "no theory applies: the losses that weight decay alone brings were measured for the plain cross-entropy, "
-            "not with class weights, offsets or smoothing. Name a feature penalty with loop.penalties, or measure a "
-            "trained network with collapsar.diagnose"
-        )
+    _check_plain(facts)
     if any(decay.kind == "preconditioned" for _, decay in facts.decays):
         raise ValueError(
             "no theory applies: weight decay alone was measured for SGD and Adam with an L2 decay, not for decay "
