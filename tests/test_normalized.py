@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 
 import collapsar as cs
 from collapsar.advise import mitigations
+from collapsar.solver.normalized_solution import NormalizedSolution
 from collapsar.theory import edge_of, largest_head_decay_factor, normalized_merge, normalized_two_cluster
 
 Matrix = NDArray[np.float64]
@@ -290,6 +291,18 @@ def test_rows_and_a_priced_bias_merge_per_batch_on_both_sides_of_the_threshold()
     factor = t.merge[-1] / 2.0
     for part, state in ((0.998, "separated"), (1.002, "merged")):
         assert cs.solve(p.replace(lambda_w=part * factor * np.repeat([1.0, 2.0], 5))).class_states[-1] == state
+
+
+@pytest.mark.parametrize("lambda_w", [0.1, 10.0])
+def test_many_distinct_classes_meet_descent_on_fewer_directions(lambda_w: float) -> None:
+    """Directions that die are dropped on the way; plain descent keeps all of them."""
+    p = normalized(np.round(np.geomspace(3000, 5, 26)).astype(int), lambda_w)
+    s = cs.solve(p)
+    assert s.certificate.relative_gap <= 1e-9
+    assert descended(p) == pytest.approx(s.certificate.primal, rel=1e-6)
+    assert isinstance(s, NormalizedSolution)
+    assert s.spheres is not None
+    assert s.rank <= s.spheres.E.shape[0] < 26
 
 
 def test_rows_with_equal_penalties_are_one_penalty_and_classes_may_be_permuted() -> None:

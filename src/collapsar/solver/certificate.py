@@ -125,11 +125,11 @@ def certify_blocks(
     price = penalty(q, blocks) if penalty_value is None else penalty_value
     best = Certificate(loss + q.lambda_z * price + q.bias_cost(blocks.b), -np.inf)
     if q.lambda_b > 0:
-        best = Certificate(best.primal, _best_dual(q, P, blocks))
+        best = Certificate(best.primal, best_dual(q, P, blocks))
     if q.lambda_b < np.inf and not best.relative_gap <= max(enough, 1e-13):
         # with a free bias the dual's equality only holds at the best bias for this Z; otherwise it tightens the bound
         balanced = balance_bias(q, blocks)
-        best = Certificate(best.primal, max(best.dual, _best_dual(q, predict(q, balanced)[0], balanced)))
+        best = Certificate(best.primal, max(best.dual, best_dual(q, predict(q, balanced)[0], balanced)))
     return best
 
 
@@ -230,7 +230,7 @@ def _bias_hessian(q: Quotient, P: Columns) -> Matrix:
     return hessian
 
 
-def _best_dual(q: Quotient, P: Columns, blocks: Blocks) -> float:
+def best_dual(q: Quotient, P: Columns, blocks: Blocks) -> float:
     """The best lower bound known from the softmax P: along the ray through P, and at P with its residual mended."""
     R = residual(q, P)
     if q.features == "nonnegative":

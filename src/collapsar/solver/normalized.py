@@ -25,7 +25,16 @@ from collapsar.solver.normalized_certificate import (
 from collapsar.solver.objective import dual_entropy, predict, residual, target
 from collapsar.solver.shared import SharedResult
 from collapsar.solver.solution import SharedProof
-from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, newton_step, sphere_point, sphere_start
+from collapsar.solver.spheres import (
+    NormalizedQuotient,
+    SpherePoint,
+    Spheres,
+    fewer_directions,
+    more_directions,
+    newton_step,
+    sphere_point,
+    sphere_start,
+)
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient
 
@@ -40,6 +49,7 @@ Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Resu
 _EASY = 1e-13  # decrement from which on one more step of Newton leaves only rounding
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
 _LEAP = 3.0  # nats of the price that a secant may go at once
+_LATE = 1e-4  # decrement from which on a direction can be missed
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
 _MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
 
@@ -80,10 +90,17 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
     p = sphere_point(n, sphere_start(n) if start is None else _awake(n, start))
     radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
     best: NormalizedResult | None = None
-    aim = _EASY if n.q.num_clusters <= _FREE_DIGITS else max(how.tol, 1e-12)
+    many = n.q.num_clusters > _FREE_DIGITS
+    aim = max(how.tol, 1e-13) if many else _EASY
     for step in range(1, how.max_steps + 1):
         before = p
         p, radius, decrement = newton_step(n, p, radius)
+        if many:
+            p = fewer_directions(n, p, decrement)
+            wider = more_directions(n, p, decrement) if decrement <= _LATE else None
+            if wider is not None and step < how.max_steps:
+                p, radius = wider, max(radius, 1e-3 * np.sqrt(p.value))
+                continue
         ready = decrement <= aim or p is before or step == how.max_steps
         certificate = Certificate(p.value, bound)
         if ready:

@@ -14,7 +14,7 @@ cluster i, E F is nearly diagonal, and the diagonal of the second derivative is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,32 @@ from numpy.typing import NDArray
 from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, predict, residual
+from collapsar.solver.sphere_directions import (
+    BalancedFactors,
+    balanced_factors,
+    kept_directions,
+    missed_directions,
+)
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["NormalizedQuotient", "SpherePoint", "Spheres", "newton_step", "sphere_point", "sphere_start"]
+__all__ = [
+    "NormalizedQuotient",
+    "SpherePoint",
+    "Spheres",
+    "fewer_directions",
+    "more_directions",
+    "newton_step",
+    "sphere_point",
+    "sphere_start",
+]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
 _NOISE = 1e-15  # relative rounding of the objective
 _FLOOR = 2e-3  # nats: objectives below count as this large, as in the certificate
+_BALANCED = 1e-3  # decrement from which on factors are near enough to balance for its preconditioner
+_ENOUGH = 1e-2  # with many clusters a step need not be better than this: the certificate is of second order
 _SMALL = 64  # clusters up to which float64 costs nothing in the conjugate gradients
 
 
@@ -57,7 +74,7 @@ class NormalizedQuotient:
 
 @dataclass(frozen=True)
 class Spheres:
-    """Factors on the quotient: E, F of shape (J, J), v, u and b of shape (J,). See the module's text."""
+    """Factors on the quotient: E, F of shape (r, J), r <= J directions; v, u, b of shape (J,). See the module."""
 
     E: Matrix
     F: Matrix
@@ -135,11 +152,12 @@ class _System:
     gradient: Vector
     has_bias: bool
     free_bias: bool
+    balanced: BalancedFactors | None = None
 
     def split(self, flat: Vector) -> tuple[Matrix, Matrix, Vector, Vector, Vector]:
-        J = self.width.size
-        n = J * J
-        E, F, rest = flat[:n].reshape(J, J), flat[n : 2 * n].reshape(J, J), flat[2 * n :]
+        J, shape = self.width.size, self.E.shape
+        n = self.E.size
+        E, F, rest = flat[:n].reshape(shape), flat[n : 2 * n].reshape(shape), flat[2 * n :]
         return E, F, rest[:J], rest[J : 2 * J], rest[2 * J :]
 
     def apply(self, flat: Vector) -> Vector:
@@ -156,10 +174,16 @@ class _System:
 
     def precondition(self, flat: Vector) -> Vector:
         E, F, v, u, b = self.split(flat)
+        balanced = self.balanced
+        if balanced is not None:
+            E, F = balanced.without_turn(E, F)
         F, v, u = self._tangent(F, v, u)  # rounding is not
-        F, v, u = self._tangent(F / self.stiff[1], v / self.stiff[2], u / self.stiff[3])
+        E, F = (E / self.stiff[0], F / self.stiff[1]) if balanced is None else balanced.solve(E, F)
+        F, v, u = self._tangent(F, v / self.stiff[2], u / self.stiff[3])
+        if balanced is not None:
+            E, F = balanced.without_turn(E, F)
         b = self._without_shift(self._without_shift(b) / self.stiff[4]) if self.has_bias else np.zeros_like(b)
-        return _joined(flat.dtype, E / self.stiff[0], F, v, u, b)
+        return _joined(flat.dtype, E, F, v, u, b)
 
     def _tangent(self, F: Matrix, v: Vector, u: Vector) -> tuple[Matrix, Vector, Vector]:
         along = (np.einsum("ij,ij->j", self.F, F) + self.p.x.u * u) / self.n.q.sizes
@@ -215,8 +239,15 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
     # in units in which single precision cannot underflow
     unit = float(np.max(np.abs(s.gradient))) or 1.0
     g = (s.gradient / unit).astype(work)
-    decrement = float(g.astype(np.float64) @ s.precondition(g).astype(np.float64)) * unit * unit / size
+    decrement = own = float(g.astype(np.float64) @ s.precondition(g).astype(np.float64)) * unit * unit / size
     forcing = max(min(0.1, decrement**0.4), 1e-4 if work == np.float32 else 1e-6)
+    if decrement <= _BALANCED and s.E.shape[0] < n.q.num_clusters:
+        s = replace(s, balanced=balanced_factors(n, p, s.loss.diagonal).astype(work))
+        own = float(g.astype(np.float64) @ s.precondition(g).astype(np.float64)) * unit * unit / size
+        forcing = max(forcing, _ENOUGH)
+    # the region is kept in units of the diagonal preconditioner
+    ratio = np.sqrt(own / decrement) if own > decrement > 0 else 1.0
+    radius = radius * ratio
     move = truncated_newton(s.apply, s.precondition, g, radius=radius / unit, forcing=forcing, indefinite=True)
     parts = s.split(move.v.astype(np.float64) * unit)
     slope, curvature, norm = move.slope * unit * unit, move.curvature * unit * unit, move.norm * unit
@@ -229,11 +260,37 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
             break
         length /= 2
     else:
-        return p, radius, decrement
+        return p, radius / ratio, decrement
     if length < 1:
         radius = norm * length * (4 if agreement > 0.5 else 1)
     elif agreement < 0.25:
         radius = 0.5 * norm
     elif agreement > 0.75 and norm > 0.99 * radius:
         radius = 5 * radius
-    return new, radius, decrement
+    return new, radius / ratio, decrement
+
+
+def fewer_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> SpherePoint:
+    """The point without the directions that are dying, where that costs no more than is left to gain."""
+    kept = kept_directions(n, p, decrement)
+    if kept is None:
+        return p
+    x = p.x
+    new = sphere_point(
+        n, Spheres(*kept, x.v, x.u, x.b).moved(n.q, (0 * kept[0], 0 * kept[1], 0 * x.v, 0 * x.u, 0 * x.b), 0.0)
+    )
+    return new if new.value <= p.value + max(decrement, 1e-15) * max(abs(p.value), _FLOOR) else p
+
+
+def more_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> SpherePoint | None:
+    """The point with the directions that the residual asks for, where they lower the objective; None: nowhere."""
+    missed = missed_directions(n, p, decrement)
+    if missed is None:
+        return None
+    x, (E, F) = p.x, missed
+    zero = tuple(np.zeros_like(part) for part in (x.v, x.u, x.b))
+    wide = Spheres(np.vstack([x.E, 0 * E]), np.vstack([x.F, 0 * F]), x.v, x.u, x.b)
+    step = (np.vstack([0 * x.E, E]), np.vstack([0 * x.F, F]), *zero)
+    tried = [sphere_point(n, wide.moved(n.q, step, length)) for length in np.geomspace(1e-4, 1.0, 9)]
+    best = min(tried, key=lambda one: one.value)
+    return best if best.value < p.value else None

@@ -1,0 +1,176 @@
+"""Directions of features on spheres: dropping those that die, adding those that are missed, and their preconditioner.
+
+At the optimum R diag(nu)^(-1/2) / sqrt(c) has singular value one on the directions in use and less on all others, so it
+tells which directions of a start with all of them will die. Left to themselves they die slowly, and the conjugate
+gradients spend most of their time on them. Dropping one too many does no harm: its singular value passes one, and it is
+added.
+
+In units in which both factors cost one, E = Q S^(1/2) A' and F = Q S^(1/2) B' near the optimum. With the loss taken as
+diagonal in the bases (A, B), the second derivative falls apart into pairs of directions, of four unknowns where both
+are in use and two where one is: that is the preconditioner. Turning the directions, which changes nothing, is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collapsar.solver.spheres import NormalizedQuotient, SpherePoint
+
+__all__ = ["BalancedFactors", "balanced_factors", "kept_directions", "missed_directions"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+_SETTLED = 1e-2  # decrement from which on the residual says which directions die
+_DOUBT = 3.0  # a singular value is known to this many times the root of the decrement
+_FLAT = 1e-2  # curvature of a pair that is taken for more, in units of the factors' own price
+_DEAD = 0.99  # a direction out of use counts as no nearer to use than this
+_MISSED = 10.0  # and that a direction is missed is known from this many on
+_ROUNDING = 1e-10
+
+
+def _prices(n: NormalizedQuotient, nu: Vector) -> tuple[float, Vector]:
+    return n.price, np.maximum(nu, 1e-6 * float(np.max(nu)) or 1.0)
+
+
+def kept_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> tuple[Matrix, Matrix] | None:
+    """E and F on the directions that stay, None where all do or where it is too early to tell."""
+    if decrement > _SETTLED:
+        return None
+    c, nu = _prices(n, p.nu)
+    U, sigma, _ = np.linalg.svd(p.R.between / np.sqrt(c * nu))
+    rank = int(np.sum(sigma >= 1 - _DOUBT * np.sqrt(decrement)))
+    if not 0 < rank < p.x.E.shape[0]:
+        return None
+    Q = np.linalg.qr(p.x.E @ U[:, :rank])[0]
+    return Q.T @ p.x.E, Q.T @ p.x.F
+
+
+def missed_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> tuple[Matrix, Matrix] | None:
+    """Rows of E and F along which the objective falls although no factor has them; None: there is none."""
+    c, nu = _prices(n, p.nu)
+    U, sigma, Vt = np.linalg.svd(p.R.between / np.sqrt(c * nu))
+    missed = int(np.sum(sigma > 1 + _MISSED * np.sqrt(decrement) + _ROUNDING))
+    if missed == 0:
+        return None
+    return U[:, :missed].T, Vt[:missed] * np.sqrt(c / nu)
+
+
+@dataclass(frozen=True)
+class BalancedFactors:
+    """The preconditioner as it is applied; r directions in use, J clusters.
+
+    Attributes:
+        A, B: bases of logits and of classes, (J, J), the directions in use first.
+        Q: turns the factors' directions into those of the bases, (r, r).
+        root: sqrt(c) and sqrt(nu), the latter of shape (J,).
+        mixed: three (r, J - r) arrays: the inverse of the pairs of a direction in use with one that is not.
+        pairs: their places i < j, and the inverses of the 4 x 4 systems of (e_ij, e_ji, f_ij, f_ji).
+        own: the inverse of the 2 x 2 systems on the diagonal, two (r,) arrays.
+        turn: eigenvectors and eigenvalues of EE' + FF'.
+        E, F: the factors.
+    """
+
+    A: Matrix
+    B: Matrix
+    Q: Matrix
+    root: tuple[Any, Vector]
+    mixed: tuple[Matrix, Matrix, Matrix]
+    pairs: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]
+    own: tuple[Vector, Vector]
+    turn: tuple[Matrix, Vector]
+    E: Matrix
+    F: Matrix
+
+    def astype(self, dtype: Any) -> Self:
+        """The same in another precision."""
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(cast(part) for part in value)
+            return value if np.issubdtype(np.asarray(value).dtype, np.integer) else np.asarray(value, dtype=dtype)
+
+        return type(self)(**{name: cast(value) for name, value in vars(self).items()})
+
+    def without_turn(self, E: Matrix, F: Matrix) -> tuple[Matrix, Matrix]:
+        """A direction less its part along (T E, T F), T antisymmetric."""
+        V, size = self.turn
+        S = E @ self.E.T + F @ self.F.T
+        T = V @ ((V.T @ (S - S.T) @ V) / (size[:, None] + size)) @ V.T
+        return E - T @ self.E, F - T @ self.F
+
+    def solve(self, E: Matrix, F: Matrix) -> tuple[Matrix, Matrix]:
+        """The inverse applied to a direction without a turn."""
+        r = self.Q.shape[0]
+        ge, gf = self.Q.T @ (E / self.root[0]) @ self.A, self.Q.T @ (F / self.root[1]) @ self.B
+        e, f = np.empty_like(ge), np.empty_like(gf)
+        first, second, cross = self.mixed
+        e[:, r:] = first * ge[:, r:] + cross * gf[:, r:]
+        f[:, r:] = cross * ge[:, r:] + second * gf[:, r:]
+        i, j, inverse = self.pairs
+        solved = np.einsum("nab,nb->na", inverse, np.stack([ge[i, j], ge[j, i], gf[i, j], gf[j, i]], axis=1))
+        e[i, j], e[j, i], f[i, j], f[j, i] = solved.T
+        on = np.arange(r)
+        h, g = self.own
+        e[on, on], f[on, on] = h * ge[on, on] + g * gf[on, on], g * ge[on, on] + h * gf[on, on]
+        return self.Q @ e @ self.A.T / self.root[0], self.Q @ f @ self.B.T / self.root[1]
+
+
+def balanced_factors(n: NormalizedQuotient, p: SpherePoint, diagonal: Matrix) -> BalancedFactors:
+    """The preconditioner at a point whose factors have fewer directions than clusters.
+
+    Args:
+        n: the program.
+        p: the point.
+        diagonal: of the second derivative of the loss in X, shape (J, J).
+    """
+    x, (c, nu) = p.x, _prices(n, p.nu)
+    r = x.E.shape[0]
+    E, F = x.E * np.sqrt(c), x.F * np.sqrt(nu)
+    (left, upper), (right, lower) = np.linalg.qr(E.T, mode="complete"), np.linalg.qr(F.T, mode="complete")
+    a, sigma, bt = np.linalg.svd(upper[:r] @ lower[:r].T)
+    u, rho, vt = np.linalg.svd(left[:, r:].T @ (p.R.between / np.sqrt(c * nu)) @ right[:, r:])
+    A, B = np.hstack([left[:, :r] @ a, left[:, r:] @ u]), np.hstack([right[:, :r] @ bt.T, right[:, r:] @ vt.T])
+    turn, _, turned = np.linalg.svd(E @ A[:, :r] + F @ B[:, :r])
+    d = (A**2).T @ (diagonal / (c * nu)) @ B**2
+    rho = np.minimum(rho, _DEAD)
+    first, second = 1 + d[r:, :r].T * sigma[:, None], 1 + d[:r, r:] * sigma[:, None]
+    determinant = first * second - rho**2
+    own = np.diag(d)[:r] * sigma
+    eigenvalues, eigenvectors = np.linalg.eigh(x.E @ x.E.T + x.F @ x.F.T)
+    return BalancedFactors(
+        A,
+        B,
+        turn @ turned,
+        (np.sqrt(c), np.sqrt(nu)),
+        (second / determinant, first / determinant, rho / determinant),
+        (*np.triu_indices(r, 1), _pair_inverses(d[:r, :r], np.sqrt(sigma))),
+        ((1 + own) / np.maximum(4 * own, _FLAT), (1 - own) / np.maximum(4 * own, _FLAT)),
+        (eigenvectors, np.maximum(eigenvalues, 1e-12 * float(eigenvalues[-1]))),
+        x.E,
+        x.F,
+    )
+
+
+def _pair_inverses(d: Matrix, root: Vector) -> NDArray[np.float64]:
+    """Per pair i < j in use, the inverse on (e_ij, e_ji, f_ij, f_ji) but for the turn, its eigenvector of value zero.
+
+    The loss sees M_ij = e_ji root_j + root_i f_ij and M_ji = e_ij root_i + root_j f_ji.
+    """
+    i, j = np.triu_indices(root.size, 1)
+    none = np.zeros(i.size)
+    seen = (
+        (d[i, j], np.stack([none, root[j], root[i], none], axis=1)),
+        (d[j, i], np.stack([root[i], none, none, root[j]], axis=1)),
+    )
+    price = np.eye(4) - np.eye(4)[[2, 3, 0, 1]]
+    system = price + sum(weight[:, None, None] * m[:, :, None] * m[:, None, :] for weight, m in seen)
+    values, vectors = np.linalg.eigh(system)
+    inverse = np.zeros_like(values)
+    inverse[:, 1:] = 1 / np.maximum(values[:, 1:], _FLAT)
+    return np.einsum("nab,nb,ncb->nac", vectors, inverse, vectors)
