@@ -401,6 +401,24 @@ def test_the_monitor_and_diagnose_count_and_name_the_same_classes(case, tmp_path
     assert all(("abcd"[c.index] + " to " + "abcd"[c.rival]) in said[-1] for c in d.standings.lost)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_monitor_and_diagnose_agree_on_random_networks(seed, tmp_path):
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    head = nn.Linear(12, 6)
+    head.weight.data *= 10 ** random.uniform(-2, 1.5)
+    head.bias.data *= 10 ** random.uniform(-1, 1.5)
+    if seed % 3 == 0:
+        head.weight.data[1] = head.weight.data[0]
+    labels = torch.arange(6).repeat_interleave(torch.tensor(random.integers(seed % 5 > 0, 60, 6)))
+    rows = random.uniform(0, 2) * head.weight.data[labels] + random.uniform(0, 2) * torch.randn(len(labels), 12)
+    scale = 10 ** random.uniform(-1, 1) if seed % 2 else 1.0
+    model, order = Net(head, lambda z: scale * z), torch.randperm(len(labels))
+    batches = list(zip(rows.split(16), labels.split(16), strict=True))
+    record, _, line = monitored(model, tmp_path, batches)
+    agrees(record, line, diagnose(model.eval(), [(rows[order], labels[order])]))
+
+
 def test_a_class_that_is_never_predicted_is_lost_although_its_mean_is_scored_highest(tmp_path):
     """Most samples go to another class by a hair, a few say their own class loudly: recall decides, not the mean."""
     head, loud = linear(EYE), torch.zeros(100, D)

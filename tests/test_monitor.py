@@ -482,7 +482,8 @@ with CollapseMonitor(model, head="2", options=options) as monitor:
 loader = [(images[rows], labels[rows]) for rows in mine] if rank == 0 else []
 with CollapseMonitor(model, head="2", loader=loader, options=options) as monitor:
     second = monitor.end_epoch()
-torch.save([[r.report.scalars(), r.report.Z.tolist()] for r in (first, second)], f"{folder}/{rank}.pt")
+found = [[r.report.scalars(), r.report.Z.tolist(), r.recalls.tolist()] for r in (first, second)]
+torch.save(found, f"{folder}/{rank}.pt")
 dist.destroy_process_group()
 """
 
@@ -507,11 +508,15 @@ def test_two_gloo_processes_with_uneven_batches(tmp_path):
     with torch.no_grad():
         features = net[:2](images)
     for rank in range(2):
-        for (scalars, Z), size in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), (43, 36), strict=True):
+        for (scalars, Z, recalls), size in zip(
+            torch.load(tmp_path / f"{rank}.pt", weights_only=True), (43, 36), strict=True
+        ):
             expected = collapse_report(class_moments(features[:size], labels[:size], K), net[2].weight, net[2].bias)
             assert scalars == pytest.approx(expected.scalars(), rel=1e-5, nan_ok=True)
             assert expected.Z is not None
             np.testing.assert_allclose(Z, expected.Z, rtol=1e-5)
+            right = (net[2](features[:size]).argmax(dim=1) == labels[:size]).float()
+            assert recalls == pytest.approx([float(right[labels[:size] == k].mean()) for k in range(K)])
     assert [line["kind"] for line in read_json_lines(tmp_path / "nc.jsonl")] == ["epoch", "summary"] * 2
     assert said[0].count("After epoch 1") == 2
     assert said[1] == ""
