@@ -50,6 +50,17 @@ def test_solve_prints_a_table_and_json():
     assert out.stderr == ""
 
 
+def test_numbers_are_not_cut_at_eighty_characters(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    counts = ",".join(["500000", "20"] * 11)
+    shown = here("solve", counts, "--lambda-z", "1e-7", "--lambda-b", "1e3").stdout
+    s = cs.solve(cs.Problem([500000, 20] * 11, 1e-7, 1e3))
+    for value in (*s.b[:2], s.Z[0, 0], s.Z[1, 1], *s.column_norms[:2]):
+        assert f" {value:.5g} " in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_solve_shows_a_person_how_far_it_is_and_stops_at_max_steps(here, monkeypatch):
     shown = []
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

@@ -109,7 +109,7 @@ RELU_WORDS = "For a head fed by a ReLU, as in most networks: --features nonnegat
 def print_solution(s: cs.Solution, names: Sequence[str] | None = None) -> None:
     """One row per cluster, then the certificate."""
     p, q = s.problem, s.quotient
-    table = Table("classes", "samples", "state", "own logit", "sibling", "bias", "||z||", box=box.SIMPLE_HEAD)
+    table = _table("classes", "samples", "state", "own logit", "sibling", "bias", "||z||")
     norms = s.column_norms
     for j in range(q.num_clusters):
         members = np.flatnonzero(q.labels == j)
@@ -134,6 +134,15 @@ def print_solution(s: cs.Solution, names: Sequence[str] | None = None) -> None:
     )
 
 
+def _table(first: str, *columns: str) -> Table:
+    """A table that fits into 80 characters by folding its first column; numbers are never cut."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
 def _classes(members: np.ndarray, names: Sequence[str] | None = None) -> str:
     """Compact names: "0-4", "3, 7", "cat, dog"."""
     if names is not None and [names[k] for k in members] != [str(k) for k in members]:
@@ -151,11 +160,11 @@ def print_thresholds(
     """One row per kind of class, and the state at the optimum ``here``."""
     signed, near = problem.features == "signed", _near_merge(problem, t)
     merge_column = ["merge at lambda_z"] if signed else []
-    table = Table("classes", "samples", *merge_column, "vanish at lambda_z", box=box.SIMPLE_HEAD)
+    table = _table("classes", "samples", *merge_column, "vanish at lambda_z")
     exact = _vanish_exact(t, here)
     keys = np.nan_to_num(np.stack([problem.class_counts, t.merge, near, t.vanish, exact, problem.loss_share]), nan=-1.0)
     if here is not None:
-        table.add_column(f"state at {problem.lambda_z:g}")
+        table.add_column(f"state at {problem.lambda_z:g}", no_wrap=True)
         keys = np.vstack([keys, np.array([CLASS_STATES.index(state) for state in here.class_states])])
     _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     for j in np.argsort(first):
