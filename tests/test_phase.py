@@ -68,6 +68,14 @@ def test_squares_can_be_left_out():
     assert {c for c, _ in line} == {0.0, 1.0, 2.0}
 
 
+def test_a_closed_line_is_cut_where_its_squares_end():
+    y, x = np.mgrid[:40, :50]
+    (line,) = zero_lines(np.hypot(x - 25, y - 20) - 10.3, np.broadcast_to(np.arange(49) < 25, (39, 49)))
+    assert line[0][0] == line[-1][0] == 25.0
+    assert {line[0][1] > 20, line[-1][1] > 20} == {True, False}
+    assert min(c for c, _ in line) == pytest.approx(25 - 10.3, abs=0.02)
+
+
 # --- the grid
 
 

@@ -1,8 +1,6 @@
-"""Lines on which a function given on a grid is zero: marching squares."""
+"""Lines on which a function given on a grid is zero."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,10 +9,6 @@ __all__ = ["Line", "zero_lines"]
 
 Array = NDArray[np.float64]
 Line = tuple[tuple[float, float], ...]
-_Edge = tuple[int, int, int]  # row and column of the node it starts from; 0: to the next column, 1: to the next row
-
-# The four edges of the square whose first node is (i, j): below, right, above, left.
-_EDGES = ((0, 0, 0), (0, 1, 1), (1, 0, 0), (0, 0, 1))
 
 
 def zero_lines(field: ArrayLike, squares: ArrayLike | None = None) -> tuple[Line, ...]:
@@ -31,44 +25,23 @@ def zero_lines(field: ArrayLike, squares: ArrayLike | None = None) -> tuple[Line
         >>> zero_lines([[-1.0, 1.0], [-1.0, 3.0]])
         (((0.5, 0.0), (0.25, 1.0)),)
     """
-    f = np.asarray(field, dtype=np.float64)
-    positive = f >= 0
-    corners = (positive[:-1, :-1], positive[:-1, 1:], positive[1:, 1:], positive[1:, :-1])  # counter-clockwise
-    finite = np.isfinite(f)
-    whole = finite[:-1, :-1] & finite[:-1, 1:] & finite[1:, 1:] & finite[1:, :-1]
-    mixed = whole & (sum(c.astype(int) for c in corners) % 4 != 0)
+    from contourpy import contour_generator
+
+    f = np.ma.masked_invalid(np.asarray(field, dtype=np.float64))
+    lines = contour_generator(z=-f, corner_mask=False).lines(0.0)  # zero is on the low side for contourpy
     if squares is not None:
-        mixed &= np.asarray(squares, dtype=bool)
-    links: dict[_Edge, list[_Edge]] = {}
-    for i, j in zip(*np.nonzero(mixed), strict=True):
-        signs = [bool(c[i, j]) for c in corners]
-        crossed = [(i + a, j + b, d) for n, (a, b, d) in enumerate(_EDGES) if signs[n] != signs[(n + 1) % 4]]
-        if len(crossed) == 4 and (np.mean(f[i : i + 2, j : j + 2]) >= 0) != signs[0]:
-            crossed = crossed[1:] + crossed[:1]  # a saddle: the middle is not of the first corner
-        for first, second in zip(crossed[::2], crossed[1::2], strict=True):
-            links.setdefault(first, []).append(second)
-            links.setdefault(second, []).append(first)
-    lines = [tuple(_point(f, edge) for edge in chain) for chain in _chains(links)]
-    return tuple(sorted(lines, key=len, reverse=True))
+        lines = [part for line in lines for part in _inside(np.asarray(line), np.asarray(squares, dtype=bool))]
+    return tuple(sorted((tuple(map(tuple, np.asarray(line).tolist())) for line in lines), key=len, reverse=True))
 
 
-def _chains(links: dict[_Edge, list[_Edge]]) -> list[Sequence[_Edge]]:
-    """Every link once: open chains from their ends, then closed ones."""
-    chains: list[Sequence[_Edge]] = []
-    for start in sorted(links, key=lambda edge: len(links[edge])):  # ends, with one neighbour, come first
-        if not links[start]:
-            continue
-        chain = [start]
-        while links[chain[-1]]:
-            following = links[chain[-1]].pop()
-            links[following].remove(chain[-1])
-            chain.append(following)
-        chains.append(chain)
-    return chains
-
-
-def _point(f: Array, edge: _Edge) -> tuple[float, float]:
-    i, j, direction = edge
-    here, there = f[i, j], f[i + direction, j + 1 - direction]
-    t = float(here / (here - there))
-    return (float(j), float(i + t)) if direction else (float(j + t), float(i))
+def _inside(line: Array, squares: NDArray[np.bool_]) -> list[Array]:
+    """The parts of a line whose segments lie in the squares; each segment lies in one."""
+    column, row = ((line[1:] + line[:-1]) / 2).T.astype(np.intp)
+    kept = squares[np.minimum(row, squares.shape[0] - 1), np.minimum(column, squares.shape[1] - 1)]
+    if kept.all():
+        return [line]
+    if np.array_equal(line[0], line[-1]):  # a closed line is cut where it leaves the squares first
+        first = int(np.argmin(kept))
+        line, kept = np.concatenate([line[first:-1], line[: first + 1]]), np.roll(kept, -first)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]])))
+    return [line[begin : end + 1] for begin, end in zip(edges[::2], edges[1::2], strict=True)]

@@ -207,18 +207,13 @@ def _states(
 
 
 def _peak(function: Callable[[float], float], grid: Vector, values: Vector) -> tuple[float, float]:
-    """Place and height of a smooth maximum, by golden section around the best grid point."""
+    """Place and height of a smooth maximum around the best grid point."""
+    from scipy.optimize import minimize_scalar
+
     i = int(np.clip(np.argmax(values), 1, grid.size - 2))
-    low, high = float(grid[i - 1]), float(grid[i + 1])
-    golden = (5**0.5 - 1) / 2
-    for _ in range(60):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if function(left) < function(right):
-            low = left
-        else:
-            high = right
-    place = (low + high) / 2
-    return place, function(place)
+    bounds, options = (float(grid[i - 1]), float(grid[i + 1])), {"xatol": 1e-10}
+    found = minimize_scalar(lambda s: -function(float(s)), bounds=bounds, method="bounded", options=options)
+    return float(found.x), function(float(found.x))
 
 
 def _tilted(b: Vector, mu: float, target: Vector) -> Vector:

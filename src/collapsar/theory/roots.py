@@ -47,7 +47,8 @@ def roots_between(function: Callable[[Vector], Vector], low: Vector, high: Vecto
         >>> roots_between(lambda x: x**2 - np.array([2.0, 9.0]), np.zeros(2), np.full(2, 4.0)).round(12)
         array([1.41421356, 3.        ])
     """
-    a, b, step = np.array(high), np.array(low), np.full(np.shape(low), 0.5)
+    b, a = (np.array(end) for end in np.broadcast_arrays(low, high))
+    step = np.full(a.shape, 0.5)
     fa, fb = function(a), function(b)
     fa, fb = (np.where((fa * fb > 0) & (np.abs(f) <= np.abs(g)), 0.0, f) for f, g in ((fa, fb), (fb, fa)))
     while True:

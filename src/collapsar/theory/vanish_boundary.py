@@ -22,7 +22,6 @@ softmax(b)||, which falls with w. The majority's column then fixes lambda_b.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -30,12 +29,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel
+from collapsar.theory.roots import roots_between
 
 __all__ = ["VanishBoundary", "lowest_vanish", "monotonicity", "vanish_boundary"]
 
 Vector = NDArray[np.float64]
-
-BISECTIONS = 60  # an interval halved so often is one number in float64
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,11 @@ class _Pairs:
         """The w of a free bias, where the pull is zero."""
         if features == "nonnegative":
             # below 1/r the pull is negative: a majority that the bias alone carries sits at exactly 1/r
-            return _bisect(lambda w: -self.point(w, features)[1], 1 / self.r, np.ones_like(self.r))
+            return roots_between(lambda w: -self.point(w, features)[1], 1 / self.r, np.ones_like(self.r))
         k_a, k_b, r = self.k_a, self.k_b, self.r
         v = k_a / (np.sqrt((k_a + k_b) * (k_b + k_a * r)) - k_b)
         top = (r * v * (k_a + k_b)) ** (1 / k_a) + 1  # there T exceeds what the right side is at y = 1
-        y = _bisect(lambda y: r * v * (k_a + k_b * v / y) - (y**k_a + k_a - 1 + k_b * v), np.ones_like(r), top)
+        y = roots_between(lambda y: r * v * (k_a + k_b * v / y) - (y**k_a + k_a - 1 + k_b * v), np.ones_like(r), top)
         return v / y
 
     def _signed(self, w: Vector) -> tuple[Vector, Vector]:
@@ -91,7 +89,7 @@ class _Pairs:
 
         # the root of the parabola in v; and where y^k_A alone exceeds the largest right side
         top = np.minimum((1 + np.sqrt(1 + k_a / k_b)) / w, (K * np.sqrt(r * K)) ** (1 / k_a) + 1)
-        y = _bisect(excess, np.ones_like(top), top)
+        y = roots_between(excess, np.ones_like(top), top)
         T = y**k_a + k_a - 1 + k_b * w * y
         return (k_a + k_b * w * y) / T, r * w * y / T - 1 / (k_a + k_b * w)
 
@@ -113,7 +111,7 @@ class _Pairs:
             mu = np.log(np.maximum(own / sibling, 1e-300)) / (1 - own + sibling)
             return mu * sibling * (1 - ratio) - np.log(ratio / w)
 
-        ratio = _bisect(excess, w, np.ones_like(level))
+        ratio = roots_between(excess, w, np.ones_like(level))
         sibling, own = column(ratio)
         by_bias_alone = np.sqrt((1 - g) ** 2 + (k_a - 1) * g**2 + k_b * q**2) <= level
         sibling, own = np.where(by_bias_alone, g, sibling), np.where(by_bias_alone, g, own)
@@ -124,16 +122,6 @@ class _Pairs:
             -g - f + g * (own + (k_a - 1) * sibling) + k_b * f * q,
         )
         return level, r * f - g, np.maximum.reduce(np.broadcast_arrays(*angles)) <= 0
-
-
-def _bisect(excess: Callable[[Vector], Vector], low: Vector, high: Vector) -> Vector:
-    """Roots of functions that are positive at ``low`` and negative at ``high``."""
-    low, high = np.broadcast_arrays(low, high)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        above = excess(middle) > 0
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return (low + high) / 2
 
 
 def vanish_boundary(
@@ -173,7 +161,7 @@ def vanish_boundary(
         x = x_free * (1 - s)
         return finite * x - pairs.point(np.exp(-x), features)[1] * (K * n_b / N)
 
-    inner = _bisect(excess, np.zeros_like(price), np.ones_like(price))
+    inner = roots_between(excess, np.zeros_like(price), np.ones_like(price))
     x = x_free * (1 - np.where(price == 0, 0.0, np.where(price == np.inf, 1.0, inner)))
     w = np.exp(-x)
     exact = np.ones(w.shape, dtype=bool) if features == "signed" else pairs._nonnegative(w)[2]
@@ -199,16 +187,20 @@ def lowest_vanish(k_a: int, k_b: int, n_a: float, n_b: float) -> tuple[float, fl
         >>> [round(v, 6) for v in lowest_vanish(5, 5, 500, 100)]
         [0.030048, 0.003979]
     """
+    from scipy.optimize import minimize_scalar
+
     pairs = _checked(k_a, k_b, n_a, n_b, "signed")
     N, K = k_a * n_a + k_b * n_b, k_a + k_b
     x_free = -np.log(pairs.free("signed"))
-    left, right = 0.0, float(x_free)
-    golden = (5**0.5 - 1) / 2
-    for _ in range(45):  # a smooth minimum: places closer than 1e-8 cannot be told apart
-        inner = np.array([right - golden * (right - left), left + golden * (right - left)])
-        first, second = pairs.point(np.exp(-inner), "signed")[0]
-        left, right = (left, float(inner[1])) if first < second else (float(inner[0]), right)
-    x = np.array((left + right) / 2)
+    # a smooth minimum: places closer than 1e-8 of the range cannot be told apart
+    x = np.array(
+        minimize_scalar(
+            lambda at: float(pairs.point(np.exp(-np.array(at)), "signed")[0]),
+            bounds=(0.0, float(x_free)),
+            method="bounded",
+            options={"xatol": 1e-9 * float(x_free)},
+        ).x
+    )
     level, pull = pairs.point(np.exp(-x), "signed")
     return float(pull * K * n_b / (N * x)), float(level * np.sqrt(n_a) / N)
 
