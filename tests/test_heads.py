@@ -478,6 +478,15 @@ def test_a_margin_in_training_is_said(tmp_path):
     assert monitored(model, tmp_path)[0].lost == ()
 
 
+def test_what_cannot_be_read_of_a_training_is_said(tmp_path):
+    said, model = [], Net(nn.Conv2d(D, K, 1))
+    with CollapseMonitor(model, options=MonitorOptions(path=tmp_path / "x.jsonl", say=said.append)) as monitor:
+        assert monitor.read_training(torch.optim.SGD(model.parameters(), lr=0.1)) is None
+        assert monitor.known is None
+    (text,) = said
+    assert text.startswith("What the optimizer does to the head cannot be read: ValueError: `head` must be a linear")
+
+
 def test_more_outputs_than_classes_is_said_by_the_monitor_too(tmp_path):
     _, said, _ = monitored(Net(nn.Linear(D, 32)), tmp_path)
     assert any("has 32 outputs, but only 4 classes have samples" in text for text in said)

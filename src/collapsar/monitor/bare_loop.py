@@ -259,8 +259,9 @@ class CollapseMonitor:
                 known = known_training(
                     self.model, self.head, optimizer, criterion=criterion, data=samples, schedule=schedule
                 )
-        except ValueError as error:
-            self._complain(self.completed, "training", f"What the optimizer does to the head cannot be read: {error}")
+        except Exception as error:  # a training that has ended well is not to end in this
+            why = f"{type(error).__name__}: {error}"
+            self._complain(self.completed, "training", f"What the optimizer does to the head cannot be read: {why}")
             return None
         self.known = known
         if _is_first_process():
