@@ -46,7 +46,7 @@ __all__ = ["NormalizedResult", "Solver", "minimise_normalized", "shared_proof", 
 Vector = NDArray[np.float64]
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
-_EASY = 1e-13  # decrement from which on one more step of Newton leaves only rounding
+_EASY = 1e-14  # decrement from which on one more step of Newton leaves only rounding
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
 _LEAP = 3.0  # nats of the price that a secant may go at once
 _LATE = 1e-4  # decrement from which on a direction can be missed
@@ -91,7 +91,7 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
     radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
     best: NormalizedResult | None = None
     many = n.q.num_clusters > _FREE_DIGITS
-    aim = max(how.tol, 1e-13) if many else _EASY
+    aim = max(10 * how.tol, 1e-13) if many else _EASY
     for step in range(1, how.max_steps + 1):
         before = p
         p, radius, decrement = newton_step(n, p, radius)

@@ -39,6 +39,7 @@ __all__ = [
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
+_CLOSED = 1e-12  # relative gap at which no better bound is looked for
 _TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative
 _ALMOST_FREE = 1e-13  # of lambda_z: a bias this cheap is free to rounding
 
@@ -98,7 +99,7 @@ def certify_spheres(n: NormalizedQuotient, x: Spheres, gain: float | None = None
         P = predict(q, balance_bias(q, x.blocks(q)))[0]
         R = residual(q, P)
     own = Certificate(float(primal), _dual(n, P, R, np.maximum(p.nu, 0.0), gain))
-    if own.relative_gap <= 1e-13:
+    if own.relative_gap <= _CLOSED:
         return own
     return Certificate(own.primal, max(own.dual, _plain_dual(n, P, x.blocks(q), np.maximum(p.nu, 0.0), gain)))
 

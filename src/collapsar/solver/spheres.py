@@ -133,7 +133,7 @@ def sphere_start(n: NormalizedQuotient) -> Spheres:
 
     # far from balance a softmax is flat: offsets are met by the bias where there is one
     b = np.zeros(J) if not n.has_bias or np.ptp(q.offsets) == 0 else (np.mean(q.offsets) - q.offsets) / q.scales
-    return min((Spheres(s * F, F, s * u, u, b) for s in np.geomspace(0.1, 30.0, 8)), key=value)
+    return min((Spheres(s * F, F, s * u, u, b) for s in np.geomspace(0.3, 10.0, 4)), key=value)
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ class _System:
     gradient: Vector
     has_bias: bool
     free_bias: bool
+    inward: tuple[Matrix, Vector]
+    shift: Vector
     balanced: BalancedFactors | None = None
 
     def split(self, flat: Vector) -> tuple[Matrix, Matrix, Vector, Vector, Vector]:
@@ -186,14 +188,14 @@ class _System:
         return _joined(flat.dtype, E, F, v, u, b)
 
     def _tangent(self, F: Matrix, v: Vector, u: Vector) -> tuple[Matrix, Vector, Vector]:
-        along = (np.einsum("ij,ij->j", self.F, F) + self.p.x.u * u) / self.n.q.sizes
-        return F - self.F * along.astype(F.dtype), v, u - self.p.x.u * along
+        Fk, uk = self.inward
+        along = (Fk * F).sum(axis=0) + uk * u
+        return F - self.F * along.astype(F.dtype, copy=False), v, u - self.p.x.u * along
 
     def _without_shift(self, b: Vector) -> Vector:
         if not self.free_bias:
             return b
-        shift = 1 / self.n.q.scales
-        return b - (shift @ b) / (shift @ shift) * shift
+        return b - self.shift.dot(b) * self.shift
 
 
 def _joined(dtype: Any, *parts: Any) -> Vector:
@@ -223,7 +225,11 @@ def _system(n: NormalizedQuotient, p: SpherePoint) -> _System:
         q.sizes * (n.bias_price * x.b - R.bias) if n.has_bias else np.zeros_like(x.b),
     )
     E, F, between, nu = (part.astype(work) for part in (x.E, x.F, R.between, p.nu))
-    return _System(n, p, loss.astype(work), width, E, F, between, nu, stiff, gradient, n.has_bias, n.q.lambda_b == 0)
+    inward, shift = ((x.F / q.sizes).astype(work), x.u / q.sizes), 1 / q.scales
+    shift = shift / np.sqrt(shift.dot(shift))
+    free = q.lambda_b == 0
+    loss = loss.astype(work)
+    return _System(n, p, loss, width, E, F, between, nu, stiff, gradient, n.has_bias, free, inward, shift)
 
 
 def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[SpherePoint, float, float]:
@@ -248,7 +254,10 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
     # the region is kept in units of the diagonal preconditioner
     ratio = np.sqrt(own / decrement) if own > decrement > 0 else 1.0
     radius = radius * ratio
-    move = truncated_newton(s.apply, s.precondition, g, radius=radius / unit, forcing=forcing, indefinite=True)
+    most = min(500, 2 * g.size)  # a few clusters have few unknowns: beyond is rounding
+    move = truncated_newton(
+        s.apply, s.precondition, g, radius=radius / unit, forcing=forcing, max_iterations=most, indefinite=True
+    )
     parts = s.split(move.v.astype(np.float64) * unit)
     slope, curvature, norm = move.slope * unit * unit, move.curvature * unit * unit, move.norm * unit
     length, noise = 1.0, 10 * _NOISE * size
