@@ -196,5 +196,8 @@ class Samples:
         if self._decisions is not None and self._logits is not None:
             ones = torch.ones_like(labels, dtype=torch.int32)
             self._decisions.view(-1).index_add_(0, labels * len(self._correct) + decisions, ones)
-            sums = torch.zeros_like(self._logits, dtype=torch.float32)  # of a few thousand, which keeps enough digits
-            self._logits += sums.index_add_(0, labels, logits.float())
+            if len(labels) < len(self._logits):
+                self._logits.index_add_(0, labels, logits.double())
+            else:  # in single precision, which keeps enough digits of a few thousand, and takes less time
+                sums = torch.zeros_like(self._logits, dtype=torch.float32)
+                self._logits += sums.index_add_(0, labels, logits.float())
