@@ -18,6 +18,7 @@ from collapsar.report import demo_page, diagnosis_page, report_page
 from collapsar.report.advice_page import advice_page, advice_view
 from collapsar.report.class_plane import principal_plane
 from collapsar.report.network_words import reason
+from collapsar.report.words import lambda_text
 from test_report import EVIL, Page, fake_record
 
 COUNTS = (50,) * 3 + (10,) * 3
@@ -426,3 +427,24 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
     code, out, err = command(capsys, tmp_path / "none", "--no-open")
     assert (code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1
+
+
+def test_networks_that_normalise_have_a_page_in_the_penalty_of_their_head(tmp_path):
+    """Merged ones, so that the page advises as well; the CLI says the same share of the threshold."""
+    p = cs.Problem.from_normalized("100x5,20x5", lambda_w=1.5, norm=4.0, lambda_b=0.0)
+    W, H, b = cs.solve(p).factors(12)
+    labels = np.repeat(np.arange(10), p.class_counts)
+    path = tmp_path / "a.npz"
+    np.savez(path, features=H.T[labels], labels=labels, weight=W.T, bias=b, lambda_w=1.5, lambda_b=0.0)
+    found = report_record([path])
+    diagnosis = found["runs"][0]["diagnosis"]
+    merge = cs.thresholds(p).merge[9]
+    assert (diagnosis["prediction"]["unit"], diagnosis["prediction"]["price"]) == ("lambda_w", 1.5)
+    assert diagnosis["prediction"]["merge"][9] == pytest.approx(merge)
+    assert merge < 1.5
+    text = words_of(Page(report_page(found)))
+    assert f"collapse from penalty {lambda_text(merge)} on. This network was trained at 1.5" in text
+    assert f"penalty of the head {lambda_text(1.5)}" in text
+    assert f"from lambda_w = {merge:.4g} on; this network is at {1.5 / merge:.2f} times that" in text
+    geometry = np.array(found["runs"][0]["geometry"]["theory"])
+    np.testing.assert_allclose(np.linalg.norm(geometry, axis=1), 4.0, rtol=1e-6)

@@ -39,6 +39,8 @@ def _optimal_means(found: Diagnosis) -> list[list[float]] | None:
     theory = found.prediction
     if theory is None:
         return None
+    if found.model_fit is not None:  # in units of its own: the length of its features is given
+        return _coordinates(found.model_fit.solution.feature_gram())
     problem = cs.Problem(
         found.measurement.class_counts, theory.lambda_z, theory.lambda_b, found.known.loss, features=theory.features
     )

@@ -44,21 +44,22 @@ class Prediction:
 
     Attributes:
         features: the feature model.
-        lambda_z: the price of the predictions, ``Problem.lambda_z``; so are the thresholds, also of normalised features
-            (sqrt(lambda_w) / norm), whose own unit ``NormalizedFit.thresholds`` has.
+        lambda_z: the price of the predictions, ``Problem.lambda_z``.
         lambda_b: the price of the bias.
         source: whether the price is that of the training as known, or was read from the network.
         states: state of each class at the exact optimum.
         seen: the states that the measuring rule finds in the optimum's Z: what a perfect network would show.
         groups: the classes that the same rule finds merged with one another.
-        merge: shape (K,), lambda_z from which the class merges; NaN where it does not.
-        vanish: shape (K,), lambda_z from which it vanishes.
-        complete: lambda_z from which nothing is left; NaN where something always is.
-        edge: shape (K,), lambda_z from which the class has no predictions of its own: the first of the two, or for one
+        merge: shape (K,), ``price`` from which the class merges; NaN where it does not.
+        vanish: shape (K,), ``price`` from which it vanishes.
+        complete: ``price`` from which nothing is left; NaN where something always is.
+        edge: shape (K,), ``price`` from which the class has no predictions of its own: the first of the two, or for one
             alone in its size (signed features), which has no transition, where it loses its own direction.
         Z: shape (K, K), the optimum's mean predictions; None for more classes than a table is made for.
         b: shape (K,).
         gap: relative duality gap of the optimum.
+        unit: what ``price`` and the thresholds are values of: "lambda_w" of normalised features (their rows' mean).
+        price: the network's own; ``lambda_z`` unless features are normalised.
     """
 
     features: FeatureModel
@@ -75,6 +76,8 @@ class Prediction:
     Z: Matrix | None
     b: Vector
     gap: float
+    unit: Literal["lambda_z", "lambda_w"]
+    price: float
 
 
 def by_rows(m: Measurement, known: KnownTraining) -> Measurement:
@@ -155,18 +158,20 @@ def predicted(
         Z=scale[:, None] * solution.Z if m.small else None,
         b=scale * solution.b,
         gap=solution.certificate.relative_gap,
+        unit="lambda_z",
+        price=lambda_z,
     )
 
 
 def predicted_of_normalized(found: NormalizedFit, known: KnownTraining) -> Prediction | None:
-    """Theory of normalised features, its thresholds in the unit of ``Problem.lambda_z``."""
+    """Theory of normalised features, its thresholds in ``lambda_w``, their rows' mean."""
     solution, t = found.solution, found.thresholds
     problem = solution.problem
     how = problem.normalization
     if how is None or t is None:
         return None
     own = np.asarray(how.lambda_w) * np.ones(problem.num_classes)
-    merge, vanish = (problem.lambda_z * np.sqrt(level / own) for level in (t.merge, t.vanish))
+    merge, vanish = (how.level * levels / own for levels in (t.merge, t.vanish))
     seen, groups = optimum_separation(solution)
     return Prediction(
         features=problem.features,
@@ -178,11 +183,13 @@ def predicted_of_normalized(found: NormalizedFit, known: KnownTraining) -> Predi
         groups=groups,
         merge=merge,
         vanish=vanish,
-        complete=float(problem.lambda_z * np.sqrt(t.complete / how.level)) if np.isfinite(t.complete) else math.nan,
+        complete=float(t.complete) if np.isfinite(t.complete) else math.nan,
         edge=np.fmin(merge, vanish),
         Z=solution.Z if problem.num_classes <= MAX_TABLE else None,
         b=solution.b,
         gap=solution.certificate.relative_gap,
+        unit="lambda_w",
+        price=how.level,
     )
 
 

@@ -17,6 +17,7 @@ from collapsar.report.network_words import (
     accuracy,
     cautions,
     first_thresholds,
+    price_of,
     reason,
     report_finding,
     state_counts,
@@ -146,7 +147,7 @@ def _row(run: Record, ident: str) -> Record:
         "id": ident,
         "name": run["name"],
         "sizes": _sizes(data["class_counts"]),
-        "price": lambda_text(theory["lambda_z"]) if theory is not None else ABSENT,
+        "price": lambda_text(price_of(theory)) if theory is not None else ABSENT,
         "states": state_counts(data),
         "agreed": agreed,
         "away": share_text(away),
@@ -191,7 +192,7 @@ def _threshold(data: Record, ident: str) -> Markup | None:
     theory = data["prediction"]
     if theory is None:
         return None
-    here = lambda_text(theory["lambda_z"])
+    here = lambda_text(price_of(theory))
     label = f"Thresholds of theory and the penalty of this network, {here}. {reason(data)}"
     if len(set(data["class_counts"])) > _MOST_LANES:
         return drawn(lambda ax: class_thresholds(data, ax), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
@@ -213,7 +214,7 @@ def _axis(found: Sequence[Record]) -> Record:
         },
         "runs": [
             {
-                "lambda_z": data["prediction"]["lambda_z"],
+                "lambda_z": price_of(data["prediction"]),
                 "predicted": {"states": data["prediction"]["states"]},
                 "measured": {"states": data["separation"]["states"]},
             }
@@ -245,13 +246,13 @@ def _joint_axis(runs: Sequence[Record]) -> Markup | None:
     if any(theory is None for theory in theories) or len(set(found[0]["class_counts"])) > _MOST_LANES:
         return None
     same = {
-        (tuple(d["class_counts"]), t["features"], str(t["lambda_b"]), str(d["known"]["loss"]))
+        (tuple(d["class_counts"]), t["features"], t.get("unit"), str(t["lambda_b"]), str(d["known"]["loss"]))
         for d, t in zip(found, theories, strict=True)
     }
     if len(same) > 1:
         return None
     axis = _axis(found)
-    places = "; ".join(f"{run['name']} at {lambda_text(t['lambda_z'])}" for run, t in zip(runs, theories, strict=True))
+    places = "; ".join(f"{run['name']} at {lambda_text(price_of(t))}" for run, t in zip(runs, theories, strict=True))
     label = f"The penalties of all networks among the thresholds of theory: {places}."
     height = 0.6 + 0.55 * len(axis["clusters"])
     return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), "joint", label)

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from collapsar.report.diagnosis import name_classes
-from collapsar.report.network_words import first_thresholds
+from collapsar.report.network_words import first_thresholds, price_of
 from collapsar.report.record import Record, defined
 from collapsar.report.style import COLOURS, STATES
 from collapsar.report.words import lambda_text
@@ -95,14 +95,14 @@ def class_thresholds(record: Record, ax: Axes) -> list[Line2D]:
         if math.isfinite(level):
             style = STATES[states[k]]
             lines += ax.plot([k], [level], style.marker, color=COLOURS[style.colour], markersize=5)
-    here = theory["lambda_z"]
+    here = price_of(theory)
     ax.axhline(here, color=COLOURS["ink"], linewidth=1.0)
     ax.annotate(
         f"you are here: {lambda_text(here)}", (1, here), xycoords=("axes fraction", "data"), xytext=(0, 2),
         textcoords="offset points", ha="right", va="bottom", size="small",
     )  # fmt: skip
     ax.set_yscale("log")
-    ax.set_ylabel("threshold λ$_Z$")
+    ax.set_ylabel("threshold λ$_W$" if theory.get("unit") == "lambda_w" else "threshold λ$_Z$")
     name_classes(ax, record["class_names"])
     return lines
 

@@ -9,7 +9,16 @@ import numpy as np
 from collapsar.report.record import Record, defined
 from collapsar.report.words import lambda_text, number_text, share_text
 
-__all__ = ["accuracy", "cautions", "first_thresholds", "reason", "report_finding", "state_counts", "trained"]
+__all__ = [
+    "accuracy",
+    "cautions",
+    "first_thresholds",
+    "price_of",
+    "reason",
+    "report_finding",
+    "state_counts",
+    "trained",
+]
 
 _MODELS = {
     "mlp": "A perceptron",
@@ -45,7 +54,13 @@ def _prices(diagnosis: Record) -> str:
     origin = "" if theory["source"] == "as trained" else " as read from it"
     bias = theory["lambda_b"]
     bias_text = f", bias penalty {number_text(bias)}" if isinstance(bias, int | float) and bias > 0 else ""
-    return f", penalty {lambda_text(theory['lambda_z'])}{origin}{bias_text}"
+    head = " of the head" if theory.get("unit") == "lambda_w" else ""
+    return f", penalty{head} {lambda_text(price_of(theory))}{origin}{bias_text}"
+
+
+def price_of(theory: Record) -> float:
+    """The network's penalty in the unit of its thresholds: lambda_z, or lambda_w behind a normalisation."""
+    return theory.get("price", theory["lambda_z"])
 
 
 def first_thresholds(theory: Record) -> np.ndarray:
@@ -59,7 +74,7 @@ def reason(diagnosis: Record) -> str:
     theory = diagnosis["prediction"]
     if theory is None:
         return ""
-    first, price = first_thresholds(theory), theory["lambda_z"]
+    first, price = first_thresholds(theory), price_of(theory)
     states = diagnosis["separation"]["states"]
     wrong = sum(a != b for a, b in zip(theory["seen"], states, strict=True))
     agreed = (
