@@ -30,6 +30,8 @@ _DESCENT_STEPS = 30  # quasi-Newton: enough to find most of the unknowns that ar
 _NEWTON_STEPS = 12
 _APPROACH_STEPS = 300
 _ITERATIONS = 300  # of conjugate gradients
+_ROUNDING = 1e-14  # of the objective
+_FRUITLESS = 1e-5  # a gain in units of the tolerance that is none
 _SHORTEST = 1e-6  # of a step that lowers the objective: below, it is rounding that stands in the way
 _DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
 _LOST = 1e5  # growth of the projected gradient at which Newton's method has lost its way
@@ -170,7 +172,7 @@ class _Unknowns:
 
 
 def descend(
-    q: Quotient, atoms: Atoms, b: Vector, report: Callable[[float], None] | None = None
+    q: Quotient, atoms: Atoms, b: Vector, report: Callable[[float], None] | None = None, tol: float = 0.0
 ) -> tuple[Atoms, Vector]:
     """Descent from the given factors, with bounds, until rounding stops it: a quasi-Newton method, then Newton's.
 
@@ -179,6 +181,7 @@ def descend(
         atoms: where to start.
         b: the bias to start with.
         report: called with the objective at every iteration; may raise to interrupt.
+        tol: the relative gap to reach; steps that gain next to nothing beside it are the last.
     """
     from scipy.optimize import minimize
 
@@ -195,7 +198,7 @@ def descend(
         callback=None if report is None else lambda intermediate_result: report(intermediate_result.fun * scale),
         options={"maxiter": _DESCENT_STEPS, "maxfun": 2 * _DESCENT_STEPS, "ftol": 0.0, "gtol": 1e-13, "maxcor": 10},
     )
-    atoms, b = unknowns.unpack(_approach(unknowns, found.x, report))
+    atoms, b = unknowns.unpack(_approach(unknowns, found.x, report, max(_ROUNDING, _FRUITLESS * tol)))
     return atoms.alive(q), b
 
 
@@ -230,8 +233,8 @@ def newton(q: Quotient, atoms: Atoms, b: Vector) -> tuple[Atoms, Vector]:
     return unknowns.unpack(best)
 
 
-def _approach(unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | None) -> Vector:
-    """Projected Newton steps in a trust region, until rounding in the objective stops them.
+def _approach(unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | None, least_gain: float) -> Vector:
+    """Projected Newton steps in a trust region, until three in a row gain less than ``least_gain``, relative.
 
     Unknowns near zero that want to be negative are held at zero; the others move along the truncated Newton direction,
     projected, as far as the objective falls.
@@ -263,7 +266,7 @@ def _approach(unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | 
         x, value, gradient = trial, new_value, new_gradient
         if report is not None:
             report(value)
-        idle = idle + 1 if fall <= 1e-14 * value else 0
+        idle = idle + 1 if fall <= least_gain * value else 0
         if idle > 2:
             break
     return x

@@ -43,6 +43,7 @@ _ROUNDS = 6  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
 _INTERIOR = 32  # clusters: the interior point is dense in 1.5 J^2 unknowns, some seconds at J = 25
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
+_ROUGH = 1e-6  # a tolerance from here on needs no digits that Newton's method on the gradient would add
 _STARTS = 12  # of the search for a direction that pays
 
 
@@ -160,14 +161,18 @@ def minimise_shared(
     atoms, b = _leaning(q, start, best.witness.S)
     for num_steps in range(1, min(_ROUNDS, max_steps) + 1):
         report = None if progress is None else _reporting(progress, num_steps, best.certificate.dual)
-        found = _certified(q, *newton(q, *descend(q, atoms, b, report)), num_steps, tol)
+        atoms, b = descend(q, atoms, b, report, tol)
+        if tol < _ROUGH:
+            atoms, b = newton(q, atoms, b)
+        before, found = best.certificate, _certified(q, atoms, b, num_steps, tol)
         best = _better(best, found, tol, last=num_steps == max_steps)
         if progress is not None:
             progress(num_steps, best.certificate)
         if best.status is Status.OPTIMAL:
             break
         missing = _missing(q, found.witness.S)
-        if missing is None and num_steps > 1:
+        nearer = best.certificate.gap < 0.9 * before.gap or best.certificate.primal < before.primal * (1 - _ROUNDING)
+        if missing is None and num_steps > 1 and not nearer:
             break
         atoms, b = found.atoms if missing is None else _with(q, found.atoms, missing), found.blocks.b
     if best.status is Status.SHARED_DIRECTIONS and q.num_clusters <= _INTERIOR:
@@ -277,7 +282,7 @@ def _certified(q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float)
     witness = witness_of(q, _softmax(q, atoms.blocks(q, b)), *atoms.gram())
     certificate = certify_atoms(q, atoms, b, witness)
     if not certificate.relative_gap <= tol:
-        other = tightened(q, witness)
+        other = tightened(q, witness, tol)
         tighter = certify_atoms(q, atoms, b, other)
         if tighter.dual > certificate.dual:
             witness, certificate = other, tighter

@@ -92,8 +92,11 @@ def witness_of(q: Quotient, S: Columns, C: Matrix, gamma: Vector) -> Witness:
     return Witness(S, between, np.where(pair / own > within / lam2, 0.0, within))
 
 
-def tightened(q: Quotient, witness: Witness) -> Witness:
-    """The same S with the N >= 0 that makes the largest eigenvalue of R'R + N as small as it goes, from the given N."""
+def tightened(q: Quotient, witness: Witness, tol: float = 0.0) -> Witness:
+    """The same S with the N >= 0 that makes the largest eigenvalue of R'R + N as small as it goes, from the given N.
+
+    ``tol`` is the relative gap to reach: no smoothing is finer than a hundredth of it.
+    """
     from scipy.optimize import minimize
 
     R, J, lam2 = residual(q, witness.S), q.num_clusters, q.lambda_z**2
@@ -116,7 +119,7 @@ def tightened(q: Quotient, witness: Witness) -> Witness:
         return (top - 1) / mu + float(np.log(total)), gradient / mu
 
     x = np.concatenate([witness.between[upper], witness.within[several]]) / lam2
-    for mu in _SMOOTHING:
+    for mu in (mu for mu in _SMOOTHING if mu >= 0.01 * tol):
         options = {"maxiter": 200, "ftol": 1e-12, "gtol": 1e-7, "maxcor": 20}
         x = minimize(largest, x, (mu,), "L-BFGS-B", jac=True, bounds=[(0, None)] * x.size, options=options).x
     between, within = np.zeros((J, J)), np.zeros(J)
