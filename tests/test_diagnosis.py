@@ -487,7 +487,7 @@ def test_penalties_by_rows_are_used_for_penalised_features_as_well(lambda_b):
     assert d.effective.lambda_z == pytest.approx(0.004, rel=1e-4)
     assert d.prediction is not None
     assert d.prediction.seen == d.separation.states
-    assert np.linalg.norm(d.prediction.Z - m.Z) < 1e-4 * np.linalg.norm(m.Z)
+    assert np.linalg.norm(np.asarray(d.prediction.Z) - m.Z) < 1e-4 * np.linalg.norm(m.Z)
 
 
 def long_tail_features() -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,7 @@ def test_adapters_are_the_layer_they_adapt(tmp_path):
     assert find_head(saved, None, K)[0] == "base_model.model.fc.modules_to_save.default"
     saved.base_model.model.fc.modules_to_save["default"].weight.data = 20 * EYE
     record, _, line = monitored(saved, tmp_path, class_names=list("abcd"))
+    assert record.separation is not None
     assert record.separation.states == APART
     agrees(record, line, diagnose(saved.eval(), [(X, Y)], class_names=list("abcd")))
 
@@ -244,7 +247,7 @@ def test_a_narrow_hidden_layer_is_not_beside_the_head():
 
 
 def test_what_makes_the_weight_is_the_weight():
-    layer = nn.utils.parametrizations.weight_norm(linear(EYE, bias=True))
+    layer: Any = nn.utils.parametrizations.weight_norm(linear(EYE, bias=True))
     groups = {g["name"]: g["params"] for g in param_groups(Net(layer), weight_decay=0.1)}
     assert set(groups["head"]) == set(layer.parametrizations.weight.parameters())
     assert groups["head_bias"] == [layer.bias]
@@ -409,7 +412,8 @@ def test_monitor_and_diagnose_agree_on_random_networks(seed, tmp_path):
     head.weight.data *= 10 ** random.uniform(-2, 1.5)
     head.bias.data *= 10 ** random.uniform(-1, 1.5)
     if seed % 3 == 0:
-        head.weight.data[1] = head.weight.data[0]
+        weight = head.get_parameter("weight").data
+        weight[1] = weight[0]
     labels = torch.arange(6).repeat_interleave(torch.tensor(random.integers(seed % 5 > 0, 60, 6)))
     rows = random.uniform(0, 2) * head.weight.data[labels] + random.uniform(0, 2) * torch.randn(len(labels), 12)
     scale = 10 ** random.uniform(-1, 1) if seed % 2 else 1.0
@@ -498,7 +502,7 @@ def test_labels_in_a_column_and_features_before_flattening_are_read(tmp_path):
     d = diagnose(model.eval(), [(X, Y[:, None])])
     agrees(record, line, d)
     arrays = {"weight": model.fc.weight.detach(), "bias": model.fc.bias.detach()}
-    np.savez(tmp_path / "f.npz", features=X[:, :, None, None], labels=Y[:, None], **arrays)
+    np.savez(tmp_path / "f.npz", allow_pickle=False, features=X[:, :, None, None], labels=Y[:, None], **arrays)
     assert diagnose(tmp_path / "f.npz").headline == d.headline
 
 

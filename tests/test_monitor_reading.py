@@ -715,7 +715,7 @@ def test_what_stands_between_the_norm_and_the_head_is_read() -> None:
     assert (known.norm, known.bounded_by, known.body) == (None, "Tanh", "frozen")
     fixed = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3))
     with torch.no_grad():
-        fixed[1].weight[:8] = 3.0
+        fixed[1].get_parameter("weight")[:8] = 3.0
     fixed[1].requires_grad_(False)
     held = [{"params": fixed[2].parameters(), "weight_decay": 0.1}, {"params": fixed[0].parameters()}]
     known, _ = quietly(fixed, fixed[-1], torch_optim.SGD(held, lr=0.1))

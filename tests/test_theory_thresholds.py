@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -398,7 +399,8 @@ def test_results_cannot_be_written_to() -> None:
 def test_root_is_that_of_scipy(function, low, high):
     with np.errstate(divide="ignore"):
         found = root_between(lambda x: function(np.float64(x)), low, high)
-        expected = brentq(lambda x: min(function(np.float64(x)), 1e300), low, high, xtol=1e-300, rtol=4e-15)
+        rtol: Any = 4e-15
+        expected = brentq(lambda x: min(function(np.float64(x)), 1e300), low, high, xtol=1e-300, rtol=rtol)
     assert found == pytest.approx(expected, rel=1e-14)
 
 

@@ -77,7 +77,9 @@ class Recipe:
                 raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         for name in ("weight_decay", "lr", "steps", "batch_size", "width"):
             value = getattr(self, name)
-            if not (value is None and name == "batch_size") and not 0 < value < np.inf:
+            if value is None and name == "batch_size":
+                continue
+            if value is None or not 0 < value < np.inf:
                 raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
         if self.gain_decay is not None and not 0 < self.gain_decay < np.inf:
             raise ValueError(f"`gain_decay` must be finite and > 0, or None, got {self.gain_decay!r}")

@@ -252,7 +252,7 @@ def phase_chunk(config: PhaseConfig, chunk: int) -> Record:
 def _normalized_chunk(config: PhaseConfig, chunk: int) -> Record:
     """The same for normalised features, cell by cell."""
     rows, columns = (config.cut(grid, chunk) for grid in np.indices(config.shape))
-    shape, cells = rows.shape, list(zip(rows.ravel().tolist(), columns.ravel().tolist(), strict=True))
+    shape, cells = rows.shape, [(int(i), int(j)) for i, j in zip(rows.ravel(), columns.ravel(), strict=True)]
     record: Record = {}
     for features in models_of(config):
         found = cell_solutions(config, cells, features)
@@ -261,7 +261,10 @@ def _normalized_chunk(config: PhaseConfig, chunk: int) -> Record:
             _row(t, int(config.sizes[cell][0]))
             for t, cell in zip(cell_thresholds(config, cells, features), cells, strict=True)
         ]
-        fields = {name: np.reshape([line[i] for line in lines], shape).tolist() for i, name in enumerate(_FIELDS)}
+        fields = {
+            name: np.reshape(np.array([line[i] for line in lines], object), shape).tolist()
+            for i, name in enumerate(_FIELDS)
+        }
         record[features] = {
             "states": [np.reshape(codes, shape).tolist() for codes in states],
             "gap": np.reshape([float(f"{s.certificate.relative_gap:.3g}") for s in found], shape).tolist(),
@@ -286,7 +289,7 @@ def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int
             certain = v.complete_bound <= v.complete * (1 + 1e-9)
             ends = [array[:, side] for array in (merge, v.vanish, v.exact) for side in (0, -1)]
             found[:, part] = np.stack([*ends[:4], v.complete, *ends[4:], certain])
-    cells = np.where(np.isfinite(found), found, None).reshape(len(_FIELDS), *wanted.shape)
+    cells = np.where(np.isfinite(found), found.astype(object), np.array(None)).reshape(len(_FIELDS), *wanted.shape)
     return {name: np.broadcast_to(cells[n], shape).tolist() for n, name in enumerate(_FIELDS)}
 
 

@@ -10,6 +10,7 @@ is a lower bound of the optimum; S_t = Y + t(P - Y) costs one dual norm (Hong & 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -210,10 +211,11 @@ def balance_bias(q: Quotient, blocks: Blocks, max_steps: int = 60) -> Blocks:
 def _solved(hessian: Matrix, gradient: Vector) -> Vector:
     """Newton's step, or a gradient step of order one where predictions are saturated and the loss is flat."""
     try:
-        return np.linalg.solve(hessian, gradient)
+        step: Any = np.linalg.solve(hessian, gradient)
     except np.linalg.LinAlgError:
         ridge = 0.1 * float(np.max(np.abs(gradient))) + 1e-12 * float(np.trace(hessian))
-        return np.linalg.solve(hessian + (ridge or 1.0) * np.eye(gradient.size), gradient)
+        step = np.linalg.solve(hessian + (ridge or 1.0) * np.eye(gradient.size), gradient)
+    return step
 
 
 def _bias_hessian(q: Quotient, P: Columns) -> Matrix:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -288,15 +289,17 @@ def _solved(
     system[lost], side[lost] = np.eye(J + 1), np.inf
     size = np.abs(system).max(axis=(-2, -1), keepdims=True)
     try:
-        return np.linalg.solve(system, side[..., None])[..., 0]
+        step: Any = np.linalg.solve(system, side[..., None])
     except np.linalg.LinAlgError:
-        return np.linalg.solve(system + 1e-14 * size * np.eye(J + 1), side[..., None])[..., 0]
+        step = np.linalg.solve(system + 1e-14 * size * np.eye(J + 1), side[..., None])
+    return step[..., 0]
 
 
 def _grown(c: Clusters, sheet: _Sheet, at: _Point, young: NDArray[np.intp], alive: Mask, steps: int) -> _Point:
     """The point with its youngest columns, which bend most, at home for its bias and lambda_z."""
     some, u = sheet.columns(young), _columns(sheet.reach * c.rows(at.b, at.b) + sheet.offset, young)
-    logs, L, mu, free = (_columns(array, young) for array in (at.logs, at.L, at.mu, alive))
+    arrays: tuple[Any, ...] = at.logs, at.L, at.mu, alive
+    logs, L, mu, free = (_columns(array, young) for array in arrays)
     far = np.zeros(young.shape)
     for _ in range(steps):
         look = some.look(u, logs, L, mu, at.level)
@@ -328,6 +331,7 @@ def _events(c: Clusters, b: Vector, P: Matrix, top: Vector, wanted: Mask) -> tup
     floor = FLOOR * ahead
     aim, pace = np.full_like(top, np.inf), np.full_like(top, FIRST_PACE)
     event = np.argmax(np.where(todo, ahead, -np.inf), axis=-1)
+    active: Any
     while (active := todo.any(axis=-1)).any():
         then, home = _settled(c, sheet, at, alive, event, aim, age, active)
         then = at.kept(then, home)

@@ -12,6 +12,7 @@ Given b the columns separate: z = mu (e - p), and mu is the larger root of q ||e
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +120,7 @@ class _Deep:
         b, at = self.minimum(decay, alive=alive)
         if not np.isfinite(at.value):
             return None
-        rho = at.amplitude * _length(self.c, at.P)
+        rho: Any = at.amplitude * _length(self.c, at.P)
         priced = float(self.c.sizes @ (self.unit * rho ** (2 / self.factors) + b**2 / 2))
         return at.value + decay / 2 * float(self.c.sizes @ b**2), priced
 

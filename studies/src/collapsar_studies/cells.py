@@ -74,7 +74,8 @@ def decay_of_head(result: TrainResult, data: ImageData) -> Record:
         "square_length", the mean ||feature||^2; for AdamW with a decay also "rows" (K,), "slope" and "correlation" of
         gradient and decay (see ``collapsar.monitor.adaptive.decay_rows``), and whether that means rest, "at_rest".
     """
-    head, num_samples = result.model.head, len(data.train_labels)
+    head: Any = result.model.head
+    num_samples = len(data.train_labels)
     gradient, squares = torch.zeros_like(head.weight), 0.0
     for features, logits, labels in features_and_logits(result.model, data):
         missed = logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1])
