@@ -47,6 +47,7 @@ Vector = NDArray[np.float64]
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
 _EASY = 1e-14  # decrement from which on one more step of Newton leaves only rounding
+_FEW = 8  # clusters up to which no direction is worth dropping
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
 _LEAP = 3.0  # nats of the price that a secant may go at once
 _LATE = 1e-4  # decrement from which on a direction can be missed
@@ -90,8 +91,8 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
     p = sphere_point(n, sphere_start(n) if start is None else _awake(n, start))
     radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
     best: NormalizedResult | None = None
-    many = n.q.num_clusters > _FREE_DIGITS
-    aim = max(10 * how.tol, 1e-13) if many else _EASY
+    many = n.q.num_clusters > _FEW
+    aim = max(10 * how.tol, 1e-13) if n.q.num_clusters > _FREE_DIGITS else _EASY
     for step in range(1, how.max_steps + 1):
         before = p
         p, radius, decrement = newton_step(n, p, radius)

@@ -133,7 +133,10 @@ def sphere_start(n: NormalizedQuotient) -> Spheres:
 
     # far from balance a softmax is flat: offsets are met by the bias where there is one
     b = np.zeros(J) if not n.has_bias or np.ptp(q.offsets) == 0 else (np.mean(q.offsets) - q.offsets) / q.scales
-    return min((Spheres(s * F, F, s * u, u, b) for s in np.geomspace(0.3, 10.0, 4)), key=value)
+    sizes = (
+        np.geomspace(0.3, 10.0, 4) if J <= 4 else np.geomspace(0.1, 30.0, 8)
+    )  # of few, a look costs as much as a step
+    return min((Spheres(s * F, F, s * u, u, b) for s in sizes), key=value)
 
 
 @dataclass(frozen=True)
