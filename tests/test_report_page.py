@@ -10,14 +10,18 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import collapsar as cs
 from collapsar.app.report_record import report_record
 from collapsar.cli import main
 from collapsar.report import demo_page, diagnosis_page, report_page
 from collapsar.report.advice_page import advice_page, advice_view
+from collapsar.report.class_marks import marked_names, shown_classes
 from collapsar.report.class_plane import principal_plane
+from collapsar.report.network_plots import class_recalls
 from collapsar.report.network_words import reason
+from collapsar.report.style import styled
 from collapsar.report.words import lambda_text
 from test_report import EVIL, Page, fake_record
 
@@ -192,10 +196,14 @@ def test_every_mean_score_can_be_hovered(page):
 
 
 def test_several_networks_are_compared(record, page):
-    assert [h.strip() for h in page.by_tag["h1"]] == ["2 of 3 networks have lost classes: merged.npz, vanished.npz."]
+    assert [h.strip() for h in page.by_tag["h1"]] == [
+        "2 of 3 networks have merged, vanished, lost or dead classes: merged.npz, vanished.npz."
+    ]
     cells = [cell.strip() for cell in page.by_tag["td"]]
-    for text in ("6 separated", "3 separated, 3 merged", "3 separated, 3 vanished", "3 × 50, 3 × 10", "65 %", "40 %"):
+    for text in ("6 separated", "3 × 50, 3 × 10", "65 %", "40 %"):
         assert text in cells
+    for text in ("3 separated, 3 merged, ", "3 separated, 3 vanished, 3 lost"):
+        assert any(cell.startswith(text) for cell in cells), cells
     assert page.count("section", "network") == 3
     # theories differ (two feature models), so no axis holds all; of the two with one theory it does
     assert "each column of markers is one network" not in words_of(page)
@@ -448,3 +456,38 @@ def test_networks_that_normalise_have_a_page_in_the_penalty_of_their_head(tmp_pa
     assert f"from lambda_w = {merge:.4g} on; this network is at {1.5 / merge:.2f} times that" in text
     geometry = np.array(found["runs"][0]["geometry"]["theory"])
     np.testing.assert_allclose(np.linalg.norm(geometry, axis=1), 4.0, rtol=1e-6)
+
+
+def test_lost_and_dead_classes_are_drawn_and_named(tmp_path):
+    means, W = 3 * np.eye(5), 4 * (np.eye(5) - 1 / 5)
+    W[4], means[4] = W[3], 2 * means[3] + means[4]
+    y = np.repeat(np.arange(5), 6)
+    np.savez(tmp_path / "x.npz", features=means[y], labels=y, weight=W, bias=[0, 0, -30.0, 0, -0.1])
+    record = report_record([tmp_path / "x.npz"])
+    diagnosis = record["runs"][0]["diagnosis"]
+    assert marked_names(diagnosis) == ["0", "1", "▽ 2", "† 3", "▽ † 4"]
+    text = words_of(Page(report_page(record)))
+    for words in (
+        "Lost, given to none of their own samples: 2 (outvoted by",
+        "Dead,",
+        "▽ † 4",
+        "A hollow triangle: none",
+    ):
+        assert words in text, words
+    with styled():
+        bars = class_recalls(diagnosis, (ax := Figure().subplots()))
+    assert [bar.get_height() for bar in bars] == [1, 1, 0, 1, 0]
+    assert sorted(line.get_xdata()[0] for line in ax.lines) == [2, 4]  # pyright: ignore[reportIndexIssue]
+
+
+def test_of_thousands_of_classes_those_in_trouble_are_drawn_first():
+    K = 1200
+    states = ["separated"] * K
+    states[700] = "vanished"
+    lost = {"index": 3, "reason": "outvoted", "rival": 0, "nats": 1}
+    shown = shown_classes({
+        "class_names": [str(k) for k in range(K)], "class_counts": [7] * K, "separation": {"states": states},
+        "dead": [998], "standings": {"lost": [lost]},
+    })  # fmt: skip
+    assert {700, 3, 998} <= set(shown)
+    assert len(set(shown)) == 400

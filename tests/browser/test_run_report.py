@@ -62,7 +62,10 @@ def files(tmp_path_factory, record):
 
 def test_it_opens_from_disk_in_under_a_second(files, open_page):
     page = open_page(files["report"])
-    assert page.inner_text("h1") == "2 of 3 networks have lost classes: merged.npz, vanished.npz."
+    assert (
+        page.inner_text("h1")
+        == "2 of 3 networks have merged, vanished, lost or dead classes: merged.npz, vanished.npz."
+    )
     assert page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") < 1000
     assert files["report"].stat().st_size < 2_000_000
 

@@ -111,7 +111,7 @@ def class_means_plane(record: Mapping[str, Any], ax: Axes, *, reach: float | Non
     Args:
         record: ``class_means`` (K, d); optional ``class_names`` (K), ``states`` (K, a marker and a colour each),
             ``clusters`` (lists of class indices, one colour each in place of those of the states), ``groups``
-            (merged classes, circled).
+            (merged classes, circled), ``lost`` (classes that are given to none of their own samples, ringed).
         ax: Where to draw.
         reach: Half width of the picture; default 1.25 times the longest projected mean. Give the same to panels
             that are compared.
@@ -135,6 +135,10 @@ def class_means_plane(record: Mapping[str, Any], ax: Axes, *, reach: float | Non
         colour, marker = colours[k], STATES[states[k]].marker
         rays += ax.plot([0, places[k, 0]], [0, places[k, 1]], color=colour, linewidth=0.9, alpha=0.5, zorder=2)
         points.append(ax.scatter(*places[k], s=26, marker=marker, color=colour, linewidths=0, zorder=3))
+    lost = [k for k in record.get("lost") or () if np.isfinite(places[k]).all()]
+    if lost:
+        edge = {"facecolors": "none", "edgecolors": COLOURS["ink"], "linewidths": 0.9}
+        points.append(ax.scatter(*places[lost].T, s=80, marker="v", zorder=4, **edge))
     circles = [_circle(places[list(group)], reach, ax) for group in record.get("groups") or () if len(group) > 1]
     labels = _written(places, names, reach, ax) if 0 < len(names) <= _MOST_NAMES else []
     ax.plot([0], [0], marker="+", color=COLOURS["muted"], markersize=6, zorder=1)

@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from collapsar.report.class_marks import class_marks, marked_names, part_of, shown_classes
 from collapsar.report.plots import heatmap
 from collapsar.report.record import Record, defined, plain
 from collapsar.report.style import COLOURS, STATES, styled
@@ -88,6 +89,19 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
     separation = record["separation"]
     states = separation["states"]
     measured = _markers(ax, separation["relative_norms"], states)
+    lost = [k for k, marks in enumerate(class_marks(record)) if "lost" in marks]
+    if lost:
+        heights = [(separation["relative_norms"][k] or 0.0) + 0.09 for k in lost]
+        measured += ax.plot(
+            lost,
+            heights,
+            "v",
+            color=COLOURS["ink"],
+            markerfacecolor="none",
+            markersize=4,
+            linestyle="none",
+            label="lost",
+        )
     predicted: list[Line2D] = []
     if record["prediction"] is not None and record["prediction"].get("Z") is not None:
         lengths = np.linalg.norm(np.array(record["prediction"]["Z"], dtype=float), axis=0)
@@ -97,10 +111,10 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
             markeredgecolor=COLOURS["muted"], markeredgewidth=0.8, label="theory",
         )  # fmt: skip
     ax.axhline(separation["vanish_threshold"], color=COLOURS["muted"], linewidth=0.7, linestyle=":")
-    ax.set_ylim(-0.06, 1.12)
+    ax.set_ylim(-0.06, 1.18)
     ax.set_ylabel("length of mean scores")
-    name_classes(ax, record["class_names"])
-    _legend(ax, dict.fromkeys(states), bool(predicted))
+    name_classes(ax, marked_names(record))
+    _legend(ax, dict.fromkeys(states), bool(lost), bool(predicted))
     return LengthArtists(measured, predicted)
 
 
@@ -148,6 +162,7 @@ def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
         ValueError: The record is of another kind or incomplete.
     """
     data = checked_diagnosis(record)
+    part = part_of(data, shown_classes(data))
     maps = [(data["Z"], "network"), (None if data["prediction"] is None else data["prediction"]["Z"], "theory")]
     maps = [(Z, name) for Z, name in maps if Z is not None]
     with styled():
@@ -162,11 +177,12 @@ def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
             if name == "theory" and defined(away):
                 title += f" (network {share_text(away)} away)"
             clusters = same_counts(data["class_counts"])
-            heatmap(Z, ax, clusters=clusters, class_names=data["class_names"], vmax=vmax or 1.0, title=title)
+            names = marked_names(data) if name == "network" else data["class_names"]
+            heatmap(Z, ax, clusters=clusters, class_names=names, vmax=vmax or 1.0, title=title)
             ax.set_xlabel("samples of class")
             ax.set_ylabel("score for class")
-        class_lengths(data, figure.add_subplot(grid[-1, 0]))
-        price_readings(data, figure.add_subplot(grid[-1, 1]))
+        class_lengths(part, figure.add_subplot(grid[-1, 0]))
+        price_readings(part, figure.add_subplot(grid[-1, 1]))
     return figure
 
 
@@ -183,13 +199,17 @@ def _markers(ax: Axes, values: Sequence[float | None], states: Sequence[str]) ->
     return found
 
 
-def _legend(ax: Axes, states: Mapping[str, None], theory: bool) -> None:
+def _legend(ax: Axes, states: Mapping[str, None], lost: bool, theory: bool) -> None:
     marks = [Line2D([], [], linestyle="none", marker=STATES[s].marker, color=COLOURS[STATES[s].colour], label=s)
              for s in states]  # fmt: skip
+    if lost:
+        marks.append(Line2D([], [], linestyle="none", marker="v", markerfacecolor="none", color=COLOURS["ink"],
+                            label="lost"))  # fmt: skip
     if theory:
         marks.append(Line2D([], [], linestyle="none", marker="o", markersize=8, markerfacecolor="none",
                             markeredgecolor=COLOURS["muted"], label="theory"))  # fmt: skip
-    ax.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(marks), borderaxespad=0.2)
+    near = {"columnspacing": 0.8, "handletextpad": 0.1} if len(marks) > 4 else {}
+    ax.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(marks), borderaxespad=0.2, **near)
 
 
 def name_classes(ax: Axes, names: Sequence[str]) -> None:

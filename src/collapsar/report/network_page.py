@@ -11,8 +11,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from collapsar.report.advice_page import advice_view
+from collapsar.report.class_marks import class_marks, lost_and_dead, marked_names, part_of, shown_classes
 from collapsar.report.diagnosis import checked_diagnosis, class_lengths, model_distance, price_readings, same_counts
-from collapsar.report.network_plots import CURVES, class_sizes, class_thresholds, curves_over_epochs
+from collapsar.report.network_plots import CURVES, class_recalls, class_sizes, class_thresholds, curves_over_epochs
 from collapsar.report.network_words import (
     accuracy,
     cautions,
@@ -103,32 +104,42 @@ def diagnosis_page(record: Mapping[str, Any]) -> str:
 def _view(run: Record, ident: str, source: str = "") -> Record:
     """What the templates show of one network; ``ident`` begins every id, ``source`` the place of the diagnosis."""
     data = {**run["diagnosis"], "clusters": same_counts(run["diagnosis"]["class_counts"])}
+    data["marked_names"] = marked_names(data)
+    shown = shown_classes(data)
+    part, total = part_of(data, shown), len(data["class_names"])
     scale, maps = _maps(data, ident, source)
     wide = (PAGE_INCHES, 1.9)
     sizes = f"Training samples of each class, with its state. {data['headline']}"
     lengths = f"Length of the mean scores of each class, with its state. {data['headline']}"
+    recalls = f"Share of its samples that each class is given. {' '.join(lost_and_dead(data))}"
     return {
         "id": ident,
         "name": run["name"],
         "trained": trained(run),
         "reason": reason(data),
-        "cautions": cautions(data),
+        "cautions": [*lost_and_dead(data), *cautions(data)],
+        "marks": sorted({mark for marks in class_marks(data) for mark in marks}, reverse=True),
+        "part": f"Of the {total} classes {len(shown)} are drawn and listed: those that are not separated, lost or dead "
+        "first, then some of every size. The record has all."
+        if len(shown) < total
+        else "",
         "diagnosis": data,
         "training": run["training"],
         "order": [k for cluster in data["clusters"] for k in cluster],
         "threshold_svg": _threshold(data, ident),
         "gradual": _gradual(data["prediction"]),
-        "sizes_svg": drawn(lambda ax: class_sizes(data, ax), wide, f"{ident}-sizes", sizes),
-        "lengths_svg": drawn(lambda ax: class_lengths(data, ax), wide, f"{ident}-lengths", lengths),
+        "sizes_svg": drawn(lambda ax: class_sizes(part, ax), wide, f"{ident}-sizes", sizes),
+        "lengths_svg": drawn(lambda ax: class_lengths(part, ax), wide, f"{ident}-lengths", lengths),
+        "recalls_svg": drawn(lambda ax: class_recalls(part, ax), wide, f"{ident}-recalls", recalls),
         "columns": _COLUMNS,
-        "rows": _class_rows(data),
+        "rows": _class_rows(part, data["class_names"]),
         "distances": _distances(data),
         "many": len(data["class_names"]) > _MOST_ROWS,
         "maps": maps,
         "scale": colour_bar(scale) if maps else [],
         "planes": plane_views(run["geometry"], data, ident),
         "curves": _curves(run["history"], ident),
-        "readings_svg": _readings(data, ident),
+        "readings_svg": _readings(part, ident),
         "advice": None if run["advice"] is None else advice_view(run["advice"], f"{ident}-advice"),
     }
 
@@ -179,7 +190,8 @@ def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
     views = []
     for Z, heading, name, place in found:
         label = f"{heading}: mean scores as colours, a column per class of samples, a row per score."
-        view = score_map(Z, data, scale, f"{ident}-map-{name}", label, source + place)
+        named = data if name == "measured" else {**data, "marked_names": data["class_names"]}
+        view = score_map(Z, named, scale, f"{ident}-map-{name}", label, source + place)
         views.append({"heading": heading, "side": name, **view})
     return scale, views
 
@@ -195,7 +207,8 @@ def _threshold(data: Record, ident: str) -> Markup | None:
     here = lambda_text(price_of(theory))
     label = f"Thresholds of theory and the penalty of this network, {here}. {reason(data)}"
     if len(set(data["class_counts"])) > _MOST_LANES:
-        return drawn(lambda ax: class_thresholds(data, ax), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
+        part = part_of(data, shown_classes(data))
+        return drawn(lambda ax: class_thresholds(part, ax), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
     axis = _axis([data])
     height = 0.6 + 0.55 * len(data["clusters"])
     return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), f"{ident}-threshold", label)
@@ -300,9 +313,10 @@ def _distances(data: Record) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def _class_rows(data: Record) -> list[Record]:
+def _class_rows(data: Record, every: Sequence[str]) -> list[Record]:
+    """A row for each class; ``every`` names all classes, also those without one."""
     separation, effective, theory = data["separation"], data["effective"], data["prediction"]
-    names = data["class_names"]
+    names, marks = data["class_names"], class_marks(data)
     return [
         {
             "name": names[k],
@@ -311,7 +325,8 @@ def _class_rows(data: Record) -> list[Record]:
             "state": separation["states"][k],
             "theory": None if theory is None else theory["seen"][k],
             "length": separation["relative_norms"][k],
-            "nearest": names[separation["nearest"][k]] if separation["nearest"][k] >= 0 else ABSENT,
+            "marks": marks[k],
+            "nearest": every[separation["nearest"][k]] if separation["nearest"][k] >= 0 else ABSENT,
             "distance": separation["nearest_separation"][k],
             "price": None if effective is None else effective["by_class"][k],
             "tells": effective is not None and effective["tells"][k],

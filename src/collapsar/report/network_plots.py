@@ -20,13 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from collapsar.report.class_marks import class_marks, marked_names
 from collapsar.report.diagnosis import name_classes
 from collapsar.report.network_words import first_thresholds, price_of
 from collapsar.report.record import Record, defined
 from collapsar.report.style import COLOURS, STATES
 from collapsar.report.words import lambda_text
 
-__all__ = ["CURVES", "class_sizes", "class_thresholds", "curves_over_epochs"]
+__all__ = ["CURVES", "class_recalls", "class_sizes", "class_thresholds", "curves_over_epochs"]
 
 # Title of a chart, whether its axis is logarithmic, and its lines: key in a record of training, name, colour, dashes.
 CURVES: tuple[tuple[str, bool, tuple[tuple[str, str, str, str], ...]], ...] = (
@@ -78,7 +79,28 @@ def class_sizes(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
             )
     ax.set_ylim(0, 1.25 * max(counts))
     ax.set_ylabel("samples")
-    name_classes(ax, record["class_names"])
+    name_classes(ax, marked_names(record))
+    return bars
+
+
+def class_recalls(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
+    """The share of its samples that each class is given, as bars; a hollow triangle where that is none: lost.
+
+    Args:
+        record: Of a diagnosis.
+        ax: Where to draw.
+    """
+    shares, states = record["accuracies"], record["separation"]["states"]
+    bars = []
+    for k, (share, state) in enumerate(zip(shares, states, strict=True)):
+        if defined(share):
+            bars += ax.bar([k], [share], color=COLOURS[STATES[state].colour], width=0.8).patches
+    for k, marks in enumerate(class_marks(record)):
+        if "lost" in marks:
+            ax.plot([k], [0.08], "v", color=COLOURS["ink"], markerfacecolor="none", markersize=6)
+    ax.set_ylim(0, 1.05)
+    ax.set_ylabel("recognised")
+    name_classes(ax, marked_names(record))
     return bars
 
 
@@ -103,7 +125,7 @@ def class_thresholds(record: Record, ax: Axes) -> list[Line2D]:
     )  # fmt: skip
     ax.set_yscale("log")
     ax.set_ylabel("threshold λ$_W$" if theory.get("unit") == "lambda_w" else "threshold λ$_Z$")
-    name_classes(ax, record["class_names"])
+    name_classes(ax, marked_names(record))
     return lines
 
 

@@ -158,7 +158,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def state_counts(diagnosis: Record) -> str:
-    """How many classes are in each state.
+    """How many classes are in each state, and how many are lost or dead, whatever their state.
 
     Example:
         >>> state_counts({"separation": {"states": ["separated", "vanished", "vanished"]}})
@@ -166,20 +166,34 @@ def state_counts(diagnosis: Record) -> str:
     """
     states = diagnosis["separation"]["states"]
     order = [state for state in ("separated", "merged", "vanished", "unseen") if state in states]
-    return ", ".join(f"{states.count(state)} {state}" for state in order)
+    counts = [f"{states.count(state)} {state}" for state in order]
+    counts += [f"{diagnosis[f'num_{word}']} {word}" for word in ("lost", "dead") if diagnosis.get(f"num_{word}")]
+    return ", ".join(counts)
 
 
 def report_finding(runs: Sequence[Record]) -> str:
     """The one sentence: of one network its headline, of several which of them lost classes."""
     if len(runs) == 1:
         return runs[0]["diagnosis"]["headline"]
-    lost = [run["name"] for run in runs if run["diagnosis"]["num_collapsed"]]
-    if not lost:
-        return f"All classes are separated in all {len(runs)} networks."
-    if len(lost) == len(runs):
-        return f"Classes have collapsed in all {len(runs)} networks."
-    verb = "network has" if len(lost) == 1 else "networks have"
-    return f"{len(lost)} of {len(runs)} {verb} lost classes: {_names(lost)}."
+    gone = [run["name"] for run in runs if _num_gone(run["diagnosis"])]
+    if not gone:
+        return f"All classes are separated, and none is lost, in all {len(runs)} networks."
+    found = [run["diagnosis"] for run in runs]
+    collapsed = {state for d in found if d["num_collapsed"] for state in d["separation"]["states"]}
+    kinds = [state for state in ("merged", "vanished") if state in collapsed]
+    kinds += [word for word in ("lost", "dead") if any(d.get(f"num_{word}") for d in found)]
+    what = f"{', '.join(kinds[:-1])} or {kinds[-1]}" if len(kinds) > 1 else kinds[0]
+    if len(gone) == len(runs):
+        return f"All {len(runs)} networks have {what} classes."
+    verb = "network has" if len(gone) == 1 else "networks have"
+    return f"{len(gone)} of {len(runs)} {verb} {what} classes: {_names(gone)}."
+
+
+def _num_gone(diagnosis: Record) -> int:
+    """Merged, vanished, lost and dead classes; records of earlier versions count them apart, or not all."""
+    return diagnosis.get("num_gone") or max(
+        diagnosis.get(key) or 0 for key in ("num_collapsed", "num_lost", "num_dead")
+    )
 
 
 def accuracy(run: Record, which: str) -> float | None:

@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from collapsar.report.class_marks import MARKS, class_marks
 from collapsar.report.class_plane import class_means_plane, principal_plane
 from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
@@ -70,7 +71,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["state_styles"] = STATES
+    environment.globals |= {"state_styles": STATES, "mark_symbols": MARKS}
     environment.filters |= {
         "lambda": lambda_text,
         "number": number_text,
@@ -113,7 +114,8 @@ def score_map(Z: np.ndarray, data: Record, scale: float, name: str, label: str, 
 def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
     """Geometry of a hover map, in the units of its view box: cells, names, lines between clusters."""
     order = [k for cluster in data["clusters"] for k in cluster]
-    names = [_shortened(data["class_names"][k]) for k in order]
+    written = data.get("marked_names", data["class_names"])
+    names = [_shortened(written[k]) for k in order]
     size, longest = _CELL * len(order), max(map(len, names))
     font = min(0.5 * _CELL, 0.05 * size + 1.5)
     groups = _groups(data, _CELL, font)
@@ -235,6 +237,7 @@ def plane_views(geometry: Record | None, data: Record, ident: str) -> list[Recor
             "class_names": data["class_names"],
             "groups": groups,
             "states": states,
+            "lost": [k for k, marks in enumerate(class_marks(data)) if side == "network" and "lost" in marks],
         }
         shown = principal_plane(means[side])[1]
         circled = "; merged groups: " + ", ".join(_group(g, data) for g in groups) if groups else ""

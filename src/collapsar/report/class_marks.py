@@ -1,0 +1,123 @@
+"""Marks of what a state does not say: classes that are lost, given to none of their own samples, and dead ones.
+
+Example:
+    >>> record = {"class_names": ["ant", "bee", "cat"], "dead": [2], "accuracies": [1.0, 0.0, 0.5],
+    ...           "separation": {"states": ["separated"] * 3}, "standings": {"carried": [], "lost": [
+    ...               {"index": 1, "reason": "outvoted", "rival": 0, "nats": 1.5}]}}
+    >>> marked_names(record)
+    ['ant', '▽ bee', '† cat']
+    >>> lost_and_dead(record)[0]
+    'Lost, given to none of their own samples: bee (outvoted by ant by 1.5 nats).'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from collapsar.report.record import Record
+from collapsar.report.words import number_text
+
+__all__ = ["MARKS", "class_marks", "lost_and_dead", "marked_names", "part_of", "shown_classes"]
+
+MARKS: Mapping[str, str] = {"lost": "▽", "dead": "†"}
+
+# What is drawn and listed of a head with more classes than this.
+_MOST_CLASSES, _MOST_TOLD = 400, 300
+_MOST_NAMES = 8
+
+
+def class_marks(record: Mapping[str, Any]) -> list[list[str]]:
+    """Of each class which of ``MARKS`` it has; records of earlier versions have none.
+
+    Args:
+        record: of a diagnosis.
+    """
+    lost = {c["index"] for c in (record.get("standings") or {}).get("lost", ())}
+    dead = set(record.get("dead") or ())
+    return [
+        [word for word, members in (("lost", lost), ("dead", dead)) if k in members]
+        for k in range(len(record["class_names"]))
+    ]
+
+
+def marked_names(record: Mapping[str, Any]) -> list[str]:
+    """The names of the classes, marks before them."""
+    marks = class_marks(record)
+    return [" ".join([*(MARKS[m] for m in own), name]) for own, name in zip(marks, record["class_names"], strict=True)]
+
+
+def lost_and_dead(record: Mapping[str, Any]) -> list[str]:
+    """A sentence for the lost classes and one for the dead ones, where there are any."""
+    names, told = record["class_names"], []
+    lost = (record.get("standings") or {}).get("lost", [])
+    if lost:
+        told.append(f"Lost, given to none of their own samples: {_few([_why(c, names) for c in lost])}.")
+    dead = record.get("dead") or []
+    if dead:
+        own = (
+            "another class has their row of the last layer as well"
+            if len(dead) > 1
+            else "another class has its row as well"
+        )
+        told.append(f"Dead, {own}: {_few([names[k] for k in dead])}.")
+    return told
+
+
+def _why(lost: Mapping[str, Any], names: Sequence[str]) -> str:
+    name, rival = names[lost["index"]], names[lost["rival"]]
+    if lost["reason"] != "outvoted":
+        return f"{name} ({lost['reason']}, taken for {rival})"
+    by = f" by {number_text(lost['nats'], 2)} nats" if (lost["nats"] or 0) > 0 else ""
+    return f"{name} (outvoted by {rival}{by})"
+
+
+def _few(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _MOST_NAMES} more" if len(texts) > _MOST_NAMES else ""
+    return f"{', '.join(texts[:_MOST_NAMES])}{more}"
+
+
+def shown_classes(record: Mapping[str, Any]) -> list[int]:
+    """The classes that a page draws and lists: all; of very many those in trouble first, then some of each size."""
+    states, K = record["separation"]["states"], len(record["class_names"])
+    if K <= _MOST_CLASSES:
+        return list(range(K))
+    marks = class_marks(record)
+    told = [k for k in range(K) if states[k] != "separated" or marks[k]][:_MOST_TOLD]
+    others = sorted(set(range(K)) - set(told), key=lambda k: (-record["class_counts"][k], k))
+    places = np.linspace(0, len(others) - 1, min(_MOST_CLASSES - len(told), len(others))).round().astype(int)
+    return sorted({*told, *(others[i] for i in places)})
+
+
+def part_of(record: Record, classes: Sequence[int]) -> Record:
+    """What pictures and tables of single classes read of a diagnosis, for these classes alone."""
+    if len(classes) == len(record["class_names"]):
+        return record
+
+    def some(values: Sequence[Any]) -> list[Any]:
+        return [values[k] for k in classes]
+
+    place = {k: i for i, k in enumerate(classes)}
+    separation, effective, theory = record["separation"], record["effective"], record["prediction"]
+    lost = (record.get("standings") or {}).get("lost", ())
+    return {
+        **record,
+        **{key: some(record[key]) for key in ("class_names", "class_counts", "accuracies")},
+        "Z": None,
+        "dead": [place[k] for k in record.get("dead") or () if k in place],
+        "standings": {"lost": [{**c, "index": place[c["index"]]} for c in lost if c["index"] in place], "carried": []},
+        "separation": {
+            **separation,
+            **{key: some(separation[key]) for key in ("states", "relative_norms", "nearest", "nearest_separation")},
+        },
+        "effective": None if effective is None else {
+            **effective, **{key: some(effective[key]) for key in ("by_class", "tells")}
+        },
+        "prediction": None if theory is None else {
+            **theory,
+            **{key: some(theory[key]) for key in ("states", "seen", "merge", "vanish", "edge", "b") if key in theory},
+            "Z": None,
+        },
+    }  # fmt: skip
