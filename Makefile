@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-browser check format bench docs clean
+.PHONY: help install demo test test-slow test-browser check format bench bench-guard docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ bench: install ## benchmarks, ratios within one run; the page docs/benchmarks.md
 	@mkdir -p .benchmarks
 	$(BIN)/pytest benchmarks -o python_files="bench_*.py" -o addopts="--import-mode=importlib" -p no:xdist -s --benchmark-json=.benchmarks/run.json; \
 	status=$$?; $(BIN)/python benchmarks/table.py .benchmarks/run.json && exit $$status
+
+bench-guard: install ## a minute of benchmarks, as ratios; fails where one is 1.3 times what was recorded
+	$(BIN)/python benchmarks/guard.py
 
 docs: install ## the documentation site, into docs/_build/html; warnings are errors
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -92,3 +92,33 @@ def test_a_page_without_a_place_is_refused(table, tmp_path):
     table.PAGE.write_text("# Benchmarks\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="machine"):
         table.main([run(tmp_path)])
+
+
+# --- the guard
+
+
+@pytest.fixture
+def guard(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("benchmark_guard", SCRIPT.with_name("guard.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recorded = json.loads(module.RECORD.read_text(encoding="utf-8"))
+    assert list(recorded) == list(module.ROWS)
+    monkeypatch.setattr(module, "RECORD", tmp_path / "guard.json")
+    module.RECORD.write_text(json.dumps(dict.fromkeys(recorded, 2.0)))
+    return module
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(2.5, 0), (2.7, 1)])
+def test_the_guard_fails_beyond_its_limit_only(guard, monkeypatch, capsys, seconds, code):
+    monkeypatch.setattr(guard, "in_own_process", lambda *_: {"seconds": seconds, "reference": 1.0, "mib": 1.0})
+    assert guard.guard(list(guard.ROWS)[:2]) == code
+    assert ("SLOW" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_row_that_was_disturbed_is_measured_again(guard, monkeypatch):
+    found = iter([9.0, 2.1])
+    monkeypatch.setattr(guard, "in_own_process", lambda *_: {"seconds": next(found), "reference": 1.0, "mib": 1.0})
+    assert guard.guard(list(guard.ROWS)[:1]) == 0
