@@ -25,7 +25,8 @@ SGD = Recipe("sgd", 3.0, 0.1, 1000, 64, "layernorm", 128, "constant")
         (Recipe("adamw", 0.01, 2e-5, 3000, 32, "layernorm", 768), "not acted"),
         (Recipe("sgd", 5e-4, 1e-3, 1000, 32, "none", 768), "not acted"),
         (replace(SGD, norm="none"), "unknown"),
-        (Recipe("adamw", 30.0, 1e-3, 1000, 64, "layernorm", 128, gain_decay=0.1), "unknown"),
+        (Recipe("adamw", 30.0, 1e-3, 1000, 64, "batchnorm", 128, gain_decay=0.1), "unknown"),
+        (replace(SGD, gain_decay=0.1), "unknown"),
         (Recipe("adamw", 0.1, 1e-3, 100000, 64, "rmsnorm", 128), "safe"),
     ],
 )

@@ -684,7 +684,7 @@ def test_a_normalisation_is_one_whatever_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("decay", "make", "penalty", "free", "words"),
     [
-        (1e-3, torch_optim.SGD, 1e-3, False, r"lambda_gain=0.001\) is the model"),
+        (1e-3, torch_optim.SGD, 1e-3, False, "once the gain gathers in few features"),
         (0.0, torch_optim.SGD, 0.0, True, "may grow without bound"),
         (1e-3, torch_optim.AdamW, None, False, "from_normalized"),
     ],

@@ -444,3 +444,20 @@ def test_balanced_classes_on_spheres_merge_only_where_all_vanish():
     for share, state in ((0.98, "separated"), (1.02, "vanished")):
         p = cs.Problem.from_gain_decay([100] * 4, lambda_w=share * t.complete, lambda_gain=0.01, over="sample")
         assert set(cs.solve(p).class_states) == {state}
+
+
+def test_a_gain_for_each_feature_beats_the_model_of_one_gain() -> None:
+    """The optimum's own factors, their lengths made by an RMSNorm whose gain is 0 on what they do not use."""
+    lambda_w = lambda_gain = 0.05
+    p = cs.Problem.from_gain_decay("100x5,20x5", lambda_w=lambda_w, lambda_gain=lambda_gain, lambda_b=0.0)
+    s, d = cs.solve(p), 32
+    W, H, b = s.factors(d)
+    used = int(np.linalg.matrix_rank(H))
+    assert np.abs(H[used:]).max() < 1e-9
+    unit = H / np.sqrt(np.mean(H**2, axis=0))  # what the norm puts out
+    gain = np.where(np.arange(d) < used, np.linalg.norm(H[:, 0]) / np.sqrt(d), 0.0)
+    np.testing.assert_allclose(gain[:, None] * unit, H, atol=1e-9)
+    u = W.T @ H + b[:, None]
+    loss = p.loss_share @ (np.log(np.exp(u).sum(axis=0)) - np.diag(u))
+    total = loss + lambda_w / 2 * np.sum(W**2) + lambda_gain / 2 * np.sum(gain**2)
+    assert total < 0.9 * s.certificate.dual

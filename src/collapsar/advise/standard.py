@@ -184,16 +184,27 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
             "subtract the log of the class frequencies from the logits, then train longer; leave the decay alone"
         )
         return StandardAdvice("not acted", reason, cure, merged=(), lambda_w=None, largest_decay=None, **common)
-    if recipe.norm == "none" or (recipe.gain_decay is not None and recipe.optimizer == "adamw"):
-        why = (
-            "nothing normalises the features before the head, so decay of the layers below decides (--layers)"
-            if recipe.norm == "none"
-            else "AdamW's decay of the norm's gain cannot be forecast"
-        )
+    if (why := _uncovered(recipe)) is not None:
         cure = "subtract the log of the class frequencies from the logits; watch the class means during training"
         reason = f"{why}: whether classes merge is not known{room}"
         return StandardAdvice("unknown", reason, cure, merged=(), lambda_w=None, largest_decay=None, **common)
     return _at_rest(n, recipe, common, room)
+
+
+def _uncovered(recipe: Recipe) -> str | None:
+    """Why no optimum is known for a training; None where one is."""
+    if recipe.norm == "none":
+        return "nothing normalises the features before the head, so decay of the layers below decides (--layers)"
+    if recipe.gain_decay is None:
+        return None
+    if recipe.optimizer == "adamw":
+        return "AdamW's decay of the norm's gain cannot be forecast"
+    if recipe.norm in ("layernorm", "rmsnorm"):
+        return (
+            "a decayed gain for each feature gathers in few of them, where length costs less than any model here has "
+            "it; with a fixed gain the optimum is known"
+        )
+    return None
 
 
 def _at_rest(n: NDArray[np.int64], recipe: Recipe, common: dict[str, Any], room: str) -> StandardAdvice:

@@ -245,8 +245,10 @@ class Problem:
     ) -> Self:
         """The problem of a network whose last norm has a gain under decay: the length of the features is free.
 
-        The length is priced by (lambda_gain/2) norm^2, norm^2 = ||gain||^2. A gain that is *not* decayed grows without
-        bound: then there is no optimum and no threshold.
+        The length is priced by (lambda_gain/2) norm^2. Per batch norm^2 = ||gain||^2, a gain per feature. Per sample
+        this is a gain that is one number, as a cosine head's scale: one gain per feature (LayerNorm, RMSNorm) gathers
+        in few features, where a length costs less; its optimum lies below this one and is not covered. A gain that is
+        *not* decayed grows without bound: then there is no optimum and no threshold.
 
         Args:
             class_counts: as for :class:`Problem`.

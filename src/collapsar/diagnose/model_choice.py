@@ -158,14 +158,14 @@ def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:
             "the classes. Decay the gain, or fix it, to have one.",
         )
     shifted = norm.shifted
-    if norm.gain_penalty is not None and norm.gain_penalty > 0 and norm.over == "sample" and norm.uneven > _UNEVEN:
-        return Choice(
-            "none",
-            f"{found}, and its gain is decayed and uneven by {norm.uneven:.0%}: a gain in few features prices the "
-            "length of the features less than the model of a decayed gain has it, so no optimum is compared. A gain "
-            "that is one number, or fixed, has one.",
-        )
     if norm.gain_penalty is not None and norm.gain_penalty > 0:
+        if norm.over == "sample":
+            return Choice(
+                "none",
+                f"{found}, and its gain is decayed, one for each feature: gathered in few features it prices the "
+                "length less than any model here has it, so no optimum is compared. A gain that is fixed, or one "
+                "number, has one.",
+            )
         found += f"; its gain is decayed, which prices their length: {_PER[norm.over]} model of a decayed gain"
         return _priced(m, known, found, norm.over, shifted, lambda_gain=norm.gain_penalty)
     if norm.trained_gain:

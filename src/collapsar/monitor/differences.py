@@ -265,11 +265,15 @@ def _gain(norm: HeadNorm, *, known: bool) -> str:
         return (
             "its gain is trained without decay, so that the length may grow without bound and nothing merges for good"
         )
+    if norm.gain_penalty is not None and norm.over == "sample":
+        return (
+            "decay of its gain prices it, and less than any model here once the gain gathers in few features: no "
+            "optimum is known"
+        )
     if norm.gain_penalty is not None:
-        even = "" if norm.over == "batch" else " while the gain stays even"
         return (
             f"decay of its gain alone can price it: Problem.from_gain_decay(counts, lambda_w=..., "
-            f"lambda_gain={norm.gain_penalty:g}{over}) is the model{even}"
+            f"lambda_gain={norm.gain_penalty:g}{over}) is the model"
         )
     reading = f"it is {norm.length:.3g}: Problem.from_normalized(counts, lambda_w=..., norm={norm.length:.4g}{over})"
     return f"{reading} is the model" if known else f"{reading} is the model as long as its gain does not move"
