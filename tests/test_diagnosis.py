@@ -450,6 +450,8 @@ def test_without_the_penalty_the_heads_gradient_tells_it():
         (KnownTraining(norm=replace(LAYER, length=40.0)), "sample", "have 10.0% of its length"),
         (KnownTraining(norm=replace(LAYER, gain_penalty=0.1)), "none", "its gain is decayed, one for each feature"),
         (KnownTraining(norm=replace(LAYER, over="batch", gain_penalty=0.1)), "batch", "model of a decayed gain"),
+        (KnownTraining(norm=replace(LAYER, trained_gain=True, uneven=0.5)), "none", "now (uneven by 50%)"),
+        (KnownTraining(norm=replace(LAYER, uneven=0.1)), "sample", "(uneven by 10.0%, about as far"),
         (KnownTraining(norm=replace(LAYER, length=1.0)), "sample", "The norms of the features are equal"),
         (KnownTraining(0.4, norm=LAYER, body="decayed"), "sample", "Decay acts on the layers below as well"),
     ],

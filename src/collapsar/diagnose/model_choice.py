@@ -44,6 +44,7 @@ _OFFSET = 0.5
 _WITHIN = 0.01
 # A gain less even than this is told, and lengths below this share of the norm's; lengths above are not its own.
 _UNEVEN, _SHORT, _LONGER = 0.05, 0.97, 1.05
+_TOO_UNEVEN = 0.2
 # A fitted penalty of the bias below this share of the head's is the noise of a bias that nothing penalises.
 _FREE = 0.02
 # More clusters of normalised features than this take minutes.
@@ -155,7 +156,7 @@ def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:
             "none",
             f"{found}, and its gain is trained without decay: the length of the features may grow without bound, so "
             "there is no optimum and no threshold; nothing merges for good, and weight decay of the head only slows "
-            "the classes. Decay the gain, or fix it, to have one.",
+            f"the classes. {'Fix the gain' if norm.over == 'sample' else 'Decay or fix the gain'} to have one.",
         )
     shifted = norm.shifted
     if norm.gain_penalty is not None and norm.gain_penalty > 0:
@@ -170,8 +171,14 @@ def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:
         return _priced(m, known, found, norm.over, shifted, lambda_gain=norm.gain_penalty)
     if norm.trained_gain:
         found += "; its gain is trained, and taken as it is now"
+    if norm.uneven > _TOO_UNEVEN:
+        return Choice(
+            "none",
+            f"{found} (uneven by {norm.uneven:.0%}): directions with a large gain are cheaper than others, which no "
+            "model here has, so no optimum is compared.",
+        )
     if norm.uneven > _UNEVEN:
-        found += f" (uneven by {norm.uneven:.1%}, which the model has not)"
+        found += f" (uneven by {norm.uneven:.1%}, about as far as the model may be off)"
     return _priced(m, known, f"{found}: {_PER[norm.over]} model", norm.over, shifted, norm=norm.length)
 
 
