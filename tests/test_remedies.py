@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import collapsar as cs
 from collapsar.advise import mitigations as rm
 from collapsar.core.problem import FeatureModel
-from collapsar.report.record import plain
+from collapsar.core.records import to_json
 
 N_A, N_B, K_A, K_B = 500, 100, 5, 5
 COUNTS = np.array([N_A] * K_A + [N_B] * K_B)
@@ -170,7 +170,7 @@ def test_margins_and_geometry_against_loops_over_full_matrices() -> None:
 
 def test_the_standard_comparison_is_one_json_record() -> None:
     record = rm.compare_remedies(BASE)
-    again = json.loads(json.dumps(plain(record), allow_nan=False))
+    again = json.loads(json.dumps(to_json(record), allow_nan=False))
     assert [g["samples"] for g in again["groups"]] == [500, 100]
     by_name = {r["name"]: r for r in again["remedies"]}
     assert len(by_name) == len(again["remedies"]) == 17

@@ -12,8 +12,8 @@ from typing import Any
 
 import collapsar as cs
 from collapsar.app.network_records import advice_record, geometry_record
+from collapsar.core.records import to_json
 from collapsar.diagnose.readers import diagnose, diagnose_run
-from collapsar.report.record import plain
 
 __all__ = ["report_record"]
 
@@ -145,7 +145,7 @@ def _entry(
     history: Sequence[Mapping[str, Any]] = (),
     geometry: Record | None = None,
 ) -> Record:
-    return plain(
+    return to_json(
         {
             "name": name,
             "training": training,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from collapsar.core.records import to_json
 from collapsar.report.advice import (
     SUGGESTION_COLUMNS,
     class_words,
@@ -15,7 +16,7 @@ from collapsar.report.advice import (
 )
 from collapsar.report.advice_plots import margins, safety
 from collapsar.report.page import drawn, page
-from collapsar.report.record import Record, plain
+from collapsar.report.record import Record
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import lambda_text, number_text
 
@@ -36,7 +37,7 @@ def advice_page(record: Mapping[str, Any]) -> str:
     """
     if record.get("kind") != "advice":
         raise ValueError(f'`record` must be advice (kind "advice"), got kind {record.get("kind")!r}')
-    data = plain(record)
+    data = to_json(record)
     problem = data["problem"]
     setting = (
         f"{len(problem['class_counts'])} classes, {sum(problem['class_counts'])} samples, {problem['features']} "

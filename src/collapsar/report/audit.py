@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from collapsar.core.records import to_json
 from collapsar.report.page import drawn, page
-from collapsar.report.record import Record, plain
+from collapsar.report.record import Record
 from collapsar.report.style import COLOURS, PAGE_INCHES, styled
 
 __all__ = ["audit_figure", "audit_page", "row_lengths"]
@@ -127,7 +128,7 @@ def _checked(record: Mapping[str, Any]) -> Record:
     kind = record.get("kind") if isinstance(record, Mapping) else None
     if kind != "audit":
         raise ValueError(f'`record` must be the record of an audit (kind "audit"), got kind {kind!r}')
-    return {"source": "a head", "tensor": "weight", "why": "it was given"} | plain(record)
+    return {"source": "a head", "tensor": "weight", "why": "it was given"} | to_json(record)
 
 
 def _kinds(record: Mapping[str, Any]) -> dict[str, set[int]]:

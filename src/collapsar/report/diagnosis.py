@@ -24,9 +24,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from collapsar.core.records import to_json
 from collapsar.report.class_marks import class_marks, marked_names, part_of, shown_classes
 from collapsar.report.plots import heatmap
-from collapsar.report.record import Record, defined, plain
+from collapsar.report.record import Record, defined
 from collapsar.report.style import COLOURS, STATES, styled
 from collapsar.report.words import lambda_text, share_text
 
@@ -72,7 +73,7 @@ def checked_diagnosis(record: Mapping[str, Any]) -> Record:
     kind = record.get("kind") if isinstance(record, Mapping) else None
     if kind != "diagnosis":
         raise ValueError(f'`record` must be the record of a diagnosis (kind "diagnosis"), got kind {kind!r}')
-    data: Record = plain(record)
+    data: Record = to_json(record)
     missing = [key for key in _KEYS if key not in data]
     if missing:
         raise ValueError(f"`record` must hold {', '.join(_KEYS)}; missing: {', '.join(missing)}")

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from collapsar.core.records import to_json
 from collapsar.report.advice_page import advice_view
 from collapsar.report.class_marks import class_marks, lost_and_dead, marked_names, part_of, shown_classes
 from collapsar.report.diagnosis import checked_diagnosis, class_lengths, model_distance, price_readings, same_counts
@@ -26,7 +27,7 @@ from collapsar.report.network_words import (
 )
 from collapsar.report.page import colour_bar, drawn, page, plane_views, score_map
 from collapsar.report.penalty_axis import penalty_axis
-from collapsar.report.record import Record, defined, matrix, plain
+from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import ABSENT, lambda_text, share_text
 
@@ -59,7 +60,7 @@ def report_page(record: Mapping[str, Any]) -> str:
     kind = record.get("kind") if isinstance(record, Mapping) else None
     if kind != "report":
         raise ValueError(f'`record` must be the record of a report (kind "report"), got kind {kind!r}')
-    data: Record = plain(record)
+    data: Record = to_json(record)
     if not data.get("runs"):
         raise ValueError("`record` must hold at least one run, got none; give folders of runs or diagnosis files")
     for index, run in enumerate(data["runs"]):

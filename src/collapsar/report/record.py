@@ -9,7 +9,9 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Record", "checked_demo", "cluster_of_classes", "defined", "matrix", "plain"]
+from collapsar.core.records import to_json
+
+__all__ = ["Record", "checked_demo", "cluster_of_classes", "defined", "matrix"]
 
 Record = dict[str, Any]
 
@@ -23,26 +25,6 @@ _RUN_KEYS = (
     *("lambda_z", "seed", "position", "predicted", "measured", "distance"),
     *("accuracy", "stationarity", "seconds", "epochs", "history"),
 )
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON can hold it: arrays as lists, numpy scalars as Python's, NaN and infinity as None.
-
-    Example:
-        >>> plain({"Z": np.array([[1.0, np.nan]]), "n": np.int64(3)})
-        {'Z': [[1.0, None]], 'n': 3}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def matrix(values: Any) -> NDArray[np.float64]:
@@ -60,9 +42,9 @@ def matrix(values: Any) -> NDArray[np.float64]:
     return array
 
 
-def defined(value: float | None) -> TypeGuard[float]:
-    """Whether the number is there: neither None, NaN nor infinite."""
-    return value is not None and math.isfinite(value)
+def defined(value: float | str | None) -> TypeGuard[float]:
+    """Whether the number is there: neither None, NaN nor infinite, which a record writes "inf"."""
+    return value is not None and not isinstance(value, str) and math.isfinite(value)
 
 
 def checked_demo(record: Mapping[str, Any]) -> Record:
@@ -77,7 +59,7 @@ def checked_demo(record: Mapping[str, Any]) -> Record:
     kind = record.get("kind") if isinstance(record, Mapping) else None
     if kind != "demo":
         raise ValueError(f'`record` must be the record of a demonstration (kind "demo"), got kind {kind!r}')
-    data: Record = plain(record)
+    data: Record = to_json(record)
     _require(data, _KEYS, "record")
     num_classes = len(data["class_counts"])
     _lengths(data, num_classes)

@@ -43,14 +43,14 @@ _COLLAPSED = ("merged", "vanished")
 _MOST_NAMED = 20
 
 
-def number_text(value: float | None, digits: int = 3) -> str:
+def number_text(value: float | str | None, digits: int = 3) -> str:
     """A number for a reader: so many significant digits, powers of ten written as such, "–" if undefined.
 
     Example:
         >>> number_text(0.00448), number_text(-8.4e-15, 2), number_text(None)
         ('0.00448', '−8.4 × 10⁻¹⁵', '–')
     """
-    if value is None or not math.isfinite(value):
+    if value is None or isinstance(value, str) or not math.isfinite(value):
         return ABSENT
     text = f"{value:.{digits}g}"
     if value != 0 and not 1e-4 <= abs(value) < 1e5:
@@ -68,19 +68,19 @@ def power_text(value: float) -> str:
     return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
 
 
-def lambda_text(value: float | None) -> str:
+def lambda_text(value: float | str | None) -> str:
     """A penalty or threshold, to three significant digits."""
     return number_text(value, 3)
 
 
-def share_text(value: float | None, digits: int = 2) -> str:
+def share_text(value: float | str | None, digits: int = 2) -> str:
     """A share as per cent, to ``digits`` significant digits below 10 %, whole from there.
 
     Example:
         >>> share_text(0.6053), share_text(0.00582), share_text(0.0), share_text(None)
         ('61 %', '0.58 %', '0 %', '–')
     """
-    if value is None or not math.isfinite(value):
+    if value is None or isinstance(value, str) or not math.isfinite(value):
         return ABSENT
     return f"{100 * value:.0f} %" if abs(value) >= 0.0995 else f"{number_text(100 * value, digits)} %"
 

@@ -19,7 +19,7 @@ import collapsar as cs
 from collapsar.advise.mitigations import compare_remedies
 from collapsar.core.files import write_atomically
 from collapsar.core.problem import FeatureModel
-from collapsar.report.record import plain
+from collapsar.core.records import to_json
 from collapsar.theory import (
     best_oversampling,
     column_cosines,
@@ -332,7 +332,7 @@ def write_figure(out: Path, name: str, draw: str, title: str, data: Record) -> R
     from collapsar_studies import theory_plots, theory_rows
 
     versions = {"collapsar": cs.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
-    record = plain({"figure": name, "title": title, "versions": versions, **data})
+    record = to_json({"figure": name, "title": title, "versions": versions, **data})
     home = theory_rows if draw in theory_rows.__all__ else theory_plots
     figure: Figure = getattr(home, draw)(record)
     write_atomically(out / f"{name}.json", json.dumps(record, allow_nan=False, indent=None) + "\n")
