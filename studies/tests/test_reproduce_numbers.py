@@ -71,6 +71,11 @@ def rows_of_distances(figures: str, name: str, command: str, printed: bool) -> I
             )
 
 
+STANDARD_NORMS = {
+    "layernorm": "LayerNorm", "rmsnorm": "RMSNorm", "cosine": "cosine head", "batchnorm": "BatchNorm", "none": "none",
+}  # fmt: skip
+
+
 def rows_of_figures() -> Iterable[str]:
     runs = record("fig1")["runs"]
     ends = {
@@ -130,7 +135,14 @@ def rows_of_which_model() -> Iterable[str]:
         )
 
 
-@pytest.mark.parametrize("row", [*rows_of_figures(), *rows_of_which_model()])
+def rows_of_standard() -> Iterable[str]:
+    for row in record("standard")["table"]:
+        z = " | ".join(f"{row[name]:.3f}" for name in ("sample", "batch", "penalised"))
+        merged = f"{row['merged']} of {row['runs']}"
+        yield f"| {STANDARD_NORMS[row['norm']]} | {row['factor']:g} | {z} | {row['b']:.3f} | {merged} |"
+
+
+@pytest.mark.parametrize("row", [*rows_of_figures(), *rows_of_which_model(), *rows_of_standard()])
 def test_a_row_of_the_page_is_the_records(row: str) -> None:
     assert row in PAGE.splitlines()
 
@@ -161,7 +173,19 @@ def test_transitions_are_inside_or_next_to_those_of_the_nonnegative_model() -> N
             assert set(seen["verdict"]["nonnegative"].values()) <= {"inside", "next"}
 
 
-@pytest.mark.parametrize("name", [*(f"fig{n}" for n in range(1, 10)), "which-model"])
+def test_networks_with_a_norm_and_a_decayed_head_follow_the_model_of_their_norm() -> None:
+    """Z within .05 and b within .10 away from the threshold; LayerNorm and RMSNorm merge within a tenth of it."""
+    r = record("standard")
+    for run in (run for run in r["runs"] if run["norm"] in ("layernorm", "rmsnorm", "cosine")):
+        assert run["distance"]["sample"]["b"] <= 0.10
+        assert run["distance"]["sample"]["Z"] <= (0.05 if run["factor"] in (0.3, 0.6, 1.4) else 0.10)
+    exact = [m["bracket"] for m in r["merged"] if m["norm"] in ("layernorm", "rmsnorm")]
+    assert exact == [[0.9, 1.1]] * 6
+    assert all(t["right"] for t in r["tuned"])
+    assert len(r["tuned"]) == 20
+
+
+@pytest.mark.parametrize("name", [*(f"fig{n}" for n in range(1, 10)), "which-model", "standard"])
 def test_records_say_where_they_were_made(name: str) -> None:
     environment = record(name)["environment"]
     assert environment["failed"] == []

@@ -35,6 +35,7 @@ class Standard:
         norms: what stands before the head; "": nothing.
         seeds: of weights and order.
         adamw: AdamW's decays of the head at batch 64, rate 1e-3.
+        wide: last width of a second perceptron for AdamW's two largest decays, with half of the epochs; 0: none.
         others: further (data set, network) pairs, at half and 1.4 times the threshold.
         tuned: how many short fine-tunings.
     """
@@ -48,6 +49,7 @@ class Standard:
     norms: tuple[str, ...]
     seeds: tuple[int, ...]
     adamw: tuple[float, ...]
+    wide: int
     others: tuple[tuple[str, ModelSpec], ...]
     tuned: int
 
@@ -62,13 +64,14 @@ _OTHERS = (
 STANDARD: dict[str, Standard] = {
     "paper": Standard(
         "paper", "fashion-mnist", _COUNTS, (256, 256, 64), 1000, FACTORS, _NORMS, (0, 1, 2), (0.1, 3.0, 10.0, 30.0),
-        _OTHERS, 20,
+        256, _OTHERS, 20,
     ),
     "cpu": Standard(
-        "cpu", "digits", _COUNTS, (128, 128, 32), 600, FACTORS, _NORMS, (0, 1, 2), (0.1, 3.0, 10.0, 30.0), _OTHERS, 20
+        "cpu", "digits", _COUNTS, (128, 128, 32), 600, FACTORS, _NORMS, (0, 1, 2), (0.1, 3.0, 10.0, 30.0),
+        128, _OTHERS, 20,
     ),
     "tiny": Standard(
-        "tiny", "digits", (40,) * 5 + (8,) * 5, (32, 16), 4, (0.5, 1.4), ("layernorm", ""), (0,), (10.0,), (), 2
+        "tiny", "digits", (40,) * 5 + (8,) * 5, (32, 16), 4, (0.5, 1.4), ("layernorm", ""), (0,), (10.0,), 0, (), 2
     ),
 }  # fmt: skip
 
@@ -80,11 +83,11 @@ TUNINGS = (
 
 
 def problem_of(
-    class_counts: tuple[int, ...], lambda_w: float | np.ndarray, length: float, over: str = "sample"
+    class_counts: tuple[int, ...], lambda_w: float | np.ndarray, length: float, over: str, lambda_b: float = 0.0
 ) -> cs.Problem:
-    """The convex program of networks whose features have a length, per "sample" or per "batch", with a free bias."""
+    """The convex program of networks whose features have a length, per "sample" or per "batch"."""
     which = "batch" if over == "batch" else "sample"
-    return cs.Problem.from_normalized(class_counts, lambda_w=lambda_w, norm=length, over=which, lambda_b=0.0)
+    return cs.Problem.from_normalized(class_counts, lambda_w=lambda_w, norm=length, over=which, lambda_b=lambda_b)
 
 
 @lru_cache(maxsize=64)
@@ -140,8 +143,8 @@ def standard_chains(grid: Standard) -> list[tuple[Job, ...]]:
         chains += _decay_elsewhere(grid, seed)
     for dataset, spec in grid.others:
         for factor in (0.5, 1.4):
-            shorter = replace(grid, epochs=max(2, grid.epochs // 2))
-            config = _sgd(shorter, dataset, replace(spec, feature_norm="layernorm"), factor, 0)
+            longer = replace(grid, epochs=5 * grid.epochs // 2)  # at 300 epochs, the small classes were not even fitted
+            config = _sgd(longer, dataset, replace(spec, feature_norm="layernorm"), factor, 0)
             labels = {"norm": "layernorm", "network": spec.name, "data": dataset, "factor": factor, "seed": 0}
             chains.append(_one("others", config, **labels))
     return chains + _tunings(grid)
@@ -159,7 +162,13 @@ def _decay_elsewhere(grid: Standard, seed: int) -> list[tuple[Job, ...]]:
         plain, penalties=Penalties(0.0, 0.0, 0.0), optimizer="adamw", learning_rate=1e-3, batch_size=64,
         clip_norm=math.inf,
     )  # fmt: skip
-    chains = [_one("adamw", replace(adam, head_decay=wd), wd=wd, seed=seed) for wd in grid.adamw]
+    width = grid.widths[-1]
+    chains = [_one("adamw", replace(adam, head_decay=wd), wd=wd, width=width, seed=seed) for wd in grid.adamw]
+    if grid.wide:
+        model = replace(spec, widths=(*grid.widths[:-1], grid.wide))
+        wide = replace(adam, model=model, epochs=grid.epochs // 2, eval_every=grid.epochs // 2)
+        labels = {"width": grid.wide, "seed": seed}
+        chains += [_one("adamw", replace(wide, head_decay=wd), wd=wd, **labels) for wd in grid.adamw[-2:]]
     for body in (1e-3, 1e-2):
         # SGD's decay of all parameters adds to λ_W, whose sum stays that of the plain run
         price = Penalties(plain.penalties.lambda_w - body, 0.0, 0.0)

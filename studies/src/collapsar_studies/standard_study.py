@@ -64,9 +64,11 @@ def standard_record(grid: Standard, jobs: Sequence[Job], cells: Mapping[str, Rec
 
 
 @lru_cache(maxsize=512)
-def _optimum(counts: tuple[int, ...], lambda_w: tuple[float, ...], length: float, over: str) -> cs.Solution:
+def _optimum(
+    counts: tuple[int, ...], lambda_w: tuple[float, ...], length: float, over: str, lambda_b: float = 0.0
+) -> cs.Solution:
     price = lambda_w[0] if len(lambda_w) == 1 else np.array(lambda_w)
-    return cs.solve(problem_of(counts, price, length, over), 1e-8, throw=False)
+    return cs.solve(problem_of(counts, price, length, over, lambda_b), 1e-8, throw=False)
 
 
 def _measured(cell: Record) -> tuple[Matrix, Matrix]:
@@ -88,8 +90,10 @@ def _beside(job: Job, cell: Record) -> Record:
     lambda_w = config.penalties.lambda_w + config.weight_decay
     length = length_of(config.model) if config.model.feature_norm else float(np.sqrt(result["square_length"]))
     implied = lambda_w * float(np.sqrt(result["head_norm"] / result["feature_mass"]))
-    models = {over: _optimum(config.class_counts, (lambda_w,), length, over) for over in ("sample", "batch")}
-    models["penalised"] = cs.solve(cs.Problem(config.class_counts, implied, 0.0), 1e-8, throw=False)
+    prices = config.class_counts, (lambda_w,), length
+    # SGD's decay of all parameters is a penalty of the bias as well
+    models = {over: _optimum(*prices, over, config.weight_decay) for over in ("sample", "batch")}
+    models["penalised"] = cs.solve(cs.Problem(config.class_counts, implied, config.weight_decay), 1e-8, throw=False)
     own = models[over_of(config.model)]
     return {
         **job.labels,
