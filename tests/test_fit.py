@@ -15,10 +15,9 @@ from collapsar.diagnose.fit import (
     distance,
     fit_to_theory,
     gram_distances,
-    lambda_z_from_predictions,
-    lambda_z_from_residual,
 )
 from collapsar.diagnose.measurement import Pass, measure
+from collapsar.diagnose.readings import lambda_z_from_predictions, lambda_z_from_residual
 from networks import RNG, measured, nonnegative_network, samples, signed_network
 from problems import INF, PROBLEMS, naive_loss
 

@@ -311,8 +311,8 @@ def test_a_range_without_transitions_says_so():
         assert all(not curve.lines for curve in part.curves)
         assert "everything collapses: nowhere in this range" in part.notes
         assert (part.states == 0).all()
-    assert "B merges: nowhere in this range, it is apart everywhere" in low.model("signed").notes
-    assert "B vanishes: nowhere in this range, it is alive everywhere" in low.model("nonnegative").notes
+    assert "B merges: nowhere in this range, it is separated everywhere" in low.model("signed").notes
+    assert "B vanishes: nowhere in this range" in low.model("nonnegative").notes
     high = phase_diagram("lambda_z:0.1:0.2:3", "r:2:3:3")
     for part in high.models:
         assert "everything collapses: everywhere in this range" in part.notes
@@ -585,7 +585,7 @@ def test_the_command_takes_every_setting(monkeypatch, capsys):
 def test_the_command_says_where_nothing_happens(monkeypatch, capsys):
     code, shown, _ = run(monkeypatch, capsys, "--x", "lambda_z:1e-5:2e-5:3", "--y", "r:1:2:3")
     assert code == 0
-    assert "signed: B merges: nowhere in this range, it is apart everywhere" in shown
+    assert "signed: B merges: nowhere in this range, it is separated everywhere" in shown
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def advise(
     picture: Picture = None,
     as_json: Json = False,
 ) -> None:
-    """Which classes merge at your penalties, and the least change that keeps them apart, with its price.
+    """Which classes merge at your penalties, and the least change that keeps them separated, with its price.
 
     Every remedy is the least setting that brings each class across its threshold with room to spare, checked by solving
     the problem after the change. No training, no torch.

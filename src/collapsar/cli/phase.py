@@ -65,7 +65,7 @@ def phase(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Which classes stay apart, merge or vanish, over a grid of two parameters, with the exact thresholds drawn in.
+    """Which classes stay separated, merge or vanish, over a grid of two parameters, with the exact thresholds drawn in.
 
     Every cell is a certified optimum, for signed and for nonnegative features; for networks that normalise their
     features with --over, where lambda_w is the penalty. "r" is the imbalance n_A / n_B and moves

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
-from collapsar.diagnose.fit import balance_penalties, lambda_z_from_predictions, lambda_z_from_residual
 from collapsar.diagnose.measurement import Measurement
+from collapsar.diagnose.readings import lambda_z_from_predictions, lambda_z_from_residual
+from collapsar.metrics.balance import balance_penalties
 from collapsar.metrics.separation import ClassSeparation
 
 __all__ = [
