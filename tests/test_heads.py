@@ -436,9 +436,9 @@ def test_a_class_that_is_never_predicted_is_lost_although_its_mean_is_scored_hig
 
 
 def test_one_output_and_a_convolution_are_heads(tmp_path):
-    one = nn.Linear(D, 1)
+    one: Any = nn.Linear(D, 1)
     one.weight.data, one.bias.data = (10 * (torch.eye(D)[0] - torch.eye(D)[1]))[None], torch.zeros(1)
-    conv = nn.Conv2d(D, K, 1)
+    conv: Any = nn.Conv2d(D, K, 1)
     conv.weight.data, conv.bias.data = 5 * EYE[:, :, None, None], torch.tensor([0.0, 0, 0, -9])
     two = Y < 2
     pixels = X[:, :, None, None]

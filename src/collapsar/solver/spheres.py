@@ -300,9 +300,8 @@ def more_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> 
     if missed is None:
         return None
     x, (E, F) = p.x, missed
-    zero = tuple(np.zeros_like(part) for part in (x.v, x.u, x.b))
     wide = Spheres(np.vstack([x.E, 0 * E]), np.vstack([x.F, 0 * F]), x.v, x.u, x.b)
-    step = (np.vstack([0 * x.E, E]), np.vstack([0 * x.F, F]), *zero)
+    step = (np.vstack([0 * x.E, E]), np.vstack([0 * x.F, F]), 0 * x.v, 0 * x.u, 0 * x.b)
     tried = [sphere_point(n, wide.moved(n.q, step, length)) for length in np.geomspace(1e-4, 1.0, 9)]
     best = min(tried, key=lambda one: one.value)
     return best if best.value < p.value else None

@@ -122,7 +122,7 @@ class _Deep:
             return None
         rho: Any = at.amplitude * _length(self.c, at.P)
         priced = float(self.c.sizes @ (self.unit * rho ** (2 / self.factors) + b**2 / 2))
-        return at.value + decay / 2 * float(self.c.sizes @ b**2), priced
+        return float(at.value) + decay / 2 * float(self.c.sizes @ b**2), priced
 
     def minimum(self, decay: float, *, alive: bool) -> tuple[Vector, Response]:
         """The bias and the columns of a minimum, the smallest kind apart or at zero."""
