@@ -70,8 +70,8 @@ def findings(
     yield _rest(say, known, forces)
     if own is not None:
         yield _own_distance(say, own)
-    if fit is not None:
-        yield _distance(say, fit)
+    if fit is not None and choice.name != "none":
+        yield _distance(say, fit, own=own is not None)
     if effective is not None and choice.name == "penalty":
         yield agreement_words(effective, say.at_rest) + _against_known(known, effective)
         yield from _stuck(say, effective)
@@ -185,7 +185,8 @@ def _own_distance(say: Says, fit: NormalizedFit) -> str:
     return f"{text}." if say.at_rest else f"{text}. This distance means little before the head is at rest."
 
 
-def _distance(say: Says, fit: Fit) -> str:
+def _distance(say: Says, fit: Fit, *, own: bool) -> str:
+    """How far the network is from the optima of penalised features; ``own``: where its model is another."""
     signed, nonnegative = fit.models["signed"], fit.models["nonnegative"]
     if np.isnan(signed.distance.Z) and np.isnan(nonnegative.distance.Z):
         return (
@@ -195,7 +196,10 @@ def _distance(say: Says, fit: Fit) -> str:
         f"At lambda_z = {fit.lambda_z:.4g} the mean predictions lie {_away(nonnegative)} from the optimum with "
         f"nonnegative features and {_away(signed)} from the one with signed features"
     )
-    text += f": the network follows the {fit.follows} model." if fit.follows else ": it lies about as near to both."
+    if own:
+        text += ", which are models of other networks."
+    else:
+        text += f": the network follows the {fit.follows} model." if fit.follows else ": it lies about as near to both."
     counts = say.measurement.class_counts
     if np.isfinite(fit.block_residual_z) and len(np.unique(counts[counts > 0])) < np.count_nonzero(counts):
         text += " Theory has equal predictions for classes of equal size; here they differ by "
