@@ -20,7 +20,7 @@ from collapsar.metrics import (
     etf_distance,
     nc1,
     nearest_centers,
-    pairs,
+    tiles,
 )
 
 SCALARS = [
@@ -107,7 +107,7 @@ def long_tail(num_classes, dim, seed=0, spread=0.5, shift=0.0, unseen=()):
     ids=lambda case: "-".join(f"{k}{v}" for k, v in case.items()),
 )
 def test_every_metric_equals_its_definition(case, block, monkeypatch):
-    monkeypatch.setattr(pairs, "_BLOCK_NUMBERS", block)
+    monkeypatch.setitem(tiles._BLOCK_NUMBERS, "cpu", block)
     features, labels, W, b = long_tail(**case)
     report = collapse_report(class_moments(features, labels, len(W)), W, b)
     scalars, expected = report.scalars(), naive(features, labels, W)

@@ -19,17 +19,19 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from collapsar.metrics.moments import ClassMoments
+from collapsar.metrics.tiles import Angles, Tile, tiles
 
 __all__ = [
     "PairwiseCdnv",
     "cdnv",
+    "cdnv_and_angles",
     "cdnv_between_clusters",
     "cdnv_matrix",
     "centred_means",
@@ -44,7 +46,7 @@ __all__ = [
 NOISE = 1e-12
 # ‖x‖² + ‖y‖² − 2⟨x, y⟩ loses its digits when x ≈ y; below this ratio the difference is taken directly.
 _CANCELLATION = 1e-7
-_BLOCK_NUMBERS = 1 << 21
+_DIRECT_NUMBERS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -95,25 +97,11 @@ def equiangularity(vectors: Tensor) -> tuple[float, float]:
         and the mean of |cos + 1/(S−1)| (their Fig. 4). Both 0 at a simplex ETF. NaN for fewer than two
         vectors or when one is zero.
     """
-    norms = torch.linalg.vector_norm(vectors, dim=1)
-    size = len(vectors)
-    if size < 2 or bool((norms == 0).any()):
-        return math.nan, math.nan
-    units = vectors / norms[:, None]
-    count, mean, squares, deviation = 0, 0.0, 0.0, 0.0
-    for gram, other in _upper_strips(units):
-        # Shifted by the ETF's cosine, so that at the ETF nothing cancels; merged pairwise as in moments.
-        block = gram.add_(1 / (size - 1)).masked_fill_(other, 0.0)
-        more = block.numel() - int(other.sum())
-        if more == 0:
-            continue
-        deviation += float(block.abs().sum())
-        block_mean = float(block.sum()) / more
-        step, total = block_mean - mean, count + more
-        block.sub_(block_mean).masked_fill_(other, 0.0)
-        squares += float(torch.linalg.vector_norm(block)) ** 2 + step**2 * count * more / total
-        mean, count = mean + step * more / total, total
-    return math.sqrt(squares / count), deviation / count
+    angles = Angles(torch.linalg.vector_norm(vectors, dim=1))
+    if angles.defined:
+        for tile in tiles(vectors):
+            angles.add(tile)
+    return angles.result
 
 
 def etf_distance(vectors: Tensor) -> float:
@@ -153,40 +141,23 @@ def cdnv(moments: ClassMoments, num_worst: int = 10) -> PairwiseCdnv:
         moments: Class moments.
         num_worst: How many of the worst pairs to name.
     """
-    seen, points = moments.seen, _points(moments)
-    total, count, undefined = 0.0, len(seen) * (len(seen) - 1) // 2, 0
-    worst = points.variances.new_full((len(seen),), -1.0)
-    rival = torch.full_like(seen, -1)
-    top_rank, top_pairs = worst.new_zeros(0), seen.new_zeros(0, 2)
-    for start, values, other in _cdnv_strips(points):
-        aside = values.isnan().logical_or_(other)
-        undefined += int(aside.sum()) - int(other.sum())
-        total += float(values.masked_fill(aside, 0.0).sum())
-        rank = values.masked_fill_(aside, -1.0)
-        for dim in (1, 0):  # row maxima are the rivals among later classes, column maxima among earlier ones
-            best, where = rank.max(dim=dim)
-            better = (best > worst[start : start + len(best)]).nonzero().flatten()
-            worst[start + better], rival[start + better] = best[better], start + where[better]
-        best, where = rank.flatten().topk(min(num_worst, rank.numel()))
-        where, best = where[best >= 0], best[best >= 0]
-        pairs = torch.stack([start + where // rank.shape[1], start + where % rank.shape[1]], dim=1)
-        top_rank, top_pairs = torch.cat([top_rank, best]), torch.cat([top_pairs, pairs])
-        top_rank, order = top_rank.sort(descending=True, stable=True)
-        top_rank, top_pairs = top_rank[:num_worst], top_pairs[order][:num_worst]
-    all_worst = worst.new_full((moments.num_classes,), math.nan)
-    all_rival = seen.new_full((moments.num_classes,), -1)
-    has = (rival >= 0).nonzero().flatten()
-    if len(has):
-        own = torch.stack([has, rival[has]], dim=1)
-        all_worst[seen[has]], all_rival[seen[has]] = _values_of_pairs(points, own), seen[rival[has]]
-    return PairwiseCdnv(
-        mean=total / (count - undefined) if count > undefined else math.nan,
-        worst=all_worst,
-        rival=all_rival,
-        worst_pairs=seen[top_pairs],
-        worst_values=_values_of_pairs(points, top_pairs),
-        undefined=undefined,
-    )
+    points = _points(moments)
+    worst = _Worst(points, num_worst)
+    for tile in tiles(points.means):
+        worst.add(tile)
+    return worst.result(moments)
+
+
+def cdnv_and_angles(moments: ClassMoments, num_worst: int = 10) -> tuple[PairwiseCdnv, tuple[float, float]]:
+    """Return :func:`cdnv`, and :func:`equiangularity` of the centred means: both from one product of all pairs."""
+    points = _points(moments)
+    norms = torch.linalg.vector_norm(points.means, dim=1)
+    worst, angles = _Worst(points, num_worst), Angles(torch.where(norms > points.floor, norms, 0.0))
+    for tile in tiles(points.means):
+        worst.add(tile)
+        if angles.defined:
+            angles.add(tile)
+    return worst.result(moments), angles.result
 
 
 def cdnv_matrix(
@@ -244,9 +215,11 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
     J, member = len(distinct), member[seen]
     sums = torch.zeros(J * J, dtype=torch.float64, device=seen.device)
     counts = torch.zeros_like(sums)
-    for start, values, other in _cdnv_strips(_points(moments)):
-        pair = ~other.logical_or_(values.isnan())
-        cells = (member[start : start + len(values), None] * J + member[start:])[pair]
+    points = _points(moments)
+    for tile in tiles(points.means):
+        values = points.cdnv(tile)
+        pair = values.isnan().logical_not_() & tile.pairs
+        cells = (member[tile.rows, None] * J + member[tile.columns])[pair]
         sums.index_add_(0, cells, values[pair])
         counts += torch.bincount(cells, minlength=J * J)
     sums, counts = sums.view(J, J), counts.view(J, J)
@@ -256,18 +229,92 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
 
 @dataclass(frozen=True)
 class _Points:
-    """What distances need: centred means and variances of seen classes, the length of noise."""
+    """What distances need: centred means, their squared lengths and variances of seen classes, the length of noise."""
 
     means: Tensor
+    squares: Tensor
     variances: Tensor
     floor: float
+
+    def cdnv(self, tile: Tile) -> Tensor:
+        """CDNV of all entries of a tile; NaN where 0/0."""
+        rows, columns = self.squares[tile.rows], self.squares[tile.columns]
+        distances = torch.add(rows[:, None], columns).sub_(tile.gram, alpha=2)
+        if float(distances.min()) < _CANCELLATION * float(rows.max() + columns.max()):
+            distances = _corrected(distances, self.means[tile.rows], self.means[tile.columns], self.floor)
+        return torch.add(self.variances[tile.rows, None], self.variances[tile.columns]).div_(distances).mul_(0.5)
+
+
+class _Worst:
+    """The mean and the worst of the CDNV, tile by tile."""
+
+    def __init__(self, points: _Points, num_worst: int) -> None:
+        self.points, self.num_worst = points, num_worst
+        self.total, self.undefined = 0.0, 0
+        self.worst = torch.full_like(points.variances, -1.0)
+        self.rival = torch.full_like(points.variances, -1, dtype=torch.int64)
+        self.top_rank, self.top_pairs = self.worst[:0], self.rival.new_zeros(0, 2)
+
+    def add(self, tile: Tile) -> None:
+        """Merge the pairs of a tile."""
+        rank = self.points.cdnv(tile)
+        total = float(rank.sum())
+        if tile.on_diagonal or math.isnan(total):
+            undefined = rank.isnan() & tile.pairs
+            self.undefined += int(undefined.sum())
+            rank.masked_fill_(undefined | ~tile.pairs, -1.0)
+            total = float(rank.clamp(min=0.0).sum())
+        self.total += total
+        highest = self._merge(rank, tile.rows.start, tile.columns.start)
+        self._merge(rank.T, tile.columns.start, tile.rows.start)
+        full = len(self.top_rank) == self.num_worst
+        if highest >= 0 and not (full and (not self.num_worst or highest <= float(self.top_rank[-1]))):
+            self._name(rank, tile)
+
+    def _merge(self, rank: Tensor, start: int, other: int) -> float:
+        """Take over rivals of the rows of a tile; the highest rank in it."""
+        best = rank.amax(dim=1)
+        better = (best > self.worst[start : start + len(best)]).nonzero().flatten()
+        if len(better):
+            self.worst[start + better] = best[better]
+            self.rival[start + better] = other + rank[better].argmax(dim=1)
+        return float(best.max())
+
+    def _name(self, rank: Tensor, tile: Tile) -> None:
+        best, where = rank.flatten().topk(min(self.num_worst, rank.numel()))
+        where, best = where[best >= 0], best[best >= 0]
+        pairs = torch.stack(
+            [tile.rows.start + where // rank.shape[1], tile.columns.start + where % rank.shape[1]], dim=1
+        )
+        together, order = torch.cat([self.top_rank, best]).sort(descending=True, stable=True)
+        self.top_rank = together[: self.num_worst]
+        self.top_pairs = torch.cat([self.top_pairs, pairs])[order][: self.num_worst]
+
+    def result(self, moments: ClassMoments) -> PairwiseCdnv:
+        """The summary, its worst values from direct differences of the means."""
+        seen, count = moments.seen, len(moments.seen) * (len(moments.seen) - 1) // 2 - self.undefined
+        all_worst = self.worst.new_full((moments.num_classes,), math.nan)
+        all_rival = seen.new_full((moments.num_classes,), -1)
+        has = (self.rival >= 0).nonzero().flatten()
+        if len(has):
+            own = torch.stack([has, self.rival[has]], dim=1)
+            all_worst[seen[has]], all_rival[seen[has]] = _values_of_pairs(self.points, own), seen[self.rival[has]]
+        return PairwiseCdnv(
+            mean=self.total / count if count > 0 else math.nan,
+            worst=all_worst,
+            rival=all_rival,
+            worst_pairs=seen[self.top_pairs],
+            worst_values=_values_of_pairs(self.points, self.top_pairs),
+            undefined=self.undefined,
+        )
 
 
 def _points(moments: ClassMoments) -> _Points:
     means = moments.class_means[moments.seen]
     variances = within_variances(moments)[moments.seen]
     floor = noise_floor(means)
-    return _Points(means - means.mean(dim=0), torch.where(variances > floor**2, variances, 0.0), floor)
+    centred = means - means.mean(dim=0)
+    return _Points(centred, centred.square().sum(dim=1), torch.where(variances > floor**2, variances, 0.0), floor)
 
 
 def noise_floor(means: Tensor) -> float:
@@ -275,20 +322,17 @@ def noise_floor(means: Tensor) -> float:
     return NOISE * float(torch.linalg.vector_norm(means, dim=1).max()) if len(means) else 0.0
 
 
-def _cdnv_strips(points: _Points) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (start, CDNV of classes start.. with start.., mask of all but the pairs i < j): each pair once."""
-    for start, stop in _strips(len(points.means)):
-        distances = _squared_distances(points.means[start:stop], points.means[start:], points.floor)
-        values = points.variances[start:stop, None] + points.variances[start:]
-        yield start, values.div_(distances.mul_(2)), _not_above_diagonal(values)
-
-
 def _squared_distances(left: Tensor, right: Tensor, floor: float) -> Tensor:
     """Return ‖l − r‖² for all rows, shape (L, R): by a product, directly where that would cancel."""
     scale = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
-    distances = torch.addmm(scale, left, right.T, alpha=-2)
+    return _corrected(torch.addmm(scale, left, right.T, alpha=-2), left, right, floor)
+
+
+def _corrected(distances: Tensor, left: Tensor, right: Tensor, floor: float) -> Tensor:
+    """Squared distances in place, those that cancelled anew from the differences; 0 where they are noise."""
+    scale = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
     i, j = (distances < _CANCELLATION * scale).nonzero().unbind(dim=1)
-    chunk = max(1, _BLOCK_NUMBERS // max(1, left.shape[1]))
+    chunk = max(1, _DIRECT_NUMBERS // max(1, left.shape[1]))
     for some_i, some_j in zip(i.split(chunk), j.split(chunk), strict=True):
         distances[some_i, some_j] = (left[some_i] - right[some_j]).square().sum(dim=1)
     return distances.masked_fill_(distances <= floor**2, 0.0)
@@ -300,19 +344,3 @@ def _values_of_pairs(points: _Points, pairs: Tensor) -> Tensor:
     distances = (points.means[i] - points.means[j]).square().sum(dim=1)
     distances.masked_fill_(distances <= points.floor**2, 0.0)
     return (points.variances[i] + points.variances[j]) / (2 * distances)
-
-
-def _upper_strips(vectors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (inner products of rows start.. with start.., mask of all but the pairs i < j): each pair once."""
-    for start, stop in _strips(len(vectors)):
-        gram = vectors[start:stop] @ vectors[start:].T
-        yield gram, _not_above_diagonal(gram)
-
-
-def _strips(size: int) -> Iterator[tuple[int, int]]:
-    rows = max(1, _BLOCK_NUMBERS // max(1, size))
-    return ((start, min(start + rows, size)) for start in range(0, size, rows))
-
-
-def _not_above_diagonal(strip: Tensor) -> Tensor:
-    return torch.ones_like(strip, dtype=torch.bool).tril()

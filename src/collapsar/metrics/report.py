@@ -27,10 +27,9 @@ from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, tr
 from collapsar.metrics.evidence import Standings, class_evidence, common_origin, mean_standings
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import (
-    cdnv,
+    cdnv_and_angles,
     cdnv_between_clusters,
     centred_means,
-    equiangularity,
     etf_distance,
     within_variances,
 )
@@ -229,8 +228,7 @@ def collapse_report(
     uniform, weighted = nc1(moments, "uniform"), nc1(moments, "weighted")
     within, between = variance_traces(moments)
     centred = centred_means(moments)
-    worst = cdnv(moments, num_worst) if pairwise else None
-    std, deviation = equiangularity(centred) if pairwise else (math.nan, math.nan)
+    worst, (std, deviation) = cdnv_and_angles(moments, num_worst) if pairwise else (None, (math.nan, math.nan))
     nc0, nc0_relative = (math.nan, math.nan) if weight is None else head_sum(weight)
     counts, nan_row = moments.class_counts, torch.full((K,), math.nan, dtype=torch.float64)
     norms = nan_row.to(centred.device).index_copy(0, seen, torch.linalg.vector_norm(centred, dim=1))
