@@ -177,3 +177,12 @@ def test_small_products_use_one_thread_and_large_ones_what_they_had() -> None:
         with one_thread_below(10_000):
             assert threads() == before
         assert threads() == before
+
+
+def test_many_small_counts_given_by_class_stay_counts():
+    # as a list they would be taken for labels
+    p = cs.Problem({k: 1 + k % 7 for k in range(226)}, 0.1)
+    assert p.num_classes == 226
+    assert p.replace(lambda_z=0.2).class_counts.tolist() == p.class_counts.tolist()
+    with pytest.raises(ValueError, match="labels"):
+        cs.Problem([1 + k % 7 for k in range(226)], 0.1)

@@ -50,8 +50,7 @@ def draw(seed: int) -> cs.Problem:
         smoothing=float(rng.uniform(0, 0.3)) if rng.random() < 0.2 else 0.0,
     )
     lambda_b = float(rng.choice([0.0, INF, 10 ** rng.uniform(-6, 1)]))
-    # by name, since a list of 200 small counts reads like labels
-    of_class = {f"class {k}": int(count) for k, count in enumerate(spread(counts))}
+    of_class = dict(enumerate(map(int, spread(counts))))  # as a list, 200 small counts read like labels
     p = cs.Problem(of_class, 1.0, lambda_b, loss, features=features)
     edges = cs.thresholds(p)
     value = edges.complete * 10 ** rng.uniform(-6, 0.2)

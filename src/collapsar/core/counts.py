@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.label_files import read_label_file, whole_numbers
 
-__all__ = ["CountsLike", "LabelCounts", "class_counts", "counts_from_labels", "label_counts"]
+__all__ = ["CheckedCounts", "CountsLike", "LabelCounts", "class_counts", "counts_from_labels", "label_counts"]
 
 CountsLike = str | os.PathLike[str] | Sequence[int] | NDArray[np.integer] | Mapping[Any, int]
 
@@ -40,6 +40,12 @@ class LabelCounts:
     counts: NDArray[np.int64]
     names: tuple[str, ...] | None = None
     note: str = ""
+
+
+class CheckedCounts(NamedTuple):
+    """Counts that a problem has checked: many small ones given by class would read like labels without their names."""
+
+    counts: NDArray[np.int64]
 
 
 def class_counts(
@@ -109,7 +115,8 @@ def label_counts(
         return LabelCounts(_checked(_from_text(text)))
     if isinstance(spec, Mapping) or (hasattr(spec, "items") and hasattr(spec, "index") and not hasattr(spec, "append")):
         pairs: Any = spec
-        return _from_pairs(dict(pairs.items()), by_name=isinstance(spec, Counter) or not isinstance(spec, Mapping))
+        counted = isinstance(spec, Mapping)
+        return _from_pairs(dict(pairs.items()), by_name=isinstance(spec, Counter) or not counted, counted=counted)
     return LabelCounts(_checked(spec))
 
 
@@ -231,7 +238,7 @@ def _spec(counts: NDArray[np.int64]) -> str:
     return ",".join(f"{counts[i]}x{n}" if n > 1 else str(counts[i]) for i, n in zip(starts, runs, strict=True))
 
 
-def _from_pairs(pairs: dict[Any, Any], *, by_name: bool) -> LabelCounts:
+def _from_pairs(pairs: dict[Any, Any], *, by_name: bool, counted: bool = False) -> LabelCounts:
     whole = whole_numbers(list(pairs))
     keys = list(pairs)
     if whole is not None:
@@ -242,7 +249,7 @@ def _from_pairs(pairs: dict[Any, Any], *, by_name: bool) -> LabelCounts:
         names = tuple(map(str, keys))
     if whole is not None and min(whole) < 0:
         raise ValueError(_negative("`class_counts`", min(whole), int(pairs[keys[0]])))
-    return LabelCounts(_checked([pairs[key] for key in keys], names), names)
+    return LabelCounts(_checked([pairs[key] for key in keys], names, counted=counted), names)
 
 
 # --- specifications and numbers
@@ -282,7 +289,7 @@ def _whole(text: str) -> int | None:
         return None
 
 
-def _checked(values: ArrayLike, names: Sequence[str] | None = None) -> NDArray[np.int64]:
+def _checked(values: ArrayLike, names: Sequence[str] | None = None, *, counted: bool = False) -> NDArray[np.int64]:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
@@ -294,7 +301,7 @@ def _checked(values: ArrayLike, names: Sequence[str] | None = None) -> NDArray[n
         raise ValueError(f"`class_counts` must be a non-empty list, got shape {array.shape}; {_SPEC_HELP}")
     # A pandas Series of labels has row numbers where one of counts has names.
     numbered = names is None or tuple(names) == tuple(map(str, range(len(names))))
-    if numbered and _are_labels(array):
+    if numbered and not counted and _are_labels(array):
         raise ValueError(
             f"`class_counts` looks like {array.size} labels, classes {array.min():g} to {array.max():g}: count them "
             "with `names, counts = counts_from_labels(labels)`; counts of that kind go in as a dict, class to count"

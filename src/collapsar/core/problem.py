@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.counts import CheckedCounts, CountsLike, class_counts
 from collapsar.core.normalization import Normalization, Over
 from collapsar.core.penalties import Penalties, penalties_without_halves
 
@@ -330,6 +330,7 @@ class Problem:
             how = changes["normalization"] = how.replace(**own)
         if how is not None:
             changes.setdefault("lambda_z", how.lambda_z)
+        changes.setdefault("class_counts", CheckedCounts(self.class_counts))
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -377,7 +378,9 @@ class Problem:
         return hash(self.fingerprint)
 
 
-def _counts(spec: CountsLike | ArrayLike) -> NDArray[np.int64]:
+def _counts(spec: CountsLike | ArrayLike | CheckedCounts) -> NDArray[np.int64]:
+    if isinstance(spec, CheckedCounts):
+        return spec.counts
     counts = class_counts(spec)
     counts.setflags(write=False)
     return counts

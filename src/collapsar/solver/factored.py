@@ -31,7 +31,7 @@ _NEWTON_STEPS = 12
 _APPROACH_STEPS = 300
 _ITERATIONS = 300  # of conjugate gradients
 _ROUNDING = 1e-14  # of the objective
-_FRUITLESS = 1e-5  # a gain in units of the tolerance that is none
+_FRUITLESS = 0.1  # times tol^1.5: a relative gain that is none, 1e-7 for a gap of 1e-4, 1e-10 for 1e-6
 _SHORTEST = 1e-6  # of a step that lowers the objective: below, it is rounding that stands in the way
 _DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
 _LOST = 1e5  # growth of the projected gradient at which Newton's method has lost its way
@@ -198,7 +198,7 @@ def descend(
         callback=None if report is None else lambda intermediate_result: report(intermediate_result.fun * scale),
         options={"maxiter": _DESCENT_STEPS, "maxfun": 2 * _DESCENT_STEPS, "ftol": 0.0, "gtol": 1e-13, "maxcor": 10},
     )
-    atoms, b = unknowns.unpack(_approach(unknowns, found.x, report, max(_ROUNDING, _FRUITLESS * tol)))
+    atoms, b = unknowns.unpack(_approach(unknowns, found.x, report, max(_ROUNDING, _FRUITLESS * tol**1.5)))
     return atoms.alive(q), b
 
 
