@@ -37,6 +37,7 @@ import collapsar as cs
 from collapsar.advise.standard import Recipe, StandardAdvice, advise_standard
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Penalties
+from collapsar.diagnose.readers import diagnose
 from collapsar.metrics.norms import normalization
 from collapsar.monitor import Loop, advise_training, known_training, penalty_warnings
 from collapsar.monitor.adaptive import decay_clock, decay_odometer, decay_rows
@@ -251,6 +252,15 @@ def test_adamw_at_rest_is_a_penalty_for_each_class(settings: dict[str, bool]) ->
     assert known.lambda_b == 0.0
     assert known.norm is not None
     assert (known.norm.over, known.norm.length) == ("sample", pytest.approx(32**0.5))
+    if not settings:  # the diagnosis chooses that model with these rows, and finds the network near its optimum
+        found = diagnose(model, [(x, y)], head=head, known=known)
+        assert (found.model.name, found.at_rest) == ("sample", True)
+        assert found.model.problem is not None
+        assert found.model.problem.normalization is not None
+        np.testing.assert_array_equal(found.model.problem.normalization.lambda_w, rows)
+        assert found.model_fit is not None
+        assert "at rest by its optimizer's own state" in " ".join(found.words)
+        assert found.model_fit.distance.Z < 0.15  # the bias, of a lower learning rate than it needs, is still moving
 
 
 def test_adamw_whose_decay_has_not_acted_is_no_penalty() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Loss
 
-__all__ = ["UNPENALISED", "HeadNorm", "KnownTraining", "Rest"]
+__all__ = ["UNPENALISED", "HeadNorm", "KnownTraining", "Rest", "rests_by_rows"]
 
 UNPENALISED = "Nothing penalises the features"
 """How the caution begins that features may grow without end: not so where their lengths show a normalisation."""
@@ -148,6 +148,11 @@ class KnownTraining:
         if isinstance(self.lambda_w, np.ndarray):
             values["lambda_w"] = self.lambda_w.tolist()
         return values
+
+
+def rests_by_rows(known: KnownTraining) -> bool:
+    """Whether the optimizer's own state says that the head rests, with a penalty for each row (AdamW)."""
+    return known.rest is not None and isinstance(known.lambda_w, np.ndarray)
 
 
 def _read_only(values: ArrayLike) -> NDArray[np.float64]:

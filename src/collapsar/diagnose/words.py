@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collapsar.core.known import UNPENALISED
+from collapsar.core.known import UNPENALISED, rests_by_rows
 from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, HeadForces, agreement_words
 from collapsar.diagnose.class_words import Says, cost, headline, lost, named, outscored, percent, rule, shared_rows
 from collapsar.diagnose.fit import Fit, ModelFit
@@ -85,6 +85,12 @@ def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
     value = forces.relative_gradient
     if not say.measurement.linear:
         return "Whether the head is at rest is not read: its weight is not all that makes its scores."
+    if say.at_rest and rests_by_rows(known) and known.rest is not None and np.isfinite(value):
+        return (
+            "The head is at rest by its optimizer's own state: entry by entry the loss's pull on the penalty has slope "
+            f"{known.rest.slope:.3g} and correlation {known.rest.correlation:.3g}; with one penalty for each row they "
+            f"balance to {percent(value)}."
+        )
     if say.at_rest and not value < AT_REST:
         return "All classes have vanished; the penalty holds the head harder than the loss pulls: it stays collapsed."
     fitted = "" if known.one_lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
