@@ -150,6 +150,28 @@ def test_commands_say_the_same(counts: str, lambda_z: float, features: str) -> N
         assert {states[k] for k in group["classes"]} == {group["state"]}
 
 
+@pytest.mark.parametrize("over", ["sample", "batch"])
+@pytest.mark.parametrize("lambda_w", [3.0, 20.0])
+def test_commands_say_the_same_of_normalised_features(over: str, lambda_w: float) -> None:
+    told = {}
+    for command in ("solve", "thresholds"):
+        arguments = [command, "100x5,5x5", "--norm", str(NORM), "--over", over, "--lambda-w", str(lambda_w)]
+        result = CliRunner().invoke(app, [*arguments, "--lambda-b", "0.02", "--json"])
+        assert result.exit_code == 0
+        told[command] = json.loads(result.stdout)["class_states"]
+        shown = CliRunner().invoke(app, [*arguments, "--lambda-b", "0.02"])
+        assert f"per {over}" in shown.stdout
+    states = list(solved(f"normalised {over} {lambda_w} 0.02").class_states)
+    assert told["solve"] == told["thresholds"] == states
+
+
+@pytest.mark.parametrize("command", ["solve", "thresholds"])
+def test_a_length_and_a_feature_penalty_are_refused_together(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "5,5", "--norm", "2", "--lambda-z", "0.1"])
+    assert isinstance(result.exception, ValueError)
+    assert "--norm" in str(result.exception)
+
+
 def test_one_default_feature_model(tmp_path) -> None:
     """Signed everywhere, and the text says which; class names run through."""
     labels = tmp_path / "labels.txt"

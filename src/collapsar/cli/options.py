@@ -24,6 +24,14 @@ LambdaZ = Annotated[
 ]
 LambdaW = Annotated[float | None, typer.Option("--lambda-w", help="Penalty of the head's weight; with --lambda-h.")]
 LambdaH = Annotated[float | None, typer.Option("--lambda-h", help="Penalty of the features, summed over samples.")]
+Norm = Annotated[
+    float | None,
+    typer.Option("--norm", help="Length of features behind a norm without gain, sqrt(width); with --lambda-w alone."),
+]
+Over = Annotated[
+    Literal["sample", "batch"],
+    typer.Option("--over", help="With --norm: sample for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm."),
+]
 LambdaB = Annotated[
     float, typer.Option("--lambda-b", help="Penalty of the head's bias; inf: no bias (the default), 0: free bias.")
 ]
@@ -80,4 +88,4 @@ def price(lambda_z: float | None, lambda_w: float | None, lambda_h: float | None
             if not 0 < value < np.inf:
                 raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
         return cs.Penalties(lambda_w, lambda_h).lambda_z
-    raise ValueError("give either --lambda-z, or both --lambda-w and --lambda-h")
+    raise ValueError("give either --lambda-z, or both --lambda-w and --lambda-h; behind a norm --lambda-w and --norm")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import collapsar as cs
+from collapsar.core.normalization import own_penalties
 from collapsar.core.records import to_json
 from collapsar.core.states import CLASS_STATES, past
 from collapsar.core.types import Mask, Record, Vector
@@ -60,6 +61,8 @@ def thresholds_record(
     }
     if here is None:
         del record["problem"]["lambda_z"]
+        if problem.normalization is not None:
+            del record["problem"]["normalization"]["lambda_w"]
         return record
     return {
         **record,
@@ -71,7 +74,7 @@ def thresholds_record(
 
 def _near_merge(problem: cs.Problem, t: cs.Thresholds) -> Vector:
     """Where the predictions of a class alone in its cluster turn parallel to others', NaN for all other classes."""
-    alone = np.isnan(t.merge) & (problem.features == "signed")
+    alone = np.isnan(t.merge) & (problem.features == "signed") & (problem.normalization is None)
     from collapsar.theory.thresholds import merge_strength
 
     return np.where(alone, np.fmin(merge_strength(problem), t.complete), np.nan)
@@ -82,7 +85,7 @@ def _vanish_exact(t: cs.Thresholds, here: cs.Solution | None) -> Mask:
     if here is None:
         return t.exact
     alive = np.array([state != "vanished" for state in here.class_states])
-    return t.exact & (alive != past(here.problem.lambda_z, t.vanish))
+    return t.exact & (alive != past(own_penalties(here.problem), t.vanish))
 
 
 def _names(problem: cs.Problem, names: Sequence[str] | None) -> list[str]:
@@ -96,7 +99,11 @@ def problem_words(problem: cs.Problem, *, lambda_z: bool = True) -> str:
         >>> problem_words(cs.Problem("500x5,100x5", 0.0036, 0.02))
         '10 classes, 3000 samples, signed features, lambda_z 0.0036, lambda_b 0.02'
     """
-    here = f"lambda_z {problem.lambda_z:.4g}, " if lambda_z else ""
+    how = problem.normalization
+    if how is None:
+        here = f"lambda_z {problem.lambda_z:.4g}, " if lambda_z else ""
+    else:
+        here = f"{how}, " if lambda_z else f"norm {how.norm:.4g} per {how.over}, "
     return (
         f"{problem.num_classes} classes, {problem.num_samples} samples, {problem.features} features, "
         f"{here}lambda_b {problem.lambda_b:.4g}"
@@ -125,7 +132,7 @@ def print_solution(s: cs.Solution, names: Sequence[str] | None = None) -> None:
         )
     console = Console(highlight=False)
     console.print(problem_words(p))
-    if p.features == "signed":
+    if p.features == "signed" and p.normalization is None:
         console.print(RELU_WORDS)
     console.print(table)
     console.print(
@@ -158,6 +165,9 @@ def print_thresholds(
     problem: cs.Problem, t: cs.Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
 ) -> None:
     """One row per kind of class, and the state at the optimum ``here``."""
+    if problem.normalization is not None:
+        _print_normalized_thresholds(problem, t, here, names)
+        return
     signed, near = problem.features == "signed", _near_merge(problem, t)
     merge_column = ["merge at lambda_z"] if signed else []
     table = _table("classes", "samples", *merge_column, "vanish at lambda_z")
@@ -181,6 +191,32 @@ def print_thresholds(
     console.print(f"everything collapses (Z = 0) from lambda_z = {t.complete:.6g}")
     for sentence in _notes(problem, t, near, exact):
         console.print(sentence)
+
+
+def _print_normalized_thresholds(
+    problem: cs.Problem, t: cs.Thresholds, here: cs.Solution | None, names: Sequence[str] | None
+) -> None:
+    """The same where features are normalised, in lambda_w; a class without a value never merges or vanishes."""
+    table = _table("classes", "samples", "merge at lambda_w", "vanish at lambda_w")
+    states = None if here is None else here.class_states
+    if here is not None:
+        table.add_column(f"state at {own_penalties(problem).mean():g}", no_wrap=True)
+    exact = _vanish_exact(t, here)
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for k, n in enumerate(problem.class_counts):
+        merge, vanish = ("never" if np.isnan(value) else f"{value:.6g}" for value in (t.merge[k], t.vanish[k]))
+        vanish = vanish if exact[k] or vanish == "never" else f"≈ {vanish}"
+        row = (str(n), merge, vanish, *([] if states is None else [states[k]]))
+        rows.setdefault(row, []).append(k)
+    for row, members in rows.items():
+        table.add_row(_classes(np.array(members), names), *row)
+    console = Console(highlight=False)
+    console.print(problem_words(problem, lambda_z=here is not None))
+    console.print(table)
+    if np.isnan(t.merge).any() and problem.features == "signed":
+        console.print("never: alone of its kind, or no decay of the head gives the class and its like equal features.")
+    if np.isfinite(t.complete):
+        console.print(f"everything collapses (Z = 0) from lambda_w = {t.complete:.6g}")
 
 
 def _notes(problem: cs.Problem, t: cs.Thresholds, near: Vector, exact: Mask) -> list[str]:

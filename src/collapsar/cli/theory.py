@@ -21,7 +21,9 @@ from collapsar.cli.options import (
     LambdaH,
     LambdaW,
     LambdaZ,
+    Norm,
     Offsets,
+    Over,
     Scales,
     Smoothing,
     Temperatures,
@@ -48,6 +50,8 @@ def solve(
     lambda_w: LambdaW = None,
     lambda_h: LambdaH = None,
     lambda_b: LambdaB = float("inf"),
+    norm: Norm = None,
+    over: Over = "sample",
     features: Features = "signed",
     class_weights: Weights = None,
     offsets: Offsets = None,
@@ -66,7 +70,14 @@ def solve(
     n = read.counts
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
-    problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
+    if norm is None:
+        problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
+    elif lambda_w is None or lambda_z is not None or lambda_h is not None:
+        raise ValueError("--norm goes with --lambda-w alone: features of a given length have no penalty")
+    else:
+        problem = cs.Problem.from_normalized(
+            n, lambda_w=lambda_w, norm=norm, over=over, lambda_b=lambda_b, loss=loss, features=features
+        )
     solution = _watched(problem, tol, max_steps)
     if out is not None:
         solution.save(out)
@@ -95,6 +106,8 @@ def _watched(problem: cs.Problem, tol: float, max_steps: int) -> cs.Solution:
 
     collapsar thresholds 500x5,100x5 --lambda-b 0.02
 
+    collapsar thresholds 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 3
+
     collapsar thresholds 500x5,100x5 --lambda-b 0.02 --lambda-z 0.0037 --features nonnegative"""
 )
 def thresholds(
@@ -102,6 +115,11 @@ def thresholds(
     lambda_b: LambdaB = float("inf"),
     features: Features = "signed",
     lambda_z: Annotated[float | None, typer.Option("--lambda-z", help="Also the state of each class here.")] = None,
+    norm: Norm = None,
+    over: Over = "sample",
+    lambda_w: Annotated[
+        float | None, typer.Option("--lambda-w", help="With --norm: also the state of each class here.")
+    ] = None,
     class_weights: Weights = None,
     offsets: Offsets = None,
     scales: Scales = None,
@@ -113,15 +131,25 @@ def thresholds(
 ) -> None:
     """The penalties lambda_z at which classes merge, vanish, and everything collapses.
 
-    With --lambda-z also the state of every class there, from the certified optimum.
+    With --lambda-z also the state of every class there, from the certified optimum. With --norm, behind a LayerNorm or
+    BatchNorm, they are values of lambda_w, the decay of the head.
     """
     read = counts_given(counts, column, ignore_index)
     n = read.counts
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
-    problem = cs.Problem(n, 1.0 if lambda_z is None else lambda_z, lambda_b, loss, features=features)
+    if (norm is None and lambda_w is not None) or (norm is not None and lambda_z is not None):
+        raise ValueError("give --lambda-z, or --norm with --lambda-w: features of a given length have no lambda_z")
+    at = lambda_z if norm is None else lambda_w
+    level = 1.0 if at is None else at
+    if norm is None:
+        problem = cs.Problem(n, level, lambda_b, loss, features=features)
+    else:
+        problem = cs.Problem.from_normalized(
+            n, lambda_w=level, norm=norm, over=over, lambda_b=lambda_b, loss=loss, features=features
+        )
     t = cs.thresholds(problem)
-    here = None if lambda_z is None else _watched(problem, 1e-9, 300)
+    here = None if at is None else _watched(problem, 1e-9, 300)
     if as_json:
         print_json(thresholds_record(problem, t, here, read.names))
     else:

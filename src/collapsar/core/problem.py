@@ -156,8 +156,8 @@ class Problem:
             normalization.check(float(lambda_z), float(lambda_b), counts.size, features)
             if normalization.over == "sample" and (features != "signed" or mass is not None):
                 raise ValueError(
-                    "features normalised per sample are signed and have no `feature_mass`; "
-                    'leave them out, or use `over="batch"`'
+                    "features normalised per sample are signed (nonnegative ones of equal length are not solved) and "
+                    'have no `feature_mass`; leave these arguments out, or use `over="batch"`'
                 )
         for name, value in (
             ("class_counts", counts),

@@ -29,9 +29,8 @@ from collapsar.solver.spheres import (
     NormalizedQuotient,
     SpherePoint,
     Spheres,
-    fewer_directions,
-    more_directions,
     newton_step,
+    settle_directions,
     sphere_point,
     sphere_start,
 )
@@ -50,7 +49,6 @@ _EASY = 1e-14  # decrement from which on one more step of Newton leaves only rou
 _FEW = 8  # clusters up to which no direction is worth dropping
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
 _LEAP = 3.0  # nats of the price that a secant may go at once
-_LATE = 1e-4  # decrement from which on a direction can be missed
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
 _MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
 
@@ -97,10 +95,9 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
         before = p
         p, radius, decrement = newton_step(n, p, radius)
         if many:
-            p = fewer_directions(n, p, decrement)
-            wider = more_directions(n, p, decrement) if decrement <= _LATE else None
-            if wider is not None and step < how.max_steps:
-                p, radius = wider, max(radius, 1e-3 * np.sqrt(p.value))
+            p, wider = settle_directions(n, p, decrement)
+            if wider and step < how.max_steps:
+                radius = max(radius, 1e-3 * np.sqrt(p.value))
                 continue
         ready = decrement <= aim or p is before or step == how.max_steps
         certificate = Certificate(p.value, bound)

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collapsar.solver.spheres import NormalizedQuotient, SpherePoint
 
-__all__ = ["BalancedFactors", "balanced_factors", "kept_directions", "missed_directions"]
+__all__ = ["BalancedFactors", "Directions", "balanced_factors", "directions"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
 _SETTLED = 1e-2  # decrement from which on the residual says which directions die
+_LATE = 1e-4  # and from which on one can be missed
 _DOUBT = 3.0  # a singular value is known to this many times the root of the decrement
 _FLAT = 1e-2  # curvature of a pair that is taken for more, in units of the factors' own price
 _DEAD = 0.99  # a direction out of use counts as no nearer to use than this
@@ -38,27 +39,32 @@ def _prices(n: NormalizedQuotient, nu: Vector) -> tuple[float, Vector]:
     return n.price, np.maximum(nu, 1e-6 * float(np.max(nu)) or 1.0)
 
 
-def kept_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> tuple[Matrix, Matrix] | None:
-    """E and F on the directions that stay, None where all do or where it is too early to tell."""
+@dataclass(frozen=True)
+class Directions:
+    """What the residual says of directions; factors' rows, None where there is nothing to do.
+
+    Attributes:
+        kept: E and F without the directions that are dying.
+        missed: rows along which the objective falls although no factor has them.
+    """
+
+    kept: tuple[Matrix, Matrix] | None
+    missed: tuple[Matrix, Matrix] | None
+
+
+def directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> Directions:
+    """Which directions die and which are missed, as far as can be told at this ``decrement``."""
     if decrement > _SETTLED:
-        return None
-    c, nu = _prices(n, p.nu)
-    U, sigma, _ = np.linalg.svd(p.R.between / np.sqrt(c * nu))
-    rank = int(np.sum(sigma >= 1 - _DOUBT * np.sqrt(decrement)))
-    if not 0 < rank < p.x.E.shape[0]:
-        return None
-    Q = np.linalg.qr(p.x.E @ U[:, :rank])[0]
-    return Q.T @ p.x.E, Q.T @ p.x.F
-
-
-def missed_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> tuple[Matrix, Matrix] | None:
-    """Rows of E and F along which the objective falls although no factor has them; None: there is none."""
+        return Directions(None, None)
     c, nu = _prices(n, p.nu)
     U, sigma, Vt = np.linalg.svd(p.R.between / np.sqrt(c * nu))
-    missed = int(np.sum(sigma > 1 + _MISSED * np.sqrt(decrement) + _ROUNDING))
-    if missed == 0:
-        return None
-    return U[:, :missed].T, Vt[:missed] * np.sqrt(c / nu)
+    rank = int(np.sum(sigma >= 1 - _DOUBT * np.sqrt(decrement)))
+    missed = int(np.sum(sigma > 1 + _MISSED * np.sqrt(decrement) + _ROUNDING)) if decrement <= _LATE else 0
+    kept = None
+    if 0 < rank < p.x.E.shape[0]:
+        Q = np.linalg.qr(p.x.E @ U[:, :rank])[0]
+        kept = Q.T @ p.x.E, Q.T @ p.x.F
+    return Directions(kept, (U[:, :missed].T, Vt[:missed] * np.sqrt(c / nu)) if missed else None)
 
 
 @dataclass(frozen=True)

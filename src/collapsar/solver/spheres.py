@@ -23,21 +23,15 @@ from numpy.typing import NDArray
 from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, predict, residual
-from collapsar.solver.sphere_directions import (
-    BalancedFactors,
-    balanced_factors,
-    kept_directions,
-    missed_directions,
-)
+from collapsar.solver.sphere_directions import BalancedFactors, balanced_factors, directions
 from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = [
     "NormalizedQuotient",
     "SpherePoint",
     "Spheres",
-    "fewer_directions",
-    "more_directions",
     "newton_step",
+    "settle_directions",
     "sphere_point",
     "sphere_start",
 ]
@@ -282,26 +276,23 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
     return new, radius / ratio, decrement
 
 
-def fewer_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> SpherePoint:
-    """The point without the directions that are dying, where that costs no more than is left to gain."""
-    kept = kept_directions(n, p, decrement)
-    if kept is None:
-        return p
-    x = p.x
-    new = sphere_point(
-        n, Spheres(*kept, x.v, x.u, x.b).moved(n.q, (0 * kept[0], 0 * kept[1], 0 * x.v, 0 * x.u, 0 * x.b), 0.0)
-    )
-    return new if new.value <= p.value + max(decrement, 1e-15) * max(abs(p.value), _FLOOR) else p
+def settle_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> tuple[SpherePoint, bool]:
+    """The point without directions that die, where that costs no more than is left to gain, and with those it misses.
 
-
-def more_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> SpherePoint | None:
-    """The point with the directions that the residual asks for, where they lower the objective; None: nowhere."""
-    missed = missed_directions(n, p, decrement)
-    if missed is None:
-        return None
-    x, (E, F) = p.x, missed
-    wide = Spheres(np.vstack([x.E, 0 * E]), np.vstack([x.F, 0 * F]), x.v, x.u, x.b)
-    step = (np.vstack([0 * x.E, E]), np.vstack([0 * x.F, F]), 0 * x.v, 0 * x.u, 0 * x.b)
+    Returns:
+        The point, and whether directions were added.
+    """
+    found = directions(n, p, decrement)
+    zero = (0 * p.x.v, 0 * p.x.u, 0 * p.x.b)
+    if found.kept is not None:
+        E, F = found.kept
+        new = sphere_point(n, replace(p.x, E=E, F=F).moved(n.q, (0 * E, 0 * F, *zero), 0.0))
+        p = new if new.value <= p.value + max(decrement, 1e-15) * max(abs(p.value), _FLOOR) else p
+    if found.missed is None:
+        return p, False
+    E, F = found.missed
+    wide = replace(p.x, E=np.vstack([p.x.E, 0 * E]), F=np.vstack([p.x.F, 0 * F]))
+    step = (np.vstack([0 * p.x.E, E]), np.vstack([0 * p.x.F, F]), *zero)
     tried = [sphere_point(n, wide.moved(n.q, step, length)) for length in np.geomspace(1e-4, 1.0, 9)]
     best = min(tried, key=lambda one: one.value)
-    return best if best.value < p.value else None
+    return (best, True) if best.value < p.value else (p, False)
