@@ -19,6 +19,7 @@ features, and at obtuse angles where they are not, as in the column form.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ def witness_of(q: Quotient, S: Columns, C: Matrix, gamma: Vector) -> Witness:
 def tightened(q: Quotient, witness: Witness, tol: float = 0.0) -> Witness:
     """The same S with the N >= 0 that makes the largest eigenvalue of R'R + N as small as it goes, from the given N.
 
-    ``tol`` is the relative gap to reach: no smoothing is finer than a hundredth of it.
+    ``tol`` is the relative gap to reach: a tenth of it, relative to lambda_Z^2, is small enough.
     """
     from scipy.optimize import minimize
 
@@ -103,7 +104,10 @@ def tightened(q: Quotient, witness: Witness, tol: float = 0.0) -> Witness:
     upper, several = np.triu_indices(J, 1), np.flatnonzero(q.sizes > 1)
     gram, inner, siblings = R.between.T @ R.between / lam2, (R.within**2 / lam2)[several], (q.sizes - 1)[several]
 
+    excess = np.inf
+
     def largest(x: Vector, mu: float) -> tuple[float, Vector]:
+        nonlocal excess
         pairs, nu = np.split(x, [upper[0].size])
         matrix = gram.copy()
         matrix[upper] += pairs
@@ -112,16 +116,25 @@ def tightened(q: Quotient, witness: Witness, tol: float = 0.0) -> Witness:
         values, vectors = np.linalg.eigh(matrix)
         contrasts = inner - nu
         top = max(float(values[-1]), float(np.max(contrasts, initial=-np.inf)))
+        excess = top - 1
         weights, inside = np.exp((values - top) / mu), siblings * np.exp((contrasts - top) / mu)
         total = weights.sum() + inside.sum()
         slope = (vectors * (weights / total)) @ vectors.T
         gradient = np.concatenate([2 * slope[upper], siblings * slope[several, several] - inside / total])
-        return (top - 1) / mu + float(np.log(total)), gradient / mu
+        return excess / mu + float(np.log(total)), gradient / mu
 
     x = np.concatenate([witness.between[upper], witness.within[several]]) / lam2
-    for mu in (mu for mu in _SMOOTHING if mu >= 0.01 * tol):
-        options = {"maxiter": 200, "ftol": 1e-12, "gtol": 1e-7, "maxcor": 20}
-        x = minimize(largest, x, (mu,), "L-BFGS-B", jac=True, bounds=[(0, None)] * x.size, options=options).x
+
+    def enough(_: Vector) -> None:
+        if excess <= 0.1 * tol:
+            raise StopIteration
+
+    options = {"maxiter": 200, "ftol": 1e-12, "gtol": 1e-7, "maxcor": 20}
+    how: Any = {"method": "L-BFGS-B", "jac": True, "bounds": [(0, None)] * x.size, "options": options}
+    for mu in _SMOOTHING:
+        x = minimize(largest, x, (mu,), callback=enough, **how).x
+        if excess <= 0.1 * tol:
+            break
     between, within = np.zeros((J, J)), np.zeros(J)
     between[upper] = x[: upper[0].size] * lam2
     within[several] = x[upper[0].size :] * lam2
