@@ -241,7 +241,7 @@ def cross_entropy(c: Clusters, u: Matrix, log_normaliser: Vector) -> Vector:
 def balanced_bias(
     c: Clusters,
     respond: Callable[[Vector, Response | None], Response],
-    start: tuple[Vector, Response] | None = None,
+    start: tuple[Vector, Response | None] | None = None,
 ) -> tuple[Vector, Response]:
     """The root of sum_k q_k tau_k delta o (y_k - p_k) = lambda_b b, the columns following the bias.
 
@@ -251,7 +251,7 @@ def balanced_bias(
     Args:
         c: the clusters.
         respond: the best columns for a bias, given an earlier answer to start from.
-        start: a bias and its response, for a warm start.
+        start: a bias, and its response if it is known, for a warm start.
 
     Returns:
         b of shape (..., J) and its response. b is zero for ``lambda_b = inf`` and sums to zero over the classes

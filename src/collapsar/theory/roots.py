@@ -31,17 +31,23 @@ def root_between(function: Callable[[float], float], low: float, high: float) ->
     a, b = float(function(low)), float(function(high))
     if not (a <= 0 <= b or b <= 0 <= a):
         raise ValueError(f"the function has no change of sign between {low:g} and {high:g}: {a:g} and {b:g}")
-    return float(
-        roots_between(lambda x: np.array([function(float(x[0]))]), *np.array([[low], [high]], dtype=np.float64))[0]
-    )
+    ends = (np.array([value], dtype=np.float64) for value in (low, high, a, b))
+    return float(roots_between(lambda x: np.array([function(float(x[0]))]), *ends)[0])
 
 
-def roots_between(function: Callable[[Vector], Vector], low: Vector, high: Vector) -> Vector:
+def roots_between(
+    function: Callable[[Vector], Vector],
+    low: Vector,
+    high: Vector,
+    at_low: Vector | None = None,
+    at_high: Vector | None = None,
+) -> Vector:
     """Many roots at once, each between its own ``low`` and ``high``, to the last digits of float64.
 
     Chandrupatla's method (Adv. Eng. Software 28(3), 1997): inverse quadratic interpolation where three points allow
     it, else bisection. Written out because ``scipy.optimize`` takes longer to import than any formula here; the tests
-    hold it against ``scipy.optimize.brentq``. Where there is no change of sign, by rounding, an end is the root.
+    hold it against ``scipy.optimize.brentq``. The values at the ends are given where they are known. Where there is no
+    change of sign, by rounding, an end is the root.
 
     Example:
         >>> roots_between(lambda x: x**2 - np.array([2.0, 9.0]), np.zeros(2), np.full(2, 4.0)).round(12)
@@ -49,8 +55,11 @@ def roots_between(function: Callable[[Vector], Vector], low: Vector, high: Vecto
     """
     b, a = (np.array(end) for end in np.broadcast_arrays(low, high))
     step = np.full(a.shape, 0.5)
-    fa, fb = function(a), function(b)
-    fa, fb = (np.where((fa * fb > 0) & (np.abs(f) <= np.abs(g)), 0.0, f) for f, g in ((fa, fb), (fb, fa)))
+    fa = function(a) if at_high is None else at_high
+    fb = function(b) if at_low is None else at_low
+    fa, fb = (
+        np.where((np.sign(fa) * np.sign(fb) > 0) & (np.abs(f) <= np.abs(g)), 0.0, f) for f, g in ((fa, fb), (fb, fa))
+    )
     while True:
         nearer = np.abs(fa) < np.abs(fb)
         best, value = np.where(nearer, a, b), np.where(nearer, fa, fb)
@@ -93,4 +102,5 @@ def largest_roots(excess: Callable[[Vector], Vector], top: Vector, guess: Vector
         value = excess(low)
     if lost.all():
         return np.full_like(low, np.nan)
-    return np.where(lost, np.nan, roots_between(lambda x: np.where(lost, 0.0, excess(x)), low, high))
+    roots = roots_between(lambda x: np.where(lost, 0.0, excess(x)), low, high, np.where(lost, 0.0, value))
+    return np.where(lost, np.nan, roots)

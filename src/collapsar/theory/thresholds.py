@@ -160,12 +160,18 @@ def _cluster_part_vanishes(c: Clusters, within: Vector) -> Vector:
     if not inside.any():
         return at_zero
     some = c.taken(inside)
-    warm = balanced_bias(some, partial(_without_cluster_part, some, top[inside]))
+    known: list[tuple[Vector, Vector]] = []  # the last two lambda_z and their biases, to start the next on their line
 
     def excess(lambda_z: Vector) -> Vector:
-        nonlocal warm
-        warm = balanced_bias(some, partial(_without_cluster_part, some, lambda_z), warm)
-        return _between_norm(some, warm[1].P) - lambda_z
+        respond = partial(_without_cluster_part, some, lambda_z)
+        start = known[-1][1] if known else warm[0][inside]
+        if len(known) == 2:
+            (x0, b0), (x1, b1) = known
+            apart = x1 != x0
+            start = b1 + (np.where(apart, (lambda_z - x1) / np.where(apart, x1 - x0, 1.0), 0.0))[:, None] * (b1 - b0)
+        b, at = balanced_bias(some, respond, (start, None))
+        known[:] = [*known[-1:], (lambda_z, b)]
+        return _between_norm(some, at.P) - lambda_z
 
     below = np.where(within < top[:, None], within, 0.0).max(axis=-1)
     at_zero[inside] = largest_roots(excess, top[inside], np.maximum(below, at_zero)[inside])
