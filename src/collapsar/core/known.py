@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Loss
 
-__all__ = ["UNPENALISED", "HeadNorm", "KnownTraining", "Rest", "rests_by_rows"]
+__all__ = ["NORMALISED", "UNPENALISED", "HeadNorm", "KnownTraining", "Rest", "rests_by_rows"]
 
+NORMALISED = "feeds the head: the length of the features is normalised and cannot answer to a penalty"
+"""What the caution says of a norm before the head: said better where its own model is chosen."""
 UNPENALISED = "Nothing penalises the features"
 """How the caution begins that features may grow without end: not so where their lengths show a normalisation."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collapsar.core.known import UNPENALISED, rests_by_rows
+from collapsar.core.known import NORMALISED, UNPENALISED, rests_by_rows
 from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, HeadForces, agreement_words
 from collapsar.diagnose.class_words import Says, cost, headline, lost, named, outscored, percent, rule, shared_rows
 from collapsar.diagnose.fit import Fit, ModelFit
@@ -75,8 +75,8 @@ def findings(
     if effective is not None and choice.name == "penalty":
         yield agreement_words(effective, say.at_rest) + _against_known(known, effective)
         yield from _stuck(say, effective)
-    given = choice.name in ("sample", "batch", "frozen")
-    told = [caution for caution in known.cautions if not (given and caution.startswith(UNPENALISED))]
+    answered = (UNPENALISED, NORMALISED) if choice.name != "penalty" else ()  # by the model's own sentence
+    told = [caution for caution in known.cautions if not any(text in caution for text in answered)]
     yield from (f"Caution: {caution}" for caution in told)
     yield rule(say)
 

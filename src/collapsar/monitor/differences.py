@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from collapsar.core.known import UNPENALISED, HeadNorm
+from collapsar.core.known import NORMALISED, UNPENALISED, HeadNorm
 from collapsar.core.problem import Penalties
 from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
 from collapsar.monitor.exposure import Exposure, batch_size, exposure
@@ -43,8 +43,7 @@ _TEXTS: Mapping[str, str] = {
     "frozen-head": "The head is not trained: it balances no forces, and no penalty can be read from it.",
     "frozen-backbone": "The network below the head {} frozen: its features cannot answer to a penalty as the theory "
     "assumes.",
-    "normalised-features": "{} feeds the head: the length of the features is normalised and cannot answer to a penalty "
-    "({}).",
+    "normalised-features": f"{{}} {NORMALISED} ({{}}).",
     "normalised-below": "A normalisation lies below the features: decay of the layers under it changes no function, "
     "only the pace of learning; decay of its scale acts as a feature penalty.",
     "decayed-layers": "{} more decayed layers lie below the head, above the last normalisation if there is one: each "
