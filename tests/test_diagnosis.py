@@ -328,6 +328,15 @@ def test_thousands_of_classes_are_diagnosed_without_a_table():
     assert len(json.dumps(record)) < 1_500_000
 
 
+def test_an_optimum_out_of_reach_is_left_out_and_said_to_be():
+    counts = np.concatenate([np.arange(1, 202), np.ones(1800, dtype=int)])
+    H = RNG(2).normal(size=(len(counts), 12))
+    d = diagnose_measurement(measured(counts, H, H))
+    assert d.fit is d.prediction is None
+    assert d.separation.num_distinct > 0
+    assert any("More than 200 different class sizes" in note for note in d.notes)
+
+
 def test_metrics_come_with_their_meaning_and_undefined_ones_are_left_out():
     m = measured(*nonnegative_network([40, 20], 0.01))
     d = diagnose_measurement(replace(m, metrics={"nc1_uniform": 0.25, "nc1_weighted": math.nan, "cdnv_max": math.inf}))

@@ -66,6 +66,8 @@ Matrix = NDArray[np.float64]
 _TABLE_CLASSES = 200
 # The optimum for more different class counts than this takes long: 5 s at 600.
 _MOST_CLUSTERS = 600
+# The same beside more classes than a table is made for: the nonnegative optimum goes from seconds to minutes above.
+_MOST_CLUSTERS_OF_MANY = 200
 # Below this mean loss, in nats, what pulls at the head is rounding.
 _SATURATED = 1e-9
 # Rows are means of penalties that differ within a row: at a correlation of .99 entry by entry a seventh is left over.
@@ -249,7 +251,7 @@ def diagnose_measurement(
         )
     if alive and not m.unseen and m.linear and not saturated:
         effective = effective_penalties(rowed, features, known.one_lambda_w or None, known.lambda_b, found)
-    solvable = not m.unseen and len(np.unique(m.class_counts)) <= _MOST_CLUSTERS
+    solvable = not m.unseen and len(np.unique(m.class_counts)) <= _most_clusters(m)
     fit, fit_source = (
         compared(rowed, known, effective) if solvable and m.linear and known.body != "frozen" else (None, "")
     )
@@ -295,6 +297,10 @@ def _with_samples(groups: Sequence[Sequence[int]], m: Measurement) -> tuple[int,
     return tuple(sorted(k for group in groups for k in group if m.class_counts[k] > 0))
 
 
+def _most_clusters(m: Measurement) -> int:
+    return _MOST_CLUSTERS if m.small else _MOST_CLUSTERS_OF_MANY
+
+
 def _rests(m: Measurement, forces: HeadForces, known: KnownTraining, *, alive: bool) -> bool:
     """Whether the head is stationary; where nothing is alive, whether the loss has stopped pulling it outwards."""
     if alive:
@@ -322,9 +328,9 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
         )
     if not (alive or m.unseen):
         notes.append("All classes have vanished: the features' penalty cannot be read from the network.")
-    if len(np.unique(m.class_counts)) > _MOST_CLUSTERS:
+    if len(np.unique(m.class_counts)) > _most_clusters(m):
         notes.append(
-            f"More than {_MOST_CLUSTERS} different class sizes: the optimum would take minutes and is left out."
+            f"More than {_most_clusters(m)} different class sizes: the optimum would take minutes and is left out."
         )
     if m.metrics and lost:
         notes.append(
