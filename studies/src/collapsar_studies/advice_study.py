@@ -25,7 +25,7 @@ from collapsar.core.files import write_atomically
 from collapsar.core.problem import Problem
 from collapsar.solver import solve
 from collapsar.training.loop import one_thread
-from collapsar_studies.advice_plans import PRESETS, Setting, StudyPreset, recipes
+from collapsar_studies.advice_plans import PRESETS, Setting, StudyPreset, recipes, standard_advice
 from collapsar_studies.advice_runs import Recipe, Schedule, subset, train_and_measure
 from collapsar_studies.advice_sharpness import SHARPNESS, sharpness
 
@@ -56,7 +56,8 @@ def run(
 
     Args:
         preset: "cpu" (FashionMNIST, 16 settings, 5 seeds, about 25 core-minutes), "long" (two of its settings trained
-            four times as long, 3 seeds) or "tiny" (digits, half a minute).
+            four times as long, 3 seeds), "standard" (LayerNorm, AdamW and a cosine schedule; 3 settings, 3 seeds) or
+            "tiny" (digits, half a minute).
         out: folder for the records, ``cells/SETTING-seedS.json`` and ``sharpness.json``, and for ``advice.json``,
             ``advice.png`` and ``advice.svg``.
         seeds: others than the preset's.
@@ -172,7 +173,9 @@ def _recipes(setting: Setting) -> dict[str, Recipe]:
 
 def _told(recipe: Recipe) -> Record:
     """A recipe as JSON-able values."""
+    standard = {"standard": True} if recipe.standard else {}
     return {
+        **standard,
         "problem": recipe.problem.to_dict(),
         "penalties": None if recipe.penalties is None else asdict(recipe.penalties),
         "weight_decay": recipe.weight_decay,
@@ -296,13 +299,22 @@ def _setting_row(setting: Setting, records: list[tuple[int, dict[str, Record]]])
             distances = [run["distance_Z"] for run in runs if run["distance_Z"] is not None]
             row["distance_Z"] = float(np.mean(distances)) if distances else None
         rows[name] = row
+    said = {"verdict": _verdict(setting)} if setting.regime == "standard" else {}
     return {
+        **said,
         "name": setting.name,
         **asdict(setting),
         "class_counts": list(setting.class_counts),
         "seeds": [seed for seed, _ in records],
         "methods": rows,
     }
+
+
+def _verdict(setting: Setting) -> Record:
+    """What the advice said before training, and how many classes it has merged."""
+    advice = standard_advice(setting)
+    told = {name: getattr(advice, name) for name in ("verdict", "reason", "cure", "clock", "largest_decay")}
+    return {**told, "merged": len(advice.merged)}
 
 
 def _spread(values: Sequence[float]) -> Record:
