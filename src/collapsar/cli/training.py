@@ -51,7 +51,7 @@ TrainCounts = Annotated[
     str, typer.Option("--counts", help='Training images per class: "100x5,20x5", "exp:500:10:10", ...')
 ]
 TrainOut = Annotated[Path, typer.Option("--out", help="Folder for the records and the checkpoint.")]
-Model = Annotated[str, typer.Option("--model", help="mlp, cnn, or the paper's resnet18, vgg11, vgg13.")]
+Model = Annotated[str, typer.Option("--model", help="mlp, cnn, vit, or the paper's resnet18, vgg11, vgg13.")]
 Signed = Annotated[bool, typer.Option("--signed", help="Leave out the last ReLU: signed features.")]
 Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images per step.")]
