@@ -220,6 +220,7 @@ HOLED = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, GOOD)
         ({"weight": np.zeros(4)}, r"`weight` must be \(K, d\)"),
         ({"weight": np.zeros((1, 4))}, "two or more classes"),
         ({"weight": HOLED}, "`weight` must be finite; row 2 is not"),
+        ({"weight": 1e200 * GOOD}, r"`weight` must be below 1e\+100; row 0 is not"),
         ({"weight": GOOD, "bias": np.zeros(5)}, r"`bias` must be \(K,\) = \(6,\)"),
         ({"weight": GOOD, "bias": np.full(6, np.inf)}, "`bias` must be finite"),
         ({"weight": GOOD, "class_names": ["a"]}, "6 rows of `weight`; got 1 names"),

@@ -276,6 +276,10 @@ def test_the_command_says_the_sentence_and_gates(tmp_path: Path) -> None:
     assert record["class_names"][3] == " "
     assert record["counts"]["dies_below"] == 9
     assert [row["class"] for row in record["recalls"]["dead"]] == [3, 7]
+    written = ["9x3,1,9x3,1" if part.endswith("counts.txt") else part for part in arguments]
+    assert json.loads(CliRunner().invoke(app, [*written, "--json"]).stdout)["counts"] == record["counts"]
+    nowhere = CliRunner().invoke(app, [*arguments, "--html", str(tmp_path / "no" / "audit.html")])
+    assert f"there is no folder {tmp_path / 'no'}" in str(nowhere.exception)
     told = CliRunner().invoke(app, [*arguments, "--max-dead", "1"])
     assert told.exit_code == 1
     assert told.stdout.startswith("2 of 8 classes are dead")

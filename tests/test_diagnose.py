@@ -123,6 +123,8 @@ def text(path):
         (lambda path: np.savez(path, **arrays(labels=np.full(3000, 10))), r"\[0, 10\)"),
         (lambda path: np.savez(path, **arrays(features=np.full((3000, 16), np.nan))), "finite"),
         (lambda path: np.savez(path, **arrays(class_names=np.array(["a", "b"]))), "10 classes, got 2"),
+        (lambda path: np.savez(path, **arrays(features=np.ones((0, 16)), labels=np.ones(0, int))), "with a label, got"),
+        (lambda path: np.savez(path, **arrays(labels=np.full(3000, -100))), "a sample with a label, got none"),
     ],
 )
 def test_every_bad_file_is_one_line_and_exit_2(tmp_path, write, says, capsys):
@@ -230,6 +232,7 @@ def test_a_module_that_cannot_be_read_says_why():
     x, y = torch.from_numpy(held["features"][:4]), torch.from_numpy(held["labels"][:4])
     for call, says in (
         (lambda: diagnose(net), "without a loader"),
+        (lambda: diagnose(net, torch.utils.data.TensorDataset(x, y)), "must yield batches, got one sample"),
         (lambda: diagnose(net, [x]), r"\(inputs, labels\) or mappings with labels; got Tensor"),
         (lambda: diagnose(net, [(x, y)], head="nothing"), "`head`"),
         (lambda: diagnose(net, []), "at least one sample"),
@@ -506,7 +509,7 @@ def test_the_gates_count_lost_classes_and_recall(tmp_path, capsys):
     for options, code, says in (
         (("--max-merged", "0"), 1, "1 lost though separated (2), more than 0"),
         (("--max-merged", "1"), 0, ""),
-        (("--min-recall", "0.5"), 1, "recall is below 0.5 in 1 classes: 2; the least is 0"),
+        (("--min-recall", "0.5"), 1, "recall is below 0.5 in 1 class: 2; the least is 0"),
         (("--min-recall", "0"), 0, ""),
     ):
         found, out, err = command(capsys, path, *options)

@@ -231,7 +231,9 @@ def test_classes_without_samples_are_left_out_of_theory_and_named():
     kept = y != 3
     d = diagnose_measurement(measure(X[kept], y[kept], W, b), KnownTraining(0.01, 7e-4, 0.02))
     assert d.separation.states[3] == "unseen"
-    assert d.headline == "All 9 classes are separated. 3 had no samples."
+    assert d.headline == "All 9 classes are separated. Class 3 had no samples."
+    alone = diagnose_measurement(measure(X[y == 0], y[y == 0], W, b), KnownTraining(0.0))
+    assert alone.headline.startswith("One class alone has samples: none to separate it from. Classes 1, 2, 3")
     assert d.effective is d.fit is d.prediction is None
     assert any("Classes without samples: 1." in note for note in d.notes)
     record = json.loads(d.to_json())

@@ -249,6 +249,18 @@ def test_heads_are_found_or_asked_for() -> None:
         param_groups(two, weight_decay=0.0, head="1", head_weight_decay=-1.0)
 
 
+def test_half_precision_loses_digits_and_nothing_else() -> None:
+    counts = np.rint(np.geomspace(50000, 2, 1000)).astype(int)
+    criterion = MatchedCrossEntropy(cs.Problem(counts, 0.01, loss=cs.Loss(class_weights=1 / counts)))
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(64) * 15
+    want = float(criterion(logits.double(), labels))
+    for kind, tolerance in ((torch.float16, 2e-3), (torch.bfloat16, 1e-2)):  # the format's digits of logits and mean
+        got = criterion(logits.to(kind), labels)
+        assert got.dtype is kind
+        assert float(got) == pytest.approx(want, rel=tolerance)
+
+
 @pytest.mark.parametrize("K", [10, 100, 150])
 @pytest.mark.parametrize("ignore_index", [-100, -1, 255])
 def test_samples_without_a_label_are_left_out_as_torch_does(K: int, ignore_index: int) -> None:

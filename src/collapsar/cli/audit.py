@@ -33,7 +33,10 @@ Head = Annotated[str | None, typer.Option("--head", help="Name of the head's wei
 Classes = Annotated[Path | None, typer.Option("--classes", help="Text file with one class name per line.")]
 CountsFile = Annotated[
     Path | None,
-    typer.Option("--counts", help="Training samples of each class: a text file with a whole number per line, or .npy."),
+    typer.Option(
+        "--counts",
+        help="Training samples of each class: a text file with a whole number per line, .npy, or 500x5,100x5.",
+    ),
 ]
 FeaturesFile = Annotated[
     Path | None,
@@ -143,6 +146,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def _numbers(path: Path) -> NDArray:
+    if not path.exists():
+        from collapsar.core.counts import class_counts
+
+        return class_counts(str(path))
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)

@@ -146,7 +146,8 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
     """What the gates do not let through."""
     failures = []
     if max_merged is not None and d.num_gone > max_merged:
-        both = [f"{d.num_collapsed} classes are merged or vanished"] if d.num_collapsed else []
+        noun = "class is" if d.num_collapsed == 1 else "classes are"
+        both = [f"{d.num_collapsed} {noun} merged or vanished"] if d.num_collapsed else []
         for word, more in (("lost", set(d.lost)), ("dead", set(d.dead) - set(d.lost))):
             rest = sorted(more - set(d.collapsed))
             both += [f"{len(rest)} {word} though separated ({named(d.class_names, rest)})"] if rest else []
@@ -155,8 +156,9 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
         recalls = d.measurement.accuracies
         short = sorted((k for k in range(len(recalls)) if recalls[k] < min_recall), key=lambda k: recalls[k])
         if short:
+            noun = "class" if len(short) == 1 else "classes"
             failures.append(
-                f"recall is below {min_recall:g} in {len(short)} classes: {named(d.class_names, short)}; "
+                f"recall is below {min_recall:g} in {len(short)} {noun}: {named(d.class_names, short)}; "
                 f"the least is {recalls[short[0]]:.3g}"
             )
     return failures

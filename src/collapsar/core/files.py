@@ -23,6 +23,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
         OSError: the folder does not exist or cannot be written.
     """
     target = Path(path)
+    if not target.parent.is_dir():  # or the error would name a temporary file, which nobody asked for
+        raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}; create it first")
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -149,9 +149,8 @@ def _reach_words(say: Says, reached: Reach) -> str:
     place = where.get(str(reached.space), f"with no features of length {reached.space}")
     lost = np.flatnonzero(say.unreachable).tolist()
     if not lost:
-        return (
-            f"Every class that was decided can be the answer, {reached.num_searched} of them not along their own row."
-        )
+        aside = f", {reached.num_searched} of them not along their own row" if reached.num_searched else ""
+        return f"Every class that was decided can be the answer{aside}."
     proof = "a weighted mean of other rows equals its row and has no smaller bias"
     if not isinstance(reached.space, str):
         proof = "a weighted mean of other rows scores as much at every such feature"

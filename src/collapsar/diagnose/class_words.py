@@ -41,7 +41,7 @@ def headline(say: Says) -> str:
     gone = set(found.vanished_classes) - carried
     lost = len(found.merged_classes) + len(gone)
     seen = K - len(found.unseen_classes)
-    unseen = f" {named(say.names, found.unseen_classes)} had no samples." if found.unseen_classes else ""
+    unseen = _unseen(say)
     outvoted = " ".join(part for part in (_outvoted(say, seen), _dead(say, seen)) if part)
     if not lost:
         if outvoted:
@@ -50,6 +50,8 @@ def headline(say: Says) -> str:
             verb = "is" if seen - len(carried) == 1 else "are"
             by_bias = f"the bias alone decides {named(say.names, say.standings.carried)} right"
             return f"{seen - len(carried)} of {seen} classes {verb} separated; {by_bias}.{unseen}"
+        if seen == 1:
+            return f"One class alone has samples: none to separate it from.{unseen}"
         return f"All {seen} classes are separated.{unseen}"
     if len(gone) == seen > 1:
         return f"All {seen} classes have vanished.{unseen}"
@@ -64,6 +66,14 @@ def headline(say: Says) -> str:
     verb = "has" if lost == 1 else "have"
     text = f"{lost} of {seen} classes {verb} collapsed: {'; '.join(parts)}."
     return f"{text}{f' {outvoted}' if outvoted else ''}{unseen}"
+
+
+def _unseen(say: Says) -> str:
+    """The classes without samples; the noun before them, as "0 had no samples" would say the opposite."""
+    classes = say.found.unseen_classes
+    if not classes:
+        return ""
+    return f" {'Class' if len(classes) == 1 else 'Classes'} {named(say.names, classes)} had no samples."
 
 
 def _outvoted(say: Says, seen: int) -> str:
@@ -105,6 +115,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
+def _nats(value: float) -> str:
+    return f"{value:.0f}" if 99.5 <= value < 1e6 else f"{value:.2g}"
+
+
 def cost(say: Says) -> Iterator[str]:
     """How often collapsed classes are still recognised."""
     lost = sorted({*say.found.merged_classes, *say.found.vanished_classes} - set(say.standings.carried))
@@ -123,7 +137,7 @@ def lost(say: Says) -> Iterator[str]:
     dead = {k: group for group in say.shared_rows for k in group}
     for c in [c for c in say.standings.lost if c.reason == "outvoted"][:_MOST_LOST]:
         samples = f"none of the {m.class_counts[c.index]} samples of {say.names[c.index]} is given to it"
-        ahead = f"scores {say.names[c.rival]} higher by {c.nats:.2g} nats" if c.nats > 0 else "is right all the same"
+        ahead = f"scores {say.names[c.rival]} higher by {_nats(c.nats)} nats" if c.nats > 0 else "is right all the same"
         text = f"on average the head {ahead}. {_cure(c, m)}"
         if c.index in dead and c.rival in dead[c.index]:
             text = f"its row of the head is that of {say.names[c.rival]} as well, which the bias prefers."

@@ -121,6 +121,8 @@ def _of_file(
     labelled = file.labels != ignore_index
     if labelled.shape == file.features.shape[:1] and not labelled.all():
         file = replace(file, features=file.features[labelled], labels=file.labels[labelled])
+    if len(file.labels) == 0:
+        raise ValueError(f"`source` {path.name} must hold a sample with a label, got none: nothing can be measured")
     known = _merged(known, file.scalars)
     sums = Pass(file.weight, file.bias, known.loss)
     sums.add(file.features, file.labels)

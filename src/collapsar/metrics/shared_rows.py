@@ -19,6 +19,9 @@ Vector = NDArray[np.float64]
 TOLERANCE = 0.01
 """Rows coincide if no farther apart than this share of the longest row."""
 
+# Squares of larger numbers, summed, leave the range of float64.
+_LARGEST = 1e100
+
 
 def shared_rows(weight: NDArray, tolerance: float = TOLERANCE) -> tuple[tuple[int, ...], ...]:
     """Groups of classes whose rows coincide, the largest first.
@@ -53,6 +56,11 @@ def row_geometry(W: Rows) -> tuple[Vector, Vector]:
     for start, block in row_blocks(W, np.float64):
         centred = block - mean
         lengths[start : start + len(block)] = np.sqrt(np.einsum("ij,ij->i", centred, centred))
+    if not (lengths < _LARGEST).all():
+        raise ValueError(
+            f"`weight` must be below {_LARGEST:g}; row {int(np.argmin(lengths < _LARGEST))} is not. "
+            "Look for a diverged run or a damaged file"
+        )
     return mean, lengths
 
 

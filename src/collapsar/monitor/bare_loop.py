@@ -59,7 +59,7 @@ def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
         batch: (inputs, labels, ...), or a mapping with "labels" or "label", all else going to the model by name.
 
     Raises:
-        ValueError: The batch is neither.
+        ValueError: The batch is neither, or it is one sample.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(batch, Mapping):
@@ -69,6 +69,11 @@ def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
             model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in inputs.items()})
             return labels
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
+        if isinstance(batch[1], int) or (isinstance(batch[1], Tensor) and batch[1].ndim == 0):
+            raise ValueError(
+                "`loader` must yield batches, got one sample with one label; wrap the data set: "
+                "torch.utils.data.DataLoader(dataset, batch_size=256)"
+            )
         model(batch[0].to(device) if isinstance(batch[0], Tensor) else batch[0])
         return batch[1]
     raise ValueError(

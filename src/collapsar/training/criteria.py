@@ -81,11 +81,12 @@ class MatchedCrossEntropy(nn.Module):
             )
         if labels.dtype is not torch.int64:
             raise ValueError(f"`labels` must be class indices of type int64, got {labels.dtype}; call .long()")
-        like = {"dtype": logits.dtype, "device": logits.device}
+        half = logits.dtype in (torch.float16, torch.bfloat16)  # sums of weighted losses leave the range of float16
+        like = {"dtype": torch.float32 if half else logits.dtype, "device": logits.device}
         known = labels != self.ignore_index
         labels = labels.where(known, 0)
         tau = self.temperatures.to(**like)[labels, None]
-        u = tau * self.scales.to(**like) * logits + self.offsets.to(**like)
+        u = tau * self.scales.to(**like) * logits.to(**like) + self.offsets.to(**like)
         each = functional.cross_entropy(u, labels, reduction="none", label_smoothing=self.smoothing)
         each = self.sample_weights.to(**like)[labels] * each
-        return each.where(known, 0).sum() / known.sum()
+        return (each.where(known, 0).sum() / known.sum()).to(logits.dtype)
