@@ -450,6 +450,26 @@ def run(tmp_path_factory):
     return folder, train(config, load_data("digits"), folder)
 
 
+def test_a_run_folder_by_adamw_is_read_with_its_optimizers_state(tmp_path):
+    """wd (sqrt(v) + eps), bias-corrected, by hand from the run's optimizer; the folder has the state as well."""
+    from collapsar.training import ModelSpec, Penalties, TrainConfig, load_data, train
+
+    spec = ModelSpec("mlp", widths=(32, 16), feature_relu=False, feature_norm="layernorm")
+    config = TrainConfig(
+        "digits", (40,) * 5 + (10,) * 5, Penalties(0.0, 0.0, 0.0), epochs=60, model=spec, device="cpu", eval_every=60,
+        optimizer="adamw", head_decay=30.0, learning_rate=2e-3, learning_rate_steps=((0.0, 1.0), (0.8, 0.1)),
+    )  # fmt: skip
+    result = train(config, load_data("digits"), tmp_path)
+    assert result.optimizer is not None
+    state = result.optimizer.state[result.model.head.weight]
+    v = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).double()
+    rows = (30.0 * (v.sqrt() + 1e-8)).mean(dim=1).numpy()
+    known = diagnose(tmp_path).known
+    assert known.rest.correlation > 0.9
+    assert known.norm.length == pytest.approx(4.0)
+    np.testing.assert_allclose(known.lambda_w, rows, rtol=1e-6)
+
+
 def test_a_run_folder_knows_its_penalties_and_its_data(run, capsys):
     folder, result = run
     d = diagnose(folder)
