@@ -323,6 +323,20 @@ def test_many_distinct_classes_meet_descent_on_fewer_directions(lambda_w: float)
     assert s.rank <= s.spheres.E.shape[0] < 26
 
 
+def test_directions_dropped_at_strong_decay_come_back_at_weak_decay() -> None:
+    p = normalized(np.round(np.geomspace(3000, 5, 20)).astype(int), 10.0)
+    strong = cs.solve(p)
+    weak = cs.solve(p.replace(lambda_w=0.1), start=strong)
+    assert isinstance(strong, NormalizedSolution)
+    assert isinstance(weak, NormalizedSolution)
+    assert strong.rank < weak.rank
+    alone = cs.solve(p.replace(lambda_w=0.1))
+    assert weak.certificate.primal == pytest.approx(alone.certificate.primal, rel=1e-10)
+    W, H, _ = weak.factors(20)
+    np.testing.assert_allclose(W.T @ H, alone.Z, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(H, axis=0), NORM, rtol=1e-12)
+
+
 def test_rows_with_equal_penalties_are_one_penalty_and_classes_may_be_permuted() -> None:
     p = normalized([60, 30, 17, 9, 4], 0.7)
     s = cs.solve(p)
