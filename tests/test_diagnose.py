@@ -575,6 +575,23 @@ def test_points_without_spread_are_counted_and_nc4_decides_in_double_precision(t
     assert d.measurement.metrics["nc4_agreement"] == 1.0
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.6, 3.0])
+def test_nc4_compares_with_all_means_only_where_it_must(tmp_path, spread):
+    """From samples close to their means to samples anywhere; class 4 has none."""
+    rng = np.random.default_rng(4)
+    M, W = rng.normal(size=(6, 3)), rng.normal(size=(6, 3))
+    W[:3] = 5 * M[:3]
+    y = np.repeat([0, 1, 2, 3, 5], 20)
+    X = M[y] + spread * rng.normal(size=(100, 3)) + 2
+    path = tmp_path / "nc4.npz"
+    np.savez(path, features=X, labels=y, weight=W, bias=-W @ np.full(3, 2.0))
+    means = {k: X[y == k].mean(axis=0) for k in (0, 1, 2, 3, 5)}
+    nearest = [min(means, key=lambda k: np.linalg.norm(x - means[k])) for x in X]
+    decided = [int(np.argmax(W @ (x - 2))) for x in X]
+    expected = np.mean([a == b for a, b in zip(nearest, decided, strict=True)])
+    assert diagnose(path).measurement.metrics["nc4_agreement"] == pytest.approx(expected)
+
+
 def test_pairs_of_npy_files_and_labels_that_are_names(tmp_path, npz):
     held = arrays()
     for name in ("features", "labels", "weight", "bias"):

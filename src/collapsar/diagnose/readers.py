@@ -27,6 +27,7 @@ from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
 from collapsar.diagnose.feature_files import FeatureFile, read_features
 from collapsar.diagnose.frozen import FrozenHead, frozen_of
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement, Pass
+from collapsar.metrics.near_rows import nearest_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -182,18 +183,40 @@ def _scalars(
     moments: ClassMoments, weight: Tensor | None, bias: Tensor | None, rows: Iterable[Tensor] | None, sums: Pass
 ) -> dict[str, float]:
     """Every metric of moments and head; NC4, which compares with the means, from the samples once more, if given."""
-    import torch
-
-    from collapsar.metrics import collapse_report, nearest_centers
+    from collapsar.metrics import collapse_report
 
     agreements = None
     if rows is not None and weight is not None:
-        centres = moments.class_means.masked_fill((moments.class_counts == 0)[:, None], torch.nan)
-        nearest = torch.cat([nearest_centers(part, centres.to(part.device)).cpu() for part in rows])
-        labels, decided = map(torch.from_numpy, map(np.concatenate, zip(*sums.decided, strict=True)))
-        agreements = torch.bincount(labels[nearest == decided], minlength=moments.num_classes)
+        agreements = _agreements(moments, rows, sums)
     pairwise = moments.num_classes <= MAX_TABLE
     return collapse_report(moments, weight, bias, agreements=agreements, pairwise=pairwise).scalars()
+
+
+def _agreements(moments: ClassMoments, rows: Iterable[Tensor], sums: Pass) -> Tensor:
+    """Per class the samples that the head gives to the class of the nearest mean, shape (K,).
+
+    What lies nearer to a mean than half of the way to the nearest other one is nearest to it: only the other samples
+    are compared with all means.
+    """
+    import torch
+
+    from collapsar.metrics import nearest_centers
+
+    centres = moments.class_means.cpu().masked_fill((moments.class_counts == 0).cpu()[:, None], torch.nan)
+    labels, decided = map(torch.from_numpy, map(np.concatenate, zip(*sums.decided, strict=True)))
+    reach = torch.zeros(len(centres), dtype=torch.float64)
+    seen = torch.isfinite(centres).all(dim=1)
+    if len(labels) > len(centres) and seen.sum() > 1:
+        reach[seen] = 0.5 * (1 - 1e-9) * torch.from_numpy(nearest_rows(centres[seen].numpy())[1])
+    agree, start = torch.zeros(len(labels), dtype=torch.bool), 0
+    for part in rows:
+        h, given = part.cpu().double(), decided[start : start + len(part)]
+        near = torch.linalg.vector_norm(h - centres[given], dim=1) < reach[given]
+        if not bool(near.all()):
+            near[~near] = nearest_centers(h[~near], centres) == given[~near]
+        agree[start : start + len(part)] = near
+        start += len(part)
+    return torch.bincount(labels[agree], minlength=len(centres)).to(moments.class_counts.device)
 
 
 def _of_folder(
