@@ -172,6 +172,21 @@ def test_a_length_and_a_feature_penalty_are_refused_together(command: str) -> No
     assert "--norm" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("solve 50,10 --lambda-z 0.1 --over batch", "--over batch goes with --norm"),
+        ("thresholds 50,10 --over sample", "--over sample goes with --norm"),
+        ("phase --x r:1:2:2 --y lambda_z:0.1:1:2 --norm 4", "go with --over sample or"),
+        ("phase --x r:1:2:2 --y lambda_z:0.1:1:2 --lambda-w 4", "go with --over sample or"),
+    ],
+)
+def test_half_of_a_norm_is_not_silently_ignored(line: str, says: str) -> None:
+    result = CliRunner().invoke(app, line.split())
+    assert isinstance(result.exception, ValueError)
+    assert says in str(result.exception)
+
+
 def test_one_default_feature_model(tmp_path) -> None:
     """Signed everywhere, and the text says which; class names run through."""
     labels = tmp_path / "labels.txt"

@@ -29,8 +29,11 @@ Norm = Annotated[
     typer.Option("--norm", help="Length of features behind a norm without gain, sqrt(width); with --lambda-w alone."),
 ]
 Over = Annotated[
-    Literal["sample", "batch"],
-    typer.Option("--over", help="With --norm: sample for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm."),
+    Literal["sample", "batch"] | None,
+    typer.Option(
+        "--over",
+        help="With --norm: sample (the default) for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm.",
+    ),
 ]
 LambdaB = Annotated[
     float, typer.Option("--lambda-b", help="Penalty of the head's bias; inf: no bias (the default), 0: free bias.")
@@ -77,6 +80,13 @@ def class_vector(name: str, text: str | None, num_classes: int) -> list[float] |
     if len(values) != num_classes:
         raise ValueError(f"`{name}` must have one entry per class: got {len(values)} for {num_classes} classes")
     return values
+
+
+def over_of(norm: float | None, over: Literal["sample", "batch"] | None) -> Literal["sample", "batch"]:
+    """What features are normalised over; refuses to say nothing about a norm whose length is not given."""
+    if over is not None and norm is None:
+        raise ValueError(f"--over {over} goes with --norm, the length of the features: sqrt(width) for a LayerNorm")
+    return over or "sample"
 
 
 def price(lambda_z: float | None, lambda_w: float | None, lambda_h: float | None) -> float:

@@ -53,8 +53,12 @@ def phase(
     over: Annotated[
         str | None, typer.Option("--over", help="Features normalised per sample (LayerNorm) or batch (BatchNorm).")
     ] = None,
-    lambda_w: Annotated[float, typer.Option("--lambda-w", help="With --over: penalty of the head's weight.")] = 1.0,
-    norm: Annotated[float, typer.Option("--norm", help="With --over: length of the features, sqrt(width).")] = 1.0,
+    lambda_w: Annotated[
+        float | None, typer.Option("--lambda-w", help="With --over: penalty of the head's weight; 1 if not given.")
+    ] = None,
+    norm: Annotated[
+        float | None, typer.Option("--norm", help="With --over: length of the features, sqrt(width); 1 if not given.")
+    ] = None,
     tol: Annotated[float, typer.Option("--tol", help="Relative duality gap of every cell.")] = 1e-9,
     out: Annotated[
         Path | None, typer.Option("--out", help="Picture, .png, .svg or .pdf; the record beside it, as .json.")
@@ -79,8 +83,11 @@ def phase(
         raise ValueError(f"`--out` must end in {', '.join(_PICTURES)}, got {str(out)!r}")
     if out is not None:
         import collapsar.report.phase_plot  # noqa: F401 - that matplotlib is missing is said before the work, not after
+    if over is None and (lambda_w is not None or norm is not None):
+        raise ValueError("--lambda-w and --norm go with --over sample or --over batch; without a norm give --lambda-z")
     half = max(1, classes // 2)
-    priced = (n_a, n_b, lambda_z, lambda_b, oversampling, cast("Any", over), lambda_w, norm)
+    level, length = (1.0 if value is None else value for value in (lambda_w, norm))
+    priced = (n_a, n_b, lambda_z, lambda_b, oversampling, cast("Any", over), level, length)
     settings = PhaseSettings(classes, half if k_a is None else k_a, *priced)
     config = PhaseConfig(Axis.parse(x), Axis.parse(y), settings, tol)
     record_file = None if out is None else out.with_suffix(".json")

@@ -30,6 +30,7 @@ from collapsar.cli.options import (
     Weights,
     class_vector,
     counts_given,
+    over_of,
     price,
 )
 from collapsar.cli.output import print_json, print_solution, print_thresholds, solution_record, thresholds_record
@@ -51,7 +52,7 @@ def solve(
     lambda_h: LambdaH = None,
     lambda_b: LambdaB = float("inf"),
     norm: Norm = None,
-    over: Over = "sample",
+    over: Over = None,
     features: Features = "signed",
     class_weights: Weights = None,
     offsets: Offsets = None,
@@ -70,13 +71,14 @@ def solve(
     n = read.counts
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
+    kind = over_of(norm, over)
     if norm is None:
         problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
     elif lambda_w is None or lambda_z is not None or lambda_h is not None:
         raise ValueError("--norm goes with --lambda-w alone: features of a given length have no penalty")
     else:
         problem = cs.Problem.from_normalized(
-            n, lambda_w=lambda_w, norm=norm, over=over, lambda_b=lambda_b, loss=loss, features=features
+            n, lambda_w=lambda_w, norm=norm, over=kind, lambda_b=lambda_b, loss=loss, features=features
         )
     solution = _watched(problem, tol, max_steps)
     if out is not None:
@@ -116,7 +118,7 @@ def thresholds(
     features: Features = "signed",
     lambda_z: Annotated[float | None, typer.Option("--lambda-z", help="Also the state of each class here.")] = None,
     norm: Norm = None,
-    over: Over = "sample",
+    over: Over = None,
     lambda_w: Annotated[
         float | None, typer.Option("--lambda-w", help="With --norm: also the state of each class here.")
     ] = None,
@@ -138,6 +140,7 @@ def thresholds(
     n = read.counts
     vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
+    kind = over_of(norm, over)
     if (norm is None and lambda_w is not None) or (norm is not None and lambda_z is not None):
         raise ValueError("give --lambda-z, or --norm with --lambda-w: features of a given length have no lambda_z")
     at = lambda_z if norm is None else lambda_w
@@ -146,7 +149,7 @@ def thresholds(
         problem = cs.Problem(n, level, lambda_b, loss, features=features)
     else:
         problem = cs.Problem.from_normalized(
-            n, lambda_w=level, norm=norm, over=over, lambda_b=lambda_b, loss=loss, features=features
+            n, lambda_w=level, norm=norm, over=kind, lambda_b=lambda_b, loss=loss, features=features
         )
     t = cs.thresholds(problem)
     here = None if at is None else _watched(problem, 1e-9, 300)
