@@ -47,8 +47,8 @@ _UNEVEN, _SHORT, _LONGER = 0.05, 0.97, 1.05
 _TOO_UNEVEN = 0.2
 # A fitted penalty of the bias below this share of the head's is the noise of a bias that nothing penalises.
 _FREE = 0.02
-# More clusters of normalised features than this take minutes.
-_MOST_CLUSTERS = 60
+# More kinds of normalised classes than this take minutes; so do the thresholds of more sizes that several classes have.
+_MOST_CLUSTERS, _MOST_MERGING = 120, 12
 _PER = {"sample": "per-sample", "batch": "per-batch"}
 
 
@@ -259,12 +259,17 @@ def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None
         solution = solve(problem, 1e-7, throw=False)
     except (ValueError, ArithmeticError, NotConvergedError) as error:
         return None, f"The optimum of the model chosen is left out: {error}."
-    try:
-        found = thresholds(problem)
-    except (ValueError, ArithmeticError):
-        found = None
+    found, why = None, ""
+    merging = int(np.sum(np.unique(m.class_counts, return_counts=True)[1] > 1))
+    if problem.normalization is not None and problem.normalization.over == "sample" and merging > _MOST_MERGING:
+        why = f"More than {_MOST_MERGING} sizes that several classes have: their thresholds would take minutes."
+    else:
+        try:
+            found = thresholds(problem)
+        except (ValueError, ArithmeticError) as error:
+            why = f"The thresholds of the model chosen are left out: {error}."
     off, away = distance_beside(solution, m.predictions, m.b, moved=choice.shifted and m.bias is not None)
-    return NormalizedFit(solution, off, away, float(getattr(solution, "norm", np.nan)), found), ""
+    return NormalizedFit(solution, off, away, float(getattr(solution, "norm", np.nan)), found), why
 
 
 def _penalty_text(weight: Any) -> str:
