@@ -127,9 +127,9 @@ class Clusters:
 
     @staticmethod
     def rows(logit: Vector, own: Vector) -> Matrix:
-        """Column array from one number per logit's cluster and one for each own class."""
-        J = logit.shape[-1]
-        column = np.empty((*np.broadcast_shapes(logit.shape, own.shape)[:-1], J + 1, J))
+        """Columns from one number per logit's cluster and one for the own class of each."""
+        leading = np.broadcast_shapes(logit.shape[:-1], own.shape[:-1])
+        column = np.empty((*leading, logit.shape[-1] + 1, own.shape[-1]))
         column[..., :-1, :] = logit[..., None]
         column[..., -1, :] = own
         return column

@@ -176,6 +176,8 @@ class _Sheet:
 
 
 def _columns(array: Vector, which: NDArray[np.intp]) -> Vector:
+    if which.shape[-1] == array.shape[-1]:  # all of them, in order
+        return array
     rows = np.arange(which.shape[0])[:, None]
     return array[rows, which] if array.ndim == 2 else array[rows, :, which].swapaxes(-1, -2)
 
@@ -251,6 +253,11 @@ def _folded(entries: Matrix) -> Matrix:
     return total
 
 
+def _pooled(entries: Matrix, weight: Matrix) -> Matrix:
+    """``_folded(entries) @ weight`` for one column of weights."""
+    return entries[..., :-1, :] @ weight + entries[..., -1:, :].swapaxes(-1, -2) * weight
+
+
 def _solved(
     c: Clusters,
     sheet: _Sheet,
@@ -268,9 +275,9 @@ def _solved(
     pull, hold = weight[..., 0] * c.temperatures, weight[..., 0] * c.temperatures / spread
     left = np.concatenate([first * (weight[..., 0] / look.mass)[..., None, :], second * hold[..., None, :]], axis=-1)
     right = np.concatenate([first, second], axis=-1).swapaxes(-1, -2)
-    alone = _folded(look.S * sheet.reach**2) @ weight
-    balance = c.scales[..., None] * (_folded(c.multiplicity * look.miss) @ pull[..., None])
-    errors = _folded(look.S * look.left * sheet.reach) @ weight - first @ (weight * look.mean_left[..., None])
+    alone = _pooled(look.S * sheet.reach**2, weight)
+    balance = c.scales[..., None] * _pooled(c.multiplicity * look.miss, pull[..., None])
+    errors = _pooled(look.S * look.left * sheet.reach, weight) - first @ (weight * look.mean_left[..., None])
     price = np.where(c.bias_price < np.inf, c.bias_price, 0.0)
     system, side = np.empty((B.size, J + 1, J + 1)), np.empty((B.size, J + 1))
     system[:, :J, :J] = bias_curvature(c, alone[..., 0]) - left @ right
@@ -297,9 +304,9 @@ def _solved(
 
 def _grown(c: Clusters, sheet: _Sheet, at: _Point, young: NDArray[np.intp], alive: Mask, steps: int) -> _Point:
     """The point with its youngest columns, which bend most, at home for its bias and lambda_z."""
-    some, u = sheet.columns(young), _columns(sheet.reach * c.rows(at.b, at.b) + sheet.offset, young)
-    arrays: tuple[Any, ...] = at.logs, at.L, at.mu, alive
-    logs, L, mu, free = (_columns(array, young) for array in arrays)
+    some = sheet if young.shape == alive.shape else sheet.columns(young)
+    own, logs, L, mu, free = (_columns(array, young) for array in (at.b, at.logs, at.L, at.mu, alive))
+    u = some.reach * c.rows(at.b, own) + some.offset
     far = np.zeros(young.shape)
     for _ in range(steps):
         look = some.look(u, logs, L, mu, at.level)
@@ -375,11 +382,12 @@ def _settled(
 ) -> tuple[_Point, Mask]:
     """Newton's root from a point, and in which problems it is one."""
     home, before = ~active, np.full(active.shape, np.inf)
-    young, every = np.argsort(age, axis=-1)[:, :YOUNG], np.broadcast_to(np.arange(c.num_clusters), age.shape)
+    every = np.broadcast_to(np.arange(c.num_clusters), age.shape)
+    young = np.argsort(age, axis=-1)[:, :YOUNG] if c.num_clusters > YOUNG else every
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for n in range(NEWTON_STEPS):
             then, length, outer = _step(c, sheet, at, alive, event, aim, age == 0)
-            if n < 2:
+            if n == 0:
                 then = _grown(c, sheet, then, young, alive, COLUMN_STEPS)
             at = at.kept(then, ~home)
             # the error of b and lambda_z is that of the columns squared, times what it was a step ago
