@@ -397,7 +397,10 @@ def test_the_monitor_and_diagnose_count_and_name_the_same_classes(case, tmp_path
     assert record.lost == lost
     agrees(record, line, d)
     if case == "nothing learned":
-        assert said[-1] == "After epoch 1: no class is separated from the others yet."
+        assert (
+            said[-1]
+            == "After epoch 1: no class is 0.5 nats ahead of its nearest yet: nothing is learned that could merge."
+        )
         return
     assert ("lost, given to none of their own samples: " in said[-1]) == bool(lost)
     assert ("dead, their rows of the head the same: " in said[-1]) == (case in list(FOUND)[3:5])

@@ -78,7 +78,10 @@ def test_an_untrained_network_is_silent_whatever_it_shows():
     assert told(watch, small) == []
     assert not watch.learned
     assert told(watch, [np.zeros((K, K))] * 30) == []
-    assert watch.summary() == "After epoch 30: no class is separated from the others yet."
+    assert (
+        watch.summary()
+        == "After epoch 30: no class is 0.5 nats ahead of its nearest yet: nothing is learned that could merge."
+    )
 
 
 def test_classes_that_were_never_apart_are_not_said_to_merge_but_named_in_the_end():

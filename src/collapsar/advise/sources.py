@@ -89,7 +89,8 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
     if prediction is None:
         raise ValueError(
             "`record` names no penalties: none was given and none could be read from the network (a class without "
-            "samples, or no class alive); say --lambda-w and --lambda-h"
+            "samples, no class alive, or a loss that does not pull the head outwards); give `collapsar diagnose` its "
+            f"--lambda-w and --lambda-h. Measured: {record.get('headline', 'no headline')}"
         )
     try:
         chosen = (record.get("model") or {}).get("problem")  # of normalised features

@@ -210,7 +210,8 @@ class MergeWatch:
         lost = [f"{self.class_names[c.index]} to {self.class_names[c.rival]}" for c in self.standings.lost]
         named = f"lost, given to none of their own samples: {listed(lost)}" if lost else ""
         if not (self.learned or self._any_distinct):
-            return f"{start} no class is separated from the others yet."
+            ahead = f"{self.rule.contrast:g} nats ahead of its nearest"
+            return f"{start} no class is {ahead} yet: nothing is learned that could merge."
         parts = [f"{found.num_distinct} of {len(found.states)} classes are separated"]
         merged = [group for group in found.groups if not set(group) & set(found.vanished_classes)]
         parts += [f"merged: {self._named(group)}" for group in merged]
