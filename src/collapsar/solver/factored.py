@@ -32,7 +32,8 @@ _APPROACH_STEPS = 300
 _ITERATIONS = 300  # of conjugate gradients
 _ROUNDING = 1e-14  # of the objective
 _FRUITLESS = 0.1  # times tol^1.5: a relative gain that is none, 1e-7 for a gap of 1e-4, 1e-10 for 1e-6
-_SHORTEST = 1e-6  # of a step that lowers the objective: below, it is rounding that stands in the way
+_SHORTEST = 1e-4  # of a step that lowers the objective
+_SHORTER = 1e-3  # of the trust region's radius where no part of a step did
 _DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
 _LOST = 1e5  # growth of the projected gradient at which Newton's method has lost its way
 _AT_REST = 1e-13  # relative size of a projected gradient step: rounding
@@ -236,20 +237,20 @@ def newton(q: Quotient, atoms: Atoms, b: Vector) -> tuple[Atoms, Vector]:
 def _approach(unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | None, least_gain: float) -> Vector:
     """Projected Newton steps in a trust region, until three in a row gain less than ``least_gain``, relative.
 
-    Unknowns near zero that want to be negative are held at zero; the others move along the truncated Newton direction,
+    Unknowns that their own curvature takes below zero are held there; the others move along the truncated Newton step,
     projected, as far as the objective falls.
     """
-    bounded, lam, idle = unknowns.nonnegative, unknowns.q.lambda_z, 0
+    bounded, idle = unknowns.nonnegative, 0
     value, gradient = unknowns.objective(x)
     radius = 0.1 * float(np.linalg.norm(x * np.sqrt(_diagonal(unknowns, x))))
     for _ in range(_APPROACH_STEPS):
         least = _projected(unknowns.q, x, gradient, bounded) / max(float(np.linalg.norm(x)), np.finfo(np.float64).tiny)
         near = min(least, 1e-3) * float(np.max(np.abs(x)))
-        free = ~(bounded & (gradient > 0) & (x <= np.minimum(near, gradient / lam)))
+        free = ~(bounded & (gradient > 0) & (x <= np.minimum(near, gradient / _diagonal(unknowns, x))))
         step = _newton_direction(unknowns, x, free, gradient, radius=radius, forcing=min(0.1, np.sqrt(least)))
         start, move, length = np.where(free, x, 0.0), np.zeros_like(x), 1.0
         move[free] = step.v
-        while True:
+        while length > _SHORTEST:
             trial = start + length * move
             trial = np.where(bounded, np.maximum(trial, 0.0), trial)
             new_value, new_gradient = unknowns.objective(trial)
@@ -257,8 +258,11 @@ def _approach(unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | 
             if fall >= 1e-3 * expected:
                 break
             length *= 0.3
-            if length < _SHORTEST:
-                return x
+        else:  # what is projected away outweighs the step: a shorter one is closer to the gradient
+            radius, idle = _SHORTER * step.norm, idle + 1
+            if idle > 2:
+                break
+            continue
         if length < 1:
             radius = length * step.norm
         elif fall > 0.7 * expected:

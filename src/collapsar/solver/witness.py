@@ -129,7 +129,7 @@ def tightened(q: Quotient, witness: Witness, tol: float = 0.0) -> Witness:
         if excess <= 0.1 * tol:
             raise StopIteration
 
-    options = {"maxiter": 200, "ftol": 1e-12, "gtol": 1e-7, "maxcor": 20}
+    options = {"maxiter": 500, "maxfun": 2000, "ftol": 1e-15, "gtol": 1e-7, "maxcor": 40}
     how: Any = {"method": "L-BFGS-B", "jac": True, "bounds": [(0, None)] * x.size, "options": options}
     for mu in _SMOOTHING:
         x = minimize(largest, x, (mu,), callback=enough, **how).x
