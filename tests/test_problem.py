@@ -56,6 +56,7 @@ def test_counts_are_read_from_labels(tmp_path, name):
         ("exp:10:1", "exp:5000:100:10"),
         ("exp:10:0:3", "cannot be read"),
         (["a", "b"], "whole numbers"),
+        ("99999999999999999999x2,5", "from 1 to 1e+15, got 1e+20 for class 0"),
         ([[1, 2], [3, 4]], "shape (2, 2)"),
     ],
 )
@@ -64,6 +65,12 @@ def test_bad_counts_are_named(spec, says):
         cs.class_counts(spec)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_counts_in_place_of_a_problem_are_named():
+    for verb in (cs.solve, cs.thresholds, cs.advise, lambda counts: cs.path(counts, [0.1])):
+        with pytest.raises(ValueError, match=r"`problem` must be a collapsar.Problem, .* got \(5, 3\)"):
+            verb((5, 3))
 
 
 def test_bad_label_files_are_named(tmp_path):

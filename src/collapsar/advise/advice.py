@@ -23,6 +23,7 @@ from collapsar.advise.families import (
 from collapsar.advise.outlook import Outlook, calibration_shift, outlooks, told_apart
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
+from collapsar.core.types import must_be
 from collapsar.solver import Solution, Status, solve
 
 __all__ = ["Advice", "Price", "Suggestion", "advise"]
@@ -242,10 +243,7 @@ def advise(
           5 classes of 300 samples: separated, safety 4.95
           5 classes of 50 samples: separated, safety 2.02
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(  # noqa: TRY004 - one error type at the door
-            f"`problem` must be a collapsar.Problem, with counts and penalties, got {problem!r}"
-        )
+    must_be(Problem, problem)
     if not 0 <= margin < np.inf:
         raise ValueError(f"`margin` must be finite and >= 0, got {margin!r}")
     chosen = tuple(families)

@@ -24,6 +24,7 @@ _SPEC_HELP = (
     "(largest : smallest : classes), or the path of a file with one label per line"
 )
 _GROUP = re.compile(r"([^x]+)(?:x([^x]+))?")
+_MOST = 1e15  # float64, in which counts are read, holds all whole numbers up to here
 _MISSING = {"", "nan", "na", "n/a", "<na>", "none", "null"}
 
 
@@ -306,12 +307,12 @@ def _checked(values: ArrayLike, names: Sequence[str] | None = None, *, counted: 
             f"`class_counts` looks like {array.size} labels, classes {array.min():g} to {array.max():g}: count them "
             "with `names, counts = counts_from_labels(labels)`; counts of that kind go in as a dict, class to count"
         )
-    good = np.isfinite(array) & (array >= 1) & (array == np.floor(array))
+    good = (array >= 1) & (array <= _MOST) & (array == np.floor(array))
     if not good.all():
         k = int(np.argmin(good))
         name = k if names is None else names[k]
         raise ValueError(
-            f"`class_counts` must be whole numbers >= 1, got {array[k]:g} for class {name}; "
+            f"`class_counts` must be whole numbers from 1 to {_MOST:g}, got {array[k]:g} for class {name}; "
             "leave classes without samples out"
         )
     if array.size < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collapsar.core.problem import Problem
+from collapsar.core.types import must_be
 from collapsar.theory.thresholds import Thresholds
 from collapsar.theory.thresholds import thresholds as plain_thresholds
 
@@ -31,6 +32,7 @@ def thresholds(problem: Problem) -> Thresholds:
         >>> round(float(t.merge[9]), 6), t.complete
         (0.066203, inf)
     """
+    must_be(Problem, problem)
     if problem.normalization is None:
         return plain_thresholds(problem)
     from collapsar.solver.normalized_transitions import transitions

@@ -8,6 +8,7 @@ from math import log
 import numpy as np
 
 from collapsar.core.problem import Problem
+from collapsar.core.types import must_be
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.solution import Solution
@@ -54,6 +55,7 @@ def path(
         >>> [s.class_states[9] for s in path(Problem("500x5,100x5", 1.0, 0.02), [0.003, 0.0036, 0.0045])]
         ['separated', 'merged', 'vanished']
     """
+    must_be(Problem, problem)
     how = checked_settings(tol, max_steps, progress, throw)
     if problem.normalization is not None:
         return _normalized(problem, [float(value) for value in lambdas], how)

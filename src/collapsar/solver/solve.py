@@ -9,6 +9,7 @@ import numpy as np
 
 from collapsar.core.problem import Problem
 from collapsar.core.threads import one_thread_below
+from collapsar.core.types import must_be
 from collapsar.solver.certificate import Certificate, as_free
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
@@ -56,6 +57,7 @@ def solve(
         >>> s.class_states[0], s.class_states[9], s.certificate.relative_gap <= 1e-9
         ('separated', 'vanished', True)
     """
+    must_be(Problem, problem)
     how = checked_settings(tol, max_steps, progress, throw)
     q = quotient(problem)
     if start is not None and not np.array_equal(start.quotient.labels, q.labels):
