@@ -27,6 +27,8 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
+# "Shape (K,): ..." at the head of a property's docstring would link to an attribute of that name.
+autodoc_default_options = {"exclude-members": "shape"}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
