@@ -124,6 +124,8 @@ def test_the_command_answers(norm: str) -> None:
     data = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
     assert set(data) == set(StandardAdvice.__dataclass_fields__)
     assert data["clock"] == pytest.approx(2.5)
+    early = CliRunner().invoke(app, [*COMMAND.split(), "--steps", "2000", "--norm", norm]).output
+    assert "seen 3938 times" in " ".join(early.split())  # 2000 updates of 256 samples, 20 of 2600
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,7 @@ def test_the_command_answers(norm: str) -> None:
         ("--steps 10", "goes with --norm"),
         ("--norm layernorm --steps 10 --layers 2", "two different trainings"),
         ("--norm layernorm --steps 0", "`steps` must be"),
+        ("--norm layernorm --steps 9 --head-weight-decay 0", "--head-weight-decay must be finite and > 0, got 0"),
     ],
 )
 def test_bad_usage(words: str, message: str) -> None:

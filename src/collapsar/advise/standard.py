@@ -174,7 +174,7 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
         seen = ""
         if recipe.batch_size is not None:
             times = recipe.steps * recipe.batch_size * int(n.min()) / int(n.sum())
-            seen = f" (the smallest is seen {times:.3g} times)"
+            seen = f" (the smallest is seen {times:{'.0f' if times >= 100 else '.3g'}} times)"
         reason = (
             f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
             f"have merged classes{room}"

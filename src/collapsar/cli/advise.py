@@ -209,7 +209,12 @@ def _recipe(given: dict[str, Any]) -> Recipe | None:
         return None
     if given["layers"] is not None:
         raise ValueError("--layers and --norm describe two different trainings; give one of them")
-    decay = given["head_weight_decay"] if given["head_weight_decay"] is not None else given["weight_decay"]
+    own = given["head_weight_decay"]
+    if own is not None and not 0 < own < float("inf"):
+        raise ValueError(
+            f"--head-weight-decay must be finite and > 0, got {own:g}: without decay of the head nothing merges"
+        )
+    decay = given["weight_decay"] if own is None else own
     needed = {name: given[name] for name in ("lr", "steps", "batch_size", "width")} | {"weight_decay": decay}
     missing = [f"--{name.replace('_', '-')}" for name, value in needed.items() if value is None]
     if missing:
