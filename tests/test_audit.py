@@ -162,7 +162,7 @@ def test_theory_stands_beside_what_was_found() -> None:
     assert set(found.predicted) == {"signed", "nonnegative"}
     assert found.dead[lost].all()
     assert not found.dead[~lost].any()
-    assert "5 of them dead here; 0 dead ones it tells apart" in " ".join(found.words)
+    assert "5 of them dead here; 0 dead ones are separated there" in " ".join(found.words)
 
 
 @pytest.mark.parametrize(("lambda_w", "merged"), [(6.0, 0), (6.5, 5)])  # they merge at 6.269

@@ -125,7 +125,7 @@ def _group_words(say: Says, group: Group) -> str:
     same = f", {group.identical} of them identical to rounding" if group.identical else ""
     favoured = say.named([group.answered])
     if group.identical == len(group.classes):
-        told = "No evidence can tell them apart"
+        told = "No evidence separates them"
         biases = f"always favour {favoured}"
     else:  # two members are at most a diameter apart
         told = (
@@ -196,7 +196,8 @@ def beside_theory(model: str, lost: NDArray[np.bool_], dead: NDArray[np.bool_]) 
     """What the exact optimum loses at these counts, beside what is dead."""
     return (
         f"At these counts and penalties the exact optimum for {model} features has {int(lost.sum())} classes merged or "
-        f"vanished, {int((lost & dead).sum())} of them dead here; {int((dead & ~lost).sum())} dead ones it tells apart."
+        f"vanished, {int((lost & dead).sum())} of them dead here; {int((dead & ~lost).sum())} dead ones are "
+        "separated there."
     )
 
 
