@@ -11,6 +11,7 @@ import zipfile
 from html import escape
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,9 +231,10 @@ def test_a_module_that_cannot_be_read_says_why():
     held = arrays()
     net = Net(held["weight"], held["bias"])
     x, y = torch.from_numpy(held["features"][:4]), torch.from_numpy(held["labels"][:4])
+    samples: Any = torch.utils.data.TensorDataset(x, y)
     for call, says in (
         (lambda: diagnose(net), "without a loader"),
-        (lambda: diagnose(net, torch.utils.data.TensorDataset(x, y)), "must yield batches, got one sample"),
+        (lambda: diagnose(net, samples), "must yield batches, got one sample"),
         (lambda: diagnose(net, [x]), r"\(inputs, labels\) or mappings with labels; got Tensor"),
         (lambda: diagnose(net, [(x, y)], head="nothing"), "`head`"),
         (lambda: diagnose(net, []), "at least one sample"),
@@ -465,6 +467,9 @@ def test_a_run_folder_by_adamw_is_read_with_its_optimizers_state(tmp_path):
     v = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).double()
     rows = (30.0 * (v.sqrt() + 1e-8)).mean(dim=1).numpy()
     known = diagnose(tmp_path).known
+    assert known.rest is not None
+    assert known.norm is not None
+    assert known.lambda_w is not None
     assert known.rest.correlation > 0.9
     assert known.norm.length == pytest.approx(4.0)
     np.testing.assert_allclose(known.lambda_w, rows, rtol=1e-6)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,8 @@ def test_bad_counts_are_named(spec, says):
 
 
 def test_counts_in_place_of_a_problem_are_named():
-    for verb in (cs.solve, cs.thresholds, cs.advise, lambda counts: cs.path(counts, [0.1])):
+    verbs: tuple[Any, ...] = (cs.solve, cs.thresholds, cs.advise, lambda counts: cs.path(counts, [0.1]))
+    for verb in verbs:
         with pytest.raises(ValueError, match=r"`problem` must be a collapsar.Problem, .* got \(5, 3\)"):
             verb((5, 3))
 

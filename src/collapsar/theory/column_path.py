@@ -305,7 +305,8 @@ def _solved(
 def _grown(c: Clusters, sheet: _Sheet, at: _Point, young: NDArray[np.intp], alive: Mask, steps: int) -> _Point:
     """The point with its youngest columns, which bend most, at home for its bias and lambda_z."""
     some = sheet if young.shape == alive.shape else sheet.columns(young)
-    own, logs, L, mu, free = (_columns(array, young) for array in (at.b, at.logs, at.L, at.mu, alive))
+    arrays: tuple[Any, ...] = at.b, at.logs, at.L, at.mu, alive
+    own, logs, L, mu, free = (_columns(array, young) for array in arrays)
     u = some.reach * c.rows(at.b, own) + some.offset
     far = np.zeros(young.shape)
     for _ in range(steps):
