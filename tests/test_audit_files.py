@@ -106,6 +106,16 @@ def test_a_convolution_of_one_by_one_is_a_head(tmp_path: Path) -> None:
     assert image.mean(axis=(2, 3)) @ found.weight.T + found.bias == pytest.approx(np.asarray(expected), abs=1e-5)
 
 
+def test_a_stored_convolution_of_one_by_one_is_a_head_where_it_is_called_one(tmp_path: Path) -> None:
+    stored = {"classifier.weight": W[:, :, None, None], "classifier.bias": B, "neck.weight": W[:5, :, None, None]}
+    save_file({name: torch.from_numpy(value.copy()) for name, value in stored.items()}, tmp_path / "m.safetensors")
+    for head in (None, "classifier"):
+        found = read_head(tmp_path / "m.safetensors", head)
+        np.testing.assert_array_equal(found.weight, W)
+        np.testing.assert_array_equal(found.bias, B)
+    assert read_head(tmp_path / "m.safetensors", "neck").weight.shape == (5, D)
+
+
 def test_weights_beside_an_onnx_file_are_read(tmp_path: Path) -> None:
     made = model(*VARIANTS["Gemm"])
     onnx.save(made, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)

@@ -76,6 +76,14 @@ def test_with_a_bias_the_winners_are_the_faces_of_the_lifted_hull(seed: int) -> 
     assert np.flatnonzero(~found.unreachable).tolist() == upper.tolist()
 
 
+@pytest.mark.parametrize("size", [1e-8, 1e-6, 1.0, 1e6])
+def test_the_size_of_a_head_changes_no_verdict(size: float) -> None:
+    W = np.random.default_rng(0).normal(size=(12, 6))
+    W[0], b = W[1], np.zeros(12)
+    b[:2] = -0.4, 0.6
+    assert np.flatnonzero(reach(size * W, size * b).unreachable).tolist() == [0]
+
+
 def test_a_bias_decides_between_equal_rows() -> None:
     W = np.array([[1.0, 0], [0, 1], [-1, -1], [1, 0]])
     assert reach(W, np.array([0, 0, 0, 0.1])).unreachable.tolist() == [True, False, False, False]

@@ -49,7 +49,7 @@ def test_each_parameter_has_the_decay_of_its_own_group():
         ],
         lr=0.1,
     )
-    with pytest.warns(PenaltyWarning, match="1 more decayed layers"):
+    with pytest.warns(PenaltyWarning, match="last normalisation if there is one: 1. Each"):
         known = known_training(model, head, optimizer)
     assert (known.lambda_w, known.lambda_h, known.lambda_b) == (0.03, None, 0.0)
     assert len(known.cautions) == 1
@@ -131,7 +131,7 @@ def test_layers_between_the_last_norm_and_the_head_are_counted():
     )  # fmt: skip
     found = penalty_warnings(model, model[7], sgd(model, 1e-3))
     assert [w.kind for w in found] == ["normalised-below", "decayed-layers"]
-    assert str(found[1]).startswith("2 more decayed layers")
+    assert str(found[1]).startswith("Decayed layers below the head, above the last normalisation if there is one: 2.")
     assert kinds(model, model[7], sgd(model, 1e-3), penalties=Penalties(1, 1)) == []
     layered = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
     assert kinds(layered, layered[2]) == ["normalised-features"]

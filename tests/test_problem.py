@@ -68,6 +68,13 @@ def test_bad_counts_are_named(spec, says):
     assert "\n" not in str(error.value)
 
 
+def test_penalties_of_a_path_are_numbers():
+    for wrong in (None, "0.1"):
+        lambdas: Any = wrong
+        with pytest.raises(ValueError, match="`lambdas` must be numbers"):
+            cs.path(cs.Problem("5x2,3x2", 0.1), lambdas)
+
+
 def test_counts_in_place_of_a_problem_are_named():
     verbs: tuple[Any, ...] = (cs.solve, cs.thresholds, cs.advise, lambda counts: cs.path(counts, [0.1]))
     for verb in verbs:

@@ -151,7 +151,7 @@ def advise(
     the problem after the change. No training, no torch.
     """
     given = context.params
-    recipe = _recipe(given)
+    recipe = _recipe(context)
     _check_options(context, weight_decay is not None or recipe is not None, diagnosis is not None)
     if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
@@ -198,10 +198,18 @@ def _on_counts(given: dict[str, Any]) -> dict[str, Any]:
 _OF_STANDARD = ("norm", "lr", "steps", "batch_size", "width", "schedule", "gain_decay", "head_weight_decay")
 
 
-def _recipe(given: dict[str, Any]) -> Recipe | None:
+def _said(context: typer.Context) -> set[str]:
+    """The options that the user wrote."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _recipe(context: typer.Context) -> Recipe | None:
     """The standard training that the options describe, None without --norm."""
+    given = context.params
     if given["norm"] is None:
-        rest = [name for name in _OF_STANDARD if name != "schedule" and given[name] is not None]
+        said = _said(context)
+        rest = [name for name in _OF_STANDARD if name in said]
         if rest:
             raise ValueError(
                 f"--{rest[0].replace('_', '-')} goes with --norm: layernorm, rmsnorm, cosine, batchnorm, none"
@@ -235,9 +243,7 @@ def _print_standard(advice: StandardAdvice, *, as_json: bool) -> None:
 
 def _check_options(context: typer.Context, ordinary: bool, diagnosed: bool) -> None:
     """Refuse what would be ignored."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    said -= {"weight_decay", "diagnosis", "margin", "as_json", "optimizer"}
+    said = _said(context) - {"weight_decay", "diagnosis", "margin", "as_json", "optimizer"}
     if ordinary:
         said -= {"counts", "layers", "column", "ignore_index", *_OF_STANDARD}
         if diagnosed or said:

@@ -268,7 +268,10 @@ def _from_text(text: str) -> ArrayLike:
         count = _whole(match[1]) if match else None
         repeat = 1 if not match or match[2] is None else _whole(match[2])
         if count is None or repeat is None or repeat < 1:
-            raise ValueError(f"`class_counts` cannot be read from {text!r} (at {group.strip()!r}); {_SPEC_HELP}")
+            where = (
+                "which names no file" if group.strip() == text else f"at {group.strip()!r}, and no file has that name"
+            )
+            raise ValueError(f"`class_counts` cannot be read from {text!r}, {where}; {_SPEC_HELP}")
         counts += [count] * repeat
     return counts
 

@@ -120,6 +120,8 @@ def _in_folder(path: Path) -> Path:
 def _chosen(path: Path, tensors: dict[str, Tensor], head: str | None) -> HeadFile:
     name, reason = _weight_name(path, tensors, head)
     weight = tensors[name].read()
+    if len(weight.shape) > 2:  # a convolution of one pixel
+        weight = np.reshape(weight, weight.shape[:2])
     bias = _beside(path, tensors, name, weight.shape)
     extra = {key: tensors[key].read() for key in ("class_names", "class_counts") if key in tensors}
     names = extra.get("class_names")
@@ -148,7 +150,9 @@ def _beside(path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[i
 
 def _weight_name(path: Path, tensors: Mapping[str, Tensor], head: str | None) -> tuple[str, str]:
     """The tensor to take, and why."""
-    matrices = {name: t.shape for name, t in tensors.items() if len(t.shape) == 2 and min(t.shape) >= 1}
+    matrices = {
+        name: t.shape for name, t in tensors.items() if min(t.shape, default=0) >= 1 and _is_head(name, t, head)
+    }
     if head is not None:
         for candidate in (head, f"{head}.weight"):
             if candidate in matrices:
@@ -175,6 +179,14 @@ def _weight_name(path: Path, tensors: Mapping[str, Tensor], head: str | None) ->
     asked = sorted(named or matrices)
     shown = _few([f"{n} {matrices[n]}" for n in asked])
     raise Refused(f"{path} has {len(asked)} matrices that could be the head; name it with --head: {shown}")
+
+
+def _is_head(name: str, tensor: Tensor, head: str | None) -> bool:
+    """Whether it can be one: a matrix, or a convolution of one pixel that is called a head, as few of them are."""
+    if len(tensor.shape) <= 2:
+        return len(tensor.shape) == 2
+    called = name in (head, f"{head}.weight") or _HEAD_NAMES.search(name.removesuffix(".weight")) is not None
+    return called and set(tensor.shape[2:]) == {1}
 
 
 def _few(names: list[str]) -> str:

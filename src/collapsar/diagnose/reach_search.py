@@ -45,12 +45,14 @@ class Contest:
         bias: shape (K,).
         space: where features are looked for.
         scale: > 0.
+        nats: the usual size of a bias about their median, at most 1: rounding of the biases is measured against it.
     """
 
     rows: Matrix
     bias: Vector
     space: FeatureSpace
     scale: float
+    nats: float
 
     @property
     def first_length(self) -> float:
@@ -59,7 +61,7 @@ class Contest:
 
     def rounding(self, length: float) -> float:
         """What may be rounding in a lead at features of this length, in nats."""
-        return ROUNDING * (1 + self.scale * length)
+        return ROUNDING * (self.nats + self.scale * length)
 
     def losing_margin(self, k: int, certificate: Certificate) -> float:
         """What is left to class k against the weighted mean of its rivals: not positive if no features win.
@@ -79,7 +81,7 @@ class Contest:
             return ahead + self.space * float(np.linalg.norm(mismatch)) - self.rounding(self.space)
         if self.space == "nonnegative":
             mismatch = np.maximum(mismatch, 0)
-        return ahead - ROUNDING if np.linalg.norm(mismatch) <= ROUNDING * self.scale else np.inf
+        return ahead - ROUNDING * self.nats if np.linalg.norm(mismatch) <= ROUNDING * self.scale else np.inf
 
 
 @dataclass

@@ -46,7 +46,7 @@ _TEXTS: Mapping[str, str] = {
     "normalised-features": f"{{}} {NORMALISED} ({{}}).",
     "normalised-below": "A normalisation lies below the features: decay of the layers under it changes no function, "
     "only the pace of learning; decay of its scale acts as a feature penalty.",
-    "decayed-layers": "{} more decayed layers lie below the head, above the last normalisation if there is one: each "
+    "decayed-layers": "Decayed layers below the head, above the last normalisation if there is one: {}. Each "
     "further factor bends the price of the predictions, and classes collapse at weaker penalties than the thresholds "
     "of two layers say.",
     "no-feature-penalty": f"{UNPENALISED}: they may grow without end, and there is no optimum. If "

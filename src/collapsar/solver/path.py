@@ -57,6 +57,10 @@ def path(
     """
     must_be(Problem, problem)
     how = checked_settings(tol, max_steps, progress, throw)
+    if isinstance(lambdas, str) or not isinstance(lambdas, Iterable):
+        raise ValueError(  # noqa: TRY004 - one error type at the door
+            f"`lambdas` must be numbers, such as [0.001, 0.002], got {lambdas!r}"
+        )
     if problem.normalization is not None:
         return _normalized(problem, [float(value) for value in lambdas], how)
     problems = [problem.replace(lambda_z=float(value)) for value in lambdas]
