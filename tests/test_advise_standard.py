@@ -52,6 +52,7 @@ def test_sgd_merges_where_the_closed_form_says() -> None:
     assert above.largest_decay is not None
     assert above.largest_decay < edge
     assert advise_standard("100x5,20x5", replace(SGD, weight_decay=above.largest_decay)).verdict == "safe"
+    assert [(p.verdict, p.largest_decay, p.layers) for p in above.predictions] == [("merge", above.largest_decay, 1)]
 
 
 def test_classes_that_the_optimum_outvotes_are_not_safe() -> None:

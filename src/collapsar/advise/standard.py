@@ -25,6 +25,7 @@ Vector = NDArray[np.float64]
 Norm = Literal["layernorm", "rmsnorm", "cosine", "batchnorm", "none"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
+Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
 
 _ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
 ACTED, _RESTED = 0.1, 3.0  # decay clock: below, decay has not acted; above, the run can be at rest
@@ -111,6 +112,21 @@ class Forecast:
 
 
 @dataclass(frozen=True)
+class HeadPrediction:
+    """What the theory says where the head alone follows the normalisation.
+
+    Attributes:
+        verdict: as of the advice.
+        largest_decay: as of the advice.
+        layers: decayed linear layers above the normalisation: 1, the head.
+    """
+
+    verdict: Verdict
+    largest_decay: float | None
+    layers: int = 1
+
+
+@dataclass(frozen=True)
 class StandardAdvice:
     """The answer, in words and numbers.
 
@@ -129,7 +145,7 @@ class StandardAdvice:
         prior: log of the class frequencies, to subtract from the logits of a classifier that outvotes small classes.
     """
 
-    verdict: Literal["safe", "merge", "outvoted", "not acted", "unknown"]
+    verdict: Verdict
     reason: str
     cure: str
     clock: float
@@ -138,6 +154,11 @@ class StandardAdvice:
     largest_decay: float | None
     prior: tuple[float, ...]
     outvoted: tuple[int, ...] = ()
+
+    @property
+    def predictions(self) -> tuple[HeadPrediction, ...]:
+        """One, where :class:`~collapsar.advise.weight_decay.DecayAdvice` has one per number of layers."""
+        return (HeadPrediction(self.verdict, self.largest_decay),)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
