@@ -28,11 +28,11 @@ def file(tmp_path_factory, record):
     return path
 
 
-def test_it_opens_from_disk(file, open_page):
+def test_it_opens_from_disk(file, open_page, record):
     page = open_page(file)
     assert page.inner_text("h1")
     assert file.stat().st_size < 2_000_000
-    assert page.locator(".run").count() == 3
+    assert page.locator(".run").count() == len(record["runs"]) + len(record["standard"]["runs"]) == 5
 
 
 def test_the_download_yields_the_record(file, open_page, record, tmp_path):
