@@ -93,7 +93,7 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
     lost = [k for k, marks in enumerate(class_marks(record)) if "lost" in marks]
     if lost:
         heights = [(separation["relative_norms"][k] or 0.0) + 0.09 for k in lost]
-        measured += ax.plot(
+        ax.plot(
             lost,
             heights,
             "v",
