@@ -185,7 +185,21 @@ def test_the_list_of_commands_says_what_each_command_says() -> None:
         assert " ".join(command.help.split()).startswith(words.rstrip(".")), name
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve"], ["reproduce"], ["no-such-command"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        ["solve"],
+        ["reproduce"],
+        ["reproduce", "fig0"],
+        ["reproduce", "fig1", "--preset", "big"],
+        ["report", "nothing-here"],
+        ["train", "--counts", "5x2", "--out", "x"],
+        ["train", "--counts", "?", "--lambda-z", "1", "--out", "x"],
+        ["no-such-command"],
+    ],
+)
 def test_what_needs_no_numbers_imports_none(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom collapsar.cli import main\n"

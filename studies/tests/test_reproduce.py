@@ -19,7 +19,7 @@ import collapsar as cs
 from collapsar.cli import main
 from collapsar.theory import deep_column, normalized_merge, normalized_two_cluster
 from collapsar.training import ModelSpec, build_model, imbalanced, load_data, with_weight_decay
-from collapsar_studies import advice_study, presets, reproduce, which_model
+from collapsar_studies import advice_plans, advice_study, names, presets, reproduce, which_model
 from collapsar_studies import against_theory as at
 from collapsar_studies import effective as ef
 from collapsar_studies import paper_figures as pf
@@ -287,7 +287,12 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Everythi
     return folder, Everything(folder)
 
 
-@pytest.mark.parametrize("name", reproduce.NAMES)
+def test_the_names_are_those_of_what_there_is() -> None:
+    assert names.NAMES[: len(pf.TITLES)] == tuple(f"fig{number}" for number in pf.TITLES)
+    assert (set(names.PRESETS), set(names.ADVICE_PRESETS)) == (set(presets.PRESETS), set(advice_plans.PRESETS))
+
+
+@pytest.mark.parametrize("name", names.NAMES)
 def test_every_figure_at_the_tiny_size(everything: tuple[Path, Everything], name: str) -> None:
     folder, records = everything
     made, home = records[name], folder / "results" / name

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from collapsar.cli.app import app
-from collapsar.cli.options import Json, LambdaB, LambdaH, LambdaW, LambdaZ, price
+from collapsar.cli.options import BEHIND_A_NORM, Json, LambdaB, LambdaH, LambdaW, LambdaZ, price
 from collapsar.core.files import write_atomically
 from collapsar.diagnose.head_audit import Audit, AuditOptions
 
@@ -101,7 +101,7 @@ def audit(
     options = AuditOptions(
         tolerance,
         norm if norm is not None else "nonnegative" if nonnegative else "free",
-        lambda_z=price(lambda_z, lambda_w, lambda_h) if priced else None,
+        lambda_z=price(lambda_z, lambda_w, lambda_h, BEHIND_A_NORM) if priced else None,
         lambda_w=lambda_w if normalised else None,
         lambda_b=lambda_b,
         largest_reach=largest_reach,

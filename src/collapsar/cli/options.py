@@ -89,8 +89,11 @@ def over_of(norm: float | None, over: Literal["sample", "batch"] | None) -> Lite
     return over or "sample"
 
 
-def price(lambda_z: float | None, lambda_w: float | None, lambda_h: float | None) -> float:
-    """Return lambda_z as given, or from the two penalties behind it."""
+BEHIND_A_NORM = "; behind a norm --lambda-w and --norm"
+
+
+def price(lambda_z: float | None, lambda_w: float | None, lambda_h: float | None, more: str = "") -> float:
+    """Return lambda_z as given, or from the two penalties behind it; ``more`` is what a command takes instead."""
     if lambda_z is not None and lambda_w is None and lambda_h is None:
         return lambda_z
     if lambda_z is None and lambda_w is not None and lambda_h is not None:
@@ -98,4 +101,4 @@ def price(lambda_z: float | None, lambda_w: float | None, lambda_h: float | None
             if not 0 < value < np.inf:
                 raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
         return cs.Penalties(lambda_w, lambda_h).lambda_z
-    raise ValueError("give either --lambda-z, or both --lambda-w and --lambda-h; behind a norm --lambda-w and --norm")
+    raise ValueError(f"give either --lambda-z, or both --lambda-w and --lambda-h{more}")

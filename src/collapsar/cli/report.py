@@ -51,6 +51,11 @@ def report(
     It shows which classes collapse and why, the class means beside the exact optimum, thresholds, curves, and what to
     change. Several runs are compared on one page.
     """
+    for run in runs:  # before imports that take a second
+        if not run.exists():
+            raise ValueError(
+                f"`sources` {run} does not exist; give the folder of a run, or a file of `collapsar diagnose`"
+            )
     from collapsar.app.report_record import report_record
     from collapsar.report import report_page
     from collapsar.report.network_words import report_finding

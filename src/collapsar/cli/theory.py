@@ -12,6 +12,7 @@ from rich.console import Console
 import collapsar as cs
 from collapsar.cli.app import app
 from collapsar.cli.options import (
+    BEHIND_A_NORM,
     Column,
     Counts,
     Features,
@@ -73,7 +74,7 @@ def solve(
     loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
     kind = over_of(norm, over)
     if norm is None:
-        problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h), lambda_b, loss, features=features)
+        problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h, BEHIND_A_NORM), lambda_b, loss, features=features)
     elif lambda_w is None or lambda_z is not None or lambda_h is not None:
         raise ValueError("--norm goes with --lambda-w alone: features of a given length have no penalty")
     else:

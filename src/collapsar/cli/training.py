@@ -106,11 +106,11 @@ def train(
     With --lambda-z the head gets lambda_w = 10 lambda_z and the features lambda_h = lambda_z / 10, as in the paper.
     A run that is interrupted goes on where it stopped when the same command is given again.
     """
+    config = _config(context.params)  # before imports that take seconds, which a refusal need not wait for
     from collapsar.app.demo import collapse_numbers, run_record
     from collapsar.training import imbalanced, load_data
     from collapsar.training import train as train_network
 
-    config = _config(context.params)
     images = imbalanced(load_data(data, data_dir), config.class_counts)
     with _bars() as bar:
         progress = _advance(bar, "training")
@@ -125,14 +125,14 @@ def train(
 
 def _config(given: dict[str, Any]) -> TrainConfig:
     """The training that the options describe."""
+    z, lambda_b = price(given["lambda_z"], given["lambda_w"], given["lambda_h"]), given["lambda_b"]
+    counts = counts_given(given["counts"], given["column"], given["ignore_index"]).counts
     from collapsar.training import ModelSpec, Penalties, TrainConfig, penalties_for
 
-    z, lambda_b = price(given["lambda_z"], given["lambda_w"], given["lambda_h"]), given["lambda_b"]
     if given["lambda_z"] is None:
         penalties = Penalties(lambda_w=given["lambda_w"], lambda_h=given["lambda_h"], lambda_b=lambda_b)
     else:
         penalties = penalties_for(z, lambda_b)
-    counts = counts_given(given["counts"], given["column"], given["ignore_index"]).counts
     same = ("epochs", "batch_size", "learning_rate", "weight_decay", "stop_at", "seed", "device", "devices")
     return TrainConfig(
         dataset=given["data"],

@@ -16,18 +16,17 @@ from collapsar.training import TrainingInterrupted
 from collapsar_studies.beyond import beyond, beyond_record
 from collapsar_studies.clock import Note, Progress
 from collapsar_studies.effective import EFFECTIVE, effective_chains, effective_record, reaches
-from collapsar_studies.paper_figures import TITLES, figure_record
+from collapsar_studies.names import NAMES
+from collapsar_studies.paper_figures import figure_record
 from collapsar_studies.presets import PRESETS, Job, figure_plan
 from collapsar_studies.standard_runs import STANDARD, standard_chains
 from collapsar_studies.standard_study import standard_record
 from collapsar_studies.sweep import SweepSettings, run_sweep
 from collapsar_studies.which_model import WHICH_MODEL, which_model_jobs, which_model_record
 
-__all__ = ["NAMES", "Place", "Request", "needs_a_gpu", "reproduce"]
+__all__ = ["Place", "Request", "needs_a_gpu", "reproduce"]
 
 Record = dict[str, Any]
-
-NAMES = (*(f"fig{number}" for number in TITLES), "which-model", "effective", "standard")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rich.table import Table
 from collapsar.cli.app import app
 from collapsar.cli.options import Json
 from collapsar.cli.output import print_json
+from collapsar_studies.names import NAMES, check
 
 __all__ = ["reproduce"]
 
@@ -68,11 +69,10 @@ def reproduce(
     as people do, a norm before the head and decay on it, by SGD and AdamW. A last one, advice, asks whether what
     `collapsar advise` says helps.
     """
-    from collapsar_studies.reproduce import NAMES, Place, Request, needs_a_gpu
+    check(name, preset)
+    from collapsar_studies.reproduce import Place, Request, needs_a_gpu
     from collapsar_studies.reproduce import reproduce as run
 
-    if name not in (*NAMES, "all", "advice"):
-        raise ValueError(f"`name` must be one of {', '.join(NAMES)}, all or advice, got {name!r}")
     folder = out if out is not None else Path("results") if preset == "cpu" else Path("runs") / f"reproduce-{preset}"
     if name == "advice":
         given = {"--data": data, "--data-dir": data_dir, "--network": network, "--dask-scheduler": dask_scheduler}

@@ -1,0 +1,22 @@
+"""What can be reproduced, by name: apart from what does it, which imports torch for seconds."""
+
+from __future__ import annotations
+
+__all__ = ["ADVICE_PRESETS", "NAMES", "PRESETS", "check"]
+
+NAMES = (*(f"fig{number}" for number in range(1, 10)), "which-model", "effective", "standard")
+PRESETS = ("paper", "cpu", "tiny")
+ADVICE_PRESETS = ("cpu", "long", "tiny", "standard")
+
+
+def check(name: str, preset: str) -> None:
+    """Refuse what does not exist.
+
+    Raises:
+        ValueError: there is no such name, or no such preset of it.
+    """
+    if name not in (*NAMES, "all", "advice"):
+        raise ValueError(f"`name` must be one of {', '.join(NAMES)}, all or advice, got {name!r}")
+    presets = ADVICE_PRESETS if name == "advice" else PRESETS
+    if preset not in presets:
+        raise ValueError(f"`preset` must be one of {', '.join(presets)}, got {preset!r}")
