@@ -484,8 +484,12 @@ def test_a_run_folder_knows_its_penalties_and_its_data(run, capsys):
     assert d.known.lambda_b == pytest.approx(0.02 + 1e-4)
     assert d.known.features == "nonnegative"
     last = result.records[-1]
-    # far from rest, and read without the row that all logits share, which the loop does not take out
-    assert d.forces.relative_gradient == pytest.approx(last["stationarity"], rel=0.1)
+    # The loop holds the row that all logits share, which moves no loss, against the penalty as well.
+    W, b = (p.detach().double() for p in (result.model.head.weight, result.model.head.bias))
+    shared = 10 * float((d.known.lambda_w * W.mean(0)).square().sum() + (d.known.lambda_b * b.mean()) ** 2)
+    norm, penalty = last["head_gradient_norm"], last["head_gradient_norm"] / last["stationarity"]
+    own = np.sqrt((norm**2 - shared) / (penalty**2 - shared))
+    assert d.forces.relative_gradient == pytest.approx(own, rel=1e-6)
     assert d.measurement.loss == pytest.approx(last["train_loss"], rel=1e-5)
     np.testing.assert_allclose(d.measurement.accuracies, last["train_class_accuracies"])
     with pytest.raises(ValueError, match="give one of its runs: one"):
