@@ -50,6 +50,8 @@ _LAST = 1e-20
 _ASYMPTOTIC = 24
 _FEWEST_GROUPS = 12
 _ROTATE = 24
+# No step on a coarser problem needs to be accurate: where the objective is flat it would take thousands of products.
+_LOOSE = 0.1
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # no step is taken to where the objective is not finite
@@ -76,6 +78,7 @@ def minimise_signed(
         The best certified point, with status OPTIMAL, MAX_STEPS or STALLED.
     """
     first = _first_guess(q) if start is None else start
+    loose = 0.0 if digits else _LOOSE
     digits = digits and q.num_clusters <= _DIGITS
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
     x = point(q, q.weight * first.C, width * np.sqrt(q.mass) * np.maximum(first.alpha, 0.0), first.b)
@@ -114,7 +117,7 @@ def minimise_signed(
             aim = 1e-3 * min(aim, decrement)
         if not (still or (certify and digits)):
             # superlinear: the residual is asked to fall with the decrement, but not below what the aim needs
-            forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * aim / max(decrement, 1e-300)))
+            forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * aim / max(decrement, 1e-300)), loose)
             x, value, radius = _newton_step(system, value, forcing, radius)
     assert best is not None  # the last step always certifies
     if best.status is Status.OPTIMAL or step < max_steps:
