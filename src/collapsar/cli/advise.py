@@ -56,7 +56,6 @@ __all__ = ["advise"]
 
 MOST_ROWS = 12
 
-
 _COUNTS_HELP = "As for `collapsar solve`: a labels file, or 500x5,100x5, or exp:..."
 CountsOrNone = Annotated[str | None, typer.Argument(metavar="COUNTS", help=_COUNTS_HELP)]
 WeightDecay = Annotated[

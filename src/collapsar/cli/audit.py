@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -67,6 +67,7 @@ Html = Annotated[Path | None, typer.Option("--html", help="Write a page that ope
     collapsar audit Llama-3.2-1B --json"""
 )
 def audit(
+    context: typer.Context,
     source: Source,
     head: Head = None,
     classes: Classes = None,
@@ -92,21 +93,7 @@ def audit(
     from collapsar.diagnose.head_audit import audit as run
     from collapsar.diagnose.head_files import read_head
 
-    if nonnegative and norm is not None:
-        raise ValueError("give either --nonnegative or --norm")
-    if norm is not None and not 0 < norm < np.inf:
-        raise ValueError(f"`--norm` must be finite and > 0, the length of all features; got {norm}")
-    normalised = norm is not None and lambda_w is not None
-    priced = lambda_z is not None or lambda_h is not None or (lambda_w is not None and not normalised)
-    options = AuditOptions(
-        tolerance,
-        norm if norm is not None else "nonnegative" if nonnegative else "free",
-        lambda_z=price(lambda_z, lambda_w, lambda_h, BEHIND_A_NORM) if priced else None,
-        lambda_w=lambda_w if normalised else None,
-        lambda_b=lambda_b,
-        largest_reach=largest_reach,
-        progress=lambda text: typer.echo(text, err=True),
-    )
+    options = _options(context.params)
     found = read_head(source, head)
     samples = (None, None) if features is None else _samples(features)
     result = run(
@@ -133,6 +120,26 @@ def audit(
             f"collapsar: {dead} classes are dead, more than {max_dead}", soft_wrap=True
         )
         raise typer.Exit(1)
+
+
+def _options(given: dict[str, Any]) -> AuditOptions:
+    """What the options ask for beside the head."""
+    norm, lambda_z, lambda_w, lambda_h = (given[name] for name in ("norm", "lambda_z", "lambda_w", "lambda_h"))
+    if given["nonnegative"] and norm is not None:
+        raise ValueError("give either --nonnegative or --norm")
+    if norm is not None and not 0 < norm < np.inf:
+        raise ValueError(f"`--norm` must be finite and > 0, the length of all features; got {norm}")
+    normalised = norm is not None and lambda_w is not None
+    priced = lambda_z is not None or lambda_h is not None or (lambda_w is not None and not normalised)
+    return AuditOptions(
+        given["tolerance"],
+        norm if norm is not None else "nonnegative" if given["nonnegative"] else "free",
+        lambda_z=price(lambda_z, lambda_w, lambda_h, BEHIND_A_NORM) if priced else None,
+        lambda_w=lambda_w if normalised else None,
+        lambda_b=given["lambda_b"],
+        largest_reach=given["largest_reach"],
+        progress=lambda text: typer.echo(text, err=True),
+    )
 
 
 def _lines(path: Path) -> list[str]:

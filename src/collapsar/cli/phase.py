@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -91,18 +93,8 @@ def phase(
     settings = PhaseSettings(classes, half if k_a is None else k_a, *priced)
     config = PhaseConfig(Axis.parse(x), Axis.parse(y), settings, tol)
     record_file = None if out is None else out.with_suffix(".json")
-    log = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} parts"))
-    with Progress(*columns, TimeRemainingColumn(), console=log, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"{config.shape[0]} x {config.shape[1]} cells", total=config.num_chunks)
-        diagram = sweep(
-            config,
-            record_file,
-            jobs=jobs,
-            dask_scheduler=dask_scheduler,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            note=lambda sentence: print(f"collapsar: {sentence}", file=sys.stderr),
-        )
+    with _bar(f"{config.shape[0]} x {config.shape[1]} cells", config.num_chunks) as progress:
+        diagram = sweep(config, record_file, jobs=jobs, dask_scheduler=dask_scheduler, progress=progress, note=_note)
     record = diagram.to_dict()
     if out is not None:
         _draw(record, out)
@@ -114,6 +106,20 @@ def phase(
     if failed:
         print(f"collapsar: {failed} cells did not reach the gap {tol:g}; they are marked", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _note(sentence: str) -> None:
+    print(f"collapsar: {sentence}", file=sys.stderr)
+
+
+@contextmanager
+def _bar(name: str, parts: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar for people on stderr, and what moves it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} parts"))
+    log = Console(stderr=True, highlight=False)
+    with Progress(*columns, TimeRemainingColumn(), console=log, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(name, total=parts)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _draw(record: dict[str, Any], out: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
@@ -19,77 +19,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.counts import CheckedCounts, CountsLike, class_counts
+from collapsar.core.loss import Loss, class_vector, frozen_vector
 from collapsar.core.normalization import Normalization, Over
 from collapsar.core.penalties import Penalties, penalties_without_halves
+from collapsar.core.types import Vector
 
 __all__ = ["FeatureModel", "Loss", "Penalties", "Problem", "penalties_without_halves"]
 
 FeatureModel = Literal["signed", "nonnegative"]
-Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Loss:
-    """A cross-entropy and its remedies. Every vector has one entry per class; None is the plain loss.
-
-    Attributes:
-        class_weights: w > 0, factor of each sample's loss before normalisation: q_k = w_k n_k / sum(w n).
-        offsets: iota, added to the logits in the training loss only (logit adjustment: tau log prior).
-        scales: delta > 0, one factor per logit (CDT; VS loss with ``offsets``).
-        temperatures: tau > 0, one factor per class of the sample (LDT).
-        smoothing: eps in [0, 1), the target of class k is (1 - eps) e_k + (eps / K) 1.
-
-    Raises:
-        ValueError: An entry is not finite, a weight, scale or temperature is not positive, or ``smoothing`` is
-            outside [0, 1).
-
-    Example:
-        >>> Loss(smoothing=0.1).smoothing
-        0.1
-    """
-
-    class_weights: Vector | None = None
-    offsets: Vector | None = None
-    scales: Vector | None = None
-    temperatures: Vector | None = None
-    smoothing: float = 0.0
-
-    def __init__(
-        self,
-        class_weights: ArrayLike | None = None,
-        offsets: ArrayLike | None = None,
-        scales: ArrayLike | None = None,
-        temperatures: ArrayLike | None = None,
-        smoothing: float = 0.0,
-    ) -> None:
-        for name, value, positive in (
-            ("class_weights", class_weights, True),
-            ("offsets", offsets, False),
-            ("scales", scales, True),
-            ("temperatures", temperatures, True),
-        ):
-            object.__setattr__(self, name, None if value is None else _vector(name, value, positive=positive))
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"`smoothing` must be in [0, 1), got {smoothing!r}")
-        object.__setattr__(self, "smoothing", float(smoothing))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Loss) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return hash(repr(self.to_dict()))
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether this is the unmodified cross-entropy."""
-        return self.smoothing == 0 and all(
-            v is None for v in (self.class_weights, self.offsets, self.scales, self.temperatures)
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in values.items()}
 
 
 _PLAIN = Loss()
@@ -147,7 +84,7 @@ class Problem:
             raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {lambda_b!r}")
         if features not in _FEATURE_MODELS:
             raise ValueError(f'`features` must be "signed" or "nonnegative", got {features!r}')
-        mass = None if feature_mass is None else _vector("feature_mass", feature_mass, positive=True)
+        mass = None if feature_mass is None else class_vector("feature_mass", feature_mass, positive=True)
         for name in () if loss is _PLAIN and mass is None else _PER_CLASS:
             value = mass if name == "feature_mass" else getattr(loss, name)
             if value is not None and value.shape != counts.shape:
@@ -285,12 +222,12 @@ class Problem:
         weight = self.class_counts.astype(np.float64)
         if self.loss.class_weights is not None:
             weight = weight * self.loss.class_weights
-        return _frozen(weight / weight.sum())
+        return frozen_vector(weight / weight.sum())
 
     @cached_property
     def mass(self) -> Vector:
         """m, shape (K,): ``feature_mass`` or n."""
-        return _frozen(self.class_counts.astype(np.float64)) if self.feature_mass is None else self.feature_mass
+        return frozen_vector(self.class_counts.astype(np.float64)) if self.feature_mass is None else self.feature_mass
 
     @cached_property
     def scales(self) -> Vector:
@@ -308,7 +245,7 @@ class Problem:
         return self._or_constant(self.loss.offsets, 0.0)
 
     def _or_constant(self, value: Vector | None, constant: float) -> Vector:
-        return _frozen(np.full(self.num_classes, constant)) if value is None else value
+        return frozen_vector(np.full(self.num_classes, constant)) if value is None else value
 
     @property
     def is_plain(self) -> bool:
@@ -390,22 +327,3 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise ValueError(f"`{name}` must be a number, got {value!r}")  # noqa: TRY004 - one error type at the door
     return float(value)
-
-
-def _vector(name: str, values: ArrayLike, *, positive: bool) -> Vector:
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"`{name}` must be numbers, got {values!r}") from None
-    if array.ndim != 1:
-        raise ValueError(f"`{name}` must be one-dimensional, one entry per class, got shape {array.shape}")
-    good = np.isfinite(array) & (array > 0) if positive else np.isfinite(array)
-    if not good.all():
-        k = int(np.argmin(good))
-        raise ValueError(f"`{name}` must be finite{' and > 0' if positive else ''}, got {array[k]:g} for class {k}")
-    return _frozen(array)
-
-
-def _frozen(array: Vector) -> Vector:
-    array.setflags(write=False)
-    return array

@@ -70,6 +70,13 @@ _MOST_CLUSTERS = 600
 _MOST_CLUSTERS_OF_MANY = 200
 # Below this mean loss, in nats, what pulls at the head is rounding.
 _SATURATED = 1e-9
+_SATURATED_WORDS = (
+    "The softmax is saturated (mean loss {:.2g} nats): the loss no longer pulls at the head, so no penalty can be read "
+    "from it. Give lambda_w and lambda_h."
+)
+_NO_PENALTY = (
+    "No penalty is known, and none can be read from this network: nothing is predicted. Give lambda_w and lambda_h."
+)
 # Rows are means of penalties that differ within a row: at a correlation of .99 entry by entry a seventh is left over.
 _ROWS_AT_REST = 0.5
 _READINGS = ("from_predictions", "ratio", "spread", "agree")
@@ -245,29 +252,20 @@ def diagnose_measurement(
     effective = None
     saturated = not known.one_lambda_w and m.loss < _SATURATED
     if saturated and m.linear:
-        notes.append(
-            f"The softmax is saturated (mean loss {m.loss:.2g} nats): the loss no longer pulls at the head, so no "
-            "penalty can be read from it. Give lambda_w and lambda_h."
-        )
+        notes.append(_SATURATED_WORDS.format(m.loss))
     if alive and not m.unseen and m.linear and not saturated:
         effective = effective_penalties(rowed, features, known.one_lambda_w or None, known.lambda_b, found)
     solvable = not m.unseen and len(np.unique(m.class_counts)) <= _most_clusters(m)
-    fit, fit_source = (
-        compared(rowed, known, effective) if solvable and m.linear and known.body != "frozen" else (None, "")
-    )
+    compares = solvable and m.linear and known.body != "frozen"
+    fit, fit_source = compared(rowed, known, effective) if compares else (None, "")
     choice = choose_model(m, known)
     model_fit, why = fit_normalized(m, choice)
     notes += [reason for reason in (why, frozen[1]) if reason]
-    prediction = None
+    prediction = None if model_fit is None else predicted_of_normalized(model_fit, known)
     if choice.name == "penalty" and solvable:
         prediction = predicted(rowed, known, effective, features)
-    elif model_fit is not None:
-        prediction = predicted_of_normalized(model_fit, known)
     if choice.name == "penalty" and solvable and prediction is None and not saturated:
-        notes.append(
-            "No penalty is known, and none can be read from this network: nothing is predicted. "
-            "Give lambda_w and lambda_h."
-        )
+        notes.append(_NO_PENALTY)
     rows = shared_rows(m.weight) if m.linear else ()
     say = words.Says(names, found, standings, m, at_rest, _with_samples(rows, m), rows)
     return Diagnosis(
