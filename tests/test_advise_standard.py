@@ -129,6 +129,18 @@ def test_the_command_answers(norm: str) -> None:
     assert "seen 3938 times" in " ".join(early.split())  # 2000 updates of 256 samples, 20 of 2600
 
 
+def test_the_scale_of_a_cosine_head_decides_and_what_is_assumed_is_said() -> None:
+    command = "advise 500x5,20x5 --norm cosine --weight-decay .05 --lr .1 --steps 100000 --batch-size 256 --width 768"
+    usual, short, given = (
+        CliRunner().invoke(app, [*command.split(), *more]).output
+        for more in ([], ["--length", "1"], ["--length", "16"])
+    )
+    assert "safe" in usual
+    assert "assumed  features of length 16 " in usual
+    assert "merges 5 classes" in short
+    assert given == usual[: usual.index("assumed")]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -136,6 +148,7 @@ def test_the_command_answers(norm: str) -> None:
         ("--steps 10", "goes with --norm"),
         ("--schedule cosine", "--schedule goes with --norm"),
         ("--norm layernorm --steps 10 --layers 2", "two different trainings"),
+        ("--norm layernorm --steps 9 --length 0", "`length` must be"),
         ("--norm layernorm --steps 0", "`steps` must be"),
         ("--norm layernorm --steps 9 --head-weight-decay 0", "--head-weight-decay must be finite and > 0, got 0"),
     ],

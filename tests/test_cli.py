@@ -208,3 +208,9 @@ def test_what_needs_no_numbers_imports_none(arguments: list[str]) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+def test_a_wrong_choice_is_answered_with_the_choices(here):
+    ended = here("solve", "500x5,100x5", "--lambda-z", "0.01", "--features", "positive")
+    assert ended.returncode == 2
+    assert "Invalid value for '--features': 'positive' is not one of 'signed', 'nonnegative'." in ended.stderr

@@ -346,6 +346,15 @@ def test_metrics_come_with_their_meaning_and_undefined_ones_are_left_out():
     assert all(len(x["meaning"]) > 20 for x in d.to_dict()["metrics"])
 
 
+def test_a_head_without_weight_decay_shows_no_penalty():
+    m = measured(*nonnegative_network([40, 20], 0.01))
+    d = diagnose_measurement(m, KnownTraining(lambda_w=0.0))
+    assert d.effective is d.fit is d.prediction is None
+    assert not d.at_rest
+    assert "no optimum" in d.model.sentence
+    assert diagnose_measurement(m).effective is not None
+
+
 def test_cautions_are_said():
     m = measured(*nonnegative_network([40, 20], 0.01))
     d = diagnose_measurement(m, KnownTraining(cautions=("decay is decoupled.",)))

@@ -282,7 +282,7 @@ def test_one_output_tells_two_classes_apart():
 def test_more_outputs_than_classes_is_a_caution():
     wide = nn.Linear(D, 32, bias=False)
     d = diagnose(Net(wide).eval(), [(X, Y)], head="fc")
-    assert any("32 outputs, but only 4 classes have samples" in note for note in d.notes)
+    assert any("32 outputs, but samples of only 4 of these classes were seen" in note for note in d.notes)
 
 
 def monitored(model, folder, data=None, **more):
@@ -497,7 +497,7 @@ def test_what_cannot_be_read_of_a_training_is_said(tmp_path):
 
 def test_more_outputs_than_classes_is_said_by_the_monitor_too(tmp_path):
     _, said, _ = monitored(Net(nn.Linear(D, 32)), tmp_path)
-    assert any("has 32 outputs, but only 4 classes have samples" in text for text in said)
+    assert any("has 32 outputs, but samples of only 4 of these classes were seen" in text for text in said)
 
 
 def test_labels_in_a_column_and_features_before_flattening_are_read(tmp_path):

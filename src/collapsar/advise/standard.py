@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.advise.sources import joined_sizes
 from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.normalization import COSINE_SCALE
 from collapsar.core.problem import Problem
 from collapsar.solver import NotConvergedError, Solution, solve
 
@@ -54,7 +55,8 @@ class Recipe:
         schedule: of the learning rate; its mean is 1 or 1/2 of the peak.
         gain_decay: decay of the norm's gain; None where it has none, is fixed, or is exempt.
         eps: AdamW's.
-        length: of the features, or its root mean square; None: sqrt(width), and 1 for a cosine head.
+        length: of the features, or its root mean square; None: sqrt(width), and 16 for a cosine head,
+            whose scale this is.
 
     Raises:
         ValueError: A value is out of range.
@@ -82,13 +84,14 @@ class Recipe:
                 continue
             if value is None or not 0 < value < np.inf:
                 raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
-        if self.gain_decay is not None and not 0 < self.gain_decay < np.inf:
-            raise ValueError(f"`gain_decay` must be finite and > 0, or None, got {self.gain_decay!r}")
+        for name in ("gain_decay", "length"):
+            if (value := getattr(self, name)) is not None and not 0 < value < np.inf:
+                raise ValueError(f"`{name}` must be finite and > 0, or None, got {value!r}")
 
     @property
     def norm_length(self) -> float:
         """The length of the features where it is given."""
-        return self.length or (1.0 if self.norm == "cosine" else float(np.sqrt(self.width)))
+        return self.length or (COSINE_SCALE if self.norm == "cosine" else float(np.sqrt(self.width)))
 
     @property
     def clock(self) -> float:

@@ -22,7 +22,8 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _UsageError as error:
-        code = _complain(f"{error.format_message()} (see `{_command_path(error)} --help`)")
+        message = error.format_message().replace("Value error, ", "")  # typer's own words for a wrong choice
+        code = _complain(f"{message} (see `{_command_path(error)} --help`)")
     except ModuleNotFoundError as error:
         code = _complain(_missing(error))
     except (ValueError, OSError, ArithmeticError) as error:

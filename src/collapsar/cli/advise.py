@@ -81,6 +81,10 @@ GainDecay = Annotated[
     float | None,
     typer.Option("--gain-decay", help="With --norm: weight decay of its gain; leave out if it has none or is exempt."),
 ]
+Length = Annotated[
+    float | None,
+    typer.Option("--length", help="With --norm: of the features; default sqrt(width), and 16, its scale, for cosine."),
+]
 HeadWeightDecay = Annotated[
     float | None, typer.Option("--head-weight-decay", help="With --norm: the head's own, if not --weight-decay.")
 ]
@@ -130,6 +134,7 @@ def advise(
     schedule: LrSchedule = "cosine",
     gain_decay: GainDecay = None,
     head_weight_decay: HeadWeightDecay = None,
+    length: Length = None,
     diagnosis: Diagnosed = None,
     margin: Margin = 0.1,
     class_weights: Weights = None,
@@ -155,7 +160,7 @@ def advise(
     if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
     if recipe is not None:
-        _print_standard(advise_standard(_given(counts, column, ignore_index).counts, recipe), as_json=as_json)
+        _print_standard(advise_standard(_given(counts, column, ignore_index).counts, recipe), recipe, as_json=as_json)
         return
     if weight_decay is not None:
         n = _given(counts, column, ignore_index).counts
@@ -194,7 +199,7 @@ def _on_counts(given: dict[str, Any]) -> dict[str, Any]:
     return {**advice, "cautions": list(cautions), "from_diagnosis": False}
 
 
-_OF_STANDARD = ("norm", "lr", "steps", "batch_size", "width", "schedule", "gain_decay", "head_weight_decay")
+_OF_STANDARD = ("norm", "lr", "steps", "batch_size", "width", "schedule", "gain_decay", "head_weight_decay", "length")
 
 
 def _said(context: typer.Context) -> set[str]:
@@ -226,18 +231,20 @@ def _recipe(context: typer.Context) -> Recipe | None:
     missing = [f"--{name.replace('_', '-')}" for name, value in needed.items() if value is None]
     if missing:
         raise ValueError(f"--norm needs {', '.join(missing)} as well: they say how far the decay has acted")
-    return Recipe(
-        given["optimizer"], norm=given["norm"], schedule=given["schedule"], gain_decay=given["gain_decay"], **needed
-    )
+    rest = {name: given[name] for name in ("norm", "schedule", "gain_decay", "length")}
+    return Recipe(given["optimizer"], **needed, **rest)
 
 
-def _print_standard(advice: StandardAdvice, *, as_json: bool) -> None:
+def _print_standard(advice: StandardAdvice, recipe: Recipe, *, as_json: bool) -> None:
     if as_json:
         print_json(advice.to_dict())
         return
     for name, text in (("verdict", advice.verdict), ("why", advice.reason), ("cure", advice.cure)):
         typer.echo(f"{name:8} {text}")
     typer.echo(f"{'clock':8} {advice.clock:.3g} (sum of lr * wd over the run; decay has acted well above 1)")
+    if recipe.norm != "none" and recipe.length is None:
+        usual = "the usual scale of cosine heads" if recipe.norm == "cosine" else "the square root of the width"
+        typer.echo(f"{'assumed':8} features of length {recipe.norm_length:.3g} before the head, {usual} (--length)")
 
 
 def _check_options(context: typer.Context, ordinary: bool, diagnosed: bool) -> None:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -51,7 +51,10 @@ TrainCounts = Annotated[
     str, typer.Option("--counts", help='Training images per class: "100x5,20x5", "exp:500:10:10", ...')
 ]
 TrainOut = Annotated[Path, typer.Option("--out", help="Folder for the records and the checkpoint.")]
-Model = Annotated[str, typer.Option("--model", help="mlp, cnn, vit, or the paper's resnet18, vgg11, vgg13.")]
+Model = Annotated[
+    Literal["mlp", "cnn", "vit", "resnet18", "vgg11", "vgg13"],
+    typer.Option("--model", help="A perceptron, a small CNN, a small vision transformer, or the paper's networks."),
+]
 Signed = Annotated[bool, typer.Option("--signed", help="Leave out the last ReLU: signed features.")]
 Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images per step.")]
@@ -60,7 +63,7 @@ WeightDecay = Annotated[float, typer.Option("--weight-decay", help="SGD's, on al
 StopAt = Annotated[float, typer.Option("--stop-at", help="Stop once the head is this stationary; 0: never.")]
 Device = Annotated[str, typer.Option("--device", "--accelerator", help="auto, cpu, cuda, ...")]
 Devices = Annotated[int, typer.Option("--devices", help="Processes that share each batch.")]
-Precision = Annotated[str, typer.Option("--precision", help="float32, or bf16 for the body.")]
+Precision = Annotated[Literal["float32", "bf16"], typer.Option("--precision", help="bf16: for the body alone.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Compile the network first; on a GPU, CUDA graphs.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming what is in --out.")]
 

@@ -20,7 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from collapsar.core.problem import Problem
 
-__all__ = ["Normalization", "Over", "own_penalties", "strengthened"]
+__all__ = ["COSINE_SCALE", "Normalization", "Over", "own_penalties", "strengthened"]
+
+COSINE_SCALE = 16.0
+"""What a cosine head usually multiplies its features of unit length by."""
 
 Over = Literal["sample", "batch"]
 Vector = NDArray[np.float64]

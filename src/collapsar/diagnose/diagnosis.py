@@ -247,16 +247,17 @@ def diagnose_measurement(
     features: FeatureModel = known.features or ("nonnegative" if m.nonnegative else "signed")
     forces = head_forces(moved, known.lambda_w if known.one_lambda_w else None, known.lambda_b) if m.linear else UNREAD
     alive = any(state in ("separated", "merged") for state in found.states)
-    at_rest = m.linear and _rests(moved, forces, known, alive=alive)
+    held = known.one_lambda_w != 0  # a head without weight decay grows for good: it shows no penalty, and never rests
+    at_rest = held and m.linear and _rests(moved, forces, known, alive=alive)
     notes = _notes(m, alive=alive, lost=bool(found.merged_classes or found.vanished_classes))
     effective = None
     saturated = not known.one_lambda_w and m.loss < _SATURATED
-    if saturated and m.linear:
+    if saturated and held and m.linear:
         notes.append(_SATURATED_WORDS.format(m.loss))
-    if alive and not m.unseen and m.linear and not saturated:
+    if alive and held and not m.unseen and m.linear and not saturated:
         effective = effective_penalties(rowed, features, known.one_lambda_w or None, known.lambda_b, found)
     solvable = not m.unseen and len(np.unique(m.class_counts)) <= _most_clusters(m)
-    compares = solvable and m.linear and known.body != "frozen"
+    compares = solvable and held and m.linear and known.body != "frozen"
     fit, fit_source = compared(rowed, known, effective) if compares else (None, "")
     choice = choose_model(m, known)
     model_fit, why = fit_normalized(m, choice)
@@ -321,8 +322,8 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
         )
     if len(m.unseen) > m.num_classes / 2:
         notes.append(
-            f"Caution: the head has {m.num_classes} outputs, but only {m.num_classes - len(m.unseen)} classes have "
-            "samples: is it a hidden layer?"
+            f"Caution: the head has {m.num_classes} outputs, but samples of only {m.num_classes - len(m.unseen)} of these "
+            "classes were seen: is it a hidden layer?"
         )
     if not (alive or m.unseen):
         notes.append("All classes have vanished: the features' penalty cannot be read from the network.")

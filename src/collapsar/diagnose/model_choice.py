@@ -89,6 +89,12 @@ class NormalizedFit:
     thresholds: Thresholds | None
 
 
+_UNHELD = (
+    "The head has no weight decay (lambda_w = 0): nothing limits its weight, so there is no optimum to compare with and "
+    "no threshold. Classes that are merged or lost are so for another reason."
+)
+
+
 def choose_model(m: Measurement, known: KnownTraining) -> Choice:
     """Choose the model of a network from what is known of its training and measured of its features.
 
@@ -102,6 +108,8 @@ def choose_model(m: Measurement, known: KnownTraining) -> Choice:
         return Choice(
             "frozen", "Only the head is trained: its features are given, and its optimum is a convex problem's."
         )
+    if known.one_lambda_w == 0:
+        return Choice("none", _UNHELD)
     norm, lengths = known.norm, m.lengths
     if norm is not None and _elsewhere(m, norm):
         norm = None  # registered before the head, but not what feeds it
@@ -144,7 +152,7 @@ def _telling(m: Measurement) -> bool:
 
 def _penalised(known: KnownTraining) -> str:
     if known.lambda_h:
-        return "The features are penalised: the model of penalised features, of Hong and Ling."
+        return "The features are penalised, as in Hong and Ling (2024): the model of penalised features."
     return "No normalisation is seen before the head: the model of penalised features, at the penalty that is read."
 
 

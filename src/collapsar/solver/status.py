@@ -20,7 +20,10 @@ class Status(enum.Enum):
 
     OPTIMAL = "the duality gap is within tol"
     MAX_STEPS = "max_steps was reached before the gap was within tol; raise max_steps, or tol if this gap will do"
-    STALLED = "float64 allows no further progress at this point; raise tol, or take the point with the reported gap"
+    STALLED = (
+        "float64 allows no further progress at this point; raise tol, or take the point with the reported gap; class "
+        "weights or feature masses that span more than 20 orders of magnitude are beyond it: bring them closer together"
+    )
     SHARED_DIRECTIONS = (
         "classes share a feature direction (weak bias penalty and strong imbalance) and the bound for that stays open; "
         "the gap says how much at most is lost: take the point, or raise tol"

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from collapsar.core.normalization import COSINE_SCALE
+
 __all__ = ["BODIES", "FEATURE_NORMS", "FeatureNetwork", "ModelSpec", "build_model"]
 
 Shape = tuple[int, int, int]
 
 _MLP_WIDTHS = (256, 256, 256)
 _PLAIN = ("mlp", "cnn", "vit")  # no batch normalisation of their own
-_COSINE_LENGTH = 16.0  # the usual scale of cosine heads
 _SIDE = 32  # pixels a side of what the paper's networks see
 
 
@@ -100,14 +101,14 @@ class ModelSpec:
         """The length of the features (per batch: the root of their mean square) that ``feature_norm`` gives them."""
         if not self.feature_norm:
             return None
-        return _COSINE_LENGTH if self.feature_norm == "cosine" else math.sqrt(num_features)
+        return COSINE_SCALE if self.feature_norm == "cosine" else math.sqrt(num_features)
 
 
 class _Cosine(nn.Module):
     """Features of one length, as heads by the cosine have them."""
 
     def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.normalize(features) * _COSINE_LENGTH
+        return nn.functional.normalize(features) * COSINE_SCALE
 
 
 FEATURE_NORMS: dict[str, Callable[[int], nn.Module]] = {
