@@ -322,8 +322,8 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
         )
     if len(m.unseen) > m.num_classes / 2:
         notes.append(
-            f"Caution: the head has {m.num_classes} outputs, but samples of only {m.num_classes - len(m.unseen)} of these "
-            "classes were seen: is it a hidden layer?"
+            f"Caution: the head has {m.num_classes} outputs, but samples of only {m.num_classes - len(m.unseen)} of "
+            "these classes were seen: is it a hidden layer?"
         )
     if not (alive or m.unseen):
         notes.append("All classes have vanished: the features' penalty cannot be read from the network.")

@@ -90,8 +90,8 @@ class NormalizedFit:
 
 
 _UNHELD = (
-    "The head has no weight decay (lambda_w = 0): nothing limits its weight, so there is no optimum to compare with and "
-    "no threshold. Classes that are merged or lost are so for another reason."
+    "The head has no weight decay (lambda_w = 0): nothing limits its weight, so there is no optimum to compare with "
+    "and no threshold. Classes that are merged or lost are so for another reason."
 )
 
 

@@ -95,9 +95,7 @@ def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
         return "All classes have vanished; the penalty holds the head harder than the loss pulls: it stays collapsed."
     if known.one_lambda_w == 0:
         return "Without weight decay the head does not come to rest: its weight grows as long as it is trained."
-    fitted = (
-        "" if known.one_lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
-    )
+    fitted = "" if known.one_lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
     if say.at_rest:
         return f"The head is at rest: loss and penalty balance to {percent(value)}{fitted}."
     if not np.isfinite(value):

@@ -347,8 +347,8 @@ class CollapseMonitor:
             self._complain(
                 epoch,
                 "outputs",
-                f"The head {self.head_name!r} has {K} outputs, but samples of only {K - unseen} of these classes were seen: "
-                "is it a hidden layer or a projection? Name the right one with head=...",
+                f"The head {self.head_name!r} has {K} outputs, but samples of only {K - unseen} of these classes were "
+                "seen: is it a hidden layer or a projection? Name the right one with head=...",
             )
 
     def _complain(self, epoch: float, kind: str, message: str) -> None:
