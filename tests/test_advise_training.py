@@ -10,6 +10,7 @@ from torch import nn
 
 import collapsar as cs
 from collapsar.advise.advice import Advice
+from collapsar.advise.standard import StandardAdvice
 from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
 from collapsar.core.problem import Penalties
 from collapsar.monitor import Loop, advise_training
@@ -86,3 +87,24 @@ def test_what_no_theory_covers_is_refused_with_the_reason(change: str, words: st
         )
     with pytest.raises(ValueError, match=re.escape(words)):
         advise_training(COUNTS, model, optimizer, loop)
+
+
+@pytest.mark.parametrize("name", ["RAdam", "Adafactor"])
+@pytest.mark.parametrize(("steps", "verdict"), [(100_000, "unknown"), (100, "not acted")])
+def test_decay_beside_a_step_that_is_not_adamws_is_known_by_its_clock_alone(
+    name: str, steps: int, verdict: str
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 3))
+    decoupled = {"decoupled_weight_decay": True} if name == "RAdam" else {}
+    optimizer = getattr(torch.optim, name)(
+        [{"params": model[:3].parameters(), "weight_decay": 0.0}, {"params": model[3].parameters()}],
+        lr=1e-3,
+        weight_decay=0.5,
+        **decoupled,
+    )
+    data = torch.utils.data.TensorDataset(torch.zeros(220, 4), torch.tensor([0] * 100 + [1] * 100 + [2] * 20))
+    loop = Loop(nn.CrossEntropyLoss(), data=torch.utils.data.DataLoader(data, batch_size=20), schedule=steps)
+    advice = advise_training(COUNTS, model, optimizer, loop).advice
+    assert isinstance(advice, StandardAdvice)
+    assert (advice.verdict, advice.lambda_w) == (verdict, None)
+    assert advice.clock == pytest.approx(0.5e-3 * steps)

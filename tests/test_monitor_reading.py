@@ -367,6 +367,55 @@ def test_the_decay_clock_is_the_sum_over_the_steps(name: str, per_tick: int) -> 
     assert longer.total == pytest.approx(1000 / (50 * per_tick) * bound.past)
 
 
+class Estimating(torch_optim.AdamW):
+    """AdamW with a learning rate of d * lr, the estimate d growing: the way of D-Adaptation and Prodigy."""
+
+    def __init__(self, params: Any, **settings: float) -> None:
+        super().__init__(params, **settings)
+        for group in self.param_groups:
+            group["d"] = 0.001
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            rate, group["lr"] = group["lr"], group["lr"] * group["d"]
+        result = super().step(closure)
+        for group in self.param_groups:
+            group["lr"], group["d"] = rate, min(1.01 * group["d"], 0.01)
+        return result
+
+
+def test_the_decay_clock_of_an_optimizer_that_finds_its_own_step_is_bounded_by_its_estimate() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer, total = Estimating(model.parameters(), lr=1.0, weight_decay=0.5), 0.0
+    x, y = torch.randn(30, 6), torch.arange(30) % 3
+    for _ in range(300):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        total += 0.5 * optimizer.param_groups[0]["d"]
+        optimizer.step()
+    known, _ = quietly(model, model[2], optimizer, schedule=300)
+    assert known.decay_clock == pytest.approx(0.5 * 0.01 * 300)  # lr * weight_decay alone would say 150
+    assert total <= known.decay_clock < 2 * total
+    assert quietly(model, model[2], optimizer, schedule=10_000)[0].decay_clock is None  # the estimate may grow further
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("AdamW", {}),
+        ("NAdam", {"decoupled_weight_decay": True}),
+        ("RAdam", {"decoupled_weight_decay": True}),
+        ("Adafactor", {}),
+        ("Muon", {}),
+    ],
+)
+def test_steps_of_lr_have_the_clock_of_lr(name: str, settings: dict[str, Any]) -> None:
+    w = nn.Parameter(torch.eye(4, 3))
+    optimizer = getattr(torch_optim, name)([w], lr=0.01, weight_decay=0.1, **settings)
+    found = decay_of(w, optimizer)
+    assert (found.kind, found.clock_rate) == ("preconditioned", 1.0)
+
+
 def test_a_scheduler_alone_does_not_tell_how_many_steps_sgd_made() -> None:
     """It may be stepped once an epoch: 200 of 390 steps are no clock of 200 steps."""
     w = nn.Parameter(torch.ones(3, 2))

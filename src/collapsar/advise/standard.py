@@ -24,7 +24,7 @@ __all__ = ["ACTED", "Forecast", "Norm", "Recipe", "StandardAdvice", "advise_stan
 
 Vector = NDArray[np.float64]
 Norm = Literal["layernorm", "rmsnorm", "cosine", "batchnorm", "none"]
-Optimizer = Literal["sgd", "adam", "adamw"]
+Optimizer = Literal["sgd", "adam", "adamw", "other"]
 Schedule = Literal["constant", "cosine", "linear"]
 Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
 
@@ -45,7 +45,8 @@ class Recipe:
     """What is known of a training before it runs.
 
     Attributes:
-        optimizer: ``"sgd"``, ``"adam"`` (L2 in the gradient) or ``"adamw"`` (decoupled decay).
+        optimizer: ``"sgd"``, ``"adam"`` (L2 in the gradient), ``"adamw"`` (decoupled decay) or ``"other"``: decoupled
+            decay beside a step that is not AdamW's, of which the decay clock alone is known.
         weight_decay: > 0, decay of the head's weight.
         lr: > 0, learning rate at its peak.
         steps: updates in the run.
@@ -219,6 +220,8 @@ def _uncovered(recipe: Recipe) -> str | None:
     """Why no optimum is known for a training; None where one is."""
     if recipe.norm == "none":
         return "nothing normalises the features before the head, so decay of the layers below decides (--layers)"
+    if recipe.optimizer == "other":
+        return "decay beside the step of this optimizer is no penalty whose size is known"
     if recipe.gain_decay is None:
         return None
     if recipe.optimizer == "adamw":

@@ -20,7 +20,7 @@ from collapsar.monitor.differences import Facts, differences
 from collapsar.monitor.exposure import unlike
 from collapsar.monitor.known import training_of, weight_decays
 from collapsar.monitor.layers import layers_above_norm
-from collapsar.monitor.optimizers import Optimizers, group_of
+from collapsar.monitor.optimizers import Optimizers, each_of, group_of, preconditioner
 
 __all__ = ["TrainingAdvice", "advise_training"]
 
@@ -29,6 +29,10 @@ _REFUSED = ("unknown-decay", "frozen-head", "frozen-backbone", "mixup", "loss", 
 
 
 _LONG = 100.0  # decay clock taken where the steps are not known: at rest
+_OWN_STEPS = (
+    "How far decay comes is not known: where an optimizer finds the size of its steps itself, "
+    "the sum of lr * weight_decay bounds nothing before the run has ended."
+)
 _NO_STEPS = (
     "The number of steps is not known: the verdict is that of a run to rest. Pass loop.schedule, a scheduler or the "
     "steps of the whole run; far from rest, decay has done less."
@@ -115,7 +119,7 @@ def advise_training(
     if penalised:
         return TrainingAdvice(advise(_problem(n, facts, features), margin), cautions)
     if (recipe := _recipe(n, facts)) is not None:
-        steps = () if facts.clock is not None else (_NO_STEPS,)
+        steps = () if facts.clock is not None else (_NO_STEPS if recipe.optimizer != "other" else _OWN_STEPS,)
         return TrainingAdvice(advise_standard(n, recipe), cautions + steps)
     decay, layers = _one_decay(facts), layers_above_norm(model, head)
     return TrainingAdvice(advise_weight_decay(n, decay, layers=layers, margin=margin), ())
@@ -131,19 +135,21 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     if decay is None or not decay.weight_decay > 0 or (norm is None and not adaptive) or decay.kind == "unknown":
         return None
     wd, batch = decay.weight_decay if adaptive else decay.penalty, facts.samples_per_step
-    rate = decay.clock_rate if decay.clock_rate > 0 else 1.0
+    rate = decay.clock_rate if decay.clock_rate > 0 and not adaptive else 1.0
     steps = facts.clock.steps if facts.clock is not None and facts.clock.steps else 1
     clock = _LONG if facts.clock is None else facts.clock.total * rate
     _check_plain(facts)
     if facts.loss.summed and batch is None:
         raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
-    if batch is None and adaptive and clock >= ACTED and norm is not None:
+    optimizers = each_of(facts.optimizer)
+    own = "sgd" if not adaptive else "adamw" if preconditioner(facts.weight, optimizers) else "other"
+    if batch is None and own == "adamw" and clock >= ACTED and norm is not None:
         raise ValueError("`loop.data` must be given: AdamW's decay at rest depends on the samples of a step")
     step = batch if batch is not None and facts.loss.summed and not adaptive else 1
     gain = None if norm is None or not norm.trained_gain or norm.free_gain else norm.gain_penalty or wd
     group = group_of(facts.weight, facts.optimizer)
     return Recipe(
-        optimizer="adamw" if adaptive else "sgd",
+        optimizer=own,
         weight_decay=wd / step,
         lr=clock * step / (wd * steps),
         steps=steps,
@@ -152,7 +158,7 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
         width=int(facts.weight.shape[1]),
         schedule="constant",
         gain_decay=None if gain is None else gain / step,
-        eps=float(group[1].get("eps", 1e-8)) if adaptive and group is not None else 1e-8,
+        eps=float(group[1].get("eps", 1e-8)) if own == "adamw" and group is not None else 1e-8,
         length=None if norm is None else norm.length,
     )
 

@@ -127,11 +127,18 @@ class Facts:
     @cached_property
     def clock(self) -> Clock | None:
         """How far the head's decay has come."""
-        if self.optimizer is None:
+        if self.optimizer is None or self.decay is None:
             return None
         plan = self.schedule
         steps, scheduler = (plan, None) if isinstance(plan, int) else (None, plan)
-        return decay_clock(self.weight, self.optimizer, scheduler=scheduler, steps=steps)
+        clock = decay_clock(self.weight, self.optimizer, scheduler=scheduler, steps=steps)
+        kind, rate = self.decay.kind, self.decay.clock_rate
+        if clock is None or kind not in ("preconditioned", "unknown") or rate == 1:
+            return clock
+        # Steps that are not lr: an estimate that only grows (D-Adaptation, Prodigy) bounds the steps made alone.
+        if math.isnan(rate) or clock.total > clock.past:
+            return None
+        return Clock(rate * clock.past, rate * clock.total, exact=False, steps=clock.steps)
 
     @cached_property
     def loss(self) -> Criterion:

@@ -63,7 +63,8 @@ class Decay:
             in the gradient; "preconditioned": decoupled and no penalty; "unknown": the optimizer could not be tried.
         factor: penalty over ``weight_decay``: 1 for "coupled", measured for "linear", else NaN.
         clock_rate: by which lr * weight_decay must be multiplied to get the share of a weight that a step takes in the
-            long run: 1 / (1 - momentum) for SGD with a coupled decay; NaN where it is not known.
+            long run: 1 / (1 - momentum) for SGD with a coupled decay, 1 for AdamW, its present estimate of the step for
+            an optimizer that finds its own (Prodigy, D-Adaptation); NaN where it is not known.
     """
 
     weight_decay: float
@@ -169,7 +170,7 @@ def _tried(optimizer: Optimizer, group: dict[str, Any]) -> tuple[DecayKind, floa
         return _rested(optimizer, group)
     if torch.equal(free, held):  # it has a weight decay and does not use it
         return "none", math.nan, math.nan
-    return ("preconditioned" if ratio > _MOVED else "unknown"), math.nan, math.nan
+    return ("preconditioned", math.nan, _share(optimizer, group)) if ratio > _MOVED else ("unknown", math.nan, math.nan)
 
 
 def _rested(optimizer: Optimizer, group: dict[str, Any]) -> tuple[DecayKind, float, float]:
@@ -207,6 +208,29 @@ def _clock_rate(optimizer: Optimizer, group: dict[str, Any]) -> float:
         if step in (199, 399):
             shares.append(float((1 - weight.detach() / before).mean()) / (rate * decay))
     return round(shares[1], 2) if abs(shares[1] - shares[0]) <= _CLOSE * abs(shares[1]) else math.nan
+
+
+def _share(optimizer: Optimizer, group: dict[str, Any]) -> float:
+    """The share of a weight that decoupled decay takes in a step, over lr * weight_decay; NaN where it varies."""
+    start, shares, estimates = torch.tensor(_WEIGHTS, dtype=torch.float64), [], []
+    for rate, pull, steps in ((_RATE, start, 3), (_RATE / 4, 4 * start, 3), (_RATE, start**3, _STEPS)):
+        moved = []
+        for decay in (0.0, _DECAY):  # in the last step alone, before which the two are the same
+            twin, weight = _twin(optimizer, group, start, weight_decay=0.0, lr=rate)
+            for _ in range(steps - 1):
+                _step(twin, weight, pull)
+            twin.param_groups[0]["weight_decay"] = decay
+            # D-Adaptation and Prodigy keep the estimate that their steps are multiples of in the group.
+            before, d = weight.detach().clone(), float(twin.param_groups[0].get("d", math.nan))
+            _step(twin, weight, pull)
+            moved.append((weight.detach() - before) / (rate * _DECAY * before))
+        shares.append(moved[0] - moved[1])
+        estimates.append(d)
+    every, one = torch.stack(shares), torch.ones((), dtype=torch.float64)
+    if torch.allclose(every, one, rtol=_CLOSE):
+        return 1.0
+    every /= torch.tensor(estimates).reshape(-1, 1, 1)
+    return float(group["d"]) if torch.allclose(every, one, rtol=_CLOSE) else math.nan
 
 
 def preconditioner(parameter: Tensor, optimizers: Optimizers) -> bool:
