@@ -12,7 +12,7 @@ from scipy.special import softmax
 import collapsar as cs
 from collapsar.core.problem import Loss, Problem
 from collapsar.solver import factored
-from collapsar.solver.factored import Atoms
+from collapsar.solver.atoms import Atoms
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.shared import certify_atoms, factors, minimise_shared
 from collapsar.solver.status import Status

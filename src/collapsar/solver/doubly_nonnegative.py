@@ -18,9 +18,9 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from collapsar.solver.atoms import Atoms
 from collapsar.solver.barrier import Layout, Point, layout_of, model_at, point_at
 from collapsar.solver.certificate import dual_norm
-from collapsar.solver.factored import Atoms
 from collapsar.solver.objective import Columns, Residual, residual, target
 from collapsar.solver.symmetry import Quotient
 from collapsar.solver.witness import Witness

@@ -16,12 +16,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.solver.atoms import Atoms
 from collapsar.solver.conjugate_gradients import ModelStep, truncated_newton
 from collapsar.solver.hessian import loss_hessian
-from collapsar.solver.objective import predict, residual
-from collapsar.solver.symmetry import Blocks, Quotient
+from collapsar.solver.objective import Residual, predict, residual
+from collapsar.solver.symmetry import Quotient
 
-__all__ = ["Atoms", "combined", "descend", "newton", "pruned"]
+__all__ = ["descend", "newton"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -37,92 +38,20 @@ _SHORTER = 1e-3  # of the trust region's radius where no part of a step did
 _DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
 _LOST = 1e5  # growth of the projected gradient at which Newton's method has lost its way
 _AT_REST = 1e-13  # relative size of a projected gradient step: rounding
-_PARALLEL = 1e-12  # 1 - cosine of two directions that are one
-_TRACE = 1e-4  # relative
-_DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom is none
-
-
-@dataclass(frozen=True)
-class Atoms:
-    """r orbits w h'; every array has shape (r, J), in the coordinates of Z M^(1/2).
-
-    Attributes:
-        between: components of w along u_j.
-        within: contrasts of w in cluster j, over sqrt(k_j - 1).
-        own: x >= 0: h has x_j sqrt(k_j) on one class of cluster j; 0 for single classes.
-        common: y >= 0: h has y_j / sqrt(k_j) on all classes of cluster j.
-    """
-
-    between: Matrix
-    within: Matrix
-    own: Matrix
-    common: Matrix
-
-    @property
-    def mean(self) -> Matrix:
-        """Components of h along u_j."""
-        return self.own + self.common
-
-    def blocks(self, q: Quotient, b: Vector) -> Blocks:
-        """The point sum_i w_i h_i' with bias b."""
-        S, x = self.between.T @ self.mean, np.sum(self.within * self.own, axis=0)
-        return Blocks(x / np.sqrt(q.mass), S / q.weight, b)
-
-    def norms(self, q: Quotient) -> tuple[Vector, Vector]:
-        """||w_i|| and ||h_i||, shape (r,)."""
-        contrasts = q.sizes - 1
-        w = np.sum(self.between**2, axis=1) + self.within**2 @ contrasts
-        return np.sqrt(w), np.sqrt(np.sum(self.mean**2, axis=1) + self.own**2 @ contrasts)
-
-    def price(self, q: Quotient) -> float:
-        """sum_i ||w_i|| ||h_i||, an upper bound of the gauge."""
-        w, h = self.norms(q)
-        return float(w @ h)
-
-    def gram(self) -> tuple[Matrix, Vector]:
-        """H'H between clusters, (J, J), and on the contrasts within each, (J,)."""
-        return self.mean.T @ self.mean, np.sum(self.own**2, axis=0)
-
-    def alive(self, q: Quotient) -> Atoms:
-        """Those that are not zero."""
-        w, h = self.norms(q)
-        keep = w * h > _DEAD * np.max(w * h, initial=0.0)
-        return Atoms(self.between[keep], self.within[keep], self.own[keep], self.common[keep])
-
-
-def combined(q: Quotient, atoms: Atoms) -> Atoms:
-    """The same point with one atom for every direction: atoms whose h are parallel are added up."""
-    _, h = atoms.norms(q)
-    keep = h > 0
-    if not keep.any():
-        return Atoms(*(part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)))
-    h, parts = h[keep], [part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)]
-    unit = np.hstack(
-        [(parts[2] + parts[3]) / h[:, None], parts[2] * np.sqrt(np.maximum(q.sizes - 1, 0.0)) / h[:, None]]
-    )
-    first = np.argmax(unit @ unit.T > 1 - _PARALLEL, axis=1)
-    rows = np.unique(first)
-    member = (first == rows[:, None]) * h  # w h' = (w |h|) (h / |h|)'
-    w = [member @ part for part in parts[:2]]
-    size = np.sqrt(np.sqrt(np.sum(w[0] ** 2, axis=1) + w[1] ** 2 @ (q.sizes - 1)))
-    size = np.where(size > 0, size, 1.0)[:, None]
-    return Atoms(w[0] / size, w[1] / size, *(size * part[rows] / h[rows, None] for part in parts[2:]))
-
-
-def pruned(atoms: Atoms) -> Atoms:
-    """The atoms without parts of h that are a trace of the largest."""
-    least = _TRACE * np.max(atoms.mean, axis=1, initial=0.0, keepdims=True)
-    own = np.where(atoms.own > least, atoms.own, 0.0)
-    within = np.where(own > 0, atoms.within, 0.0)
-    return Atoms(atoms.between, within, own, np.where(atoms.common > least, atoms.common, 0.0))
+_KEPT = 1e-3  # of the largest entry of a feature on a sphere, at first
 
 
 @dataclass(frozen=True)
 class _Unknowns:
-    """Atoms and bias as one vector: between, common, and where a cluster has several classes within and own; then b."""
+    """Atoms and bias as one vector: between, common, and where a cluster has several classes within and own; then b.
+
+    With ``squares``, shape (J,), the features of every cluster have this sum of squares: the objective is then that of
+    the features scaled to it, and the multiplier of the constraint takes the place of the features' price.
+    """
 
     q: Quotient
     rows: int
+    squares: Vector | None = None
 
     @cached_property
     def parts(self) -> int:
@@ -148,19 +77,67 @@ class _Unknowns:
         flags = np.repeat([False, True, False, True][: self.parts], part)
         return np.concatenate([flags, np.zeros(self.q.num_clusters, dtype=bool)])
 
+    def scaled(self, x: Vector) -> tuple[Vector, Vector | float]:
+        """The point with features of the given squares, and what its features were multiplied by."""
+        if self.squares is None:
+            return x, 1.0
+        at, b = self.unpack(x)
+        length = np.sqrt(self.squares / np.maximum(at.squares(self.q), np.finfo(np.float64).tiny))
+        return self.pack(Atoms(at.between, at.within, length * at.own, length * at.common), b), length
+
+    def lower(self, x: Vector) -> Vector:
+        """Bounds; of features on spheres one entry stays, as a long step would take all of them to zero."""
+        bound = np.where(self.nonnegative, 0.0, -np.inf)
+        if self.squares is not None:
+            common = slice(self.rows * self.q.num_clusters, 2 * self.rows * self.q.num_clusters)
+            parts = [common, slice(common.stop + self.rows * self.q.num_clusters, x.size - self.q.num_clusters)]
+            for part in parts[: self.parts // 2]:
+                features = x[part].reshape(self.rows, -1)
+                bound[part] = np.where(features == features.max(axis=0), _KEPT * features, 0.0).ravel()
+        return bound
+
+    def typical(self, x: Vector) -> float | Vector:
+        """The size beside which an unknown is small: of all, or of its class's features where that is given."""
+        if self.squares is None:
+            return float(np.max(np.abs(x)))
+        parts = np.tile(np.sqrt(self.squares), self.parts * self.rows)
+        return np.concatenate([parts, np.ones(self.q.num_clusters)])
+
+    def hold(self, at: Atoms, R: Residual) -> Vector | float:
+        """The price of the features, or what takes its place."""
+        return self.q.lambda_z if self.squares is None else at.pull(self.q, R) / self.squares
+
+    def tangent(self, at: Atoms, d: Atoms) -> Atoms:
+        """A direction along which the squares stay."""
+        if self.squares is None:
+            return d
+        along = (np.sum(at.mean * d.mean, axis=0) + (self.q.sizes - 1) * np.sum(at.own * d.own, axis=0)) / self.squares
+        return Atoms(d.between, d.within, d.own - along * at.own, d.common - along * at.common)
+
+    def cotangent(self, at: Atoms, own: Matrix, mean: Matrix) -> tuple[Matrix, Matrix]:
+        """The transpose of :meth:`tangent` on slopes in own and common."""
+        if self.squares is None:
+            return own, mean
+        along = np.sum(at.own * own + at.common * mean, axis=0) / self.squares
+        return own - along * (at.mean + (self.q.sizes - 1) * at.own), mean - along * at.mean
+
     def objective(self, x: Vector) -> tuple[float, Vector]:
         """Value and gradient."""
         q, contrasts = self.q, self.q.sizes - 1
+        x, length = self.scaled(x)
         at, b = self.unpack(x)
         P, loss = predict(q, at.blocks(q, b))
         R = residual(q, P)
         w, h = at.norms(q)
         value = loss + 0.5 * q.lambda_z * float(w @ w + h @ h)
-        mean_slope = q.lambda_z * at.mean - at.between @ R.between
+        if self.squares is not None and not np.all(at.squares(q) > 0):
+            value = np.inf  # a class without a feature
+        hold = self.hold(at, R)
+        mean_slope = length * (hold * at.mean - at.between @ R.between)
         slopes = [q.lambda_z * at.between - at.mean @ R.between.T, mean_slope]
         if self.parts == 4:
             inner = contrasts * R.within
-            own_slope = mean_slope + q.lambda_z * contrasts * at.own - at.within * inner
+            own_slope = mean_slope + length * (hold * contrasts * at.own - at.within * inner)
             slopes += [
                 q.lambda_z * contrasts * at.within - at.own * inner,
                 np.where(contrasts > 0, own_slope, 0.0),
@@ -173,7 +150,12 @@ class _Unknowns:
 
 
 def descend(
-    q: Quotient, atoms: Atoms, b: Vector, report: Callable[[float], None] | None = None, tol: float = 0.0
+    q: Quotient,
+    atoms: Atoms,
+    b: Vector,
+    report: Callable[[float], None] | None = None,
+    tol: float = 0.0,
+    squares: Vector | None = None,
 ) -> tuple[Atoms, Vector]:
     """Descent from the given factors, with bounds, until rounding stops it: a quasi-Newton method, then Newton's.
 
@@ -183,13 +165,14 @@ def descend(
         b: the bias to start with.
         report: called with the objective at every iteration; may raise to interrupt.
         tol: the relative gap to reach; steps that gain next to nothing beside it are the last.
+        squares: shape (J,), the sum of squares of each cluster's features where it is given.
     """
     from scipy.optimize import minimize
 
-    unknowns = _Unknowns(q, len(atoms.own))
+    unknowns = _Unknowns(q, len(atoms.own), squares)
     x = unknowns.pack(atoms, b)
     scale = unknowns.objective(x)[0]
-    lower = np.where(unknowns.nonnegative, 0.0, -np.inf)
+    lower = unknowns.lower(x)
     found = minimize(
         lambda x: tuple(part / scale for part in unknowns.objective(x)),
         x,
@@ -199,19 +182,20 @@ def descend(
         callback=None if report is None else lambda intermediate_result: report(intermediate_result.fun * scale),
         options={"maxiter": _DESCENT_STEPS, "maxfun": 2 * _DESCENT_STEPS, "ftol": 0.0, "gtol": 1e-13, "maxcor": 10},
     )
-    atoms, b = unknowns.unpack(_approach(unknowns, found.x, report, max(_ROUNDING, _FRUITLESS * tol**1.5)))
+    x, least_gain = unknowns.scaled(found.x)[0], max(_ROUNDING, _FRUITLESS * tol**1.5)
+    atoms, b = unknowns.unpack(_approach(unknowns, x, report, least_gain))
     return atoms.alive(q), b
 
 
-def newton(q: Quotient, atoms: Atoms, b: Vector) -> tuple[Atoms, Vector]:
+def newton(q: Quotient, atoms: Atoms, b: Vector, squares: Vector | None = None) -> tuple[Atoms, Vector]:
     """Newton's method on the gradient of the free unknowns, for factors that descent has brought near a minimum.
 
     The unknowns at zero change with every step, and H'H may have many nonnegative factors, along which nothing changes:
     so the gradient may grow before it vanishes. The best point is kept, and where the method loses its way it starts
     again from there, with a damped Hessian.
     """
-    unknowns = _Unknowns(q, len(atoms.own))
-    bounded, best = unknowns.nonnegative, unknowns.pack(atoms, b)
+    unknowns = _Unknowns(q, len(atoms.own), squares)
+    bounded, best = unknowns.nonnegative, unknowns.scaled(unknowns.pack(atoms, b))[0]
     rest = _AT_REST * float(np.linalg.norm(best))
     least = _projected(q, best, unknowns.objective(best)[1], bounded)
     for damping in _DAMPINGS:
@@ -225,7 +209,7 @@ def newton(q: Quotient, atoms: Atoms, b: Vector) -> tuple[Atoms, Vector]:
             step = _newton_direction(unknowns, x, free, gradient, damping=damping * q.lambda_z)
             x = np.where(free, x, 0.0)
             x[free] += step.v
-            x = np.where(bounded, np.maximum(x, 0.0), x)
+            x, _ = unknowns.scaled(np.where(bounded, np.maximum(x, 0.0), x))
             norm = _projected(q, x, unknowns.objective(x)[1], bounded)
             if norm < least:
                 best, least = x, norm
@@ -245,14 +229,14 @@ def _approach(unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | 
     radius = 0.1 * float(np.linalg.norm(x * np.sqrt(_diagonal(unknowns, x))))
     for _ in range(_APPROACH_STEPS):
         least = _projected(unknowns.q, x, gradient, bounded) / max(float(np.linalg.norm(x)), np.finfo(np.float64).tiny)
-        near = min(least, 1e-3) * float(np.max(np.abs(x)))
+        near = min(least, 1e-3) * unknowns.typical(x)
         free = ~(bounded & (gradient > 0) & (x <= np.minimum(near, gradient / _diagonal(unknowns, x))))
         step = _newton_direction(unknowns, x, free, gradient, radius=radius, forcing=min(0.1, np.sqrt(least)))
         start, move, length = np.where(free, x, 0.0), np.zeros_like(x), 1.0
         move[free] = step.v
         while length > _SHORTEST:
             trial = start + length * move
-            trial = np.where(bounded, np.maximum(trial, 0.0), trial)
+            trial, _ = unknowns.scaled(np.where(bounded, np.maximum(trial, 0.0), trial))
             new_value, new_gradient = unknowns.objective(trial)
             fall, expected = value - new_value, -length * (step.slope + 0.5 * length * step.curvature)
             if fall >= 1e-3 * expected:
@@ -306,23 +290,26 @@ def _curvature(unknowns: _Unknowns, x: Vector, free: NDArray[np.bool_], damping:
     P, _ = predict(q, at.blocks(q, b))
     R, loss = residual(q, P), loss_hessian(q, P)
     contrasts, width = q.sizes - 1, np.sqrt(q.sizes - 1)
-    mean, inner, lam = at.mean, contrasts * R.within, q.lambda_z
+    mean, inner, lam, hold = at.mean, contrasts * R.within, q.lambda_z, unknowns.hold(at, R)
     biased = q.lambda_b < np.inf
 
     def apply(v: Vector) -> Vector:
         move = np.zeros_like(x)
         move[free] = v
         d, db = unknowns.unpack(move)
+        d = unknowns.tangent(at, d)
         several = unknowns.parts == 4
         d_mean = d.mean if several else d.common
         dX = d.between.T @ mean + at.between.T @ d_mean
         dy = width * np.sum(d.within * at.own + at.within * d.own, axis=0) if several else np.zeros(J)
         gX, gy, gb = loss.apply(dX, dy, db)
-        mean_slope = lam * d_mean - d.between @ R.between + at.between @ gX
+        mean_slope = own_slope = hold * d_mean - d.between @ R.between + at.between @ gX
+        bent = width * gy
+        if several:
+            own_slope = mean_slope + hold * contrasts * d.own - d.within * inner + at.within * bent
+        own_slope, mean_slope = unknowns.cotangent(at, own_slope, mean_slope)
         slopes = [lam * d.between - d_mean @ R.between.T + mean @ gX.T, mean_slope]
         if several:
-            bent = width * gy
-            own_slope = mean_slope + lam * contrasts * d.own - d.within * inner + at.within * bent
             slopes += [
                 lam * contrasts * d.within - d.own * inner + at.own * bent,
                 np.where(contrasts > 0, own_slope, 0.0),

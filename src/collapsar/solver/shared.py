@@ -26,15 +26,25 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.solver.atoms import Atoms, combined, pruned
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.doubly_nonnegative import central_path, factorised
-from collapsar.solver.factored import Atoms, combined, descend, newton, pruned
+from collapsar.solver.factored import descend, newton
 from collapsar.solver.objective import Columns, Residual, cross_entropy, predict, residual
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 from collapsar.solver.witness import Witness, lower_bound, tightened, witness_of
 
-__all__ = ["Atoms", "SharedResult", "certify_atoms", "factors", "minimise_shared"]
+__all__ = [
+    "Atoms",
+    "SharedResult",
+    "certify_atoms",
+    "factors",
+    "leaning",
+    "minimise_shared",
+    "missing_directions",
+    "with_directions",
+]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -158,7 +168,7 @@ def minimise_shared(
     best = _column_result(q, start, tol)
     if best.status is Status.OPTIMAL:
         return best
-    atoms, b = _leaning(q, start, best.witness.S)
+    atoms, b = leaning(q, start, best.witness.S)
     for num_steps in range(1, min(_ROUNDS, max_steps) + 1):
         report = None if progress is None else _reporting(progress, num_steps, best.certificate.dual)
         atoms, b = descend(q, atoms, b, report, tol)
@@ -170,11 +180,11 @@ def minimise_shared(
             progress(num_steps, best.certificate)
         if best.status is Status.OPTIMAL:
             break
-        missing = _missing(q, found.witness.S)
+        missing = missing_directions(q, found.witness.S)
         nearer = best.certificate.gap < 0.9 * before.gap or best.certificate.primal < before.primal * (1 - _ROUNDING)
         if missing is None and num_steps > 1 and not nearer:
             break
-        atoms, b = found.atoms if missing is None else _with(q, found.atoms, missing), found.blocks.b
+        atoms, b = found.atoms if missing is None else with_directions(q, found.atoms, missing), found.blocks.b
     if best.status is Status.SHARED_DIRECTIONS and q.num_clusters <= _INTERIOR:
         best = _interior(q, best, tol, progress)
     return best
@@ -220,7 +230,7 @@ def _softmax(q: Quotient, blocks: Blocks) -> Columns:
     return predict(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))[0]
 
 
-def _leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
+def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
     """The column form's features, each with a small part along every class, and W = H R' / lambda_Z.
 
     A class without a feature begins with a small one of its own, and one atom more with what all would share.
@@ -250,7 +260,7 @@ def _ascent(R: Matrix, h: Vector, steps: int = 300) -> Vector:
     return h / max(float(np.linalg.norm(h)), np.finfo(np.float64).tiny)
 
 
-def _missing(q: Quotient, S: Columns) -> tuple[Matrix, Residual] | None:
+def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Residual] | None:
     """Directions common to clusters that would pay, ||R h|| > lambda_Z, one a row, and the residual; None if none."""
     R, J = residual(q, S), q.num_clusters
     found: list[Vector] = []
@@ -262,7 +272,7 @@ def _missing(q: Quotient, S: Columns) -> tuple[Matrix, Residual] | None:
     return (np.array(found), R) if found else None
 
 
-def _with(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Residual]) -> Atoms:
+def with_directions(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Residual]) -> Atoms:
     """The atoms and small ones along the missing directions."""
     directions, R = missing
     h = 0.03 * float(np.max(np.linalg.norm(atoms.mean, axis=1), initial=1.0)) * directions

@@ -1,0 +1,103 @@
+"""Features >= 0 as a sum of atoms, one for every orbit of directions over the permutations inside clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.solver.objective import Residual
+from collapsar.solver.symmetry import Blocks, Quotient
+
+__all__ = ["Atoms", "combined", "pruned"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+_PARALLEL = 1e-12  # 1 - cosine of two directions that are one
+_TRACE = 1e-4  # relative
+_DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom is none
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """r orbits w h'; every array has shape (r, J), in the coordinates of Z M^(1/2).
+
+    Attributes:
+        between: components of w along u_j.
+        within: contrasts of w in cluster j, over sqrt(k_j - 1).
+        own: x >= 0: h has x_j sqrt(k_j) on one class of cluster j; 0 for single classes.
+        common: y >= 0: h has y_j / sqrt(k_j) on all classes of cluster j.
+    """
+
+    between: Matrix
+    within: Matrix
+    own: Matrix
+    common: Matrix
+
+    @property
+    def mean(self) -> Matrix:
+        """Components of h along u_j."""
+        return self.own + self.common
+
+    def blocks(self, q: Quotient, b: Vector) -> Blocks:
+        """The point sum_i w_i h_i' with bias b."""
+        S, x = self.between.T @ self.mean, np.sum(self.within * self.own, axis=0)
+        return Blocks(x / np.sqrt(q.mass), S / q.weight, b)
+
+    def norms(self, q: Quotient) -> tuple[Vector, Vector]:
+        """||w_i|| and ||h_i||, shape (r,)."""
+        contrasts = q.sizes - 1
+        w = np.sum(self.between**2, axis=1) + self.within**2 @ contrasts
+        return np.sqrt(w), np.sqrt(np.sum(self.mean**2, axis=1) + self.own**2 @ contrasts)
+
+    def price(self, q: Quotient) -> float:
+        """sum_i ||w_i|| ||h_i||, an upper bound of the gauge."""
+        w, h = self.norms(q)
+        return float(w @ h)
+
+    def squares(self, q: Quotient) -> Vector:
+        """The sum of squares of each cluster's features, shape (J,)."""
+        return np.sum(self.mean**2, axis=0) + (q.sizes - 1) * np.sum(self.own**2, axis=0)
+
+    def pull(self, q: Quotient, R: Residual) -> Vector:
+        """Sum <h, R'w> per cluster, shape (J,): the multiplier of its features' squares, times the squares."""
+        inner = (q.sizes - 1) * R.within
+        return np.sum(self.mean * (self.between @ R.between) + inner * self.within * self.own, axis=0)
+
+    def gram(self) -> tuple[Matrix, Vector]:
+        """H'H between clusters, (J, J), and on the contrasts within each, (J,)."""
+        return self.mean.T @ self.mean, np.sum(self.own**2, axis=0)
+
+    def alive(self, q: Quotient) -> Atoms:
+        """Those that are not zero."""
+        w, h = self.norms(q)
+        keep = w * h > _DEAD * np.max(w * h, initial=0.0)
+        return Atoms(self.between[keep], self.within[keep], self.own[keep], self.common[keep])
+
+
+def combined(q: Quotient, atoms: Atoms) -> Atoms:
+    """The same point with one atom for every direction: atoms whose h are parallel are added up."""
+    _, h = atoms.norms(q)
+    keep = h > 0
+    if not keep.any():
+        return Atoms(*(part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)))
+    h, parts = h[keep], [part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)]
+    unit = np.hstack(
+        [(parts[2] + parts[3]) / h[:, None], parts[2] * np.sqrt(np.maximum(q.sizes - 1, 0.0)) / h[:, None]]
+    )
+    first = np.argmax(unit @ unit.T > 1 - _PARALLEL, axis=1)
+    rows = np.unique(first)
+    member = (first == rows[:, None]) * h  # w h' = (w |h|) (h / |h|)'
+    size = np.linalg.norm(member, axis=1, keepdims=True)  # of the sum's h: H'H stays what it is
+    w = [member @ part / size for part in parts[:2]]
+    return Atoms(*w, *(size * part[rows] / h[rows, None] for part in parts[2:]))
+
+
+def pruned(atoms: Atoms) -> Atoms:
+    """The atoms without parts of h that are a trace of the largest."""
+    least = _TRACE * np.max(atoms.mean, axis=1, initial=0.0, keepdims=True)
+    own = np.where(atoms.own > least, atoms.own, 0.0)
+    within = np.where(own > 0, atoms.within, 0.0)
+    return Atoms(atoms.between, within, own, np.where(atoms.common > least, atoms.common, 0.0))
