@@ -324,5 +324,7 @@ def bias_curvature(c: Clusters, alone: Vector) -> Matrix:
     price = np.where(c.bias_price < np.inf, c.bias_price, 0.0)
     shift = c.sizes / c.scales
     pin = alone.sum(axis=-1, keepdims=True) / np.sum(shift**2, axis=-1, keepdims=True)
-    diagonal = np.eye(c.num_clusters) * (alone + price * c.sizes)[..., None, :]
-    return diagonal + (pin * shift)[..., :, None] * shift[..., None, :]
+    curvature = (pin * shift)[..., :, None] * shift[..., None, :]
+    own = np.arange(c.num_clusters)
+    curvature[..., own, own] += alone + price * c.sizes
+    return curvature
