@@ -190,7 +190,9 @@ class _Sheet:
         norm = np.sqrt(np.vecdot(self.multiplicity * miss, tie))
         unit = norm / self.strength
         short = unit * (at.level[:, None] - self.strength * norm) - np.vecdot(across, left) + off * mean_tie
-        return _Look(miss, tie, soft, S, left, across, mass, mean_tie, mean_left, np.vecdot(across, centred), unit, short)
+        return _Look(
+            miss, tie, soft, S, left, across, mass, mean_tie, mean_left, np.vecdot(across, centred), unit, short
+        )
 
 
 def _spread(logit: Vector, which: NDArray[np.intp]) -> Matrix:
