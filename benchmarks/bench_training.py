@@ -27,7 +27,8 @@ def measure(network, threads=1, device="cpu", precision="float32"):
     import torch
     from torch.nn import functional
 
-    from collapsar.training import ImageData, ModelSpec, Penalties, TrainConfig, build_model, train
+    from collapsar import Penalties
+    from collapsar.training import ImageData, ModelSpec, TrainConfig, build_model, train
 
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)

@@ -17,7 +17,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from collapsar.core.files import write_atomically
-from collapsar.report.style import COLOURS, png_bytes, styled, svg_string
+from collapsar.report import png_bytes, styled, svg_string
+from collapsar.report.style import COLOURS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"

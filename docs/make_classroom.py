@@ -76,7 +76,7 @@ numbers below and try to get the gap down by hand; then compare with `solve`."""
 We train a small network on pictures of digits: five digits with 60 pictures each, five with 15, once just below and
 once above the threshold that theory gives for its nonnegative (post-ReLU) features.""",
     """>from collapsar.app.demo import measure
->from collapsar.training import ModelSpec, Penalties, TrainConfig, load_data, train
+>from collapsar.training import ModelSpec, TrainConfig, load_data, train
 >
 >data = load_data("digits")
 >digits = (60,) * 5 + (15,) * 5
@@ -85,7 +85,7 @@ once above the threshold that theory gives for its nonnegative (post-ReLU) featu
 >for ax, factor in zip(axes, (0.5, 1.3), strict=True):
 >    lam = factor * float(limit)
 >    config = TrainConfig(
->        "digits", digits, Penalties(10 * lam, lam / 10, 0.02), epochs=200, clip_norm=1.0,
+>        "digits", digits, cs.Penalties(10 * lam, lam / 10, 0.02), epochs=200, clip_norm=1.0,
 >        model=ModelSpec("mlp", widths=(64, 64)), eval_every=200, batch_size=125,
 >    )
 >    result = train(config, data)

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from collapsar.core.known import HeadNorm
-from collapsar.diagnose.measurement import measure
+from collapsar.diagnose import measure
 from collapsar.diagnose.model_choice import Choice, choose_model
 from collapsar.metrics.head import find_head
-from collapsar.monitor.known import known_training
+from collapsar.monitor import known_training
 
 CLASSES, SAMPLES = 3, 24
 

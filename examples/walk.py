@@ -9,9 +9,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import collapsar as cs
+from collapsar.report import png_bytes, styled
 from collapsar.report.class_plane import class_means_plane
 from collapsar.report.plots import heatmap
-from collapsar.report.style import png_bytes, styled
 
 NAMES = ["cat", "lynx", "puma"]
 COUNTS = {"balanced": (500, 500, 500), "imbalanced": (500, 100, 100)}

@@ -19,7 +19,9 @@ from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagno
 from collapsar.advise.weight_decay import advise_weight_decay, evidence
 from collapsar.cli import main
 from collapsar.report.advice import verdict_words
-from collapsar.theory import best_oversampling, decay_switch, deep_column, deep_price, least_oversampling
+from collapsar.theory import best_oversampling, deep_column, least_oversampling
+from collapsar.theory.deep import deep_price
+from collapsar.theory.deep_switch import decay_switch
 
 K_A, K_B, N_A, N_B = 5, 5, 300, 50
 COUNTS = (N_A,) * K_A + (N_B,) * K_B

@@ -159,7 +159,7 @@ def test_sharpness(page: str) -> None:
 
 def test_the_table_of_ordinary_training(page: str) -> None:
     from collapsar.advise.weight_decay import evidence
-    from collapsar.theory import decay_switch
+    from collapsar.theory.deep_switch import decay_switch
 
     def short(value: float) -> str:
         return f"{value:g}".removeprefix("0")

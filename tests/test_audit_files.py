@@ -303,7 +303,8 @@ def test_the_command_says_the_sentence_and_gates(tmp_path: Path) -> None:
 
 def test_the_picture_marks_every_dead_class_once() -> None:
     import collapsar as cs
-    from collapsar.report import audit_figure, row_lengths
+    from collapsar.report import audit_figure
+    from collapsar.report.audit import row_lengths
     from collapsar.report.style import styled
 
     W, b, where = planted(np.random.default_rng(3), 600, 48, 8)

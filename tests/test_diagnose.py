@@ -422,7 +422,8 @@ def heights(lines) -> list[float]:
 def test_the_pictures_show_the_record(npz):
     from matplotlib.figure import Figure
 
-    from collapsar.report import class_lengths, price_readings, styled
+    from collapsar.report import styled
+    from collapsar.report.diagnosis import class_lengths, price_readings
 
     record = diagnose(npz, known=KnownTraining(0.01, 0.0045**2 / 0.01, 0.02)).to_dict()
     with styled():
@@ -454,7 +455,8 @@ def run(tmp_path_factory):
 
 def test_a_run_folder_by_adamw_is_read_with_its_optimizers_state(tmp_path):
     """wd (sqrt(v) + eps), bias-corrected, by hand from the run's optimizer; the folder has the state as well."""
-    from collapsar.training import ModelSpec, Penalties, TrainConfig, load_data, train
+    from collapsar.core.penalties import Penalties
+    from collapsar.training import ModelSpec, TrainConfig, load_data, train
 
     spec = ModelSpec("mlp", widths=(32, 16), feature_relu=False, feature_norm="layernorm")
     config = TrainConfig(

@@ -8,20 +8,10 @@ import pytest
 import torch
 
 import collapsar as cs
-from collapsar.metrics import (
-    ClassMoments,
-    cdnv,
-    cdnv_between_clusters,
-    cdnv_matrix,
-    center_agreement,
-    class_moments,
-    collapse_report,
-    equinorm,
-    etf_distance,
-    nc1,
-    nearest_centers,
-    tiles,
-)
+from collapsar.metrics import ClassMoments, cdnv, class_moments, collapse_report, nc1, tiles
+from collapsar.metrics.centers import center_agreement, nearest_centers
+from collapsar.metrics.collapse import equinorm
+from collapsar.metrics.pairs import cdnv_between_clusters, cdnv_matrix, etf_distance
 
 SCALARS = [
     "nc1_uniform",

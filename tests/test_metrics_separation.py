@@ -11,16 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collapsar import metrics
-from collapsar.metrics import (
-    class_logits,
-    class_moments,
-    class_separation,
-    cluster_contrasts,
-    collapse_report,
-    mean_separation,
-    relative_norms,
-    relative_separation,
-)
+from collapsar.metrics import class_moments, class_separation, cluster_contrasts, collapse_report
+from collapsar.metrics.separation import class_logits, mean_separation, relative_norms, relative_separation
 
 
 def blocks(k_a, k_b, a, b, c, d):

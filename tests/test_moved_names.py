@@ -1,11 +1,16 @@
-"""The import paths of 0.1 that the documentation used lead to the new homes, and say so."""
+"""The import paths of 0.1 that the documentation used, and names that left a room's door, lead to the new homes."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import collapsar
 
 OLD = {
     "collapsar.analysis": ("collapsar.diagnose", "fit_to_theory"),
@@ -16,21 +21,44 @@ OLD = {
     "collapsar.integrations.lightning": ("collapsar.monitor.lightning", "CollapseCallback"),
     "collapsar.problem": ("collapsar.core.problem", "Problem"),
 }
+DOORS = ("", ".diagnose", ".metrics", ".monitor", ".report", ".solver", ".theory", ".training")
 
 
-@pytest.mark.parametrize("old", OLD)
-def test_an_old_path_gives_the_same_object_and_names_the_new_one(old: str) -> None:
-    new, name = OLD[old]
-    code = (
-        "import warnings\n"
-        "with warnings.catch_warnings(record=True) as seen:\n"
-        "    warnings.simplefilter('always')\n"
-        f"    from {old} import {name} as old\n"
-        f"from {new} import {name}\n"
-        f"assert old is {name}\n"
-        f"assert any(w.category is DeprecationWarning and '{new}' in str(w.message) for w in seen)\n"
+def test_old_paths_give_the_same_objects_and_name_the_new_ones() -> None:
+    code = (  # in a process of its own: here some old path may have been imported before
+        "import importlib, warnings\n"
+        f"for old, (new, name) in {OLD!r}.items():\n"
+        "    with warnings.catch_warnings(record=True) as seen:\n"
+        "        warnings.simplefilter('always')\n"
+        "        before = getattr(importlib.import_module(old), name)\n"
+        "    assert before is getattr(importlib.import_module(new), name), old\n"
+        "    assert any(w.category is DeprecationWarning and new in str(w.message) for w in seen), old\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_name_that_left_a_door_is_found_there_with_a_warning_that_names_its_module(door: str) -> None:
+    package = importlib.import_module(f"collapsar{door}")
+    left = _left(package.__name__)
+    assert left
+    for name, module in left.items():
+        with pytest.warns(DeprecationWarning, match=f"{name}: import it from {module}$"):
+            assert getattr(package, name) is getattr(importlib.import_module(module), name)
+    assert not set(left) & set(package.__all__)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_public_name_is_there(door: str) -> None:
+    package = importlib.import_module(f"collapsar{door}")
+    assert {name for name in package.__all__ if not hasattr(package, name)} == set()
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        package.nonsense  # noqa: B018 - looked up for its error
+
+
+def test_the_doors_stay_few() -> None:
+    names = {name for door in (*DOORS, ".cli") for name in importlib.import_module(f"collapsar{door}").__all__}
+    assert len(names) <= 92
 
 
 def test_verbs_stay_functions_beside_the_rooms_of_their_names() -> None:
@@ -40,3 +68,12 @@ def test_verbs_stay_functions_beside_the_rooms_of_their_names() -> None:
         "assert callable(cs.diagnose) and callable(cs.advise) and callable(measure)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _left(package: str) -> dict[str, str]:
+    """The names that left a door and their modules, as its source says."""
+    source = Path(collapsar.__file__).parent.joinpath(*package.split(".")[1:], "__init__.py").read_text()
+    tables = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.keyword) and n.arg == "left"]
+    return {
+        name: module for table in tables for module, names in ast.literal_eval(table).items() for name in names.split()
+    }

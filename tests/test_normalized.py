@@ -14,7 +14,8 @@ from scipy.optimize import minimize
 import collapsar as cs
 from collapsar.advise import mitigations
 from collapsar.solver.normalized_solution import NormalizedSolution
-from collapsar.theory import edge_of, largest_head_decay_factor, normalized_merge, normalized_two_cluster
+from collapsar.theory import edge_of, normalized_merge, normalized_two_cluster
+from collapsar.theory.inverse import largest_head_decay_factor
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

@@ -26,7 +26,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import collapsar.report as room
-from collapsar.report import demo_figure, demo_page, heatmap, nc1_curve, png_bytes, styled, svg_string, threshold_line
+from collapsar.report import demo_page, png_bytes, styled, svg_string
+from collapsar.report.penalty_axis import threshold_line
+from collapsar.report.plots import demo_figure, heatmap, nc1_curve
 from collapsar.report.style import COLOURS, DIVERGING, STATES, diverging_norm
 from collapsar.report.words import consequence, finding, number_text, outcome, share_text, standard_finding, verdict
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from collapsar.app.demo import COLLAPSE_NUMBERS
 from collapsar.cli.app import app
 from collapsar.cli.training import Model, Precision
-from collapsar.training import load_records, load_run
+from collapsar.training import load_run
+from collapsar.training.checkpoint import load_records
 from collapsar.training.config import PRECISIONS
 from collapsar.training.models import BODIES
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from collapsar.training import demo_config, features_and_logits, imbalanced, load_data, train
+from collapsar.training import demo_config, imbalanced, load_data, train
+from collapsar.training.measure import features_and_logits
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ def run(name, args):
     """Train, draw, pack; returns what was done."""
     import torch
 
-    from collapsar.training import TrainingInterrupted, choose_device
+    from collapsar.training import TrainingInterrupted
+    from collapsar.training.provenance import choose_device
     from collapsar_studies.reproduce import Place, Request, reproduce
 
     begun, folder = time.monotonic(), Path(args.folder)

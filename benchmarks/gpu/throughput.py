@@ -28,10 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import bench_metrics
 from piece import PIECES
 
+from collapsar import Penalties
 from collapsar.core.files import write_atomically
-from collapsar.training import ImageData, ModelSpec, Penalties, TrainConfig, build_model, choose_device, train
+from collapsar.training import ImageData, ModelSpec, TrainConfig, build_model, train
 from collapsar.training.graphs import RecordedSteps, own_stream, recorder, taking_turns
 from collapsar.training.loop import one_thread
+from collapsar.training.provenance import choose_device
 
 BATCH, CLASSES, SKIPPED = 128, 10, 3
 # Networks with channels and units of their own sizes, or small ones that a CPU moves in seconds.

@@ -18,13 +18,12 @@ import collapsar.diagnose
 from collapsar._lazy import forward_moved_modules, lazy_names
 
 if TYPE_CHECKING:
-    from collapsar.advise.advice import Advice, advise
-    from collapsar.core.counts import LabelCounts, class_counts, counts_from_labels, label_counts
+    from collapsar.advise.advice import advise
+    from collapsar.core.counts import class_counts, counts_from_labels, label_counts
     from collapsar.core.problem import Loss, Penalties, Problem, penalties_without_halves
-    from collapsar.diagnose.diagnosis import Diagnosis
     from collapsar.diagnose.head_audit import Audit, AuditOptions, audit
     from collapsar.diagnose.readers import diagnose
-    from collapsar.phase.diagram import PhaseDiagram, phase_diagram
+    from collapsar.phase.diagram import phase_diagram
     from collapsar.phase.transitions import thresholds
     from collapsar.solver import (
         Certificate,
@@ -36,27 +35,21 @@ if TYPE_CHECKING:
         path,
         solve,
     )
-    from collapsar.theory import Thresholds
 else:
     del collapsar.advise, collapsar.diagnose
 
 __version__ = "0.2.0"
 
 __all__ = [
-    "Advice",
     "Audit",
     "AuditOptions",
     "Certificate",
-    "Diagnosis",
-    "LabelCounts",
     "Loss",
     "NotConvergedError",
     "Penalties",
-    "PhaseDiagram",
     "Problem",
     "Solution",
     "Status",
-    "Thresholds",
     "__version__",
     "advise",
     "audit",
@@ -76,16 +69,21 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "collapsar.advise.advice": "Advice advise",
-        "collapsar.core.counts": "LabelCounts class_counts counts_from_labels label_counts",
+        "collapsar.advise.advice": "advise",
+        "collapsar.core.counts": "class_counts counts_from_labels label_counts",
         "collapsar.core.problem": "Loss Penalties Problem penalties_without_halves",
-        "collapsar.diagnose.diagnosis": "Diagnosis",
         "collapsar.diagnose.head_audit": "Audit AuditOptions audit",
         "collapsar.diagnose.readers": "diagnose",
-        "collapsar.phase.diagram": "PhaseDiagram phase_diagram",
+        "collapsar.phase.diagram": "phase_diagram",
         "collapsar.solver": "Certificate NotConvergedError Solution Status certify load_solution path solve",
         "collapsar.phase.transitions": "thresholds",
-        "collapsar.theory": "Thresholds",
+    },
+    left={
+        "collapsar.advise.advice": "Advice",
+        "collapsar.core.counts": "LabelCounts",
+        "collapsar.diagnose.diagnosis": "Diagnosis",
+        "collapsar.phase.diagram": "PhaseDiagram",
+        "collapsar.theory.thresholds": "Thresholds",
     },
 )
 

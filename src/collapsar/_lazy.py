@@ -14,16 +14,24 @@ from typing import Any
 __all__ = ["forward_moved_modules", "lazy_names"]
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(
+    package: str, homes: Mapping[str, str], left: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package whose public names live in modules that are imported on first use.
 
     Args:
         package: the package's ``__name__``.
         homes: for each module, absolute, its public names, separated by blanks.
+        left: the same for names that are public there no more; they are found with a DeprecationWarning that names
+            the module, for one release.
     """
     home = {name: module for module, names in homes.items() for name in names.split()}
+    gone = {name: module for module, names in (left or {}).items() for name in names.split()}
 
     def find(name: str) -> Any:
+        if name in gone:
+            warnings.warn(f"{package}.{name}: import it from {gone[name]}", DeprecationWarning, stacklevel=2)
+            return getattr(import_module(gone[name]), name)
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(home[name]), name)

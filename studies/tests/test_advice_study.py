@@ -13,9 +13,10 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from collapsar.core.problem import Loss, Penalties, Problem
+from collapsar import Loss, Penalties, Problem
 from collapsar.solver import solve
-from collapsar.training import ModelSpec, build_model, load_data, penalised_loss, penalties_for
+from collapsar.training import ModelSpec, build_model, load_data, penalties_for
+from collapsar.training.penalties import penalised_loss
 from collapsar_studies import advice_adjusting, advice_plans, advice_runs, advice_study
 from collapsar_studies.advice_pictures import study_rows
 from collapsar_studies.advice_plans import Setting, StudyPreset, base_recipe, carried_out, given_advice, recipes

@@ -19,19 +19,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
-from collapsar.training import (
-    FeatureNetwork,
-    ImageData,
-    ModelSpec,
-    Penalties,
-    TrainConfig,
-    TrainingInterrupted,
-    graphs,
-    loop,
-    provenance,
-)
+from collapsar import Penalties
+from collapsar.training import ImageData, ModelSpec, TrainConfig, TrainingInterrupted, graphs, loop, provenance
 from collapsar.training.distributed import Team
-from collapsar.training.models import BODIES
+from collapsar.training.models import BODIES, FeatureNetwork
 from collapsar.training.state import RunState
 from collapsar_studies import presets, which_model
 from collapsar_studies.reproduce import Place, Request, reproduce

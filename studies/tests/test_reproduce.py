@@ -18,7 +18,8 @@ from scipy.optimize import brentq
 import collapsar as cs
 from collapsar.cli import main
 from collapsar.theory import deep_column, normalized_merge, normalized_two_cluster
-from collapsar.training import ModelSpec, build_model, imbalanced, load_data, with_weight_decay
+from collapsar.training import ModelSpec, build_model, imbalanced, load_data
+from collapsar.training.penalties import with_weight_decay
 from collapsar_studies import advice_plans, advice_study, names, presets, reproduce, which_model
 from collapsar_studies import against_theory as at
 from collapsar_studies import effective as ef

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from collapsar.training import ModelSpec, Penalties, TrainConfig, loop
+from collapsar import Penalties
+from collapsar.training import ModelSpec, TrainConfig, loop
 from collapsar_studies import sweep as sweep_module
 from collapsar_studies.clock import Clock
 from collapsar_studies.sweep import Cell, SweepSettings, load_cell, run_sweep

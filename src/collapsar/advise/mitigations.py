@@ -18,7 +18,8 @@ from collapsar.core.normalization import own_penalties, strengthened
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.solver import Solution, Status, solve
 from collapsar.solver.normalized_transitions import transitions
-from collapsar.theory import Thresholds, thresholds
+from collapsar.theory import thresholds
+from collapsar.theory.thresholds import Thresholds
 
 __all__ = [
     "Remedy",

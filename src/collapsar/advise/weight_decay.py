@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.counts import CountsLike, class_counts
-from collapsar.theory import decay_switch
+from collapsar.theory.deep_switch import decay_switch
 
 __all__ = ["DecayAdvice", "DecayPrediction", "advise_weight_decay", "evidence"]
 

@@ -23,15 +23,8 @@ from collapsar.app.network_records import advice_record, geometry_record
 from collapsar.diagnose.fit import Distance, distance
 from collapsar.diagnose.readers import diagnose_run
 from collapsar.metrics import CollapseReport
-from collapsar.training import (
-    DEMO_RECIPES,
-    ImageData,
-    TrainResult,
-    demo_config,
-    imbalanced,
-    load_data,
-    train,
-)
+from collapsar.training import ImageData, TrainResult, demo_config, imbalanced, load_data, train
+from collapsar.training.recipes import DEMO_RECIPES
 
 __all__ = ["COLLAPSE_NUMBERS", "POSITIONS", "collapse_numbers", "demo", "demo_penalties", "run_record"]
 

@@ -17,7 +17,9 @@ from collapsar.diagnose.fit import distance
 from collapsar.metrics import CollapseReport
 from collapsar.metrics import collapse_report as report_of
 from collapsar.metrics.moments import RunningMoments
-from collapsar.training import FeatureNetwork, ImageData, TrainResult, features_and_logits, standard_config, train
+from collapsar.training import ImageData, TrainResult, standard_config, train
+from collapsar.training.measure import features_and_logits
+from collapsar.training.models import FeatureNetwork
 
 __all__ = ["STANDARD_POSITIONS", "accuracies", "collapse_report", "standard_record"]
 

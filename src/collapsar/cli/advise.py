@@ -37,6 +37,7 @@ from collapsar.cli.options import (
     price,
 )
 from collapsar.cli.output import RELU_WORDS, print_json, problem_words
+from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 from collapsar.report.advice import (
@@ -290,7 +291,7 @@ def _diagnosis(path: Path) -> dict[str, Any]:
     return diagnose(path).to_dict()
 
 
-def _given(counts: str | None, column: str | None, ignore_index: int | None) -> cs.LabelCounts:
+def _given(counts: str | None, column: str | None, ignore_index: int | None) -> LabelCounts:
     if counts is None:
         raise ValueError("give COUNTS: a file of labels, or 500x5,100x5; or --diagnosis FILE")
     return counts_given(counts, column, ignore_index)

@@ -8,6 +8,7 @@ import numpy as np
 import typer
 
 import collapsar as cs
+from collapsar.core.counts import LabelCounts
 
 Counts = Annotated[
     str,
@@ -56,7 +57,7 @@ IgnoreIndex = Annotated[
 Smoothing = Annotated[float, typer.Option("--smoothing", help="Label smoothing, in [0, 1).")]
 
 
-def counts_given(counts: str, column: str | None, ignore_index: int | None) -> cs.LabelCounts:
+def counts_given(counts: str, column: str | None, ignore_index: int | None) -> LabelCounts:
     """Counts and names; how a file was read goes to stderr."""
     found = cs.label_counts(counts, column=column, ignore_index=ignore_index)
     if found.note:

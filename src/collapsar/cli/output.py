@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -18,6 +18,9 @@ from collapsar.core.records import to_json
 from collapsar.core.states import CLASS_STATES, past
 from collapsar.core.types import Mask, Record, Vector
 from collapsar.report.words import standard_finding
+
+if TYPE_CHECKING:  # the commands that print none need not pay for its import
+    from collapsar.theory.thresholds import Thresholds
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -46,7 +49,7 @@ def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Recor
 
 
 def thresholds_record(
-    problem: cs.Problem, t: cs.Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
+    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
 ) -> Record:
     """Every threshold, which of them are approximate, and the states of the optimum ``here``, for --json."""
     record: Record = {
@@ -72,7 +75,7 @@ def thresholds_record(
     }
 
 
-def _near_merge(problem: cs.Problem, t: cs.Thresholds) -> Vector:
+def _near_merge(problem: cs.Problem, t: Thresholds) -> Vector:
     """Where the predictions of a class alone in its cluster turn parallel to others', NaN for all other classes."""
     alone = np.isnan(t.merge) & (problem.features == "signed") & (problem.normalization is None)
     from collapsar.theory.thresholds import merge_strength
@@ -80,7 +83,7 @@ def _near_merge(problem: cs.Problem, t: cs.Thresholds) -> Vector:
     return np.where(alone, np.fmin(merge_strength(problem), t.complete), np.nan)
 
 
-def _vanish_exact(t: cs.Thresholds, here: cs.Solution | None) -> Mask:
+def _vanish_exact(t: Thresholds, here: cs.Solution | None) -> Mask:
     """Which values of ``vanish`` are exact; none that the certified optimum contradicts."""
     if here is None:
         return t.exact
@@ -162,7 +165,7 @@ def _classes(members: np.ndarray, names: Sequence[str] | None = None) -> str:
 
 
 def print_thresholds(
-    problem: cs.Problem, t: cs.Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
+    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
 ) -> None:
     """One row per kind of class, and the state at the optimum ``here``."""
     if problem.normalization is not None:
@@ -194,7 +197,7 @@ def print_thresholds(
 
 
 def _print_normalized_thresholds(
-    problem: cs.Problem, t: cs.Thresholds, here: cs.Solution | None, names: Sequence[str] | None
+    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None
 ) -> None:
     """The same where features are normalised, in lambda_w; a class without a value never merges or vanishes."""
     table = _table("classes", "samples", "merge at lambda_w", "vanish at lambda_w")
@@ -219,7 +222,7 @@ def _print_normalized_thresholds(
         console.print(f"everything collapses (Z = 0) from lambda_w = {t.complete:.6g}")
 
 
-def _notes(problem: cs.Problem, t: cs.Thresholds, near: Vector, exact: Mask) -> list[str]:
+def _notes(problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask) -> list[str]:
     notes = []
     if not np.isnan(near).all():
         notes.append(

@@ -130,7 +130,8 @@ def _config(given: dict[str, Any]) -> TrainConfig:
     """The training that the options describe."""
     z, lambda_b = price(given["lambda_z"], given["lambda_w"], given["lambda_h"]), given["lambda_b"]
     counts = counts_given(given["counts"], given["column"], given["ignore_index"]).counts
-    from collapsar.training import ModelSpec, Penalties, TrainConfig, penalties_for
+    from collapsar.core.penalties import Penalties
+    from collapsar.training import ModelSpec, TrainConfig, penalties_for
 
     if given["lambda_z"] is None:
         penalties = Penalties(lambda_w=given["lambda_w"], lambda_h=given["lambda_h"], lambda_b=lambda_b)
@@ -172,7 +173,8 @@ def demo(
     that opens in any browser. Less than a minute on two cores; no download for digits.
     """
     from collapsar.app.demo import demo as run_demo
-    from collapsar.report import demo_figure, demo_page, png_bytes
+    from collapsar.report import demo_page, png_bytes
+    from collapsar.report.plots import demo_figure
 
     folder = Path("runs") / f"demo-{data}" if out is None else out
     with _bars() as bar:

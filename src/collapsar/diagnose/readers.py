@@ -200,7 +200,7 @@ def _agreements(moments: ClassMoments, rows: Iterable[Tensor], sums: Pass) -> Te
     """
     import torch
 
-    from collapsar.metrics import nearest_centers
+    from collapsar.metrics.centers import nearest_centers
 
     centres = moments.class_means.cpu().masked_fill((moments.class_counts == 0).cpu()[:, None], torch.nan)
     labels, decided = map(torch.from_numpy, map(np.concatenate, zip(*sums.decided, strict=True)))
@@ -261,7 +261,7 @@ def _of_config(result: TrainResult) -> KnownTraining:
 
 
 def _run_measurement(result: TrainResult, data: ImageData, known: KnownTraining) -> Measurement:
-    from collapsar.training import features_and_logits
+    from collapsar.training.measure import features_and_logits
 
     pairs = ((features, labels, None) for features, _, labels in features_and_logits(result.model, data, "train"))
     return _measured(result.model.head, pairs, known)[0]

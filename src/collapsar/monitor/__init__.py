@@ -4,24 +4,31 @@
 ``collapsar.monitor.transformers`` hold the callbacks for Lightning and Hugging Face. Each needs its framework.
 """
 
-from collapsar.monitor.advising import Loop, TrainingAdvice, advise_training
-from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions, MonitorRecord
-from collapsar.monitor.known import PenaltyWarning, known_training, penalty_warnings
+from collapsar._lazy import lazy_names
+from collapsar.monitor.advising import Loop, advise_training
+from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
+from collapsar.monitor.known import known_training, penalty_warnings
 from collapsar.monitor.records import read_json_lines
-from collapsar.monitor.watch import Event, MergeRule, MergeWatch
+from collapsar.monitor.watch import MergeRule
 
 __all__ = [
     "CollapseMonitor",
-    "Event",
     "Loop",
     "MergeRule",
-    "MergeWatch",
     "MonitorOptions",
-    "MonitorRecord",
-    "PenaltyWarning",
-    "TrainingAdvice",
     "advise_training",
     "known_training",
     "penalty_warnings",
     "read_json_lines",
 ]
+
+__getattr__, _ = lazy_names(
+    __name__,
+    {},
+    left={
+        "collapsar.monitor.advising": "TrainingAdvice",
+        "collapsar.monitor.differences": "PenaltyWarning",
+        "collapsar.monitor.evaluation": "MonitorRecord",
+        "collapsar.monitor.watch": "Event MergeWatch",
+    },
+)

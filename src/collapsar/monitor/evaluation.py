@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.records import to_json
-from collapsar.metrics import ClassSeparation, CollapseReport
+from collapsar.metrics import CollapseReport
 from collapsar.metrics.evidence import Standings
+from collapsar.metrics.separation import ClassSeparation
 from collapsar.monitor.samples import Totals
 from collapsar.monitor.watch import Event, MergeWatch, listed
 

@@ -1,6 +1,6 @@
 """The certified solver: any point has a computable duality gap, and ``solve`` returns one whose gap is small."""
 
-from collapsar.core.states import ClassState
+from collapsar._lazy import lazy_names
 from collapsar.solver.certificate import Certificate, certify
 from collapsar.solver.path import path
 from collapsar.solver.solution import NotConvergedError, Solution, load_solution
@@ -9,7 +9,6 @@ from collapsar.solver.status import Status
 
 __all__ = [
     "Certificate",
-    "ClassState",
     "NotConvergedError",
     "Solution",
     "Status",
@@ -18,3 +17,5 @@ __all__ = [
     "path",
     "solve",
 ]
+
+__getattr__, _ = lazy_names(__name__, {}, left={"collapsar.core.states": "ClassState"})

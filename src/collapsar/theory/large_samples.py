@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.theory import column_cosines, large_sample_margins
+from collapsar.theory import large_sample_margins
+from collapsar.theory.limits import column_cosines
 
 __all__ = ["etf_slope", "self_consistent_cosines"]
 

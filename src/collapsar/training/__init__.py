@@ -10,60 +10,53 @@ Example:
     ``train(config, data, "runs/digits")`` trains, records and can be resumed.
 """
 
-from collapsar.training.checkpoint import load_records
+from collapsar._lazy import lazy_names
 from collapsar.training.config import TrainConfig
 from collapsar.training.criteria import MatchedCrossEntropy
-from collapsar.training.data import DATASETS, ImageData, imbalanced, load_data
+from collapsar.training.data import ImageData, imbalanced, load_data
 from collapsar.training.groups import param_groups
-from collapsar.training.idx import read_idx
 from collapsar.training.loop import DivergedError, TrainingInterrupted, train
-from collapsar.training.measure import HeadGradient, evaluate, features_and_logits, head_gradient
-from collapsar.training.models import FeatureNetwork, ModelSpec, build_model
-from collapsar.training.penalties import (
-    Penalties,
-    penalised_loss,
-    penalties_for,
-    scaled,
-    with_weight_decay,
-)
+from collapsar.training.models import ModelSpec, build_model
+from collapsar.training.penalties import penalties_for
 from collapsar.training.prior import fold_into_bias, prior_correction
-from collapsar.training.provenance import choose_device
-from collapsar.training.recipes import DEMO_RECIPES, demo_config, standard_config
+from collapsar.training.recipes import demo_config, standard_config
 from collapsar.training.sampler import ClassAwareSampler
 from collapsar.training.state import TrainResult, load_run
 
 __all__ = [
-    "DATASETS",
-    "DEMO_RECIPES",
     "ClassAwareSampler",
     "DivergedError",
-    "FeatureNetwork",
-    "HeadGradient",
     "ImageData",
     "MatchedCrossEntropy",
     "ModelSpec",
-    "Penalties",
     "TrainConfig",
     "TrainResult",
     "TrainingInterrupted",
     "build_model",
-    "choose_device",
     "demo_config",
-    "evaluate",
-    "features_and_logits",
     "fold_into_bias",
-    "head_gradient",
     "imbalanced",
     "load_data",
-    "load_records",
     "load_run",
     "param_groups",
-    "penalised_loss",
     "penalties_for",
     "prior_correction",
-    "read_idx",
-    "scaled",
     "standard_config",
     "train",
-    "with_weight_decay",
 ]
+
+__getattr__, _ = lazy_names(
+    __name__,
+    {},
+    left={
+        "collapsar.core.penalties": "Penalties",
+        "collapsar.training.checkpoint": "load_records",
+        "collapsar.training.data": "DATASETS",
+        "collapsar.training.idx": "read_idx",
+        "collapsar.training.measure": "HeadGradient evaluate features_and_logits head_gradient",
+        "collapsar.training.models": "FeatureNetwork",
+        "collapsar.training.penalties": "penalised_loss scaled with_weight_decay",
+        "collapsar.training.provenance": "choose_device",
+        "collapsar.training.recipes": "DEMO_RECIPES",
+    },
+)

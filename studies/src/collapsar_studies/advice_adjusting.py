@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collapsar import Penalties
 from collapsar.core.files import write_atomically
-from collapsar.core.problem import Penalties
 from collapsar.diagnose.fit import balance_penalties
-from collapsar.training import FeatureNetwork
 from collapsar.training.loop import one_thread
+from collapsar.training.models import FeatureNetwork
 from collapsar_studies.advice_plans import PRESETS, Setting, base_recipe, recipes
 from collapsar_studies.advice_runs import Images, subset, train_and_measure
 

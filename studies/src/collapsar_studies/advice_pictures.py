@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from collapsar.report import styled
 from collapsar.report.record import defined
-from collapsar.report.style import COLOURS, styled
+from collapsar.report.style import COLOURS
 
 __all__ = ["differences", "study_figure", "study_rows"]
 

@@ -9,16 +9,16 @@ from typing import Literal
 
 import numpy as np
 
-from collapsar.advise.advice import Advice, advise
+from collapsar import Problem, advise, class_counts
+from collapsar.advise.advice import Advice
 from collapsar.advise.families import FAMILIES, Treatment
 from collapsar.advise.mitigations import effective_number_weights, inverse_weights, logit_adjustment, oversampling
 from collapsar.advise.standard import Recipe as StandardRecipe
 from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
-from collapsar.core.counts import class_counts
-from collapsar.core.problem import Problem
 from collapsar.theory import thresholds
-from collapsar.training import penalties_for, scaled
+from collapsar.training import penalties_for
+from collapsar.training.penalties import scaled
 from collapsar_studies.advice_runs import ADAMW_RATE, BATCH, Recipe, Schedule, with_price
 
 __all__ = [

@@ -18,15 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from collapsar.core.problem import Penalties, Problem
-from collapsar.diagnose.fit import distance
+from collapsar import Penalties, Problem
+from collapsar.diagnose import distance
 from collapsar.metrics import NeuralCollapse
 from collapsar.solver import solve
-from collapsar.training import FeatureNetwork, ModelSpec, build_model, load_data, scaled
-from collapsar.training.criteria import MatchedCrossEntropy
-from collapsar.training.groups import param_groups
-from collapsar.training.prior import prior_correction
-from collapsar.training.sampler import ClassAwareSampler
+from collapsar.training import (
+    ClassAwareSampler,
+    MatchedCrossEntropy,
+    ModelSpec,
+    build_model,
+    load_data,
+    param_groups,
+    prior_correction,
+)
+from collapsar.training.models import FeatureNetwork
+from collapsar.training.penalties import scaled
 
 __all__ = ["Images", "Recipe", "Schedule", "subset", "train_and_measure"]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from collapsar import Problem
 from collapsar.advise.families import FAMILIES, least_treatment
 from collapsar.advise.mitigations import oversampling
 from collapsar.core.files import write_atomically
-from collapsar.core.problem import Problem
 from collapsar.solver import solve
 from collapsar.theory import thresholds
 from collapsar.training import penalties_for

@@ -20,9 +20,9 @@ import torch
 from scipy import stats
 
 import collapsar
+from collapsar import Problem
 from collapsar.advise.outlook import told_apart
 from collapsar.core.files import write_atomically
-from collapsar.core.problem import Problem
 from collapsar.solver import solve
 from collapsar.training.loop import one_thread
 from collapsar_studies.advice_plans import PRESETS, Setting, StudyPreset, recipes, standard_advice
@@ -110,7 +110,7 @@ def _sharpness(preset: str, out: Path) -> Record:
 
 def _write(record: Record, out: Path) -> None:
     """Record, table and picture; matplotlib is imported here, not before."""
-    from collapsar.report.style import png_bytes, svg_string
+    from collapsar.report import png_bytes, svg_string
     from collapsar_studies.advice_pictures import study_figure
 
     figure = study_figure(record)

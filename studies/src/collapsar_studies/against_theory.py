@@ -13,10 +13,11 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.core.problem import FeatureModel
-from collapsar.diagnose.fit import distance
-from collapsar.metrics.separation import cluster_contrasts
-from collapsar.theory import column_cosines
-from collapsar.training import TrainConfig, with_weight_decay
+from collapsar.diagnose import distance
+from collapsar.metrics import cluster_contrasts
+from collapsar.theory.limits import column_cosines
+from collapsar.training import TrainConfig
+from collapsar.training.penalties import with_weight_decay
 
 __all__ = [
     "LEAST",

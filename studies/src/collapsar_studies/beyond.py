@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from collapsar.diagnose.fit import distance
-from collapsar.training import TrainConfig, with_weight_decay
+from collapsar.diagnose import distance
+from collapsar.training import TrainConfig
+from collapsar.training.penalties import with_weight_decay
 from collapsar_studies.against_theory import MODELS, optimum
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from collapsar.metrics import CollapseReport, NeuralCollapse
 from collapsar.monitor.adaptive import decay_rows
-from collapsar.training import FeatureNetwork, ImageData, TrainResult, features_and_logits
+from collapsar.training import ImageData, TrainResult
+from collapsar.training.measure import features_and_logits
+from collapsar.training.models import FeatureNetwork
 
 __all__ = ["DETAILS", "Detail", "finished_record", "rounded"]
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from collapsar.theory import Body, body_cost, deep_price
+from collapsar.theory.deep import deep_price
+from collapsar.theory.deep_body import Body, body_cost
 
 __all__ = ["DeepPair", "DeepPoint", "Switches", "decay_switches", "deep_optimum"]
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 import collapsar as cs
-from collapsar.diagnose.fit import distance
-from collapsar.theory import etf_cosine, fractional_problem
+from collapsar.diagnose import distance
+from collapsar.theory import fractional_problem
+from collapsar.theory.limits import etf_cosine
 from collapsar_studies.against_theory import (
     MODELS,
     brackets,

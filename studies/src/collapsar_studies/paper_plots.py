@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from collapsar.report.style import COLOURS, styled
+from collapsar.report import styled
+from collapsar.report.style import COLOURS
 
 __all__ = ["MODEL_LOOK", "heatmap_row", "paper_figure", "plain_log_ticks", "transition_handles"]
 

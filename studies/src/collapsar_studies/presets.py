@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from collapsar.training import ModelSpec, Penalties, TrainConfig, penalties_for
+from collapsar import Penalties
+from collapsar.training import ModelSpec, TrainConfig, penalties_for
 from collapsar.training.models import BODIES
 from collapsar_studies.sweep import Cell
 

@@ -183,7 +183,7 @@ def _ended(jobs: Sequence[Job], cells: Mapping[str, Record]) -> tuple[Job, ...]:
 def _written(folder: Path, name: str, data: Record) -> Record:
     """The record with its picture beside it; matplotlib is imported here, not before."""
     from collapsar.core.records import to_json
-    from collapsar.report.style import png_bytes, svg_string
+    from collapsar.report import png_bytes, svg_string
     from collapsar_studies.paper_plots import paper_figure
     from collapsar_studies.study_plots import study_figure
 

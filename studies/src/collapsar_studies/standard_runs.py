@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 
 import collapsar as cs
-from collapsar.training import ModelSpec, Penalties, TrainConfig
+from collapsar import Penalties
+from collapsar.training import ModelSpec, TrainConfig
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell
 

@@ -11,8 +11,8 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.advise.standard import Recipe, advise_standard, forecast_rows
-from collapsar.diagnose.fit import distance
-from collapsar.metrics.separation import class_separation
+from collapsar.diagnose import distance
+from collapsar.metrics import class_separation
 from collapsar.training import TrainConfig
 from collapsar_studies.against_theory import contrasts, environment
 from collapsar_studies.presets import Job

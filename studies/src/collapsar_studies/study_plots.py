@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from collapsar.report.style import CLUSTER_COLOURS, COLOURS, styled
+from collapsar.report import styled
+from collapsar.report.style import CLUSTER_COLOURS, COLOURS
 from collapsar_studies.paper_plots import MODEL_LOOK, plain_log_ticks, transition_handles
 from collapsar_studies.standard_plots import standard_figure
 

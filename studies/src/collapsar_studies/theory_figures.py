@@ -20,18 +20,9 @@ from collapsar.advise.mitigations import compare_remedies
 from collapsar.core.files import write_atomically
 from collapsar.core.problem import FeatureModel
 from collapsar.core.records import to_json
-from collapsar.theory import (
-    best_oversampling,
-    column_cosines,
-    edge_of,
-    etf_cosine,
-    fractional_problem,
-    least_oversampling,
-    seli,
-    simplex_etf,
-    two_cluster,
-)
+from collapsar.theory import best_oversampling, edge_of, fractional_problem, least_oversampling, seli, two_cluster
 from collapsar.theory.large_samples import etf_slope, self_consistent_cosines
+from collapsar.theory.limits import column_cosines, etf_cosine, simplex_etf
 from collapsar.theory.vanish_boundary import lowest_vanish, monotonicity, vanish_boundary
 from collapsar_studies.theory_models import landscape_record, models_record
 
@@ -328,7 +319,7 @@ def write_figure(out: Path, name: str, draw: str, title: str, data: Record) -> R
     Returns:
         The record as written.
     """
-    from collapsar.report.style import png_bytes, svg_string
+    from collapsar.report import png_bytes, svg_string
     from collapsar_studies import theory_plots, theory_rows
 
     versions = {"collapsar": cs.__version__, "numpy": np.__version__, "scipy": scipy.__version__}

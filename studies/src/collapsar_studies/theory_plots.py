@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 
-from collapsar.report.style import COLOURS, styled
+from collapsar.report import styled
+from collapsar.report.style import COLOURS
 
 __all__ = [
     "landscape_figure",

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from collapsar.report.style import COLOURS, styled
+from collapsar.report import styled
+from collapsar.report.style import COLOURS
 
 __all__ = ["models_figure", "remedies_figure"]
 
