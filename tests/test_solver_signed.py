@@ -316,6 +316,15 @@ def test_masses_of_very_different_size_end_in_an_answer_or_a_status(mass, lambda
     assert s.certificate.dual <= naive_objective(p, np.zeros((len(mass), len(mass))), np.zeros(len(mass)))
 
 
+def test_a_loose_tolerance_takes_no_more_steps_than_a_tight_one():
+    """A few digits more than the gap asks for are Newton's last step, whatever the gap: none waits for it in vain."""
+    p = cs.Problem("500x5,100x5", 0.0045, 0.02)
+    for strength in np.geomspace(0.5, 1.6, 40):
+        steps = [cs.solve(p.replace(lambda_z=0.0045 * strength), tol).num_steps for tol in (1e-4, 1e-6, 1e-7, 1e-9)]
+        assert steps == sorted(steps)
+        assert steps[-1] <= 10
+
+
 @pytest.mark.parametrize("features", ["signed", "nonnegative"])
 def test_progress_sees_every_step_and_may_interrupt(features):
     p = Problem(np.rint(np.geomspace(5000, 50, 40)).astype(int), 1e-3, 0.02, features=features)

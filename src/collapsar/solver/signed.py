@@ -117,7 +117,8 @@ def minimise_signed(
             aim = 1e-3 * min(aim, decrement)
         if not (still or (certify and digits)):
             # superlinear: the residual is asked to fall with the decrement, but not below what the aim needs
-            forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * aim / max(decrement, 1e-300)), loose)
+            needed = min(aim, _BEFORE_LAST) if digits else aim  # with a loose tolerance no step would be needed at all
+            forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * needed / max(decrement, 1e-300)), loose)
             x, value, radius = _newton_step(system, value, forcing, radius)
     assert best is not None  # the last step always certifies
     if best.status is Status.OPTIMAL or step < max_steps:
