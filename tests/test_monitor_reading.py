@@ -198,6 +198,23 @@ def test_an_optimizer_that_cannot_be_tried_is_a_caution() -> None:
         advise_training([9, 9, 3], model, optimizer, Loop(penalties=Penalties(0.01, 0.01)))
 
 
+def test_a_decay_that_changes_no_step_is_told() -> None:
+    class Forgetful(torch_optim.AdamW):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["weight_decay"] = 0.0
+            super().step(closure)
+            for group in self.param_groups:
+                group["weight_decay"] = group["kept"]
+
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    groups = [{"params": model.parameters(), "kept": 0.1, "weight_decay": 0.1}]
+    known, kinds = quietly(model, model[2], Forgetful(groups, lr=0.1))
+    assert "unused-decay" in kinds
+    assert "Forgetful has a weight_decay and steps as if it had none" in " ".join(known.cautions)
+    assert known.lambda_w is None
+
+
 # --- AdamW at rest
 
 

@@ -36,6 +36,7 @@ _TEXTS: Mapping[str, str] = {
     "{:.3g} of the loss.",
     "unknown-decay": "What the weight_decay of {} amounts to cannot be told: a copy of it could not be tried. lambda_w "
     "is read from the head's gradient instead.",
+    "unused-decay": "{} has a weight_decay and steps as if it had none: it penalises nothing.",
     "wrapped-optimizer": "{} wraps another optimizer: its decay is read from that one, and what else it does to the "
     "steps is not known here.",
     "decay-clock": "Weight decay has not acted: the sum of lr * weight_decay {} {:.2g}, far below 1, so it cannot have "
@@ -68,9 +69,9 @@ class PenaltyWarning(UserWarning):
     """The penalties of this training are not those of the theory.
 
     Attributes:
-        kind: "decoupled-decay", "linear-decay", "unknown-decay", "wrapped-optimizer", "decay-clock", "frozen-head",
-            "frozen-backbone", "normalised-features", "normalised-below", "decayed-layers", "no-feature-penalty",
-            "augmentation", "mixup", "resampled", "compounded", "loss" or "summed-loss".
+        kind: "decoupled-decay", "linear-decay", "unknown-decay", "unused-decay", "wrapped-optimizer", "decay-clock",
+            "frozen-head", "frozen-backbone", "normalised-features", "normalised-below", "decayed-layers",
+            "no-feature-penalty", "augmentation", "mixup", "resampled", "compounded", "loss" or "summed-loss".
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -214,6 +215,8 @@ def _of_decays(facts: Facts) -> Iterator[PenaltyWarning]:
         yield _warning("decoupled-decay", name, _of_rows(facts))
     for name in sorted({name for name, kind in seen if kind == "unknown"}):
         yield _warning("unknown-decay", name)
+    for name in sorted({name for name, decay in facts.decays if decay.kind == "none" and decay.weight_decay != 0}):
+        yield _warning("unused-decay", name)
     if facts.decay is not None and facts.decay.kind == "linear":
         found = group_of(facts.weight, facts.optimizer)
         name = "" if found is None else own_name(found[0])
