@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from collapsar.metrics import CollapseReport, NeuralCollapse, class_moments, collapse_report
+from ranks import on_two_ranks, streamed
 
 K, DIM = 4, 5
 
@@ -260,46 +259,12 @@ def test_bad_constructions_are_named(arguments, message):
         NeuralCollapse(**arguments)
 
 
-WORKER = """
-import sys, json, datetime
-import torch, torch.distributed as dist
-from collapsar.metrics import NeuralCollapse
-rank, store, source, target = int(sys.argv[1]), *sys.argv[2:]
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2,
-                        timeout=datetime.timedelta(seconds=60))
-features, labels, weight = torch.load(source, weights_only=True)
-layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-layer.weight.data = weight
-metric = NeuralCollapse(head=layer, centers=torch.zeros_like(weight).fill_diagonal_(1.0))
-# Uneven: rank 0 sees batches of 31, 1 and 9, rank 1 one of 3 and one of none; the classes differ as well.
-for rows in ((range(0, 31), range(31, 32), range(32, 41)), (range(41, 44), range(0)))[rank]:
-    metric.update(features[list(rows)], labels[list(rows)])
-first = metric.compute()
-metric.update(features[44 + rank :: 2], labels[44 + rank :: 2])
-second = metric.compute()
-torch.save([[r.scalars(), r.class_means.tolist()] for r in (first, second)], target)
-dist.destroy_process_group()
-"""
-
-
 def test_two_gloo_processes_equal_one(tmp_path):
     """Uneven batches, an empty one, and accumulation that goes on after a synchronised ``compute``."""
     features, labels = data(60)
     labels[:41] = labels[:41] % 2  # classes 2 and 3 are seen by rank 1 alone
     weight = torch.randn(K, DIM, generator=torch.Generator().manual_seed(2))
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    torch.save((features, labels, weight), tmp_path / "data.pt")
-    arguments = [str(tmp_path / "store"), str(tmp_path / "data.pt")]
-    ranks = [
-        subprocess.Popen([sys.executable, "-W", "error", script, str(rank), *arguments, str(tmp_path / f"{rank}.pt")])
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=90) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
+    found = on_two_ranks(streamed, tmp_path, features, labels, weight)
     layer = nn.Linear(DIM, K, bias=False)
     layer.weight.data = weight
     one = NeuralCollapse(head=layer, centers=torch.zeros(K, DIM).fill_diagonal_(1.0))
@@ -308,8 +273,7 @@ def test_two_gloo_processes_equal_one(tmp_path):
         one.update(features[rows], labels[rows])
         reports.append(one.compute())
     assert 0 < reports[1].nc4_agreement < 1
-    for rank in range(2):
-        saved = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for saved in found:
         for (scalars, means), report in zip(saved, reports, strict=True):
             assert scalars == pytest.approx(report.scalars(), rel=1e-9, abs=1e-12, nan_ok=True)
             np.testing.assert_allclose(means, report.class_means, rtol=1e-12)

@@ -7,8 +7,6 @@ import itertools
 import json
 import logging
 import random
-import subprocess
-import sys
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +20,7 @@ from collapsar.metrics.head import find_head
 from collapsar.monitor import CollapseMonitor, MergeRule, MonitorOptions, read_json_lines
 from collapsar.monitor.records import JsonLines
 from collapsar.monitor.undisturbed import undisturbed
+from ranks import monitored, on_two_ranks
 
 K, DIM = 4, 6
 QUIET = {"say": lambda message: None}
@@ -457,60 +456,15 @@ def test_json_lines_survive_tearing_and_keep_names(tmp_path):
     assert read_json_lines(path) == [{"a": "inf", "names": ["Füchse"], "nested": {"x": [None, 1.5]}}, {"b": 2}]
 
 
-WORKER = """
-import sys, datetime
-import torch, torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from collapsar.monitor import CollapseMonitor, MonitorOptions
-rank, store, source, folder = int(sys.argv[1]), *sys.argv[2:]
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2,
-                        timeout=datetime.timedelta(seconds=60))
-images, labels = torch.load(source, weights_only=True)
-torch.manual_seed(0)
-net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4))
-model = DistributedDataParallel(net)
-options = MonitorOptions(path=folder + "/nc.jsonl", within_scatter=True, say=lambda m: print(rank, m, flush=True))
-# Uneven: rank 0 has 4 batches of 9, rank 1 one of 7; with a loader rank 1 has none at all.
-mine = [slice(a, a + 9) for a in range(0, 36, 9)] if rank == 0 else [slice(36, 43)]
-with CollapseMonitor(model, head="2", options=options) as monitor:
-    with model.join():
-        for rows in mine:
-            nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
-            monitor.step(labels[rows])
-    first = monitor.end_epoch()
-loader = [(images[rows], labels[rows]) for rows in mine] if rank == 0 else []
-with CollapseMonitor(model, head="2", loader=loader, options=options) as monitor:
-    second = monitor.end_epoch()
-found = [[r.report.scalars(), r.report.Z.tolist(), r.recalls.tolist()] for r in (first, second)]
-torch.save(found, f"{folder}/{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
 def test_two_gloo_processes_with_uneven_batches(tmp_path):
     images, labels = dataset(43)[:]
-    torch.save((images, labels), tmp_path / "data.pt")
-    (tmp_path / "worker.py").write_text(WORKER)
-    command = [sys.executable, "-W", "error", str(tmp_path / "worker.py")]
-    arguments = [str(tmp_path / "store"), str(tmp_path / "data.pt"), str(tmp_path)]
-    ranks = [
-        subprocess.Popen([*command, str(rank), *arguments], stdout=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=90)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0]
+    ranks = on_two_ranks(monitored, tmp_path, images, labels, str(tmp_path / "nc.jsonl"))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, K))
     with torch.no_grad():
         features = net[:2](images)
-    for rank in range(2):
-        for (scalars, Z, recalls), size in zip(
-            torch.load(tmp_path / f"{rank}.pt", weights_only=True), (43, 36), strict=True
-        ):
+    for found, _ in ranks:
+        for (scalars, Z, recalls), size in zip(found, (43, 36), strict=True):
             expected = collapse_report(class_moments(features[:size], labels[:size], K), net[2].weight, net[2].bias)
             assert scalars == pytest.approx(expected.scalars(), rel=1e-5, nan_ok=True)
             assert expected.Z is not None
@@ -518,8 +472,8 @@ def test_two_gloo_processes_with_uneven_batches(tmp_path):
             right = (net[2](features[:size]).argmax(dim=1) == labels[:size]).float()
             assert recalls == pytest.approx([float(right[labels[:size] == k].mean()) for k in range(K)])
     assert [line["kind"] for line in read_json_lines(tmp_path / "nc.jsonl")] == ["epoch", "summary"] * 2
-    assert said[0].count("After epoch 1") == 2
-    assert said[1] == ""
+    assert "".join(ranks[0][1]).count("After epoch 1") == 2
+    assert ranks[1][1] == []
 
 
 def test_many_classes_do_without_pairs(tmp_path, monkeypatch):
