@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from collapsar.advise.outlook import edges
 from collapsar.core.known import KnownTraining
+from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.records import to_json
 from collapsar.diagnose.agreement import EffectivePenalties
@@ -19,7 +20,7 @@ from collapsar.diagnose.measurement import MAX_TABLE, Measurement
 from collapsar.diagnose.model_choice import Choice, NormalizedFit
 from collapsar.metrics.separation import ClassState, class_separation
 from collapsar.solver import Solution, solve
-from collapsar.theory import thresholds
+from collapsar.theory import Thresholds, thresholds
 
 __all__ = [
     "Prediction",
@@ -29,6 +30,7 @@ __all__ = [
     "optimum_separation",
     "predicted",
     "predicted_of_normalized",
+    "prediction_of",
 ]
 
 Vector = NDArray[np.float64]
@@ -137,59 +139,57 @@ def predicted(
             return None
         lambda_z, source = effective.lambda_z, "effective"
     problem = _problem(m, lambda_z, _bias_price(m, known, effective), features)
-    solution = solve(problem, 1e-7, throw=False)
-    t = thresholds(problem)
     rows = known.row_scales if m.loss_form != known.loss else None  # as ``by_rows`` has it
-    scale = np.ones(m.num_classes) if rows is None else rows
-    edge = np.fmin(t.merge, t.vanish)
-    seen, groups = optimum_separation(solution, rows)
-    return Prediction(
-        features=features,
-        lambda_z=lambda_z,
-        lambda_b=problem.lambda_b,
-        source=source,
-        states=solution.class_states,
-        seen=seen,
-        groups=groups,
-        merge=t.merge,
-        vanish=t.vanish,
-        complete=t.complete,
-        edge=np.fmin(edge, edges(problem, solution.b)) if features == "signed" else edge,
-        Z=scale[:, None] * solution.Z if m.small else None,
-        b=scale * solution.b,
-        gap=solution.certificate.relative_gap,
-        unit="lambda_z",
-        price=lambda_z,
-    )
+    found = prediction_of(solve(problem, 1e-7, throw=False), thresholds(problem), source, rows)
+    return found if m.small else replace(found, Z=None)
 
 
 def predicted_of_normalized(found: NormalizedFit, known: KnownTraining) -> Prediction | None:
     """Theory of normalised features, its thresholds in ``lambda_w``, their rows' mean."""
-    solution, t = found.solution, found.thresholds
-    problem = solution.problem
-    how = problem.normalization
-    if how is None or t is None:
+    if found.solution.problem.normalization is None or found.thresholds is None:
         return None
-    own = np.asarray(how.lambda_w) * np.ones(problem.num_classes)
-    merge, vanish = (how.level * levels / own for levels in (t.merge, t.vanish))
-    seen, groups = optimum_separation(solution)
+    return prediction_of(found.solution, found.thresholds, "as trained" if known.one_lambda_w else "effective")
+
+
+def prediction_of(
+    solution: Solution,
+    t: Thresholds,
+    source: Literal["as trained", "effective"] = "as trained",
+    rows: Vector | None = None,
+) -> Prediction:
+    """What an optimum and its thresholds say of a network.
+
+    Args:
+        solution: the optimum.
+        t: thresholds of its problem.
+        source: where the penalty comes from.
+        rows: shape (K,), what the optimum's logits are multiplied by, the same for classes of a cluster; 1 by default.
+    """
+    problem, how = solution.problem, solution.problem.normalization
+    scale = np.ones(problem.num_classes) if rows is None else rows
+    price = problem.lambda_z if how is None else how.level
+    merge, vanish = (price * levels / own_penalties(problem) for levels in (t.merge, t.vanish))
+    edge = np.fmin(merge, vanish)
+    if how is None and problem.features == "signed":
+        edge = np.fmin(edge, edges(problem, solution.b))
+    seen, groups = optimum_separation(solution, rows)
     return Prediction(
         features=problem.features,
         lambda_z=problem.lambda_z,
         lambda_b=problem.lambda_b,
-        source="as trained" if known.one_lambda_w else "effective",
+        source=source,
         states=solution.class_states,
         seen=seen,
         groups=groups,
         merge=merge,
         vanish=vanish,
         complete=float(t.complete) if np.isfinite(t.complete) else math.nan,
-        edge=np.fmin(merge, vanish),
-        Z=solution.Z if problem.num_classes <= MAX_TABLE else None,
-        b=solution.b,
+        edge=edge,
+        Z=scale[:, None] * solution.Z if problem.num_classes <= MAX_TABLE else None,
+        b=scale * solution.b,
         gap=solution.certificate.relative_gap,
-        unit="lambda_w",
-        price=how.level,
+        unit="lambda_z" if how is None else "lambda_w",
+        price=price,
     )
 
 
