@@ -11,9 +11,11 @@ import pytest
 import collapsar as cs
 from browser_probes import LOW_CONTRASTS, NAMELESS, OVERLAPPING_WORDS, SCROLLS, STICKS_OUT
 from collapsar.app.report_record import report_record
+from collapsar.app.solution_report import solution_report
 from collapsar.report import diagnosis_page, report_page
 from collapsar.report.advice_page import advice_page
 from test_report import EVIL
+from test_report_optimum import PROBLEMS
 from test_report_page import write
 
 pytestmark = pytest.mark.browser
@@ -55,6 +57,9 @@ def files(tmp_path_factory, record):
     }
     for name, counts in {"tail": TAIL, "longer tail": range(60, 4, -4)}.items():
         pages[name] = report_page(report_record([tail(folder / f"{name}.npz", tuple(counts))]))
+    for name in ("per sample", "distinct"):
+        optimum = solution_report(cs.solve(PROBLEMS[name]), "optimum", None)
+        pages[name] = report_page({"kind": "report", "runs": [], "solutions": [optimum]})
     for name, text in pages.items():
         (folder / f"{name}.html").write_text(text)
     return {name: folder / f"{name}.html" for name in pages}
@@ -131,7 +136,7 @@ def test_pointing_at_a_cell_marks_it_in_both_maps(files, open_page):
     assert page.locator(".run .cursor").evaluate_all("(all) => all.map((c) => c.style.visibility)") == ["visible"] * 2
 
 
-@pytest.mark.parametrize("name", ["report", "diagnosis", "advice"])
+@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "per sample", "distinct"])
 @pytest.mark.parametrize("width", [320, 400])
 def test_nothing_sticks_out_on_a_narrow_screen(files, open_page, width, name):
     page = open_page(files[name], width=width, height=800)
@@ -140,13 +145,13 @@ def test_nothing_sticks_out_on_a_narrow_screen(files, open_page, width, name):
     assert page.evaluate(SCROLLS) == []
 
 
-@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "tail", "longer tail"])
+@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "tail", "longer tail", "per sample", "distinct"])
 @pytest.mark.parametrize("width", [390, 1400])
 def test_no_words_of_a_picture_touch_or_are_cut(files, open_page, width, name):
     assert open_page(files[name], width=width, height=900).evaluate(OVERLAPPING_WORDS) == []
 
 
-@pytest.mark.parametrize("name", ["report", "diagnosis", "advice"])
+@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "per sample"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark_are_two_pages_that_can_be_read(files, open_page, scheme, name):
     page = open_page(files[name], color_scheme=scheme)
@@ -156,7 +161,7 @@ def test_light_and_dark_are_two_pages_that_can_be_read(files, open_page, scheme,
     assert page.evaluate(LOW_CONTRASTS) == []
 
 
-@pytest.mark.parametrize("name", ["report", "diagnosis", "advice"])
+@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "per sample"])
 def test_everything_has_a_name(files, open_page, name):
     assert open_page(files[name]).evaluate(NAMELESS) == []
 

@@ -10,7 +10,7 @@ import collapsar as cs
 from collapsar.advise.sources import advise_diagnosis
 from collapsar.diagnose.diagnosis import Diagnosis
 
-__all__ = ["advice_record", "geometry_record"]
+__all__ = ["advice_record", "coordinates", "geometry_record"]
 
 Record = dict[str, Any]
 
@@ -30,7 +30,7 @@ def advice_record(diagnosis: Record) -> Record | None:
 def geometry_record(found: Diagnosis) -> Record:
     """Class means of the network and of the optimum at its penalties, each in axes of its own: (K, r) coordinates."""
     return {
-        "network": _coordinates(found.measurement.class_means @ found.measurement.class_means.T),
+        "network": coordinates(found.measurement.class_means @ found.measurement.class_means.T),
         "theory": _optimal_means(found),
     }
 
@@ -40,7 +40,7 @@ def _optimal_means(found: Diagnosis) -> list[list[float]] | None:
     if theory is None:
         return None
     if found.model_fit is not None:  # in units of its own: the length of its features is given
-        return _coordinates(found.model_fit.solution.feature_gram())
+        return coordinates(found.model_fit.solution.feature_gram())
     problem = cs.Problem(
         found.measurement.class_counts, theory.lambda_z, theory.lambda_b, found.known.loss, features=theory.features
     )
@@ -51,10 +51,10 @@ def _optimal_means(found: Diagnosis) -> list[list[float]] | None:
         split = (effective.lambda_w, effective.lambda_h)
     assert split[0] is not None  # as lambda_z is known
     assert split[1] is not None
-    return _coordinates(gram * np.sqrt(split[0] / split[1]))
+    return coordinates(gram * np.sqrt(split[0] / split[1]))
 
 
-def _coordinates(gram: np.ndarray) -> list[list[float]]:
+def coordinates(gram: np.ndarray) -> list[list[float]]:
     """Points with these inner products, in as few axes as they need; rows of NaN where the products are undefined."""
     seen = np.isfinite(np.diag(gram))
     values, vectors = np.linalg.eigh(gram[np.ix_(seen, seen)])

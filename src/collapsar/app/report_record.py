@@ -12,6 +12,7 @@ from typing import Any
 
 import collapsar as cs
 from collapsar.app.network_records import advice_record, geometry_record
+from collapsar.app.solution_report import is_solution, solution_report
 from collapsar.core.records import to_json
 from collapsar.diagnose.readers import diagnose, diagnose_run
 
@@ -27,11 +28,11 @@ _PER_CLASS = ("train_class_accuracies", "test_class_accuracies")
 def report_record(
     sources: Sequence[str | Path], *, data_dir: str | Path | None = None, progress: Progress | None = None
 ) -> Record:
-    """One record of all the networks that the sources name, in the order given; of one folder, by penalty.
+    """One record of all the networks and optima that the sources name, in the order given; of one folder, by penalty.
 
     Args:
         sources: folders of a run, or of several (``collapsar demo``); files of ``collapsar diagnose --json``, of a
-            demonstration, of a report, or of features.
+            demonstration, of a report, or of features; optima that ``Solution.save`` wrote.
         data_dir: where the runs' data lies, if not in a standard place.
         progress: called with the name of each network that has to be measured.
 
@@ -42,13 +43,15 @@ def report_record(
     if not sources:
         raise ValueError("`sources` must name at least one run, got none; give folders of runs or diagnosis files")
     say = progress if progress is not None else lambda name: None
-    runs = [run for source in sources for run in _runs_of(Path(source), data_dir, say)]
+    found = [part for source in sources for part in _runs_of(Path(source), data_dir, say)]
     taken: dict[str, int] = {}
-    for run in runs:  # names are shown and linked to: each only once
+    for run in found:  # names are shown and linked to: each only once
         taken[run["name"]] = taken.get(run["name"], 0) + 1
         if taken[run["name"]] > 1:
             run["name"] = f"{run['name']} ({taken[run['name']]})"
-    return {"kind": "report", "collapsar": cs.__version__, "runs": runs}
+    solutions = [part for part in found if part.get("kind") == "solution"]
+    runs = [part for part in found if part.get("kind") != "solution"]
+    return {"kind": "report", "collapsar": cs.__version__, "runs": runs, "solutions": solutions}
 
 
 def _runs_of(path: Path, data_dir: str | Path | None, say: Progress) -> list[Record]:
@@ -63,6 +66,8 @@ def _runs_of(path: Path, data_dir: str | Path | None, say: Progress) -> list[Rec
             say(folder.name)
             runs.append(_of_folder(folder, data_dir))
         return sorted(runs, key=lambda run: (run["diagnosis"]["known"]["lambda_z"] or 0.0, run["name"]))
+    if path.suffix.lower() == ".npz" and is_solution(path):
+        return [solution_report(cs.load_solution(path), path.stem)]
     if path.suffix.lower() in (".npz", ".safetensors"):
         say(path.name)
         found = diagnose(path)
@@ -125,7 +130,7 @@ def _runs_in(record: Record) -> list[Record]:
     if record["kind"] == "report":
         for run in record["runs"]:
             _entry(run["name"], run["diagnosis"])  # raises where something is missing
-        return list(record["runs"])
+        return [*record["runs"], *record.get("solutions", ())]
     if record["kind"] == "demo":
         runs = [run for run in record["runs"] if run.get("diagnosis") is not None]
         return [

@@ -17,6 +17,7 @@ from collapsar.advise.advice import advise as advise_on
 from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis
 from collapsar.advise.standard import Norm, Recipe, Schedule, StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
+from collapsar.app.theory_records import problem_words
 from collapsar.cli.app import app
 from collapsar.cli.options import (
     Column,
@@ -36,7 +37,7 @@ from collapsar.cli.options import (
     counts_given,
     price,
 )
-from collapsar.cli.output import RELU_WORDS, print_json, problem_words
+from collapsar.cli.output import RELU_WORDS, print_json
 from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json

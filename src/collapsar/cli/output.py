@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 import collapsar as cs
+from collapsar.app.theory_records import exact_vanish, near_merge, problem_words, solution_groups
 from collapsar.core.normalization import own_penalties
 from collapsar.core.records import to_json
-from collapsar.core.states import CLASS_STATES, past
-from collapsar.core.types import Mask, Record, Vector
+from collapsar.core.states import CLASS_STATES
+from collapsar.core.types import Mask, Vector
+from collapsar.report.advice import class_words
 from collapsar.report.words import standard_finding
 
 if TYPE_CHECKING:  # the commands that print none need not pay for its import
@@ -28,110 +30,20 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(to_json(value), allow_nan=False))
 
 
-def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Record:
-    """Everything a solution says, for --json."""
-    c = s.certificate
-    return {
-        "problem": s.problem.to_dict(),
-        "class_names": _names(s.problem, names),
-        "status": s.status.name.lower(),
-        "num_steps": s.num_steps,
-        "primal": c.primal,
-        "dual": c.dual,
-        "gap": c.gap,
-        "relative_gap": c.relative_gap,
-        "rank": s.rank,
-        "class_states": list(s.class_states),
-        "clusters": s.quotient.labels,
-        "Z": s.Z if s.problem.num_classes <= 1000 else None,  # a K x K matrix beyond that: use --out
-        "b": s.b,
-    }
-
-
-def thresholds_record(
-    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
-) -> Record:
-    """Every threshold, which of them are approximate, and the states of the optimum ``here``, for --json."""
-    record: Record = {
-        "problem": problem.to_dict(),
-        "class_names": _names(problem, names),
-        "merge": t.merge,
-        "merge_approximate": _near_merge(problem, t),
-        "vanish": t.vanish,
-        "vanish_exact": _vanish_exact(t, here),
-        "complete": t.complete,
-        "complete_bound": t.complete_bound,
-    }
-    if here is None:
-        del record["problem"]["lambda_z"]
-        if problem.normalization is not None:
-            del record["problem"]["normalization"]["lambda_w"]
-        return record
-    return {
-        **record,
-        "class_states": list(here.class_states),
-        "status": here.status.name.lower(),
-        "relative_gap": here.certificate.relative_gap,
-    }
-
-
-def _near_merge(problem: cs.Problem, t: Thresholds) -> Vector:
-    """Where the predictions of a class alone in its cluster turn parallel to others', NaN for all other classes."""
-    alone = np.isnan(t.merge) & (problem.features == "signed") & (problem.normalization is None)
-    from collapsar.theory.thresholds import merge_strength
-
-    return np.where(alone, np.fmin(merge_strength(problem), t.complete), np.nan)
-
-
-def _vanish_exact(t: Thresholds, here: cs.Solution | None) -> Mask:
-    """Which values of ``vanish`` are exact; none that the certified optimum contradicts."""
-    if here is None:
-        return t.exact
-    alive = np.array([state != "vanished" for state in here.class_states])
-    return t.exact & (alive != past(own_penalties(here.problem), t.vanish))
-
-
-def _names(problem: cs.Problem, names: Sequence[str] | None) -> list[str]:
-    return [str(k) for k in range(problem.num_classes)] if names is None else list(names)
-
-
-def problem_words(problem: cs.Problem, *, lambda_z: bool = True) -> str:
-    """Classes, samples, feature model and penalties in one line.
-
-    Example:
-        >>> problem_words(cs.Problem("500x5,100x5", 0.0036, 0.02))
-        '10 classes, 3000 samples, signed features, lambda_z 0.0036, lambda_b 0.02'
-    """
-    how = problem.normalization
-    if how is None:
-        here = f"lambda_z {problem.lambda_z:.4g}, " if lambda_z else ""
-    else:
-        here = f"{how}, " if lambda_z else f"norm {how.norm:.4g} per {how.over}, "
-    return (
-        f"{problem.num_classes} classes, {problem.num_samples} samples, {problem.features} features, "
-        f"{here}lambda_b {problem.lambda_b:.4g}"
-    )
-
-
 RELU_WORDS = "For a head fed by a ReLU, as in most networks: --features nonnegative."
 
 
 def print_solution(s: cs.Solution, names: Sequence[str] | None = None) -> None:
     """One row per cluster, then the certificate."""
-    p, q = s.problem, s.quotient
+    p = s.problem
     table = _table("classes", "samples", "state", "own logit", "sibling", "bias", "||z||")
-    norms = s.column_norms
-    for j in range(q.num_clusters):
-        members = np.flatnonzero(q.labels == j)
-        C, alpha, k = s.blocks.C[j, j], s.blocks.alpha[j], q.sizes[j]
+    for row in solution_groups(s):
+        numbers = (row[key] for key in ("own", "sibling", "bias", "length"))
         table.add_row(
-            _classes(members, names),
-            str(p.class_counts[members[0]]),
-            s.class_states[members[0]],
-            f"{C + alpha * (1 - 1 / k):.5g}",
-            f"{C - alpha / k:.5g}" if k > 1 else "-",
-            f"{s.blocks.b[j]:.5g}",
-            f"{norms[members[0]]:.5g}",
+            _classes(row["classes"], names),
+            str(row["samples"]),
+            row["state"],
+            *("-" if np.isnan(value) else f"{value:.5g}" for value in numbers),
         )
     console = Console(highlight=False)
     console.print(problem_words(p))
@@ -153,15 +65,8 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
-def _classes(members: np.ndarray, names: Sequence[str] | None = None) -> str:
-    """Compact names: "0-4", "3, 7", "cat, dog"."""
-    if names is not None and [names[k] for k in members] != [str(k) for k in members]:
-        shown = [str(names[k]) for k in members[:4]]
-        return ", ".join(shown) if members.size <= 4 else f"{', '.join(shown[:3])}, ... ({members.size})"
-    if members.size > 2 and np.all(np.diff(members) == 1):
-        return f"{members[0]}-{members[-1]}"
-    shown = ", ".join(str(k) for k in members[:6])
-    return shown if members.size <= 6 else f"{shown}, ... ({members.size})"
+def _classes(members: Sequence[int], names: Sequence[str] | None = None) -> str:
+    return class_words({"classes": members}, names)
 
 
 def print_thresholds(
@@ -171,10 +76,10 @@ def print_thresholds(
     if problem.normalization is not None:
         _print_normalized_thresholds(problem, t, here, names)
         return
-    signed, near = problem.features == "signed", _near_merge(problem, t)
+    signed, near = problem.features == "signed", near_merge(problem, t)
     merge_column = ["merge at lambda_z"] if signed else []
     table = _table("classes", "samples", *merge_column, "vanish at lambda_z")
-    exact = _vanish_exact(t, here)
+    exact = exact_vanish(t, here)
     keys = np.nan_to_num(np.stack([problem.class_counts, t.merge, near, t.vanish, exact, problem.loss_share]), nan=-1.0)
     if here is not None:
         table.add_column(f"state at {problem.lambda_z:g}", no_wrap=True)
@@ -204,7 +109,7 @@ def _print_normalized_thresholds(
     states = None if here is None else here.class_states
     if here is not None:
         table.add_column(f"state at {own_penalties(problem).mean():g}", no_wrap=True)
-    exact = _vanish_exact(t, here)
+    exact = exact_vanish(t, here)
     rows: dict[tuple[str, ...], list[int]] = {}
     for k, n in enumerate(problem.class_counts):
         merge, vanish = ("never" if np.isnan(value) else f"{value:.6g}" for value in (t.merge[k], t.vanish[k]))

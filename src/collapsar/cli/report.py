@@ -22,7 +22,7 @@ Runs = Annotated[
     typer.Argument(
         metavar="RUN...",
         help="Folders of `collapsar train` or `collapsar demo`, JSON of `collapsar diagnose --json` or of another "
-        "report, or files of features as `collapsar diagnose` takes them.",
+        "report, files of features as `collapsar diagnose` takes them, or optima of `collapsar solve --out`.",
         show_default=False,
     ),
 ]
@@ -35,7 +35,9 @@ Runs = Annotated[
 
     collapsar report runs/first runs/second --out comparison.html
 
-    collapsar report runs/demo-digits --no-open"""
+    collapsar report runs/demo-digits --no-open
+
+    collapsar report optimum.npz"""
 )
 def report(
     runs: Runs,
@@ -49,7 +51,8 @@ def report(
     """Write one page about trained networks, for any reader, and open it: self-contained, works offline.
 
     It shows which classes collapse and why, the class means beside the exact optimum, thresholds, curves, and what to
-    change. Several runs are compared on one page.
+    change. Several runs are compared on one page. An optimum is shown with its states, scores, angles and the way
+    there over the penalty.
     """
     for run in runs:  # before imports that take a second
         if not run.exists():
@@ -69,7 +72,7 @@ def report(
     if as_json:
         print_json({**record, "page": str(page)})
     else:
-        print(report_finding(record["runs"]))
+        print(report_finding(record))
         print(f"Report: {page.as_uri()}")
     if show and not webbrowser.open(page.as_uri()):
         print("No browser could be opened; open the page yourself.", file=sys.stderr)

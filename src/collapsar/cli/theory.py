@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 import collapsar as cs
+from collapsar.app.theory_records import solution_record, thresholds_record
 from collapsar.cli.app import app
 from collapsar.cli.options import (
     BEHIND_A_NORM,
@@ -34,7 +35,7 @@ from collapsar.cli.options import (
     over_of,
     price,
 )
-from collapsar.cli.output import print_json, print_solution, print_thresholds, solution_record, thresholds_record
+from collapsar.cli.output import print_json, print_solution, print_thresholds
 
 __all__ = ["solve", "thresholds"]
 
@@ -44,7 +45,9 @@ __all__ = ["solve", "thresholds"]
 
     collapsar solve 500x5,100x5 --lambda-z 0.0037 --lambda-b 0.02
 
-    collapsar solve labels.txt --lambda-w 1e-3 --lambda-h 1e-6 --features nonnegative --json"""
+    collapsar solve labels.txt --lambda-w 1e-3 --lambda-h 1e-6 --features nonnegative --json
+
+    collapsar solve 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 12 --out optimum.npz; collapsar report optimum.npz"""
 )
 def solve(
     counts: Counts,

@@ -32,8 +32,8 @@ _FACTOR_WORDS = {
 }
 
 
-def class_words(group: Record, names: list[str]) -> str:
-    """The classes of a group, short.
+def class_words(group: Record, names: Sequence[str] | None = None) -> str:
+    """The classes of a group, short; by their numbers where they have no names.
 
     Example:
         >>> class_words({"classes": [5, 6, 7, 8]}, [str(k) for k in range(10)])
@@ -42,7 +42,7 @@ def class_words(group: Record, names: list[str]) -> str:
         'cat, eel'
     """
     members = group["classes"]
-    own: list[str] = [names[k] for k in members]
+    own = [str(k) if names is None else names[k] for k in members]
     if len(own) > 2 and own == [str(k) for k in range(members[0], members[0] + len(own))]:
         return f"{own[0]}-{own[-1]}"
     return ", ".join(own) if len(own) <= 4 else f"{', '.join(own[:3])}, ... ({len(own)})"

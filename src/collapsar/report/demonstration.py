@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from collapsar.report.advice_page import advice_view
 from collapsar.report.demonstration_standard import standard_view
 from collapsar.report.diagnosis import checked_diagnosis, price_readings
-from collapsar.report.page import colour_bar, drawn, page, plane_views, score_map
+from collapsar.report.network_page import network_planes
+from collapsar.report.page import colour_bar, drawn, page, score_map
 from collapsar.report.plots import (
     VANISHED_REMARK,
     curve_legend,
@@ -93,7 +94,7 @@ def _planes(data: Record, index: int) -> list[Record]:
     run = data["runs"][index]
     if run.get("diagnosis") is None:
         return []
-    return plane_views(run.get("geometry"), checked_diagnosis(run["diagnosis"]), f"run-{index}")
+    return network_planes(run.get("geometry"), checked_diagnosis(run["diagnosis"]), f"run-{index}")
 
 
 def _advice(data: Record) -> Record | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,11 @@ from collapsar.core.records import to_json
 from collapsar.report.advice_page import advice_view
 from collapsar.report.class_marks import class_marks, lost_and_dead, marked_names, part_of, shown_classes
 from collapsar.report.diagnosis import checked_diagnosis, class_lengths, model_distance, price_readings, same_counts
-from collapsar.report.network_plots import CURVES, class_recalls, class_sizes, class_thresholds, curves_over_epochs
+from collapsar.report.network_axis import gradual, joint_axis, threshold_view
+from collapsar.report.network_plots import CURVES, class_recalls, class_sizes, curves_over_epochs
 from collapsar.report.network_words import (
     accuracy,
     cautions,
-    first_thresholds,
     price_of,
     reason,
     report_finding,
@@ -26,8 +25,8 @@ from collapsar.report.network_words import (
     trained,
 )
 from collapsar.report.page import colour_bar, drawn, page, plane_views, score_map
-from collapsar.report.penalty_axis import penalty_axis
 from collapsar.report.record import Record, defined, matrix
+from collapsar.report.solution_page import solution_view
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import ABSENT, lambda_text, share_text
 
@@ -35,8 +34,6 @@ __all__ = ["diagnosis_page", "report_page"]
 
 _RUN_KEYS = ("name", "training", "diagnosis", "history", "geometry", "advice")
 _DEFINED_BY = {"NC1": "def-nc1", "CDNV": "def-cdnv", "NC2 and NC3": "def-nc23", "Imbalance of forces": "def-rest"}
-# More lanes than this on the axis of penalties cannot be read: thresholds class by class then.
-_MOST_LANES = 8
 _MOST_ROWS = 30
 _COLUMNS = (
     *("class", "samples", "recognised", "measured", "theory", "relative length", "nearest class"),
@@ -49,7 +46,8 @@ def report_page(record: Mapping[str, Any]) -> str:
 
     Args:
         record: ``kind`` "report" and ``runs``: of each ``name``, ``diagnosis`` (as ``Diagnosis.to_dict`` gives it),
-            ``training``, ``geometry`` and ``advice`` (None where unknown) and ``history`` (maybe empty).
+            ``training``, ``geometry`` and ``advice`` (None where unknown) and ``history`` (maybe empty); and
+            ``solutions``, optima as ``app.solution_report`` makes their records.
 
     Returns:
         The text of an HTML file, to be written as UTF-8.
@@ -61,7 +59,8 @@ def report_page(record: Mapping[str, Any]) -> str:
     if kind != "report":
         raise ValueError(f'`record` must be the record of a report (kind "report"), got kind {kind!r}')
     data: Record = to_json(record)
-    if not data.get("runs"):
+    solutions = data.get("solutions", [])  # records of earlier versions have none
+    if not data.get("runs") and not solutions:
         raise ValueError("`record` must hold at least one run, got none; give folders of runs or diagnosis files")
     for index, run in enumerate(data["runs"]):
         missing = [key for key in _RUN_KEYS if key not in run]
@@ -69,14 +68,16 @@ def report_page(record: Mapping[str, Any]) -> str:
             raise ValueError(f"`record.runs[{index}]` must hold {', '.join(_RUN_KEYS)}; missing: {', '.join(missing)}")
         run["name"], run["diagnosis"] = str(run["name"]), checked_diagnosis(run["diagnosis"])
     runs = data["runs"]
+    finding = report_finding(data)
     return page(
         "report.html",
         data,
-        title=f"Collapsar: {report_finding(runs)}",
-        finding=report_finding(runs),
+        title=f"Collapsar: {finding}",
+        finding=finding,
+        solutions=[solution_view(s, f"optimum-{i}", f"solutions.{i}.") for i, s in enumerate(solutions)],
         views=[_view(run, f"run-{i}", f"runs.{i}.diagnosis.") for i, run in enumerate(runs)],
         rows=[_row(run, f"run-{i}") for i, run in enumerate(runs)],
-        joint_svg=_joint_axis(runs) if len(runs) > 1 else None,
+        joint_svg=joint_axis(runs) if len(runs) > 1 else None,
     )
 
 
@@ -110,6 +111,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
     part, total = part_of(data, shown), len(data["class_names"])
     scale, maps = _maps(data, ident, source)
     wide = (PAGE_INCHES, 1.9)
+    here = "" if data["prediction"] is None else lambda_text(price_of(data["prediction"]))
     sizes = f"Training samples of each class, with its state. {data['headline']}"
     lengths = f"Length of the mean scores of each class, with its state. {data['headline']}"
     recalls = f"Share of its samples that each class is given. {' '.join(lost_and_dead(data))}"
@@ -127,8 +129,11 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         "diagnosis": data,
         "training": run["training"],
         "order": [k for cluster in data["clusters"] for k in cluster],
-        "threshold_svg": _threshold(data, ident),
-        "gradual": _gradual(data["prediction"]),
+        "threshold_svg": threshold_view(
+            data, ident, f"Thresholds of theory and the penalty of this network, {here}. {reason(data)}"
+        ),
+        "price": here,
+        "gradual": gradual(data["prediction"]),
         "sizes_svg": drawn(lambda ax: class_sizes(part, ax), wide, f"{ident}-sizes", sizes),
         "lengths_svg": drawn(lambda ax: class_lengths(part, ax), wide, f"{ident}-lengths", lengths),
         "recalls_svg": drawn(lambda ax: class_recalls(part, ax), wide, f"{ident}-recalls", recalls),
@@ -138,11 +143,31 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         "many": len(data["class_names"]) > _MOST_ROWS,
         "maps": maps,
         "scale": colour_bar(scale) if maps else [],
-        "planes": plane_views(run["geometry"], data, ident),
+        "planes": network_planes(run["geometry"], data, ident),
         "curves": _curves(run["history"], ident),
         "readings_svg": _readings(part, ident),
         "advice": None if run["advice"] is None else advice_view(run["advice"], f"{ident}-advice"),
     }
+
+
+def network_planes(geometry: Record | None, data: Record, ident: str) -> list[Record]:
+    """Class means of the network and of the optimum; mean scores where there are none, nothing where all is noise."""
+    separation, theory = data["separation"], data["prediction"]
+    if not {"separated", "merged"} & set(separation["states"]):
+        return []
+    what, vectors = "class means", geometry
+    if vectors is None:
+        scores = {"network": data["Z"], "theory": theory and theory["Z"]}
+        what, vectors = "mean scores", {k: None if Z is None else matrix(Z).T for k, Z in scores.items()}
+    lost = [k for k, marks in enumerate(class_marks(data)) if "lost" in marks]
+    sides = [
+        ("network", "The network, measured", separation["states"], separation["groups"], lost),
+        ("theory", "The theory, predicted", theory and theory["seen"], theory and theory.get("groups", ()), ()),
+    ]
+    keys = ("key", "heading", "states", "groups", "lost")
+    shown = [{**dict(zip(keys, side, strict=True)), "what": what, "vectors": vectors[side[0]]} for side in sides
+             if vectors.get(side[0]) is not None]  # fmt: skip
+    return plane_views(shown, data["class_names"], ident)
 
 
 def _row(run: Record, ident: str) -> Record:
@@ -195,81 +220,6 @@ def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
         view = score_map(Z, named, scale, f"{ident}-map-{name}", label, source + place)
         views.append({"heading": heading, "side": name, **view})
     return scale, views
-
-
-# --- the axis of penalties
-
-
-def _threshold(data: Record, ident: str) -> Markup | None:
-    """The penalty of the network among the thresholds of theory; None where there are none."""
-    theory = data["prediction"]
-    if theory is None:
-        return None
-    here = lambda_text(price_of(theory))
-    label = f"Thresholds of theory and the penalty of this network, {here}. {reason(data)}"
-    if len(set(data["class_counts"])) > _MOST_LANES:
-        part = part_of(data, shown_classes(data))
-        return drawn(lambda ax: class_thresholds(part, ax), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
-    axis = _axis([data])
-    height = 0.6 + 0.55 * len(data["clusters"])
-    return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), f"{ident}-threshold", label)
-
-
-def _axis(found: Sequence[Record]) -> Record:
-    """Diagnoses of networks with the same theory as the axis of penalties reads them."""
-    theory = found[0]["prediction"]
-    return {
-        "class_counts": found[0]["class_counts"],
-        "features": theory["features"],
-        "clusters": same_counts(found[0]["class_counts"]),
-        "gradual": _gradual(theory),
-        "thresholds": {
-            theory["features"]: {"merge": _merging(theory), "vanish": theory["vanish"], "complete": theory["complete"]}
-        },
-        "runs": [
-            {
-                "lambda_z": price_of(data["prediction"]),
-                "predicted": {"states": data["prediction"]["states"]},
-                "measured": {"states": data["separation"]["states"]},
-            }
-            for data in found
-        ],
-    }
-
-
-def _gradual(theory: Record | None) -> list[int]:
-    """Classes alone in their size that come to equal others without a transition."""
-    if theory is None:
-        return []
-    sharp = np.fmin.reduce(np.array([theory["merge"], theory["vanish"]], dtype=float))
-    return np.flatnonzero(first_thresholds(theory) < sharp).tolist()
-
-
-def _merging(theory: Record) -> list[float | None]:
-    """Where each class merges; for one alone in its size, where it comes to equal others; None where it does not."""
-    return [
-        None if level >= (vanish or math.inf) else float(level)
-        for level, vanish in zip(first_thresholds(theory), theory["vanish"], strict=True)
-    ]
-
-
-def _joint_axis(runs: Sequence[Record]) -> Markup | None:
-    """All networks on one axis of penalties; None where theory differs between them or has none."""
-    found = [run["diagnosis"] for run in runs]
-    theories = [data["prediction"] for data in found]
-    if any(theory is None for theory in theories) or len(set(found[0]["class_counts"])) > _MOST_LANES:
-        return None
-    same = {
-        (tuple(d["class_counts"]), t["features"], t.get("unit"), str(t["lambda_b"]), str(d["known"]["loss"]))
-        for d, t in zip(found, theories, strict=True)
-    }
-    if len(same) > 1:
-        return None
-    axis = _axis(found)
-    places = "; ".join(f"{run['name']} at {lambda_text(price_of(t))}" for run, t in zip(runs, theories, strict=True))
-    label = f"The penalties of all networks among the thresholds of theory: {places}."
-    height = 0.6 + 0.55 * len(axis["clusters"])
-    return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), "joint", label)
 
 
 # --- curves, readings, rows

@@ -16,6 +16,7 @@ __all__ = [
     "price_of",
     "reason",
     "report_finding",
+    "solution_headline",
     "state_counts",
     "trained",
 ]
@@ -171,8 +172,19 @@ def state_counts(diagnosis: Record) -> str:
     return ", ".join(counts)
 
 
-def report_finding(runs: Sequence[Record]) -> str:
-    """The one sentence: of one network its headline, of several which of them lost classes."""
+def solution_headline(record: Record) -> str:
+    """What became of the classes, in one sentence."""
+    states = record["class_states"]
+    if set(states) == {"separated"}:
+        return f"At the optimum all {len(states)} classes are separated."
+    return f"At the optimum of {len(states)} classes: {state_counts({'separation': {'states': states}})}."
+
+
+def report_finding(record: Record) -> str:
+    """The one sentence: of one network or optimum its headline, of several networks which of them lost classes."""
+    runs = record["runs"]
+    if not runs:
+        return solution_headline(record["solutions"][0])
     if len(runs) == 1:
         return runs[0]["diagnosis"]["headline"]
     gone = [run["name"] for run in runs if _num_gone(run["diagnosis"])]

@@ -23,13 +23,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from collapsar.report.class_marks import MARKS, class_marks
+from collapsar.report.class_marks import MARKS
 from collapsar.report.class_plane import class_means_plane, principal_plane
-from collapsar.report.record import Record, defined, matrix
+from collapsar.report.record import Record, defined
 from collapsar.report.style import STATES, strength, styled, svg_string
 from collapsar.report.words import ABSENT, cluster_names, lambda_text, number_text, share_text
 
-__all__ = ["colour_bar", "drawn", "page", "plane_views", "score_map"]
+__all__ = ["SCORES", "colour_bar", "drawn", "page", "plane_views", "score_map"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
@@ -96,22 +96,29 @@ def _json_block(data: Record) -> Markup:
     return Markup(text)
 
 
-def score_map(Z: np.ndarray, data: Record, scale: float, name: str, label: str, source: str) -> Record:
-    """What the templates draw of one matrix of mean scores: cells, or a picture where they are too many.
+SCORES = "images of “{column}”, score for “{row}”"
+"""What a cell of a map of mean scores says before its value."""
+
+
+def score_map(
+    Z: np.ndarray, data: Record, scale: float, name: str, label: str, source: str, cell: str = SCORES
+) -> Record:
+    """What the templates draw of one matrix of numbers between classes: cells, or a picture where they are too many.
 
     Args:
-        Z: Shape (K, K), [logit, class].
+        Z: Shape (K, K), such as mean scores [logit, class].
         data: ``class_names``, ``class_counts`` and ``clusters``.
-        scale: The magnitude that gets the full colour, in nats.
+        scale: The magnitude that gets the full colour, of scores in nats.
         name: Of the map, unique in the page.
         label: Text alternative.
         source: Where the page's record has the matrix: keys joined by points.
+        cell: What a cell says before its value, with ``{column}`` and ``{row}``.
     """
-    draw = _cells if len(Z) <= _MOST_CELLS else _raster
-    return {"label": label, "name": name, "source": source, "cells": draw(data, Z, scale)}
+    drawn_cells = _cells(data, Z, scale, cell) if len(Z) <= _MOST_CELLS else _raster(data, Z, scale)
+    return {"label": label, "name": name, "source": source, "cells": drawn_cells, "words": cell}
 
 
-def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
+def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
     """Geometry of a hover map, in the units of its view box: cells, names, lines between clusters."""
     order = [k for cluster in data["clusters"] for k in cluster]
     written = data.get("marked_names", data["class_names"])
@@ -129,7 +136,7 @@ def _cells(data: Record, Z: np.ndarray, scale: float) -> Record:
             "y": _CELL * row,
             "kind": "none" if np.isnan(weight) else "for" if weight > 0 else "against",
             "weight": "1" if np.isnan(weight) else f"{abs(weight):.3f}".rstrip("0").rstrip("."),
-            "title": f"images of “{data['class_names'][k]}”, score for “{data['class_names'][l]}”: "
+            "title": f"{words.format(column=data['class_names'][k], row=data['class_names'][l])}: "
             f"{number_text(float(Z[l, k]))}",
         }
         for column, k in enumerate(order)
@@ -214,53 +221,36 @@ def drawn(draw: Callable[[Axes], object], size: tuple[float, float], name: str, 
     return Markup(svg_string(figure, name, label, adaptive=True))
 
 
-# --- class means of a network beside those of theory
+# --- class means, or other vectors, in their planes
 
 
-def plane_views(geometry: Record | None, data: Record, ident: str) -> list[Record]:
-    """Class means of the network and of the optimum in their planes, one scale; mean scores where there are none."""
-    if not {"separated", "merged"} & set(data["separation"]["states"]):
-        return []  # noise around the origin
-    means, what = _points(geometry, data)
-    theory = data["prediction"]
-    sides = [
-        ("network", "The network, measured", data["separation"]["states"], data["separation"]["groups"]),
-        ("theory", "The theory, predicted", theory and theory["seen"], theory and theory.get("groups", ())),
-    ]
-    sides = [side for side in sides if means.get(side[0]) is not None]
-    reach = 1.25 * max((_longest(means[side]) for side, *_ in sides), default=0.0) or 1.0
+def plane_views(sides: Sequence[Record], names: Sequence[str], ident: str) -> list[Record]:
+    """Vectors of the classes in their principal planes, all on one scale.
+
+    Args:
+        sides: Of each picture its ``key``, ``heading``, ``vectors`` (K, d), what they are (``what``), ``states``,
+            ``groups`` of classes that are one, and maybe ``lost`` classes.
+        names: Of the classes.
+        ident: Begins every id.
+    """
+    planes = [principal_plane(side["vectors"]) for side in sides]
+    reach = 1.25 * max((float(np.nanmax(np.hypot(*at.T), initial=0.0)) for at, _ in planes), default=0.0) or 1.0
     views = []
-    for side, heading, states, found in sides:
-        groups = [g for g in found if any(states[k] == "merged" for k in g)]  # vanished classes are no group
-        picture = {
-            "class_means": means[side],
-            "class_names": data["class_names"],
-            "groups": groups,
-            "states": states,
-            "lost": [k for k, marks in enumerate(class_marks(data)) if side == "network" and "lost" in marks],
-        }
-        shown = principal_plane(means[side])[1]
-        circled = "; merged groups: " + ", ".join(_group(g, data) for g in groups) if groups else ""
-        label = f"{heading}: {what} in their principal plane, which holds {share_text(shown)} of their squared length"
+    for side, (_, held) in zip(sides, planes, strict=True):
+        groups = [g for g in side["groups"] if any(side["states"][k] == "merged" for k in g)]  # vanished: no group
+        picture = {**side, "class_means": side["vectors"], "class_names": names, "groups": groups}
+        shown = share_text(held)
+        circled = "; merged groups: " + ", ".join(_group(g, names) for g in groups) if groups else ""
+        label = (
+            f"{side['heading']}: {side['what']} in their principal plane, which holds {shown} of their squared length"
+        )
         svg = drawn(
             lambda ax, picture=picture: class_means_plane(picture, ax, reach=reach),
-            (2.9, 2.9), f"{ident}-plane-{side}", f"{label}{circled}.",
+            (2.9, 2.9), f"{ident}-plane-{side['key']}", f"{label}{circled}.",
         )  # fmt: skip
-        views.append({"heading": heading, "what": what, "shown": share_text(shown), "svg": svg})
+        views.append({"heading": side["heading"], "what": side["what"], "shown": shown, "svg": svg})
     return views
 
 
-def _points(geometry: Record | None, data: Record) -> tuple[dict[str, Any], str]:
-    if geometry is not None:
-        return geometry, "class means"
-    theory = data["prediction"]
-    scores = {"network": data["Z"], "theory": None if theory is None else theory["Z"]}
-    return {k: None if Z is None else matrix(Z).T for k, Z in scores.items()}, "mean scores"
-
-
-def _longest(means: Any) -> float:
-    return float(np.nanmax(np.linalg.norm(principal_plane(means)[0], axis=1), initial=0.0))
-
-
-def _group(classes: Sequence[int], data: Record) -> str:
-    return " and ".join(data["class_names"][k] for k in classes[:8])
+def _group(classes: Sequence[int], names: Sequence[str]) -> str:
+    return " and ".join(names[k] for k in classes[:8])

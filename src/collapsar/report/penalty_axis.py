@@ -54,7 +54,8 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
     Args:
         data: ``class_counts``, ``features``, ``clusters``, ``thresholds`` and ``runs``; of each run only ``lambda_z``
             and the predicted and measured ``states`` are read. Classes in ``gradual`` merge without a sharp
-            threshold: theirs is marked as approximate.
+            threshold: theirs is marked as approximate. ``unit`` is of the
+            thresholds, "lambda_z" by default.
         ax: Where to draw.
     """
     levels = data["thresholds"][data["features"]]
@@ -68,7 +69,7 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
     artists = ThresholdArtists([], [], [], [])
     for j, cluster in enumerate(data["clusters"]):
         lane = num_lanes - 1 - j
-        regimes = _regimes(data, cluster[0], left, right)
+        regimes = _regimes(data, cluster, left, right)
         for state, begin, end in regimes:
             colour = COLOURS[STATES[state].colour]
             band = Rectangle((begin, lane - _LANE / 2), end - begin, _LANE, color=colour, alpha=0.22, lw=0)
@@ -82,7 +83,8 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
             artists.markers.extend(_markers(data, ax, place, j, lane))
     ax.set_yticks(range(num_lanes - 1, -1, -1), names, parse_math=False)
     _run_ticks(ax, places)
-    ax.set_xlabel(r"penalty $\lambda_Z$ of the runs (logarithmic)")
+    what = r"head decay $\lambda_W$" if data.get("unit") == "lambda_w" else r"penalty $\lambda_Z$"
+    ax.set_xlabel(f"{what} (logarithmic)" if "unit" in data else f"{what} of the runs (logarithmic)")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     return artists
@@ -94,18 +96,21 @@ def _numbers(levels: Mapping[str, Any]) -> list[float]:
     return [float(value) for value in values if defined(value)]
 
 
-def _regimes(data: Record, k: int, left: float, right: float) -> list[tuple[str, float, float]]:
-    """State, begin and end of the bands of class k.
+def _regimes(data: Record, cluster: Sequence[int], left: float, right: float) -> list[tuple[str, float, float]]:
+    """State, begin and end of the bands of a cluster.
 
-    A class whose column is zero at every penalty has no threshold to vanish; where the predicted states do not say
-    so, the threshold is missing and there is nothing to draw.
+    A class whose column is zero at every penalty has no threshold to vanish, and several of one size behind a
+    normalisation never do; where the predicted states say neither, the threshold is missing, and nothing is drawn.
     """
-    levels = data["thresholds"][data["features"]]
+    levels, k = data["thresholds"][data["features"]], cluster[0]
     vanish, merge = levels["vanish"][k], levels["merge"][k] if "merge" in levels else None
     if not defined(vanish):
-        if any(run["predicted"]["states"][k] != "vanished" for run in data["runs"]):
+        if all(run["predicted"]["states"][k] == "vanished" for run in data["runs"]):
+            vanish = left
+        elif data.get("unit") == "lambda_w" and len(cluster) > 1:
+            vanish = right
+        else:
             return []
-        vanish = left
     merge = min(merge, vanish) if defined(merge) else vanish
     spans = (("separated", left, merge), ("merged", merge, vanish), ("vanished", vanish, right))
     inside = [(state, max(begin, left), min(end, right)) for state, begin, end in spans]

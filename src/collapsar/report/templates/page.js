@@ -23,14 +23,14 @@
   // What a map says of a cell. One with many cells is a picture, and its values stand in the record.
   const readerOf = (map) => {
     const cells = [...map.querySelectorAll(".cell")]; // column by column
-    const { values, order } = map.dataset;
+    const { values, order, words } = map.dataset;
     if (!values) return { size: Math.sqrt(cells.length), text: (column, row) => cells[Math.sqrt(cells.length) * column + row].textContent };
     const found = [record]; // the record, and what it holds along the path to the matrix
     for (const key of values.split(".")) found.push(found.at(-1)[key]);
     const scores = found.at(-1), names = found.findLast((part) => part.class_names).class_names, classes = JSON.parse(order);
     const written = (x) => (x === null ? "–" : String(Number(x.toPrecision(3))).replace("-", "−"));
     const text = (column, row) =>
-      `images of “${names[classes[column]]}”, score for “${names[classes[row]]}”: ${written(scores[classes[row]][classes[column]])}`;
+      `${words.replace(/{(column|row)}/g, (_, which) => names[classes[which === "row" ? row : column]])}: ${written(scores[classes[row]][classes[column]])}`;
     return { size: classes.length, text };
   };
 

@@ -1,0 +1,101 @@
+"""The record behind the page of an optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import collapsar as cs
+from collapsar.app.network_records import coordinates
+from collapsar.app.theory_records import problem_words, solution_groups, solution_record
+from collapsar.core.normalization import own_penalties
+from collapsar.core.records import to_json
+from collapsar.core.types import Matrix, Record
+from collapsar.diagnose.prediction import prediction_of
+from collapsar.theory.thresholds import Thresholds
+
+__all__ = ["is_solution", "solution_report"]
+
+_TABLE_CLASSES = 200  # K x K tables up to this many classes, as in the record of a diagnosis
+# The path: more sizes of classes take minutes; so many points draw smooth lines, from where all is well separated to
+# beyond the last threshold.
+_MOST_SIZES, _POINTS, _BELOW, _ABOVE = 16, 33, 1 / 8, 2.0
+_PATH_TOL = 1e-6
+
+
+def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] | None = None) -> Record:
+    """The record behind the page of an optimum, with penalised or normalised features.
+
+    Args:
+        s: the optimum.
+        name: for the reader.
+        names: of the classes; their numbers by default.
+
+    Returns:
+        ``solution_record``; ``solution_groups`` as "groups"; and "kind" ("solution"), "name", "class_counts", "setting"
+        (the problem in a line), "prediction" (as of a diagnosis), "norm" (of normalised features, else None), "heads"
+        and "features": lengths of the head's rows and of the class means (relative to the longest) and, up to 200
+        classes, their cosines, "geometry" (both in axes of their own) and "path" (None beyond 16 sizes of classes, and
+        where each class has a penalty of its own).
+    """
+    problem, record = s.problem, solution_record(s, names)
+    sides = {"heads": s.classifier_gram(), "features": s.feature_gram()}
+    table = problem.num_classes <= _TABLE_CLASSES
+    theory = cs.thresholds(problem)
+    return to_json(
+        {
+            **record,
+            "kind": "solution",
+            "groups": solution_groups(s),
+            "name": name,
+            "class_counts": problem.class_counts,
+            "setting": problem_words(problem),
+            "Z": record["Z"] if table else None,
+            "prediction": prediction_of(s, theory),
+            "norm": getattr(s, "norm", None),
+            **{side: _directions(gram, table) for side, gram in sides.items()},
+            "geometry": {side: coordinates(gram) for side, gram in sides.items()} if table else None,
+            "path": _path(s, theory),
+        }
+    )
+
+
+def _directions(gram: Matrix, table: bool) -> Record:
+    """Lengths and cosines of vectors with these inner products; the cosine with a vector of length 0 is NaN."""
+    lengths = np.sqrt(np.maximum(np.diag(gram), 0.0))
+    longest = float(lengths.max()) or 1.0
+    seen = np.where(lengths > 1e-8 * longest, lengths, np.nan)
+    return {"lengths": lengths / longest, "cosines": gram / np.outer(seen, seen) if table else None}
+
+
+def _path(s: cs.Solution, theory: Thresholds) -> Record | None:
+    """How far apart two classes of one cluster are, and how long their columns, over the penalty.
+
+    Both relative to the longest column at the same penalty; NaN for a class alone, and where nothing is left.
+    """
+    problem, q = s.problem, s.quotient
+    here, *others = np.unique(own_penalties(problem))
+    if others or q.num_clusters > _MOST_SIZES:
+        return None
+    levels = np.array([here, *theory.merge, *theory.vanish])
+    marks = levels[np.isfinite(levels)]
+    prices = np.geomspace(_BELOW * marks.min(), _ABOVE * marks.max(), _POINTS)
+    members = [np.flatnonzero(q.labels == j) for j in range(q.num_clusters)]
+    apart, length = [], []
+    for at in cs.path(problem, prices, _PATH_TOL, throw=False):
+        columns = at.column_norms[[part[0] for part in members]]
+        longest = float(columns.max()) if set(at.class_states) != {"vanished"} else np.nan
+        apart.append(np.where(q.sizes > 1, np.sqrt(2) * at.blocks.alpha, np.nan) / longest)
+        length.append(columns / longest)
+    return {"prices": prices, "clusters": members, "apart": np.transpose(apart), "length": np.transpose(length)}
+
+
+def is_solution(path: Path) -> bool:
+    """Whether an .npz file is one that ``Solution.save`` wrote, rather than features of a network."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {"header", "alpha", "C", "b"} <= set(file.files)
+    except (ValueError, OSError):
+        return False  # what is wrong with it says whoever reads it

@@ -1,0 +1,126 @@
+"""What ``--json`` prints of an optimum and of thresholds, and a problem in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import collapsar as cs
+from collapsar.core.normalization import own_penalties
+from collapsar.core.states import past
+from collapsar.core.types import Mask, Record, Vector
+
+if TYPE_CHECKING:  # the commands that print none need not pay for its import
+    from collapsar.theory.thresholds import Thresholds
+
+__all__ = ["exact_vanish", "near_merge", "problem_words", "solution_groups", "solution_record", "thresholds_record"]
+
+_LARGEST_Z = 1000  # a K x K matrix beyond that: use --out
+
+
+def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Record:
+    """Everything a solution says, for --json."""
+    c = s.certificate
+    return {
+        "problem": s.problem.to_dict(),
+        "class_names": _names(s.problem, names),
+        "status": s.status.name.lower(),
+        "num_steps": s.num_steps,
+        "primal": c.primal,
+        "dual": c.dual,
+        "gap": c.gap,
+        "relative_gap": c.relative_gap,
+        "rank": s.rank,
+        "class_states": list(s.class_states),
+        "clusters": s.quotient.labels,
+        "Z": s.Z if s.problem.num_classes <= _LARGEST_Z else None,
+        "b": s.b,
+    }
+
+
+def thresholds_record(
+    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
+) -> Record:
+    """Every threshold, which of them are approximate, and the states of the optimum ``here``, for --json."""
+    record: Record = {
+        "problem": problem.to_dict(),
+        "class_names": _names(problem, names),
+        "merge": t.merge,
+        "merge_approximate": near_merge(problem, t),
+        "vanish": t.vanish,
+        "vanish_exact": exact_vanish(t, here),
+        "complete": t.complete,
+        "complete_bound": t.complete_bound,
+    }
+    if here is None:
+        del record["problem"]["lambda_z"]
+        if problem.normalization is not None:
+            del record["problem"]["normalization"]["lambda_w"]
+        return record
+    return {
+        **record,
+        "class_states": list(here.class_states),
+        "status": here.status.name.lower(),
+        "relative_gap": here.certificate.relative_gap,
+    }
+
+
+def solution_groups(s: cs.Solution) -> list[Record]:
+    """A row for each cluster: its classes, and what all of them have alike."""
+    p, q, blocks, norms, states = s.problem, s.quotient, s.blocks, s.column_norms, s.class_states
+    rows = []
+    for j, size in enumerate(q.sizes):
+        members = np.flatnonzero(q.labels == j)
+        common, own = float(blocks.C[j, j]), float(blocks.alpha[j])
+        rows.append(
+            {
+                "classes": members.tolist(),
+                "samples": int(p.class_counts[members[0]]),
+                "state": states[members[0]],
+                "own": common + own * (1 - 1 / size),
+                "sibling": common - own / size if size > 1 else np.nan,
+                "bias": float(blocks.b[j]),
+                "length": float(norms[members[0]]),
+            }
+        )
+    return rows
+
+
+def near_merge(problem: cs.Problem, t: Thresholds) -> Vector:
+    """Where the predictions of a class alone in its cluster turn parallel to others', NaN for all other classes."""
+    from collapsar.theory.thresholds import merge_strength  # with scipy's roots, which --version need not wait for
+
+    alone = np.isnan(t.merge) & (problem.features == "signed") & (problem.normalization is None)
+    return np.where(alone, np.fmin(merge_strength(problem), t.complete), np.nan)
+
+
+def exact_vanish(t: Thresholds, here: cs.Solution | None) -> Mask:
+    """Which values of ``vanish`` are exact; none that the certified optimum contradicts."""
+    if here is None:
+        return t.exact
+    alive = np.array([state != "vanished" for state in here.class_states])
+    return t.exact & (alive != past(own_penalties(here.problem), t.vanish))
+
+
+def _names(problem: cs.Problem, names: Sequence[str] | None) -> list[str]:
+    return [str(k) for k in range(problem.num_classes)] if names is None else list(names)
+
+
+def problem_words(problem: cs.Problem, *, lambda_z: bool = True) -> str:
+    """Classes, samples, feature model and penalties in one line.
+
+    Example:
+        >>> problem_words(cs.Problem("500x5,100x5", 0.0036, 0.02))
+        '10 classes, 3000 samples, signed features, lambda_z 0.0036, lambda_b 0.02'
+    """
+    how = problem.normalization
+    if how is None:
+        here = f"lambda_z {problem.lambda_z:.4g}, " if lambda_z else ""
+    else:
+        here = f"{how}, " if lambda_z else f"norm {how.norm:.4g} per {how.over}, "
+    return (
+        f"{problem.num_classes} classes, {problem.num_samples} samples, {problem.features} features, "
+        f"{here}lambda_b {problem.lambda_b:.4g}"
+    )

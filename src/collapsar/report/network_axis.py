@@ -1,0 +1,95 @@
+"""Networks and optima among the thresholds of theory, as a page shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from collapsar.report.class_marks import part_of, shown_classes
+from collapsar.report.diagnosis import same_counts
+from collapsar.report.network_plots import class_thresholds
+from collapsar.report.network_words import first_thresholds, price_of
+from collapsar.report.page import drawn
+from collapsar.report.penalty_axis import penalty_axis
+from collapsar.report.record import Record
+from collapsar.report.style import PAGE_INCHES
+from collapsar.report.words import lambda_text
+
+__all__ = ["gradual", "joint_axis", "threshold_view"]
+
+# More lanes than this on the axis of penalties cannot be read: thresholds class by class then.
+_MOST_LANES = 8
+
+
+def threshold_view(data: Record, ident: str, label: str) -> Markup | None:
+    """Where a network or an optimum stands among the thresholds of theory; None where there are none."""
+    theory = data["prediction"]
+    if theory is None or not np.isfinite(first_thresholds(theory)).any():
+        return None
+    if len(set(data["class_counts"])) > _MOST_LANES:
+        part = part_of(data, shown_classes(data))
+        return drawn(lambda ax: class_thresholds(part, ax), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
+    axis = _axis_record([data])
+    height = 0.6 + 0.55 * len(data["clusters"])
+    return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), f"{ident}-threshold", label)
+
+
+def _axis_record(found: Sequence[Record]) -> Record:
+    """Diagnoses of networks with the same theory as the axis of penalties reads them."""
+    theory = found[0]["prediction"]
+    return {
+        "class_counts": found[0]["class_counts"],
+        "features": theory["features"],
+        "unit": theory.get("unit", "lambda_z"),
+        "clusters": same_counts(found[0]["class_counts"]),
+        "gradual": gradual(theory),
+        "thresholds": {
+            theory["features"]: {"merge": _merging(theory), "vanish": theory["vanish"], "complete": theory["complete"]}
+        },
+        "runs": [
+            {
+                "lambda_z": price_of(data["prediction"]),
+                "predicted": {"states": data["prediction"]["states"]},
+                "measured": {"states": data["separation"]["states"]},
+            }
+            for data in found
+        ],
+    }
+
+
+def gradual(theory: Record | None) -> list[int]:
+    """Classes alone in their size that come to equal others without a transition."""
+    if theory is None:
+        return []
+    sharp = np.fmin.reduce(np.array([theory["merge"], theory["vanish"]], dtype=float))
+    return np.flatnonzero(first_thresholds(theory) < sharp).tolist()
+
+
+def _merging(theory: Record) -> list[float | None]:
+    """Where each class merges; for one alone in its size, where it comes to equal others; None where it does not."""
+    return [
+        None if level >= (vanish or math.inf) else float(level)
+        for level, vanish in zip(first_thresholds(theory), theory["vanish"], strict=True)
+    ]
+
+
+def joint_axis(runs: Sequence[Record]) -> Markup | None:
+    """All networks on one axis of penalties; None where theory differs between them or has none."""
+    found = [run["diagnosis"] for run in runs]
+    theories = [data["prediction"] for data in found]
+    if any(theory is None for theory in theories) or len(set(found[0]["class_counts"])) > _MOST_LANES:
+        return None
+    same = {
+        (tuple(d["class_counts"]), t["features"], t.get("unit"), str(t["lambda_b"]), str(d["known"]["loss"]))
+        for d, t in zip(found, theories, strict=True)
+    }
+    if len(same) > 1:
+        return None
+    axis = _axis_record(found)
+    places = "; ".join(f"{run['name']} at {lambda_text(price_of(t))}" for run, t in zip(runs, theories, strict=True))
+    label = f"The penalties of all networks among the thresholds of theory: {places}."
+    height = 0.6 + 0.55 * len(axis["clusters"])
+    return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), "joint", label)

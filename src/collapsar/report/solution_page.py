@@ -1,0 +1,184 @@
+"""What a page shows of an optimum: states, scores, geometry, and the way there over the penalty. Computes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from collapsar.report.advice import class_words
+from collapsar.report.diagnosis import same_counts
+from collapsar.report.network_axis import threshold_view
+from collapsar.report.network_words import first_thresholds, price_of, solution_headline
+from collapsar.report.page import SCORES, colour_bar, drawn, plane_views, score_map
+from collapsar.report.record import Record, defined, matrix
+from collapsar.report.style import CLUSTER_COLOURS, COLOURS, PAGE_INCHES
+from collapsar.report.words import lambda_text, number_text
+
+__all__ = ["path_lines", "solution_view"]
+
+_SIDES = (("features", "The class means"), ("heads", "The rows of the head"))
+_COLUMNS = ("classes", "samples each", "state", "merge from", "vanish from", "own score", "of a like class", "bias",
+            "mean scores", "class mean", "row of the head")  # fmt: skip
+_COSINE = "cosine of “{column}” and “{row}”"
+
+
+def solution_view(record: Record, ident: str, source: str) -> Record:
+    """What the templates show of an optimum.
+
+    Args:
+        record: As ``app.solution_report`` makes it, in plain JSON values.
+        ident: Begins every id.
+        source: Where the page's record has it, keys joined by points.
+    """
+    data = {
+        **record,
+        "clusters": same_counts(record["class_counts"]),
+        "separation": {"states": record["class_states"], "groups": record["prediction"]["groups"]},
+    }
+    own = record["prediction"]
+    scale, scores = _scores(data, ident, source)
+    unit = "head decay λ<sub>W</sub>" if own["unit"] == "lambda_w" else "penalty λ<sub>Z</sub>"
+    headline, why = solution_headline(record), _reason(record)
+    return {
+        "id": ident,
+        "name": record["name"],
+        "headline": headline,
+        "setting": record["setting"],
+        "reason": why,
+        "unit": unit,
+        "threshold_svg": threshold_view(data, ident, f"Thresholds of theory and this optimum among them. {why}"),
+        "columns": _COLUMNS,
+        "rows": _rows(record),
+        "class_counts": record["class_counts"],
+        "scale": colour_bar(scale) if scores else [],
+        "scores": scores,
+        "unit_scale": colour_bar(1.0),
+        "cosines": _cosines(data, ident, source),
+        "planes": _planes(data, ident),
+        "path_svgs": _path(record, ident),
+        "certificate": _certificate(record),
+    }
+
+
+def _reason(record: Record) -> str:
+    """The first threshold beside the penalty."""
+    theory = record["prediction"]
+    first, price, name = first_thresholds(theory), price_of(theory), theory["unit"]
+    level = float(np.min(first))
+    if not np.isfinite(level):
+        if any(len(group["classes"]) == 1 for group in record["groups"]):
+            return (
+                "A class that shares its size with no other has no sharp threshold here: as the decay grows, its "
+                "scores approach those of other classes gradually."
+            )
+        return f"No value of {name} merges these classes, or lets one vanish."
+    return (
+        f"The first classes lose their own predictions at {name} = {lambda_text(level)}; this optimum is at "
+        f"{lambda_text(price)}, {number_text(price / level, 3)} times that."
+    )
+
+
+def _certificate(record: Record) -> str:
+    length = "" if record["norm"] is None else f" The features have length {number_text(record['norm'], 4)}."
+    return (
+        f"Objective {record['primal']:.9g} nats, proved to be at most {number_text(record['gap'], 2)} above the "
+        f"optimum ({record['status']}, {record['num_steps']} steps). Mean scores of rank {record['rank']}.{length}"
+    )
+
+
+def _rows(record: Record) -> list[tuple[str, ...]]:
+    """One for each group of classes that are alike."""
+    theory, rows = record["prediction"], []
+    for group in record["groups"]:
+        k = group["classes"][0]
+        levels = (lambda_text(theory[name][k]) for name in ("merge", "vanish"))
+        numbers = (number_text(group[name], 4) for name in ("own", "sibling", "bias", "length"))
+        lengths = (number_text(record[side]["lengths"][k], 3) for side, _ in _SIDES)
+        rows.append(
+            (class_words(group, record["class_names"]), str(group["samples"]), group["state"], *levels, *numbers,
+             *lengths)
+        )  # fmt: skip
+    return rows
+
+
+def _scores(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
+    """The map of mean scores, with the magnitude of its full colour; none of very many classes."""
+    if data["Z"] is None:
+        return 1.0, []
+    Z = matrix(data["Z"])
+    scale = float(np.nanmax(np.abs(Z), initial=0.0)) or 1.0
+    label = "Mean scores at the optimum as colours, a column per class of samples, a row per score."
+    view = score_map(Z, data, scale, f"{ident}-map-Z", label, f"{source}Z", SCORES)
+    return scale, [{"heading": "Mean scores", "side": "optimum", **view}]
+
+
+def _cosines(data: Record, ident: str, source: str) -> list[Record]:
+    views = []
+    for side, heading in _SIDES:
+        if data[side]["cosines"] is None:
+            return []
+        label = f"{heading}: cosines between classes as colours."
+        name, place = f"{ident}-map-{side}", f"{source}{side}.cosines"
+        view = score_map(matrix(data[side]["cosines"]), data, 1.0, name, label, place, _COSINE)
+        views.append({"heading": heading, "side": heading[4:], **view})
+    return views
+
+
+def _planes(data: Record, ident: str) -> list[Record]:
+    if data["geometry"] is None or set(data["class_states"]) == {"vanished"}:
+        return []
+    common = {"what": "vectors", "states": data["class_states"], "groups": data["separation"]["groups"]}
+    sides = [{"key": key, "heading": heading, "vectors": data["geometry"][key], **common} for key, heading in _SIDES]
+    return [view for side in sides for view in plane_views([side], data["class_names"], ident)]  # each on its own scale
+
+
+def _path(record: Record, ident: str) -> list[Record]:
+    """Two charts over the penalty."""
+    charts = (
+        ("apart", "Distance between two classes of one size"),
+        ("length", "Length of the mean scores"),
+    )
+    if record["path"] is None:
+        return []
+    views = []
+    for key, heading in charts:
+        if not any(defined(value) for values in record["path"][key] for value in values):
+            continue  # no two classes of one size
+        label = f"{heading}, relative to the longest mean scores, over {record['prediction']['unit']}."
+        svg = drawn(
+            lambda ax, key=key: path_lines(record, key, ax), (PAGE_INCHES * 0.7, 2.0), f"{ident}-path-{key}", label
+        )
+        views.append({"heading": heading, "svg": svg})
+    return views
+
+
+def path_lines(record: Record, key: str, ax: Axes) -> list[Line2D]:
+    """``apart`` or ``length`` of the path of an optimum over the penalty, a line for each group of classes.
+
+    Args:
+        record: Of an optimum, with a path.
+        key: Which.
+        ax: Where to draw.
+    """
+    path, counts = record["path"], record["class_counts"]
+    shown = [j for j, values in enumerate(path[key]) if any(map(defined, values))]
+    if len(shown) > len(CLUSTER_COLOURS):  # the largest, the smallest and some between
+        shown = [shown[i] for i in np.linspace(0, len(shown) - 1, len(CLUSTER_COLOURS)).round().astype(int)]
+    lines: list[Line2D] = []
+    for colour, j in zip(CLUSTER_COLOURS, shown, strict=False):
+        heights = [value if defined(value) else np.nan for value in path[key][j]]
+        name = f"n = {counts[path['clusters'][j][0]]}"
+        lines += ax.plot(path["prices"], heights, color=COLOURS[colour], label=name)
+    ax.axvline(price_of(record["prediction"]), color=COLOURS["ink"], linewidth=0.8, linestyle=":")
+    narrow = path["prices"][-1] < 100 * path["prices"][0]
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(-0.04, None)
+    ax.set_xlabel("head decay λ$_W$" if record["prediction"]["unit"] == "lambda_w" else "penalty λ$_Z$")
+    if lines:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    return lines

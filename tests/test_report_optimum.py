@@ -1,0 +1,119 @@
+"""The page of an optimum, of penalised and of normalised features: its record by two roads, its words, its pictures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import collapsar as cs
+from collapsar.app.report_record import report_record
+from collapsar.app.solution_report import solution_report
+from collapsar.cli import main
+from collapsar.report import report_page
+from test_report import EVIL, Page
+
+PROBLEMS = {
+    "per sample": cs.Problem.from_normalized("100x5,20x5", lambda_w=12.0, norm=11.3, lambda_b=0.0),
+    "per batch": cs.Problem.from_normalized("100x5,20x5", lambda_w=3.0, norm=11.3, over="batch", lambda_b=0.0),
+    "by rows": cs.Problem.from_normalized([30] * 3, lambda_w=[1.0, 1.0, 2.0], norm=3.0, lambda_b=0.0),
+    "penalised": cs.Problem("500x5,100x5", 0.0037, 0.02),
+    "distinct": cs.Problem.from_normalized([500, 100, 20, 5], lambda_w=12.0, norm=11.3, lambda_b=0.0),
+    "nonnegative": cs.Problem("exp:5000:50:60", 0.0005, 0.02, features="nonnegative"),
+    "nothing left": cs.Problem("50x3,10x3", 1.0, 0.02),
+}
+
+
+@pytest.fixture(scope="module")
+def solutions():
+    return {name: cs.solve(problem, throw=False) for name, problem in PROBLEMS.items()}
+
+
+@pytest.fixture(scope="module")
+def records(solutions):
+    return {name: solution_report(s, name) for name, s in solutions.items()}
+
+
+@pytest.mark.parametrize("name", ["per sample", "per batch", "by rows", "penalised", "distinct", "nonnegative"])
+def test_lengths_and_cosines_are_those_of_the_factors(solutions, records, name):
+    s, record = solutions[name], records[name]
+    W, H, _ = s.factors(2 * s.problem.num_classes)
+    for side, vectors in (("heads", W), ("features", H)):
+        lengths = np.linalg.norm(vectors, axis=0)
+        np.testing.assert_allclose(record[side]["lengths"], lengths / lengths.max(), atol=1e-6)
+        cosines = np.array(record[side]["cosines"], dtype=float)
+        seen = np.isfinite(cosines)
+        assert (seen == (np.outer(lengths, lengths) > 1e-8 * lengths.max() ** 2)).all()
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(cosines[seen], ((vectors / lengths).T @ (vectors / lengths))[seen], atol=1e-6)
+        places = np.array(record["geometry"][side])
+        np.testing.assert_allclose(places @ places.T / lengths.max() ** 2, vectors.T @ vectors / lengths.max() ** 2
+                                   * (places**2).sum() / (vectors**2).sum(), atol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "transition"), [("per sample", "merge"), ("per batch", "vanish"), ("penalised", "merge")]
+)
+def test_the_path_goes_through_the_closed_form_threshold(records, name, transition):
+    path = records[name]["path"]
+    level = getattr(cs.thresholds(PROBLEMS[name]), transition)[9]
+    small = path["clusters"].index([5, 6, 7, 8, 9])
+    values = path["apart" if transition == "merge" else "length"][small]
+    for price, value in zip(path["prices"], values, strict=True):
+        if value is not None and abs(price / level - 1) > 0.02:
+            assert (value < 1e-4) == (price > level), price
+
+
+def test_paths_are_left_out_where_they_would_take_minutes_or_have_no_axis(records):
+    assert {name for name, record in records.items() if record["path"] is None} == {"by rows", "nonnegative"}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_page_says_what_the_solution_says(records, solutions, name):
+    text = report_page({"kind": "report", "runs": [], "solutions": [records[name]]})
+    page, s = Page(text), solutions[name]
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    words = page.by_tag["body"][0]
+    for state in set(s.class_states):
+        assert state in words
+    assert f"{s.problem.num_classes} classes" in words
+    assert f"rank {s.rank}" in words
+    stored = json.loads(page.scripts[0])
+    assert stored["solutions"] == [records[name]]
+    assert ("λ$_W$" in text or "head decay" in text) == (s.problem.normalization is not None)
+
+
+def test_a_class_alone_in_its_size_is_said_to_change_gradually(records):
+    text = Page(report_page({"kind": "report", "runs": [], "solutions": [records["distinct"]]})).by_tag["body"][0]
+    assert "merged" in records["distinct"]["class_states"]
+    assert "has no sharp threshold here" in text
+    assert "No value of" not in text
+
+
+def test_saved_optima_are_read_beside_networks_and_from_a_report(tmp_path, monkeypatch, capsys):
+    solution = cs.solve(PROBLEMS["per sample"])
+    solution.save(tmp_path / "optimum.npz")
+    record = report_record([tmp_path / "optimum.npz", tmp_path / "optimum.npz"])
+    assert [part["name"] for part in record["solutions"]] == ["optimum", "optimum (2)"]
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    assert report_record([tmp_path / "report.json"])["solutions"] == record["solutions"]
+    out = tmp_path / "page.html"
+    monkeypatch.setattr(
+        "sys.argv", ["collapsar", "report", str(tmp_path / "optimum.npz"), "--out", str(out), "--no-open"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "At the optimum of 10 classes: 5 separated, 5 merged." in capsys.readouterr().out
+    assert "5 separated, 5 merged" in out.read_text()
+
+
+def test_names_of_classes_stay_text(solutions):
+    names = [EVIL, "b {row}", *"cdefghij"]
+    record = solution_report(solutions["per sample"], EVIL, names)
+    text = report_page({"kind": "report", "runs": [], "solutions": [record]})
+    assert EVIL not in text
+    assert EVIL in Page(text).by_tag["body"][0]
+    assert "cosine of “b {row}” and “c”" in Page(text).by_tag["body"][0]
