@@ -20,7 +20,8 @@ from collapsar.diagnose.measurement import MAX_TABLE, Measurement
 from collapsar.diagnose.model_choice import Choice, NormalizedFit
 from collapsar.metrics.separation import ClassState, class_separation
 from collapsar.solver import Solution, solve
-from collapsar.theory import Thresholds, thresholds
+from collapsar.theory import thresholds
+from collapsar.theory.thresholds import Thresholds
 
 __all__ = [
     "Prediction",
