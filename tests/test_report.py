@@ -259,6 +259,7 @@ def test_text_from_a_record_stays_text(page: Page) -> None:
 @pytest.mark.parametrize("name", ["ordinary", EVIL])
 def test_the_embedded_record_is_the_record(name: str) -> None:
     record = fake_record()
+    record["runs"] = record["runs"][:2]
     record["class_names"][0] = name
     record["runs"][0]["measured"]["Z"] = np.array(record["runs"][0]["measured"]["Z"])
     record["runs"][0]["measured"]["nc1_uniform"] = math.nan
@@ -337,8 +338,8 @@ def test_undefined_numbers_are_shown_with_a_reason(part: str, reason: str) -> No
     if part == "thresholds":
         record[part] = numbers_to_null(record[part], ())
     else:
-        for run in record["runs"]:
-            run[part] = numbers_to_null(run[part], ("epoch",))
+        record["runs"] = record["runs"][:1]
+        record["runs"][0][part] = numbers_to_null(record["runs"][0][part], ("epoch",))
     page = Page(demo_page(record))
     text = "".join(page.by_tag["body"])
     assert reason in text
@@ -589,6 +590,8 @@ def test_a_missing_extra_says_how_to_install_it(package: str, monkeypatch: pytes
     loaded = [name for name in sys.modules if name.startswith((f"{package}.", "collapsar.report."))]
     for name in loaded:
         monkeypatch.delitem(sys.modules, name)
+    for name in room.__all__:
+        monkeypatch.delitem(vars(room), name, raising=False)  # as before it was first used
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'collapsar\[report\]'"):
         _ = room.demo_page

@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -179,7 +180,8 @@ def svg_string(figure: Figure, name: str, label: str = "", *, adaptive: bool = F
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with styled(), mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", metadata=nothing)
+        # ``savefig`` draws everything twice, the first time for the layout alone; the bytes are the same
+        FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
