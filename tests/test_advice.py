@@ -13,8 +13,8 @@ import pytest
 
 import collapsar as cs
 from collapsar.advise.advice import Advice, advise
-from collapsar.advise.families import FAMILIES, has_crossed, has_crossed_certified, least_treatment
-from collapsar.advise.outlook import calibration_shift, edges, outlooks, told_apart
+from collapsar.advise.families import FAMILIES, has_crossed, has_crossed_certified, least_level, least_treatment
+from collapsar.advise.outlook import calibration_shift, clearance, edges, outlooks
 from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis, problem_of_diagnosis
 from collapsar.advise.weight_decay import advise_weight_decay, evidence
 from collapsar.cli import main
@@ -93,7 +93,7 @@ def test_every_suggestion_holds_up_to_its_margin(spec: str, features: str) -> No
         problem = s.treatment.problem
         after = cs.solve(problem.replace(lambda_z=1.1 * problem.lambda_z), 1e-7)
         assert "vanished" not in after.class_states
-        assert told_apart(after).all()
+        assert (clearance(after) > 0).all()
         assert s.relative_gap <= 1e-9
         assert all(o.safety >= 1.1 - 1e-9 for o in s.outlooks)
     prices = [s.price.rank for s in works]
@@ -136,7 +136,7 @@ def test_verdicts_on_both_sides() -> None:
 def test_a_large_class_carried_by_its_bias_is_no_problem() -> None:
     """Nonnegative features: one class of nearly all samples needs no feature of its own."""
     s = cs.solve(cs.Problem([2000, 20, 20], 0.0012, 0.0001, features="nonnegative"), throw=False)
-    assert told_apart(s)[0]
+    assert clearance(s)[0] > 0
 
 
 def test_shared_directions_are_no_predictions_of_their_own() -> None:
@@ -146,7 +146,7 @@ def test_shared_directions_are_no_predictions_of_their_own() -> None:
     Z = s.Z
     cosine = Z[:, 8] @ Z[:, 9] / np.linalg.norm(Z[:, 8]) / np.linalg.norm(Z[:, 9])
     assert cosine == pytest.approx(1.0, abs=1e-6)
-    assert not told_apart(s)[[8, 9]].any()
+    assert (clearance(s)[[8, 9]] <= 0).all()
     assert outlooks(s)[-1].state == "merged"
 
 
@@ -182,6 +182,53 @@ def test_crossing_by_closed_form_and_by_optimum_agree() -> None:
     for factor in (0.95, 0.99, 1.01, 1.05):
         problem = MERGING.replace(lambda_z=factor * sqrt(N_B) / MERGING.num_samples)
         assert has_crossed(problem, 0.0) == has_crossed_certified(problem, 0.0) == (factor < 1)
+
+
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+def test_clearance_is_positive_exactly_where_a_class_is_decided_by_predictions_of_its_own(features: str) -> None:
+    """By hand, from Z and b, for classes that are separated, outvoted, merged and carried by their bias."""
+    seen = set()
+    for counts, z, b in (("500x5,100x5", 0.0036, 0.02), ("400,150,40,10", 0.01, 0.02), ([2000, 20, 20], 0.0012, 1e-4)):
+        problem = cs.Problem(counts, z, b, features=features)  # pyright: ignore[reportArgumentType]
+        s = cs.solve(problem)
+        U = s.Z + s.b[:, None]
+        prior = np.log(problem.class_counts)
+        for k, state in enumerate(s.class_states):
+            others = np.arange(len(U)) != k
+            plain, equal = (float(v[k, k] - v[others, k].max()) for v in (U, U - prior[:, None]))
+            kept = plain > 1e-6 or (state == "separated" and equal > 1e-6)
+            assert (clearance(s)[k] > 0) == kept
+            seen.add((state, kept))
+    assert {("separated", True), ("merged" if features == "signed" else "vanished", False)} <= seen
+
+
+@pytest.mark.parametrize("guess", [1.0, 1.9, 2.03, 5.0, 9.0])
+@pytest.mark.parametrize(
+    "clear",
+    [
+        lambda x: np.log(x / 2.0),  # any concave or convex margin
+        lambda x: x**3 - 8.0,
+        lambda x: 0.3 + x - 2 if x >= 2 else -np.inf,  # a direction is born: no telling by how much before
+        lambda x: 1.0 if x >= 2 else -1.0,
+    ],
+    ids=["log", "cubic", "born", "step"],
+)
+def test_the_least_level_is_bracketed(clear, guess: float) -> None:
+    looks = []
+
+    def looked(level: float) -> float:
+        looks.append(level)
+        return clear(level)
+
+    found = least_level(looked, (1.0, 10.0), guess, 1.005)
+    assert found is not None
+    assert 2 <= found <= 2 * 1.005
+    assert found in looks
+    below = [level for level in looks if level < 2]
+    assert not below or found <= max(below) * 1.005 * (1 + 1e-12)
+    assert len(looks) <= 25
+    assert least_level(lambda x: clear(x / 5), (1.0, 9.9), guess, 1.005) is None
+    assert least_level(lambda x: clear(x / 6.25), (1.0, 100.0), guess, 1.005, whole=True) == 13
 
 
 # --- ordinary training

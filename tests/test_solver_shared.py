@@ -216,10 +216,25 @@ def test_the_hessian_of_the_factors_is_the_difference_of_gradients(counts, lambd
 
     unknowns = factored._Unknowns(q, J + 2)
     x, move = (unknowns.pack(random_atoms(), rng.normal(size=J) * (lambda_b < INF)) for _ in range(2))
-    ahead, behind = (unknowns.objective(x + h * move)[1] for h in (1e-6, -1e-6))
+    ahead, behind = (unknowns.at(x + h * move).gradient for h in (1e-6, -1e-6))
     everything = np.ones(x.size, dtype=bool)
-    product = factored._curvature(unknowns, x, everything, 0.0)(move)
+    product = factored._curvature(unknowns.at(x), everything, 0.0)(move)
     assert np.abs(product - (ahead - behind) / 2e-6).max() <= 1e-8 * np.abs(product).max()
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.999, 1.0, 1.05])
+def test_a_start_leads_to_the_same_optimum(solved, factor):
+    """From the directions of a near problem, also where some are born or die between the two."""
+    near = cs.solve(solved[0])
+    problem = solved[0].replace(lambda_z=factor * solved[0].lambda_z)
+    cold, warm = cs.solve(problem), cs.solve(problem, start=near)
+    assert warm.certificate.primal == pytest.approx(cold.certificate.primal, rel=1e-9)
+    assert np.abs(warm.Z - cold.Z).max() <= 2e-5 * np.abs(cold.Z).max()
+    assert warm.class_states == cold.class_states
+    if warm.proof is not None:
+        W, H, b = warm.factors(64)
+        assert (H >= 0).all()
+        assert cs.certify(problem, W.T @ H, b).primal >= warm.certificate.dual
 
 
 def test_random_plain_problems_close_their_gap():

@@ -19,8 +19,9 @@ from collapsar.advise.families import (
     has_crossed,
     has_crossed_certified,
     least_treatment,
+    optimum,
 )
-from collapsar.advise.outlook import Outlook, calibration_shift, outlooks, told_apart
+from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
 from collapsar.core.types import must_be
@@ -260,7 +261,10 @@ def advise(
     verdict = _verdict(now, margin)
     settings: dict[str, Treatment | None] = {}
     if verdict != "separated":
-        settings = {name: least_treatment(FAMILIES[name], problem, margin) for name in chosen}
+        near = None
+        for name in chosen:
+            found = settings[name] = least_treatment(FAMILIES[name], problem, margin, near=near)
+            near = near if found is None else found.target
     found = [_suggestion(t, present, margin) for t in settings.values() if t is not None]
     found.sort(key=lambda s: (not s.verified, s.price.rank))
     return Advice(
@@ -271,30 +275,36 @@ def advise(
         calibration_shift=calibration_shift(now),
         suggestions=tuple(found),
         without_effect=tuple(name for name, t in settings.items() if t is None),
-        roomy_penalty=_roomy_penalty(problem),
+        roomy_penalty=_roomy_penalty(problem, settings.get("penalty"), margin),
         class_names=names,
     )
 
 
-def _roomy_penalty(problem: Problem) -> float | None:
-    if has_crossed(problem, ROOM - 1):
-        return None
-    found = least_treatment(FAMILIES["penalty"], problem, ROOM - 1)
-    return None if found is None else float(found.factors[0])
+def _roomy_penalty(problem: Problem, penalty: Treatment | None, margin: float) -> float | None:
+    """As the advice's ``roomy_penalty``.
+
+    Whether a factor of the penalty does depends on its product with ``1 + margin`` alone (the latter squared, where it
+    multiplies lambda_z): the least for one margin is the least for another.
+    """
+    if penalty is None:
+        penalty = None if has_crossed(problem, ROOM - 1) else least_treatment(FAMILIES["penalty"], problem, ROOM - 1)
+        return None if penalty is None else float(penalty.factors[0])
+    power = 2 if problem.normalization is None else 1
+    return float(penalty.factors[0]) * ((1 + margin) / ROOM) ** power
 
 
 def _verdict(now: Solution, margin: float) -> Verdict:
-    apart = told_apart(now)
-    if set(now.class_states) == {"vanished"} or not apart.any():
+    lost = clearance(now) <= 0
+    if set(now.class_states) == {"vanished"} or lost.all():
         return "collapsed"
-    if not apart.all():
+    if lost.any():
         return "merging"
     target = now.problem, margin
     return "separated" if has_crossed(*target) and has_crossed_certified(*target) else "close"
 
 
 def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float) -> Suggestion:
-    after = solve(treatment.problem, throw=False)
+    after = optimum(treatment.problem, treatment.target, 1e-9)
     groups, largest = outlooks(after), before[0]
     samples = sum(o.samples * len(o.classes) for o in before)
     extra = treatment.family.startswith("oversampling")
@@ -308,7 +318,7 @@ def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float
     )
     own = own_penalties(treatment.problem)
     caveats = CAVEATS if treatment.problem.normalization is None else _NORMALIZED_CAVEATS
-    verified = bool(after.status is Status.OPTIMAL and told_apart(after).all() and treatment.certified)
+    verified = bool(after.status is Status.OPTIMAL and (clearance(after) > 0).all() and treatment.target is not None)
     if verified:  # known to hold, also where the threshold itself is an estimate at the present bias
         least = 1 + margin
         groups = tuple(

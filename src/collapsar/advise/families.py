@@ -7,27 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil, exp, inf, isfinite, log, nan
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.advise.mitigations import Remedy, oversampling
-from collapsar.advise.outlook import edges, told_apart
+from collapsar.advise.outlook import clearance
 from collapsar.core.normalization import strengthened
 from collapsar.core.problem import Loss, Problem
 from collapsar.solver import Solution, solve
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.symmetry import quotient
+from collapsar.theory.roots import root_between
+from collapsar.theory.thresholds import merge_strength
 
-__all__ = ["FAMILIES", "Family", "Treatment", "has_crossed", "has_crossed_certified", "least_treatment"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Treatment",
+    "has_crossed",
+    "has_crossed_certified",
+    "least_level",
+    "least_treatment",
+    "optimum",
+]
 
 Vector = NDArray[np.float64]
 
-# How finely the dial is searched: signed features have a closed form; for nonnegative ones every look is a solve.
-STEPS = {"signed": 40, "nonnegative": 11}
-SCAN = {"signed": 65, "nonnegative": 9}
-# A level that the optimum does not confirm is raised by this factor, by its square and so on.
+# The least level is found to half a percent; signed features have a closed form, which float64 solves exactly.
 FINE = 1.005
+# Nats that a class gains per unit of the logarithm of a level, roughly: for the second look of a search.
+_SLOPE = 2.5
+# Levels between the lowest and the highest that are tried where the highest does not do: an optimum costs more.
+SCAN = {"closed": 65, "solved": 9}
 # Penalties are lowered, and samples multiplied, by at most this factor: beyond it the advice would be absurd.
 MOST = 1e4
 # The states near a threshold are decided from the dual; this gap settles them to 0.1% of lambda_z.
@@ -46,14 +59,14 @@ class Treatment:
         factors: shape (K,), what each class gets: copies per sample, weight, temperature, scale, samples in all; for
             the penalty the factor of the weight decay, the same for all.
         problem: the problem after it.
-        certified: whether the optimum at the target was solved and has every class apart.
+        target: the optimum at the target, without a lost class; None: not solved.
     """
 
     family: str
     level: float
     factors: Vector
     problem: Problem
-    certified: bool = False
+    target: Solution | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +78,14 @@ class Family:
         words: for people.
         treat: (problem, level) to the factors and the problem after it.
         highest: the largest level worth trying.
+        whole: whether the level counts samples, which are whole.
     """
 
     name: str
     words: str
     treat: Callable[[Problem, float], tuple[Vector, Problem]]
     highest: Callable[[Problem], float]
+    whole: bool = False
 
     def at(self, problem: Problem, level: float) -> Treatment:
         """The remedy at one level."""
@@ -78,8 +93,10 @@ class Family:
         return Treatment(self.name, level, factors, treated)
 
 
-def least_treatment(family: Family, problem: Problem, margin: float, slack: float = SLACK) -> Treatment | None:
-    """The least level at which every class is told apart at ``(1 + margin)`` times the penalty; None: none does.
+def least_treatment(
+    family: Family, problem: Problem, margin: float, slack: float = SLACK, near: Solution | None = None
+) -> Treatment | None:
+    """The least level at which no class is lost at ``(1 + margin)`` times the penalty; None: none does.
 
     Args:
         family: which dial.
@@ -87,6 +104,7 @@ def least_treatment(family: Family, problem: Problem, margin: float, slack: floa
         margin: >= 0.
         slack: how much further to go, relative to lambda_z; 0 finds the threshold itself, where nothing can be
             certified.
+        near: the optimum of a problem like it, to start from.
 
     Returns:
         The treatment, certified. Signed features: found by the closed form, and raised where the optimum does not
@@ -99,105 +117,176 @@ def least_treatment(family: Family, problem: Problem, margin: float, slack: floa
         2.0
     """
     shares = problem.features == "nonnegative" and problem.normalization is None and slack > 0
-    guess = _search(family, problem.replace(features="signed"), margin) if shares else None
-    if guess is not None:
-        return _climbed(family, problem, margin, _lowest(family, problem), guess.level)
-    found = _search(family, problem, (1 + margin) * (1 + slack) - 1)
-    if found is None or slack == 0:
-        return found
-    if has_crossed_certified(found.problem, margin):
-        return replace(found, certified=True)
-    return _climbed(family, problem, margin, found.level, np.inf)
-
-
-def _climbed(family: Family, problem: Problem, margin: float, low: float, guess: float) -> Treatment | None:
-    """The least level above ``low``, which did not do, for which the optimum does; None: none does."""
-    high, top = np.inf, family.highest(problem)
-
-    def crossed(level: float) -> bool:
-        return has_crossed_certified(family.treat(problem, level)[1], margin)
-
-    if low < guess <= top:
-        low, high = (low, guess) if crossed(guess) else (guess, high)
-    step, downwards = FINE, high < np.inf
-    while high > low * step:
-        near = high / step if downwards else min(low * step, top)
-        done = crossed(near)
-        low, high = (low, near) if done else (near, high)
-        if done != downwards:
-            break
-        if low == top:
-            return None
-        step = step**2
-    while high > low * FINE:
-        middle = float(np.sqrt(low * high))
-        low, high = (low, middle) if crossed(middle) else (middle, high)
-    return replace(family.at(problem, high), certified=True)
-
-
-def _search(family: Family, problem: Problem, margin: float) -> Treatment | None:
-    """Bisection on the logarithm of the level."""
-    low, high = _lowest(family, problem), family.highest(problem)
-    if not low < high:
-        return None
-
-    def crossed(level: float) -> bool:
-        return has_crossed(family.treat(problem, level)[1], margin)
-
-    effort = "signed" if _is_closed(problem) else "nonnegative"
-    steps = STEPS[effort]
-    near = None if effort == "signed" or problem.normalization is not None else _near(family, problem, margin)
-    if near is not None and crossed(near[1]) and not crossed(near[0]):
-        low, high = near
-        steps -= 4  # a range of 2 instead of some 100
-    elif not crossed(high):
-        # too much oversampling dilutes the loss share of everybody: the best may lie inside
-        grid = np.geomspace(low, high, SCAN[effort])[1:-1]
-        found = next((float(level) for level in grid if crossed(float(level))), None)
-        if found is None:
-            return None
-        high = found
-    for _ in range(steps):
-        middle = float(np.sqrt(low * high))
-        low, high = (low, middle) if crossed(middle) else (middle, high)
-    return family.at(problem, high)
-
-
-def _near(family: Family, problem: Problem, margin: float) -> tuple[float, float] | None:
-    """Levels around the one for signed features, which costs nothing and is never far."""
-    guess = _search(family, problem.replace(features="signed"), margin)
+    guess, low = _signed_level(family, problem, margin) if shares else None, _lowest(family, problem)
     if guess is None:
+        guess = _quick_level(family, problem, (1 + margin) * (1 + slack) - 1)
+        if guess is None or slack == 0:
+            return None if guess is None else family.at(problem, guess)
+        low = guess / FINE**0.9  # by the closed form not enough: if the optimum confirms the guess, it is the least
+    looks = _Looks(family, problem, margin, near)
+    level = least_level(looks.clear, (low, family.highest(problem)), guess, FINE, whole=family.whole)
+    return None if level is None else replace(family.at(problem, level), target=looks.crossed)
+
+
+@dataclass
+class _Looks:
+    """A dial, and the optima at its target that were looked at: each starts from the one before."""
+
+    family: Family
+    problem: Problem
+    margin: float
+    last: Solution | None = None
+    crossed: Solution | None = None  # the lowest at which no class is lost
+
+    def clear(self, level: float) -> float:
+        """The least clearance of any class, nats."""
+        self.last = optimum(
+            strengthened(self.family.treat(self.problem, level)[1], 1 + self.margin), self.crossed or self.last
+        )
+        value = float(clearance(self.last).min())
+        if value > 0:
+            self.crossed = self.last
+        return value
+
+
+def least_level(
+    clear: Callable[[float], float], bounds: tuple[float, float], guess: float, fine: float, *, whole: bool = False
+) -> float | None:
+    """The least level at which ``clear`` is positive, to a factor of ``fine``; None: it is not up to the upper bound.
+
+    Secants through the last two looks, over the logarithm of the level, each aimed a little beyond its root, so that
+    the next look is likely to close the bracket; steps that double where a secant says nothing, and halves of the
+    bracket where looks do not shrink it.
+
+    Args:
+        clear: continuous in most places; its sign alone decides. -inf: too low, no telling by how much.
+        bounds: the lowest level, where it is not positive, and the highest.
+        guess: where to look first.
+        fine: > 1.
+        whole: whether only whole levels count.
+
+    Example:
+        >>> least_level(lambda level: level**2 - 2, (1.0, 4.0), 3.0, 1.001) / 2**0.5 < 1.001
+        True
+    """
+    (low, top), high = bounds, inf
+    looks: list[tuple[float, float]] = []
+    brackets: list[float] = []
+    level = min(max(guess, low), top)
+    while True:
+        looks = [*looks[-1:], (log(level), clear(level))]
+        low, high = (low, level) if looks[-1][1] > 0 else (level, high)
+        if high <= max(low * fine, low + whole):
+            return high
+        if low >= top:
+            return None
+        brackets.append(log(high / low) if bounds[0] < low and high < inf else inf)
+        level = exp(_next_look(looks, brackets, (log(low), log(high)), log(fine)))
+        if whole:
+            level = min(max(ceil(level - 1e-9), low + 1), high - 1)
+        level = min(level, top)
+
+
+def _next_look(
+    looks: list[tuple[float, float]], brackets: list[float], ends: tuple[float, float], tolerance: float
+) -> float:
+    """Where to look next, as the logarithm of the level."""
+    (before, old), (x, value), (low, high) = looks[0], looks[-1], ends
+    side, slope = 0.9 * tolerance, nan
+    if len(looks) == 1:
+        before, slope = x - side, _SLOPE if value <= 0 else nan
+    elif isfinite(value - old):
+        slope = (value - old) / (x - before)
+    beyond = 0.4 * tolerance if value <= 0 else -0.4 * tolerance
+    aim = x - value / slope + beyond if slope > 0 and isfinite(value) else nan
+    if brackets[-1] < inf:
+        stale = len(brackets) > 2 and brackets[-1] > 0.5 * brackets[-3]
+        aim = 0.5 * (low + high) if stale or not low < aim < high else aim
+        return max(min(aim, high - side), low + side) if high - low > 2 * side else 0.5 * (low + high)
+    # no bracket yet: outwards, at most ten times as far as the last step
+    outwards = 1 if high == inf else -1
+    stride, ahead = abs(x - before), outwards * (aim - x)
+    ahead = min(ahead, 10 * stride) if ahead > 0 else 2 * stride
+    aim = x + outwards * max(ahead, side)
+    return aim if aim > low else 0.5 * (low + high)
+
+
+def _signed_level(family: Family, problem: Problem, margin: float) -> float | None:
+    """The least level for signed features, whose optima cost next to nothing."""
+    signed = problem.replace(features="signed")
+    closed = _quick_level(family, signed, margin)
+    found = None if closed is None else least_treatment(family, signed, margin)
+    return closed if found is None else found.level
+
+
+def _quick_level(family: Family, problem: Problem, margin: float) -> float | None:
+    """The least level by :func:`has_crossed`: the closed form to the last digits, else to half a percent."""
+    low, top = _lowest(family, problem), family.highest(problem)
+    if not low < top:
         return None
-    low, high = guess.level / 1.15, min(guess.level * 1.6, family.highest(problem))
-    return (low, high) if _lowest(family, problem) < low < high else None
+    closed = problem.features == "signed" and problem.normalization is None
+    last: list[Solution | None] = [None]
+
+    def clear(level: float) -> float:
+        value, last[0] = _quick_look(family.treat(problem, level)[1], margin, last[0])
+        return value
+
+    if clear(low) > 0:
+        return low
+    if not clear(top) > 0:
+        # too much oversampling dilutes the loss share of everybody: the best may lie inside
+        for level in np.geomspace(low, top, SCAN["closed" if closed else "solved"])[1:-1].tolist():
+            if clear(level) > 0:
+                top = level
+                break
+            low = level
+        else:
+            return None
+    if closed and not family.whole:
+        return exp(root_between(lambda x: clear(exp(x)), log(low), log(top)))
+    return least_level(clear, (low, top), float(np.sqrt(low * top)), FINE, whole=family.whole)
 
 
-def _is_closed(problem: Problem) -> bool:
-    """Whether every threshold that counts has a closed form."""
-    return problem.features == "signed" and problem.normalization is None
-
-
-def has_crossed(problem: Problem, margin: float) -> bool:
-    """Whether every class is told apart at ``(1 + margin)`` times the problem's penalty, in the quick way.
+def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple[float, Solution | None]:
+    """A number, positive where no class is lost at ``(1 + margin)`` times the penalty, and the optimum behind it.
 
     Signed features: by the closed form. Nonnegative ones: by the optimum in column form, which costs a tenth of the
     optimum; where it has every class apart, its certificate usually closes. Normalised features: by the optimum itself.
     """
-    if problem.normalization is not None:
-        return has_crossed_certified(problem, margin)
     edge = strengthened(problem, 1 + margin)
-    if problem.features == "signed":
-        return bool(np.all(edges(edge, np.zeros(edge.num_classes)) > edge.lambda_z))
-    q = quotient(edge)
-    found = minimise_nonnegative(q, tol=SEARCH_TOL)
-    solution = Solution(edge, found.blocks, found.certificate, found.status, found.num_steps, q, None)
-    return bool(np.all(told_apart(solution)))
+    if problem.normalization is not None:
+        found = optimum(edge, near)
+    elif problem.features == "signed":
+        return float(np.log(merge_strength(edge) / edge.lambda_z).min()), None
+    else:
+        q = quotient(edge)
+        result = minimise_nonnegative(
+            q,
+            near.blocks if near is not None and np.array_equal(near.quotient.labels, q.labels) else None,
+            tol=SEARCH_TOL,
+        )
+        found = Solution(edge, result.blocks, result.certificate, result.status, result.num_steps, q)
+    return float(clearance(found).min()), found
+
+
+def has_crossed(problem: Problem, margin: float) -> bool:
+    """Whether no class is lost at ``(1 + margin)`` times the problem's penalty, in the quick way.
+
+    By the closed form for signed features, by the best column form for nonnegative ones: where that has every class
+    apart, its certificate usually closes.
+    """
+    return _quick_look(problem, margin, None)[0] > 0
 
 
 def has_crossed_certified(problem: Problem, margin: float) -> bool:
     """The same by the optimum itself."""
-    edge = strengthened(problem, 1 + margin)
-    return bool(np.all(told_apart(solve(edge, SEARCH_TOL, throw=False))))
+    return bool(np.all(clearance(optimum(strengthened(problem, 1 + margin))) > 0))
+
+
+def optimum(problem: Problem, near: Solution | None = None, tol: float = SEARCH_TOL) -> Solution:
+    """The optimum, started from that of a problem like it where the two have the same clusters of classes."""
+    alike = near is not None and np.array_equal(near.quotient.labels, quotient(problem).labels)
+    return solve(problem, tol, start=near if alike else None, throw=False)
 
 
 def _lowest(family: Family, problem: Problem) -> float:
@@ -257,6 +346,6 @@ FAMILIES: dict[str, Family] = {
         Family("scales", "scales on the logits (CDT)", _scale, _largest),
         Family("oversampling", "oversampling, every copy pays the feature penalty", _oversample, _largest),
         Family("oversampling-held", "oversampling, feature penalty a batch mean", _oversample_held, _largest),
-        Family("more-samples", "more samples of the small classes", _collect, lambda p: 100 * _largest(p)),
+        Family("more-samples", "more samples of the small classes", _collect, lambda p: 100 * _largest(p), True),
     )
 }

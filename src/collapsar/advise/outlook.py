@@ -18,7 +18,7 @@ from collapsar.solver.symmetry import quotient
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import merge_strength
 
-__all__ = ["Outlook", "calibration_shift", "corrected_margins", "edges", "logits_of", "outlooks", "told_apart"]
+__all__ = ["Outlook", "calibration_shift", "clearance", "corrected_margins", "edges", "logits_of", "outlooks"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -42,7 +42,7 @@ class Outlook:
         classes: their indices.
         samples: samples of each.
         state: "separated", "merged" or "vanished", the worst among them, as in :attr:`collapsar.Solution.class_states`.
-        apart: whether all of them have predictions of their own; a large class whose bias carries it has.
+        lost: whether one of them has no predictions of its own, see :func:`clearance`.
         threshold: lambda_z (where features are normalised: lambda_w) from which on they are no longer separated; see
             :func:`edges`.
         safety: threshold over the present penalty: above 1 exactly where the state is "separated". NaN, like the
@@ -57,7 +57,7 @@ class Outlook:
     classes: tuple[int, ...]
     samples: int
     state: ClassState
-    apart: bool
+    lost: bool
     threshold: float
     safety: float
     margin: float
@@ -67,7 +67,8 @@ class Outlook:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
-        return {**asdict(self), "classes": list(self.classes)}
+        values = {**asdict(self), "classes": list(self.classes)}
+        return {"apart" if name == "lost" else name: not v if name == "lost" else v for name, v in values.items()}
 
 
 def outlooks(solution: Solution) -> tuple[Outlook, ...]:
@@ -85,7 +86,7 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
         [(500, 'separated', 2.07), (100, 'merged', 0.926)]
     """
     problem = solution.problem
-    edge, apart = edges(problem, solution.b), told_apart(solution)
+    edge, lost = edges(problem, solution.b), clearance(solution) <= 0
     states = solution.class_states
     penalty = own_penalties(problem)
     contradicted = ~past(penalty, edge) != np.array([state == "separated" for state in states])
@@ -106,7 +107,7 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
                 classes=tuple(int(k) for k in members),
                 samples=int(n),
                 state=worst(states[k] for k in members),
-                apart=bool(apart[members].all()),
+                lost=bool(lost[members].any()),
                 threshold=threshold,
                 safety=threshold / float(penalty[first]),
                 margin=float(margin[members].min()),
@@ -118,24 +119,26 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
     return tuple(result)
 
 
-def told_apart(solution: Solution) -> NDArray[np.bool_]:
-    """Whether a class has predictions of its own, shape (K,).
+def clearance(solution: Solution) -> Vector:
+    """How far each class is from being lost, nats, shape (K,): positive exactly where it has predictions of its own.
 
-    Separated, and decided rightly with the priors of training or with equal ones (columns that have become parallel are
-    separated in name only); or carried by the bias alone, as a large class can be.
+    A separated class counts by its decision margin with the priors of training or with equal ones, whichever is larger;
+    columns that have become parallel are separated in name only. Any other class has predictions of its own only where
+    the bias alone carries it, by the margin with the priors of training; -inf where neither margin says how far it is.
 
     Example:
         >>> from collapsar import Problem, solve
-        >>> told_apart(solve(Problem("500x2,100x2", 0.01, 0.02))).tolist()
+        >>> (clearance(solve(Problem("500x2,100x2", 0.01, 0.02))) > 0).tolist()
         [True, True, False, False]
     """
-    states = np.array(solution.class_states)
-    margin, corrected = _margins(logits_of(solution)), corrected_margins(solution)
-    own = (states == "separated") & (np.maximum(margin, corrected) > TIE)
+    own = np.array([state == "separated" for state in solution.class_states])
+    logits = logits_of(solution)
+    margin, corrected = _margins(logits), _margins(logits + _equal_priors(solution.problem))
     if solution.proof is not None:  # classes share feature directions: their columns may be multiples of each other
         norms = solution.column_norms
-        own &= ~_parallel(solution.Z) & (norms > FAINT * norms.max())
-    return own | (margin > TIE)
+        own &= ~_parallel(logits - solution.b[:, None]) & (norms > FAINT * norms.max())
+    better = np.maximum(margin, corrected)
+    return np.where(own, better, np.where(margin > TIE, margin, np.where(better > 0, -np.inf, better))) - TIE
 
 
 def _parallel(Z: Matrix) -> NDArray[np.bool_]:
@@ -192,9 +195,12 @@ def corrected_margins(solution: Solution) -> Vector:
     Trained with loss shares q and offsets iota, g + iota is the log posterior under the prior q; g + iota - log q is
     the one under equal priors.
     """
-    problem = solution.problem
-    correction = problem.offsets - np.log(problem.loss_share)
-    return _margins(logits_of(solution) + correction[:, None])
+    return _margins(logits_of(solution) + _equal_priors(solution.problem))
+
+
+def _equal_priors(problem: Problem) -> Matrix:
+    """What the correction adds to each logit, shape (K, 1)."""
+    return (problem.offsets - np.log(problem.loss_share))[:, None]
 
 
 def calibration_shift(solution: Solution) -> float:

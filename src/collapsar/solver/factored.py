@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from collapsar.solver.atoms import Atoms
 from collapsar.solver.conjugate_gradients import ModelStep, truncated_newton
-from collapsar.solver.hessian import loss_hessian
-from collapsar.solver.objective import Residual, predict, residual
+from collapsar.solver.hessian import LossHessian, loss_hessian
+from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.symmetry import Quotient
 
-__all__ = ["descend", "newton"]
+__all__ = ["approach", "descend", "newton"]
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -121,20 +121,20 @@ class _Unknowns:
         along = np.sum(at.own * own + at.common * mean, axis=0) / self.squares
         return own - along * (at.mean + (self.q.sizes - 1) * at.own), mean - along * at.mean
 
-    def objective(self, x: Vector) -> tuple[float, Vector]:
-        """Value and gradient."""
+    def at(self, x: Vector) -> _Point:
+        """The objective there, its gradient, and what its Hessian is made of."""
         q, contrasts = self.q, self.q.sizes - 1
-        x, length = self.scaled(x)
-        at, b = self.unpack(x)
+        y, length = self.scaled(x)
+        at, b = self.unpack(y)
         P, loss = predict(q, at.blocks(q, b))
-        R = residual(q, P)
+        R, mean = residual(q, P), at.mean
         w, h = at.norms(q)
         value = loss + 0.5 * q.lambda_z * float(w @ w + h @ h)
         if self.squares is not None and not np.all(at.squares(q) > 0):
             value = np.inf  # a class without a feature
         hold = self.hold(at, R)
-        mean_slope = length * (hold * at.mean - at.between @ R.between)
-        slopes = [q.lambda_z * at.between - at.mean @ R.between.T, mean_slope]
+        mean_slope = length * (hold * mean - at.between @ R.between)
+        slopes = [q.lambda_z * at.between - mean @ R.between.T, mean_slope]
         if self.parts == 4:
             inner = contrasts * R.within
             own_slope = mean_slope + length * (hold * contrasts * at.own - at.within * inner)
@@ -146,7 +146,47 @@ class _Unknowns:
         if q.lambda_b < np.inf:
             value += 0.5 * q.lambda_b * float(q.sizes @ b**2)
             bias_slope = q.sizes * (q.lambda_b * b - R.bias)
-        return value, np.concatenate([*(slope.ravel() for slope in slopes), bias_slope])
+        gradient = np.concatenate([*(slope.ravel() for slope in slopes), bias_slope])
+        return _Point(self, x, value, gradient, at, P, R)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A point with the objective, its gradient, the predictions P and the residual R."""
+
+    unknowns: _Unknowns
+    x: Vector
+    value: float
+    gradient: Vector
+    atoms: Atoms
+    P: Columns
+    R: Residual
+
+    @cached_property
+    def loss(self) -> LossHessian:
+        """The loss's second derivative."""
+        return loss_hessian(self.unknowns.q, self.P)
+
+    @cached_property
+    def diagonal(self) -> Vector:
+        """The diagonal of the Hessian without what the residual adds: never below the penalty's."""
+        q, at, loss = self.unknowns.q, self.atoms, self.loss
+        contrasts, lam = q.sizes - 1, q.lambda_z
+        parts = [lam + at.mean**2 @ loss.diagonal.T, lam + at.between**2 @ loss.diagonal]
+        if self.unknowns.parts == 4:
+            inner = contrasts * loss.within_diagonal
+            parts += [
+                lam * np.maximum(contrasts, 1.0) + at.own**2 * inner,
+                parts[1] + lam * contrasts + at.within**2 * inner,
+            ]
+        bias = loss.bias_diagonal + (q.lambda_b * q.sizes if q.lambda_b < np.inf else 1.0)
+        diagonal = np.concatenate([*(part.ravel() for part in parts), bias])
+        return np.where(diagonal > 0, diagonal, 1.0)  # a free bias among saturated predictions has none
+
+    def projected(self) -> float:
+        """How far the point moves in a projected gradient step of length 1 / lambda_Z."""
+        step = self.gradient / self.unknowns.q.lambda_z
+        return float(np.linalg.norm(np.where(self.unknowns.nonnegative, np.minimum(step, self.x), step)))
 
 
 def descend(
@@ -171,10 +211,15 @@ def descend(
 
     unknowns = _Unknowns(q, len(atoms.own), squares)
     x = unknowns.pack(atoms, b)
-    scale = unknowns.objective(x)[0]
+    scale = unknowns.at(x).value
     lower = unknowns.lower(x)
+
+    def relative(x: Vector) -> tuple[float, Vector]:
+        at = unknowns.at(x)
+        return at.value / scale, at.gradient / scale
+
     found = minimize(
-        lambda x: tuple(part / scale for part in unknowns.objective(x)),
+        relative,
         x,
         jac=True,
         method="L-BFGS-B",
@@ -182,8 +227,14 @@ def descend(
         callback=None if report is None else lambda intermediate_result: report(intermediate_result.fun * scale),
         options={"maxiter": _DESCENT_STEPS, "maxfun": 2 * _DESCENT_STEPS, "ftol": 0.0, "gtol": 1e-13, "maxcor": 10},
     )
-    x, least_gain = unknowns.scaled(found.x)[0], max(_ROUNDING, _FRUITLESS * tol**1.5)
-    atoms, b = unknowns.unpack(_approach(unknowns, x, report, least_gain))
+    atoms, b = unknowns.unpack(_approach(unknowns, unknowns.scaled(found.x)[0], report, tol))
+    return atoms.alive(q), b
+
+
+def approach(q: Quotient, atoms: Atoms, b: Vector, tol: float = 0.0) -> tuple[Atoms, Vector]:
+    """The second half of :func:`descend` alone: for factors that are a minimum's already, of a problem nearby."""
+    unknowns = _Unknowns(q, len(atoms.own))
+    atoms, b = unknowns.unpack(_approach(unknowns, unknowns.pack(atoms, b), None, tol, patience=1))
     return atoms.alive(q), b
 
 
@@ -195,87 +246,86 @@ def newton(q: Quotient, atoms: Atoms, b: Vector, squares: Vector | None = None) 
     again from there, with a damped Hessian.
     """
     unknowns = _Unknowns(q, len(atoms.own), squares)
-    bounded, best = unknowns.nonnegative, unknowns.scaled(unknowns.pack(atoms, b))[0]
-    rest = _AT_REST * float(np.linalg.norm(best))
-    least = _projected(q, best, unknowns.objective(best)[1], bounded)
+    bounded, best = unknowns.nonnegative, unknowns.at(unknowns.scaled(unknowns.pack(atoms, b))[0])
+    rest = _AT_REST * float(np.linalg.norm(best.x))
+    least = best.projected()
     for damping in _DAMPINGS:
-        x, start = best, least
+        at, start = best, least
         for _ in range(_NEWTON_STEPS):
             if least <= rest:
                 break
-            gradient = unknowns.objective(x)[1]
             # a primal-dual active set: lambda_Z is the curvature of the penalty
-            free = ~(bounded & (x < gradient / q.lambda_z)) & ((x != 0) | (gradient != 0))
-            step = _newton_direction(unknowns, x, free, gradient, damping=damping * q.lambda_z)
-            x = np.where(free, x, 0.0)
+            free = ~(bounded & (at.x < at.gradient / q.lambda_z)) & ((at.x != 0) | (at.gradient != 0))
+            step = _newton_direction(at, free, damping=damping * q.lambda_z)
+            x = np.where(free, at.x, 0.0)
             x[free] += step.v
-            x, _ = unknowns.scaled(np.where(bounded, np.maximum(x, 0.0), x))
-            norm = _projected(q, x, unknowns.objective(x)[1], bounded)
+            at = unknowns.at(unknowns.scaled(np.where(bounded, np.maximum(x, 0.0), x))[0])
+            norm = at.projected()
             if norm < least:
-                best, least = x, norm
+                best, least = at, norm
             elif norm > _LOST * max(start, least):
                 break
-    return unknowns.unpack(best)
+    return unknowns.unpack(best.x)
 
 
-def _approach(unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | None, least_gain: float) -> Vector:
-    """Projected Newton steps in a trust region, until three in a row gain less than ``least_gain``, relative.
+def _approach(
+    unknowns: _Unknowns, x: Vector, report: Callable[[float], None] | None, tol: float, patience: int = 3
+) -> Vector:
+    """Projected Newton steps in a trust region, until ``patience`` in a row gain next to nothing beside ``tol``.
 
     Unknowns that their own curvature takes below zero are held there; the others move along the truncated Newton step,
     projected, as far as the objective falls.
     """
-    bounded, idle = unknowns.nonnegative, 0
-    value, gradient = unknowns.objective(x)
-    radius = 0.1 * float(np.linalg.norm(x * np.sqrt(_diagonal(unknowns, x))))
+    bounded, idle, least_gain = unknowns.nonnegative, 0, max(_ROUNDING, _FRUITLESS * tol**1.5)
+    at = unknowns.at(x)
+    radius = 0.1 * float(np.linalg.norm(x * np.sqrt(at.diagonal)))
     for _ in range(_APPROACH_STEPS):
-        least = _projected(unknowns.q, x, gradient, bounded) / max(float(np.linalg.norm(x)), np.finfo(np.float64).tiny)
+        x, gradient = at.x, at.gradient
+        least = at.projected() / max(float(np.linalg.norm(x)), np.finfo(np.float64).tiny)
         near = min(least, 1e-3) * unknowns.typical(x)
-        free = ~(bounded & (gradient > 0) & (x <= np.minimum(near, gradient / _diagonal(unknowns, x))))
-        step = _newton_direction(unknowns, x, free, gradient, radius=radius, forcing=min(0.1, np.sqrt(least)))
+        free = ~(bounded & (gradient > 0) & (x <= np.minimum(near, gradient / at.diagonal)))
+        step = _newton_direction(at, free, radius=radius, forcing=min(0.1, np.sqrt(least)))
         start, move, length = np.where(free, x, 0.0), np.zeros_like(x), 1.0
         move[free] = step.v
         while length > _SHORTEST:
             trial = start + length * move
-            trial, _ = unknowns.scaled(np.where(bounded, np.maximum(trial, 0.0), trial))
-            new_value, new_gradient = unknowns.objective(trial)
-            fall, expected = value - new_value, -length * (step.slope + 0.5 * length * step.curvature)
+            new = unknowns.at(unknowns.scaled(np.where(bounded, np.maximum(trial, 0.0), trial))[0])
+            fall, expected = at.value - new.value, -length * (step.slope + 0.5 * length * step.curvature)
             if fall >= 1e-3 * expected:
                 break
             length *= 0.3
         else:  # what is projected away outweighs the step: a shorter one is closer to the gradient
             radius, idle = _SHORTER * step.norm, idle + 1
-            if idle > 2:
+            if idle >= patience:
                 break
             continue
         if length < 1:
             radius = length * step.norm
         elif fall > 0.7 * expected:
             radius = max(radius, 3 * step.norm)
-        x, value, gradient = trial, new_value, new_gradient
+        at = new
         if report is not None:
-            report(value)
-        idle = idle + 1 if fall <= least_gain * value else 0
-        if idle > 2:
+            report(at.value)
+        idle = idle + 1 if fall <= least_gain * at.value else 0
+        if idle >= patience:
             break
-    return x
+    return at.x
 
 
 def _newton_direction(
-    unknowns: _Unknowns,
-    x: Vector,
+    at: _Point,
     free: NDArray[np.bool_],
-    gradient: Vector,
     *,
     damping: float = 0.0,
     radius: float = np.inf,
     forcing: float = 1e-3,
 ) -> ModelStep:
     """The truncated Newton step of the free unknowns."""
-    curve, inverse = _curvature(unknowns, x, free, damping), 1 / _diagonal(unknowns, x)[free]
+    inverse = 1 / at.diagonal[free]
     return truncated_newton(
-        curve,
+        _curvature(at, free, damping),
         lambda v: inverse * v,
-        gradient[free],
+        at.gradient[free],
         radius=radius,
         forcing=forcing,
         max_iterations=_ITERATIONS,
@@ -283,62 +333,36 @@ def _newton_direction(
     )
 
 
-def _curvature(unknowns: _Unknowns, x: Vector, free: NDArray[np.bool_], damping: float) -> Callable[[Vector], Vector]:
+def _curvature(point: _Point, free: NDArray[np.bool_], damping: float) -> Callable[[Vector], Vector]:
     """The damped Hessian on the free unknowns: the loss's, between the factors, and what the residual adds."""
-    q, J = unknowns.q, unknowns.q.num_clusters
-    at, b = unknowns.unpack(x)
-    P, _ = predict(q, at.blocks(q, b))
-    R, loss = residual(q, P), loss_hessian(q, P)
+    unknowns, at, R, loss = point.unknowns, point.atoms, point.R, point.loss
+    q, J, parts = unknowns.q, unknowns.q.num_clusters, unknowns.parts
     contrasts, width = q.sizes - 1, np.sqrt(q.sizes - 1)
     mean, inner, lam, hold = at.mean, contrasts * R.within, q.lambda_z, unknowns.hold(at, R)
-    biased = q.lambda_b < np.inf
+    bias_price = q.lambda_b * q.sizes if q.lambda_b < np.inf else None
+    move, out, dy = np.zeros_like(point.x), np.zeros_like(point.x), np.zeros(J)
+    (moved, db), (slope, bias_slope) = unknowns.unpack(move), (out[:-J].reshape(parts, -1, J), out[-J:])
 
     def apply(v: Vector) -> Vector:
-        move = np.zeros_like(x)
+        nonlocal dy
         move[free] = v
-        d, db = unknowns.unpack(move)
-        d = unknowns.tangent(at, d)
-        several = unknowns.parts == 4
-        d_mean = d.mean if several else d.common
+        d = unknowns.tangent(at, moved)
+        d_mean = d.mean if parts == 4 else d.common
         dX = d.between.T @ mean + at.between.T @ d_mean
-        dy = width * np.sum(d.within * at.own + at.within * d.own, axis=0) if several else np.zeros(J)
+        if parts == 4:
+            dy = width * np.sum(d.within * at.own + at.within * d.own, axis=0)
         gX, gy, gb = loss.apply(dX, dy, db)
+        slope[0] = lam * d.between - d_mean @ R.between.T + mean @ gX.T
         mean_slope = own_slope = hold * d_mean - d.between @ R.between + at.between @ gX
-        bent = width * gy
-        if several:
+        if parts == 4:
+            bent = width * gy
+            slope[2] = lam * contrasts * d.within - d.own * inner + at.own * bent
             own_slope = mean_slope + hold * contrasts * d.own - d.within * inner + at.within * bent
-        own_slope, mean_slope = unknowns.cotangent(at, own_slope, mean_slope)
-        slopes = [lam * d.between - d_mean @ R.between.T + mean @ gX.T, mean_slope]
-        if several:
-            slopes += [
-                lam * contrasts * d.within - d.own * inner + at.own * bent,
-                np.where(contrasts > 0, own_slope, 0.0),
-            ]
-        bias = gb + q.lambda_b * q.sizes * db if biased else np.zeros(J)
-        return np.concatenate([*(slope.ravel() for slope in slopes), bias])[free] + damping * v
+        own_slope, slope[1] = unknowns.cotangent(at, own_slope, mean_slope)
+        if parts == 4:
+            slope[3] = np.where(contrasts > 0, own_slope, 0.0)
+        if bias_price is not None:
+            bias_slope[:] = gb + bias_price * db
+        return out[free] + damping * v
 
     return apply
-
-
-def _diagonal(unknowns: _Unknowns, x: Vector) -> Vector:
-    """The diagonal of the Hessian without what the residual adds: never below the penalty's."""
-    q = unknowns.q
-    at, b = unknowns.unpack(x)
-    loss = loss_hessian(q, predict(q, at.blocks(q, b))[0])
-    contrasts, lam = q.sizes - 1, q.lambda_z
-    parts = [lam + at.mean**2 @ loss.diagonal.T, lam + at.between**2 @ loss.diagonal]
-    if unknowns.parts == 4:
-        inner = contrasts * loss.within_diagonal
-        parts += [
-            lam * np.maximum(contrasts, 1.0) + at.own**2 * inner,
-            parts[1] + lam * contrasts + at.within**2 * inner,
-        ]
-    bias = loss.bias_diagonal + (q.lambda_b * q.sizes if q.lambda_b < np.inf else 1.0)
-    diagonal = np.concatenate([*(part.ravel() for part in parts), bias])
-    return np.where(diagonal > 0, diagonal, 1.0)  # a free bias among saturated predictions has none
-
-
-def _projected(q: Quotient, x: Vector, gradient: Vector, bounded: NDArray[np.bool_]) -> float:
-    """How far the point moves in a projected gradient step of length 1 / lambda_Z."""
-    step = gradient / q.lambda_z
-    return float(np.linalg.norm(np.where(bounded, np.minimum(step, x), step)))

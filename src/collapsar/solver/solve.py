@@ -14,7 +14,7 @@ from collapsar.solver.certificate import Certificate, as_free
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.rotation import SOME, rotation_point
-from collapsar.solver.shared import SharedResult, minimise_shared
+from collapsar.solver.shared import Atoms, SharedResult, continued, minimise_shared
 from collapsar.solver.signed import minimise_signed
 from collapsar.solver.solution import NotConvergedError, SharedProof, Solution
 from collapsar.solver.status import Progress, Result, Status
@@ -64,7 +64,9 @@ def solve(
         raise ValueError("`start` must solve a problem with the same clusters of classes; leave it out")
     if problem.normalization is not None:
         return solve_normalized(problem, q, start, how)
-    return solve_quotient(problem, q, None if start is None else start.blocks, how)
+    if start is None:
+        return solve_quotient(problem, q, None, how)
+    return solve_quotient(problem, q, start.blocks, how, None if start.proof is None else start.proof.atoms)
 
 
 class Settings(NamedTuple):
@@ -89,14 +91,19 @@ def checked_settings(tol: float, max_steps: int, progress: Progress | None, thro
     return Settings(tol, max_steps, progress, throw)
 
 
-def solve_quotient(problem: Problem, q: Quotient, first: Blocks | None, how: Settings) -> Solution:
-    """The solution of a problem whose quotient is known, started at ``first`` where there is one.
+def solve_quotient(
+    problem: Problem, q: Quotient, first: Blocks | None, how: Settings, atoms: Atoms | None = None
+) -> Solution:
+    """The solution of a problem whose quotient is known, started at ``first`` and its factors where they are known.
 
     Raises:
         NotConvergedError: as for :func:`solve`.
     """
     with one_thread_below(q.num_clusters):
-        result = _minimise(q, first, how.tol, how.max_steps, how.progress)
+        known = atoms is not None and first is not None and q.features == "nonnegative"
+        result = continued(q, atoms, first.b, how.tol) if known else None
+        if result is None:
+            result = _minimise(q, first, how.tol, how.max_steps, how.progress)
         solution = _solution(problem, q, result)
     if how.throw and result.status is not Status.OPTIMAL:
         raise NotConvergedError(solution)

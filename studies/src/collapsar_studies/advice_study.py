@@ -21,7 +21,7 @@ from scipy import stats
 
 import collapsar
 from collapsar import Problem
-from collapsar.advise.outlook import told_apart
+from collapsar.advise.outlook import clearance
 from collapsar.core.files import write_atomically
 from collapsar.solver import solve
 from collapsar.training.loop import one_thread
@@ -295,7 +295,7 @@ def _setting_row(setting: Setting, records: list[tuple[int, dict[str, Record]]])
             row[value] = float(np.mean([run[value] for run in runs]))
         if "predicted_states" in runs[0]:
             problem = Problem.from_dict(runs[0]["recipe"]["problem"])
-            row["predicted_merged"] = int(np.sum(~told_apart(solve(problem, 1e-7, throw=False))))
+            row["predicted_merged"] = int(np.sum(clearance(solve(problem, 1e-7, throw=False)) <= 0))
             distances = [run["distance_Z"] for run in runs if run["distance_Z"] is not None]
             row["distance_Z"] = float(np.mean(distances)) if distances else None
         rows[name] = row
