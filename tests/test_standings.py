@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -102,6 +103,13 @@ CASES = {
 }
 
 
+@cache
+def at_home(case: str, known: KnownTraining | None = None) -> Diagnosis:
+    """Before anything is moved or turned."""
+    counts, W, H, b = CASES[case][0]
+    return diagnose_measurement(measure(*samples(counts, H), W, b), known)
+
+
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([0.1, 1.0, 100.0, 1e4]))
@@ -111,7 +119,7 @@ def test_an_offset_of_all_features_changes_no_verdict(case, seed, size):
     c = rng.normal(size=W.shape[1])
     c *= size / np.linalg.norm(c)
     X, y = samples(counts, H)
-    here = diagnose_measurement(measure(X, y, W, b))
+    here = at_home(case)
     there = diagnose_measurement(measure(X + c, y, W, b - W @ c))
     assert there.separation.states == here.separation.states
     np.testing.assert_allclose(there.separation.relative_norms, here.separation.relative_norms, atol=1e-6)
@@ -140,7 +148,7 @@ def test_no_offset_changes_a_number_that_is_read(case, size, known):
     X, y = samples(counts, H)
     c = RNG(5).normal(size=W.shape[1])
     c *= size / np.linalg.norm(c)
-    here, there = (diagnose_measurement(measure(X + s * c, y, W, b - s * (W @ c)), known) for s in (0, 1))
+    here, there = at_home(case, known), diagnose_measurement(measure(X + c, y, W, b - W @ c), known)
     assert verdicts(there) == verdicts(here)
     tolerance = 1e-6 if size <= 100 else 1e-3  # an offset of 1e4 leaves twelve digits of the features
     assert numbers(there) == pytest.approx(numbers(here), rel=tolerance, abs=0.01 * tolerance, nan_ok=True)
@@ -148,12 +156,12 @@ def test_no_offset_changes_a_number_that_is_read(case, size, known):
 
 @pytest.mark.parametrize("size", [0.1, 1.0, 100.0])
 def test_what_all_logits_share_changes_no_number_that_is_read(size):
-    counts, W, H, b = signed_network(lambda_z=0.0037)
+    counts, W, H, b = CASES["signed, merged"][0]
     X, y = samples(counts, H)
     common = RNG(6).normal(size=W.shape[1])
     common *= size / np.linalg.norm(common)  # adds common'h + 3 to every logit of a sample
     turn = np.linalg.qr(RNG(7).normal(size=(16, 16)))[0]
-    here = diagnose_measurement(measure(X, y, W, b))
+    here = at_home("signed, merged")
     for there in (measure(X, y, W + common, b + 3), measure(X @ turn, y, W @ turn, b)):
         found = diagnose_measurement(there)
         assert verdicts(found) == verdicts(here)
@@ -178,9 +186,9 @@ def test_a_head_at_rest_is_at_rest_and_keeps_its_penalties_in_its_own_units():
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_rotations_and_constants_on_all_logits_change_no_verdict(seed):
-    counts, W, H, b = signed_network(lambda_z=0.0037)
+    counts, W, H, b = CASES["signed, merged"][0]
     X, y = samples(counts, H)
-    here = diagnose_measurement(measure(X, y, W, b))
+    here = at_home("signed, merged")
     rng = RNG(seed)
     turn = np.linalg.qr(rng.normal(size=(16, 16)))[0]
     assert verdicts(diagnose_measurement(measure(X @ turn, y, W @ turn, b))) == verdicts(here)
