@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from math import ceil, exp, inf, isfinite, log, nan
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.advise.mitigations import Remedy, oversampling
 from collapsar.advise.outlook import clearance
 from collapsar.core.normalization import strengthened
 from collapsar.core.problem import Loss, Problem
+from collapsar.core.types import Vector
 from collapsar.solver import Solution, solve
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.symmetry import quotient
@@ -33,7 +33,6 @@ __all__ = [
     "optimum",
 ]
 
-Vector = NDArray[np.float64]
 
 # The least level is found to half a percent; signed features have a closed form, which float64 solves exactly.
 FINE = 1.005

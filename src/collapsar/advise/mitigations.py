@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from collapsar.core.counts import class_counts
 from collapsar.core.normalization import own_penalties, strengthened
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver import Solution, Status, solve
 from collapsar.solver.normalized_transitions import transitions
 from collapsar.theory import thresholds
@@ -40,8 +41,6 @@ __all__ = [
     "vs_loss",
 ]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 Penalty = Literal["repeated", "held"]
 
 

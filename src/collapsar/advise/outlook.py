@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
 from collapsar.core.states import ClassState, past, worst
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver import Solution
 from collapsar.solver.normalized_certificate import row_scales
 from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
@@ -20,8 +21,6 @@ from collapsar.theory.thresholds import merge_strength
 
 __all__ = ["Outlook", "calibration_shift", "clearance", "corrected_margins", "edges", "logits_of", "outlooks"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 # The exact thresholds of nonnegative features cost a root per kind of class; beyond so many kinds the residual at the
 # present bias stands in for them.

@@ -18,11 +18,11 @@ from collapsar.advise.sources import joined_sizes
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.normalization import COSINE_SCALE
 from collapsar.core.problem import Problem
+from collapsar.core.types import Vector
 from collapsar.solver import NotConvergedError, Solution, solve
 
 __all__ = ["ACTED", "Forecast", "Norm", "Recipe", "StandardAdvice", "advise_standard", "forecast_rows"]
 
-Vector = NDArray[np.float64]
 Norm = Literal["layernorm", "rmsnorm", "cosine", "batchnorm", "none"]
 Optimizer = Literal["sgd", "adam", "adamw", "other"]
 Schedule = Literal["constant", "cosine", "linear"]

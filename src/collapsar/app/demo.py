@@ -20,6 +20,7 @@ import torch
 import collapsar as cs
 from collapsar.app.demo_standard import accuracies, collapse_report, standard_record
 from collapsar.app.network_records import advice_record, geometry_record
+from collapsar.core.types import Record
 from collapsar.diagnose.fit import Distance, distance
 from collapsar.diagnose.readers import diagnose_run
 from collapsar.metrics import CollapseReport
@@ -28,7 +29,6 @@ from collapsar.training.recipes import DEMO_RECIPES
 
 __all__ = ["COLLAPSE_NUMBERS", "POSITIONS", "collapse_numbers", "demo", "demo_penalties", "run_record"]
 
-Record = dict[str, Any]
 Progress = Callable[[str, int, int], None]
 """Called with (words for the run, finished epochs, all epochs) while a network trains."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import collapsar as cs
+from collapsar.core.types import Record
 from collapsar.diagnose.fit import distance
 from collapsar.metrics import CollapseReport
 from collapsar.metrics import collapse_report as report_of
@@ -23,7 +23,6 @@ from collapsar.training.models import FeatureNetwork
 
 __all__ = ["STANDARD_POSITIONS", "accuracies", "collapse_report", "standard_record"]
 
-Record = dict[str, Any]
 
 STANDARD_POSITIONS = {"below": 0.5, "above": 1.4}
 """Penalties of the head's weight, as factors of the merge threshold."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 import collapsar as cs
 from collapsar.advise.sources import advise_diagnosis
+from collapsar.core.types import Record
 from collapsar.diagnose.diagnosis import Diagnosis
 
 __all__ = ["advice_record", "coordinates", "geometry_record"]
 
-Record = dict[str, Any]
 
 # Remedies are found by solving again and again: up to this many different class sizes that takes seconds.
 _MOST_SIZES = 40

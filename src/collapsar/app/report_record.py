@@ -14,11 +14,11 @@ import collapsar as cs
 from collapsar.app.network_records import advice_record, geometry_record
 from collapsar.app.solution_report import is_solution, solution_report
 from collapsar.core.records import to_json
+from collapsar.core.types import Record
 from collapsar.diagnose.readers import diagnose, diagnose_run
 
 __all__ = ["report_record"]
 
-Record = dict[str, Any]
 Progress = Callable[[str], None]
 
 _CHECKPOINT = "checkpoint.safetensors"

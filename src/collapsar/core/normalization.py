@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from collapsar.core.types import Vector
 
 if TYPE_CHECKING:
     from collapsar.core.problem import Problem
@@ -26,7 +28,6 @@ COSINE_SCALE = 16.0
 """What a cosine head usually multiplies its features of unit length by."""
 
 Over = Literal["sample", "batch"]
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.types import Vector
 from collapsar.diagnose.measurement import Measurement
 from collapsar.diagnose.readings import lambda_z_from_predictions, lambda_z_from_residual
 from collapsar.metrics.balance import balance_penalties
@@ -28,7 +29,6 @@ __all__ = [
     "head_forces",
 ]
 
-Vector = NDArray[np.float64]
 
 AT_REST = 0.1
 """Relative gradient of the head below which it counts as being at rest. Distances to an optimum cannot be read to a

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.types import Vector
 from collapsar.metrics.near_rows import Rows
 
 __all__ = ["CountEffect", "Penalties", "Recalls", "count_effect", "predicted_lost", "recalls"]
 
-Vector = NDArray[np.float64]
 _BLOCK_NUMBERS = 1 << 22
 # The optimum for more different counts than this takes minutes.
 _MOST_COUNTS = {"signed": 1000, "nonnegative": 20, "normalised": 100}

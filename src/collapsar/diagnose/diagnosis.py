@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining, rests_by_rows
@@ -59,8 +58,6 @@ from collapsar.metrics.shared_rows import shared_rows
 
 __all__ = ["Diagnosis", "Prediction", "diagnose_measurement"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 # A record keeps the K x K tables of scores up to this many classes.
 _TABLE_CLASSES = 200

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.types import Matrix, Vector
 from collapsar.diagnose.readings import checked_predictions
 from collapsar.metrics.balance import balance_penalties
 from collapsar.metrics.predictions import MeanPredictions
@@ -30,8 +31,6 @@ __all__ = [
     "gram_distances",
 ]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 # A network counts as following one model when it lies nearer to it by more than this factor.
 _NEARER = 0.8

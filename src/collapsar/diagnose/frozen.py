@@ -24,12 +24,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss
+from collapsar.core.types import Vector
 from collapsar.diagnose.agreement import head_forces
 from collapsar.diagnose.measurement import Measurement, measure
 
 __all__ = ["LARGEST", "FrozenHead", "Solved", "frozen_head", "frozen_of"]
 
-Vector = NDArray[np.float64]
 
 LARGEST = 1 << 29
 """N d K, the numbers multiplied in one evaluation, up to which heads are solved: seconds each beyond."""

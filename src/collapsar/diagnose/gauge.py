@@ -19,11 +19,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Vector
 from collapsar.diagnose.measurement import Measurement
 
 __all__ = ["without_offset"]
 
-Vector = NDArray[np.float64]
 
 # An offset that the bias' pull explains is believed up to this many times the spread of the class means.
 _FAR = 2.0

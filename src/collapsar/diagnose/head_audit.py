@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.types import Mask, Vector
 from collapsar.diagnose import audit_words
 from collapsar.diagnose.audit_samples import CountEffect, Penalties, Recalls, count_effect, predicted_lost, recalls
 from collapsar.diagnose.reach import FeatureSpace, Progress, Reach, reach
@@ -33,8 +34,6 @@ from collapsar.metrics.shared_rows import TOLERANCE, from_middle, longest_row, r
 
 __all__ = ["Audit", "AuditOptions", "Group", "audit"]
 
-Vector = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 # Rows this close, relative to the longest, are one row: float32 rounding of training and storage.
 _IDENTICAL = 1e-6

@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import Loss
+from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.evidence import common_origin, on_floor
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
 __all__ = ["MAX_CLASSES", "MAX_TABLE", "Lengths", "Measurement", "Pass", "measure"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 MAX_CLASSES = 20_000
 """A diagnosis compares every two classes: minutes at this many."""

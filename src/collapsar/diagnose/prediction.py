@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.advise.outlook import edges
 from collapsar.core.known import KnownTraining
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.records import to_json
+from collapsar.core.types import Matrix, Vector
 from collapsar.diagnose.agreement import EffectivePenalties
 from collapsar.diagnose.fit import Fit, fit_to_theory
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement
@@ -34,8 +34,6 @@ __all__ = [
     "prediction_of",
 ]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 # Classes of one cluster lie alike to all others: as many of them stand for the rest.
 _STAND_FOR = 3

@@ -23,14 +23,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.diagnose.reach_search import ROUNDING, Budget, Contest, FeatureSpace, search, unit
 from collapsar.diagnose.reach_sphere import on_sphere
 
 __all__ = ["FeatureSpace", "Progress", "Reach", "reach"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Progress = Callable[[str], None]
 
 _BLOCK_NUMBERS = 1 << 22

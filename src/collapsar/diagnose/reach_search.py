@@ -17,13 +17,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
+
 __all__ = ["ROUNDING", "Budget", "Certificate", "Contest", "FeatureSpace", "search", "unit"]
 
 FeatureSpace = Literal["free", "nonnegative"] | float
 """Where features are looked for: anywhere, with no entry below zero, or (a number) of exactly this length."""
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 Certificate = tuple[NDArray[np.int64], Vector]
 
 # A margin or a mismatch of rows smaller than this, of a usual logit at these features, is rounding in float32.

@@ -11,14 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.diagnose.reach_search import Budget, Contest, search
 
 __all__ = ["on_sphere"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _RAYS, _HOPS = 64, 20
 

@@ -10,18 +10,16 @@ Example:
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.solver.certificate import dual_norm
 from collapsar.solver.objective import Residual, predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient, quotient, trivial_quotient
 
 __all__ = ["checked_predictions", "lambda_z_from_predictions", "lambda_z_from_residual"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 
 def checked_predictions(

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Mask, Vector
 from collapsar.metrics.near_rows import Rows, row_blocks
 
 __all__ = ["RowSpectrum", "at_initial_length", "initial_variances", "row_spectrum"]
 
-Vector = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 # A spectrum of more rows than this is estimated from as many, evenly spaced.
 _SPECTRUM_ROWS = 16384

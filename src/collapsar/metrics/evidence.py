@@ -20,15 +20,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, class_logits
 
 __all__ = ["LostClass", "Standings", "class_evidence", "class_standings", "common_origin", "mean_standings", "on_floor"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 # Features behind a ReLU rest on a floor: in most coordinates most class means lie within this share of the range.
 _AT_FLOOR, _MOST_CLASSES, _MOST_COORDINATES = 0.05, 0.5, 0.8

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from collapsar.core.types import Vector
+
 __all__ = ["Rows", "groups_of", "near_labels", "nearest_rows", "row_blocks"]
 
-Vector = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _SKETCH = 32

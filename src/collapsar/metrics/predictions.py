@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from collapsar.core.types import Matrix, Vector
 
 __all__ = ["MeanPredictions"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 # Columns are made this many numbers at a time: 64 MiB.
 _BLOCK_NUMBERS = 1 << 23

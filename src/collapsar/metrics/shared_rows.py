@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Vector
 from collapsar.metrics.near_rows import Rows, groups_of, near_labels, row_blocks
 
 __all__ = ["TOLERANCE", "from_middle", "longest_row", "row_geometry", "row_groups", "shared_rows"]
 
-Vector = NDArray[np.float64]
 
 TOLERANCE = 0.01
 """Rows coincide if no farther apart than this share of the longest row."""

@@ -36,13 +36,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Mask
 from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, class_separation
 
 __all__ = ["Event", "EventKind", "MergeRule", "MergeWatch", "listed"]
 
 EventKind = Literal["merge", "vanish", "separate", "never separated", "lost", "dead"]
-Mask = NDArray[np.bool_]
 
 _MAX_NAMED = 20
 _NEW, _ARMED, _ON = 0, 1, 2

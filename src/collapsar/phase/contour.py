@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.types import Array
+
 __all__ = ["Line", "zero_lines"]
 
-Array = NDArray[np.float64]
 Line = tuple[tuple[float, float], ...]
 
 

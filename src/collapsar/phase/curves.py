@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Array, Mask
 from collapsar.phase.contour import zero_lines
 from collapsar.phase.grid import Axis, PhaseConfig
 
 __all__ = ["Curve", "curves_of"]
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Transition = Literal["merge", "vanish", "complete"]
 
 _CURVES: tuple[tuple[Transition, str], ...] = (

@@ -11,13 +11,13 @@ from math import inf
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from collapsar.core.normalization import Over
+from collapsar.core.types import Array
 
 __all__ = ["Axis", "AxisName", "PhaseConfig", "PhaseSettings"]
 
-Array = NDArray[np.float64]
 
 AxisName = Literal["lambda_z", "lambda_b", "r", "n_a", "n_b", "share_a", "oversampling", "lambda_w", "norm"]
 Scale = Literal["linear", "log"]

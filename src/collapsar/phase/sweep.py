@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from collapsar.core.files import write_atomically
+from collapsar.core.types import Record
 from collapsar.phase.diagram import PhaseDiagram, assemble, phase_chunk
 from collapsar.phase.grid import PhaseConfig
 
 __all__ = ["parts_folder", "sweep"]
 
-Record = dict[str, Any]
 Progress = Callable[[int, int], None]
 """Called with (parts done, parts in all)."""
 Note = Callable[[str], None]

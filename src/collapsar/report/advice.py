@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from collapsar.core.types import Record
 from collapsar.report.record import defined
 from collapsar.report.words import lambda_text, number_text, share_text
 
@@ -21,7 +21,6 @@ __all__ = [
     "verdict_words",
 ]
 
-Record = Mapping[str, Any]
 
 _FACTOR_WORDS = {
     "weights": "loss weight",

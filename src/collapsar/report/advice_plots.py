@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from collapsar.core.types import Record
 from collapsar.report.advice import class_words
 from collapsar.report.record import defined
 from collapsar.report.style import COLOURS, STATES, png_bytes, styled, svg_string
 
 __all__ = ["advice_figure", "margins", "picture_bytes", "safety"]
-
-Record = Mapping[str, Any]
 
 
 def advice_figure(record: Record) -> Figure:

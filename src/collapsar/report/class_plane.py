@@ -23,14 +23,13 @@ from matplotlib.collections import PathCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.text import Text
-from numpy.typing import NDArray
 
+from collapsar.core.types import Array
 from collapsar.report.record import cluster_of_classes
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, STATES
 
 __all__ = ["PlaneArtists", "class_means_plane", "principal_plane"]
 
-Array = NDArray[np.float64]
 
 _MOST_NAMES = 30  # more class names would overlap
 _SAME_PLACE = 0.03  # of the picture's width: names of classes closer than this are written as one

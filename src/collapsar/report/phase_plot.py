@@ -22,12 +22,12 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
+from collapsar.core.types import Array
 from collapsar.report.style import COLOURS, COLUMN_INCHES, styled
 from collapsar.report.words import number_text
 
 __all__ = ["phase_axes", "phase_figure"]
 
-Array = NDArray[np.float64]
 
 # From light to dark, so that the order separated, merged, vanished, zero survives without colour.
 FILLS = ("#d9e9f4", "#f3c562", "#d7702a", "#4d4652")

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.records import to_json
+from collapsar.core.types import Record
 
 __all__ = ["Record", "checked_demo", "cluster_of_classes", "defined", "matrix"]
 
-Record = dict[str, Any]
 
 _KEYS = (
     *("data", "class_names", "class_counts", "features", "lambda_b", "clusters"),

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Residual
 from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = ["Atoms", "combined", "pruned"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _PARALLEL = 1e-12  # 1 - cosine of two directions that are one
 _TRACE = 1e-4  # relative

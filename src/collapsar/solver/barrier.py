@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Columns, Residual, dual_entropy, residual
 from collapsar.solver.symmetry import Quotient
 from collapsar.solver.witness import Witness
 
 __all__ = ["Layout", "Model", "Point", "layout_of", "model_at", "point_at"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 

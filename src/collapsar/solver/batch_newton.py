@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Array, Mask
 from collapsar.solver.batch_model import BatchModel, Softmax, lower_bound
 from collapsar.solver.batch_price import Frame, Price, price_of
 from collapsar.solver.certificate import GAP_FLOOR
@@ -18,8 +19,6 @@ from collapsar.solver.start import asymptotic_logits
 
 __all__ = ["BatchPoint", "minimise_batch"]
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Index = NDArray[np.intp]
 
 _NOISE = 1e-15  # relative rounding of the objective

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.core.states import CLASS_STATES, past
 from collapsar.core.threads import one_thread_below
+from collapsar.core.types import Array
 from collapsar.solver.batch_model import BatchModel
 from collapsar.solver.batch_newton import minimise_batch
 from collapsar.solver.certificate import GAP_FLOOR
@@ -26,7 +27,6 @@ from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
 __all__ = ["BatchResult", "ProblemBatch", "solve_batch"]
 
-Array = NDArray[np.float64]
 
 _CHUNK_NUMBERS = 240_000  # entries of the Hessians in work at once: they should stay in the cache
 

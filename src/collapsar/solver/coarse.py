@@ -12,14 +12,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = ["coarsened", "interpolated"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _WIDTH = 0.1  # groups are finest within this many nats of the threshold
 _SMOOTH = 0.05  # nats: how well a family's own parameters must be interpolated to be called smooth

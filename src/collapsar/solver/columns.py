@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import target
 from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = ["Softmax", "Stack", "Tilt", "best_columns", "softmax", "stack", "tilt", "to_blocks", "to_columns"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 MAX_STEPS = 100  # of the damped Newton method: a guard, what stopped early leaves its certificate open
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from collapsar.core.types import Vector
 
 __all__ = ["ModelStep", "truncated_newton"]
 
-Vector = NDArray[np.float64]
 
 _FLAT = 1e-6  # curvature against the preconditioner's that counts as none
 

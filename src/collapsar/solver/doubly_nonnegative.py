@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms
 from collapsar.solver.barrier import Layout, Point, layout_of, model_at, point_at
 from collapsar.solver.certificate import dual_norm
@@ -27,8 +27,6 @@ from collapsar.solver.witness import Witness
 
 __all__ = ["Centre", "central_path", "factorised"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _INSIDE = 1 - 1e-14  # strictly inside, whatever the last digit of a norm
 SHRINK = 0.05  # of mu in one tangent step

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms
 from collapsar.solver.conjugate_gradients import ModelStep, truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
@@ -24,8 +25,6 @@ from collapsar.solver.symmetry import Quotient
 
 __all__ = ["approach", "descend", "newton"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _DESCENT_STEPS = 30  # quasi-Newton: enough to find most of the unknowns that are zero
 _NEWTON_STEPS = 12

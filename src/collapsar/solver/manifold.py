@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, predict, residual
@@ -24,8 +24,6 @@ from collapsar.solver.symmetry import Blocks, Quotient, centred
 
 __all__ = ["Basis", "Direction", "NewtonSystem", "Point", "newton_system", "point", "retract", "straight"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _TINY = 1e-300
 _SMALL = 64  # clusters up to which float64 costs nothing

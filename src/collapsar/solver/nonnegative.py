@@ -20,8 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, balance_bias, certify_blocks, dual_on_ray, penalty
 from collapsar.solver.columns import Softmax, Stack, best_columns, softmax, stack, tilt, to_blocks, to_columns
 from collapsar.solver.objective import Columns, cross_entropy, predict, residual
@@ -30,8 +30,6 @@ from collapsar.solver.symmetry import Blocks, Quotient, centred
 
 __all__ = ["column_certificate", "minimise_nonnegative"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 LONGEST_STEP = 5.0  # of the bias in one Newton step, nats: beyond it the quadratic model of a softmax says nothing
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.core.problem import Problem
+from collapsar.core.types import Vector
 from collapsar.solver.certificate import Certificate, balance_bias, penalty
 from collapsar.solver.normalized_certificate import (
     batch_price,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NormalizedResult", "Solver", "minimise_normalized", "shared_proof", "shifted"]
 
-Vector = NDArray[np.float64]
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
 _EASY = 1e-14  # decrement from which on one more step of Newton leaves only rounding

@@ -18,9 +18,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.core.problem import Problem
+from collapsar.core.types import Vector
 from collapsar.solver.certificate import Certificate, balance_bias, best_dual, certify_blocks, penalty
 from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
 from collapsar.solver.spheres import NormalizedQuotient, Spheres, sphere_point
@@ -36,8 +36,6 @@ __all__ = [
     "spheres_of",
 ]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _CLOSED = 1e-12  # relative gap at which no better bound is looked for
 _TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from collapsar.core.normalization import Normalization
 from collapsar.core.problem import Problem
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.normalized import NormalizedResult, Solver, minimise_normalized, shifted
 from collapsar.solver.normalized_certificate import (
@@ -28,8 +29,6 @@ from collapsar.solver.symmetry import Blocks, Quotient, lift
 
 __all__ = ["NormalizedSolution", "certified_again", "normalized_solution"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _ZERO = 1e-8  # relative size below which a part counts as zero where the dual leaves it open
 

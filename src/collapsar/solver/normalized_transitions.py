@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import Loss, Problem
+from collapsar.core.types import Vector
 from collapsar.solver.certificate import penalty
 from collapsar.solver.normalized_certificate import normalized_quotient, row_scales, scaled_quotient
 from collapsar.solver.solve import Settings, solve_quotient
@@ -24,7 +25,6 @@ from collapsar.solver.symmetry import Quotient, quotient
 
 __all__ = ["merge_per_batch", "merge_per_sample", "plain_problem", "transitions", "weight_penalty_per_batch"]
 
-Vector = NDArray[np.float64]
 
 _WEAKEST, _STRONGEST = 1e-9, 1e5  # of lambda_w / norm^2 that are looked at; beyond, the head is 0 to every digit shown
 _SETTLED = 1e-22  # decrement at which a held optimum is taken

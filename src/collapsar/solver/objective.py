@@ -9,15 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import xlog1py, xlogy
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = ["Columns", "Residual", "cross_entropy", "dual_entropy", "predict", "residual", "target"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.symmetry import Blocks, Quotient, grid
 
 __all__ = ["SOME", "rotation_point"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 Tensor = NDArray[np.float64]
 
 _gesdd, _gesv, _posv = get_lapack_funcs(("gesdd", "gesv", "posv"), dtype=np.float64)

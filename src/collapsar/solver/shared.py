@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms, combined, pruned
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.doubly_nonnegative import central_path, factorised
@@ -47,8 +47,6 @@ __all__ = [
     "with_directions",
 ]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _ROUNDS = 6  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class

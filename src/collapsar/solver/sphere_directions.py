@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
+
 if TYPE_CHECKING:
     from collapsar.solver.spheres import NormalizedQuotient, SpherePoint
 
 __all__ = ["BalancedFactors", "Directions", "balanced_factors", "directions"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _SETTLED = 1e-2  # decrement from which on the residual says which directions die
 _LATE = 1e-4  # and from which on one can be missed

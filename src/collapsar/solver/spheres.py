@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, predict, residual
@@ -36,8 +36,6 @@ __all__ = [
     "sphere_start",
 ]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _NOISE = 1e-15  # relative rounding of the objective
 _FLOOR = 2e-3  # nats: objectives below count as this large, as in the certificate

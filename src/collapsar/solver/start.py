@@ -7,13 +7,12 @@ C_K M^(1/2): the off-diagonal of Q gives every wrong class its probability, whos
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Array
 from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = ["asymptotic_logits", "asymptotic_start"]
 
-Array = NDArray[np.float64]
 
 # Newton's method on a cross-entropy overshoots from probabilities that are too small and creeps by one unit of
 # logit from ones that are too large: twice the asymptotic value, no entry below the mean, was best for K = 50 to 200.

@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.types import Matrix, Vector
 
 __all__ = ["Blocks", "Quotient", "centred", "grid", "lift", "project", "quotient", "trivial_quotient"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.certificate import dual_on_ray
 from collapsar.solver.objective import Columns, residual
 from collapsar.solver.symmetry import Quotient
 
 __all__ = ["Witness", "lower_bound", "tightened", "witness_of"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 # The largest eigenvalue is smoothed to mu log sum exp(. / mu), relative to lambda_Z^2, for these mu in turn.
 _SMOOTHING = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import Problem
+from collapsar.core.types import Matrix, Vector
 
 __all__ = [
     "Clusters",
@@ -28,8 +29,6 @@ __all__ = [
     "softmax",
 ]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 NEWTON_STEPS = 200
 # Newton squares its error: once a step is this short, the next would be at the last digit of float64.

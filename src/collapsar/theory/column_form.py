@@ -9,12 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, cross_entropy, softmax
 
 __all__ = ["alive_columns", "columns", "gauge_bounds", "gauge_within", "tilted", "without_columns"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 
 def without_columns(c: Clusters, b: Vector, start: Response | None = None) -> Response:

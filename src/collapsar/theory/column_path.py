@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, bias_curvature
 from collapsar.theory.column_form import columns, gauge_bounds, gauge_within, without_columns
 from collapsar.theory.roots import FLOOR, largest_roots
 
 __all__ = ["Vanishing", "column_thresholds"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 # The certificate of H >= 0 counts as closed when the bound of the dual norm exceeds lambda_z by no more than this.
 CLOSED = 1e-9

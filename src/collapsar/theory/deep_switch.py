@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_entropy, softmax
 from collapsar.theory.column_form import tilted
 from collapsar.theory.roots import root_between
 
 __all__ = ["decay_switch"]
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 # More kinds of classes are joined with their neighbours in size: they matter through the bias only, and four kinds give
 # the switch to 0.1%.

@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import Problem
+from collapsar.core.types import Matrix, Vector
 
 __all__ = ["Landscape", "Verdict", "landscape"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 
 class Verdict(enum.Enum):

@@ -9,14 +9,14 @@ columns; divided by the common half log N they are what is left of the imbalance
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from collapsar.core.types import Matrix
 from collapsar.theory import large_sample_margins
 from collapsar.theory.limits import column_cosines
 
 __all__ = ["etf_slope", "self_consistent_cosines"]
 
-Matrix = NDArray[np.float64]
 
 MAX_STEPS = 500  # half steps towards the fixed point; where these do not arrive, there is none and an error says so
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from collapsar.core.types import Matrix, Vector
 
 __all__ = [
     "Geometry",
@@ -22,9 +24,6 @@ __all__ = [
     "seli_two_cluster_grams",
     "simplex_etf",
 ]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from math import inf, isinf, nan, pi, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.types import Vector
 from collapsar.theory.roots import root_between
 
 __all__ = ["NormalizedTwoCluster", "normalized_merge", "normalized_two_cluster"]
 
-Vector = NDArray[np.float64]
 
 _MERGED = 1e-6  # radians from pi/2 that rounding explains
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+
+from collapsar.core.types import Vector
 
 __all__ = ["FLOOR", "largest_roots", "root_between", "roots_between"]
 
-Vector = NDArray[np.float64]
 
 # How far below its guess a root is looked for. A class without a root there is carried by the bias alone:
 # its residual shrinks in proportion to lambda_z, so going further down changes nothing.

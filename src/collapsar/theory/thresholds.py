@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.threads import one_thread_below
+from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
 
 __all__ = ["Thresholds", "cluster_thresholds", "merge_strength", "thresholds", "thresholds_of_many"]
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

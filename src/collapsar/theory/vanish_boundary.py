@@ -29,11 +29,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel
+from collapsar.core.types import Vector
 from collapsar.theory.roots import roots_between
 
 __all__ = ["VanishBoundary", "lowest_vanish", "monotonicity", "vanish_boundary"]
-
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

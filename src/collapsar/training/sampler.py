@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.types import Vector
 
 __all__ = ["ClassAwareSampler"]
 
-Vector = NDArray[np.float64]
 
 # A sampler is asked at most this many calls below one that wraps it.
 _CALLS = 12

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from collapsar.core.types import Record
 from collapsar.training.checkpoint import Checkpoint, RunFolder, load_records, read_checkpoint
 from collapsar.training.config import PRECISIONS, TrainConfig
 from collapsar.training.models import FeatureNetwork, build_model
@@ -28,7 +29,6 @@ __all__ = [
     "result_of",
 ]
 
-Record = dict[str, Any]
 
 _BUFFERS = {"momentum": "momentum_buffer", "first": "exp_avg", "second": "exp_avg_sq", "steps": "step"}
 """What the optimizers keep of each parameter, by its prefix in a checkpoint."""
