@@ -215,3 +215,31 @@ def test_a_wrong_choice_is_answered_with_the_choices(here):
     ended = here("solve", "500x5,100x5", "--lambda-z", "0.01", "--features", "positive")
     assert ended.returncode == 2
     assert "Invalid value for '--features': 'positive' is not one of 'signed', 'nonnegative'." in ended.stderr
+
+
+def test_classes_that_merge_gradually_are_not_said_to_merge_never(here):
+    problem = ("100,40,10", "--lambda-b", "0", "--norm", "11.3", "--lambda-w", "100")
+    assert "merged" in here("solve", *problem).stdout
+    shown = here("thresholds", *problem).stdout
+    assert "gradual" in shown
+    assert "merged" in shown
+    several = here("thresholds", "100x5,20x5", "--lambda-b", "0", "--norm", "11.3").stdout
+    assert "gradual" not in several
+    assert "8.45352" in several
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("solve 5,3 --lambda-w 1 --norm layernorm", "'layernorm' is not a number: give the length of the features"),
+        ("advise 5,3", "or better --norm, --lr, --steps"),
+        ("advise 5,3 --optimizer adamw --weight-decay 0.1", "say how far it has acted with --norm, --lr"),
+        ("advise --diagnosis nothing.json", "nothing.json: no such file or directory"),
+        ("diagnose nothing.npz --class-names a,b", "a,b is no file"),
+        ("demo --data mnist", "'mnist' is not one of 'digits', 'fashion-mnist'"),
+    ],
+)
+def test_what_a_newcomer_types_wrong_is_answered_with_the_way_out(here, words, message):
+    ended = here(*words.split())
+    assert ended.returncode == 2
+    assert message in ended.stderr

@@ -462,6 +462,15 @@ def test_without_the_penalty_the_heads_gradient_tells_it():
     assert "read from the head's gradient" in d.model.sentence
 
 
+def test_a_gradient_far_from_any_penalty_tells_none():
+    p, W, H, b = normalised("sample")
+    moved = W + RNG(0).normal(scale=np.abs(W).mean() * 3, size=W.shape)
+    d = diagnose_measurement(measured(p.class_counts, moved, H, b))
+    assert d.forces.relative_gradient > 0.5
+    assert d.prediction is d.model.problem is None
+    assert "neither known nor readable" in d.model.sentence
+
+
 @pytest.mark.parametrize(
     ("known", "name", "words"),
     [

@@ -273,11 +273,11 @@ def _beyond(few: NDArray[np.int64], recipe: Recipe, common: dict[str, Any], room
     bound = _least_harmful(few, recipe)
     answer: dict[str, Any] = {"merged": (), "lambda_w": None, "largest_decay": None, **common}
     runs_off = (
-        "AdamW's decay shrinks with the gradient, and its rest cannot be forecast at this decay: the margins run off "
-        "to where no run goes"
+        "AdamW's decay shrinks with the gradient, and where it comes to rest cannot be forecast at this decay: the "
+        "margins grow beyond what any run reaches"
     )
     if _OFF * recipe.weight_decay < bound:
-        reason = f"{runs_off}; what bounds it: at rest no class is lost below a decay of about {bound:.3g}{room}"
+        reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}{room}"
         return StandardAdvice("safe", reason, f"none is needed against merging; {_PRIOR}", **answer)
     reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest{room}"
     return StandardAdvice("unknown", reason, f"watch the class means during training; {_PRIOR}", **answer)

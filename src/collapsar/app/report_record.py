@@ -107,7 +107,10 @@ def _of_json(path: Path) -> list[Record]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} must be a JSON record of Collapsar, got an error at {error}") from None
+        raise ValueError(
+            f"{path} is no JSON record of Collapsar ({error}); give the folder of a run, or a file of `collapsar "
+            "diagnose --json`"
+        ) from None
     kind = record.get("kind") if isinstance(record, dict) else None
     try:
         runs = _runs_in(record) if kind else []

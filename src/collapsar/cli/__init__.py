@@ -27,7 +27,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         code = _complain(_missing(error))
     except (ValueError, OSError, ArithmeticError) as error:
-        code = _complain(str(error) or type(error).__name__)
+        code = _complain(_sentence(error))
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         code = _complain(str(error) or "interrupted", 130)
     except RuntimeError as error:
@@ -42,6 +42,13 @@ def main() -> None:
 def _complain(message: str, code: int = 2) -> int:
     print(f"collapsar: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong; of a file, its name first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error) or type(error).__name__
 
 
 def _command_path(error: Any) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,8 +19,10 @@ from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.app.theory_records import problem_words
 from collapsar.cli.app import app
 from collapsar.cli.options import (
+    VECTORS,
     Column,
     Features,
+    Html,
     IgnoreIndex,
     Json,
     LambdaB,
@@ -33,11 +34,12 @@ from collapsar.cli.options import (
     Smoothing,
     Temperatures,
     Weights,
-    class_vector,
     counts_given,
+    loss_given,
+    picture_given,
     price,
 )
-from collapsar.cli.output import RELU_WORDS, print_json
+from collapsar.cli.output import RELU_WORDS, plain_table, print_json, write_picture
 from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
@@ -48,6 +50,7 @@ from collapsar.report.advice import (
     decay_rows,
     decay_words,
     prior_words,
+    remedy_words,
     room_words,
     suggestion_rows,
     verdict_words,
@@ -99,7 +102,6 @@ Diagnosed = Annotated[
 ]
 Margin = Annotated[float, typer.Option("--margin", help="Room a remedy must leave: 0.1 is 10% in lambda_z.")]
 Exact = Annotated[bool, typer.Option("--exact", help="Solve for every class size; by default more than 16 are joined.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Also draw before and after, .png or .svg.")]
 
 
@@ -159,21 +161,20 @@ def advise(
     given = context.params
     recipe = _recipe(context)
     _check_options(context, weight_decay is not None or recipe is not None, diagnosis is not None)
-    if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
+    picture_given(picture)
     if recipe is not None:
         _print_standard(advise_standard(_given(counts, column, ignore_index).counts, recipe), recipe, as_json=as_json)
         return
+    if optimizer == "adamw":
+        raise ValueError(
+            "--optimizer adamw: its decay is decoupled from the gradient and is the derivative of no penalty; say how "
+            f"far it has acted with {_NEEDED}, or put the penalties into the loss"
+        )
     if weight_decay is not None:
         n = _given(counts, column, ignore_index).counts
         decay = advise_weight_decay(n, weight_decay, layers=layers, optimizer=optimizer, margin=margin)
         _print_decay(decay.to_dict(), as_json=as_json)
         return
-    if optimizer == "adamw":
-        raise ValueError(
-            "--optimizer adamw: its decay is decoupled from the gradient and is the derivative of no penalty; say "
-            "--norm, --lr, --steps, --batch-size, --width and --weight-decay too, or put the penalties into the loss"
-        )
     if diagnosis is not None:
         record = advise_diagnosis(_diagnosis(diagnosis), margin, layers=layers)
     else:
@@ -189,18 +190,17 @@ def _on_counts(given: dict[str, Any]) -> dict[str, Any]:
     """Advice at the counts, penalties and loss that the options say."""
     read = _given(given["counts"], given["column"], given["ignore_index"])
     n, names, cautions = read.counts, read.names, ()
-    vectors = {name: given[name] for name in ("class_weights", "offsets", "scales", "temperatures")}
-    loss = cs.Loss(
-        **{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=given["smoothing"]
-    )
-    if not given["exact"] and not any(vectors.values()):
+    loss = loss_given(given, n.size)
+    if not given["exact"] and not any(given[name] for name in VECTORS):
         n, cautions = _joined(n)
-    lambda_z = price(given["lambda_z"], given["lambda_w"], given["lambda_h"])
+    lambda_z = price(given["lambda_z"], given["lambda_w"], given["lambda_h"], _OTHER_TRAININGS)
     problem = cs.Problem(n, lambda_z, given["lambda_b"], loss, features=given["features"])
     advice = advise_on(problem, given["margin"], class_names=names).to_dict()
     return {**advice, "cautions": list(cautions), "from_diagnosis": False}
 
 
+_NEEDED = "--norm, --lr, --steps, --batch-size, --width and --weight-decay"
+_OTHER_TRAININGS = f"; for weight decay alone --weight-decay, or better {_NEEDED}"
 _OF_STANDARD = ("norm", "lr", "steps", "batch_size", "width", "schedule", "gain_decay", "head_weight_decay", "length")
 
 
@@ -243,8 +243,9 @@ def _print_standard(advice: StandardAdvice, recipe: Recipe, *, as_json: bool) ->
         return
     for name, text in (("verdict", advice.verdict), ("why", advice.reason), ("cure", advice.cure)):
         typer.echo(f"{name:8} {text}")
-    typer.echo(f"{'clock':8} {advice.clock:.3g} (sum of lr * wd over the run; decay has acted well above 1)")
-    if recipe.norm != "none" and recipe.length is None:
+    words = "sum of lr * wd over the run; far below 1 decay has not acted, well above 1 it has"
+    typer.echo(f"{'clock':8} {advice.clock:.3g} ({words})")
+    if recipe.norm != "none" and recipe.length is None and recipe.gain_decay is None:
         usual = "the usual scale of cosine heads" if recipe.norm == "cosine" else "the square root of the width"
         typer.echo(f"{'assumed':8} features of length {recipe.norm_length:.3g} before the head, {usual} (--length)")
 
@@ -304,9 +305,10 @@ def _write(record: dict[str, Any], html: Path | None, picture: Path | None) -> N
 
         write_atomically(html, advice_page(to_json(record)))
     if picture is not None:
-        from collapsar.report.advice_plots import picture_bytes
+        from collapsar.report.advice_plots import advice_figure, advice_title
 
-        write_atomically(picture, picture_bytes(to_json(record), picture.suffix))
+        shown = to_json(record)
+        write_picture(picture, advice_figure(shown), "advice", advice_title(shown))
 
 
 def _print_advice(record: dict[str, Any]) -> None:
@@ -329,7 +331,7 @@ def _print_advice(record: dict[str, Any]) -> None:
     console.print(
         f"The least change that leaves {100 * record['margin']:.0f}% room, cheapest first, each solved again after it:"
     )
-    table = _table(*SUGGESTION_COLUMNS)
+    table = plain_table(*SUGGESTION_COLUMNS, folds=(1,))
     for row in suggestion_rows(record):
         table.add_row(*row)
     console.print(table)
@@ -339,7 +341,7 @@ def _print_advice(record: dict[str, Any]) -> None:
         if sentence:
             console.print(sentence)
     if record["without_effect"]:
-        console.print(f"Not sufficient alone: {', '.join(record['without_effect'])}.")
+        console.print(f"Not sufficient alone: {', '.join(map(remedy_words, record['without_effect']))}.")
     if not all(s["verified"] for s in record["suggestions"]):
         console.print("?: not confirmed by re-solving.")
     console.print(
@@ -349,7 +351,7 @@ def _print_advice(record: dict[str, Any]) -> None:
 
 
 def _state_table(record: dict[str, Any]) -> Table:
-    table = _table("classes", "samples", "at the optimum", "threshold", "safety", "margin", "corrected")
+    table = plain_table("classes", "samples", "at the optimum", "threshold", "safety", "margin", "corrected")
     groups = record["groups"]
     shown = groups if len(groups) <= MOST_ROWS else [*groups[:3], *groups[-(MOST_ROWS - 3) :]]
     for i, g in enumerate(shown):
@@ -373,11 +375,7 @@ def _print_decay(record: dict[str, Any], *, as_json: bool) -> None:
     console.print(f"{len(n)} classes, {sum(n)} samples, {max(n)} in the largest, {min(n)} in the smallest")
     for sentence in decay_words(record):
         console.print(sentence)
-    table = _table(*DECAY_COLUMNS)
+    table = plain_table(*DECAY_COLUMNS, folds=range(len(DECAY_COLUMNS)))
     for row in decay_rows(record):
         table.add_row(*row)
     console.print(table)
-
-
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

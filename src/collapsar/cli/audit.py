@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +9,21 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from collapsar.cli.app import app
-from collapsar.cli.options import BEHIND_A_NORM, Json, LambdaB, LambdaH, LambdaW, LambdaZ, price
+from collapsar.cli.options import (
+    BEHIND_A_NORM,
+    ClassNames,
+    Html,
+    Json,
+    LambdaB,
+    LambdaH,
+    LambdaW,
+    LambdaZ,
+    names_in,
+    price,
+)
+from collapsar.cli.output import plain_table, print_json
 from collapsar.core.files import write_atomically
 from collapsar.diagnose.head_audit import Audit, AuditOptions
 
@@ -30,7 +40,6 @@ Source = Annotated[
     ),
 ]
 Head = Annotated[str | None, typer.Option("--head", help="Name of the head's weight or layer, if it is not clear.")]
-Classes = Annotated[Path | None, typer.Option("--classes", help="Text file with one class name per line.")]
 CountsFile = Annotated[
     Path | None,
     typer.Option(
@@ -54,13 +63,12 @@ LargestReach = Annotated[
     typer.Option("--largest-reach", help="Multiplications to spend on whether features make each class the answer."),
 ]
 MaxDead = Annotated[int | None, typer.Option("--max-dead", min=0, help="Exit with 1 if more classes are dead.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens in any browser.")]
 
 
 @app.command(
     epilog="""Examples:
 
-    collapsar audit model.onnx --classes characters.txt
+    collapsar audit model.onnx --class-names characters.txt
 
     collapsar audit model.safetensors --head fc --counts counts.txt --html audit.html
 
@@ -70,7 +78,7 @@ def audit(
     context: typer.Context,
     source: Source,
     head: Head = None,
-    classes: Classes = None,
+    class_names: ClassNames = None,
     counts: CountsFile = None,
     features: FeaturesFile = None,
     nonnegative: Nonnegative = False,
@@ -99,7 +107,7 @@ def audit(
     result = run(
         found.weight,
         found.bias,
-        class_names=found.class_names if classes is None else _lines(classes),
+        class_names=found.class_names if class_names is None else names_in(class_names),
         class_counts=found.class_counts if counts is None else _numbers(counts),
         features=samples[0],
         labels=samples[1],
@@ -111,13 +119,13 @@ def audit(
 
         write_atomically(html, audit_page(record))
     if as_json:
-        print(json.dumps(record, allow_nan=False))
+        print_json(record)
     else:
         _print(result, f"{found.name} {found.weight.shape}: {found.reason}")
     dead = int(result.dead.sum())
     if max_dead is not None and dead > max_dead:
         Console(stderr=True, highlight=False).print(
-            f"collapsar: {dead} classes are dead, more than {max_dead}", soft_wrap=True
+            f"collapsar: {dead} {'class is' if dead == 1 else 'classes are'} dead, more than {max_dead}", soft_wrap=True
         )
         raise typer.Exit(1)
 
@@ -140,16 +148,6 @@ def _options(given: dict[str, Any]) -> AuditOptions:
         largest_reach=given["largest_reach"],
         progress=lambda text: typer.echo(text, err=True),
     )
-
-
-def _lines(path: Path) -> list[str]:
-    """Names as they stand: a blank may be a class."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"`--classes` {path} is not a text file; write one name per line") from None
-    lines = text.replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
 
 
 def _numbers(path: Path) -> NDArray:
@@ -188,7 +186,7 @@ def _print(found: Audit, origin: str) -> None:
     if not len(dead):
         return
     group = {k: g + 1 for g, members in enumerate(found.groups) for k in members}
-    table = Table("class", "samples", "length", "group", "why")
+    table = plain_table("class", "samples", "length", "group", "why")
     for k in dead[:_MOST_ROWS].tolist():
         why = [
             name

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from collapsar.cli.app import app
-from collapsar.cli.options import Json, Smoothing
+from collapsar.cli.options import ClassNames, DataDir, Html, Json, Smoothing, names_in, picture_given
+from collapsar.cli.output import plain_table, print_json, write_picture
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss
@@ -64,14 +63,9 @@ Frozen = Annotated[
         "--frozen", help="Only the head was trained, on given features: solve it on them, and each mitigation."
     ),
 ]
-ClassNames = Annotated[Path | None, typer.Option("--class-names", help="Text file with one class name per line.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens in any browser.")]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Write a picture, .png or .svg.")]
 IgnoreIndex = Annotated[
     int, typer.Option("--ignore-index", help="Label of samples without one in a file of features: they are left out.")
-]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where a run's data set lies, if not in a standard place.")
 ]
 
 
@@ -110,8 +104,7 @@ def diagnose(
     """
     from collapsar.diagnose.readers import diagnose as run
 
-    if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"`--picture` must end in .png or .svg, got {str(picture)!r}")
+    picture_given(picture)
     if weight_decay is not None and (lambda_w is not None or lambda_b is not None):
         raise ValueError("give either --weight-decay, or --lambda-w and --lambda-b")
     known = KnownTraining(
@@ -122,7 +115,7 @@ def diagnose(
         features=None if features == "auto" else features,
         body="frozen" if frozen else None,
     )
-    names = None if class_names is None else _lines(class_names)
+    names = None if class_names is None else names_in(class_names)
     found = run(path, known=known, class_names=names, data_dir=data_dir, ignore_index=ignore_index)
     record = found.to_dict()
     if html is not None:
@@ -130,9 +123,11 @@ def diagnose(
 
         write_atomically(html, diagnosis_page(record))
     if picture is not None:
-        _draw(record, picture)
+        from collapsar.report import diagnosis_figure
+
+        write_picture(picture, diagnosis_figure(record), "diagnosis", record["headline"])
     if as_json:
-        print(json.dumps(record, allow_nan=False))
+        print_json(record)
     else:
         _print(found)
     failures = _failures(found, max_merged, min_recall)
@@ -164,29 +159,12 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
     return failures
 
 
-def _draw(record: dict[str, Any], picture: Path) -> None:
-    from collapsar.report import diagnosis_figure, png_bytes, svg_string
-
-    figure = diagnosis_figure(record)
-    if picture.suffix.lower() == ".png":
-        write_atomically(picture, png_bytes(figure))
-    else:
-        write_atomically(picture, svg_string(figure, "diagnosis", record["headline"]))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(f"`--class-names` {path} is not a text file; write one name per line") from None
-
-
 def _print(d: Diagnosis) -> None:
     """The headline, a row per class, the findings, the metrics."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(d.headline, style="bold", soft_wrap=True)
     shown = _order(d)
-    table = Table("class", "samples", "right", "measured", "theory", "length", "lambda_z")
+    table = plain_table("class", "samples", "right", "measured", "theory", "length", "lambda_z")
     for k in shown[:_MOST_ROWS]:
         table.add_row(*_row(d, k))
     console.print(table)
@@ -201,7 +179,7 @@ def _print(d: Diagnosis) -> None:
         console.print(f"- {sentence}", soft_wrap=True)
     metrics = d.to_dict()["metrics"]
     if metrics:
-        scalars = Table("metric", "value", "meaning")
+        scalars = plain_table("metric", "value", "meaning", folds=(2,))
         for metric in metrics:
             value = metric["value"]
             scalars.add_row(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from collapsar.cli.app import app
-from collapsar.cli.options import Json
-from collapsar.cli.output import print_json
+from collapsar.cli.options import Json, Show
+from collapsar.cli.output import print_json, show_page
 from collapsar.core.files import write_atomically
 
 __all__ = ["explore"]
@@ -27,7 +25,7 @@ __all__ = ["explore"]
 def explore(
     out: Annotated[Path, typer.Option("--out", help="Where to write the page.")] = Path("explorer.html"),
     output: Annotated[Path | None, typer.Option("--output", hidden=True)] = None,  # the option's name in 0.1
-    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    show: Show = True,
     as_json: Json = False,
 ) -> None:
     """Write a page that solves the model as you move its sliders, and open it: self-contained, works offline.
@@ -41,5 +39,5 @@ def explore(
         print_json({"page": str(page), "bytes": page.stat().st_size})
     else:
         print(f"Explorer: {page.as_uri()}")
-    if show and not webbrowser.open(page.as_uri()):
-        print("No browser could be opened; open the page yourself.", file=sys.stderr)
+    if show:
+        show_page(page)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -25,9 +27,26 @@ LambdaZ = Annotated[
 ]
 LambdaW = Annotated[float | None, typer.Option("--lambda-w", help="Penalty of the head's weight; with --lambda-h.")]
 LambdaH = Annotated[float | None, typer.Option("--lambda-h", help="Penalty of the features, summed over samples.")]
+
+
+def _length(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a number: give the length of the features, sqrt(width) behind a LayerNorm, RMSNorm or "
+            "BatchNorm without a gain"
+        ) from None
+
+
 Norm = Annotated[
     float | None,
-    typer.Option("--norm", help="Length of features behind a norm without gain, sqrt(width); with --lambda-w alone."),
+    typer.Option(
+        "--norm",
+        parser=_length,
+        metavar="<float>",
+        help="Length of features behind a norm without gain, sqrt(width); with --lambda-w alone.",
+    ),
 ]
 Over = Annotated[
     Literal["sample", "batch"] | None,
@@ -55,6 +74,14 @@ IgnoreIndex = Annotated[
     int | None, typer.Option("--ignore-index", help="Label of samples without one, such as -1 or 255: left out.")
 ]
 Smoothing = Annotated[float, typer.Option("--smoothing", help="Label smoothing, in [0, 1).")]
+Html = Annotated[Path | None, typer.Option("--html", help="Also write a page that opens in any browser.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where the data set lies, if not in a standard place.")
+]
+ClassNames = Annotated[
+    Path | None, typer.Option("--class-names", "--classes", help="Text file with one class name per line.")
+]
+Show = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")]
 
 
 def counts_given(counts: str, column: str | None, ignore_index: int | None) -> LabelCounts:
@@ -63,6 +90,33 @@ def counts_given(counts: str, column: str | None, ignore_index: int | None) -> L
     if found.note:
         typer.echo(found.note, err=True)
     return found
+
+
+def names_in(path: Path) -> list[str]:
+    """Names as they stand, one per line: a blank may be a class."""
+    if not path.is_file():
+        raise ValueError(f"`--class-names` {path} is no file; give a text file with one class name per line")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"`--class-names` {path} is not a text file; write one name per line") from None
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def picture_given(picture: Path | None, name: str = "--picture", kinds: Sequence[str] = (".png", ".svg")) -> None:
+    """Refuse a picture in a format that is not written, before the work."""
+    if picture is not None and picture.suffix.lower() not in kinds:
+        raise ValueError(f"`{name}` must end in {' or '.join(kinds)}, got {str(picture)!r}")
+
+
+VECTORS = ("class_weights", "offsets", "scales", "temperatures")
+
+
+def loss_given(given: Mapping[str, Any], num_classes: int) -> cs.Loss:
+    """The loss that the options describe."""
+    vectors = {name: class_vector(name, given[name], num_classes) for name in VECTORS}
+    return cs.Loss(**vectors, smoothing=given["smoothing"])
 
 
 def class_vector(name: str, text: str | None, num_classes: int) -> list[float] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +16,38 @@ from rich.table import Table
 
 import collapsar as cs
 from collapsar.app.theory_records import exact_vanish, near_merge, problem_words, solution_groups
+from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
 from collapsar.core.records import to_json
-from collapsar.core.states import CLASS_STATES
 from collapsar.core.types import Mask, Vector
 from collapsar.report.advice import class_words
 from collapsar.report.words import standard_finding
 
-if TYPE_CHECKING:  # the commands that print none need not pay for its import
+if TYPE_CHECKING:  # the commands that print none need not pay for their import
+    from matplotlib.figure import Figure
+
     from collapsar.theory.thresholds import Thresholds
+
+
+def plain_table(*columns: str, folds: Sequence[int] = (0,)) -> Table:
+    """A table that fits into 80 characters by folding these columns; numbers are never cut."""
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, name in enumerate(columns):
+        made.add_column(name, no_wrap=i not in folds, overflow="fold")
+    return made
+
+
+def write_picture(path: Path, figure: Figure, name: str, label: str, dpi: int = 200) -> None:
+    """The figure in the format that the path's ending names."""
+    from collapsar.report.style import picture_bytes
+
+    write_atomically(path, picture_bytes(figure, path.suffix.lower(), name, label, dpi))
+
+
+def show_page(page: Path) -> None:
+    """Open a page in a browser."""
+    if not webbrowser.open(page.resolve().as_uri()):
+        print("No browser could be opened; open the page yourself.", file=sys.stderr)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -36,11 +61,11 @@ RELU_WORDS = "For a head fed by a ReLU, as in most networks: --features nonnegat
 def print_solution(s: cs.Solution, names: Sequence[str] | None = None) -> None:
     """One row per cluster, then the certificate."""
     p = s.problem
-    table = _table("classes", "samples", "state", "own logit", "sibling", "bias", "||z||")
+    table = plain_table("classes", "samples", "state", "own logit", "sibling", "bias", "||z||")
     for row in solution_groups(s):
         numbers = (row[key] for key in ("own", "sibling", "bias", "length"))
         table.add_row(
-            _classes(row["classes"], names),
+            class_words(row, names),
             str(row["samples"]),
             row["state"],
             *("-" if np.isnan(value) else f"{value:.5g}" for value in numbers),
@@ -56,75 +81,54 @@ def print_solution(s: cs.Solution, names: Sequence[str] | None = None) -> None:
     )
 
 
-def _table(first: str, *columns: str) -> Table:
-    """A table that fits into 80 characters by folding its first column; numbers are never cut."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    return table
-
-
-def _classes(members: Sequence[int], names: Sequence[str] | None = None) -> str:
-    return class_words({"classes": members}, names)
-
-
 def print_thresholds(
     problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
 ) -> None:
     """One row per kind of class, and the state at the optimum ``here``."""
-    if problem.normalization is not None:
-        _print_normalized_thresholds(problem, t, here, names)
-        return
-    signed, near = problem.features == "signed", near_merge(problem, t)
-    merge_column = ["merge at lambda_z"] if signed else []
-    table = _table("classes", "samples", *merge_column, "vanish at lambda_z")
-    exact = exact_vanish(t, here)
-    keys = np.nan_to_num(np.stack([problem.class_counts, t.merge, near, t.vanish, exact, problem.loss_share]), nan=-1.0)
-    if here is not None:
-        table.add_column(f"state at {problem.lambda_z:g}", no_wrap=True)
-        keys = np.vstack([keys, np.array([CLASS_STATES.index(state) for state in here.class_states])])
-    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    for j in np.argsort(first):
-        k = first[j]
-        merge = f"{t.merge[k]:.6g}" if np.isnan(near[k]) else f"≈ {near[k]:.3g}"
-        vanish = "always" if np.isnan(t.vanish[k]) else f"{t.vanish[k]:.6g}" if exact[k] else f"≈ {t.vanish[k]:.3g}"
-        row = [_classes(np.flatnonzero(inverse.ravel() == j), names), str(problem.class_counts[k])]
-        table.add_row(*row, *([merge] if signed else []), vanish, *([] if here is None else [here.class_states[k]]))
+    from collapsar.theory.clusters import clusters_of  # with scipy: the commands that need none do not wait for it
+
+    normalised, signed = problem.normalization is not None, problem.features == "signed"
+    unit, none = ("lambda_w", "never") if normalised else ("lambda_z", "always")
+    near, exact = near_merge(problem, t), exact_vanish(t, here)
+    merge_column = [f"merge at {unit}"] if signed else []
+    labels = clusters_of(problem).labels
+    alone = np.bincount(labels)[labels] == 1
+    state_column = [] if here is None else [f"state at {own_penalties(problem).mean():g}"]
+    table = plain_table("classes", "samples", *merge_column, f"vanish at {unit}", *state_column)
+    states = None if here is None else here.class_states
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for k, samples in enumerate(problem.class_counts):
+        merge = f"≈ {near[k]:.3g}" if not np.isnan(near[k]) else _level(t.merge[k], "gradual" if alone[k] else none)
+        vanish = _level(t.vanish[k], none, exact=bool(exact[k]))
+        row = (str(samples), *([merge] if merge_column else []), vanish, *([] if states is None else [states[k]]))
+        kinds.setdefault(row, []).append(k)
+    for row, members in kinds.items():
+        table.add_row(class_words({"classes": members}, names), *row)
     console = Console(highlight=False)
     console.print(problem_words(problem, lambda_z=here is not None))
-    if signed:
+    if signed and not normalised:
         console.print(RELU_WORDS)
     console.print(table)
-    console.print(f"everything collapses (Z = 0) from lambda_z = {t.complete:.6g}")
-    for sentence in _notes(problem, t, near, exact):
+    if np.isfinite(t.complete):
+        console.print(f"everything collapses (Z = 0) from {unit} = {t.complete:.6g}")
+    for sentence in _normalised_notes(t, alone) if normalised and signed else _notes(problem, t, near, exact):
         console.print(sentence)
 
 
-def _print_normalized_thresholds(
-    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None
-) -> None:
-    """The same where features are normalised, in lambda_w; a class without a value never merges or vanishes."""
-    table = _table("classes", "samples", "merge at lambda_w", "vanish at lambda_w")
-    states = None if here is None else here.class_states
-    if here is not None:
-        table.add_column(f"state at {own_penalties(problem).mean():g}", no_wrap=True)
-    exact = exact_vanish(t, here)
-    rows: dict[tuple[str, ...], list[int]] = {}
-    for k, n in enumerate(problem.class_counts):
-        merge, vanish = ("never" if np.isnan(value) else f"{value:.6g}" for value in (t.merge[k], t.vanish[k]))
-        vanish = vanish if exact[k] or vanish == "never" else f"≈ {vanish}"
-        row = (str(n), merge, vanish, *([] if states is None else [states[k]]))
-        rows.setdefault(row, []).append(k)
-    for row, members in rows.items():
-        table.add_row(_classes(np.array(members), names), *row)
-    console = Console(highlight=False)
-    console.print(problem_words(problem, lambda_z=here is not None))
-    console.print(table)
-    if np.isnan(t.merge).any() and problem.features == "signed":
-        console.print("never: alone of its kind, or no decay of the head gives the class and its like equal features.")
-    if np.isfinite(t.complete):
-        console.print(f"everything collapses (Z = 0) from lambda_w = {t.complete:.6g}")
+def _level(value: float, none: str, *, exact: bool = True) -> str:
+    return none if np.isnan(value) else f"{value:.6g}" if exact else f"≈ {value:.3g}"
+
+
+def _normalised_notes(t: Thresholds, alone: Mask) -> list[str]:
+    notes = []
+    if alone.any():
+        notes.append(
+            "gradual: a class without another of as many samples has no threshold; its scores approach those of others "
+            "as the decay grows, and its state at a given --lambda-w comes from the certified optimum."
+        )
+    if np.isnan(t.merge[~alone]).any():
+        notes.append("never: at no decay of the head do these classes get equal features.")
+    return notes
 
 
 def _notes(problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask) -> list[str]:
@@ -157,7 +161,7 @@ def print_demo(record: dict[str, Any], page: Path) -> None:
         f" Theory: small classes vanish from lambda_z = {t['vanish'][small[0]]:.5g}, all from {t['complete']:.5g}."
     )
     columns = ("lambda_z", "theory", "measured", "Z off", "b off", "NC1", "train", "small test")
-    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = plain_table(*columns)
     agree = 0
     for run in record["runs"]:
         predicted, measured = (_common([run[which]["states"][k] for k in small]) for which in ("predicted", "measured"))
@@ -188,15 +192,15 @@ def print_demo(record: dict[str, Any], page: Path) -> None:
 def print_training(record: dict[str, Any], out: Path) -> None:
     """What one training run ended in, beside the theory."""
     console = Console(highlight=False)
-    table = Table("class", "samples", "theory", "measured", "||z|| relative")
-    rows = zip(
+    table = plain_table("class", "samples", "theory", "measured", "||z|| relative")
+    classes = zip(
         record["config"]["class_counts"],
         record["predicted"]["states"],
         record["measured"]["states"],
         record["measured"]["relative_norm"],
         strict=True,
     )
-    for k, (n, predicted, measured, norm) in enumerate(rows):
+    for k, (n, predicted, measured, norm) in enumerate(classes):
         table.add_row(str(k), str(n), predicted, measured, _number(norm))
     console.print(table)
     d, a = record["distance"], record["accuracy"]

@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 import collapsar as cs
 from collapsar.cli.app import app
-from collapsar.cli.options import Json
-from collapsar.cli.output import print_json
-from collapsar.core.files import write_atomically
+from collapsar.cli.options import Json, picture_given
+from collapsar.cli.output import plain_table, print_json, write_picture
 
 if TYPE_CHECKING:
     from collapsar.phase.diagram import ModelPhase, PhaseDiagram
 
 __all__ = ["phase"]
 
-_PICTURES = (".png", ".svg", ".pdf")
 _AXIS_HELP = (
     "NAME:LOW:HIGH:NUM or NAME:LOW:HIGH:NUM:log; names: lambda_z, lambda_b, r, n_a, n_b, share_a, oversampling; with "
     "--over lambda_w and norm instead of lambda_z."
@@ -81,8 +78,7 @@ def phase(
     from collapsar.phase.grid import Axis, PhaseConfig, PhaseSettings
     from collapsar.phase.sweep import sweep
 
-    if out is not None and out.suffix.lower() not in _PICTURES:
-        raise ValueError(f"`--out` must end in {', '.join(_PICTURES)}, got {str(out)!r}")
+    picture_given(out, "--out", (".png", ".svg", ".pdf"))
     if out is not None:
         import collapsar.report.phase_plot  # noqa: F401 - that matplotlib is missing is said before the work, not after
     if over is None and (lambda_w is not None or norm is not None):
@@ -97,7 +93,9 @@ def phase(
         diagram = sweep(config, record_file, jobs=jobs, dask_scheduler=dask_scheduler, progress=progress, note=_note)
     record = diagram.to_dict()
     if out is not None:
-        _draw(record, out)
+        from collapsar.report.phase_plot import phase_figure
+
+        write_picture(out, phase_figure(record), "phase", "Phase diagram of the two feature models", dpi=300)
     if as_json:
         print_json(record)
     else:
@@ -122,31 +120,12 @@ def _bar(name: str, parts: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _draw(record: dict[str, Any], out: Path) -> None:
-    """The picture, in the format of its name."""
-    import io
-
-    from collapsar.report.phase_plot import phase_figure
-    from collapsar.report.style import png_bytes, svg_string
-
-    figure = phase_figure(record)
-    suffix = out.suffix.lower()
-    if suffix == ".png":
-        write_atomically(out, png_bytes(figure, dpi=300))
-    elif suffix == ".svg":
-        write_atomically(out, svg_string(figure, "phase", "Phase diagram of the two feature models"))
-    else:
-        stream = io.BytesIO()
-        figure.savefig(stream, format="pdf", facecolor="white", dpi=300, metadata={"CreationDate": None})
-        write_atomically(out, stream.getvalue())
-
-
 def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | None) -> None:
     """One row per feature model: how many cells in which state, and how well states and thresholds agree."""
     from collapsar.phase.diagram import STATES
 
     console = Console(highlight=False)
-    table = Table("", *(f"{part.features} features" for part in diagram.models))
+    table = plain_table("", *(f"{part.features} features" for part in diagram.models))
     for pair in [(a, b) for a in range(3) for b in range(3)]:
         counts = [_cells(part.states, pair) for part in diagram.models]
         if any(counts):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from collapsar.cli.app import app
-from collapsar.cli.options import Json
-from collapsar.cli.output import print_json
+from collapsar.cli.options import DataDir, Json, Show
+from collapsar.cli.output import print_json, show_page
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 
@@ -42,10 +41,8 @@ Runs = Annotated[
 def report(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", help="Where to write the page.")] = Path("report.html"),
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Where the runs' data set lies, if not in a standard place.")
-    ] = None,
-    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    data_dir: DataDir = None,
+    show: Show = True,
     as_json: Json = False,
 ) -> None:
     """Write one page about trained networks, for any reader, and open it: self-contained, works offline.
@@ -74,5 +71,5 @@ def report(
     else:
         print(report_finding(record))
         print(f"Report: {page.as_uri()}")
-    if show and not webbrowser.open(page.as_uri()):
-        print("No browser could be opened; open the page yourself.", file=sys.stderr)
+    if show:
+        show_page(page)

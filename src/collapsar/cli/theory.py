@@ -30,8 +30,8 @@ from collapsar.cli.options import (
     Smoothing,
     Temperatures,
     Weights,
-    class_vector,
     counts_given,
+    loss_given,
     over_of,
     price,
 )
@@ -50,6 +50,7 @@ __all__ = ["solve", "thresholds"]
     collapsar solve 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 12 --out optimum.npz; collapsar report optimum.npz"""
 )
 def solve(
+    context: typer.Context,
     counts: Counts,
     lambda_z: LambdaZ = None,
     lambda_w: LambdaW = None,
@@ -73,8 +74,7 @@ def solve(
     """The exact optimum: which classes are separated, merged or vanished at this penalty, with a certificate."""
     read = counts_given(counts, column, ignore_index)
     n = read.counts
-    vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
-    loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
+    loss = loss_given(context.params, n.size)
     kind = over_of(norm, over)
     if norm is None:
         problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h, BEHIND_A_NORM), lambda_b, loss, features=features)
@@ -117,6 +117,7 @@ def _watched(problem: cs.Problem, tol: float, max_steps: int) -> cs.Solution:
     collapsar thresholds 500x5,100x5 --lambda-b 0.02 --lambda-z 0.0037 --features nonnegative"""
 )
 def thresholds(
+    context: typer.Context,
     counts: Counts,
     lambda_b: LambdaB = float("inf"),
     features: Features = "signed",
@@ -142,8 +143,7 @@ def thresholds(
     """
     read = counts_given(counts, column, ignore_index)
     n = read.counts
-    vectors = {"class_weights": class_weights, "offsets": offsets, "scales": scales, "temperatures": temperatures}
-    loss = cs.Loss(**{name: class_vector(name, text, n.size) for name, text in vectors.items()}, smoothing=smoothing)
+    loss = loss_given(context.params, n.size)
     kind = over_of(norm, over)
     if (norm is None and lambda_w is not None) or (norm is not None and lambda_z is not None):
         raise ValueError("give --lambda-z, or --norm with --lambda-w: features of a given length have no lambda_z")

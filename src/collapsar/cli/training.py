@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from collapsar.cli.app import app
 from collapsar.cli.options import (
     Column,
+    DataDir,
     IgnoreIndex,
     Json,
     LambdaB,
@@ -39,10 +40,6 @@ Data = Annotated[
         "--data",
         help="digits (inside scikit-learn), fashion-mnist, mnist, cifar10; or an .npz file or a folder of IDX files.",
     ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Folder that holds the data set, if it is not in a standard place."),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the initial weights and of the order of the images.")]
 
@@ -160,7 +157,7 @@ def _config(given: dict[str, Any]) -> TrainConfig:
     collapsar demo --data fashion-mnist --out runs/fashion"""
 )
 def demo(
-    data: Data = "digits",
+    data: Annotated[Literal["digits", "fashion-mnist"], typer.Option("--data", help="The images.")] = "digits",
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for it all; default runs/demo-DATA.")] = None,
     seed: Seed = 0,

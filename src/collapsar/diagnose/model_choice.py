@@ -47,6 +47,9 @@ _UNEVEN, _SHORT, _LONGER = 0.05, 0.97, 1.05
 _TOO_UNEVEN = 0.2
 # A fitted penalty of the bias below this share of the head's is the noise of a bias that nothing penalises.
 _FREE = 0.02
+# The share of the penalty's force that may be left over beside a penalty fitted to the head's gradient: with half of it
+# the two still have a correlation of .9; above, the fit says nothing.
+_READABLE = 0.5
 # More kinds of normalised classes than this take minutes; so do the thresholds of more sizes that several classes have.
 _MOST_CLUSTERS, _MOST_MERGING = 120, 12
 _PER = {"sample": "per-sample", "batch": "per-batch"}
@@ -218,6 +221,9 @@ def _priced(
     """The model with the penalties of the head as known, else as its gradient says."""
     forces = head_forces(m, known.lambda_w if known.one_lambda_w else None, known.lambda_b)
     weight: Any = known.lambda_w if known.one_lambda_w else forces.fitted_w
+    if not known.one_lambda_w and not forces.relative_gradient < _READABLE:
+        return Choice(over, f"{found}; the head is not at rest, and its penalty is neither known nor readable.", None,
+                      shifted)  # fmt: skip
     if not np.all(np.asarray(weight) > 0):
         return Choice(over, f"{found}; the head's penalty is not known and its gradient shows none.", None, shifted)
     lambda_b = _bias(m, known, forces.fitted_b, float(np.mean(weight)))

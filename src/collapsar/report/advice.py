@@ -15,6 +15,7 @@ __all__ = [
     "decay_rows",
     "decay_words",
     "prior_words",
+    "remedy_words",
     "room_words",
     "setting_words",
     "suggestion_rows",
@@ -29,6 +30,12 @@ _FACTOR_WORDS = {
     "oversampling": "oversampling (each copy penalised)",
     "oversampling-held": "oversampling (penalty kept as a mean)",
 }
+
+
+def remedy_words(family: str) -> str:
+    """A kind of remedy, by name."""
+    others = {"penalty": "a weaker penalty", "more-samples": "more samples"}
+    return others.get(family) or _FACTOR_WORDS.get(family, family)
 
 
 def class_words(group: Record, names: Sequence[str] | None = None) -> str:
@@ -235,8 +242,8 @@ def decay_words(record: Record) -> list[str]:
         margin = f"{100 * record['margin']:.0f} %"
         verdict += f" Decays up to {lambda_text(record['largest_safe'])} are below that by {margin} or more."
     model = (
-        f"Model: {record['model']}, the nearest to the switches that were measured, with the error measured there: "
-        f"perceptrons on {record['data']}, SGD, {' and '.join(record['networks'])} images."
+        f"Model: {record['model']}, which came nearest to where trained networks lost their classes, with the error "
+        f"measured there: perceptrons on {record['data']}, SGD, {' and '.join(record['networks'])} images."
     )
     beyond = " Your data are more imbalanced than any of these." if record["beyond"] else ""
     prior = (
@@ -260,7 +267,7 @@ def decay_rows(record: Record) -> list[tuple[str, ...]]:
     for p in record["predictions"]:
         low, high = (number_text(value, 2) if defined(value) else "?" for value in p["measured_ratio"])
         measured = f"{low} to {high} ({p['switches']})" if p["switches"] else "never measured"
-        interval = "it fails" if p["switches"] else "unknown"
+        interval = "model fails" if p["switches"] else "unknown"
         if p["interval"] is not None:
             interval = " to ".join(number_text(value, 3) for value in p["interval"])
         rows.append((str(p["layers"]), number_text(p["weight_decay"], 3), measured, interval, p["verdict"]))

@@ -12,9 +12,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from collapsar.core.types import Record
 from collapsar.report.advice import class_words
 from collapsar.report.record import defined
-from collapsar.report.style import COLOURS, STATES, png_bytes, styled, svg_string
+from collapsar.report.style import COLOURS, STATES, styled
 
-__all__ = ["advice_figure", "margins", "picture_bytes", "safety"]
+__all__ = ["advice_figure", "advice_title", "margins", "safety"]
 
 
 def advice_figure(record: Record) -> Figure:
@@ -30,24 +30,12 @@ def advice_figure(record: Record) -> Figure:
         safety(record, left)
         margins(record, right)
         right.set_ylabel("")
-        figure.suptitle(_title(record))
+        figure.suptitle(advice_title(record))
     return figure
 
 
-def picture_bytes(record: Record, suffix: str) -> bytes:
-    """:func:`advice_figure` as a file.
-
-    Raises:
-        ValueError: ``suffix`` is neither ".png" nor ".svg".
-    """
-    if suffix == ".png":
-        return png_bytes(advice_figure(record))
-    if suffix == ".svg":
-        return svg_string(advice_figure(record), "advice", _title(record)).encode()
-    raise ValueError(f"`picture` must end in .png or .svg, got {suffix!r}")
-
-
-def _title(record: Record) -> str:
+def advice_title(record: Record) -> str:
+    """What the pictures show."""
     if not record["suggestions"]:
         return "at the optimum"
     return f"now, and after: {record['suggestions'][0]['words']}"

@@ -29,6 +29,7 @@ __all__ = [
     "STATES",
     "StateStyle",
     "diverging_norm",
+    "picture_bytes",
     "png_bytes",
     "strength",
     "styled",
@@ -159,6 +160,30 @@ def png_bytes(figure: Figure, dpi: int = 200) -> bytes:
     stream = io.BytesIO()
     with styled():
         figure.savefig(stream, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def picture_bytes(figure: Figure, suffix: str, name: str, label: str = "", dpi: int = 200) -> bytes:
+    """The figure as a file of its own.
+
+    Args:
+        figure: Made inside ``styled()``.
+        suffix: ".png", ".svg" or ".pdf".
+        name: As for ``svg_string``.
+        label: As for ``svg_string``.
+        dpi: Dots per inch, of what is no line.
+
+    Raises:
+        ValueError: ``suffix`` is none of these.
+    """
+    if suffix == ".png":
+        return png_bytes(figure, dpi)
+    if suffix == ".svg":
+        return svg_string(figure, name, label).encode()
+    if suffix != ".pdf":
+        raise ValueError(f"`suffix` must be .png, .svg or .pdf, got {suffix!r}")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="pdf", facecolor="white", dpi=dpi, metadata={"CreationDate": None})
     return stream.getvalue()
 
 

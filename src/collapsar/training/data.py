@@ -147,7 +147,8 @@ def load_data(name: str, data_dir: str | Path | None = None) -> ImageData:
         return DATASETS[name](None if data_dir is None else Path(data_dir))
     if not (name.endswith(".npz") or Path(name).is_dir()):
         raise ValueError(
-            f"`name` must be one of {', '.join(sorted(DATASETS))}, an .npz file or a folder of IDX files, got {name!r}"
+            f"`name` of the data must be one of {', '.join(sorted(DATASETS))}, an .npz file or a folder of IDX files, "
+            f"got {name!r}"
         )
     if data_dir is not None:
         raise ValueError(
@@ -200,7 +201,7 @@ def imbalanced(data: ImageData, class_counts: Sequence[int]) -> ImageData:
     if len(counts) != data.num_classes:
         raise ValueError(
             f"`class_counts` must have one entry for each of the {data.num_classes} classes of {data.name}, "
-            f"got {len(counts)}: {data.class_names[0]} to {data.class_names[-1]}"
+            f"{data.class_names[0]} to {data.class_names[-1]}, got {len(counts)} entries"
         )
     for label, (asked, has) in enumerate(zip(counts, data.class_counts, strict=True)):
         if not has:
