@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from audit_heads import planted
 from collapsar.cli import app
+from collapsar.diagnose.array_files import widened
 from collapsar.diagnose.head_files import read_head
-from collapsar.diagnose.head_rows import StoredRows, widened
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402 - only where onnx is there
@@ -196,13 +196,6 @@ def test_a_npy_has_its_bias_beside_it(tmp_path: Path) -> None:
     found = read_head(tmp_path / "weight.npy")
     assert np.array_equal(found.weight, W)
     assert found.bias == pytest.approx(B)
-
-
-def test_stored_columns_are_classes() -> None:
-    rows = StoredRows(W.T.copy(), "F32", columns=True)
-    assert rows.shape == (K, D)
-    assert np.array_equal(rows[2:4], W[2:4])
-    assert np.array_equal(rows[np.array([5, 0])], W[[5, 0]])
 
 
 class Unsafe:

@@ -368,7 +368,7 @@ def test_cautions_are_said():
         (lambda: KnownTraining(lambda_h=math.nan), "`lambda_h`"),
         (lambda: KnownTraining(lambda_b=math.inf), "`lambda_b`"),
         (lambda: KnownTraining(features="relu"), "`features`"),  # pyright: ignore[reportArgumentType]
-        (lambda: diagnose_measurement(MEASURED, class_names=["a"]), "2 classes, got 1"),
+        (lambda: diagnose_measurement(MEASURED, class_names=["a"]), "hold 2 names; got 1"),
         (lambda: diagnose_measurement(MEASURED, KnownTraining(loss=cs.Loss(smoothing=0.1))), "`known`.*loss"),
     ],
 )

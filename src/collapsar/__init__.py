@@ -81,7 +81,7 @@ __getattr__, __dir__ = lazy_names(
     left={
         "collapsar.advise.advice": "Advice",
         "collapsar.core.counts": "LabelCounts",
-        "collapsar.diagnose.diagnosis": "Diagnosis",
+        "collapsar.diagnose.record": "Diagnosis",
         "collapsar.phase.diagram": "PhaseDiagram",
         "collapsar.theory.thresholds": "Thresholds",
     },

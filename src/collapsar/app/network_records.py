@@ -7,7 +7,7 @@ import numpy as np
 import collapsar as cs
 from collapsar.advise.sources import advise_diagnosis
 from collapsar.core.types import Record
-from collapsar.diagnose.diagnosis import Diagnosis
+from collapsar.diagnose.record import Diagnosis
 
 __all__ = ["advice_record", "coordinates", "geometry_record"]
 

@@ -14,8 +14,7 @@ from collapsar.cli.output import plain_table, print_json, write_picture
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss
-from collapsar.diagnose.diagnosis import Diagnosis
-from collapsar.diagnose.words import named
+from collapsar.diagnose.record import Diagnosis
 
 __all__ = ["diagnose"]
 
@@ -145,7 +144,7 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
         both = [f"{d.num_collapsed} {noun} merged or vanished"] if d.num_collapsed else []
         for word, more in (("lost", set(d.lost)), ("dead", set(d.dead) - set(d.lost))):
             rest = sorted(more - set(d.collapsed))
-            both += [f"{len(rest)} {word} though separated ({named(d.class_names, rest)})"] if rest else []
+            both += [f"{len(rest)} {word} though separated ({d.named(rest)})"] if rest else []
         failures.append(f"{' and '.join(both)}, more than {max_merged}")
     if min_recall is not None:
         recalls = d.measurement.accuracies
@@ -153,7 +152,7 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
         if short:
             noun = "class" if len(short) == 1 else "classes"
             failures.append(
-                f"recall is below {min_recall:g} in {len(short)} {noun}: {named(d.class_names, short)}; "
+                f"recall is below {min_recall:g} in {len(short)} {noun}: {d.named(short)}; "
                 f"the least is {recalls[short[0]]:.3g}"
             )
     return failures

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from collapsar.core.problem import FeatureModel, Loss
+from collapsar.core.types import Vector
 
 __all__ = ["NORMALISED", "UNPENALISED", "HeadNorm", "KnownTraining", "Rest", "rests_by_rows"]
 
@@ -87,7 +88,7 @@ class KnownTraining:
         0.02
     """
 
-    lambda_w: float | NDArray[np.float64] | None = None
+    lambda_w: float | Vector | None = None
     lambda_h: float | None = None
     lambda_b: float | None = None
     loss: Loss = field(default_factory=Loss)
@@ -122,7 +123,12 @@ class KnownTraining:
         return None if self.lambda_w is None else float(np.mean(self.lambda_w))
 
     @property
-    def row_scales(self) -> NDArray[np.float64] | None:
+    def priced_w(self) -> float | Vector | None:
+        """The head's penalty where it is known and not zero; None reads it from the head's gradient."""
+        return self.lambda_w if self.one_lambda_w else None
+
+    @property
+    def row_scales(self) -> Vector | None:
         """delta_k = sqrt(mean / lambda_k), shape (K,): a penalty per row is one penalty with the logits scaled so.
 
         With w_k = v_k delta_k, sum_k lambda_k ||w_k||^2 = mean * sum_k ||v_k||^2; the scale of ``Loss`` that this is
@@ -157,7 +163,7 @@ def rests_by_rows(known: KnownTraining) -> bool:
     return known.rest is not None and isinstance(known.lambda_w, np.ndarray)
 
 
-def _read_only(values: ArrayLike) -> NDArray[np.float64]:
+def _read_only(values: ArrayLike) -> Vector:
     array = np.array(values, dtype=np.float64)
     array.flags.writeable = False
     return array

@@ -22,7 +22,7 @@ __getattr__, __dir__ = lazy_names(
     },
     left={
         "collapsar.diagnose.agreement": "effective_penalties",
-        "collapsar.diagnose.diagnosis": "Diagnosis",
+        "collapsar.diagnose.record": "Diagnosis",
         "collapsar.diagnose.fit": "Distance Fit",
         "collapsar.diagnose.measurement": "Measurement",
         "collapsar.diagnose.readings": "lambda_z_from_predictions",

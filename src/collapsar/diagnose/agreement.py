@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
-from collapsar.core.types import Vector
+from collapsar.core.types import Mask, Vector
 from collapsar.diagnose.measurement import Measurement
 from collapsar.diagnose.readings import lambda_z_from_predictions, lambda_z_from_residual
 from collapsar.metrics.balance import balance_penalties
@@ -83,7 +83,7 @@ class EffectivePenalties:
     lambda_b: float
     lambda_z: float
     by_class: Vector
-    tells: NDArray[np.bool_]
+    tells: Mask
     by_residual: float
 
     @property

@@ -13,16 +13,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
-from collapsar.core.types import Vector
+from collapsar.core.types import Mask, Vector
 from collapsar.metrics.near_rows import Rows
+from collapsar.metrics.predictions import Decisions, decisions
 
-__all__ = ["CountEffect", "Penalties", "Recalls", "count_effect", "predicted_lost", "recalls"]
+__all__ = ["CountEffect", "count_effect", "predicted_lost", "recalls"]
 
 _BLOCK_NUMBERS = 1 << 22
 # The optimum for more different counts than this takes minutes.
@@ -52,42 +52,8 @@ class CountEffect:
     dead_median: float
     alive_median: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: NaN is None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(self).items()}
 
-
-@dataclass(frozen=True, eq=False)
-class Recalls:
-    """What the head does with given samples.
-
-    Attributes:
-        counts: samples of each class, shape (K,).
-        recall: share of them that the head answers with their class, shape (K,); NaN without samples.
-        predicted: how often each class is answered, shape (K,).
-        taken_by: the class that most of a class's lost samples are answered with, shape (K,); -1 where none is lost.
-        accuracy: over all samples.
-    """
-
-    counts: NDArray[np.int64]
-    recall: Vector
-    predicted: NDArray[np.int64]
-    taken_by: NDArray[np.int64]
-    accuracy: float
-
-    def to_dict(self, dead: NDArray[np.bool_]) -> dict[str, Any]:
-        """The accuracy, and a row for each dead class with samples."""
-        rows = [
-            {"class": k, "samples": int(self.counts[k]), "recall": float(self.recall[k]),
-             "predicted": int(self.predicted[k]), "taken_by": int(self.taken_by[k])}
-            for k in np.flatnonzero(dead & (self.counts > 0)).tolist()
-        ]  # fmt: skip
-        return {"accuracy": self.accuracy, "num_samples": int(self.counts.sum()), "dead": rows}
-
-
-def count_effect(
-    lengths: Vector, bias: Vector | None, counts: NDArray[np.int64], dead: NDArray[np.bool_]
-) -> CountEffect:
+def count_effect(lengths: Vector, bias: Vector | None, counts: NDArray[np.int64], dead: Mask) -> CountEffect:
     """Lengths, biases and deaths against the class counts, all of shape (K,)."""
     below, share_below, share_above = _cut(counts, dead)
     return CountEffect(
@@ -102,15 +68,14 @@ def count_effect(
 
 
 def _rank_correlation(values: Vector, counts: NDArray[np.int64]) -> float:
+    """Spearman's, NaN where either is constant."""
     from scipy.stats import rankdata
 
-    x, y = rankdata(values), rankdata(counts)
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / scale if scale > 0 else math.nan
+    varied = np.ptp(values) > 0 and np.ptp(counts) > 0
+    return float(np.corrcoef(rankdata(values), rankdata(counts))[0, 1]) if varied else math.nan
 
 
-def _cut(counts: NDArray[np.int64], dead: NDArray[np.bool_]) -> tuple[int, float, float]:
+def _cut(counts: NDArray[np.int64], dead: Mask) -> tuple[int, float, float]:
     """The count below which a class is dead, with the fewest classes on the wrong side, and the two shares."""
     levels, member = np.unique(counts, return_inverse=True)
     died = np.bincount(member, weights=dead, minlength=len(levels))
@@ -124,57 +89,46 @@ def _cut(counts: NDArray[np.int64], dead: NDArray[np.bool_]) -> tuple[int, float
     return int(levels[place]), float(dead[low].mean()), float(dead[~low].mean())
 
 
-@dataclass(frozen=True)
-class Penalties:
-    """What a training's penalties leave the theory to say, and of which models.
-
-    Attributes:
-        lambda_z: the price of the predictions, sqrt(lambda_w * lambda_h), for signed and nonnegative features.
-        lambda_w: the penalty of the weight, for features that a normalisation gives the length ``norm``.
-        norm: that length.
-        lambda_b: the penalty of the bias; inf: no bias.
-    """
-
-    lambda_z: float | None = None
-    lambda_w: float | None = None
-    norm: float | None = None
-    lambda_b: float = math.inf
-
-
 def predicted_lost(
-    class_counts: NDArray[np.int64], penalties: Penalties
-) -> tuple[dict[str, NDArray[np.bool_]], list[str]]:
+    class_counts: NDArray[np.int64],
+    *,
+    lambda_z: float | None = None,
+    lambda_w: float | None = None,
+    norm: float | None = None,
+    lambda_b: float = math.inf,
+) -> tuple[dict[str, Mask], list[str]]:
     """Which classes have merged or vanished at the exact optimum for these counts and penalties.
 
     Args:
         class_counts: shape (K,), >= 0; a class without samples has nothing of its own.
-        penalties: those of the training.
+        lambda_z: the price of the predictions, sqrt(lambda_w * lambda_h), for signed and nonnegative features.
+        lambda_w: the penalty of the weight, for features that a normalisation gives the length ``norm``.
+        norm: that length.
+        lambda_b: the penalty of the bias; inf: no bias.
 
     Returns:
         For each feature model that the penalties price, "signed" and "nonnegative" or "normalised", a mask of shape
         (K,); and a sentence for each that is left out.
 
     Example:
-        >>> found, _ = predicted_lost(np.array([500, 500, 20, 20, 0]), Penalties(lambda_z=0.005))
+        >>> found, _ = predicted_lost(np.array([500, 500, 20, 20, 0]), lambda_z=0.005)
         >>> {model: lost.tolist() for model, lost in found.items()}
         {'signed': [False, False, True, True, True], 'nonnegative': [False, False, True, True, True]}
     """
     seen = class_counts > 0
-    found: dict[str, NDArray[np.bool_]] = {}
+    found: dict[str, Mask] = {}
     notes: list[str] = []
     if seen.sum() < 2:
         return found, notes
     counts = class_counts[seen]
-    models: dict[str, Callable[[], NDArray[np.bool_] | None]] = {}
+    models: dict[str, Callable[[], Mask | None]] = {}
     priced: tuple[FeatureModel, ...] = ("signed", "nonnegative")
-    if penalties.lambda_z is not None:
+    if lambda_z is not None:
         for model in priced:
-            problem = Problem(counts, penalties.lambda_z, penalties.lambda_b, features=model)
+            problem = Problem(counts, lambda_z, lambda_b, features=model)
             models[model] = partial(_beyond_thresholds, problem)
-    if penalties.lambda_w is not None and penalties.norm is not None:
-        problem = Problem.from_normalized(
-            counts, lambda_w=penalties.lambda_w, norm=penalties.norm, lambda_b=penalties.lambda_b
-        )
+    if lambda_w is not None and norm is not None:
+        problem = Problem.from_normalized(counts, lambda_w=lambda_w, norm=norm, lambda_b=lambda_b)
         models["normalised"] = partial(_not_apart, problem)
     different = len(np.unique(counts))
     for model, look in models.items():
@@ -188,14 +142,14 @@ def predicted_lost(
     return found, notes
 
 
-def _beyond_thresholds(problem: Problem) -> NDArray[np.bool_]:
+def _beyond_thresholds(problem: Problem) -> Mask:
     from collapsar.theory import thresholds
 
     t = thresholds(problem)
     return problem.lambda_z >= np.fmin(np.fmin(t.merge, t.vanish), t.complete)
 
 
-def _not_apart(problem: Problem) -> NDArray[np.bool_] | None:
+def _not_apart(problem: Problem) -> Mask | None:
     """From the certified optimum; None without one."""
     from collapsar.solver import solve
 
@@ -203,8 +157,8 @@ def _not_apart(problem: Problem) -> NDArray[np.bool_] | None:
     return np.array(solution.class_states) != "separated" if solution.status.name == "OPTIMAL" else None
 
 
-def recalls(W: Rows, bias: Vector | None, features: ArrayLike | None, labels: ArrayLike | None) -> Recalls:
-    """Recall of every class on given samples.
+def recalls(W: Rows, bias: Vector | None, features: ArrayLike | None, labels: ArrayLike | None) -> Decisions:
+    """What the head decides on given samples.
 
     Raises:
         ValueError: one of the two is missing, or a shape, label or number is not as it must be.
@@ -222,16 +176,9 @@ def recalls(W: Rows, bias: Vector | None, features: ArrayLike | None, labels: Ar
     if not np.isfinite(H).all():
         raise ValueError("`features` must be finite; got NaN or infinity")
     weight = np.asarray(W[:], dtype=np.float64)
-    answers = np.empty(len(H), dtype=np.int64)
+    answers = []
     step = max(1, _BLOCK_NUMBERS // K)
     for start in range(0, len(H), step):
         logits = H[start : start + step].astype(np.float64) @ weight.T
-        answers[start : start + step] = (logits if bias is None else logits + bias).argmax(axis=1)
-    counts, right = np.bincount(y, minlength=K), answers == y
-    taken_by = np.full(K, -1)
-    pairs, times = np.unique(np.column_stack([y[~right], answers[~right]]), axis=0, return_counts=True)
-    for place in np.argsort(times, kind="stable"):  # the most frequent is written last
-        taken_by[pairs[place, 0]] = pairs[place, 1]
-    with np.errstate(invalid="ignore"):
-        recall = np.bincount(y[right], minlength=K) / counts
-    return Recalls(counts, recall, np.bincount(answers, minlength=K), taken_by, float(right.mean()))
+        answers.append((logits if bias is None else logits + bias).argmax(axis=1))
+    return decisions(y.astype(np.int64), np.concatenate(answers), K)

@@ -4,68 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from collapsar.diagnose.audit_samples import CountEffect, Recalls
-from collapsar.diagnose.reach import FeatureSpace, Reach
-from collapsar.diagnose.untrained import RowSpectrum
+from collapsar.diagnose.audit_samples import CountEffect
+from collapsar.diagnose.reach import Reach
+from collapsar.metrics.predictions import Decisions
 from collapsar.metrics.shared_rows import TOLERANCE
 
 if TYPE_CHECKING:
-    from collapsar.diagnose.head_audit import Group
+    from collapsar.diagnose.head_audit import Audit, Group
 
-__all__ = ["Says", "beside_theory", "findings", "not_decided", "summary"]
+__all__ = ["findings", "not_decided", "summary"]
 
 _MOST_NAMES = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Says:
-    """What the sentences need to know."""
-
-    num_classes: int
-    dead: NDArray[np.bool_]
-    groups: tuple[tuple[int, ...], ...]
-    unreachable: NDArray[np.bool_]
-    initial: NDArray[np.bool_]
-    shrunk: NDArray[np.bool_]
-    scheme: str
-    names: tuple[str, ...] | None
-    space: FeatureSpace
-    tolerance: float
-
-    def named(self, classes: Sequence[int]) -> str:
-        """The first few of the classes by name."""
-        shown = [str(k) if self.names is None else repr(self.names[k]) for k in classes[:_MOST_NAMES]]
-        return ", ".join(shown) + (", …" if len(classes) > _MOST_NAMES else "")
-
-
-def summary(say: Says, effect: CountEffect | None) -> str:
+def summary(a: Audit) -> str:
     """How many classes are dead, of which kinds, and what to do: one line."""
-    K, dead = say.num_classes, int(say.dead.sum())
+    K, dead = a.num_classes, int(a.dead.sum())
     if not dead:
         return f"None of the {K} classes is dead."
-    shared = sum(map(len, say.groups))
-    in_groups = np.zeros(K, dtype=bool)
-    for group in say.groups:
-        in_groups[list(group)] = True
+    said = np.zeros(K, dtype=bool)
+    said[[k for group in a.groups for k in group]] = True
     kinds = []
-    if shared:
-        near = f" within {100 * say.tolerance:g} %" if say.tolerance > TOLERANCE else ""
-        kinds.append(f"{shared} share {_several(len(say.groups), 'row')} with others{near}")
+    if a.groups:
+        near = f" within {100 * a.tolerance:g} %" if a.tolerance > TOLERANCE else ""
+        kinds.append(f"{said.sum()} share {_several(len(a.groups), 'row')} with others{near}")
     for mask, words in (
-        (say.shrunk & ~in_groups, "{} shrunk to the mean of all rows"),
-        (say.initial & ~in_groups & ~say.shrunk, "{} as the initialisation left them"),
-        (say.unreachable & ~in_groups & ~say.shrunk & ~say.initial, "{} that no features can make the answer"),
+        (a.shrunk, "shrunk to the mean of all rows"),
+        (a.at_initialisation, "as the initialisation left them"),
+        (a.unreachable, "that no features can make the answer"),
     ):
-        if mask.any():
-            kinds.append(words.format(int(mask.sum())))
+        new = mask & ~said
+        kinds += [f"{new.sum()} {words}"] if new.any() else []
+        said |= mask
     be = "class is" if dead == 1 else "classes are"
-    return f"{dead} of {K} {be} dead: {'; '.join(kinds)}. {_remedy(effect)}"
+    return f"{dead} of {K} {be} dead: {'; '.join(kinds)}. {_remedy(a.counts)}"
 
 
 def _remedy(effect: CountEffect | None) -> str:
@@ -81,49 +57,54 @@ def _remedy(effect: CountEffect | None) -> str:
     )
 
 
-def findings(
-    say: Says,
-    details: tuple[Group, ...],
-    spectrum: RowSpectrum,
-    num_features: int,
-    reached: Reach | None,
-    effect: CountEffect | None,
-    seen: Recalls | None,
-) -> list[str]:
+def findings(a: Audit) -> list[str]:
     """A sentence or two for each thing that was found."""
-    out = [_group_words(say, group) for group in details[:5]]
+    details = a.group_details
+    out = [_group_words(a, group) for group in details[:5]]
     if len(details) > 5:
         out.append(f"{len(details) - 5} more groups hold {sum(len(g.classes) for g in details[5:])} classes.")
-    if say.shrunk.any():
+    if a.shrunk.any():
         out.append(
-            f"{_several(int(say.shrunk.sum()), 'row')} went to the mean of all rows, within "
-            f"{100 * say.tolerance:g} % of the longest: {say.named(np.flatnonzero(say.shrunk).tolist())}. Weight decay "
+            f"{_several(int(a.shrunk.sum()), 'row')} went to the mean of all rows, within "
+            f"{100 * a.tolerance:g} % of the longest: {_named(a, np.flatnonzero(a.shrunk).tolist())}. Weight decay "
             "does that to classes whose samples no longer pull."
         )
-    if say.initial.any():
+    if a.at_initialisation.any():
+        still = np.flatnonzero(a.at_initialisation).tolist()
         out.append(
-            f"{_several(int(say.initial.sum()), 'row')} left with the length and the random direction of an "
-            f"initialisation ({say.scheme}): {say.named(np.flatnonzero(say.initial).tolist())}. Nothing was learned "
-            "for these classes."
+            f"{_several(len(still), 'row')} left with the length and the random direction of an initialisation "
+            f"({a.scheme}): {_named(a, still)}. Nothing was learned for these classes."
         )
-    if reached is not None:
-        out.append(_reach_words(say, reached))
-    most = min(say.num_classes - 1, num_features)
-    estimated = f", estimated from {spectrum.num_rows} rows" if spectrum.num_rows < say.num_classes else ""
+    if a.reach is not None:
+        out.append(_reach_words(a, a.reach))
+    most, used = min(a.num_classes - 1, a.num_features), a.spectrum.num_rows
+    estimated = f", estimated from {used} rows" if used < a.num_classes else ""
     out.append(
-        f"The rows about their mean have rank {spectrum.rank} of at most {most}, effective rank "
-        f"{spectrum.effective_rank:.1f}{estimated}."
+        f"The rows about their mean have rank {a.spectrum.rank} of at most {most}, effective rank "
+        f"{a.spectrum.effective_rank:.1f}{estimated}."
     )
-    if effect is not None:
-        out.append(_count_words(say, effect))
-    if seen is not None:
-        out.append(_recall_words(say, seen))
+    if a.counts is not None:
+        out.append(_count_words(a, a.counts))
+    if a.recalls is not None:
+        out.append(_recall_words(a, a.recalls))
+    for model, lost in a.predicted.items():
+        out.append(
+            f"At these counts and penalties the exact optimum for {model} features has {int(lost.sum())} classes "
+            f"merged or vanished, {int((lost & a.dead).sum())} of them dead here; {int((a.dead & ~lost).sum())} dead "
+            "ones are separated there."
+        )
     return out
 
 
-def _group_words(say: Says, group: Group) -> str:
+def _named(a: Audit, classes: Sequence[int]) -> str:
+    """The first few of the classes by name."""
+    shown = [str(k) if a.class_names is None else repr(a.class_names[k]) for k in classes[:_MOST_NAMES]]
+    return ", ".join(shown) + (", …" if len(classes) > _MOST_NAMES else "")
+
+
+def _group_words(a: Audit, group: Group) -> str:
     same = f", {group.identical} of them identical to rounding" if group.identical else ""
-    favoured = say.named([group.answered])
+    favoured = _named(a, [group.answered])
     if group.identical == len(group.classes):
         told = "No evidence separates them"
         biases = f"always favour {favoured}"
@@ -140,14 +121,14 @@ def _group_words(say: Says, group: Group) -> str:
     )
     return (
         f"{len(group.classes)} classes lie on one row{same} (radius {100 * group.radius:.2g} % of the longest row): "
-        f"{say.named(group.classes)}. {told}; {tail}."
+        f"{_named(a, group.classes)}. {told}; {tail}."
     )
 
 
-def _reach_words(say: Says, reached: Reach) -> str:
+def _reach_words(a: Audit, reached: Reach) -> str:
     where = {"free": "whatever the features", "nonnegative": "whatever the features, none of them below zero"}
     place = where.get(str(reached.space), f"with no features of length {reached.space}")
-    lost = np.flatnonzero(say.unreachable).tolist()
+    lost = np.flatnonzero(a.unreachable).tolist()
     if not lost:
         aside = f", {reached.num_searched} of them not along their own row" if reached.num_searched else ""
         return f"Every class that was decided can be the answer{aside}."
@@ -157,7 +138,7 @@ def _reach_words(say: Says, reached: Reach) -> str:
     elif reached.space == "nonnegative":
         proof = "a weighted mean of other rows is nowhere below its row and has no smaller bias"
     return (
-        f"{_several(len(lost), 'class')} can never be the answer, {place}: {say.named(lost)}. Each is proven: {proof}."
+        f"{_several(len(lost), 'class')} can never be the answer, {place}: {_named(a, lost)}. Each is proven: {proof}."
     )
 
 
@@ -176,15 +157,15 @@ def not_decided(reached: Reach) -> list[str]:
     return [f"{found} that none do was found: {why}."]
 
 
-def _count_words(say: Says, effect: CountEffect) -> str:
+def _count_words(a: Audit, effect: CountEffect) -> str:
     text = f"Row length goes with the class count by a rank correlation of {effect.length_correlation:.2f}"
     if not math.isnan(effect.bias_correlation):
         text += f", the bias by {effect.bias_correlation:.2f}"
-    if say.dead.any() and not say.dead.all():
+    if a.dead.any() and not a.dead.all():
         text += (
             f". Dead classes have {effect.dead_median:.0f} samples at the median, the others {effect.alive_median:.0f}"
         )
-    if say.dead.any() and effect.dies_below:
+    if a.dead.any() and effect.dies_below:
         text += (
             f". Below {effect.dies_below} samples {100 * effect.dead_below:.0f} % of the classes are dead, from there "
             f"on {100 * effect.dead_above:.0f} %"
@@ -192,24 +173,15 @@ def _count_words(say: Says, effect: CountEffect) -> str:
     return text + "."
 
 
-def beside_theory(model: str, lost: NDArray[np.bool_], dead: NDArray[np.bool_]) -> str:
-    """What the exact optimum loses at these counts, beside what is dead."""
-    return (
-        f"At these counts and penalties the exact optimum for {model} features has {int(lost.sum())} classes merged or "
-        f"vanished, {int((lost & dead).sum())} of them dead here; {int((dead & ~lost).sum())} dead ones are "
-        "separated there."
-    )
-
-
-def _recall_words(say: Says, seen: Recalls) -> str:
-    had = np.flatnonzero(say.dead & (seen.counts > 0))
+def _recall_words(a: Audit, seen: Decisions) -> str:
+    had = np.flatnonzero(a.dead & (seen.counts > 0))
     if not len(had):
         return f"The head is right on {100 * seen.accuracy:.1f} % of the samples given; no dead class has any."
     recall = float((seen.recall[had] * seen.counts[had]).sum() / seen.counts[had].sum())
     takers, times = np.unique(seen.taken_by[had][seen.taken_by[had] >= 0], return_counts=True)
     taken = ""
     if len(takers):
-        taken = f"; {say.named(takers[np.argsort(-times, kind='stable')][:3].tolist())} take most of the others"
+        taken = f"; {_named(a, takers[np.argsort(-times, kind='stable')][:3].tolist())} take most of the others"
     return (
         f"{_several(len(had), 'dead class')} have samples here: {100 * recall:.1f} % of those are recognised, of all "
         f"samples {100 * seen.accuracy:.1f} %{taken}."

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss
-from collapsar.core.types import Vector
+from collapsar.core.types import Matrix, Vector
 from collapsar.diagnose.agreement import head_forces
 from collapsar.diagnose.measurement import Measurement, measure
 
@@ -128,20 +128,21 @@ def frozen_head(
         )
     plain = Loss() if loss is None else loss
     here = measure(X, labels, W, bias, plain)
-    price = _Price(rows, np.inf if bias is None else float(lambda_b))
-    optimum = _solved("optimum", X, labels, here, price)
+    price_b = np.inf if bias is None else float(lambda_b)
     n = np.maximum(here.class_counts, 1).astype(np.float64)
     share, base = n / n.sum(), np.zeros(len(W)) if plain.offsets is None else plain.offsets
     changed = {
         "logit adjustment": replace(plain, offsets=base + np.log(share)),
         "class weights 1/n, or balanced sampling": replace(plain, class_weights=1 / n),
     }
-    remedies = tuple(_solved(name, X, labels, replace(here, loss_form=other), price) for name, other in changed.items())
+    remedies = tuple(
+        _solved(name, X, labels, replace(here, loss_form=other), rows, price_b) for name, other in changed.items()
+    )
     return FrozenHead(
         lambda_w=float(rows[0]) if np.ptp(rows) == 0 else rows,
-        lambda_b=price.lambda_b,
-        objective=here.loss + price.of(here),
-        optimum=optimum,
+        lambda_b=price_b,
+        objective=_cost(here, rows, price_b)[0],
+        optimum=_solved("optimum", X, labels, here, rows, price_b),
         remedies=remedies,
     )
 
@@ -149,19 +150,12 @@ def frozen_head(
 def frozen_of(
     features: ArrayLike, labels: ArrayLike, m: Measurement, known: KnownTraining
 ) -> tuple[FrozenHead | None, str]:
-    """The head of a measured network solved on its features, at its penalties as known, else as its gradient says.
+    """The head of a network solved on the features that it was measured on, and ""; or None, and why there is none.
 
-    Args:
-        features: shape (N, d), what ``m`` was measured on.
-        labels: shape (N,).
-        m: the network.
-        known: its training.
-
-    Returns:
-        The solved head, and ""; or None, and why there is none.
+    At its penalties as known, else as its gradient says.
     """
-    forces = head_forces(m, known.lambda_w if known.one_lambda_w else None, known.lambda_b)
-    lambda_w: Any = known.lambda_w if known.one_lambda_w else forces.fitted_w
+    forces = head_forces(m, known.priced_w, known.lambda_b)
+    lambda_w = forces.fitted_w if known.priced_w is None else known.priced_w
     if not np.all(np.asarray(lambda_w) > 0):
         return None, (
             "The head on frozen features is not solved: its penalty is not known, and its gradient shows none. Give "
@@ -175,24 +169,16 @@ def frozen_of(
         return None, f"The head on frozen features is not solved: {error}."
 
 
-@dataclass(frozen=True, eq=False)
-class _Price:
-    """The penalty of a head."""
-
-    rows: Vector
-    lambda_b: float
-
-    def of(self, m: Measurement) -> float:
-        bias = 0.0 if m.bias is None else self.lambda_b * float(m.bias @ m.bias)
-        return 0.5 * (float(self.rows @ np.sum(m.weight**2, axis=1)) + bias)
-
-    def gradients(self, m: Measurement) -> tuple[NDArray[np.float64], Vector]:
-        """Of loss and penalty, in W and b."""
-        G = m.weight_gradient + self.rows[:, None] * m.weight
-        return G, (np.zeros(0) if m.bias is None else m.bias_gradient + self.lambda_b * m.bias)
+def _cost(m: Measurement, rows: Vector, lambda_b: float) -> tuple[float, Matrix, Vector]:
+    """Loss and penalty of a head, and their gradients in W and b."""
+    total = m.loss + 0.5 * float(rows @ np.sum(m.weight**2, axis=1))
+    G = m.weight_gradient + rows[:, None] * m.weight
+    if m.bias is None:
+        return total, G, np.zeros(0)
+    return total + 0.5 * lambda_b * float(m.bias @ m.bias), G, m.bias_gradient + lambda_b * m.bias
 
 
-def _solved(name: str, X: NDArray, labels: ArrayLike, start: Measurement, price: _Price) -> Solved:
+def _solved(name: str, X: NDArray, labels: ArrayLike, start: Measurement, rows: Vector, lambda_b: float) -> Solved:
     """L-BFGS from the head of ``start``, under its loss."""
     from scipy.optimize import minimize
 
@@ -203,9 +189,8 @@ def _solved(name: str, X: NDArray, labels: ArrayLike, start: Measurement, price:
         return measure(X, labels, W, b if b.size else None, start.loss_form)
 
     def value(x: Vector) -> tuple[float, Vector]:
-        m = at(x)
-        G, g = price.gradients(m)
-        return m.loss + price.of(m), np.concatenate([G.ravel(), g])
+        total, G, g = _cost(at(x), rows, lambda_b)
+        return total, np.concatenate([G.ravel(), g])
 
     def of_bias(b: Vector, W: Vector) -> tuple[float, Vector]:
         total, gradient = value(np.concatenate([W, b]))
@@ -214,13 +199,12 @@ def _solved(name: str, X: NDArray, labels: ArrayLike, start: Measurement, price:
     options: Any = {"maxiter": _MOST_STEPS, "maxfun": 2 * _MOST_STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 1e-9}
     first = np.concatenate([start.weight.ravel(), np.zeros(0) if start.bias is None else start.bias])
     x = minimize(value, first, jac=True, method="L-BFGS-B", options=options).x
-    if start.bias is not None and price.lambda_b == 0:  # the bound below is that of the least value over b
+    if start.bias is not None and lambda_b == 0:  # the bound below is that of the least value over b
         x[K * d :] = minimize(of_bias, x[K * d :], args=(x[: K * d],), jac=True, method="L-BFGS-B", options=options).x
     best = at(x)
-    G, g = price.gradients(best)
-    short = float(np.sum(np.sum(G**2, axis=1) / (2 * price.rows)))
-    if g.size and price.lambda_b > 0:
-        short += float(g @ g) / (2 * price.lambda_b)
-    total = best.loss + price.of(best)
+    total, G, g = _cost(best, rows, lambda_b)
+    short = float(np.sum(np.sum(G**2, axis=1) / (2 * rows)))
+    if g.size and lambda_b > 0:
+        short += float(g @ g) / (2 * lambda_b)
     lost = tuple(int(k) for k in np.flatnonzero(best.accuracies == 0))
     return Solved(name, total, short / total, best.accuracies, lost)

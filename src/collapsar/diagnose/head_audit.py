@@ -18,18 +18,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.types import Mask, Vector
+from collapsar.core.records import to_json
+from collapsar.core.sentences import names_of
+from collapsar.core.types import Mask, Record, Vector
 from collapsar.diagnose import audit_words
-from collapsar.diagnose.audit_samples import CountEffect, Penalties, Recalls, count_effect, predicted_lost, recalls
+from collapsar.diagnose.audit_samples import CountEffect, count_effect, predicted_lost, recalls
 from collapsar.diagnose.reach import FeatureSpace, Progress, Reach, reach
 from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
-from collapsar.metrics.near_rows import Rows, near_labels
+from collapsar.metrics.near_rows import Rows, SomeRows, near_labels
+from collapsar.metrics.predictions import Decisions
 from collapsar.metrics.shared_rows import TOLERANCE, from_middle, longest_row, row_geometry, row_groups
 
 __all__ = ["Audit", "AuditOptions", "Group", "audit"]
@@ -153,41 +156,40 @@ class Audit:
     spectrum: RowSpectrum
     reach: Reach | None
     counts: CountEffect | None
-    recalls: Recalls | None
+    recalls: Decisions | None
     predicted: Mapping[str, Mask]
     tolerance: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The audit as JSON-able values: classes by number, NaN as None; lengths of every class up to 20 000."""
-        full = self.num_classes <= _LISTED
-        undecided = np.flatnonzero(self.reach.undecided).tolist() if self.reach is not None else None
-        return {
+        full, reached = self.num_classes <= _LISTED, self.reach
+        return to_json({
             "kind": "audit",
             "summary": self.summary,
-            "words": list(self.words),
-            "notes": list(self.notes),
+            "words": self.words,
+            "notes": self.notes,
             "num_classes": self.num_classes,
             "num_features": self.num_features,
-            "class_names": list(self.class_names) if self.class_names is not None and full else None,
-            "class_counts": self.class_counts.tolist() if self.class_counts is not None and full else None,
+            "class_names": self.class_names if full else None,
+            "class_counts": self.class_counts if full else None,
             "tolerance": self.tolerance,
-            "groups": [vars(group) | {"classes": list(group.classes)} for group in self.group_details],
-            "dead": np.flatnonzero(self.dead).tolist(),
-            "unreachable": np.flatnonzero(self.unreachable).tolist() if self.reach is not None else None,
-            "undecided": undecided,
-            "feature_space": self.reach.space if self.reach is not None else None,
-            "at_initialisation": np.flatnonzero(self.at_initialisation).tolist(),
+            "groups": self.group_details,
+            "dead": np.flatnonzero(self.dead),
+            "unreachable": None if reached is None else np.flatnonzero(self.unreachable),
+            "undecided": None if reached is None else np.flatnonzero(reached.undecided),
+            "feature_space": None if reached is None else reached.space,
+            "at_initialisation": np.flatnonzero(self.at_initialisation),
             "scheme": self.scheme,
-            "shrunk": np.flatnonzero(self.shrunk).tolist(),
-            "lengths": self.lengths.tolist() if full else None,
+            "shrunk": np.flatnonzero(self.shrunk),
+            "lengths": self.lengths if full else None,
             "scale": self.scale,
             "rank": self.spectrum.rank,
             "effective_rank": self.spectrum.effective_rank,
             "most_rank": min(self.num_classes - 1, self.num_features),
-            "counts": None if self.counts is None else self.counts.to_dict(),
-            "predicted": {model: np.flatnonzero(lost).tolist() for model, lost in self.predicted.items()},
-            "recalls": None if self.recalls is None else self.recalls.to_dict(self.dead),
-        }
+            "counts": self.counts,
+            "predicted": {model: np.flatnonzero(lost) for model, lost in self.predicted.items()},
+            "recalls": None if self.recalls is None else _recall_rows(self.recalls, self.dead),
+        })  # fmt: skip
 
     def to_json(self) -> str:
         """The record as one line of standard JSON."""
@@ -225,19 +227,16 @@ def audit(
     options = AuditOptions() if options is None else options
     W = _weight(weight)
     K = W.shape[0]
-    b, names, counts = _bias(bias, K), _names(class_names, K), _counts(class_counts, K)
+    b, counts = _bias(bias, K), _counts(class_counts, K)
+    names = None if class_names is None else names_of(class_names, K)
     seen = recalls(W, b, features, labels) if features is not None or labels is not None else None
-    return _audited(W, b, names, counts, seen, options)
+    found = _audited(W, b, counts, options)
+    found = replace(found, class_names=names, recalls=seen)
+    return replace(found, summary=audit_words.summary(found), words=tuple(audit_words.findings(found)))
 
 
-def _audited(
-    W: Rows,
-    b: Vector | None,
-    names: tuple[str, ...] | None,
-    counts: NDArray[np.int64] | None,
-    seen: Recalls | None,
-    options: AuditOptions,
-) -> Audit:
+def _audited(W: Rows, b: Vector | None, counts: NDArray[np.int64] | None, options: AuditOptions) -> Audit:
+    """The audit without names, samples and sentences."""
     K, d = W.shape
     mean, lengths = row_geometry(W)
     scale = longest_row(lengths)
@@ -249,28 +248,18 @@ def _audited(
     decided, notes = _reach(W, b, options)
     unreachable = np.zeros(K, dtype=bool) if decided is None else decided.unreachable
     dead = shrunk | initial | unreachable
-    for group in groups:
-        dead[list(group)] = True
-    effect = None if counts is None else count_effect(lengths, b, counts, dead)
+    dead[[k for group in groups for k in group]] = True
     predicted, left_out = _theory(counts, options)
-    say = audit_words.Says(
-        num_classes=K, dead=dead, groups=tuple(groups), unreachable=unreachable, initial=initial, shrunk=shrunk,
-        scheme=scheme, names=names, space=options.features, tolerance=options.tolerance,
-    )  # fmt: skip
-    details = tuple(_detail(W, b, mean, scale, group) for group in groups)
     return Audit(
-        summary=audit_words.summary(say, effect),
-        words=(
-            *audit_words.findings(say, details, spectrum, d, decided, effect, seen),
-            *(audit_words.beside_theory(model, lost, dead) for model, lost in predicted.items()),
-        ),
+        summary="",
+        words=(),
         notes=(*notes, *left_out),
         num_classes=K,
         num_features=d,
-        class_names=names,
+        class_names=None,
         class_counts=counts,
         groups=tuple(groups),
-        group_details=details,
+        group_details=tuple(_detail(W, b, mean, scale, group) for group in groups),
         dead=dead,
         unreachable=unreachable,
         at_initialisation=initial,
@@ -281,11 +270,21 @@ def _audited(
         bias=b,
         spectrum=spectrum,
         reach=decided,
-        counts=effect,
-        recalls=seen,
+        counts=None if counts is None else count_effect(lengths, b, counts, dead),
+        recalls=None,
         predicted=predicted,
         tolerance=options.tolerance,
     )
+
+
+def _recall_rows(seen: Decisions, dead: Mask) -> Record:
+    """The accuracy, and a row for each dead class with samples."""
+    rows = [
+        {"class": k, "samples": seen.counts[k], "recall": seen.recall[k], "predicted": seen.predicted[k],
+         "taken_by": seen.taken_by[k]}
+        for k in np.flatnonzero(dead & (seen.counts > 0)).tolist()
+    ]  # fmt: skip
+    return {"accuracy": seen.accuracy, "num_samples": seen.counts.sum(), "dead": rows}
 
 
 def _weight(weight: Any) -> Rows:
@@ -316,12 +315,6 @@ def _bias(bias: Any, K: int) -> Vector | None:
     return b
 
 
-def _names(class_names: Sequence[str] | None, K: int) -> tuple[str, ...] | None:
-    if class_names is not None and len(class_names) != K:
-        raise ValueError(f"`class_names` must name each of the {K} rows of `weight`; got {len(class_names)} names")
-    return None if class_names is None else tuple(str(name) for name in class_names)
-
-
 def _counts(class_counts: ArrayLike | None, K: int) -> NDArray[np.int64] | None:
     if class_counts is None:
         return None
@@ -337,37 +330,24 @@ def _counts(class_counts: ArrayLike | None, K: int) -> NDArray[np.int64] | None:
 
 def _detail(W: Rows, b: Vector | None, mean: Vector, scale: float, group: tuple[int, ...]) -> Group:
     members = np.array(group)
-    rows = _Subset(W, members)
+    rows = SomeRows(W, members)
     same = np.bincount(near_labels(rows, _IDENTICAL * scale, mean)).max()
     biases = np.zeros(len(members)) if b is None else b[members]
     return Group(
         classes=group,
         identical=int(same) if same > 1 else 0,
-        radius=float(from_middle(W, members).max()) / scale if scale > 0 else 0.0,
+        radius=float(from_middle(rows).max()) / scale if scale > 0 else 0.0,
         bias_spread=float(np.ptp(biases)),
         answered=int(members[biases.argmax()]),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Subset:
-    """Some of the rows, read when they are asked for."""
-
-    rows: Rows
-    members: NDArray[np.int64]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.members), self.rows.shape[1]
-
-    def __getitem__(self, key: Any) -> NDArray:
-        return self.rows[self.members[key]]
-
-
 def _theory(counts: NDArray[np.int64] | None, options: AuditOptions) -> tuple[dict[str, Mask], list[str]]:
-    norm = None if isinstance(options.features, str) else float(options.features)
     if counts is not None:
-        return predicted_lost(counts, Penalties(options.lambda_z, options.lambda_w, norm, options.lambda_b))
+        norm = None if isinstance(options.features, str) else float(options.features)
+        return predicted_lost(
+            counts, lambda_z=options.lambda_z, lambda_w=options.lambda_w, norm=norm, lambda_b=options.lambda_b
+        )
     if options.lambda_z is None and options.lambda_w is None:
         return {}, []
     return {}, ["What the penalties make classes lose depends on `class_counts`, which were not given."]

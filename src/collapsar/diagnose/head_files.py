@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from collapsar.diagnose.head_rows import STORAGE, StoredRows, widened
+from collapsar.core.sentences import listed
+from collapsar.diagnose.array_files import (
+    ArrayEntry,
+    Refused,
+    WidenedRows,
+    npy_array,
+    numpy_arrays,
+    safetensors_arrays,
+    said_plainly,
+)
 
 __all__ = ["HeadFile", "read_head"]
 
@@ -53,14 +61,6 @@ class HeadFile:
     class_counts: NDArray | None = None
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a source before it is read: its shape, and how to read it."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], Any]
-
-
 def read_head(source: str | os.PathLike[str], head: str | None = None) -> HeadFile:
     """Find and open the head of a model.
 
@@ -80,29 +80,18 @@ def read_head(source: str | os.PathLike[str], head: str | None = None) -> HeadFi
     if path.is_dir():
         path = _in_folder(path)
     kind = ".index.json" if path.name.endswith(".safetensors.index.json") else path.suffix.lower()
-    readers: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
-        ".npz": _npz, ".npy": _npy, ".safetensors": _safetensors, ".index.json": _sharded,
+    readers: Mapping[str, Callable[[Path], dict[str, ArrayEntry]]] = {
+        ".npz": _npz, ".npy": _npy, ".safetensors": safetensors_arrays, ".index.json": _sharded,
         ".pt": _torch, ".pth": _torch, ".bin": _torch,
     }  # fmt: skip
     if kind != ".onnx" and kind not in readers:
         raise ValueError(f"`source` must be {_KINDS}; got {path}")
-    try:
+    with said_plainly(path, "encrypted, or of another kind than its name says"):
         if kind == ".onnx":
             from collapsar.diagnose.head_onnx import read_onnx
 
             return read_onnx(path, head)
         return _chosen(path, readers[kind](path), head)
-    except Refused as error:
-        raise ValueError(str(error)) from None
-    except (OSError, ModuleNotFoundError):
-        raise
-    except Exception as error:  # zipfile, json, pickle and numpy raise a dozen kinds on a damaged file
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ValueError(f"{path} is damaged, encrypted or of another kind than its name says ({reason})") from None
-
-
-class Refused(ValueError):  # noqa: N818 - a ValueError to whoever calls ``read_head``
-    """The message is for the reader as it is."""
 
 
 def _in_folder(path: Path) -> Path:
@@ -113,11 +102,13 @@ def _in_folder(path: Path) -> Path:
         if len(found) == 1 or (found and pattern.startswith("model")):
             return found[0]
         if found:
-            raise ValueError(f"{path} holds {len(found)} files {pattern}; name one: {_few([p.name for p in found])}")
+            raise ValueError(
+                f"{path} holds {len(found)} files {pattern}; name one: {listed((p.name for p in found), 6)}"
+            )
     raise ValueError(f"`source` {path} holds no model; it must hold {_KINDS.rpartition(',')[0]}")
 
 
-def _chosen(path: Path, tensors: dict[str, Tensor], head: str | None) -> HeadFile:
+def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None) -> HeadFile:
     name, reason = _weight_name(path, tensors, head)
     weight = tensors[name].read()
     if len(weight.shape) > 2:  # a convolution of one pixel
@@ -135,7 +126,7 @@ def _chosen(path: Path, tensors: dict[str, Tensor], head: str | None) -> HeadFil
     )
 
 
-def _beside(path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> str | None:
+def _beside(path: Path, tensors: Mapping[str, ArrayEntry], name: str, shape: tuple[int, ...]) -> str | None:
     """The bias that goes with a weight."""
     own = re.sub(r"weight$", "bias", name) if name.endswith("weight") else f"{name}_bias"
     for candidate in (own, "bias"):
@@ -148,7 +139,7 @@ def _beside(path: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[i
     return None
 
 
-def _weight_name(path: Path, tensors: Mapping[str, Tensor], head: str | None) -> tuple[str, str]:
+def _weight_name(path: Path, tensors: Mapping[str, ArrayEntry], head: str | None) -> tuple[str, str]:
     """The tensor to take, and why."""
     matrices = {
         name: t.shape for name, t in tensors.items() if min(t.shape, default=0) >= 1 and _is_head(name, t, head)
@@ -157,9 +148,11 @@ def _weight_name(path: Path, tensors: Mapping[str, Tensor], head: str | None) ->
         for candidate in (head, f"{head}.weight"):
             if candidate in matrices:
                 return candidate, "it was named"
-        raise Refused(f"{path} has no matrix {head!r} or '{head}.weight'; it has {_few(sorted(matrices))}")
+        raise Refused(f"{path} has no matrix {head!r} or '{head}.weight'; it has {listed(sorted(matrices), 6)}")
     if not matrices:
-        raise Refused(f"{path} holds no head: no matrix (K, d) is in it; it holds {_few(sorted(tensors)) or 'nothing'}")
+        raise Refused(
+            f"{path} holds no head: no matrix (K, d) is in it; it holds {listed(sorted(tensors), 6) or 'nothing'}"
+        )
     for exact in ("weight", "head_weight", "head.weight"):
         if exact in matrices:
             return exact, f"it is called {exact!r}"
@@ -177,82 +170,35 @@ def _weight_name(path: Path, tensors: Mapping[str, Tensor], head: str | None) ->
     if not named and len(embeddings) == 1:
         return embeddings[0], "there is no head of its own: it is the embedding that the model shares with its head"
     asked = sorted(named or matrices)
-    shown = _few([f"{n} {matrices[n]}" for n in asked])
+    shown = listed([f"{n} {matrices[n]}" for n in asked], 6)
     raise Refused(f"{path} has {len(asked)} matrices that could be the head; name it with --head: {shown}")
 
 
-def _is_head(name: str, tensor: Tensor, head: str | None) -> bool:
+def _is_head(name: str, tensor: ArrayEntry, head: str | None) -> bool:
     """Whether it can be one: a matrix, or a convolution of one pixel that is called a head, as few of them are."""
     if len(tensor.shape) <= 2:
-        return len(tensor.shape) == 2
+        return len(tensor.shape) == 2 and tensor.kind in "fiub"
     called = name in (head, f"{head}.weight") or _HEAD_NAMES.search(name.removesuffix(".weight")) is not None
     return called and set(tensor.shape[2:]) == {1}
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _npz(path: Path) -> dict[str, ArrayEntry]:
+    arrays = {name: entry for name, entry in numpy_arrays(path).items() if name not in ("features", "labels")}
+    return {n: e for n, e in arrays.items() if e.kind in "fiu" or (n, e.kind) == ("class_names", "U")}
 
 
-def _npz(path: Path) -> dict[str, Tensor]:
-    found = {}
-    with zipfile.ZipFile(path) as archive:
-        members = [member for member in archive.namelist() if member.endswith(".npy")]
-        for member in members:
-            with archive.open(member) as stream:
-                version = npy.read_magic(stream)
-                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                shape, _, dtype = read(stream)
-            name = member.removesuffix(".npy")
-            if name not in ("features", "labels") and (
-                dtype.kind in "fiu" or (name, dtype.kind) == ("class_names", "U")
-            ):
-                found[name] = Tensor(shape, lambda name=name: np.load(path, allow_pickle=False)[name])
-    return found
-
-
-def _npy(path: Path) -> dict[str, Tensor]:
-    weight = np.load(path, mmap_mode="r", allow_pickle=False)
-    found = {"weight": Tensor(weight.shape, lambda: weight)}
+def _npy(path: Path) -> dict[str, ArrayEntry]:
+    """The file as a weight, and the bias beside it if there is one."""
+    found = {"weight": npy_array(path)}
     for beside in (path.with_name("bias.npy"), path.with_name(path.stem.replace("weight", "bias") + ".npy")):
-        if beside != path and beside.is_file():
-            bias = np.load(beside, allow_pickle=False)
-            found["bias"] = Tensor(bias.shape, lambda bias=bias: bias)
-            break
+        if "bias" not in found and beside != path and beside.is_file():
+            found["bias"] = npy_array(beside)
     return found
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise Refused(f"{path} is truncated or no .safetensors file: its header does not fit in it")
-        header = json.loads(file.read(length))
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        kind, shape = entry["dtype"], tuple(entry["shape"])
-        if 8 + length + end > size:
-            raise Refused(f"{path} is truncated: {name!r} ends at byte {8 + length + end}, the file at {size}")
-        if kind in STORAGE:
-            read = _mapped(path, kind, shape, 8 + length + begin)
-            found[name] = Tensor(shape, read)
-    return found
-
-
-def _mapped(path: Path, kind: str, shape: tuple[int, ...], offset: int) -> Callable[[], Any]:
-    def read() -> Any:
-        stored = np.memmap(path, dtype=STORAGE[kind], mode="r", offset=offset, shape=shape)
-        return StoredRows(stored, kind) if len(shape) == 2 else widened(stored, kind)
-
-    return read
-
-
-def _sharded(path: Path) -> dict[str, Tensor]:
+def _sharded(path: Path) -> dict[str, ArrayEntry]:
     index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    shards: dict[str, dict[str, Tensor]] = {}
+    shards: dict[str, dict[str, ArrayEntry]] = {}
     found = {}
     for name, shard in index.items():
         if Path(shard).name != shard:
@@ -261,14 +207,14 @@ def _sharded(path: Path) -> dict[str, Tensor]:
             file = path.with_name(shard)
             if not file.is_file():
                 raise Refused(f"{path} names the shard {shard}, which is not beside it")
-            shards[shard] = _safetensors(file)
+            shards[shard] = safetensors_arrays(file)
         if name not in shards[shard]:
             raise Refused(f"{path} says that {name!r} is in {shard}, where it is not")
         found[name] = shards[shard][name]
     return found
 
 
-def _torch(path: Path) -> dict[str, Tensor]:
+def _torch(path: Path) -> dict[str, ArrayEntry]:
     import torch
 
     try:
@@ -285,20 +231,20 @@ def _torch(path: Path) -> dict[str, Tensor]:
         state = {"weight": state}
     if not isinstance(state, Mapping):
         raise Refused(f"{path} holds a {type(state).__name__}, not a state dict; save model.state_dict()")
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    return {name: Tensor(tuple(value.shape), _of_torch(value)) for name, value in tensors.items()}
+    return {str(name): _of_torch(value) for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def _of_torch(value: Any) -> Callable[[], Any]:
+def _of_torch(tensor: Any) -> ArrayEntry:
+    import torch
+
+    plain = tensor.detach()
+    widened = {torch.bfloat16: ("BF16", torch.uint16), torch.float8_e4m3fn: ("F8_E4M3", torch.uint8),
+               torch.float8_e5m2: ("F8_E5M2", torch.uint8)}  # fmt: skip
+
     def read() -> Any:
-        import torch
+        if plain.dtype in widened and plain.ndim == 2:
+            kind, bits = widened[plain.dtype]
+            return WidenedRows(plain.contiguous().view(bits).numpy(), kind)
+        return plain.float().numpy() if plain.dtype in widened else plain.numpy()
 
-        plain = value.detach()
-        kinds = {torch.bfloat16: ("BF16", torch.uint16), torch.float8_e4m3fn: ("F8_E4M3", torch.uint8),
-                 torch.float8_e5m2: ("F8_E5M2", torch.uint8)}  # fmt: skip
-        if plain.dtype in kinds and plain.ndim == 2:
-            kind, bits = kinds[plain.dtype]
-            return StoredRows(plain.contiguous().view(bits).numpy(), kind)
-        return plain.float().numpy() if plain.dtype in kinds else plain.numpy()
-
-    return read
+    return ArrayEntry("f", tuple(plain.shape), plain.nbytes, read)

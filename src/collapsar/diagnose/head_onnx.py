@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.diagnose.head_files import HeadFile, Refused
+from collapsar.diagnose.array_files import Refused
+from collapsar.diagnose.head_files import HeadFile
 
 __all__ = ["read_onnx"]
 
@@ -81,11 +82,7 @@ class _Graph:
 
 
 def read_onnx(path: Path, head: str | None) -> HeadFile:
-    """Open the head of an ONNX model.
-
-    Args:
-        path: the file.
-        head: the name of the weight, of its node or of an output; found where it is clear.
+    """Open the head of an ONNX model, by the name of its weight, of its node or of an output where it is not clear.
 
     Raises:
         ValueError: no head, several, or a damaged file.

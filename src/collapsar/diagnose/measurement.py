@@ -9,7 +9,6 @@ Example:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +16,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.problem import Loss
+from collapsar.core.problem import FeatureModel, Loss
+from collapsar.core.sentences import listed
 from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.evidence import common_origin, on_floor
-from collapsar.metrics.predictions import MeanPredictions
+from collapsar.metrics.predictions import MeanPredictions, decisions
 from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
 __all__ = ["MAX_CLASSES", "MAX_TABLE", "Lengths", "Measurement", "Pass", "measure"]
@@ -127,6 +127,11 @@ class Measurement:
         return class_logits(self.class_means, self.weight)
 
     @property
+    def features(self) -> FeatureModel:
+        """The model of penalised features that these look like."""
+        return "nonnegative" if self.nonnegative else "signed"
+
+    @property
     def small(self) -> bool:
         """Whether tables of K x K numbers are at hand."""
         return self.num_classes <= MAX_TABLE
@@ -194,11 +199,10 @@ class Pass:
         self.counts = np.zeros(K, dtype=np.int64)
         self.sums = np.zeros_like(self.weight)
         self.pulls = np.zeros_like(self.weight)
-        self.bias_pull, self.losses, self.hits = np.zeros((3, K))
+        self.bias_pull, self.losses = np.zeros((2, K))
         self.squares = np.zeros(self.weight.shape[1])
         self.length = 0.0
         self.least, self.most = np.full((2, self.weight.shape[1]), [[np.inf], [-np.inf]])
-        self.wrong: Counter[tuple[int, int]] = Counter()
         self.decided: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # true and given class of each sample
 
     def add(self, features: ArrayLike, labels: ArrayLike) -> None:
@@ -223,7 +227,7 @@ class Pass:
             bad = sorted({int(x) for x in k[~usable.all(axis=1)]})
             raise ValueError(
                 f"`features` must be finite and below {_LARGEST:g}, got NaN, infinity or larger values in "
-                f"class {_named(bad)}; the run diverged"
+                f"class {listed(bad)}; the run diverged"
             )
         K, loss = len(self.weight), self.loss
         logits = h @ self.weight.T
@@ -254,8 +258,6 @@ class Pass:
         self.pulls += r.T @ h
         self.bias_pull += r.sum(axis=0)
         self.losses += np.bincount(k, weights=importance * value, minlength=K)
-        self.hits += np.bincount(k, weights=best == k, minlength=K)
-        self.wrong.update(zip(k[best != k].tolist(), best[best != k].tolist(), strict=True))
         square = h * h
         self.squares += square.sum(axis=0)
         self.length += float(np.sqrt(square.sum(axis=1)).sum())
@@ -275,7 +277,7 @@ class Pass:
             )
         outside = (classes < 0) | (classes >= K)
         if outside.any():
-            named = _named(sorted({int(x) for x in classes[outside]}))
+            named = listed(sorted({int(x) for x in classes[outside]}))
             raise ValueError(
                 f"`labels` must lie in [0, {K}), one logit per class, got {named}; of samples without a "
                 "label say ignore_index=..., or leave them out"
@@ -299,9 +301,8 @@ class Pass:
         seen = self.counts > 0
         each = np.where(seen, n, np.nan)
         means = self.sums / each[:, None]
-        taken_for = np.full(n.size, -1)
-        for (k, best), _ in sorted(self.wrong.items(), key=lambda item: (item[1], -item[0][1])):  # first of equals
-            taken_for[k] = best
+        labels, given = map(np.concatenate, zip(*self.decided, strict=True))
+        decided = decisions(labels, given, n.size)
         return Measurement(
             class_counts=self.counts.copy(),
             class_means=means,
@@ -310,12 +311,12 @@ class Pass:
             weight_gradient=self.pulls / total,
             bias_gradient=self.bias_pull / total,
             loss=float(self.losses.sum()) / total,
-            accuracies=self.hits / each,
+            accuracies=decided.recall,
             energy=float(self.squares.sum()),
             nonnegative=on_floor(means) or self._above_zero(),
             loss_form=self.loss,
             metrics=dict(metrics or {}),
-            taken_for=taken_for,
+            taken_for=decided.taken_by,
             linear=linear,
             lengths=self._lengths(),
             least=self.least,
@@ -375,8 +376,3 @@ def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
             "or no numbers"
         )
     return numbers
-
-
-def _named(values: list[int]) -> str:
-    shown = ", ".join(map(str, values[:10]))
-    return shown if len(values) <= 10 else f"{shown} and {len(values) - 10} more"

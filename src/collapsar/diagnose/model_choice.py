@@ -16,7 +16,9 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -99,12 +101,7 @@ _UNHELD = (
 
 
 def choose_model(m: Measurement, known: KnownTraining) -> Choice:
-    """Choose the model of a network from what is known of its training and measured of its features.
-
-    Args:
-        m: the network.
-        known: its training; without a norm in it the lengths of the features are looked at.
-    """
+    """The model of a network, by what is known of its training; without a norm in it, by its features' lengths."""
     if not m.linear:
         return Choice("none", "")
     if known.body == "frozen":
@@ -133,10 +130,11 @@ def _of_lengths(m: Measurement, known: KnownTraining, lengths: Lengths) -> Choic
     """The model that the features' lengths show; None where they show none."""
     if lengths.spread < _EQUAL and lengths.offset_share < _OFFSET:
         found = f"The norms of the features are equal to {lengths.spread:.1%}: per-sample model"
-        return _priced(m, known, found, "sample", norm=lengths.mean)
+        return _priced(m, known, found, "sample", partial(Problem.from_normalized, norm=lengths.mean))
     if lengths.variance_spread < _EQUAL_VARIANCES and lengths.offset_share < _CENTRED and not m.nonnegative:
         found = f"The features are centred, and their variances equal to {lengths.variance_spread:.1%}: per-batch model"
-        return _priced(m, known, found, "batch", norm=float(np.sqrt(lengths.mean_square)))
+        norm = float(np.sqrt(lengths.mean_square))
+        return _priced(m, known, found, "batch", partial(Problem.from_normalized, norm=norm))
     return None
 
 
@@ -179,7 +177,8 @@ def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:
                 "number, has one.",
             )
         found += f"; its gain is decayed, which prices their length: {_PER[norm.over]} model of a decayed gain"
-        return _priced(m, known, found, norm.over, shifted, lambda_gain=norm.gain_penalty)
+        make = partial(Problem.from_gain_decay, lambda_gain=norm.gain_penalty)
+        return _priced(m, known, found, norm.over, make, shifted)
     if norm.trained_gain:
         found += "; its gain is trained, and taken as it is now"
     if norm.uneven > _TOO_UNEVEN:
@@ -190,7 +189,8 @@ def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:
         )
     if norm.uneven > _UNEVEN:
         found += f" (uneven by {norm.uneven:.1%}, about as far as the model may be off)"
-    return _priced(m, known, f"{found}: {_PER[norm.over]} model", norm.over, shifted, norm=norm.length)
+    make = partial(Problem.from_normalized, norm=norm.length)
+    return _priced(m, known, f"{found}: {_PER[norm.over]} model", norm.over, make, shifted)
 
 
 def _named(norm: HeadNorm) -> str:
@@ -215,26 +215,26 @@ def _priced(
     known: KnownTraining,
     found: str,
     over: Over,
+    make: Callable[..., Problem],
     shifted: bool = False,
-    **how: float,
 ) -> Choice:
     """The model with the penalties of the head as known, else as its gradient says."""
-    forces = head_forces(m, known.lambda_w if known.one_lambda_w else None, known.lambda_b)
-    weight: Any = known.lambda_w if known.one_lambda_w else forces.fitted_w
-    if not known.one_lambda_w and not forces.relative_gradient < _READABLE:
-        return Choice(over, f"{found}; the head is not at rest, and its penalty is neither known nor readable.", None,
-                      shifted)  # fmt: skip
+    forces = head_forces(m, known.priced_w, known.lambda_b)
+    weight = forces.fitted_w if known.priced_w is None else known.priced_w
+    if known.priced_w is None and not forces.relative_gradient < _READABLE:
+        return Choice(
+            over, f"{found}; the head is not at rest, and its penalty is neither known nor readable.", None, shifted
+        )
     if not np.all(np.asarray(weight) > 0):
         return Choice(over, f"{found}; the head's penalty is not known and its gradient shows none.", None, shifted)
     lambda_b = _bias(m, known, forces.fitted_b, float(np.mean(weight)))
-    make = Problem.from_normalized if "norm" in how else Problem.from_gain_decay
-    features = known.features or ("nonnegative" if m.nonnegative else "signed")
-    rest: dict[str, Any] = {"over": over, "lambda_b": lambda_b, "loss": m.loss_form, "features": features}
     if m.unseen:
         return Choice(over, f"{found}.", None, shifted)
-    rows = " by rows" if isinstance(weight, np.ndarray) else ""
+    rows, features = " by rows" if isinstance(weight, np.ndarray) else "", known.features or m.features
     try:
-        problem = make(m.class_counts, lambda_w=weight, **how, **rest)
+        problem = make(
+            m.class_counts, lambda_w=weight, over=over, lambda_b=lambda_b, loss=m.loss_form, features=features
+        )
     except ValueError as error:
         return Choice(over, f"{found}, which is not compared here: {error}.", None, shifted)
     origin = "" if known.one_lambda_w else ", read from the head's gradient"
@@ -252,15 +252,7 @@ def _bias(m: Measurement, known: KnownTraining, fitted: float, weight: float) ->
 
 
 def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None, str]:
-    """Compare a network with the optimum of the model chosen.
-
-    Args:
-        m: the network.
-        choice: with a problem of normalised features.
-
-    Returns:
-        The comparison, and "" ; or None, and why there is none.
-    """
+    """A network beside the optimum of the normalised model chosen, and ""; or None, and why there is none."""
     problem = choice.problem
     if problem is None:
         return None, ""

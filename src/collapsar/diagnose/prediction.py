@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from collapsar.core.known import KnownTraining
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.records import to_json
-from collapsar.core.types import Matrix, Vector
+from collapsar.core.types import Matrix, Record, Vector
 from collapsar.diagnose.agreement import EffectivePenalties
 from collapsar.diagnose.fit import Fit, fit_to_theory
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement
@@ -120,8 +120,9 @@ def compared(
     Z = m.Z if m.small else m.predictions
     if effective is not None and 0 < effective.lambda_z < math.inf:
         problem = _problem(m, effective.lambda_z, lambda_b, "signed")
-        grams: dict[str, Any] = {"weight": m.weight, "class_means": m.class_means}
-        return fit_to_theory(problem, Z, m.b, **grams, split=(effective.lambda_w, effective.lambda_h)), "effective"
+        split = (effective.lambda_w, effective.lambda_h)
+        found = fit_to_theory(problem, Z, m.b, weight=m.weight, class_means=m.class_means, split=split)
+        return found, "effective"
     if known.lambda_z is not None:
         return fit_to_theory(_problem(m, known.lambda_z, lambda_b, "signed"), Z, m.b), "as trained"
     return None, ""
@@ -192,9 +193,9 @@ def prediction_of(
     )
 
 
-def model_record(choice: Choice, fit: NormalizedFit | None) -> dict[str, Any]:
+def model_record(choice: Choice, fit: NormalizedFit | None) -> Record:
     """The model chosen, and how far the network is from it, as JSON-able values."""
-    record: dict[str, Any] = {
+    record: Record = {
         "name": choice.name,
         "sentence": choice.sentence,
         "problem": None if choice.problem is None else choice.problem.to_dict(),

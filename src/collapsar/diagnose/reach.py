@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.diagnose.reach_search import ROUNDING, Budget, Contest, FeatureSpace, search, unit
-from collapsar.diagnose.reach_sphere import on_sphere
 
 __all__ = ["FeatureSpace", "Progress", "Reach", "reach"]
 
@@ -34,6 +33,8 @@ Progress = Callable[[str], None]
 _BLOCK_NUMBERS = 1 << 22
 # Progress on the rows is told once in so many multiplications, some seconds.
 _TOLD = 5e11
+# Rays that are tried at once on the way to features of one length, and how often.
+_RAYS, _HOPS = 64, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def reach(
                 found.undecided[k] = False
         won = {k: h for k, h, _ in part if h is not None}
         if not isinstance(space, str):
-            won = on_sphere(contest, won, budget)
+            won = _on_sphere(contest, won, budget)
         for k, h in won.items():
             features[k], found.undecided[k] = h, False
         settled += len(part)
@@ -136,3 +137,76 @@ def _along_rows(contest: Contest, say: Progress) -> Matrix:
             told = start * float(K) * d
             say(f"{start} of {K} classes tried along their own row")
     return features
+
+
+def _on_sphere(contest: Contest, inside: dict[int, Vector], budget: Budget) -> dict[int, Vector]:
+    """Features of exactly the contest's length, where found, for classes with features up to it that win, shape (d,).
+
+    The features at which a class is the answer are a convex set: where it meets the ball and leaves it, it meets the
+    sphere. One whose set ends inside the ball, such as a short row with the largest bias, has none on the sphere
+    although it has some in the ball, and of that there is no short proof.
+    """
+    length = float(contest.space)
+    found = {k: h for k, h in inside.items() if np.isclose(np.linalg.norm(h), length, rtol=1e-12, atol=0)}
+    left = [k for k in inside if k not in found]
+    if not left:
+        return found
+    # Along a direction orthogonal to all rows no logit changes; there is one wherever d >= K.
+    flat = np.linalg.eigh(contest.rows.T @ contest.rows)[1][:, :1].T
+    # A direction in which the class gains on all others, whatever the biases, leaves the ball.
+    away: dict[int, Vector] = {}
+    for k in left:
+        directions = np.vstack([flat, -flat, inside[k][None], contest.rows[k][None]])
+        h = _crossing(contest, k, inside[k], directions)
+        if h is not None:
+            found[k] = h
+    left = np.array([k for k in left if k not in found], dtype=np.int64)
+    for part in search(replace(contest, bias=np.zeros_like(contest.bias), space="free"), left, budget):
+        away |= {k: h for k, h, _ in part if h is not None}
+    rng = np.random.default_rng(0)
+    for k in left.tolist():
+        h = _crossing(contest, k, inside[k], away[k][None]) if k in away else None
+        if h is None:
+            h = _by_rays(contest, k, inside[k], rng, budget)
+        if h is not None:
+            found[k] = h
+    return found
+
+
+def _crossing(contest: Contest, k: int, start: Vector, directions: Matrix) -> Vector | None:
+    """Where a ray from the start meets the sphere, if class k wins there on one of the rays."""
+    norms = np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = directions[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
+    length = float(contest.space)
+    along = directions @ start
+    ends = start + (np.sqrt(along**2 + length**2 - start @ start) - along)[:, None] * directions
+    ends *= length / np.linalg.norm(ends, axis=1, keepdims=True)
+    logits = ends @ contest.rows.T + contest.bias
+    own = logits[:, k].copy()
+    logits[:, k] = -np.inf
+    leads = own - logits.max(axis=1)
+    best = int(leads.argmax())
+    return ends[best] if leads[best] > contest.rounding(length) else None
+
+
+def _by_rays(contest: Contest, k: int, start: Vector, rng: np.random.Generator, budget: Budget) -> Vector | None:
+    """Hop outwards within the features that win, along the ray of many that leads farthest out, until one leaves."""
+    V, b = contest.rows, contest.bias
+    for _ in range(_HOPS):
+        if not budget.spend(_RAYS * V.size):
+            return None
+        rays = rng.standard_normal((_RAYS, len(start)))
+        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+        h = _crossing(contest, k, start, rays)
+        if h is not None:
+            return h
+        leads = (V[k] - V) @ start + b[k] - b
+        losses = rays @ (V - V[k]).T  # per unit of the way
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ways = np.where(losses > 0, leads / losses, np.inf).min(axis=1)
+        ends = start + 0.9 * ways[:, None] * rays
+        norms = np.linalg.norm(ends, axis=1)
+        if not norms.max() > np.linalg.norm(start):
+            return None
+        start = ends[int(norms.argmax())]
+    return None

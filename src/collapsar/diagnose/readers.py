@@ -89,24 +89,19 @@ def diagnose(
             f"got {type(source).__name__}{'' if loader is not None else ' without a loader'}"
         )
     known = KnownTraining() if known is None else known
-    from collapsar.monitor.head import told_head, unwrapped
+    from collapsar.metrics.head import unwrapped
+    from collapsar.monitor.head import told_head
 
     model = unwrapped(source)  # a compiled one may not notice the hook
     named = None if class_names is None else len(class_names)
-    _, layer = told_head(model, head, named, loader, weighted=head is None)
-    measurement, kept = _measured(layer, _labelled(_features(model, layer, loader), ignore_index), known)
+    name, layer = told_head(model, head, named, loader, weighted=head is None)
+    measurement, kept = _measured(layer, _labelled(_features(model, (name, layer), loader), ignore_index), known)
     solved = _solved_head(kept, measurement, known)
     return diagnose_measurement(measurement, known, class_names, type(source).__name__, solved)
 
 
 def diagnose_run(result: TrainResult, data: ImageData, source: str = "run") -> Diagnosis:
-    """Diagnose a training run of ours, its penalties known.
-
-    Args:
-        result: the run.
-        data: its data, cut to its counts.
-        source: for the reader.
-    """
+    """Diagnose a training run of ours, its penalties known, on its data, cut to its counts."""
     known = _of_config(result)
     return diagnose_measurement(_run_measurement(result, data, known), known, data.class_names, source)
 
@@ -338,18 +333,17 @@ def _linear(head: Any, num_features: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _features(
-    model: nn.Module, head: nn.Module, loader: Iterable[Any]
+    model: nn.Module, head: tuple[str, nn.Module], loader: Iterable[Any]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """What the head receives, batch by batch, in evaluation mode, and the model's logits; it is as before after."""
-    from collapsar.metrics.head import flat_rows, from_probabilities, model_logits
+    from collapsar.metrics.head import from_probabilities, model_logits, one_row_each
     from collapsar.metrics.moments import class_indices
-    from collapsar.monitor.bare_loop import inputs_and_labels
-    from collapsar.monitor.undisturbed import undisturbed
+    from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
 
     caught: list[tuple[Tensor, Any]] = []
     given: list[Any] = []
     hooks = (
-        head.register_forward_hook(lambda _, inputs, output: caught.append((inputs[0], output))),
+        head[1].register_forward_hook(lambda _, inputs, output: caught.append((inputs[0], output))),
         model.register_forward_hook(lambda _, __, output: given.append(output)),
     )
     with hooks[0], hooks[1], undisturbed(model, loader):
@@ -363,4 +357,5 @@ def _features(
                 )
             rows, output = caught[0]
             logits = model_logits(given[-1] if given else None, output)
-            yield flat_rows(rows), class_indices(labels), None if logits is None else from_probabilities(logits)
+            logits = None if logits is None else from_probabilities(logits)
+            yield one_row_each(rows, head[0]), class_indices(labels), logits

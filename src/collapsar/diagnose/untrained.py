@@ -7,8 +7,8 @@ All of it is unchanged by a rotation or an offset of the features: rows are take
 Example:
     >>> rng = np.random.default_rng(0)
     >>> W = rng.uniform(-1, 1, (400, 64)) / 8  # as torch.nn.Linear(64, 400) begins
-    >>> centred, spectrum = W - W.mean(axis=0), row_spectrum(W, W.mean(axis=0))
-    >>> rows, scheme = at_initial_length(centred, np.linalg.norm(centred, axis=1), spectrum)
+    >>> mean, lengths = W.mean(axis=0), np.linalg.norm(W - W.mean(axis=0), axis=1)
+    >>> rows, scheme = at_initial_length(W, lengths, row_spectrum(W, mean), mean)
     >>> int(rows.sum()), scheme
     (400, 'torch.nn.Linear')
 """
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.types import Mask, Vector
-from collapsar.metrics.near_rows import Rows, row_blocks
+from collapsar.metrics.near_rows import Rows, SomeRows, row_blocks
 
 __all__ = ["RowSpectrum", "at_initial_length", "initial_variances", "row_spectrum"]
 
@@ -110,16 +110,14 @@ def initial_variances(num_classes: int, num_features: int) -> Mapping[str, float
     }
 
 
-def at_initial_length(
-    rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: NDArray | None = None
-) -> tuple[Mask, str]:
+def at_initial_length(rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: NDArray) -> tuple[Mask, str]:
     """Rows that look as an initialisation left them, and the scheme: that with the most.
 
     Args:
         rows: shape (K, d).
         lengths: of the centred rows, shape (K,).
         spectrum: of the rows.
-        mean: of the rows, shape (d,); zero by default.
+        mean: of the rows, shape (d,).
 
     Returns:
         Mask of shape (K,), and the scheme's name, "" where there is no such row.
@@ -146,7 +144,7 @@ def at_initial_length(
     return best, scheme
 
 
-def _random_directions(rows: Rows, members: NDArray[np.int64], spectrum: RowSpectrum, mean: NDArray | None) -> Vector:
+def _random_directions(rows: Rows, members: NDArray[np.int64], spectrum: RowSpectrum, mean: NDArray) -> Vector:
     """How much likelier the members' directions are at random than from the head's own spread, in nats.
 
     Directions of normal vectors with the head's covariance have the angular central Gaussian density (Tyler,
@@ -157,17 +155,12 @@ def _random_directions(rows: Rows, members: NDArray[np.int64], spectrum: RowSpec
     loud_and_quiet = np.r_[:half, d - (min(_DIRECTIONS, d) - half) : d]
     directions = spectrum.directions[:, loud_and_quiet]
     variances = np.maximum(spectrum.singular_values[loud_and_quiet] ** 2, 1e-12 * spectrum.singular_values[0] ** 2)
-    found = np.empty(len(members))
-    step = max(1, (1 << 22) // d)
-    for start in range(0, len(members), step):
-        part = members[start : start + step]
-        centred = np.asarray(rows[part], dtype=directions.dtype) - (
-            0 if mean is None else mean.astype(directions.dtype)
-        )
-        squares = np.square(centred @ directions, dtype=np.float64)
+    found = []
+    for _, block in row_blocks(SomeRows(rows, members), directions.dtype):
+        squares = np.square((block - mean.astype(directions.dtype)) @ directions, dtype=np.float64)
         total = np.maximum(squares.sum(axis=1), np.finfo(np.float64).tiny)
-        found[start : start + step] = 0.5 * len(variances) * np.log((squares @ (1 / variances)) / total)
-    return found + 0.5 * float(np.log(variances).sum())
+        found.append(0.5 * len(variances) * np.log((squares @ (1 / variances)) / total))
+    return np.concatenate(found) + 0.5 * float(np.log(variances).sum())
 
 
 def _length_evidence(lengths: Vector, members: NDArray[np.int64], expected: float, deviation: float) -> Vector:
@@ -194,7 +187,7 @@ def _mixed_in(evidence: Vector, num_classes: int) -> Mask:
     return (of_it > _SURE) & (gain > _CERTAIN)
 
 
-def _random_set(rows: Rows, members: NDArray[np.int64], lengths: Vector, variance: float, mean: NDArray | None) -> bool:
+def _random_set(rows: Rows, members: NDArray[np.int64], lengths: Vector, variance: float, mean: NDArray) -> bool:
     """Whether the members' lengths and rank are those of independent random rows with this variance."""
     n, d = len(members), rows.shape[1]
     if n < max(_FEWEST, _LARGE_PART * len(lengths)):  # a few of that length are there by chance
@@ -206,7 +199,7 @@ def _random_set(rows: Rows, members: NDArray[np.int64], lengths: Vector, varianc
     if centre_off or not _UNIFORM / slack <= spread <= _NORMAL * slack:
         return False
     some = members[np.linspace(0, n - 1, min(n, 1024)).round().astype(np.int64)]
-    centred = np.asarray(rows[some], dtype=np.float64) - (0 if mean is None else mean)
+    centred = np.asarray(rows[some], dtype=np.float64) - mean
     gram = centred @ centred.T
     participation = np.trace(gram) ** 2 / float((gram**2).sum())
     expected = len(some) * d / (len(some) + d)

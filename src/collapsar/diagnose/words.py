@@ -1,102 +1,69 @@
-"""A diagnosis in plain words: one headline, one sentence or two per finding, the meaning of every metric."""
+"""A diagnosis in plain words: a sentence or two per finding."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
-from collapsar.core.known import NORMALISED, UNPENALISED, rests_by_rows
-from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, HeadForces, agreement_words
-from collapsar.diagnose.class_words import Says, cost, headline, lost, named, outscored, percent, rule, shared_rows
+from collapsar.core.known import NORMALISED, UNPENALISED, KnownTraining, rests_by_rows
+from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, agreement_words
+from collapsar.diagnose.class_words import cost, headline, lost, outscored, percent, rule, shared_rows
 from collapsar.diagnose.fit import Fit, ModelFit
+from collapsar.diagnose.frozen import FrozenHead
+from collapsar.diagnose.model_choice import NormalizedFit
+from collapsar.diagnose.prediction import Prediction
+from collapsar.diagnose.record import Diagnosis
 
-if TYPE_CHECKING:
-    from collapsar.core.known import KnownTraining
-    from collapsar.diagnose.frozen import FrozenHead
-    from collapsar.diagnose.model_choice import Choice, NormalizedFit
-    from collapsar.diagnose.prediction import Prediction
-
-__all__ = ["METRICS", "Says", "findings", "headline", "named"]
-
-METRICS: Mapping[str, str] = {
-    "nc1_uniform": "Spread of the features inside classes against the spread of the class means, each class counted "
-    "once. 0: every class is one point.",
-    "nc1_weighted": "The same with every sample counted once, so that large classes dominate.",
-    "nc1_trace_ratio": "Total spread inside classes over total spread between class means. Large classes dominate.",
-    "cdnv": "Spread inside classes against the distance between two classes, averaged over all pairs. The average "
-    "hides a few merged pairs.",
-    "cdnv_max": "The same for the worst pair: large when two classes overlap.",
-    "cdnv_undefined": "Pairs of classes that are one and the same point: 0/0, left out of the two values above.",
-    "nc2_equinorm": "How unequal the lengths of the centred class means are. 0 for balanced classes at the optimum; "
-    "under imbalance the optimum itself is unequal.",
-    "nc2_equiangular": "How unequal the angles between class means are. 0 for balanced classes at the optimum.",
-    "nc2_etf": "Distance of the class means' geometry to the simplex, the optimum of balanced classes. Under imbalance "
-    "that is not the target: see the distance to theory.",
-    "nc3_self_duality": "Difference between the directions of the head and of the class means. 0 for balanced classes "
-    "at the optimum, at most 2.",
-    "nc0_relative": "How far the head's rows are from summing to zero, which they do at every optimum.",
-    "nc4_agreement": "Share of samples on which the head and the nearest class mean agree. 1 at collapse.",
-}
+__all__ = ["findings", "headline"]
 
 
-def findings(
-    say: Says,
-    known: KnownTraining,
-    forces: HeadForces,
-    effective: EffectivePenalties | None,
-    fit: Fit | None,
-    prediction: Prediction | None,
-    model: tuple[Choice, NormalizedFit | None, FrozenHead | None],
-) -> Iterator[str]:
+def findings(d: Diagnosis) -> Iterator[str]:
     """Everything found, most important first."""
-    yield from cost(say)
-    yield from lost(say)
-    yield from shared_rows(say)
-    yield from outscored(say)
-    choice, own, frozen = model
-    if choice.sentence:
-        yield f"Model: {choice.sentence}"
-    if frozen is not None:
-        yield from _frozen(say, frozen)
-    if prediction is not None and own is not None:
-        yield _predicted(say, prediction, "for these class counts and this model")
-        yield from _merging(say, own)
-    elif prediction is not None:
-        yield _predicted(say, prediction)
-        yield from _margin(say, prediction)
-    yield _rest(say, known, forces)
-    if own is not None:
-        yield _own_distance(say, own)
-    if fit is not None and choice.name != "none":
-        yield _distance(say, fit, own=own is not None)
-    if effective is not None and choice.name == "penalty":
-        yield agreement_words(effective, say.at_rest) + _against_known(known, effective)
-        yield from _stuck(say, effective)
-    answered = (UNPENALISED, NORMALISED) if choice.name != "penalty" else ()  # by the model's own sentence
-    told = [caution for caution in known.cautions if not any(text in caution for text in answered)]
+    yield from cost(d)
+    yield from lost(d)
+    yield from shared_rows(d)
+    yield from outscored(d)
+    penalised = d.model.name == "penalty"
+    if d.model.sentence:
+        yield f"Model: {d.model.sentence}"
+    if d.frozen is not None:
+        yield from _frozen(d, d.frozen)
+    if d.prediction is not None:
+        yield _predicted(d, d.prediction)
+        yield from _margin(d, d.prediction) if d.model_fit is None else _merging(d, d.model_fit)
+    yield _rest(d)
+    if d.model_fit is not None:
+        yield _own_distance(d, d.model_fit)
+    if d.fit is not None and d.model.name != "none":
+        yield _distance(d, d.fit)
+    if d.effective is not None and penalised:
+        yield agreement_words(d.effective, d.at_rest) + _against_known(d.known, d.effective)
+        yield from _stuck(d, d.effective)
+    answered = () if penalised else (UNPENALISED, NORMALISED)  # by the model's own sentence
+    told = [caution for caution in d.known.cautions if not any(text in caution for text in answered)]
     yield from (f"Caution: {caution}" for caution in told)
-    yield rule(say)
+    yield rule(d)
 
 
-def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
+def _rest(d: Diagnosis) -> str:
+    known, forces = d.known, d.forces
     value = forces.relative_gradient
-    if not say.measurement.linear:
+    if not d.measurement.linear:
         return "Whether the head is at rest is not read: its weight is not all that makes its scores."
-    if say.at_rest and rests_by_rows(known) and known.rest is not None and np.isfinite(value):
+    if d.at_rest and rests_by_rows(known) and known.rest is not None and np.isfinite(value):
         return (
             "The head is at rest by its optimizer's own state: entry by entry the loss's pull on the penalty has slope "
             f"{known.rest.slope:.3g} and correlation {known.rest.correlation:.3g}; with one penalty for each row they "
             f"balance to {percent(value)}."
         )
-    if say.at_rest and not value < AT_REST:
+    if d.at_rest and not value < AT_REST:
         return "All classes have vanished; the penalty holds the head harder than the loss pulls: it stays collapsed."
     if known.one_lambda_w == 0:
         return "Without weight decay the head does not come to rest: its weight grows as long as it is trained."
     fitted = "" if known.one_lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
-    if say.at_rest:
+    if d.at_rest:
         return f"The head is at rest: loss and penalty balance to {percent(value)}{fitted}."
     if not np.isfinite(value):
         return (
@@ -111,25 +78,23 @@ def _rest(say: Says, known: KnownTraining, forces: HeadForces) -> str:
     )
 
 
-def _predicted(say: Says, prediction: Prediction, of: str = "") -> str:
-    states = say.found.states
+def _predicted(d: Diagnosis, prediction: Prediction) -> str:
+    states = d.separation.states
     wrong = [k for k, (theory, here) in enumerate(zip(prediction.seen, states, strict=True)) if theory != here]
     count = Counter(prediction.seen)
     what = ", ".join(f"{number} {state}" for state, number in count.most_common())
     origin = "as trained" if prediction.source == "as trained" else "read from the network"
-    text = (
-        f"For these class counts at lambda_z = {prediction.lambda_z:.4g} ({origin}) theory with {prediction.features} "
-        f"features predicts {what}"
-    )
-    text = f"{of[0].upper()}{of[1:]} theory predicts {what}" if of else text
+    at = f"at lambda_z = {prediction.lambda_z:.4g} ({origin}) theory with {prediction.features} features"
+    at = at if d.model_fit is None else "and this model theory"
+    text = f"For these class counts {at} predicts {what}"
     if not wrong:
         return f"{text}: as measured, for every class."
-    listed = "; ".join(f"{say.names[k]}: predicted {prediction.seen[k]}, measured {states[k]}" for k in wrong[:3])
+    listed = "; ".join(f"{d.class_names[k]}: predicted {prediction.seen[k]}, measured {states[k]}" for k in wrong[:3])
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return f"{text}: as measured for {len(states) - len(wrong)} of {len(states)} classes. Not so: {listed}{more}."
 
 
-def _margin(say: Says, prediction: Prediction) -> Iterator[str]:
+def _margin(d: Diagnosis, prediction: Prediction) -> Iterator[str]:
     """How far the class that goes first is from its threshold."""
     first = np.where(np.isnan(prediction.edge), np.inf, prediction.edge)
     level = float(first.min())
@@ -143,10 +108,10 @@ def _margin(say: Says, prediction: Prediction) -> Iterator[str]:
         verb = {"merges": "merge", "vanishes": "vanish"}.get(verb, "come to equal others")
     ratio = prediction.lambda_z / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{percent(ratio)} of it"
-    yield f"{named(say.names, classes)} {verb} first, from lambda_z = {level:.4g} on; this network is at {where}."
+    yield f"{d.named(classes)} {verb} first, from lambda_z = {level:.4g} on; this network is at {where}."
 
 
-def _merging(say: Says, fit: NormalizedFit) -> Iterator[str]:
+def _merging(d: Diagnosis, fit: NormalizedFit) -> Iterator[str]:
     """How far the class that merges first is from its threshold, in lambda_w."""
     how = fit.solution.problem.normalization
     if how is None or fit.thresholds is None or not np.isfinite(fit.thresholds.merge).any():
@@ -157,10 +122,10 @@ def _merging(say: Says, fit: NormalizedFit) -> Iterator[str]:
     verb = "merges" if len(classes) == 1 else "merge"
     where = f"{most:.2f} times that" if most >= 0.995 else f"{percent(most)} of it"
     level = float(fit.thresholds.merge[classes[0]])
-    yield f"{named(say.names, classes)} {verb} first, from lambda_w = {level:.4g} on; this network is at {where}."
+    yield f"{d.named(classes)} {verb} first, from lambda_w = {level:.4g} on; this network is at {where}."
 
 
-def _frozen(say: Says, head: FrozenHead) -> Iterator[str]:
+def _frozen(d: Diagnosis, head: FrozenHead) -> Iterator[str]:
     """How far a head is from its optimum on given features, who is lost there, and what each mitigation would do."""
     best = head.optimum
     above = f"{percent(head.excess)} above" if head.excess > max(best.gap, 1e-6) else "at"
@@ -171,17 +136,17 @@ def _frozen(say: Says, head: FrozenHead) -> Iterator[str]:
     if best.outvoted:
         verb = "is" if len(best.outvoted) == 1 else "are"
         yield (
-            f"At that optimum {named(say.names, best.outvoted)} {verb} lost, outvoted on every sample: longer training "
+            f"At that optimum {d.named(best.outvoted)} {verb} lost, outvoted on every sample: longer training "
             "does not give back what the objective gives away."
         )
     solved = []
     for remedy in head.remedies:
-        lost = f"{named(say.names, remedy.outvoted)} lost" if remedy.outvoted else "no class lost"
+        lost = f"{d.named(remedy.outvoted)} lost" if remedy.outvoted else "no class lost"
         solved.append(f"{remedy.name}: mean recall {percent(remedy.mean_recall)}, {lost}")
     yield f"Solved again with {'; with '.join(solved)} (on these samples)."
 
 
-def _own_distance(say: Says, fit: NormalizedFit) -> str:
+def _own_distance(d: Diagnosis, fit: NormalizedFit) -> str:
     """How far the network is from the optimum of its own model."""
     off = fit.distance
     bias = f", its bias {percent(off.b)}" if np.isfinite(off.b) else ""
@@ -190,11 +155,11 @@ def _own_distance(say: Says, fit: NormalizedFit) -> str:
         text = f"The optimum of this model is zero; the network is {fit.away:.2g} nats from it"
     if fit.solution.status.name != "OPTIMAL":
         text += f" (which is known to {fit.solution.certificate.relative_gap:.1g} only)"
-    return f"{text}." if say.at_rest else f"{text}. This distance means little before the head is at rest."
+    return f"{text}." if d.at_rest else f"{text}. This distance means little before the head is at rest."
 
 
-def _distance(say: Says, fit: Fit, *, own: bool) -> str:
-    """How far the network is from the optima of penalised features; ``own``: where its model is another."""
+def _distance(d: Diagnosis, fit: Fit) -> str:
+    """How far the network is from the optima of penalised features."""
     signed, nonnegative = fit.models["signed"], fit.models["nonnegative"]
     if np.isnan(signed.distance.Z) and np.isnan(nonnegative.distance.Z):
         return (
@@ -204,23 +169,23 @@ def _distance(say: Says, fit: Fit, *, own: bool) -> str:
         f"At lambda_z = {fit.lambda_z:.4g} the mean predictions lie {_away(nonnegative)} from the optimum with "
         f"nonnegative features and {_away(signed)} from the one with signed features"
     )
-    if own:
+    if d.model_fit is not None:
         text += ", which are models of other networks."
     else:
         text += f": the network follows the {fit.follows} model." if fit.follows else ": it lies about as near to both."
-    counts = say.measurement.class_counts
+    counts = d.measurement.class_counts
     if np.isfinite(fit.block_residual_z) and len(np.unique(counts[counts > 0])) < np.count_nonzero(counts):
         text += " Theory has equal predictions for classes of equal size; here they differ by "
         text += f"{percent(fit.block_residual_z)}."
-    return text if say.at_rest else f"{text} These distances mean little before the head is at rest."
+    return text if d.at_rest else f"{text} These distances mean little before the head is at rest."
 
 
-def _stuck(say: Says, effective: EffectivePenalties) -> Iterator[str]:
+def _stuck(d: Diagnosis, effective: EffectivePenalties) -> Iterator[str]:
     """Classes that the penalty does not hold together."""
-    if say.at_rest and effective.stuck:
+    if d.at_rest and effective.stuck:
         verb, them = ("is", "it") if len(effective.stuck) == 1 else ("are", "them")
         yield (
-            f"{named(say.names, effective.stuck)} {verb} not held there by the penalty: the loss pulls {them} outwards "
+            f"{d.named(effective.stuck)} {verb} not held there by the penalty: the loss pulls {them} outwards "
             f"harder than lambda_z = {effective.lambda_z:.4g} holds, so this is no optimum. The features no longer "
             "answer (ReLU units that died, layers below that are frozen or too small), or training ended too soon: "
             "begin with weaker penalties, raise them once the classes are separated, and train longer."

@@ -9,7 +9,6 @@ PNAS 2020, (NC4) and Fig. 7, with the bias included in the decision of the head.
 
 Example:
     >>> import torch
-    >>> from collapsar.metrics import center_agreement
     >>> centers = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> features, labels = torch.tensor([[0.9, 0.1], [0.2, 0.7], [0.6, 0.5]]), torch.tensor([0, 1, 1])
     >>> center_agreement(features, labels, centers, weight=torch.eye(2)).tolist()

@@ -10,7 +10,7 @@ Sources: Papyan, Han & Donoho, PNAS 2020 (NC1–NC4); Hong & Ling, JMLR 25(192),
 
 Example:
     >>> import torch
-    >>> from collapsar.metrics import class_moments, nc1, trace_ratio
+    >>> from collapsar.metrics import class_moments
     >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [-2.0, 1.0], [-2.0, -1.0]])
     >>> moments = class_moments(features, torch.tensor([0, 0, 1, 1]), num_classes=2)
     >>> round(nc1(moments).value, 12), nc1(moments).rank, round(trace_ratio(moments), 12)

@@ -16,6 +16,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +27,16 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, class_logits
 
-__all__ = ["LostClass", "Standings", "class_evidence", "class_standings", "common_origin", "mean_standings", "on_floor"]
+__all__ = [
+    "LostClass",
+    "Standings",
+    "class_evidence",
+    "class_standings",
+    "collapsed_classes",
+    "common_origin",
+    "dead_classes",
+    "on_floor",
+]
 
 
 # Features behind a ReLU rest on a floor: in most coordinates most class means lie within this share of the range.
@@ -70,6 +80,17 @@ class Standings:
     lost: tuple[LostClass, ...]
     carried: tuple[int, ...]
     outscored: tuple[int, ...] = ()
+
+
+def collapsed_classes(found: ClassSeparation, standings: Standings) -> tuple[int, ...]:
+    """The classes that are merged or vanished, ascending, but for those that the bias alone decides right."""
+    return tuple(sorted({*found.merged_classes, *found.vanished_classes} - set(standings.carried)))
+
+
+def dead_classes(shared_rows: Sequence[Sequence[int]], class_counts: ArrayLike) -> tuple[int, ...]:
+    """The classes with samples whose row of the head coincides with another's (``shared_rows``), ascending."""
+    counts = np.asarray(class_counts)
+    return tuple(sorted(k for group in shared_rows for k in group if counts[k] > 0))
 
 
 def common_origin(class_means: Any, class_counts: ArrayLike) -> Vector:
@@ -125,47 +146,28 @@ def class_evidence(class_means: Any, weight: Any, class_counts: ArrayLike) -> Ma
 
 
 def class_standings(
-    found: ClassSeparation, logits: ArrayLike, recalls: ArrayLike | None = None, taken_for: ArrayLike | None = None
+    found: ClassSeparation,
+    logits: ArrayLike | MeanPredictions,
+    recalls: ArrayLike | None = None,
+    taken_for: ArrayLike | None = None,
+    *,
+    bias: Vector | None = None,
 ) -> Standings:
     """Say which classes are lost, and which are right by the bias alone.
 
     A class is lost if none of its samples is given to it; where that was not counted, if its mean prediction scores
-    another class higher.
+    another class higher. Of factors only columns that decide something are made: where every sample of a class is
+    given to it, none is.
 
     Args:
         found: the states.
-        logits: mean logits [logit, class], bias included, shape (K, K); NaN columns for classes without samples.
+        logits: mean logits [logit, class], bias included, shape (K, K), NaN columns for classes without samples; or
+            factors of the mean predictions.
         recalls: share of each class's samples that are given to it, shape (K,).
         taken_for: class that its other samples are mostly taken for, shape (K,), -1 where there are none.
-
-    Returns:
-        The classes by number.
+        bias: b, shape (K,), what ``logits`` does not include.
     """
-    L = np.asarray(logits, dtype=np.float64)
-    return mean_standings(found, MeanPredictions(L), np.zeros(len(L)), recalls, taken_for)
-
-
-def mean_standings(
-    found: ClassSeparation,
-    predictions: MeanPredictions,
-    bias: Vector,
-    recalls: ArrayLike | None = None,
-    taken_for: ArrayLike | None = None,
-) -> Standings:
-    """``class_standings`` from factors of the mean predictions and the bias, without a K x K table.
-
-    Only columns that decide something are made: where every sample of a class is given to it, none is.
-
-    Args:
-        found: the states.
-        predictions: of all K classes.
-        bias: b, shape (K,).
-        recalls: as there.
-        taken_for: as there.
-
-    Returns:
-        The classes by number.
-    """
+    predictions = logits if isinstance(logits, MeanPredictions) else MeanPredictions(np.asarray(logits, np.float64))
     K = predictions.shape[1]
     states = np.array(found.states)
     given = np.full(K, np.nan) if recalls is None else np.asarray(recalls, dtype=np.float64)
@@ -175,7 +177,7 @@ def mean_standings(
     carried: list[int] = []
     outscored: list[int] = []
     for part in np.array_split(open_, -(-len(open_) // _CLASSES) or 1):
-        L = predictions.columns(part) + bias[:, None]
+        L = predictions.columns(part) + (0.0 if bias is None else bias[:, None])
         place = np.arange(len(part))
         own = L[part, place].copy()
         L[part, place] = -np.inf

@@ -18,7 +18,6 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 __all__ = [
     "HeadMap",
-    "compiled_part",
     "computes",
     "differ",
     "find_head",
@@ -26,6 +25,7 @@ __all__ = [
     "from_probabilities",
     "linear_map",
     "model_logits",
+    "one_row_each",
     "own_logits",
     "unwrapped",
 ]
@@ -48,14 +48,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-def compiled_part(model: nn.Module) -> str | None:
-    """Return the name of a module that is compiled already ("" for the model itself), or None."""
-    for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            return name
-    return None
 
 
 class HeadMap(NamedTuple):
@@ -105,6 +97,23 @@ def linear_map(head: Any, num_features: int | None = None) -> HeadMap | None:
 def flat_rows(values: Tensor) -> Tensor:
     """One row per sample: (B, d, 1, 1), as after global pooling, is (B, d); else what was given."""
     return values.flatten(1) if values.ndim > 2 and values.shape[2:].numel() == 1 else values
+
+
+def one_row_each(values: Tensor, name: str) -> Tensor:
+    """``flat_rows`` of what the head of this name receives.
+
+    Raises:
+        ValueError: it is not one row per sample, as where a head is applied to every token.
+    """
+    rows = flat_rows(values)
+    if rows.ndim != 2:
+        raise ValueError(
+            f"`head` {name!r} must receive one row per sample, (B, d); got {tuple(rows.shape)}. Of a head that is "
+            "applied to every token or pixel, write the rows that have a label and these labels, shifted as the loss "
+            "shifts them, to an .npz with the head's weight: `collapsar diagnose FILE` reads it, and `collapsar audit` "
+            "the head alone"
+        )
+    return rows
 
 
 def model_logits(given: Any, output: Any) -> Tensor | None:
@@ -159,16 +168,9 @@ def from_probabilities(logits: Tensor) -> Tensor:
 
 
 def differ(expected: Tensor, logits: Tensor) -> Tensor:
-    """Whether logits are others than expected, up to rounding and what is added to all logits of a sample.
+    """Whether logits (B, K) are others than expected, up to rounding and what is added to all logits of a sample.
 
-    Rows that are not finite are left out.
-
-    Args:
-        expected: shape (B, K).
-        logits: shape (B, K).
-
-    Returns:
-        A boolean tensor of shape (), which need not be waited for.
+    Rows that are not finite are left out. The answer is a tensor of shape (), which need not be waited for.
     """
     expected, found = (_wide(x) - _wide(x).mean(dim=1, keepdim=True) for x in (expected, logits))
     gap, size = ((x.nan_to_num(0, 0, 0)).abs().amax() for x in (expected - found, expected))
@@ -180,13 +182,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def computes(head: Any, features: Tensor, logits: Tensor) -> bool:
-    """Whether logits are W h + b of these features, up to what is added to all logits of a sample.
-
-    Args:
-        head: a module; it may have no weight.
-        features: shape (B, d), what it receives.
-        logits: shape (B, K), what the model gives.
-    """
+    """Whether the model's logits (B, K) are W h + b of what its head receives (B, d), up to what all of a row share."""
     found = linear_map(head, features.shape[-1])
     if found is None or found.weight.shape != (logits.shape[1], features.shape[-1]):
         return False

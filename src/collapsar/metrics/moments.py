@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collapsar.core.sentences import listed
+
 __all__ = [
     "WITHOUT_FLOAT64",
     "ClassMoments",
@@ -49,7 +51,6 @@ _BLOCK_NUMBERS_ELSEWHERE = 1 << 21
 _STRIP = 128
 WITHOUT_FLOAT64 = ("mps",)
 """Types of device on which no moments can be kept."""
-_MAX_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def checked_batch(
     if low < 0 or high >= num_classes:
         outside = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
         raise ValueError(
-            f"`labels` must lie in [0, {num_classes}); got {_named(outside)}. Raise num_classes; of samples "
+            f"`labels` must lie in [0, {num_classes}); got {listed(outside)}. Raise num_classes; of samples "
             "without a label say ignore_index=..., or drop them"
         )
     if features.is_floating_point() and features.numel() > 0:
@@ -273,7 +274,7 @@ def checked_batch(
             bad = labels[~torch.isfinite(features).all(dim=1)]
             raise ValueError(
                 f"`features` must be finite; got NaN or infinity in {len(bad)} of {len(labels)} rows: class "
-                f"{_named(bad.unique().tolist())}. Look for a diverged run or an overflow in half precision"
+                f"{listed(bad.unique().tolist())}. Look for a diverged run or an overflow in half precision"
             )
     return features, labels
 
@@ -367,8 +368,3 @@ def _tensor(values: Any) -> Tensor:
     array = np.asarray(values)
     # torch warns about read-only memory, although nothing here writes to it.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _named(values: list[int]) -> str:
-    head = ", ".join(str(value) for value in values[:_MAX_NAMED])
-    return head if len(values) <= _MAX_NAMED else f"{head} and {len(values) - _MAX_NAMED} more"

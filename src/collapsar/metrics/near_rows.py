@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from scipy.sparse.csgraph import connected_components
 
 from collapsar.core.types import Vector
 
-__all__ = ["Rows", "groups_of", "near_labels", "nearest_rows", "row_blocks"]
+__all__ = ["Rows", "SomeRows", "groups_of", "mean_row", "near_labels", "nearest_rows", "row_blocks"]
 
 Labels = NDArray[np.int64]
 
@@ -44,10 +45,26 @@ class Rows(Protocol):
         ...
 
 
-def row_blocks(rows: Rows, dtype: Any = np.float32, numbers: int = _BLOCK_NUMBERS) -> Iterator[tuple[int, NDArray]]:
+@dataclass(frozen=True, eq=False)
+class SomeRows:
+    """Some of the rows, read when they are asked for."""
+
+    rows: Rows
+    members: Labels
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(how many, d)."""
+        return len(self.members), self.rows.shape[1]
+
+    def __getitem__(self, key: Any) -> NDArray:
+        return self.rows[self.members[key]]
+
+
+def row_blocks(rows: Rows, dtype: Any = np.float32) -> Iterator[tuple[int, NDArray]]:
     """The rows in blocks of some 2²² numbers, each with the number of its first row."""
     K, d = rows.shape
-    step = max(1, numbers // max(d, 1))
+    step = max(1, _BLOCK_NUMBERS // max(d, 1))
     for start in range(0, K, step):
         yield start, np.asarray(rows[start : min(start + step, K)], dtype=dtype)
 
@@ -67,7 +84,7 @@ def near_labels(rows: Rows, tolerance: float, centre: NDArray | None = None) -> 
     labels = np.arange(K)
     if K < 2:
         return labels
-    middle = _mean(rows) if centre is None else centre
+    middle = mean_row(rows) if centre is None else centre
     sketch, lengths = _sketch(rows, middle)
     slack = 1e-5 * float(lengths.max())  # float32 coordinates
     key = _best_key(sketch, lengths, tolerance + slack)
@@ -116,8 +133,9 @@ def nearest_rows(points: NDArray[np.float64]) -> tuple[Labels, Vector]:
     return nearest, distances
 
 
-def _mean(rows: Rows) -> Vector:
-    return np.sum([block.sum(axis=0, dtype=np.float64) for _, block in row_blocks(rows)], axis=0) / rows.shape[0]
+def mean_row(rows: Rows) -> Vector:
+    """The mean of the rows, shape (d,)."""
+    return np.sum([block.sum(axis=0) for _, block in row_blocks(rows, np.float64)], axis=0) / rows.shape[0]
 
 
 def _sketch(rows: Rows, centre: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""Mean predictions Z [logit, class] as the product they are: columns on request, no K x K table. numpy only.
+"""Mean predictions Z [logit, class] as the product they are, no K x K table; and decisions, counted. numpy only.
 
 Example:
     >>> P = MeanPredictions(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 1.0]]))
@@ -16,7 +16,7 @@ import numpy as np
 
 from collapsar.core.types import Matrix, Vector
 
-__all__ = ["MeanPredictions"]
+__all__ = ["Decisions", "MeanPredictions", "decisions"]
 
 
 # Columns are made this many numbers at a time: 64 MiB.
@@ -59,3 +59,48 @@ class MeanPredictions:
     def without(self, common: Vector) -> MeanPredictions:
         """Z without its part along ``common``, a unit vector, shape (L,)."""
         return MeanPredictions(self.weight - np.outer(common, common @ self.weight), self.class_means)
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """What a head does with the samples of each class.
+
+    Attributes:
+        counts: samples of each class, shape (K,).
+        recall: share of them that are given their class, shape (K,); NaN without samples.
+        predicted: how often each class is given, shape (K,).
+        taken_by: the class that most of a class's other samples are given, the first of equals, shape (K,); -1 where
+            there are none.
+    """
+
+    counts: NDArray[np.int64]
+    recall: Vector
+    predicted: NDArray[np.int64]
+    taken_by: NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        """Over all samples."""
+        return float(np.nansum(self.recall * self.counts) / self.counts.sum())
+
+
+def decisions(labels: NDArray[np.int64], given: NDArray[np.int64], num_classes: int) -> Decisions:
+    """Count what samples of each class are given.
+
+    Args:
+        labels: the true classes, shape (N,).
+        given: what the head decides, shape (N,).
+        num_classes: K.
+
+    Example:
+        >>> found = decisions(np.array([0, 0, 0, 1]), np.array([0, 2, 2, 1]), 3)
+        >>> found.recall.round(2).tolist(), found.taken_by.tolist()
+        ([0.33, 1.0, nan], [2, -1, -1])
+    """
+    counts, right, taken_by = np.bincount(labels, minlength=num_classes), labels == given, np.full(num_classes, -1)
+    pairs, times = np.unique(labels[~right] * num_classes + given[~right], return_counts=True)
+    places = np.lexsort((-pairs, times))  # the most frequent is written last, and of equals the first
+    taken_by[pairs[places] // num_classes] = pairs[places] % num_classes
+    with np.errstate(invalid="ignore"):
+        recall = np.bincount(labels[right], minlength=num_classes) / counts
+    return Decisions(counts, recall, np.bincount(given, minlength=num_classes), taken_by)

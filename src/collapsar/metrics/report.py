@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
-from collapsar.metrics.evidence import Standings, class_evidence, common_origin, mean_standings
+from collapsar.metrics.evidence import Standings, class_evidence, class_standings, common_origin
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import (
     cdnv_and_angles,
@@ -152,7 +152,7 @@ class CollapseReport:
         found = self.separation(**thresholds)
         assert self.head_weight is not None
         assert self.b is not None
-        return mean_standings(found, MeanPredictions(self.head_weight, self.class_means), self.b)
+        return class_standings(found, MeanPredictions(self.head_weight, self.class_means), bias=self.b)
 
     def separation(self, **thresholds: float) -> ClassSeparation:
         """Say which classes have merged or vanished: ``class_separation`` of ``evidence``, with its thresholds.
@@ -214,28 +214,24 @@ def collapse_report(
         moments: Class moments.
         head_weight: W, shape (K, d), tensor or array; None without a head.
         head_bias: b, shape (K,); None for a head without bias.
-        agreements: Per-class counts of ``center_agreement`` over the same samples, shape (K,); None leaves
-            NC4 undefined.
+        agreements: Counts of ``center_agreement`` over the same samples, shape (K,); None leaves NC4 undefined.
         num_worst: How many of the worst pairs of classes to name.
-        pairwise: False leaves out what costs O(K²·d) time (CDNV, angles, distance to the ETF): NaN in the
-            report.
+        pairwise: False leaves out what costs O(K²·d) time: CDNV, angles and distance to the ETF are NaN.
 
     Raises:
         ValueError: If the head does not fit the moments or is not finite.
     """
     weight, bias = _checked_head(moments, head_weight, head_bias)
-    seen, K = moments.seen, moments.num_classes
-    uniform, weighted = nc1(moments, "uniform"), nc1(moments, "weighted")
+    seen, counts, uniform = moments.seen, moments.class_counts, nc1(moments, "uniform")
     within, between = variance_traces(moments)
     centred = centred_means(moments)
     worst, (std, deviation) = cdnv_and_angles(moments, num_worst) if pairwise else (None, (math.nan, math.nan))
     nc0, nc0_relative = (math.nan, math.nan) if weight is None else head_sum(weight)
-    counts, nan_row = moments.class_counts, torch.full((K,), math.nan, dtype=torch.float64)
+    nan_row = torch.full((len(counts),), math.nan, dtype=torch.float64)
     norms = nan_row.to(centred.device).index_copy(0, seen, torch.linalg.vector_norm(centred, dim=1))
-    means = moments.class_means.masked_fill((counts == 0)[:, None], math.nan)
     return CollapseReport(
         nc1_uniform=uniform.value,
-        nc1_weighted=weighted.value,
+        nc1_weighted=nc1(moments, "weighted").value,
         nc1_rank=uniform.rank,
         nc1_tolerance=uniform.tolerance,
         nc1_trace_ratio=trace_ratio(moments),
@@ -244,7 +240,7 @@ def collapse_report(
         cdnv=worst.mean if worst else math.nan,
         cdnv_undefined=worst.undefined if worst else 0,
         cdnv_worst=_numpy(worst.worst if worst else nan_row),
-        cdnv_rival=_numpy(worst.rival if worst else torch.full((K,), -1)),
+        cdnv_rival=_numpy(worst.rival if worst else torch.full((len(counts),), -1)),
         worst_pairs=_numpy(worst.worst_pairs if worst else torch.zeros(0, 2, dtype=torch.int64)),
         worst_pair_cdnv=_numpy(worst.worst_values if worst else nan_row[:0]),
         nc2_equinorm=equinorm(centred) if len(seen) > 1 else math.nan,
@@ -257,7 +253,7 @@ def collapse_report(
         nc4_agreement=math.nan if agreements is None else float(agreements.sum() / counts.sum()),
         nc4_per_class=None if agreements is None else _numpy(agreements.double() / counts),
         class_counts=_numpy(counts),
-        class_means=_numpy(means),
+        class_means=_numpy(moments.class_means.masked_fill((counts == 0)[:, None], math.nan)),
         within_variances=_numpy(within_variances(moments)),
         center_norms=_numpy(norms),
         sample_mean=_numpy(moments.sample_mean),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
+from collapsar.core.types import Mask
 from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
 
 __all__ = [
@@ -243,7 +244,7 @@ def mean_separation(
 
 
 def _separation(
-    points: NDArray[np.float64], seen: NDArray[np.bool_], merge: float, vanish: float, min_norm: float
+    points: NDArray[np.float64], seen: Mask, merge: float, vanish: float, min_norm: float
 ) -> ClassSeparation:
     """The states of the seen classes from their columns, in any orthonormal coordinates: shape (n, m)."""
     for name, value in (("merge_threshold", merge), ("vanish_threshold", vanish)):
@@ -280,7 +281,7 @@ def _separation(
     )
 
 
-def _coordinates(Z: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _coordinates(Z: NDArray[np.float64], seen: Mask) -> NDArray[np.float64]:
     """The seen columns, centred over logits, as points, shape (n, m): in fewer coordinates where many have a low rank.
 
     Distances are as in all coordinates. Of a large table no copy is made unless its rank is high.
@@ -325,13 +326,13 @@ def _complete_linkage(
     return found
 
 
-def _columns(Z: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _columns(Z: Any) -> tuple[NDArray[np.float64], Mask]:
     """Return the columns of Z centred over logits, and the mask of the seen classes."""
     Z, seen = _checked(Z)
     return Z - Z.mean(axis=0), seen
 
 
-def _checked(Z: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _checked(Z: Any) -> tuple[NDArray[np.float64], Mask]:
     """Return Z as an array, and the mask of the seen classes."""
     Z = _array(Z)
     if Z.ndim != 2 or Z.shape[0] < 1 or Z.shape[1] < 1:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.types import Vector
-from collapsar.metrics.near_rows import Rows, groups_of, near_labels, row_blocks
+from collapsar.metrics.near_rows import Rows, SomeRows, groups_of, mean_row, near_labels, row_blocks
 
 __all__ = ["TOLERANCE", "from_middle", "longest_row", "row_geometry", "row_groups", "shared_rows"]
 
@@ -23,16 +23,11 @@ TOLERANCE = 0.01
 _LARGEST = 1e100
 
 
-def shared_rows(weight: NDArray, tolerance: float = TOLERANCE) -> tuple[tuple[int, ...], ...]:
-    """Groups of classes whose rows coincide, the largest first.
-
-    Args:
-        weight: shape (K, d), finite.
-        tolerance: as in an audit.
-    """
+def shared_rows(weight: NDArray) -> tuple[tuple[int, ...], ...]:
+    """Groups of classes whose rows of a head, shape (K, d), finite, coincide, the largest first."""
     mean, lengths = row_geometry(weight)
     scale = longest_row(lengths)
-    return tuple(row_groups(weight, mean, tolerance * scale)) if scale > 0 else (tuple(range(len(lengths))),)
+    return tuple(row_groups(weight, mean, TOLERANCE * scale)) if scale > 0 else (tuple(range(len(lengths))),)
 
 
 def longest_row(lengths: Vector) -> float:
@@ -70,32 +65,22 @@ def row_groups(W: Rows, mean: Vector, tolerance: float) -> list[tuple[int, ...]]
     for group in groups_of(near_labels(W, tolerance, mean)):
         left = np.array(group)
         while len(left) > 1:
-            distances = from_middle(W, left)
+            distances = from_middle(SomeRows(W, left))
             if distances.max() <= 2 * tolerance:
                 found.append(tuple(left.tolist()))
                 break
             centre = np.asarray(W[left[[int(distances.argmin())]]], dtype=np.float64)[0]
-            near = _from(W, left, centre) <= tolerance
+            near = _from(SomeRows(W, left), centre) <= tolerance
             if near.sum() > 1:
                 found.append(tuple(left[near].tolist()))
             left = left[~near]
     return sorted(found, key=lambda group: (-len(group), group))
 
 
-def from_middle(W: Rows, members: NDArray[np.int64]) -> Vector:
-    """Distances of some rows from their mean."""
-    total = np.zeros(W.shape[1])
-    step = max(1, (1 << 22) // W.shape[1])
-    for start in range(0, len(members), step):
-        total += np.asarray(W[members[start : start + step]], dtype=np.float64).sum(axis=0)
-    return _from(W, members, total / len(members))
+def from_middle(rows: Rows) -> Vector:
+    """Distances of the rows from their mean."""
+    return _from(rows, mean_row(rows))
 
 
-def _from(W: Rows, members: NDArray[np.int64], centre: Vector) -> Vector:
-    """Distances of some rows from a point."""
-    step = max(1, (1 << 22) // W.shape[1])
-    parts = [
-        np.linalg.norm(np.asarray(W[members[start : start + step]], dtype=np.float64) - centre, axis=1)
-        for start in range(0, len(members), step)
-    ]
-    return np.concatenate(parts)
+def _from(rows: Rows, centre: Vector) -> Vector:
+    return np.concatenate([np.linalg.norm(block - centre, axis=1) for _, block in row_blocks(rows, np.float64)])

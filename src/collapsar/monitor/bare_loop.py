@@ -23,64 +23,32 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.core.known import KnownTraining
-from collapsar.metrics.head import HeadMap, linear_map, unwrapped
+from collapsar.core.types import Record
+from collapsar.metrics.head import linear_map, unwrapped
 from collapsar.metrics.shared_rows import shared_rows
-from collapsar.monitor.evaluation import MonitorRecord, evaluated
+from collapsar.monitor.evaluation import MonitorRecord
 from collapsar.monitor.features import HeadTap
 from collapsar.monitor.head import head_sizes, told_head
 from collapsar.monitor.known import PenaltyWarning, known_training
 from collapsar.monitor.optimizers import Optimizers
 from collapsar.monitor.records import JsonLines
 from collapsar.monitor.samples import Samples, Totals
-from collapsar.monitor.undisturbed import undisturbed
+from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
 from collapsar.monitor.watch import MergeRule, MergeWatch
 
-__all__ = ["CollapseMonitor", "MonitorOptions", "MonitorRecord", "inputs_and_labels"]
+__all__ = ["CollapseMonitor", "MonitorOptions", "MonitorRecord"]
 
 _logger = logging.getLogger("collapsar")
-
-
-def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
-    """Run the model on a batch and return its labels: ``forward`` of a monitor's own pass, unless given.
-
-    Args:
-        model: The model.
-        batch: (inputs, labels, ...), or a mapping with "labels" or "label", all else going to the model by name.
-
-    Raises:
-        ValueError: The batch is neither, or it is one sample.
-    """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if isinstance(batch, Mapping):
-        labels = next((batch[key] for key in ("labels", "label") if key in batch), None)
-        if labels is not None:
-            inputs = {key: value for key, value in batch.items() if key not in ("labels", "label")}
-            model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in inputs.items()})
-            return labels
-    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
-        if isinstance(batch[1], int) or (isinstance(batch[1], Tensor) and batch[1].ndim == 0):
-            raise ValueError(
-                "`loader` must yield batches, got one sample with one label; wrap the data set: "
-                "torch.utils.data.DataLoader(dataset, batch_size=256)"
-            )
-        model(batch[0].to(device) if isinstance(batch[0], Tensor) else batch[0])
-        return batch[1]
-    raise ValueError(
-        f"`loader` must yield (inputs, labels) or mappings with labels; got {type(batch).__name__}. Wrap it in a "
-        "generator that does, or give a monitor MonitorOptions(forward=...), a function of model and batch that runs "
-        "the model and returns the labels"
-    )
 
 
 @dataclass(frozen=True)
@@ -273,11 +241,11 @@ class CollapseMonitor:
             self._lines.append({"kind": "training", **known.to_dict()})
         return known
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Record:
         """Return what a resumed run needs so that nothing is said twice."""
         return {"completed": self.completed, "watch": self.watch.state_dict(), "scalars": self.scalars}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Record) -> None:
         """Go on from a ``state_dict``."""
         self.watch.load_state_dict(state["watch"])
         self.completed, self.scalars = int(state["completed"]), dict(state.get("scalars", {}))
@@ -316,13 +284,23 @@ class CollapseMonitor:
                 cure = "Call step(labels) after each batch" if self.loader is None else "The loader gave none"
                 self._complain(epoch, "no samples", f"No samples to evaluate (epoch {epoch:g}). {cure}.")
             return None
-        rows = () if head is None or not totals.linear else shared_rows(_rows(head))
+        rows = () if head is None or not totals.linear else shared_rows(head.weight.cpu().double().numpy())
         events = ()
         if totals.evidence is not None:
             events = self.watch.observe(
                 epoch, totals.evidence, totals.logits, totals.recalls, totals.taken_for, shared_rows=rows
             )
-        record = evaluated(epoch, totals, self.watch, rows, events, time.perf_counter() - begin)
+        small = totals.evidence is not None
+        record = MonitorRecord(
+            epoch=epoch,
+            report=totals.report,
+            separation=self.watch.separation if small else None,
+            standings=self.watch.standings if small else None,
+            recalls=totals.recalls,
+            shared_rows=rows,
+            events=events,
+            seconds=time.perf_counter() - begin,
+        )
         self.record, self.scalars = record, record.scalars
         self._caution(epoch, totals)
         if _is_first_process():
@@ -383,10 +361,6 @@ def _refuse_compiled(model: nn.Module, head: nn.Module) -> None:
                 "the head, compiled: a compiled model ignores hooks added later. Create the monitor first, or give it "
                 "a `loader` and a model compiled by torch.compile(model), which is then measured uncompiled"
             )
-
-
-def _rows(head: HeadMap) -> Any:
-    return head.weight.cpu().double().numpy()
 
 
 def _is_first_process() -> bool:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.core.records import to_json
+from collapsar.core.sentences import listed
+from collapsar.core.types import Record, Vector
 from collapsar.metrics import CollapseReport
-from collapsar.metrics.evidence import Standings
+from collapsar.metrics.evidence import Standings, collapsed_classes, dead_classes
 from collapsar.metrics.separation import ClassSeparation
-from collapsar.monitor.samples import Totals
-from collapsar.monitor.watch import Event, MergeWatch, listed
+from collapsar.monitor.watch import MOST_NAMED, Event
 
-__all__ = ["MonitorRecord", "evaluated"]
+__all__ = ["MonitorRecord"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,6 @@ class MonitorRecord:
         recalls: Share of each class's samples that are given to it, shape (K,); NaN without samples.
         shared_rows: Groups of classes whose rows of the head coincide.
         events: What was said.
-        scalars: What was logged, names beginning with "nc/"; undefined and infinite values are left out.
         seconds: Time of a pass of its own, if any, and of the evaluation.
     """
 
@@ -40,10 +39,9 @@ class MonitorRecord:
     report: CollapseReport
     separation: ClassSeparation | None
     standings: Standings | None
-    recalls: NDArray[np.float64]
+    recalls: Vector
     shared_rows: tuple[tuple[int, ...], ...]
     events: tuple[Event, ...]
-    scalars: dict[str, float]
     seconds: float
 
     @property
@@ -54,30 +52,53 @@ class MonitorRecord:
     @property
     def dead(self) -> tuple[int, ...]:
         """The classes with samples whose row coincides with another's, ascending, whatever their state."""
-        counts = self.report.class_counts
-        return tuple(sorted(k for group in self.shared_rows for k in group if counts[k] > 0))
+        return dead_classes(self.shared_rows, self.report.class_counts)
 
     @property
     def gone(self) -> tuple[int, ...]:
         """The classes that are merged, vanished (unless the bias alone decides them right), lost or dead, ascending."""
-        collapsed: set[int] = set()
+        collapsed: tuple[int, ...] = ()
         if self.separation is not None and self.standings is not None:
-            collapsed = {*self.separation.merged_classes, *self.separation.vanished_classes}
-            collapsed -= set(self.standings.carried)
+            collapsed = collapsed_classes(self.separation, self.standings)
         return tuple(sorted({*collapsed, *self.lost, *self.dead}))
+
+    @cached_property
+    def scalars(self) -> dict[str, float]:
+        """What is logged, names beginning with "nc/"; undefined and infinite values are left out."""
+        report, separation = self.report, self.separation
+        values = report.scalars()
+        del values["nc1_tolerance"]  # a detail of the numerics, not a curve to look at
+        values |= {
+            "num_lost": float(len(self.lost)),
+            "num_dead": float(len(self.dead)),
+            "num_gone": float(len(self.gone)),
+            "least_recall": float(min(self.recalls[report.class_counts > 0], default=math.nan)),
+        }
+        if separation is not None:
+            nearest = separation.nearest_separation
+            values |= {
+                "num_distinct": float(separation.num_distinct),
+                "num_merged": float(len(separation.merged_classes)),
+                "num_vanished": float(len(separation.vanished_classes)),
+                "least_separation": float(min(nearest[nearest == nearest], default=math.nan)),
+                "least_norm": float(min(separation.relative_norms[report.class_counts > 0], default=math.nan)),
+                "largest_norm": separation.scale,
+            }
+        return {f"nc/{name}": value for name, value in values.items() if math.isfinite(value)}
 
     def summary(self, names: Sequence[str]) -> str:
         """The lost and the dead classes in one sentence, without the states."""
-        found = (
-            ("lost, given to none of their own samples", self.lost),
-            ("dead, their rows of the head the same", self.dead),
-        )
-        parts = [f"{what}: {listed([names[k] for k in classes])}" for what, classes in found if classes]
+        found = {
+            "lost, given to none of their own samples": self.lost,
+            "dead, their rows of the head the same": self.dead,
+        }
+        named = {what: listed((names[k] for k in own), MOST_NAMED, last=" and ") for what, own in found.items() if own}
+        parts = [f"{what}: {classes}" for what, classes in named.items()]
         return f"After epoch {self.epoch:g}: {'; '.join(parts) or 'no class is lost or dead'}."
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> Record:
         """The record as one line: the scalars, and per class what the words are made from."""
-        line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "seconds": self.seconds, **self.scalars}
+        line: Record = {"kind": "epoch", "epoch": self.epoch, "seconds": self.seconds, **self.scalars}
         line |= {"class_counts": self.report.class_counts, "recalls": self.recalls, "dead": self.dead}
         if self.standings is not None:
             line["lost"] = self.standings.lost
@@ -85,51 +106,3 @@ class MonitorRecord:
             names = ("states", "groups", "relative_norms", "nearest", "nearest_separation")
             line |= {name: getattr(self.separation, name) for name in names}
         return to_json(line)
-
-
-def evaluated(
-    epoch: float,
-    totals: Totals,
-    watch: MergeWatch,
-    shared_rows: tuple[tuple[int, ...], ...],
-    events: Sequence[Event],
-    seconds: float,
-) -> MonitorRecord:
-    """The record of an evaluation that the watch, if there are tables, has just observed."""
-    small = totals.evidence is not None
-    record = MonitorRecord(
-        epoch=epoch,
-        report=totals.report,
-        separation=watch.separation if small else None,
-        standings=watch.standings if small else None,
-        recalls=totals.recalls,
-        shared_rows=shared_rows,
-        events=tuple(events),
-        scalars={},
-        seconds=seconds,
-    )
-    record.scalars.update(_scalars(record))
-    return record
-
-
-def _scalars(record: MonitorRecord) -> dict[str, float]:
-    report, separation = record.report, record.separation
-    values = report.scalars()
-    del values["nc1_tolerance"]  # a detail of the numerics, not a curve to look at
-    values |= {
-        "num_lost": float(len(record.lost)),
-        "num_dead": float(len(record.dead)),
-        "num_gone": float(len(record.gone)),
-        "least_recall": float(min(record.recalls[report.class_counts > 0], default=math.nan)),
-    }
-    if separation is not None:
-        nearest = separation.nearest_separation
-        values |= {
-            "num_distinct": float(separation.num_distinct),
-            "num_merged": float(len(separation.merged_classes)),
-            "num_vanished": float(len(separation.vanished_classes)),
-            "least_separation": float(min(nearest[nearest == nearest], default=math.nan)),
-            "least_norm": float(min(separation.relative_norms[report.class_counts > 0], default=math.nan)),
-            "largest_norm": separation.scale,
-        }
-    return {f"nc/{name}": value for name, value in values.items() if math.isfinite(value)}

@@ -12,17 +12,16 @@ Example:
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, RandomSampler, Subset, TensorDataset
+
+from collapsar.monitor.undisturbed import random_states_kept
 
 __all__ = ["Exposure", "batch_size", "exposure", "unlike"]
 
@@ -124,6 +123,7 @@ def classes_at_hand(data: Any) -> int | None:
     Nothing is iterated that may be used up.
 
     Example:
+        >>> import torch
         >>> classes_at_hand([(torch.zeros(3, 2), torch.tensor([0, 4, 1]))])
         5
     """
@@ -153,7 +153,7 @@ def _drawn(loader: Any) -> list[Counts]:
         return []
     epochs: list[Counts] = []
     try:
-        with _random_states_kept():
+        with random_states_kept():
             twin = copy.deepcopy(source, {id(loader.dataset): loader.dataset})
             while sum(map(len, epochs)) < _ENOUGH and len(epochs) < _MOST_EPOCHS:
                 found: list[int] = []
@@ -272,14 +272,3 @@ def _who(data: Any, dataset: Any, origin: NDArray[Any]) -> str:
 
 def _count(labels: Counts, size: int = 0) -> Counts:
     return np.bincount(labels, minlength=size)
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002

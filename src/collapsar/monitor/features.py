@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from collapsar.metrics.head import differ, flat_rows, from_probabilities, linear_map, model_logits, own_logits
+from collapsar.metrics.head import (
+    differ,
+    flat_rows,
+    from_probabilities,
+    linear_map,
+    model_logits,
+    one_row_each,
+    own_logits,
+)
 
 __all__ = ["HeadTap", "Hook"]
 
@@ -122,11 +130,7 @@ class HeadTap:
         # The same batch once more is the recomputation of a checkpointed layer.
         if self.ignored == 0:
             self.ignored = sum(not _equal(seen.features, found.features) for seen in passes)
-        if found.features.ndim != 2:
-            raise ValueError(
-                f"`head` {self._name!r} must receive one row per sample, (B, d); got {tuple(found.features.shape)}. "
-                "A head that is applied to every token or pixel is not supported"
-            )
+        one_row_each(found.features, self._name)
         if found.logits is None:
             raise ValueError(
                 f"`head` {self._name!r} must return logits of shape (B, K), and returns none. Name the layer that "

@@ -1,4 +1,4 @@
-"""The finder of a model's head, which lives with the metrics, and how large a head is."""
+"""The head that labels tell where nobody said more (``metrics.head`` has the finder), and how large a head is."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from collapsar.metrics.head import compiled_part, find_head, linear_map, own_logits, unwrapped
+from collapsar.metrics.head import find_head, linear_map, own_logits
 from collapsar.monitor.exposure import classes_at_hand
 from collapsar.monitor.undisturbed import undisturbed
 
-__all__ = ["compiled_part", "find_head", "head_sizes", "told_head", "unwrapped"]
+__all__ = ["head_sizes", "told_head"]
 
 
 def told_head(
     model: nn.Module, head: nn.Module | str | None, classes: int | None, data: Any = None, *, weighted: bool = True
 ) -> tuple[str, nn.Module]:
-    """``find_head`` with what the labels say where nobody said more.
-
-    Args:
-        model: as there.
-        head: as there.
-        classes: how many there are, where they are named.
-        data: a loader, whose labels tell where they are at hand.
-        weighted: as there.
+    """``find_head`` with what the labels of the data, a loader, say where nobody said more.
 
     Raises:
         ValueError: as there, or the labels' number fits another layer than the last.

@@ -91,10 +91,7 @@ def layers_above_norm(model: nn.Module, head: nn.Module) -> int:
 def head_norm(model: nn.Module, head: nn.Module, optimizers: Optimizers | None) -> HeadNorm | None:
     """The normalisation that feeds the head, its length and what prices its gain; None where there is none.
 
-    Args:
-        model: the network.
-        head: its head.
-        optimizers: the training's; None where none is at hand: the price of the gain is then unknown.
+    Without the training's optimizers the price of the gain is not known.
     """
     (layer, pooled), weight = _pooled(model, head), getattr(head, "weight", None)
     width = int(weight.shape[1]) if isinstance(weight, Tensor) and weight.ndim > 1 else 0

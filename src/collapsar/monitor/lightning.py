@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import lightning
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from collapsar.core.types import Record
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 
 __all__ = ["CollapseCallback", "labels_of"]
@@ -79,23 +81,19 @@ class CollapseCallback(lightning.Callback):
         options: MonitorOptions | None = None,
     ) -> None:
         self.monitor: CollapseMonitor | None = None
-        self._arguments: dict[str, Any] = {
-            "head": head,
-            "loader": loader,
-            "every": every,
-            "class_names": class_names,
-            "ignore_index": ignore_index,
-        }
+        self._begin = partial(
+            CollapseMonitor, head=head, loader=loader, every=every, class_names=class_names, ignore_index=ignore_index
+        )
         self._labels = labels
         self._options = MonitorOptions() if options is None else options
-        self._state: dict[str, Any] | None = None
+        self._state: Record | None = None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Hook the head, before the first batch and so before anything is compiled."""
         options = replace(self._options, first=True)  # what watches a scalar wants it in the first epoch
         if options.path is None:
             options = replace(options, path=Path(trainer.default_root_dir) / "collapse.jsonl")
-        self.monitor = CollapseMonitor(pl_module, options=options, **self._arguments)
+        self.monitor = self._begin(pl_module, options=options)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)
 
@@ -128,11 +126,11 @@ class CollapseCallback(lightning.Callback):
         """Remove the hook."""
         self._close(summarise=False)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Record:
         """Go into the checkpoint, so that a resumed run says nothing twice."""
         return {} if self.monitor is None else self.monitor.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Record) -> None:
         """Come from the checkpoint; used when training starts."""
         self._state = state_dict or None
         if self.monitor is not None and state_dict:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from collapsar.core.problem import Loss
+from collapsar.core.sentences import listed
 
 __all__ = ["Criterion", "read_criterion"]
 
@@ -64,8 +65,8 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
         if len(weights) != num_classes:
             raise ValueError(f"`criterion` has {len(weights)} class weights for a head of {num_classes} classes")
         if not bool((weights > 0).all()):
-            none = torch.nonzero(~(weights > 0)).flatten().tolist()
-            return Criterion(None, reason=f"The loss gives class {_listed(none)} the weight 0: it is not trained")
+            none = listed(torch.nonzero(~(weights > 0)).flatten().tolist(), num_classes)
+            return Criterion(None, reason=f"The loss gives class {none} the weight 0: it is not trained")
     ignored = getattr(criterion, "ignore_index", -100)
     if isinstance(ignored, int) and 0 <= ignored < num_classes:
         return Criterion(None, reason=f"The loss ignores class {ignored} (ignore_index): it is not trained")
@@ -139,7 +140,3 @@ def _offsets(criterion: Any, weights: Tensor, smoothing: float, kind: dict[str, 
 
 def _tensors(criterion: Any) -> list[Tensor]:
     return [*criterion.parameters(), *criterion.buffers()] if isinstance(criterion, nn.Module) else []
-
-
-def _listed(classes: list[int]) -> str:
-    return ", ".join(map(str, classes))

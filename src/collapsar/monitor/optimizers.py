@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,10 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from collapsar.monitor.undisturbed import random_states_kept
 
 __all__ = [
     "Decay",
@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 Optimizers = Optimizer | Sequence[Optimizer]
+Group = dict[str, Any]
+"""What torch keeps of a parameter group, or of one parameter: settings and tensors by name."""
 DecayKind = Literal["none", "coupled", "linear", "preconditioned", "unknown"]
 
 # The trial: decay 1/4, weights that are powers of two, so that wd * weight is exact in every precision.
@@ -109,7 +111,7 @@ def each_of(optimizers: Optimizers | None) -> tuple[Optimizer, ...]:
     return (one,) if hasattr(optimizers, "param_groups") else tuple(one)
 
 
-def group_of(parameter: Tensor | None, optimizers: Optimizers | None) -> tuple[Optimizer, dict[str, Any]] | None:
+def group_of(parameter: Tensor | None, optimizers: Optimizers | None) -> tuple[Optimizer, Group] | None:
     """The optimizer that holds a parameter, as given, and its group; None where none does."""
     if parameter is None or optimizers is None:
         return None
@@ -149,7 +151,7 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
         return Decay(decay, "unknown", math.nan, math.nan)
 
 
-def _tried(optimizer: Optimizer, group: dict[str, Any]) -> tuple[DecayKind, float, float]:
+def _tried(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]:
     start = torch.tensor(_WEIGHTS, dtype=torch.float64)
     balance = -_DECAY * start
 
@@ -173,7 +175,7 @@ def _tried(optimizer: Optimizer, group: dict[str, Any]) -> tuple[DecayKind, floa
     return ("preconditioned", math.nan, _share(optimizer, group)) if ratio > _MOVED else ("unknown", math.nan, math.nan)
 
 
-def _rested(optimizer: Optimizer, group: dict[str, Any]) -> tuple[DecayKind, float, float]:
+def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]:
     """The penalty of a decoupled decay whose steps are linear: where a constant gradient lets the weights rest."""
     factors = []
     uneven = torch.tensor(_WEIGHTS)
@@ -197,7 +199,7 @@ def _rested(optimizer: Optimizer, group: dict[str, Any]) -> tuple[DecayKind, flo
     return "linear", expected[0], _clock_rate(optimizer, group)
 
 
-def _clock_rate(optimizer: Optimizer, group: dict[str, Any]) -> float:
+def _clock_rate(optimizer: Optimizer, group: Group) -> float:
     """The share of a weight that one step takes when nothing pulls, over lr * weight_decay; NaN if it is not steady."""
     rate, decay = 2.0**-6, 2.0**-12  # slow against any momentum
     twin, weight = _twin(optimizer, group, torch.ones(4, 3, dtype=torch.float64), lr=rate, weight_decay=decay)
@@ -261,7 +263,7 @@ def preconditioner(parameter: Tensor, optimizers: Optimizers) -> bool:
         return False
 
 
-def corrected_moments(state: dict[str, Any], group: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+def corrected_moments(state: Group, group: Group) -> tuple[Tensor, Tensor] | None:
     """Adam's m and v of one parameter, bias-corrected, in double precision; None where there are none."""
     m, v, step, betas = state.get("exp_avg"), state.get("exp_avg_sq"), state.get("step"), group.get("betas")
     if not (isinstance(m, Tensor) and isinstance(v, Tensor)) or not step or betas is None or "eps" not in group:
@@ -273,7 +275,7 @@ def corrected_moments(state: dict[str, Any], group: dict[str, Any]) -> tuple[Ten
 
 
 def _twin(
-    optimizer: Optimizer, group: dict[str, Any], start: Tensor, *, weight_decay: float, lr: float = _RATE
+    optimizer: Optimizer, group: Group, start: Tensor, *, weight_decay: float, lr: float = _RATE
 ) -> tuple[Optimizer, torch.nn.Parameter]:
     """The same optimizer with the same settings, no history, and one small parameter."""
     weight = torch.nn.Parameter(start.clone())
@@ -310,11 +312,6 @@ def _step(twin: Optimizer, weight: torch.nn.Parameter, gradient: Tensor) -> None
 @contextmanager
 def _without_traces() -> Iterator[None]:
     """Random states as before, gradients allowed, nothing printed as a warning."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+    with random_states_kept(), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
+        yield

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from collapsar.core.records import to_json
+from collapsar.core.types import Record
 
 __all__ = ["JsonLines", "read_json_lines"]
 
@@ -50,7 +51,7 @@ class JsonLines:
                 os.truncate(self.path, content.rfind(b"\n") + 1)
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_json_lines(path: str | os.PathLike[str]) -> list[Record]:
     """Return the complete records of a file that ``JsonLines`` wrote.
 
     Raises:

@@ -20,9 +20,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 from collapsar.monitor.features import Hook
-from collapsar.monitor.head import find_head, head_sizes, unwrapped
+from collapsar.monitor.head import head_sizes
 
 __all__ = ["CollapseCallback"]
 
@@ -62,7 +63,7 @@ class CollapseCallback(TrainerCallback):
     ) -> None:
         self.monitor: CollapseMonitor | None = None
         self._head, self._loader, self._names = head, loader, class_names
-        self._settings: dict[str, Any] = {"every": every, "ignore_index": ignore_index}
+        self._begin = functools.partial(CollapseMonitor, loader=loader, every=every, ignore_index=ignore_index)
         self._options = MonitorOptions() if options is None else options
         self._log: Callable[[dict[str, float]], None] | None = None
         self._labels: Any = None
@@ -111,9 +112,7 @@ class CollapseCallback(TrainerCallback):
             names = [str(config.id2label[k]) for k in sorted(config.id2label)]
         if options.path is None:
             options = replace(options, path=Path(args.output_dir or ".") / "collapse.jsonl")
-        self.monitor = CollapseMonitor(
-            model, head=head, loader=self._loader, class_names=names, options=options, **self._settings
-        )
+        self.monitor = self._begin(model, head=head, class_names=names, options=options)
         saved: Any = state.stateful_callbacks or {}  # a mapping, whatever its annotation says
         if _STATE in saved:
             self.monitor.load_state_dict(saved[_STATE])

@@ -1,17 +1,30 @@
-"""A pass over data in the middle of training that training does not notice."""
+"""A pass over data in the middle of training that training does not notice, and how it runs a batch."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["undisturbed"]
+__all__ = ["inputs_and_labels", "random_states_kept", "undisturbed"]
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """The random states of Python, NumPy, torch and every CUDA device in use are as before, after."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 @contextmanager
@@ -37,14 +50,12 @@ def undisturbed(model: nn.Module, loader: Any = None) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
     generators = [(generator, generator.get_state()) for generator in _generators(loader)]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     cached = torch.is_autocast_cache_enabled()
     try:
         torch.set_autocast_cache_enabled(False)
         for module, _ in modes:
             module.training = False
-        with torch.no_grad():
+        with torch.no_grad(), random_states_kept():
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
@@ -55,13 +66,40 @@ def undisturbed(model: nn.Module, loader: Any = None) -> Iterator[None]:
                 # Only where needed: writing is noticed by a backward pass that has saved the buffer.
                 if buffer._version != version:
                     buffer.copy_(before)
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
         for generator, state in generators:
             generator.set_state(state)
+
+
+def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
+    """Run the model on a batch and return its labels: ``forward`` of a monitor's own pass, unless given.
+
+    Args:
+        model: The model.
+        batch: (inputs, labels, ...), or a mapping with "labels" or "label", all else going to the model by name.
+
+    Raises:
+        ValueError: The batch is neither, or it is one sample.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in ("labels", "label") if key in batch), None)
+        if labels is not None:
+            inputs = {key: value for key, value in batch.items() if key not in ("labels", "label")}
+            model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in inputs.items()})
+            return labels
+    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
+        if isinstance(batch[1], int) or (isinstance(batch[1], Tensor) and batch[1].ndim == 0):
+            raise ValueError(
+                "`loader` must yield batches, got one sample with one label; wrap the data set: "
+                "torch.utils.data.DataLoader(dataset, batch_size=256)"
+            )
+        model(batch[0].to(device) if isinstance(batch[0], Tensor) else batch[0])
+        return batch[1]
+    raise ValueError(
+        f"`loader` must yield (inputs, labels) or mappings with labels; got {type(batch).__name__}. Wrap it in a "
+        "generator that does, or give a monitor MonitorOptions(forward=...), a function of model and batch that runs "
+        "the model and returns the labels"
+    )
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

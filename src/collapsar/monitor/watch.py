@@ -36,15 +36,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.core.types import Mask
+from collapsar.core.sentences import listed, names_of
+from collapsar.core.types import Mask, Record
 from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, class_separation
 
-__all__ = ["Event", "EventKind", "MergeRule", "MergeWatch", "listed"]
+__all__ = ["MOST_NAMED", "Event", "EventKind", "MergeRule", "MergeWatch"]
 
 EventKind = Literal["merge", "vanish", "separate", "never separated", "lost", "dead"]
 
-_MAX_NAMED = 20
+MOST_NAMED = 20
+"""Names in one sentence."""
+
 _NEW, _ARMED, _ON = 0, 1, 2
 
 
@@ -124,11 +127,8 @@ class MergeWatch:
     ) -> None:
         if not num_classes >= 2:
             raise ValueError(f"`num_classes` must be at least 2; got {num_classes}. Nothing can merge otherwise")
-        names = list(map(str, range(num_classes) if class_names is None else class_names))
-        if len(names) != num_classes:
-            raise ValueError(f"`class_names` must hold {num_classes} names; got {len(names)}. Name every class")
         self.rule = MergeRule() if rule is None else rule
-        self.class_names = names
+        self.class_names = names_of(class_names, num_classes)
         self.separation: ClassSeparation | None = None
         self._epoch, self._any_distinct = 0.0, False
         self._together, self._vanished, self._lost, self._dead = (_Switch(num_classes) for _ in range(4))
@@ -208,7 +208,6 @@ class MergeWatch:
             return ""
         start = f"After epoch {self._epoch:g}:"
         lost = [f"{self.class_names[c.index]} to {self.class_names[c.rival]}" for c in self.standings.lost]
-        named = f"lost, given to none of their own samples: {listed(lost)}" if lost else ""
         if not (self.learned or self._any_distinct):
             ahead = f"{self.rule.contrast:g} nats ahead of its nearest"
             return f"{start} no class is {ahead} yet: nothing is learned that could merge."
@@ -216,7 +215,8 @@ class MergeWatch:
         merged = [group for group in found.groups if not set(group) & set(found.vanished_classes)]
         parts += [f"merged: {self._named(group)}" for group in merged]
         parts += [f"vanished: {self._named(found.vanished_classes)}"] if found.vanished_classes else []
-        parts += [named] if named else []
+        if lost:
+            parts.append(f"lost, given to none of their own samples: {listed(lost, MOST_NAMED, last=' and ')}")
         parts += [f"dead, their rows of the head the same: {self._named(self.dead)}"] if self.dead else []
         parts += [f"without samples: {self._named(found.unseen_classes)}"] if found.unseen_classes else []
         return f"{start} {'; '.join(parts)}."
@@ -233,11 +233,11 @@ class MergeWatch:
         mask[list(classes)] = True
         return mask
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Record:
         """Return what is needed to go on later, as numbers and lists."""
         return {name: switch.state() for name, switch in self._switches().items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Record) -> None:
         """Go on from a ``state_dict`` over the same classes."""
         fresh = _Switch(len(self.class_names)).state()
         state = {"lost": state.get("outvoted", fresh), "dead": fresh, **state}  # older states have none
@@ -292,15 +292,7 @@ class MergeWatch:
         return Event(kind, self._epoch, classes, f"{subject} {words}")
 
     def _named(self, classes: Sequence[int]) -> str:
-        return listed([self.class_names[k] for k in classes])
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence, the first twenty of many."""
-    shown = names[:_MAX_NAMED]
-    if len(names) > _MAX_NAMED:
-        return f"{', '.join(shown)} and {len(names) - _MAX_NAMED} more"
-    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+        return listed((self.class_names[k] for k in classes), MOST_NAMED, last=" and ")
 
 
 class _Switch:

@@ -1,0 +1,33 @@
+"""Names of classes, and lists in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["listed", "names_of"]
+
+
+def names_of(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    """The names as text; the numbers of the classes by default.
+
+    Raises:
+        ValueError: the names are not ``num_classes``.
+    """
+    names = tuple(map(str, range(num_classes) if class_names is None else class_names))
+    if len(names) != num_classes:
+        raise ValueError(f"`class_names` must hold {num_classes} names; got {len(names)}. Name every class")
+    return names
+
+
+def listed(items: Iterable[Any], most: int = 10, *, last: str = ", ") -> str:
+    """The items after commas, the first ``most`` of many; ``last`` stands before the last one.
+
+    Example:
+        >>> listed("abc"), listed("abc", last=" and "), listed(range(9), 2)
+        ('a, b, c', 'a, b and c', '0, 1 and 7 more')
+    """
+    texts = [str(item) for item in items]
+    if len(texts) > most:
+        return f"{', '.join(texts[:most])} and {len(texts) - most} more"
+    return last.join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))

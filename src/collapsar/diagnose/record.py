@@ -1,0 +1,190 @@
+"""What a diagnosis finds: one record of a trained network beside theory, and the meaning of its metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from collapsar.core.files import write_atomically
+from collapsar.core.known import KnownTraining
+from collapsar.core.records import to_json
+from collapsar.core.sentences import listed
+from collapsar.core.types import Record
+from collapsar.diagnose.agreement import EffectivePenalties, HeadForces
+from collapsar.diagnose.fit import Fit
+from collapsar.diagnose.frozen import FrozenHead
+from collapsar.diagnose.measurement import Measurement
+from collapsar.diagnose.model_choice import Choice, NormalizedFit
+from collapsar.diagnose.prediction import Prediction, model_record
+from collapsar.metrics.evidence import Standings, collapsed_classes, dead_classes
+from collapsar.metrics.separation import ClassSeparation
+
+__all__ = ["METRICS", "Diagnosis"]
+
+# A record keeps the K x K tables of scores up to this many classes.
+_TABLE_CLASSES = 200
+_MOST_NAMES = 8
+_READINGS = ("from_predictions", "ratio", "spread", "agree")
+
+METRICS: Mapping[str, str] = {
+    "nc1_uniform": "Spread of the features inside classes against the spread of the class means, each class counted "
+    "once. 0: every class is one point.",
+    "nc1_weighted": "The same with every sample counted once, so that large classes dominate.",
+    "nc1_trace_ratio": "Total spread inside classes over total spread between class means. Large classes dominate.",
+    "cdnv": "Spread inside classes against the distance between two classes, averaged over all pairs. The average "
+    "hides a few merged pairs.",
+    "cdnv_max": "The same for the worst pair: large when two classes overlap.",
+    "cdnv_undefined": "Pairs of classes that are one and the same point: 0/0, left out of the two values above.",
+    "nc2_equinorm": "How unequal the lengths of the centred class means are. 0 for balanced classes at the optimum; "
+    "under imbalance the optimum itself is unequal.",
+    "nc2_equiangular": "How unequal the angles between class means are. 0 for balanced classes at the optimum.",
+    "nc2_etf": "Distance of the class means' geometry to the simplex, the optimum of balanced classes. Under imbalance "
+    "that is not the target: see the distance to theory.",
+    "nc3_self_duality": "Difference between the directions of the head and of the class means. 0 for balanced classes "
+    "at the optimum, at most 2.",
+    "nc0_relative": "How far the head's rows are from summing to zero, which they do at every optimum.",
+    "nc4_agreement": "Share of samples on which the head and the nearest class mean agree. 1 at collapse.",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The result: plain values that a page, a test or a gate can read; ``to_dict`` makes JSON of it.
+
+    Attributes:
+        headline: what happened to the classes, in one sentence.
+        words: all that was found, a sentence or two per finding.
+        source: where the network came from.
+        class_names: shape (K,).
+        measurement: what was measured.
+        separation: which classes are separated, merged, vanished or unseen, with the rule's thresholds.
+        standings: which classes are lost, not given to their own samples, and why; which the bias alone decides right.
+        shared_rows: classes whose rows of the head coincide (``metrics.shared_rows``): no features separate them.
+        known: what is known of the training.
+        forces: the balance of forces at the head.
+        at_rest: whether the head is stationary; distances to theory mean nothing before that.
+        effective: the penalties read from the network; None where nothing is alive or a class has no samples.
+        model: the model of the theory that this training has, and the evidence.
+        model_fit: distance to the optimum of that model where it is one of normalised features.
+        frozen: where only the head is trained, its optimum on the features, and that of each mitigation.
+        fit: distances to the optima of penalised features; None where they cannot be computed (a note says why).
+        fit_source: which penalties ``fit`` was made at.
+        prediction: what theory predicts; None as for ``fit``.
+        notes: what was left out, and why.
+    """
+
+    headline: str
+    words: tuple[str, ...]
+    source: str
+    class_names: tuple[str, ...]
+    measurement: Measurement
+    separation: ClassSeparation
+    standings: Standings
+    shared_rows: tuple[tuple[int, ...], ...]
+    known: KnownTraining
+    forces: HeadForces
+    at_rest: bool
+    effective: EffectivePenalties | None
+    model: Choice
+    model_fit: NormalizedFit | None
+    frozen: FrozenHead | None
+    fit: Fit | None
+    fit_source: Literal["effective", "as trained", ""]
+    prediction: Prediction | None
+    notes: tuple[str, ...]
+
+    @property
+    def collapsed(self) -> tuple[int, ...]:
+        """The classes that are merged or vanished, ascending, but for those that the bias alone decides right."""
+        return collapsed_classes(self.separation, self.standings)
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The classes that are not given to any of their own samples, ascending, whatever their state."""
+        return tuple(c.index for c in self.standings.lost)
+
+    @property
+    def dead(self) -> tuple[int, ...]:
+        """The classes with samples whose row coincides with another's, ascending, whatever their state."""
+        return dead_classes(self.shared_rows, self.measurement.class_counts)
+
+    @property
+    def num_collapsed(self) -> int:
+        """How many classes are merged or vanished."""
+        return len(self.collapsed)
+
+    @property
+    def num_gone(self) -> int:
+        """How many classes are merged, vanished, lost or dead: what the gate ``--max-merged`` counts."""
+        return len({*self.collapsed, *self.lost, *self.dead})
+
+    def named(self, classes: Iterable[int]) -> str:
+        """Names of classes in a sentence, the first eight of many."""
+        return listed((self.class_names[k] for k in classes), _MOST_NAMES, last=" and ")
+
+    def to_dict(self) -> Record:
+        """The diagnosis as JSON-able values: NaN is None, infinity "inf", Z is None beyond 200 classes."""
+        m, known = self.measurement, self.known
+        forces = to_json(self.forces)
+        if m.bias is None:
+            forces["fitted_b"] = "inf"
+        prediction = None if self.prediction is None else to_json(self.prediction)
+        table = m.num_classes <= _TABLE_CLASSES
+        if prediction is not None and not table:
+            prediction["Z"] = None
+        return {
+            "kind": "diagnosis",
+            "headline": self.headline,
+            "words": list(self.words),
+            "source": self.source,
+            "class_names": list(self.class_names),
+            "class_counts": m.class_counts.tolist(),
+            "accuracies": to_json(m.accuracies),
+            "loss": to_json(m.loss),
+            "features_nonnegative": m.nonnegative,
+            "within_share": to_json(m.within_share),
+            "Z": to_json(m.Z) if table else None,
+            "b": to_json(m.b),
+            "separation": to_json(self.separation),
+            "standings": to_json(self.standings),
+            "shared_rows": [list(group) for group in self.shared_rows],
+            "dead": list(self.dead),
+            "num_dead": len(self.dead),
+            "num_collapsed": self.num_collapsed,
+            "num_lost": len(self.lost),
+            "num_gone": self.num_gone,
+            "metrics": [
+                {"name": name, "value": to_json(m.metrics[name]), "meaning": meaning}
+                for name, meaning in METRICS.items()
+                if name in m.metrics and not math.isnan(m.metrics[name])
+            ],
+            "known": {**known.to_dict(), "lambda_z": known.lambda_z, "cautions": list(known.cautions)},
+            "forces": forces,
+            "at_rest": self.at_rest,
+            "effective": None if self.effective is None else {
+                **to_json(self.effective),
+                **{name: to_json(getattr(self.effective, name)) for name in _READINGS},
+            },
+            "model": model_record(self.model, self.model_fit),
+            "frozen": None if self.frozen is None else {**to_json(self.frozen), "excess": to_json(self.frozen.excess)},
+            "fit": None if self.fit is None else {**to_json(self.fit), "source": self.fit_source},
+            "prediction": prediction,
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+    def to_json(self) -> str:
+        """The record as one line of standard JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``to_json`` to a file, all of it or nothing.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+        """
+        return write_atomically(path, self.to_json() + "\n")
