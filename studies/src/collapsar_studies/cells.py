@@ -19,7 +19,7 @@ from collapsar.training.models import FeatureNetwork
 __all__ = ["DETAILS", "Detail", "finished_record", "rounded"]
 
 Record = dict[str, Any]
-Detail = Literal["end", "curve", "layers", "decay"]
+Detail = Literal["end", "curve", "layers", "decay", "entries"]
 
 DIGITS = 6
 
@@ -32,7 +32,7 @@ def finished_record(result: TrainResult, data: ImageData, detail: Detail) -> Rec
         data: Its training images, and all test images.
         detail: "curve": also Z, b and NC1 at every evaluation. "layers": also the squared norms of weights and of
             hidden activations (see ``layer_norms``). "decay": also what AdamW's decay of the head amounts to (see
-            ``decay_of_head``).
+            ``decay_of_head``). "entries": the same weight by weight (see ``entries_of_head``).
 
     Returns:
         A dict of JSON values, floats with six digits: "epochs", "finished", "Z" (K, K) [logit, class], "b", "states",
@@ -64,8 +64,10 @@ def finished_record(result: TrainResult, data: ImageData, detail: Detail) -> Rec
         record["curve"] = [{name: r[name] for name in names} for r in result.records]
     if detail == "layers":
         record["layers"] = layer_norms(result.model, data)
-    if detail == "decay":
+    if detail in ("decay", "entries"):
         record |= decay_of_head(result, data)
+    if detail == "entries":
+        record |= entries_of_head(result, report)
     return rounded(record)
 
 
@@ -96,6 +98,29 @@ def decay_of_head(result: TrainResult, data: ImageData) -> Record:
         "slope": found.rest.slope,
         "correlation": found.rest.correlation,
         "at_rest": found.at_rest(None),
+    }
+
+
+def entries_of_head(result: TrainResult, report: CollapseReport) -> Record:
+    """The head and what AdamW's decay of it amounts to, weight by weight.
+
+    Returns:
+        "weight" (K, d), "means" (K, d) of the features, "penalties" (K, d), wd (sqrt(v) + eps); "residual", how far the
+        whole training set's gradient, in ``weight.grad``, is from them: |G + penalties * W| / |penalties * W|.
+    """
+    assert result.optimizer is not None  # AdamW's, in this process
+    weight = result.model.head.weight
+    group = next(g for g in result.optimizer.param_groups if any(p is weight for p in g["params"]))
+    state = result.optimizer.state[weight]
+    v = state["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(state["step"]))
+    penalties = group["weight_decay"] * (v.sqrt() + group["eps"])
+    assert weight.grad is not None  # of ``decay_of_head``
+    held = penalties * weight.detach().double()
+    return {
+        "weight": weight.detach(),
+        "means": report.class_means,
+        "penalties": penalties,
+        "residual": float((weight.grad.double() + held).norm() / held.norm()),
     }
 
 
@@ -177,4 +202,5 @@ DETAILS: dict[Detail, Callable[[FeatureNetwork, ImageData], Mapping[str, Any]] |
     "curve": _curve,
     "layers": None,
     "decay": None,
+    "entries": None,
 }

@@ -19,6 +19,7 @@ from collapsar_studies.effective import EFFECTIVE, effective_chains, effective_r
 from collapsar_studies.names import NAMES
 from collapsar_studies.paper_figures import figure_record
 from collapsar_studies.presets import PRESETS, Job, figure_plan
+from collapsar_studies.rest_study import REST, rest_chains, rest_record
 from collapsar_studies.standard_runs import STANDARD, standard_chains
 from collapsar_studies.standard_study import standard_record
 from collapsar_studies.sweep import SweepSettings, run_sweep
@@ -168,6 +169,12 @@ def _plan(request: Request, data_dir: Path | None = None) -> tuple[Sequence[Sequ
         chains = standard_chains(grid)
         jobs = [job for chain in chains for job in chain]
         return chains, request.name, lambda cells: standard_record(grid, _ended(jobs, cells), cells)
+    if request.name == "rest":
+        rest = REST[request.preset]
+        rest = replace(rest, seeds=request.seeds or rest.seeds)
+        chains = rest_chains(rest)
+        jobs = [job for chain in chains for job in chain]
+        return chains, request.name, lambda cells: rest_record(rest, _ended(jobs, cells), cells)
     plan = figure_plan(int(request.name[3:]), request.preset, request.dataset, request.network, request.seeds)
     return (
         [(job,) for job in plan.jobs],

@@ -42,7 +42,7 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="fig1 to fig9, which-model, effective, standard, all of these, or advice.", show_default=False
+            help="fig1 to fig9, which-model, effective, standard, rest, all of these, or advice.", show_default=False
         ),
     ],
     preset: Annotated[
@@ -178,7 +178,8 @@ def _duration(seconds: float) -> str:
 
 def _print(record: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
-    show = {"which-model": _which_model, "effective": _effective, "standard": _standard}.get(record["figure"])
+    tables = {"which-model": _which_model, "effective": _effective, "standard": _standard, "rest": _rest}
+    show = tables.get(record["figure"])
     if show is None:
         number = record["number"]
         show = _transitions if 5 <= number <= 8 else _cosines if number == 9 else _ends
@@ -256,6 +257,17 @@ def _standard(record: Mapping[str, Any]) -> Table:
     for row in record["table"]:
         cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in ("sample", "batch", "penalised", "b")]
         table.add_row(row["norm"], f"{row['factor']:g}", *cells, f"{row['merged']} of {row['runs']}")
+    return table
+
+
+def _rest(record: Mapping[str, Any]) -> Table:
+    """AdamW at rest: distances of Z to the fixed point of its entries and to the optimum of its rows."""
+    table = _table("d", "decay", "seed", "residual", "Z: entries", "rows", "rows, averaged", "rows read", "forecast")
+    for run in record["runs"]:
+        cells = [f"{run['distance'][name]:.3f}" for name in ("entries", "rows", "rows_averaged")]
+        both = ["{:.3g}, {:.3g}".format(*rows) for rows in (run["rows"], run["forecast"]["rows"])]
+        labels = str(run["width"]), f"{run['wd']:g}", str(run["seed"])
+        table.add_row(*labels, f"{run['residual']:.3f}", *cells, *both)
     return table
 
 

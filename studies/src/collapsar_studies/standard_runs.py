@@ -15,7 +15,17 @@ from collapsar.training import ModelSpec, TrainConfig
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell
 
-__all__ = ["STANDARD", "Standard", "length_of", "merge_of", "over_of", "problem_of", "standard_chains"]
+__all__ = [
+    "STANDARD",
+    "Standard",
+    "adamw_run",
+    "length_of",
+    "merge_of",
+    "over_of",
+    "problem_of",
+    "sgd_run",
+    "standard_chains",
+]
 
 # Of the merge threshold: two plain cases on either side, and two that bracket it within a tenth.
 FACTORS = (0.3, 0.6, 0.9, 1.1, 1.4)
@@ -113,7 +123,7 @@ def _merge(spec: ModelSpec, class_counts: tuple[int, ...]) -> float:
     return length_of(spec) ** 2 * merge_of(class_counts, over_of(spec))
 
 
-def _sgd(grid: Standard, dataset: str, spec: ModelSpec, factor: float, seed: int) -> TrainConfig:
+def sgd_run(grid: Standard, dataset: str, spec: ModelSpec, factor: float, seed: int) -> TrainConfig:
     """Decay of the head alone by SGD, as λ_W: the gradient of a half square."""
     lambda_w = float(f"{factor * _merge(spec, grid.class_counts):.4g}")
     return TrainConfig(
@@ -139,16 +149,26 @@ def standard_chains(grid: Standard) -> list[tuple[Job, ...]]:
         for norm in grid.norms:
             spec = ModelSpec("mlp", grid.widths, feature_relu=False, feature_norm=norm)
             for factor in grid.factors:
-                config = _sgd(grid, grid.dataset, spec, factor, seed)
+                config = sgd_run(grid, grid.dataset, spec, factor, seed)
                 chains.append(_one("sweep", config, norm=norm or "none", factor=factor, seed=seed))
         chains += _decay_elsewhere(grid, seed)
     for dataset, spec in grid.others:
         for factor in (0.5, 1.4):
             longer = replace(grid, epochs=5 * grid.epochs // 2)  # at 300 epochs, the small classes were not even fitted
-            config = _sgd(longer, dataset, replace(spec, feature_norm="layernorm"), factor, 0)
+            config = sgd_run(longer, dataset, replace(spec, feature_norm="layernorm"), factor, 0)
             labels = {"norm": "layernorm", "network": spec.name, "data": dataset, "factor": factor, "seed": 0}
             chains.append(_one("others", config, **labels))
     return chains + _tunings(grid)
+
+
+def adamw_run(grid: Standard, seed: int) -> TrainConfig:
+    """AdamW on a perceptron with a LayerNorm before the head, no decay yet."""
+    spec = ModelSpec("mlp", grid.widths, feature_relu=False, feature_norm="layernorm")
+    plain = sgd_run(grid, grid.dataset, spec, 0.5, seed)
+    return replace(
+        plain, penalties=Penalties(0.0, 0.0, 0.0), optimizer="adamw", learning_rate=1e-3, batch_size=64,
+        clip_norm=math.inf,
+    )  # fmt: skip
 
 
 def _one(part: str, config: TrainConfig, **labels: object) -> tuple[Job, ...]:
@@ -158,11 +178,8 @@ def _one(part: str, config: TrainConfig, **labels: object) -> tuple[Job, ...]:
 def _decay_elsewhere(grid: Standard, seed: int) -> list[tuple[Job, ...]]:
     """AdamW's decay of the head; and decay of every layer, by SGD and by AdamW."""
     spec = ModelSpec("mlp", grid.widths, feature_relu=False, feature_norm="layernorm")
-    plain = _sgd(grid, grid.dataset, spec, 0.5, seed)
-    adam = replace(
-        plain, penalties=Penalties(0.0, 0.0, 0.0), optimizer="adamw", learning_rate=1e-3, batch_size=64,
-        clip_norm=math.inf,
-    )  # fmt: skip
+    plain = sgd_run(grid, grid.dataset, spec, 0.5, seed)
+    adam = adamw_run(grid, seed)
     width = grid.widths[-1]
     chains = [_one("adamw", replace(adam, head_decay=wd), wd=wd, width=width, seed=seed) for wd in grid.adamw]
     if grid.wide:
@@ -188,7 +205,7 @@ def _tunings(grid: Standard) -> list[tuple[Job, ...]]:
     spec = ModelSpec("mlp", grid.widths, feature_relu=False, feature_norm="layernorm")
     balanced = (min(grid.class_counts),) * len(grid.class_counts)
     first = replace(
-        _sgd(grid, grid.dataset, spec, 0.0, 0), class_counts=balanced, epochs=max(2, grid.epochs // 10),
+        sgd_run(grid, grid.dataset, spec, 0.0, 0), class_counts=balanced, epochs=max(2, grid.epochs // 10),
         eval_every=max(2, grid.epochs // 10), learning_rate=0.05,
     )  # fmt: skip
     start = Cell(first, detail="decay")

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from collapsar.report import styled
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS
 from collapsar_studies.paper_plots import MODEL_LOOK, plain_log_ticks, transition_handles
+from collapsar_studies.rest_plots import rest_figure
 from collapsar_studies.standard_plots import standard_figure
 
 __all__ = ["study_figure"]
@@ -36,7 +37,7 @@ NETWORKS = {0: "no batch norm", 1: "L = 1", 2: "L = 2", 3: "L = 3", 4: "L = 4"}
 
 
 def study_figure(record: Record) -> Figure:
-    """The picture of ``which-model``, ``effective`` or ``standard``.
+    """The picture of a study.
 
     Args:
         record: As ``collapsar reproduce`` writes it.
@@ -44,7 +45,12 @@ def study_figure(record: Record) -> Figure:
     Raises:
         ValueError: The record is of none of them.
     """
-    draws = {"which-model": _which_model, "effective": _effective, "standard": standard_figure}
+    draws = {
+        "which-model": _which_model,
+        "effective": _effective,
+        "standard": standard_figure,
+        "rest": rest_figure,
+    }
     draw = draws.get(record.get("figure", ""))
     if draw is None:
         raise ValueError(f"`record` must be of {', '.join(draws)}, got {record.get('figure')!r}")
