@@ -19,7 +19,7 @@ from torch import Tensor
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData
 
-__all__ = ["choose_device", "data_digest", "run_header", "weights_digest"]
+__all__ = ["checkout_commit", "choose_device", "data_digest", "run_header", "weights_digest"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -77,7 +77,7 @@ def run_header(config: TrainConfig, digests: Mapping[str, str], device: torch.de
         "config_digest": config.digest,
         **digests,
         "seed": config.seed,
-        "commit": _commit(),
+        "commit": checkout_commit(),
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -96,7 +96,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def checkout_commit() -> str | None:
     """The commit of the checkout this code lies in, "-dirty" where it was changed.
 
     Where the files were copied without their repository: what the variable COLLAPSAR_COMMIT says, else None.

@@ -6,8 +6,8 @@ given length have no pull along the sphere. With collapsed features and batches 
     v_kj = (1/B) Σ_c q_c r_kc^2 h_jc^2 + (1 - 1/B) (Σ_c q_c r_kc h_jc)^2,      r = P - I,
 
 which depends on how the features lie to the axes. So this is the rest of a map, no minimum, and there are many such
-points. With one penalty per row, the mean of lambda_kj over j, the problem is convex and has one optimum; the two differ
-by what v varies within a row.
+points. With one penalty per row, the mean of lambda_kj over j, the problem is convex and has one optimum; what v varies
+within a row is how the two differ.
 """
 
 from __future__ import annotations

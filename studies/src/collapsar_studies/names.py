@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ADVICE_PRESETS", "NAMES", "PRESETS", "check"]
 
-NAMES = (*(f"fig{number}" for number in range(1, 10)), "which-model", "effective", "standard", "rest")
+NAMES = (*(f"fig{number}" for number in range(1, 10)), "which-model", "effective", "standard", "rest", "text")
 PRESETS = ("paper", "cpu", "tiny")
 ADVICE_PRESETS = ("cpu", "long", "tiny", "standard")
 

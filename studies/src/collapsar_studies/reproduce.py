@@ -23,6 +23,7 @@ from collapsar_studies.rest_study import REST, rest_chains, rest_record
 from collapsar_studies.standard_runs import STANDARD, standard_chains
 from collapsar_studies.standard_study import standard_record
 from collapsar_studies.sweep import SweepSettings, run_sweep
+from collapsar_studies.text_study import TEXT, text_record
 from collapsar_studies.which_model import WHICH_MODEL, which_model_jobs, which_model_record
 
 __all__ = ["Place", "Request", "needs_a_gpu", "reproduce"]
@@ -104,6 +105,8 @@ def needs_a_gpu(request: Request) -> str:
         >>> needs_a_gpu(Request("fig5", "tiny"))
         ''
     """
+    if request.name == "text":
+        return ""
     configs = [job.cell.config for chain in _plan(request)[0] for job in chain]
     if torch.cuda.is_available() or not any(config.cuda_graphs for config in configs):
         return ""
@@ -129,6 +132,10 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
         OSError: A file cannot be written.
         TrainingInterrupted: Ctrl-C, or ``place.stop`` before there was anything to draw.
     """
+    if request.name == "text":  # its runs are no image runs, and have files of their own
+        text = TEXT[request.preset]
+        text = replace(text, seeds=request.seeds or text.seeds)
+        return _written(place.out / "text", "text", text_record(text, place.out / "text" / "cells", progress))
     chains, home, finish = _plan(request, place.data_dir)
     longer = [beyond(chain[-1], request.beyond) for chain in chains] if request.beyond else []
     chains = [(*chain, job) for chain, job in zip(chains, longer, strict=True)] if longer else chains

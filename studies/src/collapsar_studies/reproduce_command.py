@@ -42,7 +42,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="fig1 to fig9, which-model, effective, standard, rest, all of these, or advice.", show_default=False
+            help="fig1 to fig9, which-model, effective, standard, rest, text, all of these, or advice.",
+            show_default=False,
         ),
     ],
     preset: Annotated[
@@ -178,7 +179,8 @@ def _duration(seconds: float) -> str:
 
 def _print(record: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
-    tables = {"which-model": _which_model, "effective": _effective, "standard": _standard, "rest": _rest}
+    tables = {"which-model": _which_model, "effective": _effective, "standard": _standard}
+    tables |= {"rest": _rest, "text": _text}
     show = tables.get(record["figure"])
     if show is None:
         number = record["number"]
@@ -268,6 +270,18 @@ def _rest(record: Mapping[str, Any]) -> Table:
         both = ["{:.3g}, {:.3g}".format(*rows) for rows in (run["rows"], run["forecast"]["rows"])]
         labels = str(run["width"]), f"{run['wd']:g}", str(run["seed"])
         table.add_row(*labels, f"{run['residual']:.3f}", *cells, *both)
+    return table
+
+
+def _text(record: Mapping[str, Any]) -> Table:
+    """A text transformer beside its optimum."""
+    table = _table("head", "decay", "/ merge", "seed", "Z", "b", "contrast A, B", "of the optimum", "accuracy")
+    for run in record["runs"]:
+        away = [f"{run['distance'][name]:.3f}" for name in "Zb"]
+        both = ["{:.3g}, {:.3g}".format(*run[name]) for name in ("contrasts", "predicted_contrasts")]
+        factor = "-" if run["factor"] is None else f"{run['factor']:.2g}"
+        labels = run["optimizer"], f"{run['decay']:g}", factor, str(run["seed"])
+        table.add_row(*labels, *away, *both, f"{run['accuracy']:.3f}")
     return table
 
 
