@@ -324,7 +324,7 @@ def test_which_model_of_the_paper_shares_the_runs_of_figure_5() -> None:
 
 def test_a_copy_without_its_repository_is_told_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "src" / "collapsar" / "training" / "provenance.py"))
-    commit = provenance._commit  # pyright: ignore[reportPrivateUsage]
+    commit = provenance.checkout_commit
     monkeypatch.delenv("COLLAPSAR_COMMIT", raising=False)
     assert commit() is None
     monkeypatch.setenv("COLLAPSAR_COMMIT", "0123abc")

@@ -138,7 +138,7 @@ def _environment(found: Sequence[Record]) -> Record:
 
 
 def _beside(run: TextRun, cell: Record, merge: float) -> Record:
-    """Distances to the optimum of features of one length: at the decay given, or at the rows that AdamW's state says."""
+    """Distances to the optimum of features of one length, at the decay given or at the rows of AdamW's state."""
     Z, b, counts = np.array(cell["Z"]), np.array(cell["b"]), np.array(run.class_counts)
     num_large = int(np.sum(counts == counts.max()))
     rows: Any = run.decay
