@@ -36,6 +36,8 @@ REGIME_WORDS = {
     "ordinary": "ordinary, decay 5e-4",
     "ordinary-strong": "ordinary, decay 1e-2",
     "standard": "AdamW and LayerNorm, decay .05",
+    "acting": "AdamW and LayerNorm, decay 4",
+    "outvoting": "the same, decay 60 on the head",
 }
 
 

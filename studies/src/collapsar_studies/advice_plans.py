@@ -32,14 +32,31 @@ __all__ = [
     "standard_advice",
 ]
 
-Regime = Literal["merging", "safe", "ordinary", "ordinary-strong", "standard"]
+Regime = Literal["merging", "safe", "ordinary", "ordinary-strong", "standard", "acting", "outvoting"]
 
 LAMBDA_B = 0.02
 # Where the regimes lie: factors of the smallest class's threshold (penalised), weight decays (ordinary).
 PENALISED: Mapping[str, float] = {"merging": 1.5, "safe": 1 / 3}
 DECAYS: Mapping[str, float] = {"ordinary": 5e-4, "ordinary-strong": 1e-2}
-STANDARD_DECAY = 0.05  # AdamW's, of everything
 STANDARD_SCHEDULE = Schedule(60, (128, 128), 2)
+
+
+@dataclass(frozen=True)
+class AdamWRegime:
+    """How AdamW trains: its peak rate, its decay of the head, and of the rest where that is another."""
+
+    schedule: Schedule
+    rate: float
+    decay: float
+    body_decay: float | None = None
+
+
+# "acting": decay of everything, with a clock of 3 and more; "outvoting": of the head, more than small classes bear.
+ADAMW: Mapping[str, AdamWRegime] = {
+    "standard": AdamWRegime(STANDARD_SCHEDULE, ADAMW_RATE, 0.05),
+    "acting": AdamWRegime(STANDARD_SCHEDULE, 3 * ADAMW_RATE, 4.0),
+    "outvoting": AdamWRegime(STANDARD_SCHEDULE, 3 * ADAMW_RATE, 60.0, 0.05),
+}
 SWEEP: Mapping[str, tuple[float, ...]] = {"penalised": (1 / 16, 1 / 4, 1 / 2), "ordinary": (1e-4, 2e-3, 5e-3)}
 # Families that the study can carry out: no new data, and the feature penalty is a mean over the batch.
 POSSIBLE = ("penalty", "weights", "temperatures", "scales", "oversampling-held")
@@ -57,7 +74,8 @@ class Setting:
         largest: images of the largest class.
         regime: "merging" and "safe": penalised, 1.5 times above and three times below the smallest class's threshold;
             "ordinary" and "ordinary-strong": weight decay 5e-4 and 1e-2 on everything, no feature penalty; "standard":
-            LayerNorm, AdamW with decay .05 on everything and a cosine schedule.
+            LayerNorm, AdamW with decay .05 on everything and a cosine schedule; "acting": the same at rate 3e-3 and
+            decay 4, "outvoting": decay 60 on the head.
     """
 
     data: str
@@ -76,6 +94,11 @@ class Setting:
     def penalised(self) -> bool:
         """Whether the features carry a penalty."""
         return self.regime in PENALISED
+
+    @property
+    def adamw(self) -> AdamWRegime | None:
+        """How AdamW trains here; None where SGD does."""
+        return ADAMW.get(self.regime)
 
     @property
     def name(self) -> str:
@@ -124,6 +147,15 @@ PRESETS: dict[str, Callable[[], StudyPreset]] = {
         STANDARD_SCHEDULE,
         (0, 1, 2),
     ),
+    "acting": lambda: StudyPreset(
+        "acting",
+        (
+            *(Setting("fashion-mnist", "exp", ratio, 500, "acting") for ratio in (10, 50, 100)),
+            Setting("fashion-mnist", "exp", 100, 500, "outvoting"),
+        ),
+        STANDARD_SCHEDULE,
+        (0, 1, 2),
+    ),
     "tiny": lambda: StudyPreset("tiny", _settings("digits", 60, (10,), 10), Schedule(20, (32, 32), 1), (0, 1)),
 }
 
@@ -131,8 +163,11 @@ PRESETS: dict[str, Callable[[], StudyPreset]] = {
 def base_recipe(setting: Setting) -> Recipe:
     """Training with nothing done about the imbalance."""
     counts = setting.class_counts
-    if setting.regime == "standard":
-        return Recipe(Problem(counts, 1.0), weight_decay=STANDARD_DECAY, standard=True)
+    if setting.adamw is not None:
+        how = setting.adamw
+        return Recipe(
+            Problem(counts, 1.0), weight_decay=how.decay, standard=True, rate=how.rate, body_decay=how.body_decay
+        )
     if not setting.penalised:
         problem = Problem(counts, 1.0, features="nonnegative")  # only its loss is used
         return Recipe(problem, weight_decay=DECAYS[setting.regime])
@@ -148,10 +183,16 @@ def given_advice(setting: Setting, margin: float = 0.1, families: tuple[str, ...
 
 
 def standard_advice(setting: Setting) -> StandardAdvice:
-    """What ``collapsar advise --norm layernorm --optimizer adamw`` says about a standard setting."""
-    schedule, counts = STANDARD_SCHEDULE, setting.class_counts
-    steps = schedule.epochs * -(-sum(counts) // BATCH)
-    recipe = StandardRecipe("adamw", STANDARD_DECAY, ADAMW_RATE, steps, BATCH, "layernorm", schedule.widths[-1])
+    """What ``collapsar advise --norm layernorm --optimizer adamw`` says about a setting of AdamW's.
+
+    Raises:
+        ValueError: the setting trains with SGD.
+    """
+    how, counts = setting.adamw, setting.class_counts
+    if how is None:
+        raise ValueError(f"`setting` must be one of {', '.join(ADAMW)}, got {setting.regime}")
+    steps = how.schedule.epochs * -(-sum(counts) // BATCH)
+    recipe = StandardRecipe("adamw", how.decay, how.rate, steps, BATCH, "layernorm", how.schedule.widths[-1])
     return advise_standard(counts, recipe)
 
 
@@ -174,7 +215,7 @@ def recipes(setting: Setting) -> dict[str, Recipe]:
         base, problem=oversampling(n, balance, "held")(plain), multipliers=tuple(float(s) for s in balance)
     )
     found["decoupled"] = replace(base, retrain_head=HEAD_EPOCHS)
-    if setting.regime == "standard":
+    if setting.adamw is not None:
         sweep = {"sweep:0": replace(base, weight_decay=0.0)}
     elif setting.penalised:
         sweep = {f"sweep:{f:g}": with_price(base, f * plain.lambda_z) for f in SWEEP["penalised"]}
@@ -185,7 +226,7 @@ def recipes(setting: Setting) -> dict[str, Recipe]:
 
 def _advised(setting: Setting, base: Recipe) -> dict[str, Recipe]:
     """The cheapest remedy; then by family, and with twice the room: to see what each is worth."""
-    if setting.regime == "standard":
+    if setting.adamw is not None:
         safe = standard_advice(setting).largest_decay
         return {"advice": base if safe is None else replace(base, weight_decay=safe)}
     if not setting.penalised:

@@ -34,7 +34,7 @@ from collapsar.training import (
 from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import scaled
 
-__all__ = ["Images", "Recipe", "Schedule", "subset", "train_and_measure"]
+__all__ = ["ADAMW_RATE", "BATCH", "Images", "Recipe", "Schedule", "subset", "train_and_measure"]
 
 Record = dict[str, Any]
 Adjust = Callable[[int, FeatureNetwork, Penalties], Penalties]
@@ -86,11 +86,13 @@ class Recipe:
     Attributes:
         problem: the convex program of it: counts, loss, feature mass; its own lambda_z is the one that acts.
         penalties: with halves; None: ordinary training, weight decay alone.
-        weight_decay: of all parameters where ``penalties`` is None.
+        weight_decay: of all parameters where ``penalties`` is None; of the head's weight where ``body_decay`` is given.
         multipliers: copies per sample of each class; None: each sample once.
         penalised_samples: what the batch's mean squared feature length is multiplied with, besides lambda_H / 2.
         retrain_head: epochs of a fresh head on class-balanced batches with the body frozen; 0: none.
         standard: a LayerNorm before the head, AdamW and a cosine schedule in place of the paper's.
+        rate: AdamW's at its peak.
+        body_decay: AdamW's of all but the head's weight; None: ``weight_decay``.
     """
 
     problem: Problem
@@ -100,6 +102,8 @@ class Recipe:
     penalised_samples: float = 0.0
     retrain_head: int = 0
     standard: bool = False
+    rate: float = ADAMW_RATE
+    body_decay: float | None = None
 
 
 @lru_cache(maxsize=2)
@@ -174,7 +178,7 @@ def _fit(
         done = epoch / schedule.epochs
         rate = LEARNING_RATE * (1 if done < 1 / 3 else 0.1 if done < 2 / 3 else 0.01)
         if recipe.standard:
-            rate = ADAMW_RATE * 0.5 * (1 + math.cos(math.pi * done))
+            rate = recipe.rate * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = rate
         penalties = recipe.penalties
@@ -203,7 +207,11 @@ def _optimizer(model: FeatureNetwork, recipe: Recipe) -> torch.optim.Optimizer:
     if not recipe.standard:
         groups = param_groups(model, weight_decay=recipe.weight_decay)
         return torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=MOMENTUM, fused=True)
-    return torch.optim.AdamW(model.parameters(), lr=ADAMW_RATE, weight_decay=recipe.weight_decay, fused=True)
+    head = [model.head.weight]
+    body = [p for p in model.parameters() if p is not model.head.weight]
+    decay = recipe.weight_decay if recipe.body_decay is None else recipe.body_decay
+    groups = [{"params": body, "weight_decay": decay}, {"params": head, "weight_decay": recipe.weight_decay}]
+    return torch.optim.AdamW(groups, lr=recipe.rate, fused=True)
 
 
 def _penalty(head: nn.Linear, features: Tensor, penalties: Penalties, samples: float) -> Tensor:
@@ -228,7 +236,7 @@ def _refit_head(model: FeatureNetwork, images: Images, recipe: Recipe, seed: int
     )
     peak = LEARNING_RATE
     if recipe.standard:
-        peak = 3 * ADAMW_RATE  # a head alone comes to rest sooner at a higher rate
+        peak = 3 * recipe.rate  # a head alone comes to rest sooner at a higher rate
         optimizer = torch.optim.AdamW(model.head.parameters(), lr=peak, weight_decay=decay)
     seen = 0
     for epoch in range(recipe.retrain_head):

@@ -26,7 +26,7 @@ from collapsar.core.files import write_atomically
 from collapsar.solver import solve
 from collapsar.training.loop import one_thread
 from collapsar_studies.advice_plans import PRESETS, Setting, StudyPreset, recipes, standard_advice
-from collapsar_studies.advice_runs import Recipe, Schedule, subset, train_and_measure
+from collapsar_studies.advice_runs import ADAMW_RATE, Recipe, Schedule, subset, train_and_measure
 from collapsar_studies.advice_sharpness import SHARPNESS, sharpness
 
 __all__ = ["run", "summary"]
@@ -56,8 +56,8 @@ def run(
 
     Args:
         preset: "cpu" (FashionMNIST, 16 settings, 5 seeds, about 25 core-minutes), "long" (two of its settings trained
-            four times as long, 3 seeds), "standard" (LayerNorm, AdamW and a cosine schedule; 3 settings, 3 seeds) or
-            "tiny" (digits, half a minute).
+            four times as long, 3 seeds), "standard" (LayerNorm, AdamW and a cosine schedule; 3 settings, 3 seeds),
+            "acting" (the same at decays whose clock is 3 and more; 4 settings) or "tiny" (digits, half a minute).
         out: folder for the records, ``cells/SETTING-seedS.json`` and ``sharpness.json``, and for ``advice.json``,
             ``advice.png`` and ``advice.svg``.
         seeds: others than the preset's.
@@ -173,7 +173,12 @@ def _recipes(setting: Setting) -> dict[str, Recipe]:
 
 def _told(recipe: Recipe) -> Record:
     """A recipe as JSON-able values."""
-    standard = {"standard": True} if recipe.standard else {}
+    standard: Record = {"standard": True} if recipe.standard else {}
+    # fields that came later are told where they are not at their default: records of earlier runs stay valid
+    if recipe.rate != ADAMW_RATE:
+        standard["rate"] = recipe.rate
+    if recipe.body_decay is not None:
+        standard["body_decay"] = recipe.body_decay
     return {
         **standard,
         "problem": recipe.problem.to_dict(),
@@ -299,7 +304,7 @@ def _setting_row(setting: Setting, records: list[tuple[int, dict[str, Record]]])
             distances = [run["distance_Z"] for run in runs if run["distance_Z"] is not None]
             row["distance_Z"] = float(np.mean(distances)) if distances else None
         rows[name] = row
-    said = {"verdict": _verdict(setting)} if setting.regime == "standard" else {}
+    said = {"verdict": _verdict(setting)} if setting.adamw is not None else {}
     return {
         **said,
         "name": setting.name,

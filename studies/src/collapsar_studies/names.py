@@ -4,9 +4,10 @@ from __future__ import annotations
 
 __all__ = ["ADVICE_PRESETS", "NAMES", "PRESETS", "check"]
 
-NAMES = (*(f"fig{number}" for number in range(1, 10)), "which-model", "effective", "standard", "rest", "text")
+STUDIES = ("which-model", "effective", "standard", "rest", "starts", "text")
+NAMES = (*(f"fig{number}" for number in range(1, 10)), *STUDIES)
 PRESETS = ("paper", "cpu", "tiny")
-ADVICE_PRESETS = ("cpu", "long", "tiny", "standard")
+ADVICE_PRESETS = ("cpu", "long", "tiny", "standard", "acting")
 
 
 def check(name: str, preset: str) -> None:

@@ -22,6 +22,7 @@ from collapsar_studies.presets import PRESETS, Job, figure_plan
 from collapsar_studies.rest_study import REST, rest_chains, rest_record
 from collapsar_studies.standard_runs import STANDARD, standard_chains
 from collapsar_studies.standard_study import standard_record
+from collapsar_studies.starts_study import STARTS, starts_chains, starts_record
 from collapsar_studies.sweep import SweepSettings, run_sweep
 from collapsar_studies.text_study import TEXT, text_record
 from collapsar_studies.which_model import WHICH_MODEL, which_model_jobs, which_model_record
@@ -64,8 +65,10 @@ class Request:
             raise ValueError(f"`network` is for the figures; {self.name} compares networks of its own; leave it out")
         if self.seeds and self.name == "effective":
             raise ValueError("`seeds` are fixed for effective, sweep by sweep; leave them out")
-        if self.beyond < 0 or (self.beyond and self.name in ("effective", "standard")):
-            raise ValueError(f"`beyond` must be epochs >= 0, and 0 for effective and standard, got {self.beyond}")
+        if self.beyond < 0 or (self.beyond and not self.name.startswith("fig") and self.name != "which-model"):
+            raise ValueError(f"`beyond` must be epochs >= 0, and 0 for {self.name}, got {self.beyond}")
+        if self.dataset is not None and self.name in ("rest", "starts", "text"):
+            raise ValueError(f"`dataset` of {self.name} is that of its preset, got {self.dataset!r}; leave it out")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must differ, got {', '.join(map(str, self.seeds))}")
 
@@ -150,6 +153,12 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
     return _written(place.out / request.name, request.name, record)
 
 
+# Studies alike in form: their grids, the runs of a grid, and the record of those that have ended.
+_STUDIES: Mapping[str, tuple[Mapping[str, Any], Callable[[Any], Sequence[Sequence[Job]]], Callable[..., Record]]] = {
+    "standard": (STANDARD, standard_chains, standard_record),
+    "rest": (REST, rest_chains, rest_record),
+    "starts": (STARTS, starts_chains, starts_record),
+}
 _Finish = Callable[[Mapping[str, Record]], Record]
 
 
@@ -170,18 +179,15 @@ def _plan(request: Request, data_dir: Path | None = None) -> tuple[Sequence[Sequ
             request.name,
             lambda cells: effective_record(study, chains, cells, reaches(study, data_dir)),
         )
-    if request.name == "standard":
-        grid = STANDARD[request.preset]
-        grid = replace(grid, dataset=request.dataset or grid.dataset, seeds=request.seeds or grid.seeds)
-        chains = standard_chains(grid)
+    if request.name in _STUDIES:
+        grids, chains_of, record_of = _STUDIES[request.name]
+        grid = grids[request.preset]
+        grid = replace(grid, seeds=request.seeds or grid.seeds)
+        if request.dataset is not None:
+            grid = replace(grid, dataset=request.dataset)
+        chains = chains_of(grid)
         jobs = [job for chain in chains for job in chain]
-        return chains, request.name, lambda cells: standard_record(grid, _ended(jobs, cells), cells)
-    if request.name == "rest":
-        rest = REST[request.preset]
-        rest = replace(rest, seeds=request.seeds or rest.seeds)
-        chains = rest_chains(rest)
-        jobs = [job for chain in chains for job in chain]
-        return chains, request.name, lambda cells: rest_record(rest, _ended(jobs, cells), cells)
+        return chains, request.name, lambda cells: record_of(grid, _ended(jobs, cells), cells)
     plan = figure_plan(int(request.name[3:]), request.preset, request.dataset, request.network, request.seeds)
     return (
         [(job,) for job in plan.jobs],

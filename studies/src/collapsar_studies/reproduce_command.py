@@ -42,7 +42,7 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="fig1 to fig9, which-model, effective, standard, rest, text, all of these, or advice.",
+            help="fig1 to fig9, which-model, effective, standard, rest, starts, text, all of these, or advice.",
             show_default=False,
         ),
     ],
@@ -180,7 +180,7 @@ def _duration(seconds: float) -> str:
 def _print(record: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     tables = {"which-model": _which_model, "effective": _effective, "standard": _standard}
-    tables |= {"rest": _rest, "text": _text}
+    tables |= {"rest": _rest, "starts": _starts, "text": _text}
     show = tables.get(record["figure"])
     if show is None:
         number = record["number"]
@@ -270,6 +270,17 @@ def _rest(record: Mapping[str, Any]) -> Table:
         both = ["{:.3g}, {:.3g}".format(*rows) for rows in (run["rows"], run["forecast"]["rows"])]
         labels = str(run["width"]), f"{run['wd']:g}", str(run["seed"])
         table.add_row(*labels, f"{run['residual']:.3f}", *cells, *both)
+    return table
+
+
+def _starts(record: Mapping[str, Any]) -> Table:
+    """Ways to the threshold, each network beside the model of its norm."""
+    table = _table("norm", "/ merge", "way", "seed", "Z", "b", "contrast A, B", "of the optimum", "merged")
+    for run in record["runs"]:
+        away = [f"{run['distance'][name]:.3f}" for name in "Zb"]
+        both = ["{:.3g}, {:.3g}".format(*run[name]) for name in ("contrasts", "predicted_contrasts")]
+        labels = run["norm"], f"{run['factor']:g}", run["way"], str(run["seed"])
+        table.add_row(*labels, *away, *both, "yes" if run["merged"] else "no")
     return table
 
 

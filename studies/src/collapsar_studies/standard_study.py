@@ -18,7 +18,7 @@ from collapsar_studies.against_theory import contrasts, environment
 from collapsar_studies.presets import Job
 from collapsar_studies.standard_runs import Standard, length_of, merge_of, over_of, problem_of
 
-__all__ = ["standard_record"]
+__all__ = ["beside", "has_merged", "standard_record"]
 
 Record = dict[str, Any]
 Matrix = np.ndarray
@@ -42,7 +42,7 @@ def standard_record(grid: Standard, jobs: Sequence[Job], cells: Mapping[str, Rec
     parts: dict[str, list[Job]] = {}
     for job in done:
         parts.setdefault(job.labels["part"], []).append(job)
-    sweep = [_beside(job, cells[job.cell.key]) for job in parts.get("sweep", ())]
+    sweep = [beside(job, cells[job.cell.key]) for job in parts.get("sweep", ())]
     return {
         "figure": "standard",
         "title": "one network, three models: a norm before the head and decay on it",
@@ -55,7 +55,7 @@ def standard_record(grid: Standard, jobs: Sequence[Job], cells: Mapping[str, Rec
         "runs": sweep,
         "table": _table(grid, sweep),
         "merged": _merged(grid, sweep),
-        "others": [_beside(job, cells[job.cell.key]) for job in parts.get("others", ())],
+        "others": [beside(job, cells[job.cell.key]) for job in parts.get("others", ())],
         "adamw": [_adamw(job, cells[job.cell.key]) for job in parts.get("adamw", ())],
         "everywhere": [_everywhere(job, cells[job.cell.key]) for job in parts.get("everywhere", ())],
         "tuned": _tuned(parts.get("tuned", ()), cells),
@@ -80,7 +80,7 @@ def _away(solution: cs.Solution, Z: Matrix, b: Matrix) -> Record:
     return {"Z": found.Z, "b": found.b}
 
 
-def _beside(job: Job, cell: Record) -> Record:
+def beside(job: Job, cell: Record) -> Record:
     """Distances to the model per sample, per batch, and with penalised features at the penalties the norms imply.
 
     Without a norm the length is the root mean square that the network ended with.
@@ -126,7 +126,7 @@ def _table(grid: Standard, runs: Sequence[Record]) -> list[Record]:
                     "norm": norm or "none",
                     "factor": factor,
                     "runs": len(mine),
-                    "merged": sum(_has_merged(r) for r in mine),
+                    "merged": sum(has_merged(r) for r in mine),
                     **{m: _worst(r["distance"][m]["Z"] for r in mine) for m in ("sample", "batch", "penalised")},
                     "b": _worst(r["distance"][own]["b"] for r in mine),
                 }
@@ -140,7 +140,8 @@ def _worst(values: Iterable[float]) -> float | None:
     return max(known) if known and np.isfinite(known).all() else None
 
 
-def _has_merged(run: Record) -> bool:
+def has_merged(run: Record) -> bool:
+    """Whether the contrast inside the small classes is below 3 % of that inside the large ones."""
     return bool(run["contrasts"][1] < MERGED * run["contrasts"][0])
 
 
@@ -152,7 +153,7 @@ def _merged(grid: Standard, runs: Sequence[Record]) -> list[Record]:
             mine = sorted((r for r in runs if (r["norm"], r["seed"]) == (norm or "none", seed)), key=_factor)
             if not (norm and mine):
                 continue
-            merged = [_has_merged(r) for r in mine]
+            merged = [has_merged(r) for r in mine]
             first = merged.index(True) if True in merged else len(mine)
             low = mine[first - 1]["factor"] if first else None
             high = mine[first]["factor"] if first < len(mine) else None
@@ -221,7 +222,7 @@ def _everywhere(job: Job, cell: Record) -> Record:
     """Decay of every layer: how far the features' length and Z have gone from the model of a decayed head."""
     config = job.cell.config
     length = length_of(config.model)
-    more = _beside(job, cell) if config.optimizer == "sgd" else _adamw(job, cell)
+    more = beside(job, cell) if config.optimizer == "sgd" else _adamw(job, cell)
     return {**more, "shortened": float(np.sqrt(cell["result"]["square_length"]) / length)}
 
 

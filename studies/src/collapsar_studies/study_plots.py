@@ -16,6 +16,7 @@ from collapsar.report.style import CLUSTER_COLOURS, COLOURS
 from collapsar_studies.paper_plots import MODEL_LOOK, plain_log_ticks, transition_handles
 from collapsar_studies.rest_plots import rest_figure
 from collapsar_studies.standard_plots import standard_figure
+from collapsar_studies.starts_plots import starts_figure
 from collapsar_studies.text_plots import text_figure
 
 __all__ = ["study_figure"]
@@ -51,6 +52,7 @@ def study_figure(record: Record) -> Figure:
         "effective": _effective,
         "standard": standard_figure,
         "rest": rest_figure,
+        "starts": starts_figure,
         "text": text_figure,
     }
     draw = draws.get(record.get("figure", ""))
