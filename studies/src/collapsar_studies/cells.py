@@ -15,11 +15,12 @@ from collapsar.monitor.adaptive import decay_rows
 from collapsar.training import ImageData, TrainResult
 from collapsar.training.measure import features_and_logits
 from collapsar.training.models import FeatureNetwork
+from collapsar_studies.gradient_noise import gradient_noise
 
 __all__ = ["DETAILS", "Detail", "finished_record", "rounded"]
 
 Record = dict[str, Any]
-Detail = Literal["end", "curve", "layers", "decay", "entries"]
+Detail = Literal["end", "curve", "layers", "decay", "entries", "noise"]
 
 DIGITS = 6
 
@@ -33,6 +34,7 @@ def finished_record(result: TrainResult, data: ImageData, detail: Detail) -> Rec
         detail: "curve": also Z, b and NC1 at every evaluation. "layers": also the squared norms of weights and of
             hidden activations (see ``layer_norms``). "decay": also what AdamW's decay of the head amounts to (see
             ``decay_of_head``). "entries": the same weight by weight (see ``entries_of_head``).
+            "noise": of the head's gradient (see ``gradient_noise``).
 
     Returns:
         A dict of JSON values, floats with six digits: "epochs", "finished", "Z" (K, K) [logit, class], "b", "states",
@@ -66,6 +68,8 @@ def finished_record(result: TrainResult, data: ImageData, detail: Detail) -> Rec
         record["layers"] = layer_norms(result.model, data)
     if detail in ("decay", "entries"):
         record |= decay_of_head(result, data)
+    if detail == "noise":
+        record |= gradient_noise(result, data)
     if detail == "entries":
         record |= entries_of_head(result, report)
     return rounded(record)
@@ -203,4 +207,5 @@ DETAILS: dict[Detail, Callable[[FeatureNetwork, ImageData], Mapping[str, Any]] |
     "layers": None,
     "decay": None,
     "entries": None,
+    "noise": None,
 }

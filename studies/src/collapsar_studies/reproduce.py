@@ -17,6 +17,7 @@ from collapsar_studies.beyond import beyond, beyond_record
 from collapsar_studies.clock import Note, Progress
 from collapsar_studies.effective import EFFECTIVE, effective_chains, effective_record, reaches
 from collapsar_studies.names import NAMES
+from collapsar_studies.noise_study import NOISE, noise_chains, noise_record
 from collapsar_studies.paper_figures import figure_record
 from collapsar_studies.presets import PRESETS, Job, figure_plan
 from collapsar_studies.rest_study import REST, rest_chains, rest_record
@@ -67,7 +68,7 @@ class Request:
             raise ValueError("`seeds` are fixed for effective, sweep by sweep; leave them out")
         if self.beyond < 0 or (self.beyond and not self.name.startswith("fig") and self.name != "which-model"):
             raise ValueError(f"`beyond` must be epochs >= 0, and 0 for {self.name}, got {self.beyond}")
-        if self.dataset is not None and self.name in ("rest", "starts", "text"):
+        if self.dataset is not None and self.name in ("noise", "rest", "starts", "text"):
             raise ValueError(f"`dataset` of {self.name} is that of its preset, got {self.dataset!r}; leave it out")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must differ, got {', '.join(map(str, self.seeds))}")
@@ -156,6 +157,7 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
 # Studies alike in form: their grids, the runs of a grid, and the record of those that have ended.
 _STUDIES: Mapping[str, tuple[Mapping[str, Any], Callable[[Any], Sequence[Sequence[Job]]], Callable[..., Record]]] = {
     "standard": (STANDARD, standard_chains, standard_record),
+    "noise": (NOISE, noise_chains, noise_record),
     "rest": (REST, rest_chains, rest_record),
     "starts": (STARTS, starts_chains, starts_record),
 }

@@ -42,7 +42,7 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="fig1 to fig9, which-model, effective, standard, rest, starts, text, all of these, or advice.",
+            help="fig1 to fig9, which-model, effective, standard, noise, rest, starts, text, all of these, or advice.",
             show_default=False,
         ),
     ],
@@ -180,7 +180,7 @@ def _duration(seconds: float) -> str:
 def _print(record: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     tables = {"which-model": _which_model, "effective": _effective, "standard": _standard}
-    tables |= {"rest": _rest, "starts": _starts, "text": _text}
+    tables |= {"noise": _noise, "rest": _rest, "starts": _starts, "text": _text}
     show = tables.get(record["figure"])
     if show is None:
         number = record["number"]
@@ -270,6 +270,17 @@ def _rest(record: Mapping[str, Any]) -> Table:
         both = ["{:.3g}, {:.3g}".format(*rows) for rows in (run["rows"], run["forecast"]["rows"])]
         labels = str(run["width"]), f"{run['wd']:g}", str(run["seed"])
         table.add_row(*labels, f"{run['residual']:.3f}", *cells, *both)
+    return table
+
+
+def _noise(record: Mapping[str, Any]) -> Table:
+    """Switches by learning rate and batch, and what the noise of the last network before them amounts to as decay."""
+    table = _table("L", "rate", "batch", "switch", "noise as decay", "in training mode", "head gradient")
+    number: Callable[[Any], str] = lambda v: "-" if v is None else f"{v:.2g}"  # noqa: E731
+    for row in record["table"]:
+        seen = "\n".join(map(_bracket, row["measured"]))
+        cells = [number(row[name]) for name in ("noise", "as_trained", "stationarity")]
+        table.add_row(str(row["layers"]), f"{row['rate']:g}", str(row["batch"]), seen, *cells)
     return table
 
 

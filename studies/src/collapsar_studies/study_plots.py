@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from collapsar.report import styled
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS
+from collapsar_studies.noise_plots import noise_figure
 from collapsar_studies.paper_plots import MODEL_LOOK, plain_log_ticks, transition_handles
 from collapsar_studies.rest_plots import rest_figure
 from collapsar_studies.standard_plots import standard_figure
@@ -51,6 +52,7 @@ def study_figure(record: Record) -> Figure:
         "which-model": _which_model,
         "effective": _effective,
         "standard": standard_figure,
+        "noise": noise_figure,
         "rest": rest_figure,
         "starts": starts_figure,
         "text": text_figure,
