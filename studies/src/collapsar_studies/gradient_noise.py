@@ -4,7 +4,7 @@ Let a be the amplitude by which a small class stands out in the head, and xi_t =
 batch along it. One step multiplies a by 1 - eta xi_t, and log(1 - x) = -x - x^2/2: besides its mean, the noise of xi
 shrinks a at the rate (eta/2) Var(xi), as if the decay were larger by that. It is the condition under which a set that
 training cannot leave attracts it, curvature plus half the noise diffusion positive (Chen et al., NeurIPS 2023). With
-momentum mu and batches drawn without replacement, m to an epoch, the steps of an epoch make up for one another, and half
+momentum mu and batches drawn without replacement, m to an epoch, the steps of an epoch make up for one another, and 1/2
 becomes
 
     kappa = (1 - mu) Σ_{j=1}^{m-1} (m - j) c_j / ((m - 1) m),   c_j = (1 - mu^j) / (1 - mu),   eta -> eta / (1 - mu).
