@@ -43,11 +43,10 @@ class Starts:
 
 _PLACES = (
     ("batchnorm", 0.9, ("fresh", "long", "gentle", "raised")),
-    ("cosine", 0.9, ("long",)),
     ("cosine", 1.1, ("long",)),
 )
 STARTS = {
-    "paper": Starts("paper", _PLACES, 4, (0, 1, 2)),
+    "paper": Starts("paper", (*_PLACES, ("cosine", 0.9, ("long",))), 4, (0, 1, 2)),
     "cpu": Starts("cpu", _PLACES, 3, (0, 1, 2)),
     "tiny": Starts("tiny", (("batchnorm", 0.9, ("long", "gentle", "raised")),), 2, (0,)),
 }
