@@ -64,13 +64,13 @@ def _grouped(runs: Sequence[Record], *names: str) -> Iterator[tuple[tuple[Any, .
 def _rest(record: Record) -> Iterable[str]:
     yield from _table(
         "d", "decay", "runs", "Z: entry by entry", "one penalty per row", "the same, Z averaged", "rows read",
-        "rows forecast", "correlation",
+        "rows forecast", "off balance",
     )  # fmt: skip
     for (width, wd), runs in sorted(_grouped(record["runs"], "width", "wd"), key=lambda item: item[0]):
         away = [_span(run["distance"][name] for run in runs) for name in ("entries", "rows", "rows_averaged")]
         read = ", ".join(_span((run["rows"][i] for run in runs), ".3g") for i in (0, 1))
         said = ", ".join(f"{value:.3g}" for value in runs[0]["forecast"]["rows"])
-        sure = _span((run["correlation"] for run in runs), ".4f")
+        sure = _span(run["residual"] for run in runs)
         yield _row(str(width), f"{wd:g}", str(len(runs)), *away, read, said, sure)
 
 
@@ -159,11 +159,6 @@ def _regime(name: str) -> Callable[[Record], Iterable[str]]:
 TABLES: Mapping[str, tuple[str, Callable[[Record], Iterable[str]]]] = {
     "results/rest": ("results/rest/rest.json", _rest),
     "results/rest/spread": ("results/rest/rest.json", _spread),
-    "results/starts": ("results/starts/starts.json", _starts),
-    "results/text": ("results/text/text.json", _text),
-    "results/noise": ("results/noise/noise.json", _noise),
-    "results/advice-acting/acting": ("results/advice-acting/advice.json", _regime("acting")),
-    "results/advice-acting/outvoting": ("results/advice-acting/advice.json", _regime("outvoting")),
 }
 
 
