@@ -15,7 +15,7 @@ import torch
 import collapsar as cs
 from collapsar.core.files import write_atomically
 from collapsar.diagnose import distance
-from collapsar.training import checkout_commit
+from collapsar.training.provenance import checkout_commit
 from collapsar_studies.against_theory import contrasts
 from collapsar_studies.clock import Progress
 from collapsar_studies.standard_runs import merge_of, problem_of
