@@ -13,7 +13,10 @@ import collapsar as cs
 from collapsar.core.problem import Loss, Problem
 from collapsar.solver import factored
 from collapsar.solver.atoms import Atoms
+from collapsar.solver.certificate import balance_bias
 from collapsar.solver.nonnegative import minimise_nonnegative
+from collapsar.solver.objective import predict
+from collapsar.solver.relaxed import _Round, relaxed
 from collapsar.solver.shared import certify_atoms, factors, minimise_shared
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import lift, quotient
@@ -338,3 +341,30 @@ def test_solve_goes_on_to_shared_directions(tmp_path):
     assert np.allclose(again.Z, s.Z)
     assert cs.certify(p, s.Z, s.b).gap > 1e-4  # column by column it cannot be seen
     assert set(cs.solve(p.replace(lambda_z=0.0054)).class_states) == {"vanished"}  # complete collapse at .00526
+
+
+def test_the_relaxation_meets_the_factors_from_a_rough_start():
+    """Its bound from far off: ten percent of the features are lost, and nothing is known of the multipliers."""
+    for p in (PROBLEMS["long-tail"], PROBLEMS["mixed"], PROBLEMS["ldt-smoothed"]):
+        q, _, result = shared_optimum(p)
+        atoms, none = result.atoms, np.zeros(q.num_clusters)
+        rough = Atoms(0.9 * atoms.between, 0.9 * atoms.within, 0.9 * atoms.own, 0.9 * atoms.common)
+        empty = replace(result.witness, between=np.zeros((q.num_clusters, q.num_clusters)), within=none)
+        *_, at = relaxed(q, rough, result.blocks.b, empty, 1e-12)
+        C = at.V.T @ at.V
+        assert (C - np.diag(at.v**2)).min() >= -1e-6 * C.max()
+        S = predict(q, balance_bias(q, at.blocks(q)))[0]
+        optimum = result.certificate.primal
+        assert optimum * (1 - 1e-9) <= lower_bound(q, at.witness(q, S)) <= optimum * (1 + 1e-13)
+
+
+def test_the_relaxation_has_the_derivatives_it_says():
+    q = quotient(PROBLEMS["ldt-smoothed"])
+    rng, J = np.random.default_rng(0), q.num_clusters
+    N = rng.random((J, J))
+    problem = _Round(q, N + N.T, rng.random(J), 1 + rng.random(J), 2.0)
+    x, d = rng.standard_normal((2, 2 * 4 * J + 3 * J))
+    up, down = problem.objective(x + 1e-5 * d), problem.objective(x - 1e-5 * d)
+    _, gradient = problem.objective(x)
+    assert (up[0] - down[0]) / 2e-5 == pytest.approx(gradient @ d, rel=1e-8)
+    np.testing.assert_allclose(problem.hessian(x)[0](d), (up[1] - down[1]) / 2e-5, rtol=1e-6, atol=1e-8)

@@ -13,8 +13,8 @@ x_j per cluster, and a class that leans on another cluster's direction while kee
 
 The algorithm descends on the factors (:mod:`.factored`) from the column form's, each leaning a little on every class:
 what classes share grows from there, while factors at random stop at points where atoms have died. The dual witness
-follows from the factors (:mod:`.witness`), and what it leaves open says which direction is missing. For few clusters an
-interior point on the dual (:mod:`.doubly_nonnegative`) brings the last digits where the descent stops short of them.
+follows from the factors (:mod:`.witness`) where these are exact, and from the relaxation (:mod:`.relaxed`), whose
+optimum is near, where they are not: what is open then is the primal point's, and says which direction is missing.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import numpy as np
 
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms, combined, pruned
-from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
-from collapsar.solver.doubly_nonnegative import central_path, factorised
+from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.factored import approach, descend, newton
 from collapsar.solver.objective import Columns, Residual, cross_entropy, predict, residual
+from collapsar.solver.relaxed import Relaxed, relaxed
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
-from collapsar.solver.witness import Witness, lower_bound, tightened, witness_of
+from collapsar.solver.witness import Witness, lower_bound, witness_of
 
 __all__ = [
     "Atoms",
@@ -48,13 +48,14 @@ __all__ = [
 ]
 
 
-_ROUNDS = 6  # of descent, Newton's method and the bound: one or two are usual
+_ROUNDS = 8  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
-_INTERIOR = 32  # clusters: the interior point is dense in 1.5 J^2 unknowns, some seconds at J = 25
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
 _ROUGH = 1e-6  # a tolerance from here on needs no digits that Newton's method on the gradient would add
 _FINE = 1e-8  # nor, below this, does a point that descent started near
-_STARTS = 12  # of the search for a direction that pays
+_STARTS = 40  # of the search for a direction that pays, of either kind
+_ASCENT = 300  # its steps
+_PAYS = 1e-8  # relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,25 +169,28 @@ def minimise_shared(
     best = _column_result(q, start, tol)
     if best.status is Status.OPTIMAL:
         return best
-    atoms, b = leaning(q, start, best.witness.S)
+    (atoms, b), rooted = leaning(q, start, best.witness.S), False
     for num_steps in range(1, min(_ROUNDS, max_steps) + 1):
         report = None if progress is None else _reporting(progress, num_steps, best.certificate.dual)
         atoms, b = descend(q, atoms, b, report, tol)
         if tol < _ROUGH:
             atoms, b = newton(q, atoms, b)
-        before, found = best.certificate, _certified(q, atoms, b, num_steps, tol)
+        before, (found, beyond) = best.certificate, _certified(q, atoms, b, num_steps, tol)
         best = _better(best, found, tol, last=num_steps == max_steps)
         if progress is not None:
             progress(num_steps, best.certificate)
         if best.status is Status.OPTIMAL:
             break
+        if num_steps == 1 or best.certificate.primal < before.primal * (1 - _ROUNDING):  # descent is under way
+            atoms, b = found.atoms, found.blocks.b
+            continue
         missing = missing_directions(q, found.witness.S)
-        nearer = best.certificate.gap < 0.9 * before.gap or best.certificate.primal < before.primal * (1 - _ROUNDING)
-        if missing is None and num_steps > 1 and not nearer:
+        if missing is not None:
+            atoms, b = with_directions(q, found.atoms, missing), found.blocks.b
+        elif beyond is not None and not rooted:  # descent may have ended in a minimum that is not global
+            atoms, b, rooted = _rooted(q, beyond), beyond.b, True
+        else:
             break
-        atoms, b = found.atoms if missing is None else with_directions(q, found.atoms, missing), found.blocks.b
-    if best.status is Status.SHARED_DIRECTIONS and q.num_clusters <= _INTERIOR:
-        best = _interior(q, best, tol, progress)
     return best
 
 
@@ -201,7 +205,7 @@ def continued(q: Quotient, atoms: Atoms, b: Vector, tol: float) -> SharedResult 
         atoms, b = approach(q, atoms, b, tol)
         if tol < _FINE:
             atoms, b = newton(q, atoms, b)
-        found = _certified(q, atoms, b, 1, tol)
+        found, _ = _certified(q, atoms, b, 1, tol)
         if found.certificate.relative_gap <= tol:
             return replace(found, status=Status.OPTIMAL)
         missing = missing_directions(q, found.witness.S)
@@ -211,22 +215,13 @@ def continued(q: Quotient, atoms: Atoms, b: Vector, tol: float) -> SharedResult 
     return None
 
 
-def _interior(q: Quotient, best: SharedResult, tol: float, progress: Progress | None) -> SharedResult:
-    """The interior point's witness, and its factors after descent."""
-    centre, start = None, best
-    goal = 0.3 * tol * max(abs(best.certificate.primal), GAP_FLOOR)
-    for centre in central_path(q, best.witness.S, best.certificate.primal, goal):
-        if progress is not None:
-            progress(start.num_steps, Certificate(best.certificate.primal, lower_bound(q, centre.witness)))
-    if centre is None:
-        return best
-    atoms, b = descend(q, factorised(q, centre), centre.b)
-    b = centred(q, atoms.blocks(q, b)).b
-    certificate, steps = certify_atoms(q, atoms, b, centre.witness), start.num_steps + centre.num_steps
-    found = SharedResult(
-        atoms.blocks(q, b), certificate, steps, start.status, atoms.price(q), atoms=atoms, witness=centre.witness
-    )
-    return _better(best, found, tol, last=False)
+def _rooted(q: Quotient, at: Relaxed) -> Atoms:
+    """Features >= 0 near the relaxation's: the positive part of the root of C, and W = H R' / lambda_Z."""
+    values, vectors = np.linalg.eigh(at.V.T @ at.V)
+    H = np.maximum((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T, 0.0)
+    own = np.diag(np.where(q.sizes > 1, np.minimum(np.abs(at.v), np.diag(H)), 0.0))
+    R = residual(q, _softmax(q, at.blocks(q)))
+    return Atoms(H @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, H - own)
 
 
 def _reporting(progress: Progress, num_steps: int, dual: float) -> Callable[[float], None]:
@@ -264,67 +259,91 @@ def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
     size = np.maximum(size, _LEAN * typical)
     own = np.diag(np.where(several, size, 0.0))
     common = np.diag(np.where(several, _LEAN * typical, size)) + lean
-    h = _ascent(R.between, np.ones(J))
+    _, h = _ascent(q, R, np.zeros((1, J)), np.ones((1, J)))
     own, common = np.vstack([own, np.zeros(J)]), np.vstack([common, 0.1 * typical * h])
     atoms = Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
     return atoms, start.b
 
 
-def _ascent(R: Matrix, h: Vector, steps: int = 300) -> Vector:
-    """Projected power iteration on ||R h|| over unit h >= 0."""
+def _ascent(q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = _ASCENT) -> tuple[Matrix, Matrix]:
+    """Projected power iteration on ||R h|| over unit h >= 0, from several h at once: one a row, in both of its parts.
+
+    With m = own + common, R'R h has the part G m on the u_j, G = R'R there, and rho^2 own on the contrasts; what that
+    makes of the one class and of all others of its cluster is cut off at zero.
+    """
+    gram, inner, contrasts = R.between.T @ R.between, R.within**2, q.sizes - 1
     for _ in range(steps):
-        new = np.maximum(R.T @ (R @ h), 0.0)
-        length = float(np.linalg.norm(new))
-        if not length > 0:
-            break
-        h = new / length
-    return h / max(float(np.linalg.norm(h)), np.finfo(np.float64).tiny)
+        mean, contrast = (own + common) @ gram, inner * own
+        common = np.maximum(mean - contrast, 0.0)
+        own = np.where(contrasts > 0, (np.maximum(mean + contrasts * contrast, 0.0) - common) / q.sizes, 0.0)
+        length = np.sqrt(np.sum((own + common) ** 2, axis=1) + own**2 @ contrasts)[:, None]
+        length = np.where(length > 0, length, 1.0)
+        own, common = own / length, common / length
+    return own, common
 
 
-def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Residual] | None:
-    """Directions common to clusters that would pay, ||R h|| > lambda_Z, one a row, and the residual; None if none."""
-    R, J = residual(q, S), q.num_clusters
-    found: list[Vector] = []
-    for start in (np.ones(J), *(np.eye(J)[np.argsort(q.mass)[: _STARTS - 1]] + 1e-2)):
-        h = _ascent(R.between, start)
-        new = all(h @ other < 0.999 for other in found)
-        if new and np.linalg.norm(R.between @ h) > q.lambda_z * (1 + 1e-7):
-            found.append(h)
-    return (np.array(found), R) if found else None
+def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Matrix, Residual] | None:
+    """Directions that would pay, ||R h|| > lambda_Z, one a row in both of its parts, and the residual; None if none.
+
+    The search begins at what all classes would share, at the smallest classes, and at mixtures of all directions.
+    """
+    R, J, mixed = residual(q, S), q.num_clusters, np.random.default_rng(0).random((2, _STARTS, q.num_clusters))
+    common = np.vstack([np.ones(J), np.eye(J)[np.argsort(q.mass)[:_STARTS]] + 1e-2, mixed[0]])
+    own = np.vstack([np.zeros((len(common) - _STARTS, J)), mixed[1] * (q.sizes > 1)])
+    own, common = _ascent(q, R, own, common)
+    image, inside = (own + common) @ R.between.T, own * R.within
+    length = np.sqrt(np.sum(image**2, axis=1) + inside**2 @ (q.sizes - 1))
+    unit = np.hstack([own + common, own * np.sqrt(q.sizes - 1)])
+    found: list[int] = []
+    for i in np.argsort(-length, kind="stable"):
+        if length[i] > q.lambda_z * (1 + _PAYS) and all(unit[i] @ unit[other] < 0.999 for other in found):
+            found.append(int(i))
+    return (own[found], common[found], R) if found else None
 
 
-def with_directions(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Residual]) -> Atoms:
+def with_directions(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Matrix, Residual]) -> Atoms:
     """The atoms and small ones along the missing directions."""
-    directions, R = missing
-    h = 0.03 * float(np.max(np.linalg.norm(atoms.mean, axis=1), initial=1.0)) * directions
+    own, common, R = missing
+    size = 0.03 * float(np.max(np.linalg.norm(atoms.mean, axis=1), initial=1.0))
+    own, common = size * own, size * common
     parts = (
-        (atoms.between, h @ R.between.T / q.lambda_z),
-        (atoms.within, 0 * h),
-        (atoms.own, 0 * h),
-        (atoms.common, h),
+        (atoms.between, (own + common) @ R.between.T / q.lambda_z),
+        (atoms.within, own * R.within / q.lambda_z),
+        (atoms.own, own),
+        (atoms.common, common),
     )
     return Atoms(*(np.vstack(part) for part in parts))
 
 
-def _certified(q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float) -> SharedResult:
-    """Factors with their price and their witness, whose pairs are tightened where that is not enough."""
-    atoms = combined(q, atoms)
+def _certified(q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float) -> tuple[SharedResult, Relaxed | None]:
+    """Factors with their price and their witness; where that is not enough, the relaxation's, and its last point."""
+    atoms, beyond = combined(q, atoms), None
     b = centred(q, atoms.blocks(q, b)).b
     witness = witness_of(q, _softmax(q, atoms.blocks(q, b)), *atoms.gram())
     certificate = certify_atoms(q, atoms, b, witness)
     if not certificate.relative_gap <= tol:
-        other = tightened(q, witness, tol)
-        tighter = certify_atoms(q, atoms, b, other)
-        if tighter.dual > certificate.dual:
-            witness, certificate = other, tighter
+        for beyond in relaxed(q, atoms, b, witness, tol):
+            other = beyond.witness(q, _softmax(q, beyond.blocks(q)))
+            tighter = certify_atoms(q, atoms, b, other)
+            settled = tighter.gap > 0.5 * certificate.gap
+            if tighter.dual > certificate.dual:
+                witness, certificate = other, tighter
+            if certificate.relative_gap <= tol or settled:
+                break
     simple = pruned(atoms)  # as few directions as will do
     simpler = certify_atoms(q, simple, b, witness)
     if simpler.relative_gap <= min(tol, _ROUNDING):
         atoms, certificate = simple, simpler
-    blocks = atoms.blocks(q, b)
-    return SharedResult(
-        blocks, certificate, num_steps, Status.SHARED_DIRECTIONS, atoms.price(q), atoms=atoms, witness=witness
+    found = SharedResult(
+        atoms.blocks(q, b),
+        certificate,
+        num_steps,
+        Status.SHARED_DIRECTIONS,
+        atoms.price(q),
+        atoms=atoms,
+        witness=witness,
     )
+    return found, beyond
 
 
 def _better(one: SharedResult, other: SharedResult, tol: float, *, last: bool) -> SharedResult:

@@ -19,7 +19,6 @@ features, and at obtuse angles where they are not, as in the column form.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -28,11 +27,7 @@ from collapsar.solver.certificate import dual_on_ray
 from collapsar.solver.objective import Columns, residual
 from collapsar.solver.symmetry import Quotient
 
-__all__ = ["Witness", "lower_bound", "tightened", "witness_of"]
-
-
-# The largest eigenvalue is smoothed to mu log sum exp(. / mu), relative to lambda_Z^2, for these mu in turn.
-_SMOOTHING = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
+__all__ = ["Witness", "lower_bound", "witness_of"]
 
 
 @dataclass(frozen=True)
@@ -89,51 +84,3 @@ def witness_of(q: Quotient, S: Columns, C: Matrix, gamma: Vector) -> Witness:
     scale, lam2 = np.sqrt(k * own), q.lambda_z**2
     between[C / np.outer(scale, scale) > between / np.sqrt(np.outer(k, k)) / lam2] = 0.0
     return Witness(S, between, np.where(pair / own > within / lam2, 0.0, within))
-
-
-def tightened(q: Quotient, witness: Witness, tol: float = 0.0) -> Witness:
-    """The same S with the N >= 0 that makes the largest eigenvalue of R'R + N as small as it goes, from the given N.
-
-    ``tol`` is the relative gap to reach: a tenth of it, relative to lambda_Z^2, is small enough.
-    """
-    from scipy.optimize import minimize
-
-    R, J, lam2 = residual(q, witness.S), q.num_clusters, q.lambda_z**2
-    upper, several = np.triu_indices(J, 1), np.flatnonzero(q.sizes > 1)
-    gram, inner, siblings = R.between.T @ R.between / lam2, (R.within**2 / lam2)[several], (q.sizes - 1)[several]
-
-    excess = np.inf
-
-    def largest(x: Vector, mu: float) -> tuple[float, Vector]:
-        nonlocal excess
-        pairs, nu = np.split(x, [upper[0].size])
-        matrix = gram.copy()
-        matrix[upper] += pairs
-        matrix.T[upper] += pairs
-        matrix[several, several] += siblings * nu
-        values, vectors = np.linalg.eigh(matrix)
-        contrasts = inner - nu
-        top = max(float(values[-1]), float(np.max(contrasts, initial=-np.inf)))
-        excess = top - 1
-        weights, inside = np.exp((values - top) / mu), siblings * np.exp((contrasts - top) / mu)
-        total = weights.sum() + inside.sum()
-        slope = (vectors * (weights / total)) @ vectors.T
-        gradient = np.concatenate([2 * slope[upper], siblings * slope[several, several] - inside / total])
-        return excess / mu + float(np.log(total)), gradient / mu
-
-    x = np.concatenate([witness.between[upper], witness.within[several]]) / lam2
-
-    def enough(_: Vector) -> None:
-        if excess <= 0.1 * tol:
-            raise StopIteration
-
-    options = {"maxiter": 500, "maxfun": 2000, "ftol": 1e-15, "gtol": 1e-7, "maxcor": 40}
-    how: Any = {"method": "L-BFGS-B", "jac": True, "bounds": [(0, None)] * x.size, "options": options}
-    for mu in _SMOOTHING:
-        x = minimize(largest, x, (mu,), callback=enough, **how).x
-        if excess <= 0.1 * tol:
-            break
-    between, within = np.zeros((J, J)), np.zeros(J)
-    between[upper] = x[: upper[0].size] * lam2
-    within[several] = x[upper[0].size :] * lam2
-    return Witness(witness.S, between + between.T, within)
