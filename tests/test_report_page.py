@@ -150,7 +150,7 @@ def demonstration(record):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "must be a JSON record"),
+        ("{", "is no JSON record of Collapsar"),
         ("[]", "got kind None"),
         ('{"kind": "solution"}', "got kind 'solution'"),
         (json.dumps(fake_record()), "demonstration with diagnoses"),

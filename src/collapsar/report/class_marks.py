@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from collapsar.report.record import Record
-from collapsar.report.words import number_text
+from collapsar.report.words import listed, number_text
 
 __all__ = ["MARKS", "class_marks", "lost_and_dead", "marked_names", "part_of", "shown_classes"]
 
@@ -54,7 +54,7 @@ def lost_and_dead(record: Mapping[str, Any]) -> list[str]:
     names, told = record["class_names"], []
     lost = (record.get("standings") or {}).get("lost", [])
     if lost:
-        told.append(f"Lost, given to none of their own samples: {_few([_why(c, names) for c in lost])}.")
+        told.append(f"Lost, given to none of their own samples: {listed([_why(c, names) for c in lost], _MOST_NAMES)}.")
     dead = record.get("dead") or []
     if dead:
         own = (
@@ -62,7 +62,7 @@ def lost_and_dead(record: Mapping[str, Any]) -> list[str]:
             if len(dead) > 1
             else "another class has its row as well"
         )
-        told.append(f"Dead, {own}: {_few([names[k] for k in dead])}.")
+        told.append(f"Dead, {own}: {listed([names[k] for k in dead], _MOST_NAMES)}.")
     return told
 
 
@@ -72,11 +72,6 @@ def _why(lost: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"{name} ({lost['reason']}, taken for {rival})"
     by = f" by {number_text(lost['nats'], 2)} nats" if (lost["nats"] or 0) > 0 else ""
     return f"{name} (outvoted by {rival}{by})"
-
-
-def _few(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _MOST_NAMES} more" if len(texts) > _MOST_NAMES else ""
-    return f"{', '.join(texts[:_MOST_NAMES])}{more}"
 
 
 def shown_classes(record: Mapping[str, Any]) -> list[int]:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from collapsar.report.advice_page import advice_view
 from collapsar.report.demonstration_standard import standard_view
-from collapsar.report.diagnosis import checked_diagnosis, price_readings
-from collapsar.report.network_page import network_planes
-from collapsar.report.page import colour_bar, drawn, page, score_map
+from collapsar.report.diagnosis import checked_diagnosis
+from collapsar.report.network_page import network_planes, readings_view
+from collapsar.report.page import SIDES, colour_bar, drawn, largest_score, map_views, page
 from collapsar.report.plots import (
     VANISHED_REMARK,
     curve_legend,
-    demo_scale,
     nc1_curve,
     nc1_limits,
     threshold_line,
 )
-from collapsar.report.record import Record, checked_demo, defined, matrix
+from collapsar.report.record import Record, checked_demo, defined
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import (
     ABSENT,
@@ -58,7 +57,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
         ValueError: The record is of another kind or incomplete.
     """
     data = checked_demo(record)
-    scale = demo_scale(data)
+    scale = largest_score(run[side]["Z"] for run in data["runs"] for side, _ in SIDES)
     return page(
         "demo.html",
         data,
@@ -105,32 +104,22 @@ def _advice(data: Record) -> Record | None:
     return {"level": lambda_text(found[0]["lambda_z"]), "view": advice_view(found[0]["advice"], "advice")}
 
 
-# --- heat maps
-
-
 def _run_view(data: Record, index: int, scale: float) -> Record:
     """What the template draws of one run: a heading and two maps."""
     run = data["runs"][index]
-    level = lambda_text(run["lambda_z"])
-    maps = []
-    for side, heading in (("measured", "The network, measured"), ("predicted", "The theory, predicted")):
+    level, away, sides = lambda_text(run["lambda_z"]), run["distance"]["Z"], []
+    for side, heading in SIDES:
         states = outcome(data, run[side]["states"])
         label = (
             f"{heading}, at penalty {level}: {states}. "
             "Mean scores as colours, a column per class of images, a row per score; the values are in the table below."
         )
-        view: Record = {"side": side, "heading": heading, "states": states, "remark": ""}
-        if side == "predicted" and defined(run["distance"]["Z"]):
-            view["remark"] = f"the network is {share_text(run['distance']['Z'])} away"
-        maps.append(
-            view
-            | score_map(matrix(run[side]["Z"]), data, scale, f"map-{index}-{side}", label, f"runs.{index}.{side}.Z")
-        )
+        remark = f"the network is {share_text(away)} away" if side == "predicted" and defined(away) else ""
+        shown = {"side": side, "heading": heading, "label": label, "states": states, "remark": remark}
+        sides.append({**shown, "Z": run[side]["Z"], "source": f"runs.{index}.{side}.Z"})
     seeds = len({run["seed"] for run in data["runs"]}) > 1
+    maps = map_views(sides, data, scale, f"map-{index}")
     return {"index": index, "level": level, "seed": run["seed"] if seeds else None, "maps": maps, "run": run}
-
-
-# --- the diagnosis of a network
 
 
 def _diagnosis_view(run: Record, index: int) -> Record | None:
@@ -139,13 +128,7 @@ def _diagnosis_view(run: Record, index: int) -> Record | None:
         return None
     data = checked_diagnosis(run["diagnosis"])
     view = {key: data[key] for key in ("headline", "words", "notes")}
-    readings = data["effective"] is not None and any(map(defined, data["effective"]["by_class"]))
-    return {**view, "svg": _readings_svg(data, f"readings-{index}") if readings else None}
-
-
-def _readings_svg(data: Record, name: str) -> Markup:
-    label = "The penalty implied by each class's predictions, beside the one implied by the norms."
-    return drawn(lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), name, label)
+    return {**view, "svg": readings_view(data, f"readings-{index}")}
 
 
 # --- drawings by matplotlib
@@ -188,65 +171,20 @@ def _curves(data: Record) -> list[Record]:
 Reason = Callable[[Record], str]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What stands in one cell.
-
-    Attributes:
-        text: The number or word; "–" where undefined.
-        state: Key of ``style.STATES`` where the cell names one state, else the phrase or "".
-        mark: "hit" or "miss" beside a measured state, else "".
-        note: Number of the footnote; 0 for none.
-    """
-
-    text: str
-    state: str = ""
-    mark: str = ""
-    note: int = 0
-
-
-@dataclass(frozen=True)
-class Row:
-    """A quantity: its name, the id of its definition (or ""), a cell per run."""
-
-    name: str
-    definition: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows under one heading."""
-
-    heading: str
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Groups of rows, and the footnotes, number 1 first."""
-
-    groups: tuple[Group, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Quantity:
-    """Where a number lies in a run (``part`` "": in the run itself), how it is written, why it may be missing."""
+class _Quantity(NamedTuple):
+    """Where a number lies in a run (``part`` "": in the run itself), why it may be missing, how it is written."""
 
     name: str
     definition: str
     part: str
     key: str
-    text: Callable[[float | None], str]
     missing: str | Reason
+    text: Callable[[float | None], str] = share_text
     caution: Reason | None = None
 
 
 def _no_distance(name: str, key: str, run: Record) -> str:
-    values = run["predicted"][key]
-    flat = [x for row in values for x in row] if key == "Z" else values
-    if all(x == 0 for x in flat):
+    if not np.any(np.array(run["predicted"][key], dtype=float)):
         return f"Theory predicts zero for the {name} at this penalty; a distance relative to zero is undefined."
     return f"The distance of the {name} was not recorded."
 
@@ -264,98 +202,80 @@ _SCORES, _BIAS = partial(_no_distance, "mean scores", "Z"), partial(_no_distance
 _FOREIGN = "The signed model predicts zero at this penalty, or its distance was not recorded."
 _NO_IMAGES = "There are no such images, or their share was not recorded."
 _NO_MEANS = "NC1 compares with the differences between class means, and there were none."
+_NO_FORCE = "Not recorded, or the penalties exert no force to compare with."
 _two_digits = partial(number_text, digits=2)
 
-_QUANTITIES: tuple[tuple[str, tuple[_Quantity, ...]], ...] = (
-    (
-        "Distance from network to theory",
-        (
-            _Quantity("Mean scores Z̄", "def-distance", "distance", "Z", share_text, _SCORES),
-            _Quantity("Mean scores Z̄, largest entry", "def-distance", "distance", "Z_max", share_text, _SCORES),
-            _Quantity("Bias b", "def-distance", "distance", "b", share_text, _BIAS),
-            _Quantity("Mean scores Z̄, signed model", "def-models", "distance", "Z_signed", share_text, _FOREIGN),
-            _Quantity("Bias b, signed model", "def-models", "distance", "b_signed", share_text, _FOREIGN),
-        ),
+_QUANTITIES: dict[str, tuple[_Quantity, ...]] = {
+    "Distance from network to theory": (
+        _Quantity("Mean scores Z̄", "def-distance", "distance", "Z", _SCORES),
+        _Quantity("Mean scores Z̄, largest entry", "def-distance", "distance", "Z_max", _SCORES),
+        _Quantity("Bias b", "def-distance", "distance", "b", _BIAS),
+        _Quantity("Mean scores Z̄, signed model", "def-models", "distance", "Z_signed", _FOREIGN),
+        _Quantity("Bias b, signed model", "def-models", "distance", "b_signed", _FOREIGN),
     ),
-    (
-        "Training images recognised",
-        (
-            _Quantity("Minority", "", "accuracy", "train_minority", share_text, _NO_IMAGES),
-            _Quantity("Majority", "", "accuracy", "train_majority", share_text, _NO_IMAGES),
-        ),
+    "Training images recognised": (
+        _Quantity("Minority", "", "accuracy", "train_minority", _NO_IMAGES),
+        _Quantity("Majority", "", "accuracy", "train_majority", _NO_IMAGES),
     ),
-    (
-        "Unseen (test) images recognised",
-        (
-            _Quantity("Minority", "", "accuracy", "test_minority", share_text, _NO_IMAGES),
-            _Quantity("Majority", "", "accuracy", "test_majority", share_text, _NO_IMAGES),
-            _Quantity("Mean over all classes", "", "accuracy", "test_balanced", share_text, _NO_IMAGES),
-        ),
+    "Unseen (test) images recognised": (
+        _Quantity("Minority", "", "accuracy", "test_minority", _NO_IMAGES),
+        _Quantity("Majority", "", "accuracy", "test_majority", _NO_IMAGES),
+        _Quantity("Mean over all classes", "", "accuracy", "test_balanced", _NO_IMAGES),
     ),
-    (
-        "Spread within classes",
-        (
-            _Quantity("NC1, uniform", "def-nc1", "measured", "nc1_uniform", number_text, _NO_MEANS, _vanished),
-            _Quantity("NC1, weighted", "def-nc1", "measured", "nc1_weighted", number_text, _NO_MEANS, _vanished),
-        ),
+    "Spread within classes": (
+        _Quantity("NC1, uniform", "def-nc1", "measured", "nc1_uniform", _NO_MEANS, number_text, _vanished),
+        _Quantity("NC1, weighted", "def-nc1", "measured", "nc1_weighted", _NO_MEANS, number_text, _vanished),
     ),
-    (
-        "How far to trust the numbers",
-        (
-            _Quantity("Certificate gap", "def-gap", "predicted", "gap", _two_digits, "The solver gave no certificate."),
-            _Quantity(
-                "Imbalance of forces",
-                "def-rest",
-                "",
-                "stationarity",
-                _two_digits,
-                "Not recorded, or the penalties exert no force to compare with.",
-            ),
-            _Quantity("Epochs trained", "", "", "epochs", number_text, "Not recorded."),
-            _Quantity("Seconds", "", "", "seconds", number_text, "Not recorded."),
-        ),
+    "How far to trust the numbers": (
+        _Quantity("Certificate gap", "def-gap", "predicted", "gap", "The solver gave no certificate.", _two_digits),
+        _Quantity("Imbalance of forces", "def-rest", "", "stationarity", _NO_FORCE, _two_digits),
+        _Quantity("Epochs trained", "", "", "epochs", "Not recorded.", number_text),
+        _Quantity("Seconds", "", "", "seconds", "Not recorded.", number_text),
     ),
-)
+}
 
 
-def comparison(record: Record) -> Table:
-    """The table of a demonstration whose record has passed ``checked_demo``."""
+def comparison(record: Record) -> Record:
+    """The table of a demonstration whose record has passed ``checked_demo``: groups of rows, and footnotes.
+
+    A cell has its ``text``, the ``state`` that it names, a ``mark`` ("hit" or "miss") beside a measured state, and the
+    number of its ``note``, 0 for none.
+    """
     notes: list[str] = []
-    groups = [Group("State of the classes", _state_rows(record))]
-    for heading, quantities in _QUANTITIES:
-        rows = (Row(q.name, q.definition, tuple(_cell(q, run, notes) for run in record["runs"])) for q in quantities)
-        groups.append(Group(heading, tuple(rows)))
-    return Table(tuple(groups), tuple(notes))
+    groups = [{"heading": "State of the classes", "rows": _state_rows(record)}]
+    for heading, quantities in _QUANTITIES.items():
+        rows = [
+            {"name": q.name, "definition": q.definition, "cells": [_cell(q, run, notes) for run in record["runs"]]}
+            for q in quantities
+        ]
+        groups.append({"heading": heading, "rows": rows})
+    return {"groups": groups, "notes": notes}
 
 
-def _state_rows(record: Record) -> tuple[Row, ...]:
+def _state_rows(record: Record) -> list[Record]:
     """Predicted and measured state of each cluster, the minority first."""
     rows = []
     for name, cluster in reversed(list(zip(cluster_names(record), record["clusters"], strict=True))):
-        predicted, measured = [], []
-        for run in record["runs"]:
-            theory, network = run["predicted"]["states"], run["measured"]["states"]
-            said, found = summary_of_states(theory, cluster), summary_of_states(network, cluster)
-            hit = all(theory[k] == network[k] for k in cluster)
-            predicted.append(Cell(said, state=said))
-            measured.append(Cell(found, state=found, mark="hit" if hit else "miss"))
-        title = sentence(name) if name.isalpha() else name
-        rows.append(Row(f"{title}, predicted", "def-states", tuple(predicted)))
-        rows.append(Row(f"{title}, measured", "def-states", tuple(measured)))
-    return tuple(rows)
+        for side, _ in reversed(SIDES):
+            cells = []
+            for run in record["runs"]:
+                theory, here = run["predicted"]["states"], run[side]["states"]
+                found = summary_of_states(here, cluster)
+                hit = "hit" if all(theory[k] == here[k] for k in cluster) else "miss"
+                cells.append({"text": found, "state": found, "mark": hit if side == "measured" else "", "note": 0})
+            title = sentence(name) if name.isalpha() else name
+            rows.append({"name": f"{title}, {side}", "definition": "def-states", "cells": cells})
+    return rows
 
 
-def _cell(quantity: _Quantity, run: Record, notes: list[str]) -> Cell:
+def _cell(quantity: _Quantity, run: Record, notes: list[str]) -> Record:
     """The number, with a footnote where it is missing or must be read with caution; new footnotes join ``notes``."""
     value = (run[quantity.part] if quantity.part else run).get(quantity.key)
-    if not defined(value):
-        reason = quantity.missing if isinstance(quantity.missing, str) else quantity.missing(run)
-        return Cell(ABSENT, note=_note(reason, notes))
-    caution = quantity.caution(run) if quantity.caution else ""
-    return Cell(quantity.text(value), note=_note(caution, notes) if caution else 0)
-
-
-def _note(text: str, notes: list[str]) -> int:
-    if text not in notes:
-        notes.append(text)
-    return notes.index(text) + 1
+    missing, caution = quantity.missing, quantity.caution
+    if defined(value):
+        text, note = quantity.text(value), caution(run) if caution else ""
+    else:
+        text, note = ABSENT, missing if isinstance(missing, str) else missing(run)
+    if note and note not in notes:
+        notes.append(note)
+    return {"text": text, "state": "", "mark": "", "note": notes.index(note) + 1 if note else 0}

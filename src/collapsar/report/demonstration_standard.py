@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from collapsar.report.page import colour_bar, score_map
-from collapsar.report.record import Record, matrix
+from collapsar.report.page import SIDES, colour_bar, largest_score, map_views
+from collapsar.report.record import Record
 from collapsar.report.words import (
     lambda_text,
     norm_name,
@@ -44,8 +44,7 @@ def standard_view(data: Record) -> dict[str, Any] | None:
     if standard is None:
         return None
     runs = standard["runs"]
-    largest = max(abs(matrix(run[side]["Z"])).max() for run in runs for side in ("measured", "predicted"))
-    scale = float(largest) or 1.0
+    scale = largest_score(run[side]["Z"] for run in runs for side, _ in SIDES)
     columns = [lambda_text(run["lambda_w"]) for run in runs]
     return {
         "norm": norm_name(standard["norm"]),
@@ -75,11 +74,16 @@ def _states(data: Record, runs: list[Record], side: str) -> list[str]:
 
 
 def _maps(data: Record, run: Record, index: int, scale: float) -> list[Record]:
-    maps = []
-    for side, heading in (("measured", "The network, measured"), ("predicted", "The theory, predicted")):
-        label = f"{heading}, at weight decay {lambda_text(run['lambda_w'])}: {outcome(data, run[side]['states'])}."
-        remark = f"the network is {share_text(run['distance']['Z'])} away" if side == "predicted" else ""
-        source = f"standard.runs.{index}.{side}.Z"
-        drawn = score_map(matrix(run[side]["Z"]), data, scale, f"standard-{index}-{side}", label, source)
-        maps.append({"side": side, "heading": heading, "remark": remark, **drawn})
-    return maps
+    level = lambda_text(run["lambda_w"])
+    sides = [
+        {
+            "side": side,
+            "heading": heading,
+            "Z": run[side]["Z"],
+            "source": f"standard.runs.{index}.{side}.Z",
+            "label": f"{heading}, at weight decay {level}: {outcome(data, run[side]['states'])}.",
+            "remark": f"the network is {share_text(run['distance']['Z'])} away" if side == "predicted" else "",
+        }
+        for side, heading in SIDES
+    ]
+    return map_views(sides, data, scale, f"standard-{index}")

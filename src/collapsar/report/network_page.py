@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
@@ -24,7 +23,7 @@ from collapsar.report.network_words import (
     state_counts,
     trained,
 )
-from collapsar.report.page import colour_bar, drawn, page, plane_views, score_map
+from collapsar.report.page import SIDES, colour_bar, drawn, largest_score, map_views, page, plane_views
 from collapsar.report.record import Record, defined, matrix
 from collapsar.report.solution_page import solution_view
 from collapsar.report.style import PAGE_INCHES
@@ -69,16 +68,21 @@ def report_page(record: Mapping[str, Any]) -> str:
         run["name"], run["diagnosis"] = str(run["name"]), checked_diagnosis(run["diagnosis"])
     runs = data["runs"]
     finding = report_finding(data)
-    return page(
-        "report.html",
+    return _networks(
         data,
-        title=f"Collapsar: {finding}",
-        finding=finding,
+        finding,
+        f"which classes does {'a network' if runs else 'the optimum'} lose?",
+        [_view(run, f"run-{i}", f"runs.{i}.diagnosis.") for i, run in enumerate(runs)],
         solutions=[solution_view(s, f"optimum-{i}", f"solutions.{i}.") for i, s in enumerate(solutions)],
-        views=[_view(run, f"run-{i}", f"runs.{i}.diagnosis.") for i, run in enumerate(runs)],
         rows=[_row(run, f"run-{i}") for i, run in enumerate(runs)],
         joint_svg=joint_axis(runs) if len(runs) > 1 else None,
     )
+
+
+def _networks(data: Record, finding: str, kicker: str, views: list[Record], **more: Any) -> str:
+    """The page; ``more``: what only several networks, or optima, have."""
+    rest: Record = {"solutions": [], "rows": [], "joint_svg": None, **more}
+    return page("report.html", data, title=f"Collapsar: {finding}", finding=finding, kicker=kicker, views=views, **rest)
 
 
 def diagnosis_page(record: Mapping[str, Any]) -> str:
@@ -100,7 +104,7 @@ def diagnosis_page(record: Mapping[str, Any]) -> str:
         **dict.fromkeys(("training", "geometry", "advice")),
         "history": [],
     }
-    return page("diagnosis.html", data, title=f"Collapsar: {data['headline']}", view=_view(run, "run-0"))
+    return _networks(data, data["headline"], f"diagnosis of {data['source']}", [_view(run, "run-0")])
 
 
 def _view(run: Record, ident: str, source: str = "") -> Record:
@@ -145,7 +149,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         "scale": colour_bar(scale) if maps else [],
         "planes": network_planes(run["geometry"], data, ident),
         "curves": _curves(run["history"], ident),
-        "readings_svg": _readings(part, ident),
+        "readings_svg": readings_view(part, f"{ident}-readings"),
         "advice": None if run["advice"] is None else advice_view(run["advice"], f"{ident}-advice"),
     }
 
@@ -207,19 +211,19 @@ def _sizes(counts: Sequence[int]) -> str:
 def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
     """Mean scores of the network, and of theory where it predicts; none for many classes. And their common scale."""
     theory = None if data["prediction"] is None else data["prediction"]["Z"]
+    words = "mean scores as colours, a column per class of samples, a row per score."
     sides = [
-        (data["Z"], "The network, measured", "measured", "Z"),
-        (theory, "The theory, predicted", "predicted", "prediction.Z"),
+        {"side": side, "heading": heading, "Z": Z, "source": source + place, "label": f"{heading}: {words}"}
+        for (side, heading), Z, place in zip(SIDES, (data["Z"], theory), ("Z", "prediction.Z"), strict=True)
+        if Z is not None
     ]
-    found = [(matrix(Z), *rest) for Z, *rest in sides if Z is not None]
-    scale = max((float(np.nanmax(np.abs(Z), initial=0.0)) for Z, *_ in found), default=0.0) or 1.0
-    views = []
-    for Z, heading, name, place in found:
-        label = f"{heading}: mean scores as colours, a column per class of samples, a row per score."
-        named = data if name == "measured" else {**data, "marked_names": data["class_names"]}
-        view = score_map(Z, named, scale, f"{ident}-map-{name}", label, source + place)
-        views.append({"heading": heading, "side": name, **view})
-    return scale, views
+    scale = largest_score(side["Z"] for side in sides)
+    unmarked = {**data, "marked_names": data["class_names"]}
+    return scale, [
+        view
+        for side in sides
+        for view in map_views([side], data if side["side"] == "measured" else unmarked, scale, f"{ident}-map")
+    ]
 
 
 # --- curves, readings, rows
@@ -242,12 +246,12 @@ def _curves(history: Sequence[Record], ident: str) -> list[Record]:
     return views
 
 
-def _readings(data: Record, ident: str) -> Markup | None:
-    """None where no class shows a penalty."""
+def readings_view(data: Record, name: str) -> Markup | None:
+    """The penalty that each class shows; None where none does."""
     if data["effective"] is None or not any(map(defined, data["effective"]["by_class"])):
         return None
     label = "The penalty implied by each class's predictions, beside the one implied by the norms."
-    return drawn(lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), f"{ident}-readings", label)
+    return drawn(lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), name, label)
 
 
 def _distances(data: Record) -> list[tuple[str, ...]]:

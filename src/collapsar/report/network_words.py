@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from collapsar.report.record import Record, defined
-from collapsar.report.words import lambda_text, number_text, share_text
+from collapsar.report.words import lambda_text, listed, number_text, share_text
 
 __all__ = [
     "accuracy",
@@ -28,7 +26,6 @@ _MODELS = {
     "vgg11": "A VGG-11",
     "vgg13": "A VGG-13",
 }
-_MOST_NAMES = 6
 _RECOGNISED = 0.5
 
 
@@ -87,7 +84,7 @@ def reason(diagnosis: Record) -> str:
     if len(lost) == 0:
         level = float(first.min())
         if level <= price:
-            who = _names([diagnosis["class_names"][k] for k in np.flatnonzero(first <= price)])
+            who = listed([diagnosis["class_names"][k] for k in np.flatnonzero(first <= price)])
             return (
                 f"From penalty {lambda_text(level)} on, the scores of {who} gradually approach those of other classes; "
                 f"this network was trained at {lambda_text(price)}, where theory still finds every class separated. "
@@ -115,7 +112,7 @@ def reason(diagnosis: Record) -> str:
         where, times = f"{where} to {lambda_text(levels.max())}", ""
     counts = [diagnosis["class_counts"][k] for k in lost]
     size = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    who = _names([diagnosis["class_names"][k] for k in lost])
+    who = listed([diagnosis["class_names"][k] for k in lost])
     subject, samples, verb = (
         ("class", "samples", "collapses") if len(lost) == 1 else ("classes", "samples each", "collapse")
     )
@@ -143,19 +140,12 @@ def cautions(diagnosis: Record) -> list[str]:
     if weak:
         verbs = ("has", "wins", "its") if len(weak) == 1 else ("have", "win", "their")
         found.append(
-            f"Separated does not mean recognised: {_names(weak)} {verbs[0]} scores of {verbs[2]} own, but {verbs[1]} "
+            f"Separated does not mean recognised: {listed(weak)} {verbs[0]} scores of {verbs[2]} own, but {verbs[1]} "
             f"for less than half of {verbs[2]} samples."
         )
     if not diagnosis["at_rest"]:
         found.append("Training has not converged: with more training the states might still change.")
     return found
-
-
-def _names(names: Sequence[str]) -> str:
-    """Names in a sentence, the first of many."""
-    return ", ".join(names[:_MOST_NAMES]) + (
-        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    )
 
 
 def state_counts(diagnosis: Record) -> str:
@@ -198,7 +188,7 @@ def report_finding(record: Record) -> str:
     if len(gone) == len(runs):
         return f"All {len(runs)} networks have {what} classes."
     verb = "network has" if len(gone) == 1 else "networks have"
-    return f"{len(gone)} of {len(runs)} {verb} {what} classes: {_names(gone)}."
+    return f"{len(gone)} of {len(runs)} {verb} {what} classes: {listed(gone)}."
 
 
 def _num_gone(diagnosis: Record) -> int:

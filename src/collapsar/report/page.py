@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from matplotlib.image import imsave
 
 from collapsar.report.class_marks import MARKS
 from collapsar.report.class_plane import class_means_plane, principal_plane
-from collapsar.report.record import Record, defined
+from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
 from collapsar.report.words import ABSENT, cluster_names, lambda_text, number_text, share_text
 
-__all__ = ["SCORES", "colour_bar", "drawn", "page", "plane_views", "score_map"]
+__all__ = ["SIDES", "colour_bar", "drawn", "largest_score", "map_views", "page", "plane_views", "score_map"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
@@ -116,6 +116,32 @@ def score_map(
     """
     drawn_cells = _cells(data, Z, scale, cell) if len(Z) <= _MOST_CELLS else _raster(data, Z, scale)
     return {"label": label, "name": name, "source": source, "cells": drawn_cells, "words": cell}
+
+
+SIDES = (("measured", "The network, measured"), ("predicted", "The theory, predicted"))
+"""A network beside the theory: the key of each side, and its heading."""
+
+
+def largest_score(matrices: Iterable[Any]) -> float:
+    """The magnitude that gets the full colour in all maps of these mean scores, in nats."""
+    return max((float(np.nanmax(np.abs(matrix(Z)), initial=0.0)) for Z in matrices), default=0.0) or 1.0
+
+
+def map_views(sides: Iterable[Record], data: Record, scale: float, ident: str) -> list[Record]:
+    """Maps of mean scores under one cursor.
+
+    Args:
+        sides: Of each its ``side`` and ``heading``, ``Z``, its ``source`` in the record, a ``label``, and what else
+            the templates show of it.
+        data: As for ``score_map``.
+        scale: As for ``score_map``.
+        ident: Begins the ids.
+    """
+    return [
+        {k: v for k, v in side.items() if k != "Z"}
+        | score_map(matrix(side["Z"]), data, scale, f"{ident}-{side['side']}", side["label"], side["source"])
+        for side in sides
+    ]
 
 
 def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:

@@ -11,7 +11,7 @@ from collapsar.report.advice import class_words
 from collapsar.report.diagnosis import same_counts
 from collapsar.report.network_axis import threshold_view
 from collapsar.report.network_words import first_thresholds, price_of, solution_headline
-from collapsar.report.page import SCORES, colour_bar, drawn, plane_views, score_map
+from collapsar.report.page import colour_bar, drawn, largest_score, map_views, plane_views, score_map
 from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, PAGE_INCHES
 from collapsar.report.words import lambda_text, number_text
@@ -107,11 +107,10 @@ def _scores(data: Record, ident: str, source: str) -> tuple[float, list[Record]]
     """The map of mean scores, with the magnitude of its full colour; none of very many classes."""
     if data["Z"] is None:
         return 1.0, []
-    Z = matrix(data["Z"])
-    scale = float(np.nanmax(np.abs(Z), initial=0.0)) or 1.0
     label = "Mean scores at the optimum as colours, a column per class of samples, a row per score."
-    view = score_map(Z, data, scale, f"{ident}-map-Z", label, f"{source}Z", SCORES)
-    return scale, [{"heading": "Mean scores", "side": "optimum", **view}]
+    side = {"side": "optimum", "heading": "Mean scores", "Z": data["Z"], "source": f"{source}Z", "label": label}
+    scale = largest_score([data["Z"]])
+    return scale, map_views([side], data, scale, f"{ident}-map")
 
 
 def _cosines(data: Record, ident: str, source: str) -> list[Record]:
