@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from collapsar.core.problem import FeatureModel, Loss
-from collapsar.core.types import Vector
+from collapsar.core.loss import Loss, frozen_vector
+from collapsar.core.problem import FeatureModel
+from collapsar.core.records import to_json
+from collapsar.core.types import Record, Vector
 
 __all__ = ["NORMALISED", "UNPENALISED", "HeadNorm", "KnownTraining", "Rest", "rests_by_rows"]
 
@@ -107,7 +108,7 @@ class KnownTraining:
             if not (numbers.ndim <= (name == "lambda_w") and ((numbers >= 0) & (numbers < np.inf)).all()):
                 raise ValueError(f"`{name}` must be finite and >= 0, or None where it is not known, got {value!r}")
             if numbers.ndim:
-                object.__setattr__(self, name, _read_only(numbers))
+                object.__setattr__(self, name, frozen_vector(numbers.copy()))
         if self.features not in (None, "signed", "nonnegative"):
             raise ValueError(f'`features` must be "signed", "nonnegative" or None, got {self.features!r}')
 
@@ -147,23 +148,11 @@ class KnownTraining:
             return None
         return float(np.sqrt(head * self.lambda_h))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The fields as JSON-able values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["loss"] = self.loss.to_dict()
-        values["rest"] = None if self.rest is None else self.rest._asdict()
-        values["norm"] = None if self.norm is None else dict(vars(self.norm))
-        if isinstance(self.lambda_w, np.ndarray):
-            values["lambda_w"] = self.lambda_w.tolist()
-        return values
+        return {**to_json(self), "rest": None if self.rest is None else self.rest._asdict()}
 
 
 def rests_by_rows(known: KnownTraining) -> bool:
     """Whether the optimizer's own state says that the head rests, with a penalty for each row (AdamW)."""
     return known.rest is not None and isinstance(known.lambda_w, np.ndarray)
-
-
-def _read_only(values: ArrayLike) -> Vector:
-    array = np.array(values, dtype=np.float64)
-    array.flags.writeable = False
-    return array

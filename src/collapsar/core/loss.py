@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collapsar.core.types import Vector
+from collapsar.core.records import to_json
+from collapsar.core.types import Record, Vector
 
 __all__ = ["Loss", "class_vector", "frozen_vector"]
 
@@ -71,10 +71,9 @@ class Loss:
             v is None for v in (self.class_weights, self.offsets, self.scales, self.temperatures)
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The fields as JSON-able values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in values.items()}
+        return to_json(self)
 
 
 def class_vector(name: str, values: ArrayLike, *, positive: bool) -> Vector:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collapsar.core.types import Vector
+from collapsar.core.loss import class_vector
+from collapsar.core.records import to_json
+from collapsar.core.types import Record, Vector
 
 if TYPE_CHECKING:
     from collapsar.core.problem import Problem
@@ -119,10 +121,9 @@ class Normalization:
         length = f"norm {self.norm:.4g}" if self.norm is not None else f"lambda_gain {self.lambda_gain:.4g}"
         return f"lambda_w {weight}, {length} per {self.over}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The fields as JSON-able values."""
-        weight = self.lambda_w.tolist() if isinstance(self.lambda_w, np.ndarray) else self.lambda_w
-        return {"lambda_w": weight, "norm": self.norm, "lambda_gain": self.lambda_gain, "over": self.over}
+        return to_json(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -174,11 +175,4 @@ def _positive(name: str, value: object) -> float:
 def _weight_penalty(value: float | ArrayLike) -> float | Vector:
     if isinstance(value, int | float | np.number):
         return _positive("lambda_w", value)
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"`lambda_w` must be a number or one per class, got {value!r}") from None
-    if array.ndim != 1 or not np.all(np.isfinite(array) & (array > 0)):
-        raise ValueError(f"`lambda_w` must be a number or one per class, each finite and > 0, got {value!r}")
-    array.setflags(write=False)
-    return array
+    return class_vector("lambda_w", value, positive=True)

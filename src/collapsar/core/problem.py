@@ -22,7 +22,8 @@ from collapsar.core.counts import CheckedCounts, CountsLike, class_counts
 from collapsar.core.loss import Loss, class_vector, frozen_vector
 from collapsar.core.normalization import Normalization, Over
 from collapsar.core.penalties import Penalties, penalties_without_halves
-from collapsar.core.types import Vector
+from collapsar.core.records import to_json
+from collapsar.core.types import Record, Vector
 
 __all__ = ["FeatureModel", "Loss", "Penalties", "Problem", "penalties_without_halves"]
 
@@ -270,17 +271,12 @@ class Problem:
         changes.setdefault("class_counts", CheckedCounts(self.class_counts))
         return replace(self, **changes)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The fields as JSON-able values; an infinite ``lambda_b`` is the string "inf"."""
-        return {
-            "class_counts": self.class_counts.tolist(),
-            "lambda_z": self.lambda_z,
-            "lambda_b": "inf" if self.lambda_b == np.inf else self.lambda_b,
-            "loss": self.loss.to_dict(),
-            "feature_mass": None if self.feature_mass is None else self.feature_mass.tolist(),
-            "features": self.features,
-            **({} if self.normalization is None else {"normalization": self.normalization.to_dict()}),
-        }
+        values = to_json(self)
+        if self.normalization is None:
+            del values["normalization"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -291,7 +287,7 @@ class Problem:
         """
         try:
             loss, lambda_b = Loss(**values["loss"]), float(values["lambda_b"])
-            rest: dict[str, Any] = {"loss": loss, "lambda_b": lambda_b}
+            rest: Record = {"loss": loss, "lambda_b": lambda_b}
             if values.get("normalization") is not None:
                 rest["normalization"] = Normalization.from_dict(values["normalization"])
             return cls(**{**values, **rest})
