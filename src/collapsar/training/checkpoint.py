@@ -16,6 +16,7 @@ from torch import Tensor
 
 from collapsar.core.files import write_atomically
 from collapsar.core.records import from_json, to_json
+from collapsar.core.types import Record
 
 __all__ = ["Checkpoint", "RunFolder", "as_read_back", "load_records", "read_checkpoint"]
 
@@ -102,7 +103,7 @@ class RunFolder:
         """
         return read_checkpoint(self.checkpoint_path) if self.checkpoint_path.exists() else None
 
-    def rewind(self, records_bytes: int) -> list[dict[str, Any]]:
+    def rewind(self, records_bytes: int) -> list[Record]:
         """Drop the records behind a checkpoint and return those before it.
 
         Raises:
@@ -123,12 +124,12 @@ class RunFolder:
         return self.records_path.stat().st_size
 
 
-def as_read_back(record: Mapping[str, Any]) -> dict[str, Any]:
+def as_read_back(record: Mapping[str, Any]) -> Record:
     """A record as ``load_records`` would give it: arrays as lists, every undefined or infinite number NaN."""
     return _from_line(_line(record))
 
 
-def load_records(run_dir: str | Path) -> list[dict[str, Any]]:
+def load_records(run_dir: str | Path) -> list[Record]:
     """The records of a run: first the header, then one for each evaluation.
 
     Undefined numbers, null in the file, come back as NaN.
@@ -181,7 +182,7 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(to_json(record), allow_nan=False) + "\n"
 
 
-def _from_line(line: str) -> dict[str, Any]:
+def _from_line(line: str) -> Record:
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError("not an object")  # noqa: TRY004 -- about a file, not an argument

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from collapsar.training.data import ImageData
 from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import Penalties
 
-__all__ = ["HeadGradient", "evaluate", "features_and_logits", "head_gradient"]
+__all__ = ["Evaluation", "HeadGradient", "evaluate", "features_and_logits", "head_gradient"]
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,45 @@ def head_gradient(model: FeatureNetwork, data: ImageData, penalties: Penalties) 
     return _training_pass(model, data, penalties).gradient
 
 
-def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> dict[str, Any]:
-    """The numbers that every record holds: one pass over each split, in ``eval()`` mode.
+class Evaluation(TypedDict):
+    """The numbers that every record holds, of one pass over each split in ``eval()`` mode.
 
-    Returns:
-        ``train_loss`` (mean cross-entropy, nats, without penalties), ``stationarity`` (the head's relative
-        gradient), ``head_gradient_norm``, for the training and the test images ``…_accuracy`` and
-        ``…_class_accuracies`` (K shares), for the test images also ``test_balanced_accuracy`` (mean of the shares),
-        ``test_majority_accuracy`` and ``test_minority_accuracy`` (mean over the classes with most and with fewest
-        training images), and the penalties that the head acts as if it had: ``effective_lambda_w`` and
-        ``effective_lambda_b`` (those given), ``effective_lambda_h`` and ``effective_lambda_z`` (from the balance
-        λ_W‖W‖² = λ_H Σ_k n_k‖h̄_k‖² of a stationary point). A share of no images is NaN, and so are effective
-        penalties where λ_W is 0 or all class means are.
+    Attributes:
+        train_loss: Mean cross-entropy, nats, without penalties.
+        train_accuracy: Of the training images.
+        train_class_accuracies: K shares; one of no images is NaN, here and below.
+        stationarity: The head's relative gradient.
+        head_gradient_norm: Its norm.
+        test_accuracy: Of the test images.
+        test_class_accuracies: K shares.
+        test_balanced_accuracy: The mean of these shares.
+        test_majority_accuracy: Mean over the classes with most training images.
+        test_minority_accuracy: Mean over those with fewest.
+        effective_lambda_w: The penalty given.
+        effective_lambda_h: That which the head acts as if it had, from the balance λ_W‖W‖² = λ_H Σ_k n_k‖h̄_k‖² of a
+            stationary point; NaN where λ_W is 0 or all class means are.
+        effective_lambda_b: The penalty given.
+        effective_lambda_z: √(λ_W λ_H) of these.
     """
+
+    train_loss: float
+    train_accuracy: float
+    train_class_accuracies: list[float]
+    stationarity: float
+    head_gradient_norm: float
+    test_accuracy: float
+    test_class_accuracies: list[float]
+    test_balanced_accuracy: float
+    test_majority_accuracy: float
+    test_minority_accuracy: float
+    effective_lambda_w: float
+    effective_lambda_h: float
+    effective_lambda_b: float
+    effective_lambda_z: float
+
+
+def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> Evaluation:
+    """One pass over each split: losses, accuracies, how still the head stands, what it acts as if penalised by."""
     total = _training_pass(model, data, penalties)
     right, hits, test_counts = total.right, *torch.zeros(2, data.num_classes, dtype=torch.float64)
     for _, logits, labels in features_and_logits(model, data, "test"):

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from collapsar.core.types import Record
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData
 
@@ -62,7 +62,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def run_header(config: TrainConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+def run_header(config: TrainConfig, digests: Mapping[str, str], device: torch.device) -> Record:
     """The first record of a run.
 
     Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -18,11 +18,21 @@ from torch.utils.data import Sampler
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.core.types import Vector
 
-__all__ = ["ClassAwareSampler"]
+__all__ = ["ClassAwareSampler", "SamplerState"]
 
 
 # A sampler is asked at most this many calls below one that wraps it.
 _CALLS = 12
+
+
+class SamplerState(TypedDict):
+    """Where a sampler stands, for a checkpoint: ``done`` indices of ``epoch``, over all ranks."""
+
+    epoch: int
+    done: int
+    seed: int
+    multipliers: Tensor
+    class_counts: Tensor
 
 
 class ClassAwareSampler(Sampler[int]):
@@ -137,7 +147,7 @@ class ClassAwareSampler(Sampler[int]):
             self.epoch, self._done, self._resumed = epoch, 0, False
         self._begun = False
 
-    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
+    def state_dict(self, consumed: int | None = None) -> SamplerState:
         """Where the sampler stands, for a checkpoint; the same on every rank.
 
         Args:
