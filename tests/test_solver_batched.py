@@ -148,7 +148,7 @@ def test_equal_clusters_are_one_to_the_general_solver(monkeypatch):
     """n_A = n_B: the general solver sees one cluster, and its answer is told per cluster again."""
     batch = ProblemBatch.plain([[3, 2], [1, 4], [3, 2]], [[50, 50], [50, 50], [50, 20]], 0.02, 0.1)
     direct = solve_batch(batch)
-    monkeypatch.setattr(batched, "minimise_batch", hopeless)
+    monkeypatch.setattr(batched, "minimise_lines", hopeless)
     r = solve_batch(batch)
     assert r.one_by_one.all()
     assert not direct.one_by_one.any()
@@ -160,12 +160,28 @@ def test_equal_clusters_are_one_to_the_general_solver(monkeypatch):
         assert list(r.states[i]) == list(direct.states[i])
 
 
-def hopeless(model, tol, max_steps):
+def hopeless(model, line, tol, max_steps):
     """A batch in which nothing closes."""
     J, B = model.num_clusters, model.lambda_z.size
     return BatchPoint(
         np.zeros((J, J, B)), np.zeros((J - 1, B)), np.full(B, 1e3), np.full(B, -INF), np.zeros(B, dtype=np.int64)
     )
+
+
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+@pytest.mark.parametrize("length", [7, 8, 25])
+def test_problems_along_lines_have_the_same_optima(features, length):
+    """Some first, the others from the points in between: same states, same Z, across every transition."""
+    counts = np.repeat([[500.0, 100.0], [300.0, 20.0], [50.0, 50.0]], length, axis=0)
+    lambda_z = np.tile(np.geomspace(1e-4, 2e-2, length), 3)
+    batch = ProblemBatch.plain([3, 2], counts, lambda_z, 0.02, features)
+    alone, along = solve_batch(batch), solve_batch(batch, line=length)
+    assert (along.relative_gap <= 1e-9).all()
+    assert (along.states == alone.states).all()
+    assert np.abs(along.C - alone.C).max() <= 1e-7 * np.abs(alone.C).max()
+    assert set(along.states.ravel()) >= {"separated", "vanished"}
+    with pytest.raises(ValueError, match="`line` must be >= 1 and divide"):
+        solve_batch(batch, line=length + 1)
 
 
 def test_extreme_problems_are_never_silently_wrong():

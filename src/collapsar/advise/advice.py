@@ -19,13 +19,13 @@ from collapsar.advise.families import (
     has_crossed,
     has_crossed_certified,
     least_treatment,
-    optimum,
 )
 from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
 from collapsar.core.types import must_be
 from collapsar.solver import Solution, Status, solve
+from collapsar.solver.solve import solve_near
 
 __all__ = ["Advice", "Price", "Suggestion", "advise"]
 
@@ -304,7 +304,7 @@ def _verdict(now: Solution, margin: float) -> Verdict:
 
 
 def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float) -> Suggestion:
-    after = optimum(treatment.problem, treatment.target, 1e-9)
+    after = solve_near(treatment.problem, treatment.target)
     groups, largest = outlooks(after), before[0]
     samples = sum(o.samples * len(o.classes) for o in before)
     extra = treatment.family.startswith("oversampling")

@@ -18,6 +18,7 @@ from collapsar.core.problem import Loss, Problem
 from collapsar.core.types import Vector
 from collapsar.solver import Solution, solve
 from collapsar.solver.nonnegative import minimise_nonnegative
+from collapsar.solver.solve import solve_near
 from collapsar.solver.symmetry import quotient
 from collapsar.theory.roots import root_between
 from collapsar.theory.thresholds import merge_strength
@@ -30,7 +31,6 @@ __all__ = [
     "has_crossed_certified",
     "least_level",
     "least_treatment",
-    "optimum",
 ]
 
 
@@ -139,9 +139,8 @@ class _Looks:
 
     def clear(self, level: float) -> float:
         """The least clearance of any class, nats."""
-        self.last = optimum(
-            strengthened(self.family.treat(self.problem, level)[1], 1 + self.margin), self.crossed or self.last
-        )
+        treated = strengthened(self.family.treat(self.problem, level)[1], 1 + self.margin)
+        self.last = solve_near(treated, self.crossed or self.last, SEARCH_TOL)
         value = float(clearance(self.last).min())
         if value > 0:
             self.crossed = self.last
@@ -254,7 +253,7 @@ def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple
     """
     edge = strengthened(problem, 1 + margin)
     if problem.normalization is not None:
-        found = optimum(edge, near)
+        found = solve_near(edge, near, SEARCH_TOL)
     elif problem.features == "signed":
         return float(np.log(merge_strength(edge) / edge.lambda_z).min()), None
     else:
@@ -279,13 +278,7 @@ def has_crossed(problem: Problem, margin: float) -> bool:
 
 def has_crossed_certified(problem: Problem, margin: float) -> bool:
     """The same by the optimum itself."""
-    return bool(np.all(clearance(optimum(strengthened(problem, 1 + margin))) > 0))
-
-
-def optimum(problem: Problem, near: Solution | None = None, tol: float = SEARCH_TOL) -> Solution:
-    """The optimum, started from that of a problem like it where the two have the same clusters of classes."""
-    alike = near is not None and np.array_equal(near.quotient.labels, quotient(problem).labels)
-    return solve(problem, tol, start=near if alike else None, throw=False)
+    return bool(np.all(clearance(solve(strengthened(problem, 1 + margin), SEARCH_TOL, throw=False)) > 0))
 
 
 def _lowest(family: Family, problem: Problem) -> float:

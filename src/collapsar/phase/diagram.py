@@ -21,6 +21,7 @@ from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
 from collapsar.phase.normalized import cell_solutions, cell_thresholds, models_of
 from collapsar.solver.batched import ProblemBatch, solve_batch
+from collapsar.solver.status import Status
 from collapsar.theory.clusters import Clusters
 from collapsar.theory.thresholds import Thresholds, cluster_thresholds
 
@@ -237,16 +238,25 @@ def phase_chunk(config: PhaseConfig, chunk: int) -> Record:
     for features in FEATURES:
         flat = (sizes.reshape(-1, 2), counts.reshape(-1, 2), cells["lambda_z"].ravel(), cells["lambda_b"].ravel())
         batch = ProblemBatch.plain(*flat, features)
-        result = solve_batch(batch, config.tol)
+        result = solve_batch(batch, config.tol, line=shape[1])
         codes = np.argmax(result.states[..., None] == np.array(STATES), axis=-1)
+        names = np.full(result.status.size, Status.OPTIMAL.name, dtype=object)
+        for i in np.flatnonzero(result.status != Status.OPTIMAL):
+            names[i] = result.status[i].name
         record[features] = {
             "states": [np.reshape(codes[:, j], shape).tolist() for j in (0, 1)],
-            "gap": [[float(f"{gap:.3g}") for gap in row] for row in result.relative_gap.reshape(shape)],
-            "status": [[status.name for status in row] for row in result.status.reshape(shape)],
+            "gap": _three_digits(result.relative_gap).reshape(shape).tolist(),
+            "status": names.reshape(shape).tolist(),
             "one_by_one": result.one_by_one.reshape(shape).tolist(),
             "thresholds": _threshold_fields(config, batch, shape),
         }
     return record
+
+
+def _three_digits(gap: Array) -> Array:
+    """Gaps to three digits, the float64 nearest to the decimal number."""
+    scale = 10.0 ** np.clip(2 - np.floor(np.log10(np.maximum(gap, 1e-300))), 0, 22)  # powers that float64 has exactly
+    return np.rint(gap * scale) / scale
 
 
 def _normalized_chunk(config: PhaseConfig, chunk: int) -> Record:
@@ -267,7 +277,7 @@ def _normalized_chunk(config: PhaseConfig, chunk: int) -> Record:
         }
         record[features] = {
             "states": [np.reshape(codes, shape).tolist() for codes in states],
-            "gap": np.reshape([float(f"{s.certificate.relative_gap:.3g}") for s in found], shape).tolist(),
+            "gap": _three_digits(np.reshape([s.certificate.relative_gap for s in found], shape)).tolist(),
             "status": np.reshape([s.status.name for s in found], shape).tolist(),
             "one_by_one": np.ones(shape, dtype=bool).tolist(),
             "thresholds": fields,
@@ -276,7 +286,7 @@ def _normalized_chunk(config: PhaseConfig, chunk: int) -> Record:
 
 
 def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int, int]) -> Record:
-    """Thresholds per cell, computed once along lambda_z."""
+    """Thresholds per cell; one line of them where lambda_z is an axis, along which they repeat."""
     grid = np.arange(batch.num_problems).reshape(shape)
     wanted = np.take(grid, [0], axis=config.along) if config.has_penalty else grid
     names = [f.name for f in fields(Clusters) if f.name != "labels"]
@@ -290,7 +300,7 @@ def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int
             ends = [array[:, side] for array in (merge, v.vanish, v.exact) for side in (0, -1)]
             found[:, part] = np.stack([*ends[:4], v.complete, *ends[4:], certain])
     cells = np.where(np.isfinite(found), found.astype(object), np.array(None)).reshape(len(_FIELDS), *wanted.shape)
-    return {name: np.broadcast_to(cells[n], shape).tolist() for n, name in enumerate(_FIELDS)}
+    return {name: cells[n].tolist() for n, name in enumerate(_FIELDS)}
 
 
 def _row(t: Thresholds, k_a: int) -> list[float | None]:
@@ -307,19 +317,20 @@ def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
         config: what they were computed from.
         parts: one record of :func:`phase_chunk` per chunk.
     """
+    axis = 1 - config.along
 
-    def joined(features: FeatureModel, *path: str) -> NDArray[Any]:
-        pieces: list[Any] = []
-        for part in parts:
-            piece = part[features]
-            for name in path:
-                piece = piece[name]
-            pieces.append(np.array(piece, dtype=np.float64) if path[0] == "thresholds" else np.array(piece))
-        return np.concatenate(pieces, axis=(0 if config.along == 1 else 1) - 2)
+    def joined(features: FeatureModel, name: str) -> NDArray[Any]:
+        return np.concatenate([np.array(part[features][name]) for part in parts], axis=axis - 2)
+
+    def threshold(features: FeatureModel, name: str) -> Array:
+        lines = [np.array(part[features]["thresholds"][name], dtype=np.float64) for part in parts]
+        shapes = [np.shape(part[features]["gap"]) for part in parts]
+        grids = [np.broadcast_to(line, shape) for line, shape in zip(lines, shapes, strict=True)]
+        return np.concatenate(grids, axis=axis)
 
     models = []
     for features in models_of(config) if config.is_normalized else FEATURES:
-        fields = {name: joined(features, "thresholds", name) for name in _FIELDS}
+        fields = {name: threshold(features, name) for name in _FIELDS}
         cells = [joined(features, name) for name in ("states", "gap", "status", "one_by_one")]
         predicted = np.stack([_predicted(config, fields, side) for side in "ab"])
         models.append(ModelPhase(features, cells[0], predicted, *cells[1:], curves=curves_of(config, fields)))

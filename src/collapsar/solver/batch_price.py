@@ -54,7 +54,7 @@ class Price(Protocol):
         ...
 
     def frame(self, model: BatchModel, v: Array, gradient: Array, hessian: Array) -> Frame:
-        """The quadratic model at v, from the derivatives of the smooth part."""
+        """The quadratic model at v, from the derivatives of the smooth part, which it may change in place."""
         ...
 
     def retract(self, v: Array, step: Array) -> Array:
@@ -105,7 +105,6 @@ class GroupPrice:
     def frame(self, model: BatchModel, v: Array, gradient: Array, hessian: Array) -> Frame:
         """See :class:`Price`. A living norm bends by (I - x x' / ||x||^2) / ||x||."""
         flat = v.reshape(-1, v.shape[-1])
-        gradient, hessian = gradient.copy(), hessian.copy()
         alive = np.ones(flat.shape, dtype=bool)
         for group, weight in zip(self.groups, self._weights(model), strict=True):
             length = _length(flat[group])

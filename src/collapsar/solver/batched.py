@@ -18,10 +18,10 @@ from collapsar.core.states import CLASS_STATES, past
 from collapsar.core.threads import one_thread_below
 from collapsar.core.types import Array
 from collapsar.solver.batch_model import BatchModel
-from collapsar.solver.batch_newton import minimise_batch
+from collapsar.solver.batch_newton import minimise_lines
 from collapsar.solver.certificate import GAP_FLOOR
 from collapsar.solver.solution import Solution
-from collapsar.solver.solve import solve
+from collapsar.solver.solve import solve_near
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
@@ -239,6 +239,7 @@ def solve_batch(
     tol: float = 1e-9,
     *,
     max_steps: int = 60,
+    line: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchResult:
     """The optima of many problems of the same few clusters, each with a certificate, none of them raising.
@@ -251,6 +252,8 @@ def solve_batch(
             four clusters: the work per problem grows like J^6.
         tol: bound of each duality gap relative to max(|primal|, 2e-3).
         max_steps: Newton steps at most in the batch.
+        line: so many problems in a row differ little from one to the next, as along an axis of a grid: they are faster
+            together. B is a multiple of it.
         progress: called with (problems done, problems in all); may raise to interrupt.
 
     Returns:
@@ -270,6 +273,8 @@ def solve_batch(
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps!r}")
     batch = problems if isinstance(problems, ProblemBatch) else ProblemBatch.of(problems)
     B, J = batch.sizes.shape
+    if line < 1 or B % line:
+        raise ValueError(f"`line` must be >= 1 and divide the {B} problems, got {line!r}")
     result = BatchResult(
         batch,
         *(np.empty(shape) for shape in ((B, J), (B, J, J), (B, J), (B,), (B,))),
@@ -278,22 +283,25 @@ def solve_batch(
         solutions={},
         states=np.full((B, J), CLASS_STATES[0]),
     )
+    near: Solution | None = None
     size = max(64, _CHUNK_NUMBERS // (J * J + J - 1) ** 2)
+    parts = max(1, round(B / max(size, line)))  # of one size: a short one costs almost as much as a long one
+    size = -(-B // line // parts) * line
     for first in range(0, B, size):
         part = slice(first, min(first + size, B))
         with one_thread_below(J):
-            _solve_part(result, part, tol, max_steps)
+            _solve_part(result, part, line, tol, max_steps)
         for i in np.flatnonzero(~(result.relative_gap[part] <= tol)) + first:
-            _solve_one(result, int(i), tol)
+            near = _solve_one(result, int(i), tol, near)
         if progress is not None:
             progress(part.stop, B)
     return result
 
 
-def _solve_part(result: BatchResult, part: slice, tol: float, max_steps: int) -> None:
+def _solve_part(result: BatchResult, part: slice, line: int, tol: float, max_steps: int) -> None:
     """Fill in a slice of the result."""
     model = _model(result.batch, part)
-    point = minimise_batch(model, tol, max_steps)
+    point = minimise_lines(model, line, tol, max_steps)
     k, v, J = model.sizes, point.v, model.num_clusters
     several = k > 1
     alpha = np.where(several, v[-1] / (model.root * np.sqrt(np.maximum(1 - 1 / k, 0.5))), 0.0)
@@ -310,19 +318,20 @@ def _solve_part(result: BatchResult, part: slice, tol: float, max_steps: int) ->
     result.states[part] = np.array(CLASS_STATES)[states].T
 
 
-def _solve_one(result: BatchResult, i: int, tol: float) -> None:
-    """Problem i by the general solver, kept where its gap is the smaller one."""
-    solution = solve(result.batch.problem(i), tol, throw=False)
+def _solve_one(result: BatchResult, i: int, tol: float, near: Solution | None) -> Solution:
+    """Problem i by the general solver, started from the last one; kept where its gap is the smaller one."""
+    solution = solve_near(result.batch.problem(i), near, tol)
     result.solutions[i] = solution
     if not solution.certificate.gap < result.gap[i]:
         result.status[i] = solution.status
-        return
+        return solution
     blocks = _onto_clusters(solution, result.batch.quotient(i))
     result.alpha[i], result.C[i], result.b[i] = blocks.alpha, blocks.C, blocks.b
     result.primal[i], result.dual[i] = solution.certificate.primal, solution.certificate.dual
     result.status[i], result.num_steps[i] = solution.status, solution.num_steps
     firsts = np.searchsorted(result.batch.quotient(i).labels, np.arange(result.alpha.shape[1]))
     result.states[i] = [solution.class_states[k] for k in firsts]
+    return solution
 
 
 def _onto_clusters(solution: Solution, q: Quotient) -> Blocks:

@@ -20,7 +20,7 @@ from collapsar.solver.solution import NotConvergedError, SharedProof, Solution
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
-__all__ = ["Settings", "checked_settings", "solve", "solve_normalized", "solve_quotient"]
+__all__ = ["Settings", "checked_settings", "solve", "solve_near", "solve_normalized", "solve_quotient"]
 
 
 def solve(
@@ -67,6 +67,18 @@ def solve(
     if start is None:
         return solve_quotient(problem, q, None, how)
     return solve_quotient(problem, q, start.blocks, how, None if start.proof is None else start.proof.atoms)
+
+
+def solve_near(problem: Problem, near: Solution | None, tol: float = 1e-9) -> Solution:
+    """The optimum, started from that of a problem like it where both have the same clusters; reports failure in status.
+
+    Args:
+        problem: the convex program.
+        near: any solution, or None.
+        tol: as for :func:`solve`.
+    """
+    alike = near is not None and np.array_equal(near.quotient.labels, quotient(problem).labels)
+    return solve(problem, tol, start=near if alike else None, throw=False)
 
 
 class Settings(NamedTuple):
