@@ -20,14 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from collapsar.metrics import NeuralCollapse
 from collapsar.monitor import CollapseMonitor, MonitorOptions
+from collapsar.training.sampler import ClassAwareSampler
 
-__all__ = ["monitored", "on_two_ranks", "streamed"]
+__all__ = ["dealt", "monitored", "on_two_ranks", "streamed"]
 
 
 def on_two_ranks(work: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """What ``work(rank, *arguments)`` gives on each rank of a gloo group of two; warnings are errors there, too."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["collapsar.metrics.streaming", "collapsar.monitor.bare_loop"])
+    context.set_forkserver_preload(["collapsar.monitor.bare_loop", "collapsar.training.sampler"])
     ranks = [context.Process(target=_rank, args=(rank, folder, work, arguments)) for rank in range(2)]
     try:
         for process in ranks:
@@ -48,6 +49,11 @@ def _rank(rank: int, folder: Path, work: Callable[..., Any], arguments: tuple[An
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
     torch.save(work(rank, *arguments), folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def dealt(_rank: int, labels: list[int], multipliers: list[float]) -> list[int]:
+    """A sampler's indices of one epoch, as the group's rank and not an argument says."""
+    return list(ClassAwareSampler(labels, multipliers, rank=dist.get_rank(), world_size=dist.get_world_size()))
 
 
 def streamed(rank: int, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> list[Any]:

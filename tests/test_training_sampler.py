@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import collapsar as cs
 from collapsar.training.sampler import ClassAwareSampler
+from ranks import dealt, on_two_ranks
 
 COUNTS = (40, 12, 7)
 LABELS = np.random.default_rng(5).permutation(np.repeat(np.arange(3), COUNTS))
@@ -241,38 +240,8 @@ def test_class_shares_stay_exact_over_ranks() -> None:
     np.testing.assert_allclose(total / total.sum(), share / share.sum(), atol=4 * 0.5 / np.sqrt(400 * 100))
 
 
-RANK = """
-import sys
-import torch
-from torch import distributed
-from collapsar.training.sampler import ClassAwareSampler
-
-rank, meeting, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-labels, multipliers = torch.load(folder + "/given.pt", weights_only=True)
-sampler = ClassAwareSampler(labels, multipliers, rank=distributed.get_rank(), world_size=2)
-hand = torch.tensor(list(sampler))
-hands = [torch.empty_like(hand) for _ in range(2)]
-distributed.all_gather(hands, hand)  # fails where lengths differ
-if rank == 0:
-    torch.save(torch.stack(hands), folder + "/hands.pt")
-distributed.destroy_process_group()
-"""
-
-
 def test_two_gloo_processes_deal_out_one_epoch(tmp_path) -> None:
-    torch.save((torch.from_numpy(LABELS), torch.tensor(MULTIPLIERS, dtype=torch.float64)), tmp_path / "given.pt")
-    meeting = f"file://{tmp_path}/meeting"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), meeting, str(tmp_path)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors
-    hands = torch.load(tmp_path / "hands.pt", weights_only=True)
+    hands = torch.tensor(on_two_ranks(dealt, tmp_path, LABELS.tolist(), MULTIPLIERS))
     deck = list(sampler())
     assert hands.T.flatten().tolist() == deck[: hands.numel()]
     assert len(deck) - hands.numel() <= 1
