@@ -245,10 +245,13 @@ def test_certificates_of_other_points_are_bounds(over: str, lambda_b: float) -> 
 
 
 @pytest.mark.reference
-def test_conic_solver_agrees() -> None:
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+@pytest.mark.parametrize("lambda_w", [2.0, 60.0])
+def test_conic_solver_agrees(features: str, lambda_w: float) -> None:
+    """With nonnegative features the cone is that of doubly nonnegative Gram matrices, a relaxation."""
     import cvxpy
 
-    p = normalized([60, 30, 17, 9, 4, 2], 2.0, lambda_b=0.05)
+    p = normalized([60, 30, 17, 9, 4, 2], lambda_w, lambda_b=0.05, features=features)
     K = p.num_classes
     assert p.normalization is not None
     M = cvxpy.Variable((2 * K, 2 * K), PSD=True)  # [[||W|| part, Z], [Z', G]]
@@ -256,7 +259,8 @@ def test_conic_solver_agrees() -> None:
     columns = [cvxpy.log_sum_exp(Z[:, k] + b) - Z[k, k] - b[k] for k in range(K)]
     value = sum(q * column for q, column in zip(p.loss_share, columns, strict=True))
     value += 0.5 * p.normalization.price * cvxpy.trace(M[:K, :K]) + 0.025 * cvxpy.sum_squares(b)
-    conic = cvxpy.Problem(cvxpy.Minimize(value), [cvxpy.diag(M[K:, K:]) <= 1])
+    signs = [] if features == "signed" else [M[K:, K:] >= 0]
+    conic = cvxpy.Problem(cvxpy.Minimize(value), [cvxpy.diag(M[K:, K:]) <= 1, *signs])
     conic.solve(solver="CLARABEL")
     s = cs.solve(p)
     assert conic.value == pytest.approx(s.certificate.primal, rel=1e-6)
@@ -442,7 +446,7 @@ def replace_gain(p: cs.Problem) -> object:
         ({"norm": float("nan")}, "`norm` must be"),
         ({"over": "layer"}, "`over` must be"),
         ({"lambda_z": 0.1}, "change `lambda_w`"),
-        ({"features": "nonnegative"}, "per sample"),
+        ({"features": "nonnegative", "lambda_gain": 0.1}, "for a given `norm`"),
         ({"feature_mass": np.ones(10)}, "per sample"),
         ({"lambda_w": ROWS, "over": "batch", "lambda_b": 0.1, "features": "nonnegative"}, "needs a free bias or none"),
     ],

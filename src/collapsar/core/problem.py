@@ -92,10 +92,14 @@ class Problem:
                 raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {counts.size} classes")
         if normalization is not None:
             normalization.check(float(lambda_z), float(lambda_b), counts.size, features)
-            if normalization.over == "sample" and (features != "signed" or mass is not None):
+            if normalization.over == "sample" and mass is not None:
                 raise ValueError(
-                    "features normalised per sample are signed (nonnegative ones of equal length are not solved) and "
-                    'have no `feature_mass`; leave these arguments out, or use `over="batch"`'
+                    'features normalised per sample have no `feature_mass`; leave it out, or use `over="batch"`'
+                )
+            if normalization.over == "sample" and features == "nonnegative" and normalization.norm is None:
+                raise ValueError(
+                    "nonnegative features normalised per sample are solved for a given `norm`, not for a decayed gain; "
+                    "give the length at which the gain came to rest"
                 )
         for name, value in (
             ("class_counts", counts),

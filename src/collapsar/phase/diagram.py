@@ -19,7 +19,7 @@ from collapsar.core.states import CLASS_STATES
 from collapsar.core.types import Array, Record
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
-from collapsar.phase.normalized import cell_solutions, cell_thresholds, models_of
+from collapsar.phase.normalized import cell_solutions, cell_thresholds
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.status import Status
 from collapsar.theory.clusters import Clusters
@@ -185,7 +185,7 @@ def phase_diagram(
     tol: float = 1e-9,
     progress: Callable[[int, int], None] | None = None,
 ) -> PhaseDiagram:
-    """The states of both clusters over a grid of two parameters, for both feature models (per sample: the signed one).
+    """The states of both clusters over a grid of two parameters, for both feature models.
 
     ``collapsar phase`` and :func:`collapsar.phase.sweep.sweep` do the same in parallel, and resume.
 
@@ -264,7 +264,7 @@ def _normalized_chunk(config: PhaseConfig, chunk: int) -> Record:
     rows, columns = (config.cut(grid, chunk) for grid in np.indices(config.shape))
     shape, cells = rows.shape, [(int(i), int(j)) for i, j in zip(rows.ravel(), columns.ravel(), strict=True)]
     record: Record = {}
-    for features in models_of(config):
+    for features in FEATURES:
         found = cell_solutions(config, cells, features)
         states = [[STATES.index(s.class_states[k]) for s in found] for k in (0, -1)]
         lines = [
@@ -329,7 +329,7 @@ def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
         return np.concatenate(grids, axis=axis)
 
     models = []
-    for features in models_of(config) if config.is_normalized else FEATURES:
+    for features in FEATURES:
         fields = {name: threshold(features, name) for name in _FIELDS}
         cells = [joined(features, name) for name in ("states", "gap", "status", "one_by_one")]
         predicted = np.stack([_predicted(config, fields, side) for side in "ab"])

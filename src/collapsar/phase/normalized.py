@@ -11,14 +11,9 @@ from collapsar.phase.transitions import thresholds
 from collapsar.solver import Solution, solve
 from collapsar.theory.thresholds import Thresholds
 
-__all__ = ["cell_problem", "cell_solutions", "cell_thresholds", "models_of"]
+__all__ = ["cell_problem", "cell_solutions", "cell_thresholds"]
 
 Cell = tuple[int, int]
-
-
-def models_of(config: PhaseConfig) -> tuple[FeatureModel, ...]:
-    """The feature models of a diagram of normalised features: per sample the signed one."""
-    return ("signed",) if config.settings.over == "sample" else ("signed", "nonnegative")
 
 
 def cell_problem(config: PhaseConfig, cell: Cell, features: FeatureModel) -> Problem:

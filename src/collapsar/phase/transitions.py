@@ -16,7 +16,8 @@ def thresholds(problem: Problem) -> Thresholds:
     With a feature penalty these are values of lambda_z, see :func:`collapsar.theory.thresholds`. Where features are
     normalised they are values of ``lambda_w`` (of the class's own where rows differ), the norm or the gain's penalty
     held. Per sample nothing vanishes before a decayed gain takes everything to zero: ``vanish`` is NaN where the length
-    is given. Per batch with a given length the largest classes never vanish either, and ``complete`` is inf.
+    is given, and ``merge`` is also where classes with nonnegative features come to share one direction. Per batch with
+    a given length the largest classes never vanish either, and ``complete`` is inf.
 
     Args:
         problem: any counts, remedies, bias price and normalisation.

@@ -10,7 +10,7 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Residual
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["Atoms", "combined", "pruned"]
+__all__ = ["Atoms", "combined", "own_directions", "pruned"]
 
 
 _PARALLEL = 1e-12  # 1 - cosine of two directions that are one
@@ -73,6 +73,14 @@ class Atoms:
         w, h = self.norms(q)
         keep = w * h > _DEAD * np.max(w * h, initial=0.0)
         return Atoms(self.between[keep], self.within[keep], self.own[keep], self.common[keep])
+
+
+def own_directions(q: Quotient, blocks: Blocks) -> Atoms:
+    """The point with one own direction per class, features of length one in the coordinates of Z M^(1/2)."""
+    several = q.sizes > 1
+    own = np.diag(several.astype(np.float64))
+    within = np.diag(np.where(several, blocks.alpha * np.sqrt(q.mass), 0.0))
+    return Atoms((q.weight * blocks.C).T, within, own, np.eye(q.num_clusters) - own)
 
 
 def combined(q: Quotient, atoms: Atoms) -> Atoms:

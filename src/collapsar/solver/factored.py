@@ -45,12 +45,14 @@ class _Unknowns:
     """Atoms and bias as one vector: between, common, and where a cluster has several classes within and own; then b.
 
     With ``squares``, shape (J,), the features of every cluster have this sum of squares: the objective is then that of
-    the features scaled to it, and the multiplier of the constraint takes the place of the features' price.
+    the features scaled to it, and the multiplier of the constraint takes the place of the features' price. The classes
+    of the cluster ``held`` have equal features.
     """
 
     q: Quotient
     rows: int
     squares: Vector | None = None
+    held: int | None = None
 
     @cached_property
     def parts(self) -> int:
@@ -84,6 +86,13 @@ class _Unknowns:
         length = np.sqrt(self.squares / np.maximum(at.squares(self.q), np.finfo(np.float64).tiny))
         return self.pack(Atoms(at.between, at.within, length * at.own, length * at.common), b), length
 
+    @cached_property
+    def movable(self) -> NDArray[np.bool_]:
+        """All but the contrasts of the held cluster."""
+        part = np.arange(self.q.num_clusters) == self.held
+        atoms = Atoms(*(np.broadcast_to(part & inner, self.none.shape) for inner in (False, True, True, False)))
+        return ~self.pack(atoms, np.zeros(part.size)).astype(bool)
+
     def lower(self, x: Vector) -> Vector:
         """Bounds; of features on spheres one entry stays, as a long step would take all of them to zero."""
         bound = np.where(self.nonnegative, 0.0, -np.inf)
@@ -93,7 +102,7 @@ class _Unknowns:
             for part in parts[: self.parts // 2]:
                 features = x[part].reshape(self.rows, -1)
                 bound[part] = np.where(features == features.max(axis=0), _KEPT * features, 0.0).ravel()
-        return bound
+        return np.where(self.movable, bound, 0.0)
 
     def typical(self, x: Vector) -> float | Vector:
         """The size beside which an unknown is small: of all, or of its class's features where that is given."""
@@ -185,7 +194,8 @@ class _Point:
     def projected(self) -> float:
         """How far the point moves in a projected gradient step of length 1 / lambda_Z."""
         step = self.gradient / self.unknowns.q.lambda_z
-        return float(np.linalg.norm(np.where(self.unknowns.nonnegative, np.minimum(step, self.x), step)))
+        with np.errstate(over="ignore"):  # of a step that lost its way
+            return float(np.linalg.norm(np.where(self.unknowns.nonnegative, np.minimum(step, self.x), step)))
 
 
 def descend(
@@ -195,6 +205,7 @@ def descend(
     report: Callable[[float], None] | None = None,
     tol: float = 0.0,
     squares: Vector | None = None,
+    held: int | None = None,
 ) -> tuple[Atoms, Vector]:
     """Descent from the given factors, with bounds, until rounding stops it: a quasi-Newton method, then Newton's.
 
@@ -205,10 +216,11 @@ def descend(
         report: called with the objective at every iteration; may raise to interrupt.
         tol: the relative gap to reach; steps that gain next to nothing beside it are the last.
         squares: shape (J,), the sum of squares of each cluster's features where it is given.
+        held: a cluster whose classes have equal features, ``own`` and ``within`` zero.
     """
     from scipy.optimize import minimize
 
-    unknowns = _Unknowns(q, len(atoms.own), squares)
+    unknowns = _Unknowns(q, len(atoms.own), squares, held)
     x = unknowns.pack(atoms, b)
     scale = unknowns.at(x).value
     lower = unknowns.lower(x)
@@ -222,7 +234,7 @@ def descend(
         x,
         jac=True,
         method="L-BFGS-B",
-        bounds=list(zip(lower, np.full(x.size, np.inf), strict=True)),
+        bounds=list(zip(lower, np.where(unknowns.movable, np.inf, 0.0), strict=True)),
         callback=None if report is None else lambda intermediate_result: report(intermediate_result.fun * scale),
         options={"maxiter": _DESCENT_STEPS, "maxfun": 2 * _DESCENT_STEPS, "ftol": 0.0, "gtol": 1e-13, "maxcor": 10},
     )
@@ -237,14 +249,16 @@ def approach(q: Quotient, atoms: Atoms, b: Vector, tol: float = 0.0) -> tuple[At
     return atoms.alive(q), b
 
 
-def newton(q: Quotient, atoms: Atoms, b: Vector, squares: Vector | None = None) -> tuple[Atoms, Vector]:
+def newton(
+    q: Quotient, atoms: Atoms, b: Vector, squares: Vector | None = None, held: int | None = None
+) -> tuple[Atoms, Vector]:
     """Newton's method on the gradient of the free unknowns, for factors that descent has brought near a minimum.
 
     The unknowns at zero change with every step, and H'H may have many nonnegative factors, along which nothing changes:
     so the gradient may grow before it vanishes. The best point is kept, and where the method loses its way it starts
     again from there, with a damped Hessian.
     """
-    unknowns = _Unknowns(q, len(atoms.own), squares)
+    unknowns = _Unknowns(q, len(atoms.own), squares, held)
     bounded, best = unknowns.nonnegative, unknowns.at(unknowns.scaled(unknowns.pack(atoms, b))[0])
     rest = _AT_REST * float(np.linalg.norm(best.x))
     least = best.projected()
@@ -255,6 +269,7 @@ def newton(q: Quotient, atoms: Atoms, b: Vector, squares: Vector | None = None) 
                 break
             # a primal-dual active set: lambda_Z is the curvature of the penalty
             free = ~(bounded & (at.x < at.gradient / q.lambda_z)) & ((at.x != 0) | (at.gradient != 0))
+            free &= unknowns.movable
             step = _newton_direction(at, free, damping=damping * q.lambda_z)
             x = np.where(free, at.x, 0.0)
             x[free] += step.v
@@ -262,7 +277,7 @@ def newton(q: Quotient, atoms: Atoms, b: Vector, squares: Vector | None = None) 
             norm = at.projected()
             if norm < least:
                 best, least = at, norm
-            elif norm > _LOST * max(start, least):
+            elif not norm <= _LOST * max(start, least):  # NaN: beyond all numbers
                 break
     return unknowns.unpack(best.x)
 
@@ -282,7 +297,7 @@ def _approach(
         x, gradient = at.x, at.gradient
         least = at.projected() / max(float(np.linalg.norm(x)), np.finfo(np.float64).tiny)
         near = min(least, 1e-3) * unknowns.typical(x)
-        free = ~(bounded & (gradient > 0) & (x <= np.minimum(near, gradient / at.diagonal)))
+        free = ~(bounded & (gradient > 0) & (x <= np.minimum(near, gradient / at.diagonal))) & unknowns.movable
         step = _newton_direction(at, free, radius=radius, forcing=min(0.1, np.sqrt(least)))
         start, move, length = np.where(free, x, 0.0), np.zeros_like(x), 1.0
         move[free] = step.v

@@ -15,7 +15,9 @@ import numpy as np
 from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
 from collapsar.solver.certificate import Certificate, balance_bias, penalty
+from collapsar.solver.nonnegative_spheres import minimise_nonnegative_spheres
 from collapsar.solver.normalized_certificate import (
+    NonnegativeSpheres,
     batch_price,
     certify_batch,
     certify_spheres,
@@ -40,23 +42,23 @@ from collapsar.solver.symmetry import Blocks, Quotient
 if TYPE_CHECKING:
     from collapsar.solver.solve import Settings
 
-__all__ = ["NormalizedResult", "Solver", "minimise_normalized", "shared_proof", "shifted"]
+__all__ = ["FEW", "MERGED", "NormalizedResult", "Solver", "awake", "minimise_normalized", "shared_proof", "shifted"]
 
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
 _EASY = 1e-14  # decrement from which on one more step of Newton leaves only rounding
-_FEW = 8  # clusters up to which no direction is worth dropping
+FEW = 8  # clusters up to which no direction is worth dropping
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
 _LEAP = 3.0  # nats of the price that a secant may go at once
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
-_MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
+MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormalizedResult(Result):
     """A result with its factors where the features have equal length, None per batch."""
 
-    spheres: Spheres | None = None
+    spheres: Spheres | NonnegativeSpheres | None = None
     price: float = np.nan
     proof: SharedProof | None = None
 
@@ -78,6 +80,10 @@ def minimise_normalized(
     if own.over == "batch":
         return _per_batch(problem, q, first if isinstance(first, Blocks) else None, how, plain)
     start = first if isinstance(first, Spheres) else None
+    if problem.features == "nonnegative":
+        n = normalized_quotient(problem, q)
+        x, certificate, status, num_steps = minimise_nonnegative_spheres(n, how)
+        return NormalizedResult(x.blocks(n.q), certificate, num_steps, status, spheres=x, price=n.price)
     if own.lambda_gain is None:
         return _on_spheres(normalized_quotient(problem, q), start, how)
     return _with_gain(problem, q, start, how)
@@ -85,10 +91,10 @@ def minimise_normalized(
 
 def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> NormalizedResult:
     """Newton's method until the certificate closes."""
-    p = sphere_point(n, sphere_start(n) if start is None else _awake(n, start))
+    p = sphere_point(n, sphere_start(n) if start is None else awake(n, start))
     radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
     best: NormalizedResult | None = None
-    many = n.q.num_clusters > _FEW
+    many = n.q.num_clusters > FEW
     aim = max(10 * how.tol, 1e-13) if n.q.num_clusters > _FREE_DIGITS else _EASY
     for step in range(1, how.max_steps + 1):
         before = p
@@ -117,22 +123,31 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
     return replace(best, status=Status.MAX_STEPS) if spent else best
 
 
-def _awake(n: NormalizedQuotient, x: Spheres) -> Spheres:
-    """A start in which no contrast is dead: at zero it has no slope that could bring it back."""
+def awake(n: NormalizedQuotient, x: Spheres, held: int | None = None) -> Spheres:
+    """A start in which contrasts are dead where their multipliers say so: at zero none has a slope to bring it back.
+
+    Args:
+        n: the program.
+        x: factors, the optimum at a near price.
+        held: a cluster whose contrast is zero whatever they say.
+    """
     q = n.q
-    short = (x.u**2 < _MERGED * q.sizes) & (q.sizes > 1)
-    if not short.any():
+    short = (x.u**2 < MERGED * q.sizes) & (q.sizes > 1)
+    hold = np.arange(q.num_clusters) == held
+    if not (short | hold).any():
         return x
-    u = np.where(short, _AWAKE * np.sqrt(q.sizes), x.u)
-    F = x.F * np.where(short, np.sqrt((1 - _AWAKE**2) * q.sizes / np.sum(x.F**2, axis=0)), 1.0)
-    R = sphere_point(n, x).R
-    return Spheres(x.E, F, np.where(short, R.within * u / n.price, x.v), u, x.b)
+    p = sphere_point(n, x)
+    dead = hold | (short & (p.R.within**2 < p.nu * n.price))
+    u = np.where(dead, 0.0, np.where(short, _AWAKE * np.sqrt(q.sizes), x.u))
+    v = np.where(dead, 0.0, np.where(short, p.R.within * u / n.price, x.v))
+    F = x.F * np.sqrt((q.sizes - u**2) / np.maximum(np.sum(x.F**2, axis=0), np.finfo(np.float64).tiny))
+    return Spheres(x.E, F, v, u, x.b)
 
 
 def _merged(n: NormalizedQuotient, p: SpherePoint, tol: float) -> tuple[SpherePoint, Certificate]:
     """The point and its certificate; contrasts that only tend to zero are zero if that closes the certificate."""
     q, x, own = n.q, p.x, certify_spheres(n, p.x)
-    small = (x.u**2 < _MERGED * q.sizes) & (q.sizes > 1)
+    small = (x.u**2 < MERGED * q.sizes) & (q.sizes > 1)
     dead = small & (p.R.within**2 < p.nu * n.price * (1 - 1e-9))
     if not dead.any():
         return p, own
@@ -228,15 +243,16 @@ def _with_gain(problem: Problem, q: Quotient, start: Spheres | None, how: Settin
     def excess(price: float) -> float:
         nonlocal steps
         begin = last[-1].spheres if last else start
+        assert begin is None or isinstance(begin, Spheres)
         result = _on_spheres(replace(n, price=price), begin, how._replace(progress=None))
         steps += result.num_steps
         last.append(result)
-        assert result.spheres is not None
+        assert isinstance(result.spheres, Spheres)
         return 2 * float(np.log(price * np.sqrt(result.spheres.weight_norm()) / gain))
 
     _root(excess, gain / 4, 1e-13)
     result = last[-1]
-    assert result.spheres is not None
+    assert isinstance(result.spheres, Spheres)
     certificate = certify_spheres(n, result.spheres, gain=gain)
     status = Status.OPTIMAL if certificate.relative_gap <= how.tol else Status.STALLED
     if how.progress is not None:

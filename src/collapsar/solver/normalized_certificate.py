@@ -8,29 +8,35 @@ whose dual norm is gamma*(R)^2 = min { sum y : diag(y) >= R'R }. For any S with 
 
     D(S) = sum_k q_k [H(s_k) + <s_k - y_k, iota>] - sum(y) / (2c) - ||bias residual||^2 / (2 lambda_b)
 
-is a lower bound: one eigenvalue problem a point. Factors bound gamma from above, weights mu from below. Per batch the
-penalty is (a/2)||Z M^(1/2)||_*^2, a = lambda_w / (norm^2 sum m), and the bound is that of the program with
+is a lower bound: one eigenvalue problem a point. With features >= 0 it is one for any N >= 0, zero on the diagonal,
+with diag(y) >= R'R + N (:mod:`.witness`). Factors bound gamma from above, weights mu from below. Per batch the penalty
+is (a/2)||Z M^(1/2)||_*^2, a = lambda_w / (norm^2 sum m), and the bound is that of the program with
 lambda_z = a ||Z M^(1/2)||_* (:mod:`.certificate`). With a decayed gain both norms enter linearly.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
+from collapsar.solver.atoms import Atoms, own_directions
 from collapsar.solver.certificate import Certificate, balance_bias, best_dual, certify_blocks, penalty
 from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
 from collapsar.solver.spheres import NormalizedQuotient, Spheres, sphere_point
 from collapsar.solver.symmetry import Blocks, Quotient
+from collapsar.solver.witness import Witness, witness_of
 
 __all__ = [
+    "NonnegativeSpheres",
     "batch_price",
     "certify_batch",
+    "certify_nonnegative",
     "certify_normalized",
     "certify_spheres",
+    "nonnegative_point",
     "normalized_quotient",
     "row_scales",
     "spheres_of",
@@ -39,6 +45,7 @@ __all__ = [
 
 _CLOSED = 1e-12  # relative gap at which no better bound is looked for
 _TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative
+_ALIVE = 1e-12  # of the largest multiplier: no other is taken for less
 _ALMOST_FREE = 1e-13  # of lambda_z: a bias this cheap is free to rounding
 
 
@@ -96,7 +103,7 @@ def certify_spheres(n: NormalizedQuotient, x: Spheres, gain: float | None = None
     if q.lambda_b < np.inf and np.ptp(n.bias_price) == 0:  # the dual's equality holds at the best bias for this Z
         P = predict(q, balance_bias(q, x.blocks(q)))[0]
         R = residual(q, P)
-    own = Certificate(float(primal), _dual(n, P, R, np.maximum(p.nu, 0.0), gain))
+    own = Certificate(float(primal), _dual(n, P, R, _dominating(q, R, np.maximum(p.nu, 0.0)), gain))
     if own.relative_gap <= _CLOSED:
         return own
     return Certificate(own.primal, max(own.dual, _plain_dual(n, P, x.blocks(q), np.maximum(p.nu, 0.0), gain)))
@@ -109,14 +116,14 @@ def _plain_dual(n: NormalizedQuotient, P: Columns, blocks: Blocks, nu: Vector, g
         return -np.inf
     y = n.price * nu if gain is None else nu * (gain**2 / total)
     price = 0.0 if gain is not None else float(q.sizes @ y) / (2 * n.price)
-    return best_dual(replace(q, mass=y, lambda_z=1.0), P, blocks) - price
+    return best_dual(n.lagrangian(y), P, blocks) - price
 
 
-def _dual(n: NormalizedQuotient, P: Columns, R: Residual, y: Vector, gain: float | None) -> float:
+def _dual(n: NormalizedQuotient, P: Columns, R: Residual, total: float, gain: float | None) -> float:
+    """D(P), ``total`` the sum of multipliers that dominate R'R."""
     q = n.q
     if q.lambda_b == 0 and not np.sqrt(q.sizes @ R.bias**2) <= 1e-13:
         return -np.inf
-    total = _dominating(q, R, y)
     bias = float(np.sum(q.sizes * R.bias**2 / (2 * n.bias_price))) if n.has_bias and q.lambda_b > 0 else 0.0
     if gain is None:
         # along S_t = Y + t(P - Y) the price grows like t^2: the best t is one unless P is far from the optimum
@@ -196,6 +203,57 @@ def spheres_of(n: NormalizedQuotient, blocks: Blocks, max_steps: int = 500) -> S
     return best
 
 
+# --- per sample, features >= 0
+
+
+@dataclass(frozen=True)
+class NonnegativeSpheres:
+    """A point with features >= 0 of unit length, and what proves it.
+
+    Attributes:
+        atoms: the factors, one row per orbit; the squares of every cluster's features sum to its size.
+        b: bias, shape (J,).
+        y: multipliers of the dual, shape (J,), > 0.
+        witness: S, and N in units in which R has masses y.
+    """
+
+    atoms: Atoms
+    b: Vector
+    y: Vector
+    witness: Witness
+
+    def blocks(self, q: Quotient) -> Blocks:
+        """Z and b per cluster."""
+        return self.atoms.blocks(q, self.b)
+
+
+def nonnegative_point(n: NormalizedQuotient, atoms: Atoms, b: Vector) -> NonnegativeSpheres:
+    """Unit features with their multipliers and the witness that they suggest, at the best bias for Z."""
+    q, blocks = n.q, atoms.blocks(n.q, b)
+    if q.lambda_b < np.inf:
+        blocks = balance_bias(q, blocks)
+    S = predict(q, blocks)[0]
+    y = n.price * atoms.pull(q, residual(q, S)) / q.sizes
+    y = np.maximum(y, max(_ALIVE * float(np.max(y)), np.finfo(np.float64).tiny))
+    C, gamma = atoms.gram()
+    return NonnegativeSpheres(
+        atoms, blocks.b, y, witness_of(n.lagrangian(y), S, C * np.sqrt(np.outer(y, y)) / n.price, gamma * y / n.price)
+    )
+
+
+def certify_nonnegative(n: NormalizedQuotient, x: NonnegativeSpheres) -> Certificate:
+    """The objective of the factors, and what multipliers and witness prove."""
+    q, N = n.q, x.witness
+    weight = float(np.sum(x.atoms.norms(q)[0] ** 2))
+    primal = predict(q, x.blocks(q))[1] + 0.5 * n.price * weight + q.bias_cost(x.b)
+    if not (min(N.between.min(), N.within.min()) >= 0 and x.y.min() > 0):
+        return Certificate(primal, -np.inf)
+    R = residual(n.lagrangian(x.y), N.S)
+    gram = R.between.T @ R.between + N.between + np.diag((q.sizes - 1) * N.within)
+    top = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(R.within**2 - N.within)))
+    return Certificate(primal, _dual(n, N.S, residual(q, N.S), top * (1 + 1e-14) * float(q.sizes @ x.y), None))
+
+
 # --- per batch
 
 
@@ -220,6 +278,9 @@ def certify_normalized(problem: Problem, q: Quotient, blocks: Blocks) -> Certifi
         return certify_batch(problem, scaled_quotient(problem, q), inner)
     if how.lambda_gain is None:
         n = normalized_quotient(problem, q)
+        if q.features == "nonnegative":  # one direction per class, an upper bound of the price
+            x = nonnegative_point(n, own_directions(n.q, inner), inner.b)
+            return certify_nonnegative(n, replace(x, b=inner.b))
         return certify_spheres(n, spheres_of(n, inner))
     n = normalized_quotient(problem, q, price=1.0)
     return certify_spheres(n, spheres_of(n, inner), gain=problem.lambda_z)

@@ -15,14 +15,17 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.normalized import NormalizedResult, Solver, minimise_normalized, shifted
 from collapsar.solver.normalized_certificate import (
+    NonnegativeSpheres,
     certify_batch,
+    certify_nonnegative,
     certify_spheres,
     normalized_quotient,
     row_scales,
     scaled_quotient,
 )
 from collapsar.solver.objective import predict, residual
-from collapsar.solver.solution import Solution
+from collapsar.solver.shared import factors
+from collapsar.solver.solution import SharedProof, Solution
 from collapsar.solver.solve import Settings
 from collapsar.solver.spheres import Spheres
 from collapsar.solver.symmetry import Blocks, Quotient, lift
@@ -30,6 +33,7 @@ from collapsar.solver.symmetry import Blocks, Quotient, lift
 __all__ = ["NormalizedSolution", "certified_again", "normalized_solution"]
 
 
+_MERGED = 1e-10  # of a feature's square: its part inside the cluster counts as zero
 _ZERO = 1e-8  # relative size below which a part counts as zero where the dual leaves it open
 
 
@@ -40,13 +44,13 @@ class NormalizedSolution(Solution):
     ``classifier_gram``, ``feature_gram`` and ``factors`` are in the problem's own units, ||h|| = norm.
 
     Attributes:
-        spheres: factors with features of unit length on the clusters, rows of W in units in which all cost the same;
-            None per batch.
+        spheres: factors with features of unit length on the clusters, rows of W in units in which all cost the same,
+            for features >= 0 with their proof; None per batch.
         price: lambda_w / norm^2 at the optimal length per sample; per batch the lambda_z of the program with a feature
             penalty that has the same optimum.
     """
 
-    spheres: Spheres | None = None
+    spheres: Spheres | NonnegativeSpheres | None = None
     price: float = np.nan
 
     @property
@@ -83,6 +87,10 @@ class NormalizedSolution(Solution):
         """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part."""
         if self.spheres is None:
             return self._plain._live
+        if isinstance(self.spheres, NonnegativeSpheres):
+            contrast = self.spheres.atoms.gram()[1] > _MERGED
+            size = np.linalg.svd(self.quotient.weight * self.blocks.C, compute_uv=False)
+            return contrast, np.ones_like(contrast), int(np.sum(size > _ZERO * float(size[0])))
         x, n = self.spheres, normalized_quotient(self.problem, self.quotient, self.price)
         norms = np.sqrt(self.quotient.sizes @ self.blocks.C**2 + self.blocks.alpha**2)
         if not float(norms.max()) > 0:
@@ -102,15 +110,25 @@ class NormalizedSolution(Solution):
         rows = self._rows[self.quotient.labels]
         if self.spheres is None:
             return self._plain.classifier_gram() * (self.price / self._how.level) * np.outer(rows, rows)
-        x = self.spheres
+        x = self._symmetric
         length = self.norm if self.norm > 0 else 1.0
         return self._gram(x.E, x.v) / length**2 * np.outer(rows, rows)
+
+    @property
+    def _symmetric(self) -> Spheres:
+        """Factors whose Grams are those of the point, whatever their signs."""
+        x, width = self.spheres, np.sqrt(self.quotient.sizes - 1)
+        assert x is not None
+        if isinstance(x, Spheres):
+            return x
+        v, u = (width * np.linalg.norm(part, axis=0) for part in (x.atoms.within, x.atoms.own))
+        return Spheres(x.atoms.between, x.atoms.mean, v, u, x.b)
 
     def feature_gram(self) -> Matrix:
         """H'H of the class means, shape (K, K); per sample its diagonal is norm^2."""
         if self.spheres is None:
             return self._plain.feature_gram() * (self._how.level / self.price)
-        return self._gram(self.spheres.F, self.spheres.u) * self.norm**2
+        return self._gram(self._symmetric.F, self._symmetric.u) * self.norm**2
 
     def _gram(self, between: Matrix, contrast: Vector) -> Matrix:
         q = self.quotient
@@ -142,16 +160,15 @@ class NormalizedSolution(Solution):
             raise ValueError(
                 "`lambda_w` and `lambda_h` follow from the problem: normalised features have no penalty; leave them out"
             )
-        if not dim >= self.rank:
-            raise ValueError(f"`dim` must be at least {self.rank}, the directions this optimum uses, got {dim}")
-        rows = self._rows[self.quotient.labels]
-        if self.spheres is None:
-            W, H = self._batch_factors()
-        else:
-            W, H = self._sphere_factors(self.spheres)
-        W = W * rows
-        basis = np.linalg.svd(H)[0][:, : min(dim, H.shape[0])]  # the directions that H uses come first
-        W, H = basis.T @ W, basis.T @ H
+        W, H = self._batch_factors() if self.spheres is None else self._sphere_factors(self.spheres)
+        nonnegative = self.problem.features == "nonnegative"
+        least = W.shape[0] if nonnegative else self.rank
+        if not dim >= least:
+            raise ValueError(f"`dim` must be at least {least}, the directions this optimum uses, got {dim}")
+        W = W * self._rows[self.quotient.labels]
+        if not nonnegative:
+            basis = np.linalg.svd(H)[0][:, : min(dim, H.shape[0])]  # the directions that H uses come first
+            W, H = basis.T @ W, basis.T @ H
         if self.spheres is not None and self.norm > 0:
             H = H * (self.norm / np.linalg.norm(H, axis=0))
         padding = ((0, dim - W.shape[0]), (0, 0))
@@ -168,7 +185,10 @@ class NormalizedSolution(Solution):
         half, ratio = np.sqrt(sigma)[:, None], np.sqrt(self.price / how.level)
         return half * U.T * ratio, half * Vt / root / ratio
 
-    def _sphere_factors(self, x: Spheres) -> tuple[Matrix, Matrix]:
+    def _sphere_factors(self, x: Spheres | NonnegativeSpheres) -> tuple[Matrix, Matrix]:
+        if isinstance(x, NonnegativeSpheres):
+            W, H = factors(replace(self.quotient, mass=np.ones_like(x.y)), x.atoms, balanced=False)
+            return W / self.norm, H * self.norm
         q, K = self.quotient, self.problem.num_classes
         own = np.eye(K) - (q.labels[:, None] == q.labels) / q.sizes[q.labels]  # e_k - 1/k on the own cluster
         length = self.norm if self.norm > 0 else 1.0
@@ -180,6 +200,10 @@ class NormalizedSolution(Solution):
         return lifted(x.E, x.v) / length, lifted(x.F, x.u) * self.norm
 
     def _saved(self) -> tuple[dict[str, Any], dict[str, Matrix]]:
+        x = self.spheres
+        if isinstance(x, NonnegativeSpheres):
+            header, arrays = Solution._saved(replace(self, proof=SharedProof(x.atoms, x.witness)))
+            return {**header, "price": repr(self.price)}, arrays | {"spheres_y": x.y}
         header, arrays = super()._saved()
         if self.spheres is not None:
             arrays |= {f"spheres_{f.name}": getattr(self.spheres, f.name) for f in fields(Spheres)}
@@ -192,7 +216,8 @@ def normalized_solution(
     """Solve a problem with normalised features; ``plain`` solves the program with a feature penalty."""
     first: Spheres | Blocks | None = None
     if isinstance(start, NormalizedSolution):
-        first = start._plain.blocks if start.spheres is None else start.spheres
+        x = start.spheres
+        first = start._plain.blocks if x is None else x if isinstance(x, Spheres) else None
     result = minimise_normalized(problem, q, first, how, plain)
     return _solution(problem, q, result)
 
@@ -207,10 +232,19 @@ def _solution(problem: Problem, q: Quotient, result: NormalizedResult) -> Normal
         result.status,
         result.num_steps,
         q,
-        result.proof,
+        _shared(q, result),
         spheres=result.spheres,
         price=result.price,
     )
+
+
+def _shared(q: Quotient, result: NormalizedResult) -> SharedProof | None:
+    """The proof, where classes share directions."""
+    x = result.spheres
+    if not isinstance(x, NonnegativeSpheres):
+        return result.proof
+    own = np.all(np.sum(x.atoms.mean > 0, axis=1) == 1) and not np.any(x.atoms.common[:, q.sizes > 1] > 0)
+    return None if own else SharedProof(x.atoms, x.witness)
 
 
 def certified_again(solution: Solution, header: dict[str, Any], arrays: dict[str, Matrix]) -> NormalizedSolution:
@@ -222,6 +256,17 @@ def certified_again(solution: Solution, header: dict[str, Any], arrays: dict[str
     if how.over == "batch":
         made = NormalizedSolution(**own, price=price)
         return replace(made, certificate=_batch_certificate(made))
+    if problem.features == "nonnegative":
+        n, proof = normalized_quotient(problem, q), solution.proof
+        assert proof is not None
+        x = NonnegativeSpheres(proof.atoms, solution.blocks.b / rows, arrays["spheres_y"], proof.witness)
+        return _solution(
+            problem,
+            q,
+            NormalizedResult(
+                x.blocks(n.q), certify_nonnegative(n, x), solution.num_steps, solution.status, spheres=x, price=price
+            ),
+        )
     spheres = Spheres(**{f.name: arrays[f"spheres_{f.name}"] for f in fields(Spheres)})
     gain = None if how.lambda_gain is None else problem.lambda_z
     n = normalized_quotient(problem, q, price=1.0 if gain is not None else None)

@@ -8,9 +8,9 @@ lambda_w = lambda_z norm^2 sum(m) / ||Z M^(1/2)||_*, one solve.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,35 @@ from numpy.typing import NDArray
 from collapsar.core.problem import Loss, Problem
 from collapsar.core.types import Vector
 from collapsar.solver.certificate import penalty
+from collapsar.solver.nonnegative_spheres import held_equal, minimise_nonnegative_spheres
+from collapsar.solver.normalized import FEW, awake
 from collapsar.solver.normalized_certificate import normalized_quotient, row_scales, scaled_quotient
 from collapsar.solver.solve import Settings, solve_quotient
-from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, newton_step, sphere_point, sphere_start
+from collapsar.solver.spheres import (
+    NormalizedQuotient,
+    SpherePoint,
+    Spheres,
+    newton_step,
+    settle_directions,
+    sphere_point,
+    sphere_start,
+)
 from collapsar.solver.symmetry import Quotient, quotient
 
 __all__ = ["merge_per_batch", "merge_per_sample", "plain_problem", "transitions", "weight_penalty_per_batch"]
 
 
-_WEAKEST, _STRONGEST = 1e-9, 1e5  # of lambda_w / norm^2 that are looked at; beyond, the head is 0 to every digit shown
-_SETTLED = 1e-22  # decrement at which a held optimum is taken
+_WEAKEST, _STRONGEST = 1e-9, 1e3  # of lambda_w / norm^2 that are looked at; beyond, the loss hardly knows the head
+_LIMIT = 1e5  # of the same: an optimum that shows what it tends to
+_STRONG = 50.0  # from here down it can be told without holding it that a cluster is merged
+_SWEEP = 1.5  # nats of the penalty between the optima that say which clusters are merged
+_BEYOND = 1e-7  # of log(y / strength^2): past the threshold, and not only by rounding
+_ROUNDING = 1e-2  # nats below the strongest penalty
+_ROOT = 1e-11  # the same at the threshold, and nats of the penalty
+_SETTLED, _SETTLED_MANY = 1e-22, 1e-18  # decrement at which a held optimum is taken, its square root an error of y
+_IDLE = 3  # steps that bring it no nearer: rounding
 _STEPS = 300
+_FREE = Settings(1e-9, 300, None, throw=False)
 
 
 class PlainTransitions(Protocol):
@@ -81,64 +99,124 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
     assert how is not None
     n = normalized_quotient(problem, q, price=1.0)
     gain = how.lambda_gain
-    strengths = n.q.temperatures * n.q.scales * (1 - n.q.smoothing) * n.q.share
+    branch = _nonnegative_branch if problem.features == "nonnegative" else _signed_branch
     merge = np.full(q.num_clusters, np.nan)
-    for j in np.flatnonzero((q.sizes > 1) & (q.num_clusters > 1)):  # balanced, the contrast is all there is
-        price, p = _merge_price(n, int(j), float(strengths[j]))
-        if np.isfinite(price):
-            merge[j] = price * how.norm**2 if how.norm else price**2 * p.x.weight_norm() / (gain or np.nan)
+    if q.num_clusters > 1:  # balanced, the contrast is all there is
+        for j, price, weight in _merge_prices(n, branch):
+            merge[j] = price * how.norm**2 if how.norm else price**2 * weight / (gain or np.nan)
     complete = np.inf
     if gain is not None:  # as lambda_w grows, c ||W|| tends to the dual norm of the residual at Z = 0
-        limit = _settled(replace(n, price=_STRONGEST), None)
-        complete = (_STRONGEST**2 * limit.x.weight_norm()) / gain
+        limit = _settled(replace(n, price=_LIMIT), None)
+        complete = (_LIMIT**2 * limit.x.weight_norm()) / gain
         if q.num_clusters == 1:
             merge[:] = complete
     own = row_scales(problem, q) ** -2.0  # a row's own lambda_w, over their mean
     return (merge * own)[q.labels], float(complete)
 
 
-def _merge_price(n: NormalizedQuotient, j: int, strength: float) -> tuple[float, SpherePoint]:
-    """The price c at which cluster j's contrast dies, and the optimum there; NaN where it never dies."""
-    from scipy.optimize import brentq
+class _Held(NamedTuple):
+    """An optimum at one price: the multipliers y, ||W||^2, and what the next one may start from."""
 
-    last: SpherePoint | None = None
+    y: Vector
+    weight: float
+    start: Spheres | None
 
-    def excess(log_c: float) -> float:
-        nonlocal last
-        c = float(np.exp(log_c))
-        last = _settled(replace(n, price=c), j, None if last is None else last.x)
-        return float(np.log(max(c * last.nu[j], 1e-300) / strength**2))
 
-    high = float(np.log(_STRONGEST))
-    if not excess(high) > 1e-7:
-        assert last is not None
-        return np.nan, last
-    low = high
-    while excess(low) > 0 and low > np.log(_WEAKEST):
-        high, low = low, low - 3.0
-    found: Any = brentq(excess, low, high, xtol=1e-13)
-    root = float(found)
-    excess(root)
-    assert last is not None
-    return float(np.exp(root)), last
+Branch = Callable[[NormalizedQuotient, "int | None", "Spheres | None"], _Held]
+
+
+def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, float, float]]:
+    """The clusters that merge somewhere, the price at which their contrast dies, and ||W||^2 there.
+
+    One sweep over prices, downwards, says between which two each cluster merges; the root of
+    y_j = (tau delta (1 - eps) q_j)^2 along the optima that hold its classes equal is found from there. Far up the
+    sweep says nothing, as the loss hardly knows W; there only the held optimum at the strongest price is asked.
+    """
+    q = n.q
+    strength = q.temperatures * q.scales * (1 - q.smoothing) * q.share
+
+    def excess_at(log_c: float, j: int | None, start: Spheres | None) -> tuple[Vector, _Held]:
+        found = branch(replace(n, price=float(np.exp(log_c))), j, start)
+        return np.log(found.y / strength**2), found
+
+    # without a bias everything is in proportion to 1/c from there on
+    log_c = float(np.log(_STRONG))
+    top = float(np.log(_STRONGEST)) if n.has_bias else log_c
+    at = excess_at(log_c, None, None)[1]
+    known: dict[int, list[tuple[float, float]]] = {}
+    starts: dict[int, Spheres | None] = {}
+    lows: dict[int, float] = {}
+    for j in map(int, np.flatnonzero(q.sizes > 1)):  # a cluster that is apart at the strongest penalty never merges
+        excess, found = excess_at(top, j, at.start)
+        if excess[j] > _BEYOND:
+            known[j], starts[j] = [(top, float(excess[j]))], found.start
+    merged = np.isin(np.arange(q.num_clusters), list(known))
+    while merged.any() and log_c > np.log(_WEAKEST):
+        excess, at = excess_at(log_c, None, at.start)
+        merged &= excess > _BEYOND
+        for j in map(int, np.flatnonzero(merged)):
+            known[j].append((log_c, float(excess[j])))
+            starts[j] = at.start
+        lows |= {int(j): log_c for j in np.flatnonzero(~merged) if int(j) not in lows}
+        log_c -= _SWEEP
+    for j, start in starts.items():
+        found = _Held(strength, np.nan, start)
+
+        def own_excess(log_c: float, j: int = j) -> float:
+            nonlocal found
+            excess, found = excess_at(log_c, j, found.start)
+            return float(excess[j])
+
+        root = _root_below(own_excess, known[j][-2:], lows.get(j, log_c))
+        if root < top - _ROUNDING:  # else it is rounding that said so
+            yield j, float(np.exp(root)), found.weight
+
+
+def _root_below(excess: Callable[[float], float], above: list[tuple[float, float]], low: float) -> float:
+    """The root of an increasing function below points where it is positive, by secants; ``excess`` ends there."""
+    (x, f), high = above[-1], above[-1][0]
+    slope = 1.0 if len(above) == 1 else (above[0][1] - f) / (above[0][0] - x)
+    for _ in range(_STEPS):
+        new = x - f / slope if slope > 0 else np.nan
+        new = new if low <= new <= high else 0.5 * (low + high)
+        value = excess(new)
+        if abs(value) <= _ROOT or abs(new - x) <= _ROOT:
+            return new
+        slope = (value - f) / (new - x)
+        x, f = new, value
+        low, high = (x, high) if f < 0 else (low, x)
+    raise ArithmeticError("the threshold did not settle; counts may differ by too much")
+
+
+def _signed_branch(n: NormalizedQuotient, held: int | None, start: Spheres | None) -> _Held:
+    p = _settled(n, held, start)
+    return _Held(np.maximum(n.price * p.nu, np.finfo(np.float64).tiny), p.x.weight_norm(), p.x)
+
+
+def _nonnegative_branch(n: NormalizedQuotient, held: int | None, start: Spheres | None) -> _Held:
+    del start  # descent begins at own directions
+    x = minimise_nonnegative_spheres(n, _FREE)[0] if held is None else held_equal(n, held)
+    return _Held(x.y, float(np.sum(x.atoms.norms(n.q)[0] ** 2)), None)
 
 
 def _settled(n: NormalizedQuotient, held: int | None, start: Spheres | None = None) -> SpherePoint:
     """The optimum with the contrast of one cluster held at zero."""
-    x = sphere_start(n) if start is None else start
-    short = (x.u**2 < 1e-3 * n.q.sizes) & (n.q.sizes > 1)
-    u = np.where(short, 0.1 * np.sqrt(n.q.sizes), x.u)
-    v = np.where(short, sphere_point(n, x).R.within * u / n.price, x.v)
-    hold = np.arange(n.q.num_clusters) == held
-    u, v = np.where(hold, 0.0, u), np.where(hold, 0.0, v)
-    F = x.F * np.sqrt(np.maximum(n.q.sizes - u**2, 0.0) / np.maximum(np.sum(x.F**2, axis=0), 1e-300))
-    p = sphere_point(n, Spheres(x.E, F, v, u, x.b))
-    radius, previous = np.sqrt(4 * p.value), np.inf
+    q = n.q
+    p = sphere_point(n, awake(n, sphere_start(n) if start is None else start, held))
+    radius, least, idle = np.sqrt(4 * p.value), np.inf, 0
+    many, asleep = q.num_clusters > FEW, (p.x.u == 0) & (q.sizes > 1) & (np.arange(q.num_clusters) != held)
     for _ in range(_STEPS):
         new, radius, decrement = newton_step(n, p, radius)
-        if decrement <= _SETTLED or new is p or (decrement <= 1e-15 and not decrement < 0.5 * previous):
-            return p
-        p, previous = new, decrement
+        decrement *= p.value / (n.price * p.x.weight_norm())  # where the loss hardly knows the head, of its price
+        idle = 0 if decrement < 0.5 * least else idle + 1
+        rounding = new is p or (decrement <= 1e-15 and idle > _IDLE)
+        if rounding or decrement <= (_SETTLED_MANY if many else _SETTLED):
+            woken = asleep & (p.R.within**2 > p.nu * n.price * (1 + _BEYOND))
+            return _settled(n, held, p.x) if woken.any() else p
+        p, least = new, min(least, decrement)
+        if many:
+            p, wider = settle_directions(n, p, decrement)
+            radius = max(radius, 1e-3 * np.sqrt(p.value)) if wider else radius
     raise ArithmeticError("an optimum on the way to the threshold did not settle; counts may differ by too much")
 
 

@@ -26,7 +26,7 @@ from itertools import product
 import numpy as np
 
 from collapsar.core.types import Matrix, Vector
-from collapsar.solver.atoms import Atoms, combined, pruned
+from collapsar.solver.atoms import Atoms, combined, own_directions, pruned
 from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.factored import approach, descend, newton
 from collapsar.solver.objective import Columns, Residual, cross_entropy, predict, residual
@@ -90,7 +90,7 @@ def certify_atoms(q: Quotient, atoms: Atoms, b: Vector, witness: Witness) -> Cer
     return Certificate(primal, lower_bound(as_free(q), witness))
 
 
-def factors(q: Quotient, atoms: Atoms, max_rows: int = 100_000) -> tuple[Matrix, Matrix]:
+def factors(q: Quotient, atoms: Atoms, max_rows: int = 100_000, *, balanced: bool = True) -> tuple[Matrix, Matrix]:
     """W and H >= 0, both (d, K), with Z = W'H and (||W||^2 + ||H M^(1/2)||^2) / 2 the price of the atoms.
 
     An orbit with own directions in several clusters takes one row for every choice of one class in each.
@@ -99,6 +99,7 @@ def factors(q: Quotient, atoms: Atoms, max_rows: int = 100_000) -> tuple[Matrix,
         q: J clusters.
         atoms: the orbits.
         max_rows: d at most.
+        balanced: give both halves of every atom's price the same size; otherwise H'H is that of the atoms.
 
     Returns:
         One row per feature direction, d in all.
@@ -116,7 +117,7 @@ def factors(q: Quotient, atoms: Atoms, max_rows: int = 100_000) -> tuple[Matrix,
     rows: list[tuple[Vector, Vector]] = []
     for i in np.flatnonzero((w_norm > 0) & (h_norm > 0)):
         choices = list(product(*(members[j] for j in several[i])))
-        level = np.sqrt(h_norm[i] / w_norm[i])  # both halves of the price alike
+        level = np.sqrt(h_norm[i] / w_norm[i]) if balanced else 1.0
         for choice in choices:
             w, h = atoms.between[i][q.labels] / root_k, atoms.common[i][q.labels] / root_k
             for j, k in zip(several[i], choice, strict=True):
@@ -230,12 +231,8 @@ def _reporting(progress: Progress, num_steps: int, dual: float) -> Callable[[flo
 
 def _column_result(q: Quotient, start: Blocks, tol: float) -> SharedResult:
     """The start as atoms, one own direction per class, with the simple witness N = [-R'R]_+."""
-    several = q.sizes > 1
-    own = np.diag(several.astype(np.float64))
-    within = np.diag(np.where(several, start.alpha * np.sqrt(q.mass), 0.0))
-    atoms = Atoms((q.weight * start.C).T, within, own, np.eye(q.num_clusters) - own)
-    none = np.zeros_like(own), np.zeros(q.num_clusters)
-    witness = witness_of(q, _softmax(q, start), *none)
+    atoms = own_directions(q, start)
+    witness = witness_of(q, _softmax(q, start), np.zeros_like(atoms.own), np.zeros(q.num_clusters))
     certificate = certify_blocks(q, start)
     status = Status.OPTIMAL if certificate.relative_gap <= tol else Status.SHARED_DIRECTIONS
     return SharedResult(start, certificate, 0, status, atoms=atoms, witness=witness)

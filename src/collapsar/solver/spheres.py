@@ -63,6 +63,10 @@ class NormalizedQuotient:
         """Whether there is a bias."""
         return bool(np.isfinite(self.bias_price).all())
 
+    def lagrangian(self, y: Vector) -> Quotient:
+        """The Lagrangian at multipliers y / price, but for sum(y) / (2 price): a program with a feature penalty."""
+        return replace(self.q, mass=y, lambda_z=1.0)
+
 
 @dataclass(frozen=True)
 class Spheres:

@@ -1,0 +1,211 @@
+"""Nonnegative features of unit length: min loss + (c/2)||W||^2 + bias price over W, b, h_k >= 0, ||h_k|| = 1.
+
+Convex in (Z, b) as for signed features, with H'H completely positive. For fixed multipliers y_k / c of ||h_k||^2 <= 1
+the Lagrangian is the program with a feature penalty at masses y and lambda_Z = 1, less sum(y) / (2c): a witness (S, N)
+of that program (:mod:`.witness`) proves
+
+    D(S) - sum(y) / (2c)  <=  optimum     where     R'R + N <= diag(y),   N >= 0, zero on the diagonal.
+
+Where every class owns a direction, H = I, the head is a ridge regression, y_k = ||r_k||^2, and N = -R'R closes the
+bound iff no two columns of R are at an acute angle. Elsewhere classes share directions: the factors descend
+(:mod:`.factored`) in the coordinates W sqrt(c), H diag(y / c)^(1/2), in which both have the price one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsar.solver.atoms import Atoms, combined, own_directions
+from collapsar.solver.certificate import GAP_FLOOR, Certificate, balance_bias
+from collapsar.solver.conjugate_gradients import truncated_newton
+from collapsar.solver.factored import descend, newton
+from collapsar.solver.hessian import loss_hessian
+from collapsar.solver.normalized_certificate import NonnegativeSpheres, certify_nonnegative, nonnegative_point
+from collapsar.solver.objective import Columns, predict, residual
+from collapsar.solver.relaxed import relaxed
+from collapsar.solver.shared import leaning, missing_directions, with_directions
+from collapsar.solver.spheres import NormalizedQuotient, sphere_start
+from collapsar.solver.status import Status
+from collapsar.solver.symmetry import Blocks
+
+if TYPE_CHECKING:
+    from collapsar.solver.solve import Settings
+
+__all__ = ["held_equal", "minimise_nonnegative_spheres", "ridge"]
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+_ROUNDS = 8  # of descent, Newton's method and the bound: one or two are usual
+_RIDGE_STEPS = 100  # a dozen are usual
+_SETTLED = 1e-20  # relative decrement of Newton's method beyond which is rounding
+_SHORTEST = 1e-8  # of its steps
+
+
+def minimise_nonnegative_spheres(
+    n: NormalizedQuotient, how: Settings
+) -> tuple[NonnegativeSpheres, Certificate, Status, int]:
+    """The optimum, whether classes share directions or not, with its certificate, status and number of steps.
+
+    Args:
+        n: the program.
+        how: tol, max_steps, progress.
+
+    Returns:
+        The best point. Its status is ``SHARED_DIRECTIONS`` where the gap stays open: the relaxation behind the bound is
+        not tight there, or float64 leaves no more.
+    """
+    x, step = ridge(n)
+    best, certificate = x, certify_nonnegative(n, x)
+    if not certificate.relative_gap <= how.tol:
+        x = _leaning(n, x)
+    for round_ in range(min(_ROUNDS, how.max_steps)):
+        if certificate.relative_gap <= how.tol:
+            break
+        step += 1
+        x = _descended(n, x, how.tol)
+        x, found = _tightened(n, x, how.tol)
+        nearer = found.gap < 0.9 * certificate.gap
+        if found.gap <= certificate.gap:
+            best, certificate = x, found
+        if how.progress is not None:
+            how.progress(step, certificate)
+        missing = missing_directions(n.lagrangian(x.y), x.witness.S)
+        if missing is not None:
+            x = _unit(n, with_directions(n.lagrangian(x.y), _priced(n, x), missing), x)
+        elif round_ and not nearer:
+            break
+    closed = certificate.relative_gap <= how.tol
+    return best, certificate, Status.OPTIMAL if closed else Status.SHARED_DIRECTIONS, step
+
+
+def _tightened(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float) -> tuple[NonnegativeSpheres, Certificate]:
+    """The point with a better witness where its own leaves the gap open: that of the relaxation at its multipliers."""
+    q, best, certificate = n.lagrangian(x.y), x, certify_nonnegative(n, x)
+    if certificate.relative_gap <= tol:
+        return best, certificate
+    for at in relaxed(q, _priced(n, x), x.b, x.witness, tol):
+        blocks = at.blocks(q)
+        S = predict(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))[0]
+        other = replace(x, witness=at.witness(q, S))
+        tighter = certify_nonnegative(n, other)
+        settled = tighter.gap > 0.5 * certificate.gap
+        if tighter.dual > certificate.dual:
+            best, certificate = other, tighter
+        if certificate.relative_gap <= tol or settled:
+            break
+    return best, certificate
+
+
+def held_equal(n: NormalizedQuotient, j: int) -> NonnegativeSpheres:
+    """The optimum with the features of cluster j's classes equal."""
+    x = _leaning(n, ridge(n)[0])
+    own, within = x.atoms.own.copy(), x.atoms.within.copy()
+    own[:, j] = within[:, j] = 0.0
+    x = _unit(n, _priced(n, replace(x, atoms=Atoms(x.atoms.between, within, own, x.atoms.mean - own))), x)
+    for _ in range(2):  # from the multipliers of a ridge regression, and from its own
+        x = _descended(n, x, 0.0, held=j)
+    return x
+
+
+def _leaning(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres:
+    q = n.lagrangian(x.y)
+    atoms, b = leaning(q, x.blocks(n.q), x.witness.S)
+    return _unit(n, atoms, replace(x, b=b))
+
+
+def _priced(n: NormalizedQuotient, x: NonnegativeSpheres) -> Atoms:
+    """The factors in the coordinates in which both have the price one."""
+    w, h = np.sqrt(n.price), np.sqrt(x.y / n.price)
+    return Atoms(w * x.atoms.between, w * x.atoms.within, h * x.atoms.own, h * x.atoms.common)
+
+
+def _unit(n: NormalizedQuotient, priced: Atoms, at: NonnegativeSpheres) -> NonnegativeSpheres:
+    """The inverse, with features that have unit length to rounding."""
+    w, h = np.sqrt(n.price), np.sqrt(n.q.sizes / priced.squares(n.q))
+    return replace(at, atoms=Atoms(priced.between / w, priced.within / w, h * priced.own, h * priced.common))
+
+
+def _descended(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float, held: int | None = None) -> NonnegativeSpheres:
+    q, squares = n.lagrangian(x.y), n.q.sizes * x.y / n.price
+    near = descend(q, _priced(n, x), x.b, None, tol, squares, held)
+    points = [
+        nonnegative_point(n, _unit(n, combined(q, atoms), x).atoms, b)
+        for atoms, b in (near, newton(q, *near, squares, held))
+    ]
+    return points[1] if held is not None else min(points, key=lambda x: certify_nonnegative(n, x).gap)
+
+
+# --- own directions
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """loss + (c/2)||Z||^2 + bias price: unknowns X = weight * C, the within-cluster part v, and b, as one vector."""
+
+    n: NormalizedQuotient
+
+    def split(self, x: Vector) -> tuple[Matrix, Vector, Vector]:
+        J = self.n.q.num_clusters
+        return x[: J * J].reshape(J, J), x[J * J : J * J + J], x[J * J + J :]
+
+    def joined(self, X: Matrix, v: Vector, b: Vector) -> Vector:
+        """One vector; a free bias without the shift that changes nothing."""
+        if self.n.q.lambda_b == 0:
+            shift = 1 / self.n.q.scales
+            b = b - (shift @ b) / (shift @ shift) * shift
+        return np.concatenate([X.ravel(), v, b if self.n.has_bias else np.zeros_like(b)])
+
+    def blocks(self, x: Vector) -> Blocks:
+        X, v, b = self.split(x)
+        return Blocks(v / np.sqrt(np.maximum(self.n.q.sizes - 1, 1.0)), X / self.n.q.weight, b)
+
+    def predicted(self, x: Vector) -> tuple[Columns, float]:
+        """Softmax and objective."""
+        P, loss = predict(self.n.q, self.blocks(x))
+        X, v, b = self.split(x)
+        return P, loss + 0.5 * self.n.price * float(np.sum(X**2) + v @ v) + self.n.q.bias_cost(b)
+
+    def step(self, x: Vector, P: Columns) -> tuple[Vector, float]:
+        """Newton's step and the slope along it."""
+        q, c = self.n.q, self.n.price
+        price = self.n.bias_price if self.n.has_bias else 0.0
+        loss, R, (X, v, b) = loss_hessian(q, P), residual(q, P), self.split(x)
+        pull = np.sqrt(q.sizes - 1) * R.within
+        gradient = self.joined(c * X - R.between, c * v - pull, q.sizes * (price * b - R.bias))
+        bias = np.maximum(loss.bias_diagonal + price * q.sizes, np.finfo(np.float64).tiny)
+        stiff = np.concatenate([(c + loss.diagonal).ravel(), c + loss.within_diagonal, bias])
+
+        def curve(d: Vector) -> Vector:
+            dX, dv, db = self.split(d)
+            hX, hv, hb = loss.apply(dX, dv, db)
+            return self.joined(hX + c * dX, hv + c * dv, hb + price * q.sizes * db)
+
+        move = truncated_newton(
+            curve, lambda d: self.joined(*self.split(d / stiff)), gradient, radius=np.inf, forcing=1e-3
+        )
+        return move.v, move.slope
+
+
+def ridge(n: NormalizedQuotient) -> tuple[NonnegativeSpheres, int]:
+    """The best point with H = I, and the steps of Newton's method on its strictly convex problem."""
+    at, start = _Ridge(n), sphere_start(n)
+    simplex = start.blocks(n.q)
+    x = at.joined(n.q.weight * simplex.C, start.v * start.u / np.sqrt(np.maximum(n.q.sizes - 1, 1.0)), simplex.b)
+    (P, value), num_steps = at.predicted(x), 0
+    for num_steps in range(1, _RIDGE_STEPS + 1):  # noqa: B007 - the count is returned
+        move, slope = at.step(x, P)
+        length, before = 1.0, value
+        while length > _SHORTEST:
+            P, value = at.predicted(x + length * move)
+            if value <= before + 1e-4 * length * slope + 1e-15 * before:
+                break
+            length /= 2
+        x = x + length * move
+        if -slope <= _SETTLED * max(value, GAP_FLOOR):
+            break
+    return nonnegative_point(n, own_directions(n.q, at.blocks(x)), at.split(x)[2]), num_steps
