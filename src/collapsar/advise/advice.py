@@ -318,7 +318,7 @@ def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float
     )
     own = own_penalties(treatment.problem)
     caveats = CAVEATS if treatment.problem.normalization is None else _NORMALIZED_CAVEATS
-    verified = bool(after.status is Status.OPTIMAL and (clearance(after) > 0).all() and treatment.target is not None)
+    verified = bool(after.status is Status.OPTIMAL and not any(o.lost for o in groups) and treatment.target is not None)
     if verified:  # known to hold, also where the threshold itself is an estimate at the present bias
         least = 1 + margin
         groups = tuple(

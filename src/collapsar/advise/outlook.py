@@ -85,13 +85,14 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
         [(500, 'separated', 2.07), (100, 'merged', 0.926)]
     """
     problem = solution.problem
-    edge, lost = edges(problem, solution.b), clearance(solution) <= 0
+    edge = edges(problem, solution.b)
     states = solution.class_states
     penalty = own_penalties(problem)
     contradicted = ~past(penalty, edge) != np.array([state == "separated" for state in states])
     edge = np.where(contradicted, np.nan, edge)
     logits = logits_of(solution)
-    margin, corrected = _margins(logits), corrected_margins(solution)
+    margin, corrected = _margins(logits), _margins(logits + _equal_priors(problem))
+    lost = _clearance(solution, logits, margin, corrected) <= 0
     norms = solution.column_norms
     result = []
     for n in np.unique(problem.class_counts)[::-1]:
@@ -130,9 +131,12 @@ def clearance(solution: Solution) -> Vector:
         >>> (clearance(solve(Problem("500x2,100x2", 0.01, 0.02))) > 0).tolist()
         [True, True, False, False]
     """
-    own = np.array([state == "separated" for state in solution.class_states])
     logits = logits_of(solution)
-    margin, corrected = _margins(logits), _margins(logits + _equal_priors(solution.problem))
+    return _clearance(solution, logits, _margins(logits), _margins(logits + _equal_priors(solution.problem)))
+
+
+def _clearance(solution: Solution, logits: Matrix, margin: Vector, corrected: Vector) -> Vector:
+    own = np.array([state == "separated" for state in solution.class_states])
     if solution.proof is not None:  # classes share feature directions: their columns may be multiples of each other
         norms = solution.column_norms
         own &= ~_parallel(logits - solution.b[:, None]) & (norms > FAINT * norms.max())

@@ -62,6 +62,10 @@ def solve(
     q = quotient(problem)
     if start is not None and not np.array_equal(start.quotient.labels, q.labels):
         raise ValueError("`start` must solve a problem with the same clusters of classes; leave it out")
+    return _solved(problem, q, start, how)
+
+
+def _solved(problem: Problem, q: Quotient, start: Solution | None, how: Settings) -> Solution:
     if problem.normalization is not None:
         return solve_normalized(problem, q, start, how)
     if start is None:
@@ -77,8 +81,9 @@ def solve_near(problem: Problem, near: Solution | None, tol: float = 1e-9) -> So
         near: any solution, or None.
         tol: as for :func:`solve`.
     """
-    alike = near is not None and np.array_equal(near.quotient.labels, quotient(problem).labels)
-    return solve(problem, tol, start=near if alike else None, throw=False)
+    q = quotient(problem)
+    alike = near is not None and np.array_equal(near.quotient.labels, q.labels)
+    return _solved(problem, q, near if alike else None, Settings(tol, 300, None, throw=False))
 
 
 class Settings(NamedTuple):
