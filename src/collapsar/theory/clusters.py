@@ -120,6 +120,14 @@ class Clusters:
         return self.rows(rest, 1 - self.eps + rest)
 
     @cached_property
+    def contrast(self) -> Matrix:
+        """Scaled logits of a unit of within-cluster contrast: 1 - 1/k of it in the own class, -1/k in each sibling."""
+        share, own = 1 / self.sizes, np.arange(self.num_clusters)
+        column = self.rows(np.zeros_like(share), 1 - share)
+        column[..., own, own] = -share
+        return (self.temperatures * self.scales)[..., None, :] * column
+
+    @cached_property
     def strength(self) -> Vector:
         """The strength s = tau q / sqrt(m): a column of the residual is s delta o (y - p)."""
         return self.temperatures * self.share / np.sqrt(self.mass)
@@ -127,7 +135,9 @@ class Clusters:
     @staticmethod
     def rows(logit: Vector, own: Vector) -> Matrix:
         """Columns from one number per logit's cluster and one for the own class of each."""
-        leading = np.broadcast_shapes(logit.shape[:-1], own.shape[:-1])
+        leading = (
+            logit.shape[:-1] if logit.shape == own.shape else np.broadcast_shapes(logit.shape[:-1], own.shape[:-1])
+        )
         column = np.empty((*leading, logit.shape[-1] + 1, own.shape[-1]))
         column[..., :-1, :] = logit[..., None]
         column[..., -1, :] = own

@@ -183,20 +183,18 @@ def _without_cluster_part(c: Clusters, lambda_z: Vector, b: Vector, start: Respo
     apart = np.where(c.sizes > 1, 1 - c.eps - lambda_z[..., None] / (c.scales * c.strength), -1.0)
     alive = apart > 0
     own = u[..., -1, :]
-    on = np.eye(c.num_clusters, dtype=bool)
-    foreign = np.where(on, -np.inf, np.log(c.sizes)[..., None] + u[..., :-1, :])
+    foreign = np.log(c.sizes)[..., None] + u[..., :-1, :]
+    at = np.arange(c.num_clusters)
+    foreign[..., at, at] = -np.inf
     rest = np.exp(np.minimum(np.logaddexp.reduce(foreign, axis=-2) - own, 700.0))
-    share = 1 / c.sizes
-    x = np.ones_like(share)  # sibling's odds against the own class
+    x = np.ones_like(own)  # sibling's odds against the own class
     x[alive] = _sibling_odds(apart[alive], c.sizes[alive], rest[alive])
     alpha = -np.log(x) / tau
-    push = tau[..., None, :] * c.rows(np.zeros_like(share), 1 - share)
-    push[..., :-1, :][..., on] = -share * tau
-    u += push * alpha[..., None, :]
+    u += c.contrast * alpha[..., None, :]
     P, log_normaliser = softmax(c, u)
     length = np.sum(np.where(alive, (c.sizes - 1) * np.sqrt(c.mass) * alpha, 0.0), axis=-1)
     price = np.where(length > 0, lambda_z, 0.0) * length
-    held = np.where(alive[..., None, :], push, 0.0)
+    held = np.where(alive[..., None, :], c.contrast, 0.0)
     return Response(cross_entropy(c, u, log_normaliser) + price, P, P, held, alpha)
 
 
