@@ -179,3 +179,14 @@ def test_networks_at_rest_are_at_the_fixed_point_of_adamws_map() -> None:
     wide = [run["distance"]["rows"] for run in runs if run["width"] == 128]
     narrow = [run["distance"]["rows"] for run in runs if run["width"] == 32]
     assert max(wide) < 0.06 < 0.1 < min(narrow)
+
+
+def test_batch_norms_optimum_below_its_threshold_is_reached_by_a_gentle_start() -> None:
+    """Z within .025 in three of three; from fresh weights the small classes are gone, however long it takes."""
+    runs = [run for run in record("starts")["runs"] if (run["norm"], run["factor"]) == ("batchnorm", 0.9)]
+    by_way = {way: [run for run in runs if run["way"] == way] for way in ("fresh", "long", "gentle", "raised")}
+    assert all(len(found) == 3 for found in by_way.values())
+    assert max(run["distance"]["Z"] for run in by_way["gentle"]) <= 0.025
+    assert all(run["merged"] == (way in ("fresh", "long")) for way in by_way for run in by_way[way])
+    late = [run for run in record("starts")["runs"] if run["norm"] == "cosine"]
+    assert [run["merged"] for run in late] == [True] * 3

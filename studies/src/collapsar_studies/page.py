@@ -51,7 +51,7 @@ def _row(*cells: str) -> str:
 
 def _span(values: Iterable[float], form: str = ".3f") -> str:
     """Smallest to largest, one number where they print alike."""
-    found = list(values)
+    found = [0.0 if abs(value) < 1e-12 else value for value in values]  # a zero has no sign
     low, high = (f"{end:{form}}" for end in (min(found), max(found)))
     return low if low == high else f"{low} to {high}"
 
@@ -159,6 +159,7 @@ def _regime(name: str) -> Callable[[Record], Iterable[str]]:
 TABLES: Mapping[str, tuple[str, Callable[[Record], Iterable[str]]]] = {
     "results/rest": ("results/rest/rest.json", _rest),
     "results/rest/spread": ("results/rest/rest.json", _spread),
+    "results/starts": ("results/starts/starts.json", _starts),
 }
 
 
