@@ -117,3 +117,17 @@ def test_names_of_classes_stay_text(solutions):
     assert EVIL not in text
     assert EVIL in Page(text).by_tag["body"][0]
     assert "cosine of “b {row}” and “c”" in Page(text).by_tag["body"][0]
+
+
+def test_solve_writes_the_page_with_the_names_of_the_labels(tmp_path, monkeypatch, capsys):
+    (tmp_path / "labels.txt").write_text("\n".join(["cat"] * 40 + ["dog"] * 9 + ["axolotl"] * 3))
+    page = tmp_path / "optimum.html"
+    words = f"solve {tmp_path / 'labels.txt'} --lambda-b 0 --norm 5 --lambda-w 2 --html {page} --json"
+    monkeypatch.setattr("sys.argv", ["collapsar", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["class_names"] == ["axolotl", "cat", "dog"]
+    assert set(record["class_states"]) <= set(page.read_text().replace("<", " ").replace(">", " ").split())
+    assert "cosine of “axolotl” and “cat”" in page.read_text()

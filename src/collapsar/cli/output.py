@@ -25,6 +25,7 @@ from collapsar.report.words import standard_finding
 
 if TYPE_CHECKING:  # the commands that print none need not pay for their import
     from matplotlib.figure import Figure
+    from rich.progress import Progress
 
     from collapsar.theory.thresholds import Thresholds
 
@@ -48,6 +49,15 @@ def show_page(page: Path) -> None:
     """Open a page in a browser."""
     if not webbrowser.open(page.resolve().as_uri()):
         print("No browser could be opened; open the page yourself.", file=sys.stderr)
+
+
+def bars(unit: str) -> Progress:
+    """Progress bars on stderr, for people only."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} " + unit))
+    log = Console(stderr=True, highlight=False)
+    return Progress(*columns, TimeRemainingColumn(), console=log, disable=not sys.stderr.isatty())
 
 
 def print_json(value: dict[str, Any]) -> None:

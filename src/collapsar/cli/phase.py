@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import collapsar as cs
 from collapsar.cli.app import app
 from collapsar.cli.options import Json, picture_given
-from collapsar.cli.output import plain_table, print_json, write_picture
+from collapsar.cli.output import bars, plain_table, print_json, write_picture
 
 if TYPE_CHECKING:
     from collapsar.phase.diagram import ModelPhase, PhaseDiagram
@@ -50,7 +47,8 @@ def phase(
     lambda_b: Annotated[float, typer.Option("--lambda-b", help="Penalty of the bias; inf: none, 0: free.")] = 0.02,
     oversampling: Annotated[float, typer.Option("--oversampling", help="Repeats of every small class's sample.")] = 1.0,
     over: Annotated[
-        str | None, typer.Option("--over", help="Features normalised per sample (LayerNorm) or batch (BatchNorm).")
+        Literal["sample", "batch"] | None,
+        typer.Option("--over", help="Features normalised per sample (LayerNorm) or batch (BatchNorm)."),
     ] = None,
     lambda_w: Annotated[
         float | None, typer.Option("--lambda-w", help="With --over: penalty of the head's weight; 1 if not given.")
@@ -85,11 +83,16 @@ def phase(
         raise ValueError("--lambda-w and --norm go with --over sample or --over batch; without a norm give --lambda-z")
     half = max(1, classes // 2)
     level, length = (1.0 if value is None else value for value in (lambda_w, norm))
-    priced = (n_a, n_b, lambda_z, lambda_b, oversampling, cast("Any", over), level, length)
+    priced = (n_a, n_b, lambda_z, lambda_b, oversampling, over, level, length)
     settings = PhaseSettings(classes, half if k_a is None else k_a, *priced)
     config = PhaseConfig(Axis.parse(x), Axis.parse(y), settings, tol)
     record_file = None if out is None else out.with_suffix(".json")
-    with _bar(f"{config.shape[0]} x {config.shape[1]} cells", config.num_chunks) as progress:
+    with bars("parts") as bar:
+        task = bar.add_task(f"{config.shape[0]} x {config.shape[1]} cells", total=config.num_chunks)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
         diagram = sweep(config, record_file, jobs=jobs, dask_scheduler=dask_scheduler, progress=progress, note=_note)
     record = diagram.to_dict()
     if out is not None:
@@ -108,16 +111,6 @@ def phase(
 
 def _note(sentence: str) -> None:
     print(f"collapsar: {sentence}", file=sys.stderr)
-
-
-@contextmanager
-def _bar(name: str, parts: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar for people on stderr, and what moves it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} parts"))
-    log = Console(stderr=True, highlight=False)
-    with Progress(*columns, TimeRemainingColumn(), console=log, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(name, total=parts)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | None) -> None:

@@ -17,6 +17,7 @@ from collapsar.cli.options import (
     Column,
     Counts,
     Features,
+    Html,
     IgnoreIndex,
     Json,
     LambdaB,
@@ -36,6 +37,7 @@ from collapsar.cli.options import (
     price,
 )
 from collapsar.cli.output import print_json, print_solution, print_thresholds
+from collapsar.core.files import write_atomically
 
 __all__ = ["solve", "thresholds"]
 
@@ -47,7 +49,7 @@ __all__ = ["solve", "thresholds"]
 
     collapsar solve labels.txt --lambda-w 1e-3 --lambda-h 1e-6 --features nonnegative --json
 
-    collapsar solve 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 12 --out optimum.npz; collapsar report optimum.npz"""
+    collapsar solve 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 12 --html optimum.html"""
 )
 def solve(
     context: typer.Context,
@@ -69,6 +71,7 @@ def solve(
     tol: Annotated[float, typer.Option("--tol", help="Relative duality gap to reach.")] = 1e-9,
     max_steps: Annotated[int, typer.Option("--max-steps", help="Steps of the algorithm at most.")] = 300,
     out: Annotated[Path | None, typer.Option("--out", help="Save the solution here (.npz).")] = None,
+    html: Html = None,
     as_json: Json = False,
 ) -> None:
     """The exact optimum: which classes are separated, merged or vanished at this penalty, with a certificate."""
@@ -87,6 +90,12 @@ def solve(
     solution = _watched(problem, tol, max_steps)
     if out is not None:
         solution.save(out)
+    if html is not None:
+        from collapsar.app.solution_report import solution_report
+        from collapsar.report import report_page
+
+        page = {"kind": "report", "runs": [], "solutions": [solution_report(solution, html.stem, read.names)]}
+        write_atomically(html, report_page(page))
     if as_json:
         print_json(solution_record(solution, read.names))
     else:

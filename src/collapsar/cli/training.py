@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from collapsar.cli.app import app
 from collapsar.cli.options import (
@@ -25,7 +23,7 @@ from collapsar.cli.options import (
     counts_given,
     price,
 )
-from collapsar.cli.output import print_demo, print_json, print_training
+from collapsar.cli.output import bars, print_demo, print_json, print_training
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 
@@ -112,7 +110,7 @@ def train(
     from collapsar.training import train as train_network
 
     images = imbalanced(load_data(data, data_dir), config.class_counts)
-    with _bars() as bar:
+    with bars("epochs") as bar:
         progress = _advance(bar, "training")
         result = train_network(config, images, out, progress=progress, resume=not fresh, measure=collapse_numbers)
     record = {"config": json.loads(config.to_json()), **run_record(result, images)}
@@ -174,7 +172,7 @@ def demo(
     from collapsar.report.plots import demo_figure
 
     folder = Path("runs") / f"demo-{data}" if out is None else out
-    with _bars() as bar:
+    with bars("epochs") as bar:
         tasks: dict[str, Callable[..., None]] = {}
 
         def progress(words: str, epoch: int, epochs: int) -> None:
@@ -190,13 +188,6 @@ def demo(
         print_json(record)
     else:
         print_demo(record, page)
-
-
-def _bars() -> Progress:
-    """Progress bars on stderr, for people only."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} epochs"))
-    console = Console(stderr=True)
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty())
 
 
 def _advance(bar: Progress, name: str) -> Callable[[int, int, Any], None]:
