@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Vector
+from collapsar.solver.hessian import loss_hessian
 from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
 from collapsar.solver.symmetry import Blocks, Quotient, trivial_quotient
 
@@ -32,6 +33,10 @@ _INSIDE = 1 - 1e-13
 
 # With a free bias the dual's equality constraint must hold; what is left of it multiplies the bias, of order 10.
 _BALANCED = 1e-14
+
+# A proximal step may be this many times shorter than the steepest curvature asks and still prove a good bound, because
+# few entries are as steep.
+_SHORT = 1e-2
 
 # A bias of order 10 at this price, times lambda_Z, is invisible beside any objective that float64 resolves, while
 # rounding errors in the dual's bias term, squared and divided by lambda_b, are not.
@@ -126,6 +131,8 @@ def certify_blocks(
     best = Certificate(loss + q.lambda_z * price + q.bias_cost(blocks.b), -np.inf)
     if q.lambda_b > 0:
         best = Certificate(best.primal, best_dual(q, P, blocks))
+    if q.lambda_b > 0 and q.features == "signed" and not best.relative_gap <= max(enough, 1e-13):
+        best = Certificate(best.primal, max(best.dual, _dual_of_step(q, P, blocks)))
     if q.lambda_b < np.inf and not best.relative_gap <= max(enough, 1e-13):
         # with a free bias the dual's equality only holds at the best bias for this Z; otherwise it tightens the bound
         balanced = balance_bias(q, blocks)
@@ -238,8 +245,8 @@ def best_dual(q: Quotient, P: Columns, blocks: Blocks) -> float:
         return dual_on_ray(q, P, R, dual_norm(q, R))
     svd = np.linalg.svd(R.between)
     dual = dual_on_ray(q, P, R, max(float(svd[1][0]), float(np.max(np.abs(R.within), initial=0.0))))
-    mended = _mended(q, R, svd, blocks)
-    return dual if mended is None else max(dual, _dual_at(q, *mended))
+    S = _columns(q, *_mended(q, P, R, svd, blocks))
+    return dual if S is None else max(dual, dual_on_ray(q, *S, search=False))
 
 
 def _dual_at(q: Quotient, S: Columns, R: Residual) -> float:
@@ -285,37 +292,65 @@ def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float, *, search: bo
 
 
 def _mended(
-    q: Quotient, R: Residual, svd: tuple[Matrix, Vector, Matrix], blocks: Blocks
-) -> tuple[Columns, Residual] | None:
-    """The columns S whose residual is R with its active singular values set to lambda_Z; None if infeasible.
+    q: Quotient, P: Columns, R: Residual, svd: tuple[Matrix, Vector, Matrix], blocks: Blocks
+) -> tuple[Matrix, Vector]:
+    """R with the singular values that are in use set to lambda_Z and the others clipped, between and within clusters.
 
     The ray loses what the largest singular value exceeds lambda_Z by, of first order in the error of the point. At the
     optimum R is lambda_Z times an isometry on the row space of Z, so setting just these singular values loses only the
-    square of the error. R keeps its null vectors 1/delta (left, columns sum to one) and, with a free bias, M^(1/2) 1,
-    as long as their singular values, 0 to rounding, are left alone.
+    square of the error. Left at rho < lambda_Z, a direction in which Z is x > 0 costs x (lambda_Z - rho); moved by t it
+    costs t^2/2h, with h the curvature of the loss: so it is moved by h x, as far as lambda_Z. R keeps its null vectors
+    1/delta (left, columns sum to one) and, with a free bias, M^(1/2) 1, as long as their singular values, 0 to
+    rounding, are left alone.
     """
-    X = np.linalg.svd(q.weight * blocks.C, compute_uv=False)
-    rank = int(np.sum(1e-9 * max(X[0], float(np.max(np.abs(blocks.alpha) * np.sqrt(q.mass)))) < X))
     A, sigma, Bt = svd
-    mended = np.minimum(sigma, q.lambda_z * _INSIDE)
-    mended[:rank][sigma[:rank] > 0.5 * q.lambda_z] = q.lambda_z * _INSIDE
-    between = R.between + (A * (mended - sigma)) @ Bt
-    within = np.where(blocks.alpha > 0, q.lambda_z, np.clip(R.within, -q.lambda_z, q.lambda_z)) * _INSIDE
+    X = q.weight * blocks.C
+    curvature = loss_hessian(q, P)
+    used = np.sum(A * (X @ Bt.T), axis=0)
+    rise = np.sum(A**2 * (curvature.diagonal @ Bt.T**2), axis=0) * used
+    rise[(sigma <= 0.5 * q.lambda_z) | (used <= 1e-9 * float(np.max(np.abs(used))))] = 0.0
+    mended = np.minimum(sigma + rise, q.lambda_z * _INSIDE)
+    rise = curvature.within_diagonal * np.sqrt(q.mass) * np.maximum(blocks.alpha, 0.0)
+    within = np.clip(R.within + rise, -q.lambda_z, q.lambda_z) * _INSIDE
+    return R.between + (A * (mended - sigma)) @ Bt, within
+
+
+def _dual_of_step(q: Quotient, P: Columns, blocks: Blocks) -> float:
+    """The bound that a proximal step of length s proves: R + X/s with its singular values clipped at lambda_Z.
+
+    Its directions are those of X as much as those of R: better far from the optimum, where the two disagree.
+    """
+    R = residual(q, P)
+    curvature = loss_hessian(q, P)
+    stiff = _SHORT * max(float(curvature.diagonal.max()), float(curvature.within_diagonal.max()))
+    A, sigma, Bt = np.linalg.svd(R.between + stiff * q.weight * blocks.C)
+    between = (A * np.minimum(sigma, q.lambda_z * _INSIDE)) @ Bt
+    within = R.within + stiff * np.sqrt(q.mass) * blocks.alpha
+    S = _columns(q, between, np.clip(within, -q.lambda_z, q.lambda_z) * _INSIDE)
+    return -np.inf if S is None else dual_on_ray(q, *S, search=False)
+
+
+def _columns(q: Quotient, between: Matrix, within: Vector) -> tuple[Columns, Residual, float] | None:
+    """Columns S with nearly this residual, of norm lambda_Z at most; their own residual and a bound of its norm.
+
+    None where the bias is free and they do not balance.
+    """
+    # between_jj = r_own + (k - 1) r_sibling, within = r_own - r_sibling
     within = np.where(q.sizes > 1, within, 0.0)
-    # back from residuals to columns: between_jj = r_own + (k - 1) r_sibling, within = r_own - r_sibling
     r_other = between / np.sqrt(np.outer(q.sizes, q.sizes))
     diagonal = np.diag_indices_from(between)
     r_other[diagonal] = (between[diagonal] - within) / q.sizes
     other = target(q).other - r_other * np.sqrt(q.mass) / (q.scales[:, None] * q.temperatures * q.share)
     other[diagonal] = np.where(q.sizes > 1, other[diagonal], 0.0)
+    other = np.maximum(other, 0.0)  # tiny probabilities may have been moved past 0
     miss = np.sum(q.others * other, axis=0)
-    if not (np.all(other >= 0) and np.all(miss <= 1)):
-        return None
-    S = Columns(miss, other)
+    S = Columns(np.minimum(miss, 1.0), other / np.maximum(miss, 1.0))
     actual = residual(q, S)
-    kept = np.linalg.norm(actual.between - between) + np.linalg.norm(actual.within - within) <= 5e-14 * q.lambda_z
-    balanced = q.lambda_b > 0 or np.sqrt(q.sizes @ actual.bias**2) <= _BALANCED
-    return (S, actual) if kept and balanced else None
+    if q.lambda_b == 0 and np.sqrt(q.sizes @ actual.bias**2) > _BALANCED:
+        return None
+    # the parts act on orthogonal subspaces; from rounding alone this is 1e-14 of lambda_Z with fifty thousand classes
+    off = max(float(np.linalg.norm(actual.between - between)), float(np.max(np.abs(actual.within - within))))
+    return S, actual, q.lambda_z * _INSIDE + off
 
 
 def _simplex_limit(Y: Columns, P: Columns, q: Quotient) -> float:

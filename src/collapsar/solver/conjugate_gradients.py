@@ -13,6 +13,7 @@ __all__ = ["ModelStep", "truncated_newton"]
 
 
 _FLAT = 1e-6  # curvature against the preconditioner's that counts as none
+_FEW = 4  # products of which no half says what is to come
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def truncated_newton(
     *,
     radius: float,
     forcing: float,
+    enough: float = 0.0,
     max_iterations: int = 500,
     indefinite: bool = False,
 ) -> ModelStep:
@@ -43,6 +45,8 @@ def truncated_newton(
         gradient: g.
         radius: bound of the step's norm, may be inf.
         forcing: stop once the residual has fallen to this fraction, in the preconditioner's norm.
+        enough: stop once the second half of the products gained no more than this: about what is left to gain. The
+            residual says less, since what is left is flat.
         max_iterations: stop after this many products.
         indefinite: H may curve downwards: follow such a direction to the boundary, which must be finite.
 
@@ -56,8 +60,11 @@ def truncated_newton(
     goal = forcing**2 * rz
     vv = vp = 0.0  # <v, Pv>, <v, Pp> in the norm of the preconditioner, by recurrence
     pp = rz
+    gained = [0.0]
     for _ in range(max_iterations):
         if rz <= goal or not pp > 0:
+            break
+        if len(gained) > _FEW and gained[-1] - gained[len(gained) // 2] < enough:
             break
         Hp = apply(p)
         curvature = float(p @ Hp)
@@ -74,6 +81,7 @@ def truncated_newton(
             break
         v, Hv, r = v + a * p, Hv + a * Hp, r - a * Hp
         vv += 2 * a * vp + a * a * pp
+        gained.append(gained[-1] + 0.5 * a * rz)
         z = precondition(r)
         rz, old = float(r @ z), rz
         b = rz / old

@@ -112,8 +112,8 @@ class NewtonSystem:
         """<g, P^-1 g>: about twice what a Newton step gains."""
         return float(self.gradient @ self._precondition(self.gradient)) / self.unit
 
-    def solve(self, radius: float, forcing: float) -> Direction:
-        """The truncated Newton step."""
+    def solve(self, radius: float, forcing: float, enough: float = 0.0) -> Direction:
+        """The truncated Newton step, which may stop where about ``enough`` is left to gain."""
         size = np.sqrt(self.unit)
         step = truncated_newton(
             self._apply,
@@ -121,6 +121,7 @@ class NewtonSystem:
             (self.gradient / self.unit).astype(self.A.dtype),
             radius=radius / size,
             forcing=forcing,
+            enough=enough / self.unit,
         )
         M, y, b = self._split(step.v.astype(np.float64))
         if self.entries:

@@ -50,8 +50,11 @@ _LAST = 1e-20
 _ASYMPTOTIC = 24
 _FEWEST_GROUPS = 12
 _ROTATE = 24
-# No step on a coarser problem needs to be accurate: where the objective is flat it would take thousands of products.
+# Of a coarser problem all the digits are wanted, and more: what is flat there is flat here, where every product costs
+# eight times as much. But none of its steps need be accurate: the next is cheap too.
+_COARSE = 0.1
 _LOOSE = 0.1
+_LEFT = 0.1  # of the aim may be left to gain by a Newton step
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # no step is taken to where the objective is not finite
@@ -77,7 +80,7 @@ def minimise_signed(
     Returns:
         The best certified point, with status OPTIMAL, MAX_STEPS or STALLED.
     """
-    first = _first_guess(q) if start is None else start
+    first = _first_guess(q, tol) if start is None else start
     loose = 0.0 if digits else _LOOSE
     digits = digits and q.num_clusters <= _DIGITS
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
@@ -117,9 +120,9 @@ def minimise_signed(
             aim = 1e-3 * min(aim, decrement)
         if not (still or (certify and digits)):
             # superlinear: the residual is asked to fall with the decrement, but not below what the aim needs
-            needed = min(aim, _BEFORE_LAST) if digits else aim  # with a loose tolerance no step would be needed at all
-            forcing = max(min(0.1, decrement**0.4), np.sqrt(0.1 * needed / max(decrement, 1e-300)), loose)
-            x, value, radius = _newton_step(system, value, forcing, radius)
+            forcing = max(min(0.1, decrement**0.4), loose)
+            enough = _LEFT * (min(aim, _BEFORE_LAST) if digits else aim) * max(abs(value), GAP_FLOOR)
+            x, value, radius = _newton_step(system, value, forcing, radius, enough)
     assert best is not None  # the last step always certifies
     if best.status is Status.OPTIMAL or step < max_steps:
         return best
@@ -130,7 +133,7 @@ def _nearer(new: Certificate, best: Certificate) -> bool:
     return new.gap < 0.5 * best.gap or best.primal - new.primal > 1e-3 * best.gap
 
 
-def _first_guess(q: Quotient) -> Blocks:
+def _first_guess(q: Quotient, tol: float) -> Blocks:
     """Where to start: the asymptotic optimum, the column form's, or for many clusters that of a coarser problem."""
     J = q.num_clusters
     if J <= _ASYMPTOTIC:
@@ -139,7 +142,9 @@ def _first_guess(q: Quotient) -> Blocks:
     coarse = coarsened(q, groups if groups <= _ROTATE else J // 2)
     if coarse is not None:
         found = rotation_point(coarse) if coarse.num_clusters <= _ROTATE else None
-        blocks = minimise_signed(coarse, tol=1e-7, max_steps=50, digits=False).blocks if found is None else found[0]
+        blocks = (
+            minimise_signed(coarse, tol=_COARSE * tol, max_steps=50, digits=False).blocks if found is None else found[0]
+        )
         return interpolated(q, coarse, blocks)
     # the columns separate, so this costs a few products, and with many classes the two optima are close
     return minimise_nonnegative(replace(q, features="nonnegative"), tol=1e-3, max_steps=20).blocks
@@ -170,10 +175,12 @@ def _proximal_step(q: Quotient, x: Point, value: float, stretch: float) -> tuple
         stretch /= 8
 
 
-def _newton_step(system: NewtonSystem, value: float, forcing: float, radius: float) -> tuple[Point, float, float]:
+def _newton_step(
+    system: NewtonSystem, value: float, forcing: float, radius: float, enough: float = 0.0
+) -> tuple[Point, float, float]:
     """One trust-region step along the truncated Newton direction, shortened until objective and model agree."""
     rounding = 1e-4 if system.A.dtype == np.float32 else 1e-6
-    step = system.solve(radius, max(forcing, rounding))
+    step = system.solve(radius, max(forcing, rounding), enough)
     noise = 10 * _NOISE * max(abs(value), GAP_FLOOR)
     length = 1.0
     while length > 1e-10:
