@@ -13,12 +13,13 @@ from collapsar.core.known import KnownTraining
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.records import to_json
+from collapsar.core.states import ClassState
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.diagnose.agreement import EffectivePenalties
 from collapsar.diagnose.fit import Fit, fit_to_theory
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement
 from collapsar.diagnose.model_choice import Choice, NormalizedFit
-from collapsar.metrics.separation import ClassState, class_separation
+from collapsar.metrics.separation import MeasuredState, class_separation
 from collapsar.solver import Solution, solve
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import Thresholds
@@ -68,7 +69,7 @@ class Prediction:
     lambda_b: float
     source: Literal["as trained", "effective"]
     states: tuple[ClassState, ...]
-    seen: tuple[ClassState, ...]
+    seen: tuple[MeasuredState, ...]
     groups: tuple[tuple[int, ...], ...]
     merge: Vector
     vanish: Vector
@@ -210,7 +211,7 @@ def model_record(choice: Choice, fit: NormalizedFit | None) -> Record:
 
 def optimum_separation(
     solution: Solution, rows: Vector | None = None
-) -> tuple[tuple[ClassState, ...], tuple[tuple[int, ...], ...]]:
+) -> tuple[tuple[MeasuredState, ...], tuple[tuple[int, ...], ...]]:
     """States and groups that ``class_separation`` of the evidence finds at an optimum, without its K x K table.
 
     A column is its cluster's plus alpha (e_k - 1/k), so that it has coordinates in J + K orthonormal directions. All

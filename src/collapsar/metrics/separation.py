@@ -29,12 +29,13 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
+from collapsar.core.states import ClassState
 from collapsar.core.types import Mask
 from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
 
 __all__ = [
     "ClassSeparation",
-    "ClassState",
+    "MeasuredState",
     "class_logits",
     "class_separation",
     "cluster_contrasts",
@@ -48,7 +49,8 @@ _RANKS = (128, 512)
 # Identical members of a group larger than this are compared once.
 _LARGE_GROUP = 1000
 
-ClassState = Literal["separated", "merged", "vanished", "unseen"]
+MeasuredState = ClassState | Literal["unseen"]
+"""Of a class in a network: "unseen" without samples."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class ClassSeparation:
         vanish_threshold: As given.
     """
 
-    states: tuple[ClassState, ...]
+    states: tuple[MeasuredState, ...]
     groups: tuple[tuple[int, ...], ...]
     relative_norms: NDArray[np.float64]
     nearest: NDArray[np.int64]
@@ -97,7 +99,7 @@ class ClassSeparation:
         """How many classes are separated; merged, vanished and unseen ones make up the rest of the K."""
         return self.states.count("separated")
 
-    def _in_state(self, state: ClassState) -> tuple[int, ...]:
+    def _in_state(self, state: MeasuredState) -> tuple[int, ...]:
         return tuple(k for k, found in enumerate(self.states) if found == state)
 
 

@@ -12,7 +12,7 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, RandomSampler, Subset, TensorDataset
 
-from collapsar.monitor.undisturbed import random_states_kept
+from collapsar.monitor.undisturbed import labels_in, random_states_kept
 
 __all__ = ["Exposure", "batch_size", "exposure", "unlike"]
 
@@ -197,12 +197,7 @@ def _labels(dataset: Any) -> Counts | None:
     if isinstance(dataset, TensorDataset):
         found = dataset.tensors[-1] if len(dataset.tensors) > 1 else None
     elif isinstance(dataset, list | tuple):
-        first = dataset[0]
-        if isinstance(first, Mapping):
-            key = next((key for key in _LABELS if key in first), None)
-            found = None if key is None else [item[key] for item in dataset]
-        elif isinstance(first, list | tuple) and len(first) > 1:
-            found = [item[1] for item in dataset]
+        found = None if labels_in(dataset[0]) is None else [labels_in(item) for item in dataset]
     else:
         columns = getattr(dataset, "column_names", None)
         key = next((key for key in _LABELS if isinstance(columns, list) and key in columns), None)
@@ -230,10 +225,7 @@ def _whole(labels: Any, size: int) -> Counts | None:
 def _of_batches(batches: Sequence[Any]) -> Counts | None:
     parts = []
     for batch in batches:
-        if isinstance(batch, Mapping):
-            labels = next((batch[key] for key in _LABELS if key in batch), None)
-        else:
-            labels = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+        labels = labels_in(batch)
         found = _whole(labels, len(labels)) if labels is not None and _sized(labels) else None
         if found is None:
             return None

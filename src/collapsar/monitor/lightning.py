@@ -11,7 +11,7 @@ there is a validation loop, which ends before, they need ``check_on_train_epoch_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.core.types import Record
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
+from collapsar.monitor.undisturbed import labels_in
 
 __all__ = ["CollapseCallback", "labels_of"]
 
@@ -31,25 +32,18 @@ _LOSSES = ("criterion", "loss_fn", "loss_function", "loss")
 
 
 def labels_of(batch: Any) -> Any:
-    """Return the labels of a batch: its second part, or what a mapping calls "labels", "label", "targets" or "y".
+    """Return the labels of a batch (``labels_in``).
 
     Raises:
         ValueError: There are none.
-
-    Example:
-        >>> labels_of(("images", [0, 1])), labels_of({"pixels": "images", "label": [1, 0]})
-        ([0, 1], [1, 0])
     """
-    if isinstance(batch, Mapping):
-        for key in ("labels", "label", "targets", "y"):
-            if key in batch:
-                return batch[key]
-    elif isinstance(batch, Sequence) and len(batch) > 1:
-        return batch[1]
-    raise ValueError(
-        f"`labels` cannot be told from a batch of type {type(batch).__name__}. Pass labels=..., a function from the "
-        "batch to its class indices"
-    )
+    labels = labels_in(batch)
+    if labels is None:
+        raise ValueError(
+            f"`labels` cannot be told from a batch of type {type(batch).__name__}. Pass labels=..., a function from "
+            "the batch to its class indices"
+        )
+    return labels
 
 
 class CollapseCallback(lightning.Callback):

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["inputs_and_labels", "random_states_kept", "undisturbed"]
+__all__ = ["inputs_and_labels", "labels_in", "random_states_kept", "undisturbed"]
+
+# What mappings call their labels.
+_LABELS = ("labels", "label", "targets", "target", "y")
 
 
 @contextmanager
@@ -75,31 +78,42 @@ def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
 
     Args:
         model: The model.
-        batch: (inputs, labels, ...), or a mapping with "labels" or "label", all else going to the model by name.
+        batch: (inputs, labels, ...), or a mapping with "labels", all else going to the model by name; see ``labels_in``.
 
     Raises:
         ValueError: The batch is neither, or it is one sample.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    labels = labels_in(batch)
+    if labels is None:
+        raise ValueError(
+            f"`loader` must yield (inputs, labels) or mappings with labels; got {type(batch).__name__}. Wrap it in a "
+            "generator that does, or give a monitor MonitorOptions(forward=...), a function of model and batch that "
+            "runs the model and returns the labels"
+        )
     if isinstance(batch, Mapping):
-        labels = next((batch[key] for key in ("labels", "label") if key in batch), None)
-        if labels is not None:
-            inputs = {key: value for key, value in batch.items() if key not in ("labels", "label")}
-            model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in inputs.items()})
-            return labels
-    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
-        if isinstance(batch[1], int) or (isinstance(batch[1], Tensor) and batch[1].ndim == 0):
-            raise ValueError(
-                "`loader` must yield batches, got one sample with one label; wrap the data set: "
-                "torch.utils.data.DataLoader(dataset, batch_size=256)"
-            )
-        model(batch[0].to(device) if isinstance(batch[0], Tensor) else batch[0])
-        return batch[1]
-    raise ValueError(
-        f"`loader` must yield (inputs, labels) or mappings with labels; got {type(batch).__name__}. Wrap it in a "
-        "generator that does, or give a monitor MonitorOptions(forward=...), a function of model and batch that runs "
-        "the model and returns the labels"
-    )
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", "label") and v is not labels}
+        model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in inputs.items()})
+        return labels
+    if isinstance(labels, int) or (isinstance(labels, Tensor) and labels.ndim == 0):
+        raise ValueError(
+            "`loader` must yield batches, got one sample with one label; wrap the data set: "
+            "torch.utils.data.DataLoader(dataset, batch_size=256)"
+        )
+    model(batch[0].to(device) if isinstance(batch[0], Tensor) else batch[0])
+    return labels
+
+
+def labels_in(batch: Any) -> Any:
+    """The labels of a batch or sample: its second part, or what a mapping calls so; None without any.
+
+    Example:
+        >>> labels_in(("images", [0, 1])), labels_in({"pixels": "images", "label": [1, 0]}), labels_in("text")
+        ([0, 1], [1, 0], None)
+    """
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in _LABELS if key in batch), None)
+    return batch[1] if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1 else None
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
