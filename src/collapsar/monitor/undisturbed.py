@@ -78,7 +78,7 @@ def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
 
     Args:
         model: The model.
-        batch: (inputs, labels, ...), or a mapping with "labels", all else going to the model by name; see ``labels_in``.
+        batch: (inputs, labels, ...), or a mapping with "labels", all else going to the model by name (``labels_in``).
 
     Raises:
         ValueError: The batch is neither, or it is one sample.
