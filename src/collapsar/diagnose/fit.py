@@ -271,13 +271,9 @@ def fit_to_theory(
 def distance_beside(
     solution: Solution, Z: ArrayLike | MeanPredictions, b: ArrayLike, *, moved: bool
 ) -> tuple[Distance, float]:
-    """Distance of (Z, b) to an optimum, and ||Z - Z*||_F in nats.
+    """``distance`` of (Z, b) to an optimum, and ||Z - Z*||_F in nats.
 
-    Args:
-        solution: the optimum.
-        Z: shape (K, K), [logit, class], or factors of it.
-        b: shape (K,).
-        moved: whether the features carry an offset that the bias takes back: it is then set to the optimum's first.
+    An offset of features that have ``moved``, which the bias takes back, is set to the optimum's first.
     """
     P, bias = checked_predictions(solution.problem, Z, b)
     offset = np.zeros(bias.size)

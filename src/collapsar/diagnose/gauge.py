@@ -40,13 +40,6 @@ def without_offset(m: Measurement, lambda_w: float | NDArray[np.float64] | None 
     exact at an optimum, the second at rest, and where the bias is not pulled at both are the mean over the samples.
     A head without bias has no offset to give away. A row that all logits share is always left out: a penalty holds it
     at zero.
-
-    Args:
-        m: the network.
-        lambda_w: the head's penalty where it is known, one number or one for each row.
-
-    Returns:
-        Another measurement of the same predictions.
     """
     scales = np.ones(m.num_classes) if m.loss_form.scales is None else m.loss_form.scales
     common = (1 / scales) / np.linalg.norm(1 / scales)

@@ -284,11 +284,7 @@ class Pass:
             )
 
     def result(self, metrics: Mapping[str, float] | None = None, *, linear: bool = True) -> Measurement:
-        """The measurement of everything added so far.
-
-        Args:
-            metrics: scalars to go with it.
-            linear: False where the rows added were logits.
+        """The measurement of everything added so far, with scalars; not linear where the rows added were logits.
 
         Raises:
             ValueError: nothing was added.

@@ -66,13 +66,8 @@ class Contest:
     def losing_margin(self, k: int, certificate: Certificate) -> float:
         """What is left to class k against the weighted mean of its rivals: not positive if no features win.
 
-        Args:
-            k: the class.
-            certificate: the rivals and their weights, which sum to one.
-
-        Returns:
-            The largest lead beyond rounding that any features can give it, in nats; inf if the rows do not match. For
-            features of a length it is the largest at that length or any shorter one.
+        The largest lead beyond rounding that any features can give it, in nats; inf if the rows do not match. For
+        features of a length it is the largest at that length or any shorter one.
         """
         rivals, p = certificate
         mismatch = self.rows[k] - p @ self.rows[rivals]
@@ -110,16 +105,9 @@ def unit(directions: Matrix, space: FeatureSpace) -> Matrix:
 def search(
     contest: Contest, classes: NDArray[np.int64], budget: Budget
 ) -> Iterator[list[tuple[int, Vector | None, Certificate | None]]]:
-    """Settle classes, some at a time.
+    """Settle classes, some at a time: each with features that win, or a certificate that none do.
 
-    Args:
-        contest: the head.
-        classes: which to settle.
-        budget: what may be spent.
-
-    Yields:
-        For each part of the classes those that were settled: the class, and features that win or a certificate that
-        none do. For a length the features are no longer than that. A class that is not yielded is not decided.
+    For a length the features are no longer than that. A class that is not yielded is not decided.
     """
     step = max(1, _BLOCK_NUMBERS // len(contest.rows))
     for start in range(0, len(classes), step):

@@ -111,16 +111,9 @@ def initial_variances(num_classes: int, num_features: int) -> Mapping[str, float
 
 
 def at_initial_length(rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: NDArray) -> tuple[Mask, str]:
-    """Rows that look as an initialisation left them, and the scheme: that with the most.
+    """Rows that look as an initialisation left them, shape (K,), and the scheme, that with the most; "" without any.
 
-    Args:
-        rows: shape (K, d).
-        lengths: of the centred rows, shape (K,).
-        spectrum: of the rows.
-        mean: of the rows, shape (d,).
-
-    Returns:
-        Mask of shape (K,), and the scheme's name, "" where there is no such row.
+    The lengths, shape (K,), are those of the rows about their mean.
     """
     K, d = rows.shape
     best, scheme = np.zeros(K, dtype=bool), ""

@@ -72,13 +72,8 @@ def row_blocks(rows: Rows, dtype: Any = np.float32) -> Iterator[tuple[int, NDArr
 def near_labels(rows: Rows, tolerance: float, centre: NDArray | None = None) -> Labels:
     """Put rows that are joined by steps no longer than ``tolerance`` under one label: the smallest row of each set.
 
-    Args:
-        rows: shape (K, d), finite.
-        tolerance: Euclidean distance, >= 0.
-        centre: shape (d,), near the middle of the rows, which keeps digits; their mean by default.
-
-    Returns:
-        Shape (K,), int64. Distances are compared in double precision.
+    Distances are compared in double precision; a ``centre``, shape (d,), near the middle of the rows keeps digits, and
+    is their mean by default.
     """
     K = rows.shape[0]
     labels = np.arange(K)
@@ -105,14 +100,7 @@ def groups_of(labels: Labels) -> list[tuple[int, ...]]:
 
 
 def nearest_rows(points: NDArray[np.float64]) -> tuple[Labels, Vector]:
-    """For each row the nearest other one and its distance; the first of those that are equally near.
-
-    Args:
-        points: shape (K, d), K >= 2.
-
-    Returns:
-        Shapes (K,) and (K,).
-    """
+    """For each of two or more rows the nearest other one, the first of those equally near, and its distance."""
     K = len(points)
     centred = points - points.mean(axis=0)
     squares = np.einsum("ij,ij->i", centred, centred)

@@ -86,12 +86,7 @@ class Decisions:
 
 
 def decisions(labels: NDArray[np.int64], given: NDArray[np.int64], num_classes: int) -> Decisions:
-    """Count what samples of each class are given.
-
-    Args:
-        labels: the true classes, shape (N,).
-        given: what the head decides, shape (N,).
-        num_classes: K.
+    """Count what the samples of each class, of true classes ``labels``, shape (N,), are given.
 
     Example:
         >>> found = decisions(np.array([0, 0, 0, 1]), np.array([0, 2, 2, 1]), 3)

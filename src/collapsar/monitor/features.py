@@ -113,8 +113,7 @@ class HeadTap:
     def take(self, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Hand features, shape (B, d), and logits, shape (B, K), over and forget all passes so far.
 
-        Args:
-            size: B, where it is known: of several passes of the kind that trains, the first of this size.
+        Of several passes of the kind that trains the first with ``size`` rows, where that is known.
 
         Raises:
             ValueError: There are none since the last time, or they are not one row per sample.

@@ -116,8 +116,7 @@ class Samples:
     def finish(self, head: HeadMap | None) -> Totals:
         """Everything since the last time, over all processes of a distributed run, each of which must call this.
 
-        Args:
-            head: W h + b where the logits were that, as far as this process saw; None where they were not.
+        The head is W h + b where the logits were that, as far as this process saw; None where they were not.
         """
         self._flush()
         device = self._metric.packed_moments.device
