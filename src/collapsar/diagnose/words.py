@@ -32,7 +32,7 @@ def findings(d: Diagnosis) -> Iterator[str]:
         yield from _frozen(d, d.frozen)
     if d.prediction is not None:
         yield _predicted(d, d.prediction)
-        yield from _margin(d, d.prediction) if d.model_fit is None else _merging(d, d.model_fit)
+        yield from _margin(d, d.prediction)
     yield _rest(d)
     if d.model_fit is not None:
         yield _own_distance(d, d.model_fit)
@@ -106,23 +106,9 @@ def _margin(d: Diagnosis, prediction: Prediction) -> Iterator[str]:
         verb = "comes to equal others"
     if len(classes) > 1:
         verb = {"merges": "merge", "vanishes": "vanish"}.get(verb, "come to equal others")
-    ratio = prediction.lambda_z / level
+    ratio = prediction.price / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{percent(ratio)} of it"
-    yield f"{d.named(classes)} {verb} first, from lambda_z = {level:.4g} on; this network is at {where}."
-
-
-def _merging(d: Diagnosis, fit: NormalizedFit) -> Iterator[str]:
-    """How far the class that merges first is from its threshold, in lambda_w."""
-    how = fit.solution.problem.normalization
-    if how is None or fit.thresholds is None or not np.isfinite(fit.thresholds.merge).any():
-        return
-    share = np.asarray(how.lambda_w) / fit.thresholds.merge
-    most = float(np.nanmax(share))
-    classes = np.flatnonzero(share >= most * (1 - 1e-9)).tolist()
-    verb = "merges" if len(classes) == 1 else "merge"
-    where = f"{most:.2f} times that" if most >= 0.995 else f"{percent(most)} of it"
-    level = float(fit.thresholds.merge[classes[0]])
-    yield f"{d.named(classes)} {verb} first, from lambda_w = {level:.4g} on; this network is at {where}."
+    yield f"{d.named(classes)} {verb} first, from {prediction.unit} = {level:.4g} on; this network is at {where}."
 
 
 def _frozen(d: Diagnosis, head: FrozenHead) -> Iterator[str]:
