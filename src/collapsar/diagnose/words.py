@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from collapsar.core.known import NORMALISED, UNPENALISED, KnownTraining, rests_by_rows
+from collapsar.core.normalization import own_penalties
 from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, agreement_words
 from collapsar.diagnose.class_words import cost, headline, lost, outscored, percent, rule, shared_rows
 from collapsar.diagnose.fit import Fit, ModelFit
@@ -108,6 +109,8 @@ def _margin(d: Diagnosis, prediction: Prediction) -> Iterator[str]:
         verb = {"merges": "merge", "vanishes": "vanish"}.get(verb, "come to equal others")
     ratio = prediction.price / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{percent(ratio)} of it"
+    if d.model_fit is not None:  # said in the class's own penalty, where rows have several
+        level *= own_penalties(d.model_fit.solution.problem)[classes[0]] / prediction.price
     yield f"{d.named(classes)} {verb} first, from {prediction.unit} = {level:.4g} on; this network is at {where}."
 
 
