@@ -114,7 +114,8 @@ def train(
         TrainingInterrupted: Ctrl-C, or ``stop`` said so.
 
     Example:
-        >>> from collapsar.training import ModelSpec, Penalties, TrainConfig, load_data, train
+        >>> from collapsar import Penalties
+        >>> from collapsar.training import ModelSpec, TrainConfig, load_data, train
         >>> model = ModelSpec("mlp", widths=(32,))
         >>> config = TrainConfig("digits", (20,) * 10, Penalties(0.02, 0.0002, 0.02), epochs=3, model=model)
         >>> result = train(config, load_data("digits"))
