@@ -229,6 +229,7 @@ def test_the_least_level_is_bracketed(clear, guess: float) -> None:
     assert len(looks) <= 25
     assert least_level(lambda x: clear(x / 5), (1.0, 9.9), guess, 1.005) is None
     assert least_level(lambda x: clear(x / 6.25), (1.0, 100.0), guess, 1.005, whole=True) == 13
+    assert least_level(lambda x: clear(np.ceil(x) / 6.25), (11.9, 13.4), 12.6, 1 + 1e-10, whole=True) == 13
 
 
 # --- ordinary training

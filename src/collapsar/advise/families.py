@@ -168,6 +168,8 @@ def least_level(
         True
     """
     (low, top), high = bounds, inf
+    if whole:
+        guess, top = ceil(guess - 1e-9), ceil(top - 1e-9)
     looks: list[tuple[float, float]] = []
     brackets: list[float] = []
     level = min(max(guess, low), top)
