@@ -159,7 +159,8 @@ def machine_words(machine: Mapping[str, Any], entries: list[dict[str, Any]]) -> 
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return (
         f"Measured on {machine['date']} on {cores} of an {machine['cpu']} ({machine['system']}), BLAS "
-        f"threads: {machine['blas_threads']}, processor seconds; {versions}; commit {machine['commit'][:7]}. Command: {command}."
+        f"threads: {machine['blas_threads']}, processor seconds; {versions}; commit {machine['commit'][:7]}. "
+        f"Command: {command}."
     )
 
 
