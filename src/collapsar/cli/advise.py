@@ -160,7 +160,7 @@ def advise(
     """
     given = context.params
     recipe = _recipe(context)
-    _check_options(context, weight_decay is not None or recipe is not None, diagnosis is not None)
+    _check_options(context, recipe is not None)
     picture_given(picture)
     if recipe is not None:
         _print_standard(advise_standard(_given(counts, column, ignore_index).counts, recipe), recipe, as_json=as_json)
@@ -223,6 +223,8 @@ def _recipe(context: typer.Context) -> Recipe | None:
         return None
     if given["layers"] is not None:
         raise ValueError("--layers and --norm describe two different trainings; give one of them")
+    if given["length"] is not None and (given["norm"] == "none" or given["gain_decay"] is not None):
+        raise ValueError("--length goes with a norm that fixes it: not with --norm none, and not with --gain-decay")
     own = given["head_weight_decay"]
     if own is not None and not 0 < own < float("inf"):
         raise ValueError(
@@ -250,11 +252,15 @@ def _print_standard(advice: StandardAdvice, recipe: Recipe, *, as_json: bool) ->
         typer.echo(f"{'assumed':8} features of length {recipe.norm_length:.3g} before the head, {usual} (--length)")
 
 
-def _check_options(context: typer.Context, ordinary: bool, diagnosed: bool) -> None:
+def _check_options(context: typer.Context, standard: bool) -> None:
     """Refuse what would be ignored."""
-    said = _said(context) - {"weight_decay", "diagnosis", "margin", "as_json", "optimizer"}
-    if ordinary:
-        said -= {"counts", "layers", "column", "ignore_index", *_OF_STANDARD}
+    said = _said(context) - {"weight_decay", "as_json", "optimizer"}
+    of_counts = {"counts", "column", "ignore_index"}
+    if standard and (more := said - of_counts - {*_OF_STANDARD}):
+        raise ValueError(f"--norm describes a training: it goes with COUNTS and {_NEEDED}; got {_listed(more)}")
+    diagnosed, said = "diagnosis" in said, said - {"margin", "diagnosis"}
+    if context.params["weight_decay"] is not None:
+        said -= {"layers", *of_counts, *_OF_STANDARD}
         if diagnosed or said:
             raise ValueError(
                 "--weight-decay is ordinary training: it goes with COUNTS, --layers, --optimizer and --margin only; "
