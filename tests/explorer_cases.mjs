@@ -4,7 +4,7 @@ import { pathToFileURL } from "node:url";
 
 const [sources, cases] = process.argv.slice(2);
 const load = (name) => import(pathToFileURL(`${sources}/${name}.mjs`));
-const { cosineOf, entryOf, solve } = await load("solve");
+const { batchDecayOf, cosineOf, entryOf, solve } = await load("solve");
 const { thresholds } = await load("thresholds");
 const { positionsOf } = await load("geometry");
 
@@ -38,6 +38,7 @@ function answer(problem) {
     vanish: t.vanish,
     exact: t.exact,
     complete: t.complete,
+    batchDecay: batchDecayOf(problem, s),
     cosines: Object.fromEntries(
       ["W", "H", "Z"].map((name) => [name, pairs((g, h) => cosineOf(s.grams[name], groups, g, h))]),
     ),

@@ -121,6 +121,23 @@ def test_every_certified_optimum_is_the_package_s(answers):
 
 
 @needs_node
+def test_behind_a_batchnorm_the_optimum_is_the_package_s_at_the_decay_shown(answers):
+    tried = 0
+    for case, mine in zip(CASES[::9], answers[::9], strict=True):
+        plain = problem_of(case["problem"])
+        if not mine["closed"] or mine["batchDecay"] is None or not np.array_equal(plain.mass, plain.class_counts):
+            continue
+        length, rest = 3.0, {"lambda_b": plain.lambda_b, "loss": plain.loss, "features": plain.features}
+        decay = mine["batchDecay"] * length**2
+        p = cs.Problem.from_normalized(plain.class_counts, lambda_w=decay, norm=length, over="batch", **rest)
+        s = cs.solve(p, throw=False)
+        first = np.cumsum([0] + [g["k"] for g in case["problem"]["groups"]])[:-1]
+        np.testing.assert_allclose(np.diag(s.Z)[first], mine["own"], atol=2e-5 * max(1.0, *map(abs, mine["own"])))
+        tried += 1
+    assert tried > 15
+
+
+@needs_node
 def test_where_the_certificate_stays_open_the_bounds_still_hold(answers):
     still_open = [(case, mine) for case, mine in zip(CASES, answers, strict=True) if not mine["closed"]]
     assert still_open

@@ -1,7 +1,7 @@
 // What the numbers say: the verdict in one sentence, angles, thresholds' certificate, and cures.
 
 import { byId, el, listed, plural, raised, shown, STATE_WORDS, SYMBOLS, withSubscripts } from "./dom.mjs";
-import { cosineOf } from "./solve.mjs";
+import { batchDecayOf, cosineOf } from "./solve.mjs";
 import { changed, groupsOf, NAMES, problemOf } from "./state.mjs";
 import { leastCure } from "./thresholds.mjs";
 
@@ -110,6 +110,15 @@ export function drawAngles(state, problem, solution) {
   const balanced = state.f === "signed" ? (Math.acos(-1 / (K - 1)) * 180) / Math.PI : 90;
   byId("angle-note").textContent =
     `Balanced classes: all ${balanced.toFixed(1)}° between features. – : a vector is zero.`;
+  const decay = batchDecayOf(problem, solution);
+  byId("batchnorm").replaceChildren(
+    ...withSubscripts(
+      Number.isNaN(decay)
+        ? ""
+        : `Behind a BatchNorm, with weight decay on the head alone, this is the optimum at λ_W = ${shown(decay, 4)} ρ²; ρ ` +
+            "is the length of the features, the root of the width without a gain.",
+    ),
+  );
 }
 
 /** The least change that brings the smallest classes back: [{words, patch}], patch null where it cannot. */

@@ -154,6 +154,23 @@ function onGroups(problem, of, m, { alpha, C, b, states, grams }) {
   };
 }
 
+/**
+ * lambda_w / rho^2 at which this point is also the optimum behind a BatchNorm, mean ||h||^2 = rho^2 over the samples seen,
+ * with decay of the head alone: there lambda_w ||W||^2 = lambda_z S and lambda_h sum_k m_k ||h_k||^2 = lambda_z S, S the
+ * trace of W'W for lambda_w = lambda_h, so lambda_w = lambda_z rho^2 sum_k m_k / S. NaN where Z = 0.
+ */
+export function batchDecayOf(problem, solution) {
+  const { groups, lambdaZ } = problem,
+    { within, between } = solution.grams.W;
+  let trace = 0,
+    mass = 0;
+  groups.forEach(({ k, mass: each }, g) => {
+    trace += within[g] * (k - 1) + between[g * groups.length + g];
+    mass += k * each;
+  });
+  return trace > 0 ? (lambdaZ * mass) / trace : NaN;
+}
+
 /** Z for a class of group j and the score of a class of group i: the own class, a sibling, a foreign one. */
 export function entryOf(solution, groups, i, j, same) {
   const G = groups.length,
