@@ -38,6 +38,7 @@ _SMALL = 1e-3  # of a typical feature: a new row
 _PAYS = 1e-12  # relative: an eigenvalue above lambda_Z^2
 _AT_REST = 1e-14  # relative size of a gradient that is rounding
 _HIDDEN = 1e-13  # relative decrease of the objective that rounding hides
+_FRUITLESS = 2  # steps below it that do not shorten the gradient
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class _Round:
     def pair(self) -> Matrix:
         return np.outer(self.size, self.size)
 
+    @cached_property
+    def siblings(self) -> Vector:
+        """The same for C between two classes of one cluster, of which (V'V)_jj - v_j^2 is k_j times as much."""
+        return self.q.sizes * self.size**2
+
     def pack(self, *parts: Matrix) -> Vector:
         return np.concatenate([part.ravel() for part in parts])
 
@@ -101,7 +107,7 @@ class _Round:
         C = at.V.T @ at.V
         M = np.maximum(self.N - self.sigma * C / self.pair, 0.0)
         np.fill_diagonal(M, 0.0)
-        within = np.maximum(self.nu - self.sigma * (np.diag(C) - at.v**2) / self.size**2, 0.0)
+        within = np.maximum(self.nu - self.sigma * (np.diag(C) - at.v**2) / self.siblings, 0.0)
         return M, np.where(self.contrasts > 0, within, 0.0)
 
     def objective(self, x: Vector) -> tuple[float, Vector]:
@@ -112,7 +118,7 @@ class _Round:
         P, loss = predict(q, at.blocks(q))
         R, (M, inside) = residual(q, P), self.multipliers(at)
         value = loss + 0.5 * lam * float(np.sum(W**2) + np.sum(V**2) + c @ (w**2 + v**2))
-        value += 0.25 * lam / self.sigma * float(np.sum(self.pair * M**2) + c @ (self.size * inside) ** 2)
+        value += 0.25 * lam / self.sigma * float(np.sum(self.pair * M**2) + c @ (self.siblings * inside**2))
         held, inner = M + np.diag(c * inside), c * R.within
         bias = np.zeros(q.num_clusters)
         if q.lambda_b < np.inf:
@@ -136,7 +142,7 @@ class _Round:
         M, inside = self.multipliers(at)
         held, inner, width = M + np.diag(c * inside), c * R.within, np.sqrt(c)
         stiff = np.where(M > 0, self.sigma / self.pair, 0.0)
-        stiff_inside = np.where(inside > 0, self.sigma * c / self.size**2, 0.0)
+        stiff_inside = np.where(inside > 0, self.sigma * c / self.siblings, 0.0)
         price = q.lambda_b * q.sizes if q.lambda_b < np.inf else np.zeros_like(c)
 
         def apply(d: Vector) -> Vector:
@@ -186,8 +192,8 @@ def relaxed(q: Quotient, atoms: Atoms, b: Vector, witness: Witness, tol: float) 
     v = np.sqrt(np.sum(atoms.own**2, axis=0))
     w = np.sum(atoms.within * atoms.own, axis=0) / np.where(v > 0, v, 1.0)
     at = Relaxed(atoms.between, atoms.mean, w, v, b, witness.between / lam2, witness.within / lam2)
-    size = np.sqrt(np.sum(at.V**2, axis=0))
-    size = np.maximum(size, _LEAST * _typical(at.V))
+    size = np.sqrt(v**2 + np.maximum(np.sum(at.V**2, axis=0) - v**2, 0.0) / q.sizes)  # of one class
+    size = np.maximum(size, _LEAST * _typical(size))
     sigma = _STIFFNESS
     for _ in range(_ROUNDS):
         at = _with_rows(q, at)
@@ -201,8 +207,8 @@ def relaxed(q: Quotient, atoms: Atoms, b: Vector, witness: Witness, tol: float) 
 
 
 def _typical(V: Matrix) -> float:
-    """The size of a class's features."""
-    return float(np.linalg.norm(V)) / np.sqrt(V.shape[1]) or 1.0
+    """The size of one column."""
+    return float(np.linalg.norm(V)) / np.sqrt(V.shape[-1]) or 1.0
 
 
 def _with_rows(q: Quotient, at: Relaxed) -> Relaxed:
@@ -221,11 +227,10 @@ def _minimised(problem: _Round, x: Vector, rest: float) -> Vector:
     """Newton's method in a trust region, until rounding stops it."""
     value, gradient = problem.objective(x)
     apply, diagonal = problem.hessian(x)
-    radius = 0.1 * float(np.linalg.norm(x * np.sqrt(diagonal)))
+    radius, fruitless = 0.1 * float(np.linalg.norm(x * np.sqrt(diagonal))), 0
     for _ in range(_STEPS):
-        norm = float(np.linalg.norm(gradient))
-        relative = norm / (problem.q.lambda_z * float(np.linalg.norm(x)))
-        if relative <= rest:
+        relative = float(np.linalg.norm(gradient)) / (problem.q.lambda_z * float(np.linalg.norm(x)))
+        if relative <= rest or fruitless > _FRUITLESS:
             break
         step = truncated_newton(
             apply,
@@ -238,16 +243,16 @@ def _minimised(problem: _Round, x: Vector, rest: float) -> Vector:
         )
         trial = x + step.v
         new_value, new_gradient = problem.objective(trial)
-        expected = -(step.slope + 0.5 * step.curvature)
-        fall = value - new_value
-        hidden = expected <= _HIDDEN * value
-        if hidden and np.linalg.norm(new_gradient) >= norm:
-            break
-        fine = hidden or fall >= 1e-3 * expected
+        expected, fall = -(step.slope + 0.5 * step.curvature), value - new_value
+        if expected > _HIDDEN * value:
+            fine = fall >= 1e-3 * expected
+        else:  # rounding hides the decrease: the gradient, in the metric of the step, tells
+            fine = bool(new_gradient**2 @ (1 / diagonal) < gradient**2 @ (1 / diagonal))
+            fruitless += not fine
         if not fine:
             radius = 0.25 * step.norm
             continue
-        if hidden or fall > 0.7 * expected:
+        if fall > 0.7 * expected or expected <= _HIDDEN * value:
             radius = max(radius, 3 * step.norm)
         x, value, gradient = trial, new_value, new_gradient
         apply, diagonal = problem.hessian(x)
