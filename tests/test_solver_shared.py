@@ -16,7 +16,7 @@ from collapsar.solver.atoms import Atoms
 from collapsar.solver.certificate import balance_bias
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.objective import predict
-from collapsar.solver.relaxed import _Round, relaxed
+from collapsar.solver.relaxed import _Round, beginning, relaxed
 from collapsar.solver.shared import certify_atoms, factors, minimise_shared
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import lift, quotient
@@ -350,7 +350,7 @@ def test_the_relaxation_meets_the_factors_from_a_rough_start():
         atoms, none = result.atoms, np.zeros(q.num_clusters)
         rough = Atoms(0.9 * atoms.between, 0.9 * atoms.within, 0.9 * atoms.own, 0.9 * atoms.common)
         empty = replace(result.witness, between=np.zeros((q.num_clusters, q.num_clusters)), within=none)
-        *_, at = relaxed(q, rough, result.blocks.b, empty, 1e-12)
+        *_, at = relaxed(q, beginning(q, rough, result.blocks.b, empty), 1e-12)
         C = at.V.T @ at.V
         assert (C - np.diag(at.v**2)).min() >= -1e-6 * C.max()
         S = predict(q, balance_bias(q, at.blocks(q)))[0]

@@ -31,7 +31,7 @@ _NEWTON_STEPS = 12
 _APPROACH_STEPS = 300
 _ITERATIONS = 300  # of conjugate gradients
 _ROUNDING = 1e-14  # of the objective
-_FRUITLESS = 0.1  # times tol^1.5: a relative gain that is none, 1e-7 for a gap of 1e-4, 1e-10 for 1e-6
+_FRUITLESS = 1e-3  # times tol: a relative gain in a step that is none
 _SHORTEST = 1e-4  # of a step that lowers the objective
 _SHORTER = 1e-3  # of the trust region's radius where no part of a step did
 _DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
@@ -290,7 +290,7 @@ def _approach(
     Unknowns that their own curvature takes below zero are held there; the others move along the truncated Newton step,
     projected, as far as the objective falls.
     """
-    bounded, idle, least_gain = unknowns.nonnegative, 0, max(_ROUNDING, _FRUITLESS * tol**1.5)
+    bounded, idle, least_gain = unknowns.nonnegative, 0, max(_ROUNDING, _FRUITLESS * tol)
     at = unknowns.at(x)
     radius = 0.1 * float(np.linalg.norm(x * np.sqrt(at.diagonal)))
     for _ in range(_APPROACH_STEPS):

@@ -24,7 +24,7 @@ from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient
 from collapsar.solver.witness import Witness
 
-__all__ = ["Relaxed", "relaxed"]
+__all__ = ["Relaxed", "beginning", "relaxed"]
 
 
 _ROUNDS = 12  # one or two are usual
@@ -175,24 +175,25 @@ class _Round:
         return apply, np.where(diagonal > 0, diagonal, 1.0)
 
 
-def relaxed(q: Quotient, atoms: Atoms, b: Vector, witness: Witness, tol: float) -> Iterator[Relaxed]:
-    """Points of the method of multipliers, from features >= 0 and a witness near the optimum; each better than before.
+def beginning(q: Quotient, atoms: Atoms, b: Vector, witness: Witness) -> Relaxed:
+    """The point of features >= 0, with what a witness knows of the multipliers."""
+    v = np.sqrt(np.sum(atoms.own**2, axis=0))
+    w = np.sum(atoms.within * atoms.own, axis=0) / np.where(v > 0, v, 1.0)
+    return Relaxed(atoms.between, atoms.mean, w, v, b, witness.between / q.lambda_z**2, witness.within / q.lambda_z**2)
+
+
+def relaxed(q: Quotient, at: Relaxed, tol: float) -> Iterator[Relaxed]:
+    """Points of the method of multipliers, from one near the optimum; each better than before.
 
     Args:
         q: J clusters.
-        atoms: factors with features >= 0.
-        b: their bias.
-        witness: what is known of the multipliers.
+        at: where to start.
         tol: the relative gap to reach.
 
     Yields:
-        The point after every round. It ends where the multipliers have settled.
+        The point after every round.
     """
-    lam2 = q.lambda_z**2
-    v = np.sqrt(np.sum(atoms.own**2, axis=0))
-    w = np.sum(atoms.within * atoms.own, axis=0) / np.where(v > 0, v, 1.0)
-    at = Relaxed(atoms.between, atoms.mean, w, v, b, witness.between / lam2, witness.within / lam2)
-    size = np.sqrt(v**2 + np.maximum(np.sum(at.V**2, axis=0) - v**2, 0.0) / q.sizes)  # of one class
+    size = np.sqrt(at.v**2 + np.maximum(np.sum(at.V**2, axis=0) - at.v**2, 0.0) / q.sizes)  # of one class
     size = np.maximum(size, _LEAST * _typical(size))
     sigma = _STIFFNESS
     for _ in range(_ROUNDS):

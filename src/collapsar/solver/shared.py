@@ -30,7 +30,7 @@ from collapsar.solver.atoms import Atoms, combined, own_directions, pruned
 from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.factored import approach, descend, newton
 from collapsar.solver.objective import Columns, Residual, cross_entropy, predict, residual
-from collapsar.solver.relaxed import Relaxed, relaxed
+from collapsar.solver.relaxed import Relaxed, beginning, relaxed
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 from collapsar.solver.witness import Witness, lower_bound, witness_of
@@ -51,8 +51,9 @@ __all__ = [
 _ROUNDS = 8  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
-_ROUGH = 1e-6  # a tolerance from here on needs no digits that Newton's method on the gradient would add
-_FINE = 1e-8  # nor, below this, does a point that descent started near
+_FINE = 1e-8  # a tolerance from here on needs no digits that Newton's method on the gradient would add
+_FINER = 0.03  # where a gap stays open the next descent goes further
+_STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
 _STARTS = 40  # of the search for a direction that pays, of either kind
 _ASCENT = 300  # its steps
 _PAYS = 1e-8  # relative
@@ -170,13 +171,13 @@ def minimise_shared(
     best = _column_result(q, start, tol)
     if best.status is Status.OPTIMAL:
         return best
-    (atoms, b), rooted = leaning(q, start, best.witness.S), False
+    (atoms, b), rooted, beyond = leaning(q, start, best.witness.S), False, None
     for num_steps in range(1, min(_ROUNDS, max_steps) + 1):
         report = None if progress is None else _reporting(progress, num_steps, best.certificate.dual)
-        atoms, b = descend(q, atoms, b, report, tol)
-        if tol < _ROUGH:
+        atoms, b = descend(q, atoms, b, report, tol * _FINER ** (num_steps - 1))
+        if tol < _FINE:
             atoms, b = newton(q, atoms, b)
-        before, (found, beyond) = best.certificate, _certified(q, atoms, b, num_steps, tol)
+        before, (found, beyond) = best.certificate, _certified(q, atoms, b, num_steps, tol, beyond)
         best = _better(best, found, tol, last=num_steps == max_steps)
         if progress is not None:
             progress(num_steps, best.certificate)
@@ -312,20 +313,26 @@ def with_directions(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Matrix, Re
     return Atoms(*(np.vstack(part) for part in parts))
 
 
-def _certified(q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float) -> tuple[SharedResult, Relaxed | None]:
-    """Factors with their price and their witness; where that is not enough, the relaxation's, and its last point."""
-    atoms, beyond = combined(q, atoms), None
+def _certified(
+    q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float, beyond: Relaxed | None = None
+) -> tuple[SharedResult, Relaxed | None]:
+    """Factors with their price and their witness; where that is not enough, the relaxation's, and its last point.
+
+    ``beyond``: an earlier point of the relaxation, from which it goes on.
+    """
+    atoms = combined(q, atoms)
     b = centred(q, atoms.blocks(q, b)).b
     witness = witness_of(q, _softmax(q, atoms.blocks(q, b)), *atoms.gram())
-    certificate = certify_atoms(q, atoms, b, witness)
+    certificate, stale = certify_atoms(q, atoms, b, witness), 0
     if not certificate.relative_gap <= tol:
-        for beyond in relaxed(q, atoms, b, witness, tol):
+        start = beyond or beginning(q, atoms, b, witness)
+        for beyond in relaxed(q, start, tol):
             other = beyond.witness(q, _softmax(q, beyond.blocks(q)))
             tighter = certify_atoms(q, atoms, b, other)
-            settled = tighter.gap > 0.5 * certificate.gap
+            stale = stale + 1 if tighter.gap > 0.9 * certificate.gap else 0
             if tighter.dual > certificate.dual:
                 witness, certificate = other, tighter
-            if certificate.relative_gap <= tol or settled:
+            if certificate.relative_gap <= tol or stale == _STALE:
                 break
     simple = pruned(atoms)  # as few directions as will do
     simpler = certify_atoms(q, simple, b, witness)
