@@ -414,6 +414,19 @@ def normalised(over: str, *, rows: bool = False) -> tuple[cs.Problem, np.ndarray
     return p, W.T, H.T, b
 
 
+@pytest.mark.parametrize(("counts", "verb"), [("60x3,20x3", "merge"), ("60,30,12", "vanish")])
+def test_behind_a_decayed_gain_the_first_threshold_is_told(counts, verb):
+    p = cs.Problem.from_gain_decay(counts, lambda_w=0.02, lambda_gain=0.5, over="batch", lambda_b=0.0)
+    W, H, b = cs.solve(p).factors(16)
+    norm = HeadNorm("BatchNorm1d", "batch", 16, 1.0, 0.5, free_gain=False, trained_gain=True, shifted=True)
+    known = KnownTraining(lambda_w=0.02, lambda_b=0.0, norm=norm)
+    d = diagnose_measurement(measured(p.class_counts, W.T, H.T, b), known)
+    t = cs.thresholds(p)
+    level = float(np.nanmin([t.merge, t.vanish]))
+    said = f"{verb} first, from lambda_w = {level:.4g} on; this network is at {100 * 0.02 / level:.2g} % of it"
+    assert said in " ".join(d.words)
+
+
 LAYER = HeadNorm("LayerNorm", "sample", 16, 4.0, None, free_gain=False)
 
 

@@ -530,3 +530,20 @@ def test_lost_is_said_once_after_a_class_was_right():
     again = MergeWatch(3)
     again.load_state_dict(watch.state_dict())
     assert again.observe(8, Z, Z + shut) == ()
+
+
+def test_a_head_of_tokens_is_refused_and_its_rows_are_read_from_a_file(tmp_path):
+    """Of 100 sequences of four tokens each; the way out that the refusal names is taken."""
+    model, tokens, labels = Net(linear(EYE)), X.reshape(100, 4, D), Y.reshape(100, 4)
+    with pytest.raises(
+        ValueError, match=r"one row per sample, \(B, d\); got \(100, 4, 16\).* `collapsar diagnose FILE`"
+    ):
+        diagnose(model, [(tokens, labels)], head="fc")
+    with CollapseMonitor(model, head="fc", options=MonitorOptions(path=tmp_path / "c.jsonl")) as monitor:
+        model(tokens)
+        with pytest.raises(ValueError, match="`collapsar diagnose FILE` reads it"):
+            monitor.step(labels)
+    np.savez(tmp_path / "rows.npz", features=X.numpy(), labels=Y.numpy(), weight=EYE.numpy())
+    read, seen = diagnose(tmp_path / "rows.npz"), diagnose(Net(linear(EYE)), [(X, Y)], head="fc")
+    assert read.headline == seen.headline
+    assert np.array_equal(read.measurement.class_counts, seen.measurement.class_counts)

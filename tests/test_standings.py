@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -212,3 +213,23 @@ def test_the_moved_measurement_is_the_measurement_of_moved_features():
         np.testing.assert_allclose(getattr(moved, name), getattr(again, name), atol=1e-9)
     assert moved.energy == pytest.approx(again.energy, rel=1e-6)
     assert replace(moved, energy=0.0).num_classes == 10
+
+
+def test_of_classes_that_take_as_many_samples_the_first_is_named_everywhere():
+    """Two samples of class 3 are given to class 1 and two to class 0: by a diagnosis, an audit and a monitor."""
+    from collapsar.monitor.samples import Samples
+
+    for order in ([1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1]):
+        X, y = np.eye(4)[[0, 1, 2, *order]], np.array([0, 1, 2, 3, 3, 3, 3])
+        totals = Samples(4, 4, within_scatter=False, ignore_index=-100)
+        totals.add(torch.from_numpy(X), torch.from_numpy(X), torch.from_numpy(y))
+        found = totals.finish(None)
+        audited = cs.audit(np.eye(4), features=X, labels=y).recalls
+        measured = measure(X, y, np.eye(4))
+        assert audited is not None
+        assert found.taken_for is not None
+        assert measured.taken_for is not None
+        for taken in (measured.taken_for, audited.taken_by, found.taken_for):
+            assert taken.tolist() == [-1, -1, -1, 0]
+        for recall in (measured.accuracies, audited.recall, found.recalls):
+            assert recall.tolist() == [1, 1, 1, 0]
