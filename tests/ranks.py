@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests of distributed metrics and monitors.
+"""What other processes do in the tests: two ranks that share metrics, monitors and samplers, a training to be killed.
 
 The processes are forked from a server that has imported torch once. What they run must lie in a module of its own,
 because they import it by name.
@@ -10,6 +10,8 @@ import datetime as dt
 import multiprocessing
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from collapsar.metrics import NeuralCollapse
 from collapsar.monitor import CollapseMonitor, MonitorOptions
-from collapsar.training.sampler import ClassAwareSampler
+from collapsar.training import ClassAwareSampler, TrainConfig, load_data, loop, train
 
-__all__ = ["dealt", "monitored", "on_two_ranks", "streamed"]
+__all__ = ["dealt", "forked", "monitored", "on_two_ranks", "streamed", "trained"]
+
+
+def forked() -> ForkServerContext:
+    """Where processes are made that have torch and the library without importing them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["collapsar.monitor.bare_loop", "collapsar.training"])
+    return context
 
 
 def on_two_ranks(work: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """What ``work(rank, *arguments)`` gives on each rank of a gloo group of two; warnings are errors there, too."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["collapsar.monitor.bare_loop", "collapsar.training.sampler"])
+    context = forked()
     ranks = [context.Process(target=_rank, args=(rank, folder, work, arguments)) for rank in range(2)]
     try:
         for process in ranks:
@@ -87,3 +95,9 @@ def monitored(rank: int, images: torch.Tensor, labels: torch.Tensor, path: str) 
         second: Any = monitor.end_epoch()
     found = [[r.report.scalars(), r.report.Z.tolist(), r.recalls.tolist()] for r in (first, second)]
     return [found, said]
+
+
+def trained(config: str, folder: str, line: Connection) -> None:
+    """A run that saves after every epoch, tells its number, and is killed."""
+    loop._CHECKPOINT_SECONDS, loop._CHECKPOINT_SHARE = 0.0, 1e9
+    train(TrainConfig.from_json(config), load_data("digits"), folder, progress=lambda epoch, *_: line.send(epoch))

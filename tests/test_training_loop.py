@@ -7,8 +7,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +27,7 @@ from collapsar.training.models import ModelSpec, build_model
 from collapsar.training.penalties import Penalties, penalised_backward
 from collapsar.training.provenance import choose_device
 from collapsar.training.state import TrainResult, load_run
+from ranks import forked, trained
 
 DATA = load_data("digits")
 CONFIG = TrainConfig(
@@ -204,29 +203,21 @@ def test_crash_and_resume_end_in_the_same_bits(
     assert train(CONFIG, DATA, tmp_path, progress=lambda *_: pytest.fail("trained again")).epoch == 12
 
 
-_CHILD = """
-import sys
-from collapsar.training import TrainConfig, load_data, loop, train
-loop._CHECKPOINT_SECONDS, loop._CHECKPOINT_SHARE = 0.0, 1e9
-config = TrainConfig.from_json(sys.argv[1])
-train(config, load_data("digits"), sys.argv[2], progress=lambda epoch, *_: print(epoch, flush=True))
-"""
-
-
 def test_kill_at_a_random_moment_and_resume(tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=100, eval_every=7)
     chance = random.Random()  # another moment on every run of the tests
     target, pause = chance.randrange(2, 40), chance.uniform(0, 0.02)
-    command = [sys.executable, "-c", _CHILD, config.to_json(), str(tmp_path / "killed")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if int(line) >= target:
-                time.sleep(pause)
-                child.send_signal(signal.SIGKILL)
-                break
-        child.wait()
-    assert child.returncode == -signal.SIGKILL
+    context = forked()
+    epochs, their_end = context.Pipe(duplex=False)
+    child = context.Process(target=trained, args=(config.to_json(), str(tmp_path / "killed"), their_end))
+    child.start()
+    their_end.close()  # so that a child that ends early ends the waiting below
+    while epochs.recv() < target:
+        pass
+    time.sleep(pause)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     begun = load_run(tmp_path / "killed")
     assert target <= begun.epoch < 100
     assert [record["epoch"] for record in begun.records] == list(range(7, begun.epoch + 1, 7))
