@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from collapsar.advise.families import (
 from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
-from collapsar.core.types import must_be
+from collapsar.core.types import Record, must_be
 from collapsar.solver import Solution, Status, solve
 from collapsar.solver.solve import solve_near
 
@@ -111,7 +111,7 @@ class Suggestion:
     relative_gap: float
     caveats: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The fields as JSON-able values."""
         t = self.treatment
         return {
@@ -191,7 +191,7 @@ class Advice:
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """Everything as JSON-able values; undefined numbers are NaN."""
         return {
             "kind": "advice",

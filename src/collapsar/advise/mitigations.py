@@ -7,17 +7,19 @@ one convex program, so that each has an exact optimum and exact thresholds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.advise.outlook import inference_margins
 from collapsar.core.counts import class_counts
 from collapsar.core.normalization import own_penalties, strengthened
 from collapsar.core.problem import FeatureModel, Loss, Problem
-from collapsar.core.types import Matrix, Vector
-from collapsar.solver import Solution, Status, solve
+from collapsar.core.states import ClassState
+from collapsar.core.types import Matrix, Record, Vector
+from collapsar.solver import Status, solve
 from collapsar.solver.normalized_transitions import transitions
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import Thresholds
@@ -253,7 +255,7 @@ def standard_remedies(counts: ArrayLike) -> tuple[Remedy, ...]:
 # --- the comparison
 
 
-def compare_remedies(problem: Problem, remedies: Sequence[Remedy] | None = None, tol: float = 1e-9) -> dict[str, Any]:
+def compare_remedies(problem: Problem, remedies: Sequence[Remedy] | None = None, tol: float = 1e-9) -> Record:
     """Optima, thresholds and geometry of one problem under several remedies, for both feature models where both exist.
 
     Args:
@@ -293,27 +295,11 @@ def compare_remedies(problem: Problem, remedies: Sequence[Remedy] | None = None,
                 "loss": remedy.loss.to_dict(),
                 "mass_factor": None if remedy.mass_factor is None else remedy.mass_factor.tolist(),
                 "head_decay": remedy.head_decay,
-                **{model: _outcome(remedy, problem.replace(features=model), groups, tol) for model in models},
+                **{model: asdict(_outcome(remedy, problem.replace(features=model), groups, tol)) for model in models},
             }
             for remedy in chosen
         ],
     }
-
-
-def inference_margins(solution: Solution) -> Vector:
-    """z_kk + b_k - max over l != k of (z_lk + b_l), shape (K,), nats: what the head decides by.
-
-    Offsets, scales and temperatures belong to the training loss and are left out.
-
-    Example:
-        >>> margins = inference_margins(solve(Problem("500x5,100x5", 0.0036, 0.02)))
-        >>> print(margins[[0, 9]].round(3))
-        [ 2.26  -0.603]
-    """
-    logits = solution.Z + solution.b[:, None]
-    own = np.diag(logits).copy()
-    np.fill_diagonal(logits, -np.inf)
-    return own - logits.max(axis=0)
 
 
 def _transitions(problem: Problem) -> Thresholds:
@@ -323,34 +309,50 @@ def _transitions(problem: Problem) -> Thresholds:
     return Thresholds(**transitions(problem, thresholds))
 
 
-def _outcome(remedy: Remedy, problem: Problem, groups: list[NDArray[np.intp]], tol: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Outcome:
+    """What one remedy makes of one problem; lists have one entry per group of classes with equal counts."""
+
+    lambda_z: float
+    status: str
+    converged: bool
+    relative_gap: float
+    thresholds: dict[str, list[float] | list[bool] | float]
+    states: list[ClassState]
+    margins: list[float]
+    contrasts: list[float]
+    bias: list[float]
+    norms: dict[str, list[float]]
+    cosines: dict[str, list[list[float]]]
+
+
+def _outcome(remedy: Remedy, problem: Problem, groups: list[NDArray[np.intp]], tol: float) -> _Outcome:
     treated = remedy(problem)
     nominal = float(own_penalties(problem)[0] / own_penalties(treated)[0])
     t = _transitions(treated)
     s = solve(treated, tol, throw=False)
     first = [int(g[0]) for g in groups]
     Z = s.Z
-    siblings = [Z[g[0], g[0]] - Z[g[1], g[0]] if g.size > 1 else np.nan for g in groups]
     grams = {"Z": Z.T @ Z, "W": s.classifier_gram(), "H": s.feature_gram()}
-    return {
-        "lambda_z": treated.lambda_z,
-        "status": s.status.name.lower(),
-        "converged": s.status is Status.OPTIMAL,
-        "relative_gap": s.certificate.relative_gap,
-        "thresholds": {
+    return _Outcome(
+        lambda_z=treated.lambda_z,
+        status=s.status.name.lower(),
+        converged=s.status is Status.OPTIMAL,
+        relative_gap=s.certificate.relative_gap,
+        thresholds={
             "merge": (nominal * t.merge[first]).tolist(),
             "vanish": (nominal * t.vanish[first]).tolist(),
             "complete": nominal * t.complete,
             "complete_bound": nominal * t.complete_bound,
             "exact": t.exact[first].tolist(),
         },
-        "states": [s.class_states[k] for k in first],
-        "margins": inference_margins(s)[first].tolist(),
-        "contrasts": [float(v) for v in siblings],
-        "bias": s.b[first].tolist(),
-        "norms": {name: np.sqrt(np.maximum(np.diag(G)[first], 0.0)).tolist() for name, G in grams.items()},
-        "cosines": {name: _mean_cosines(G, groups).tolist() for name, G in grams.items()},
-    }
+        states=[s.class_states[k] for k in first],
+        margins=inference_margins(s)[first].tolist(),
+        contrasts=[float(Z[g[0], g[0]] - Z[g[1], g[0]]) if g.size > 1 else float("nan") for g in groups],
+        bias=s.b[first].tolist(),
+        norms={name: np.sqrt(np.maximum(np.diag(G)[first], 0.0)).tolist() for name, G in grams.items()},
+        cosines={name: _mean_cosines(G, groups).tolist() for name, G in grams.items()},
+    )
 
 
 def _mean_cosines(gram: Matrix, groups: list[NDArray[np.intp]]) -> Matrix:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
 from collapsar.core.states import ClassState, past, worst
-from collapsar.core.types import Matrix, Vector
+from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver import Solution
 from collapsar.solver.normalized_certificate import row_scales
 from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
@@ -19,7 +18,16 @@ from collapsar.solver.symmetry import quotient
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import merge_strength
 
-__all__ = ["Outlook", "calibration_shift", "clearance", "corrected_margins", "edges", "logits_of", "outlooks"]
+__all__ = [
+    "Outlook",
+    "calibration_shift",
+    "clearance",
+    "corrected_margins",
+    "edges",
+    "inference_margins",
+    "logits_of",
+    "outlooks",
+]
 
 
 # The exact thresholds of nonnegative features cost a root per kind of class; beyond so many kinds the residual at the
@@ -64,7 +72,7 @@ class Outlook:
     contrast: float
     norm: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The fields as JSON-able values."""
         values = {**asdict(self), "classes": list(self.classes)}
         return {"apart" if name == "lost" else name: not v if name == "lost" else v for name, v in values.items()}
@@ -204,6 +212,19 @@ def corrected_margins(solution: Solution) -> Vector:
 def _equal_priors(problem: Problem) -> Matrix:
     """What the correction adds to each logit, shape (K, 1)."""
     return (problem.offsets - np.log(problem.loss_share))[:, None]
+
+
+def inference_margins(solution: Solution) -> Vector:
+    """z_kk + b_k - max over l != k of (z_lk + b_l), shape (K,), nats: what the head decides by.
+
+    Offsets, scales and temperatures belong to the training loss and are left out.
+
+    Example:
+        >>> from collapsar import Problem, solve
+        >>> print(inference_margins(solve(Problem("500x5,100x5", 0.0036, 0.02)))[[0, 9]].round(3))
+        [ 2.26  -0.603]
+    """
+    return _margins(logits_of(solution))
 
 
 def calibration_shift(solution: Solution) -> float:

@@ -14,6 +14,7 @@ from collapsar.advise.advice import advise
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import Loss, Problem
+from collapsar.core.types import Record
 
 __all__ = ["advise_diagnosis", "joined_sizes", "load_diagnosis", "problem_of_diagnosis"]
 
@@ -21,7 +22,7 @@ __all__ = ["advise_diagnosis", "joined_sizes", "load_diagnosis", "problem_of_dia
 KEPT, JOINED = 8, 8
 
 
-def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: int | None = None) -> dict[str, Any]:
+def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: int | None = None) -> Record:
     """Advice on a diagnosed network: what was measured of it, and what the optimum says, never the one for the other.
 
     Where the training had no feature penalty, the penalties behind the optimum were read from the trained head, and
@@ -146,7 +147,7 @@ def joined_sizes(counts: CountsLike) -> tuple[NDArray[np.int64], float]:
     return joined, float(np.abs(joined / n - 1).max())
 
 
-def load_diagnosis(path: str | Path) -> dict[str, Any]:
+def load_diagnosis(path: str | Path) -> Record:
     """A diagnosis from its file.
 
     Raises:

@@ -9,16 +9,18 @@ says the decay clock, the sum of lr * wd over its steps: far below one, decay ha
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.advise.outlook import inference_margins
 from collapsar.advise.sources import joined_sizes
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.normalization import COSINE_SCALE
 from collapsar.core.problem import Problem
-from collapsar.core.types import Vector
+from collapsar.core.types import Record, Vector
 from collapsar.solver import NotConvergedError, Solution, solve
 
 __all__ = ["ACTED", "Forecast", "Norm", "Recipe", "StandardAdvice", "advise_standard", "forecast_rows"]
@@ -26,6 +28,7 @@ __all__ = ["ACTED", "Forecast", "Norm", "Recipe", "StandardAdvice", "advise_stan
 Norm = Literal["layernorm", "rmsnorm", "cosine", "batchnorm", "none"]
 Optimizer = Literal["sgd", "adam", "adamw", "other"]
 Schedule = Literal["constant", "cosine", "linear"]
+_Answer = partial["StandardAdvice"]
 Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
 
 _ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
@@ -164,7 +167,7 @@ class StandardAdvice:
         """One, where :class:`~collapsar.advise.weight_decay.DecayAdvice` has one per number of layers."""
         return (HeadPrediction(self.verdict, self.largest_decay),)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The fields as JSON-able values."""
         return asdict(self)
 
@@ -190,7 +193,9 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
     """
     n = class_counts(counts)
     prior = tuple(float(v) for v in np.log(n / n.sum()))
-    common: dict[str, Any] = {"clock": recipe.clock, "prior": prior}
+    answer = partial(
+        StandardAdvice, clock=recipe.clock, prior=prior, merged=(), outvoted=(), lambda_w=None, largest_decay=None
+    )
     if recipe.width < n.size - 1:
         room = f"; with {recipe.width} features for {n.size} classes some are close in any case: no room"
     else:
@@ -208,12 +213,12 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
             f"small classes that are lost are outvoted or not learned yet{seen}: "
             "subtract the log of the class frequencies from the logits, then train longer; leave the decay alone"
         )
-        return StandardAdvice("not acted", reason, cure, merged=(), lambda_w=None, largest_decay=None, **common)
+        return answer("not acted", reason, cure)
     if (why := _uncovered(recipe)) is not None:
         cure = "subtract the log of the class frequencies from the logits; watch the class means during training"
         reason = f"{why}: whether classes merge is not known{room}"
-        return StandardAdvice("unknown", reason, cure, merged=(), lambda_w=None, largest_decay=None, **common)
-    return _at_rest(n, recipe, common, room)
+        return answer("unknown", reason, cure)
+    return _at_rest(n, recipe, answer, room)
 
 
 def _uncovered(recipe: Recipe) -> str | None:
@@ -234,23 +239,23 @@ def _uncovered(recipe: Recipe) -> str | None:
     return None
 
 
-def _at_rest(n: NDArray[np.int64], recipe: Recipe, common: dict[str, Any], room: str) -> StandardAdvice:
+def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer, room: str) -> StandardAdvice:
     few, _ = joined_sizes(n)
     found = _optimum(few, recipe)
     if not found.settled:
-        return _beyond(few, recipe, common, room)
+        return _beyond(few, recipe, answer, room)
     merged, outvoted = _alike(found.solution), _outvoted(found.solution)
     rows = found.rows
     weight = float(rows[0]) if np.ptp(rows) == 0 else tuple(float(v) for v in rows)
     when = "" if recipe.clock >= _RESTED else f" (the clock is {recipe.clock:.2g}: the run ends on its way there)"
-    answer = {"merged": merged, "outvoted": outvoted, "lambda_w": weight, "largest_decay": None, **common}
+    answer = partial(answer, merged=merged, outvoted=outvoted, lambda_w=weight)
     if not (merged or outvoted):
         keeps = f"at rest every class keeps features of its own and is given its own samples{when}{room}"
         if recipe.optimizer == "adamw" and not _harmless(few, recipe, _OFF):
             reason = f"{keeps}; but not at {_OFF:g} times this decay, and runs were that far off a forecast"
-            return StandardAdvice("unknown", reason, f"halve the head's weight decay to be sure; {_PRIOR}", **answer)
-        return StandardAdvice("safe", keeps, f"none is needed; {_PRIOR}", **answer)
-    answer["largest_decay"] = largest = _largest_decay(few, recipe)
+            return answer("unknown", reason, f"halve the head's weight decay to be sure; {_PRIOR}")
+        return answer("safe", keeps, f"none is needed; {_PRIOR}")
+    largest = _largest_decay(few, recipe)
     lost = merged or outvoted
     sizes = sorted({int(n[k]) for k in lost})
     which = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
@@ -262,25 +267,24 @@ def _at_rest(n: NDArray[np.int64], recipe: Recipe, common: dict[str, Any], room:
         else "take the head out of the weight decay"
     )
     cure = cure if merged else f"{cure}; or subtract the log of the class frequencies from the logits"
-    return StandardAdvice("merge" if merged else "outvoted", reason, cure, **answer)
+    return answer("merge" if merged else "outvoted", reason, cure, largest_decay=largest)
 
 
 _PRIOR = "if small classes are outvoted, subtract the log of the class frequencies from the logits"
 
 
-def _beyond(few: NDArray[np.int64], recipe: Recipe, common: dict[str, Any], room: str) -> StandardAdvice:
+def _beyond(few: NDArray[np.int64], recipe: Recipe, answer: _Answer, room: str) -> StandardAdvice:
     """Where the forecast does not settle: the decay at which classes begin to be lost at rest bounds this one."""
     bound = _least_harmful(few, recipe)
-    answer: dict[str, Any] = {"merged": (), "lambda_w": None, "largest_decay": None, **common}
     runs_off = (
         "AdamW's decay shrinks with the gradient, and where it comes to rest cannot be forecast at this decay: the "
         "margins grow beyond what any run reaches"
     )
     if _OFF * recipe.weight_decay < bound:
         reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}{room}"
-        return StandardAdvice("safe", reason, f"none is needed against merging; {_PRIOR}", **answer)
+        return answer("safe", reason, f"none is needed against merging; {_PRIOR}")
     reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest{room}"
-    return StandardAdvice("unknown", reason, f"watch the class means during training; {_PRIOR}", **answer)
+    return answer("unknown", reason, f"watch the class means during training; {_PRIOR}")
 
 
 def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
@@ -317,7 +321,7 @@ def _optimum(n: NDArray[np.int64], recipe: Recipe) -> Forecast:
     return Forecast(np.full(n.size, recipe.weight_decay), s, True)
 
 
-def _problem(n: NDArray[np.int64], recipe: Recipe, lambda_w: Any) -> Problem:
+def _problem(n: NDArray[np.int64], recipe: Recipe, lambda_w: float | Vector) -> Problem:
     over = "batch" if recipe.norm == "batchnorm" else "sample"
     if recipe.gain_decay is not None:
         return Problem.from_gain_decay(n, lambda_w=lambda_w, lambda_gain=recipe.gain_decay, over=over, lambda_b=0.0)
@@ -391,10 +395,7 @@ def _alike(s: Solution) -> tuple[int, ...]:
 
 def _outvoted(s: Solution) -> tuple[int, ...]:
     """Classes for which the optimum scores another class higher."""
-    scores = s.Z + s.b[:, None]
-    own = np.diag(scores).copy()
-    np.fill_diagonal(scores, -np.inf)
-    return tuple(int(k) for k in np.flatnonzero(own < scores.max(axis=0) - _LEVEL))
+    return tuple(int(k) for k in np.flatnonzero(inference_margins(s) < -_LEVEL))
 
 
 def _largest_decay(n: NDArray[np.int64], recipe: Recipe) -> float | None:

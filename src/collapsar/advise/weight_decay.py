@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.types import Record
 from collapsar.theory.deep_switch import decay_switch
 
 __all__ = ["DecayAdvice", "DecayPrediction", "advise_weight_decay", "evidence"]
@@ -57,7 +58,7 @@ class DecayPrediction:
             return None
         return low * self.weight_decay, high * self.weight_decay
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The fields as JSON-able values."""
         return {
             "layers": self.layers,
@@ -106,7 +107,7 @@ class DecayAdvice:
         known = [low for low in lows if low is not None]
         return min(known) / (1 + self.margin) if len(known) == len(lows) else None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """Everything as JSON-able values."""
         return {
             "kind": "advice-weight-decay",
@@ -124,8 +125,37 @@ class DecayAdvice:
         }
 
 
+class Network(TypedDict):
+    """Networks that were trained at many decays: their class counts, learning rate, and how many seeds."""
+
+    class_counts: str
+    rate: float
+    seeds: int
+
+
+class Depth(TypedDict):
+    """What was measured of one number of decayed layers: measured over predicted switch, its ends and the middles."""
+
+    layers: int
+    predicts: bool
+    ratio: tuple[float | None, float | None]
+    middles: list[float | None]
+    switches: int
+    networks: list[Network]
+
+
+class Evidence(TypedDict):
+    """The data file: the model that came nearest to the measured switches, and how near."""
+
+    source: str
+    environment: Record
+    data: str
+    model: str
+    depths: list[Depth]
+
+
 @cache
-def evidence() -> dict[str, Any]:
+def evidence() -> Evidence:
     """What networks did, as :func:`collapsar_studies.advice_evidence.evidence_of` derives it from the record."""
     return json.loads(files("collapsar.advise").joinpath("weight_decay.json").read_text(encoding="utf-8"))
 
@@ -208,7 +238,7 @@ def _prediction(n: NDArray[np.int64], weight_decay: float, layers: int, margin: 
     if found is None:
         return DecayPrediction(layers, place, (None, None), 0, False, verdict)
     low, high = found["ratio"]
-    if found["predicts"]:
+    if found["predicts"] and low is not None and high is not None:
         if weight_decay * (1 + margin) < low * place:
             verdict = "separated"
         elif weight_decay > high * place:
