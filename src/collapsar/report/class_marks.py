@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from collapsar.core.sentences import listed
 from collapsar.report.record import Record
-from collapsar.report.words import listed, number_text
+from collapsar.report.words import number_text
 
 __all__ = ["MARKS", "class_marks", "lost_and_dead", "marked_names", "part_of", "shown_classes"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from collapsar.core.sentences import listed
 from collapsar.report.record import Record, defined
-from collapsar.report.words import lambda_text, listed, number_text, share_text
+from collapsar.report.words import lambda_text, number_text, share_text
 
 __all__ = [
     "accuracy",
@@ -84,7 +85,7 @@ def reason(diagnosis: Record) -> str:
     if len(lost) == 0:
         level = float(first.min())
         if level <= price:
-            who = listed([diagnosis["class_names"][k] for k in np.flatnonzero(first <= price)])
+            who = listed([diagnosis["class_names"][k] for k in np.flatnonzero(first <= price)], 6)
             return (
                 f"From penalty {lambda_text(level)} on, the scores of {who} gradually approach those of other classes; "
                 f"this network was trained at {lambda_text(price)}, where theory still finds every class separated. "
@@ -112,7 +113,7 @@ def reason(diagnosis: Record) -> str:
         where, times = f"{where} to {lambda_text(levels.max())}", ""
     counts = [diagnosis["class_counts"][k] for k in lost]
     size = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    who = listed([diagnosis["class_names"][k] for k in lost])
+    who = listed([diagnosis["class_names"][k] for k in lost], 6)
     subject, samples, verb = (
         ("class", "samples", "collapses") if len(lost) == 1 else ("classes", "samples each", "collapse")
     )
@@ -140,8 +141,8 @@ def cautions(diagnosis: Record) -> list[str]:
     if weak:
         verbs = ("has", "wins", "its") if len(weak) == 1 else ("have", "win", "their")
         found.append(
-            f"Separated does not mean recognised: {listed(weak)} {verbs[0]} scores of {verbs[2]} own, but {verbs[1]} "
-            f"for less than half of {verbs[2]} samples."
+            f"Separated does not mean recognised: {listed(weak, 6)} {verbs[0]} scores of {verbs[2]} own, but "
+            f"{verbs[1]} for less than half of {verbs[2]} samples."
         )
     if not diagnosis["at_rest"]:
         found.append("Training has not converged: with more training the states might still change.")
@@ -188,7 +189,7 @@ def report_finding(record: Record) -> str:
     if len(gone) == len(runs):
         return f"All {len(runs)} networks have {what} classes."
     verb = "network has" if len(gone) == 1 else "networks have"
-    return f"{len(gone)} of {len(runs)} {verb} {what} classes: {listed(gone)}."
+    return f"{len(gone)} of {len(runs)} {verb} {what} classes: {listed(gone, 6)}."
 
 
 def _num_gone(diagnosis: Record) -> int:

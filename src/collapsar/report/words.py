@@ -20,7 +20,6 @@ __all__ = [
     "data_words",
     "finding",
     "lambda_text",
-    "listed",
     "meaning",
     "norm_name",
     "number_text",
@@ -89,16 +88,6 @@ def share_text(value: float | str | None, digits: int = 2) -> str:
 def sentence(text: str) -> str:
     """The text with its first letter as at the beginning of a sentence, the rest as it is."""
     return text[:1].upper() + text[1:]
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names in a sentence, the first of many.
-
-    Example:
-        >>> listed("abcd", 3)
-        'a, b, c and 1 more'
-    """
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def data_words(record: Record) -> str:
