@@ -106,7 +106,7 @@ def _text(record: Record) -> Iterable[str]:
     yield from _table("head", "decay", "/ merge", "Z", "b", "contrasts", "of the optimum", "training accuracy")
     for run in record["runs"]:
         factor = "-" if run["factor"] is None else f"{run['factor']:.2g}"
-        both = [", ".join(f"{value:.3f}" for value in run[name]) for name in ("contrasts", "predicted_contrasts")]
+        both = [", ".join(_span([value]) for value in run[name]) for name in ("contrasts", "predicted_contrasts")]
         away = [f"{run['distance'][name]:.3f}" for name in "Zb"]
         yield _row(run["optimizer"], f"{run['decay']:.3g}", factor, *away, *both, f"{run['accuracy']:.3f}")
 
@@ -160,6 +160,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Record], Iterable[str]]]] = {
     "results/rest": ("results/rest/rest.json", _rest),
     "results/rest/spread": ("results/rest/rest.json", _spread),
     "results/starts": ("results/starts/starts.json", _starts),
+    "results/text": ("results/text/text.json", _text),
 }
 
 
