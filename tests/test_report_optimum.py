@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from collapsar.app.report_record import report_record
 from collapsar.app.solution_report import solution_report
 from collapsar.cli import main
 from collapsar.report import report_page
+from collapsar.report.advice_page import advice_page
 from test_report import EVIL, Page
 
 PROBLEMS = {
@@ -131,3 +133,14 @@ def test_solve_writes_the_page_with_the_names_of_the_labels(tmp_path, monkeypatc
     assert record["class_names"] == ["axolotl", "cat", "dog"]
     assert set(record["class_states"]) <= set(page.read_text().replace("<", " ").replace(">", " ").split())
     assert "cosine of “axolotl” and “cat”" in page.read_text()
+
+
+def test_advice_for_normalised_features_is_in_their_own_penalty():
+    record = cs.advise(PROBLEMS["per sample"]).to_dict() | {"cautions": [], "from_diagnosis": False}
+    shown = advice_page(record).split("<body>")[1].split('<script type="application/json"')[0]
+    words = " ".join(re.sub(r"<(/?sub|[^>]* data-label=[^>]*)>", "", shown).split())
+    assert "lambda_w" not in words  # λ with an index
+    assert "norm 11.3 per sample" in words
+    assert "threshold λW" in words
+    assert "λZ" not in words
+    assert "× 10⁻¹" not in words  # a shift of the calibration that is rounding

@@ -9,11 +9,12 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.app.network_records import coordinates
-from collapsar.app.theory_records import problem_words, solution_groups, solution_record
+from collapsar.app.theory_records import solution_groups, solution_record
 from collapsar.core.normalization import own_penalties
 from collapsar.core.records import to_json
 from collapsar.core.types import Matrix, Record
 from collapsar.diagnose.prediction import prediction_of
+from collapsar.report.words import problem_words
 from collapsar.theory.thresholds import Thresholds
 
 __all__ = ["is_solution", "solution_report"]

@@ -1,4 +1,4 @@
-"""What ``--json`` prints of an optimum and of thresholds, and a problem in a line."""
+"""What ``--json`` prints of an optimum and of thresholds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collapsar.core.types import Mask, Record, Vector
 if TYPE_CHECKING:  # the commands that print none need not pay for its import
     from collapsar.theory.thresholds import Thresholds
 
-__all__ = ["exact_vanish", "near_merge", "problem_words", "solution_groups", "solution_record", "thresholds_record"]
+__all__ = ["exact_vanish", "near_merge", "solution_groups", "solution_record", "thresholds_record"]
 
 _LARGEST_Z = 1000  # a K x K matrix beyond that: use --out
 
@@ -106,21 +106,3 @@ def exact_vanish(t: Thresholds, here: cs.Solution | None) -> Mask:
 
 def _names(problem: cs.Problem, names: Sequence[str] | None) -> list[str]:
     return [str(k) for k in range(problem.num_classes)] if names is None else list(names)
-
-
-def problem_words(problem: cs.Problem, *, lambda_z: bool = True) -> str:
-    """Classes, samples, feature model and penalties in one line.
-
-    Example:
-        >>> problem_words(cs.Problem("500x5,100x5", 0.0036, 0.02))
-        '10 classes, 3000 samples, signed features, lambda_z 0.0036, lambda_b 0.02'
-    """
-    how = problem.normalization
-    if how is None:
-        here = f"lambda_z {problem.lambda_z:.4g}, " if lambda_z else ""
-    else:
-        here = f"{how}, " if lambda_z else f"norm {how.norm:.4g} per {how.over}, "
-    return (
-        f"{problem.num_classes} classes, {problem.num_samples} samples, {problem.features} features, "
-        f"{here}lambda_b {problem.lambda_b:.4g}"
-    )

@@ -16,7 +16,6 @@ from collapsar.advise.advice import advise as advise_on
 from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis
 from collapsar.advise.standard import Norm, Recipe, Schedule, StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
-from collapsar.app.theory_records import problem_words
 from collapsar.cli.app import app
 from collapsar.cli.options import (
     VECTORS,
@@ -55,7 +54,7 @@ from collapsar.report.advice import (
     suggestion_rows,
     verdict_words,
 )
-from collapsar.report.words import number_text
+from collapsar.report.words import number_text, problem_words
 
 __all__ = ["advise"]
 

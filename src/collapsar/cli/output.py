@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 import collapsar as cs
-from collapsar.app.theory_records import exact_vanish, near_merge, problem_words, solution_groups
+from collapsar.app.theory_records import exact_vanish, near_merge, solution_groups
 from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
 from collapsar.core.records import to_json
 from collapsar.core.types import Mask, Vector
 from collapsar.report.advice import class_words
-from collapsar.report.words import standard_finding
+from collapsar.report.words import problem_words, standard_finding
 
 if TYPE_CHECKING:  # the commands that print none need not pay for their import
     from matplotlib.figure import Figure

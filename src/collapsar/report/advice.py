@@ -178,6 +178,7 @@ def suggestion_rows(record: Record) -> list[tuple[str, ...]]:
     rows = []
     for i, s in enumerate(record["suggestions"], 1):
         small, price = s["groups"][-1], s["price"]
+        shift = price["calibration_shift"]
         extra = f"{price['new_samples']} new" if price["new_samples"] else f"{price['extra_samples']}"
         rows.append(
             (
@@ -187,7 +188,7 @@ def suggestion_rows(record: Record) -> list[tuple[str, ...]]:
                 _signed(small["corrected_margin"]),
                 extra,
                 _signed(price["majority_margin_change"]),
-                share_text(price["calibration_shift"]),
+                share_text(round(shift, 7) if defined(shift) else None),  # less is rounding
             )
         )
     return rows

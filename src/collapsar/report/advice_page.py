@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from collapsar.core.problem import Problem
 from collapsar.core.records import to_json
 from collapsar.report.advice import (
     SUGGESTION_COLUMNS,
@@ -18,7 +19,7 @@ from collapsar.report.advice_plots import margins, safety
 from collapsar.report.page import drawn, page
 from collapsar.report.record import Record
 from collapsar.report.style import PAGE_INCHES
-from collapsar.report.words import lambda_text, number_text
+from collapsar.report.words import number_text, problem_words
 
 __all__ = ["advice_page", "advice_view"]
 
@@ -38,11 +39,7 @@ def advice_page(record: Mapping[str, Any]) -> str:
     if record.get("kind") != "advice":
         raise ValueError(f'`record` must be advice (kind "advice"), got kind {record.get("kind")!r}')
     data = to_json(record)
-    problem = data["problem"]
-    setting = (
-        f"{len(problem['class_counts'])} classes, {sum(problem['class_counts'])} samples, {problem['features']} "
-        f"features, lambda_z = {lambda_text(problem['lambda_z'])}, lambda_b = {problem['lambda_b']}"
-    )
+    setting = problem_words(Problem.from_dict(data["problem"]))
     return page("advice.html", data, title="Collapsar: advice", setting=setting, advice=advice_view(data, "advice"))
 
 
@@ -52,6 +49,7 @@ def advice_view(data: Record, name: str) -> Record:
     verdict = verdict_words(data)
     return {
         "verdict": verdict,
+        "unit": "lambda_z" if data["problem"].get("normalization") is None else "lambda_w",
         "cautions": data.get("cautions", []),
         "pictures": [
             drawn(
