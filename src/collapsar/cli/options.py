@@ -12,6 +12,38 @@ import typer
 import collapsar as cs
 from collapsar.core.counts import LabelCounts
 
+__all__ = [
+    "BEHIND_A_NORM",
+    "VECTORS",
+    "ClassNames",
+    "Column",
+    "Counts",
+    "DataDir",
+    "Features",
+    "Html",
+    "IgnoreIndex",
+    "Json",
+    "LambdaB",
+    "LambdaH",
+    "LambdaW",
+    "LambdaZ",
+    "Norm",
+    "Offsets",
+    "Over",
+    "Scales",
+    "Show",
+    "Smoothing",
+    "Temperatures",
+    "Weights",
+    "class_vector",
+    "counts_given",
+    "loss_given",
+    "names_in",
+    "over_of",
+    "picture_given",
+    "price",
+]
+
 Counts = Annotated[
     str,
     typer.Argument(

@@ -29,6 +29,19 @@ if TYPE_CHECKING:  # the commands that print none need not pay for their import
 
     from collapsar.theory.thresholds import Thresholds
 
+__all__ = [
+    "RELU_WORDS",
+    "bars",
+    "plain_table",
+    "print_demo",
+    "print_json",
+    "print_solution",
+    "print_thresholds",
+    "print_training",
+    "show_page",
+    "write_picture",
+]
+
 
 def plain_table(*columns: str, folds: Sequence[int] = (0,)) -> Table:
     """A table that fits into 80 characters by folding these columns; numbers are never cut."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from collapsar import Penalties
 from collapsar.core.files import write_atomically
-from collapsar.diagnose.fit import balance_penalties
+from collapsar.metrics.balance import balance_penalties
 from collapsar.training.loop import one_thread
 from collapsar.training.models import FeatureNetwork
 from collapsar_studies.advice_plans import PRESETS, Setting, base_recipe, recipes
