@@ -38,7 +38,8 @@ _SMALL = 1e-3  # of a typical feature: a new row
 _PAYS = 1e-12  # relative: an eigenvalue above lambda_Z^2
 _AT_REST = 1e-14  # relative size of a gradient that is rounding
 _HIDDEN = 1e-13  # relative decrease of the objective that rounding hides
-_FRUITLESS = 2  # steps below it that do not shorten the gradient
+_FRUITLESS = 3  # steps that come to nothing
+_SHORTEST = 1e-6  # of a step that lowers the objective
 
 
 @dataclass(frozen=True)
@@ -242,18 +243,23 @@ def _minimised(problem: _Round, x: Vector, rest: float) -> Vector:
             max_iterations=_ITERATIONS,
             indefinite=True,
         )
-        trial = x + step.v
-        new_value, new_gradient = problem.objective(trial)
-        expected, fall = -(step.slope + 0.5 * step.curvature), value - new_value
-        if expected > _HIDDEN * value:
+        hidden = -(step.slope + 0.5 * step.curvature) <= _HIDDEN * value
+        length, fine = 1.0, False
+        while not fine and length > _SHORTEST:
+            trial = x + length * step.v
+            new_value, new_gradient = problem.objective(trial)
+            fall, expected = value - new_value, -length * (step.slope + 0.5 * length * step.curvature)
+            if hidden:  # by rounding: the gradient, in the metric of the step, tells
+                fine = bool(new_gradient**2 @ (1 / diagonal) < gradient**2 @ (1 / diagonal))
+                break
             fine = fall >= 1e-3 * expected
-        else:  # rounding hides the decrease: the gradient, in the metric of the step, tells
-            fine = bool(new_gradient**2 @ (1 / diagonal) < gradient**2 @ (1 / diagonal))
-            fruitless += not fine
+            length *= 1.0 if fine else 0.3
         if not fine:
-            radius = 0.25 * step.norm
+            radius, fruitless = min(length, 0.25) * step.norm, fruitless + 1
             continue
-        if fall > 0.7 * expected or expected <= _HIDDEN * value:
+        if length < 1:
+            radius = length * step.norm
+        elif hidden or fall > 0.7 * expected:
             radius = max(radius, 3 * step.norm)
         x, value, gradient = trial, new_value, new_gradient
         apply, diagonal = problem.hessian(x)
