@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from collapsar.advise.standard import Recipe, StandardAdvice, advise_standard, forecast_rows
-from collapsar.cli import app
+from collapsar.cli.app import app
 from collapsar.core.problem import Problem
 from collapsar.solver import solve
 from collapsar.theory import normalized_merge

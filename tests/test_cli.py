@@ -11,8 +11,8 @@ import pytest
 import typer
 
 import collapsar as cs
-from collapsar.cli import app, main
-from collapsar.cli.app import COMMANDS, STUDIES
+from collapsar.cli import main
+from collapsar.cli.app import COMMANDS, STUDIES, app
 
 
 def collapsar(*arguments):

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 import collapsar as cs
-from collapsar.cli import app
+from collapsar.cli.app import app
 from collapsar.report import explorer
 from collapsar.theory import least_oversampling
 from make_explorer_cases import DATA, answer, problem_of
