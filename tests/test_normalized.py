@@ -164,10 +164,40 @@ def test_as_the_decay_fades_the_geometry_is_the_simplex_whatever_the_counts(lamb
     assert off[1] == pytest.approx(off[0], rel=0.15) if lambda_b == 0 else off[1] < 0.25
 
 
-def test_the_threshold_falls_with_the_imbalance() -> None:
-    merge = [normalized_merge((5, 5), (100, n), 1.0) for n in (10, 40, 80)]
-    assert np.all(np.diff(merge) > 0)
-    assert normalized_merge((5, 5), (200, 20), 1.0) == pytest.approx(merge[0], rel=1e-8)  # of the ratio alone
+def test_the_threshold_falls_with_the_imbalance_and_with_more_large_classes() -> None:
+    """The values of docs/theory/normalized.md by the solver's road; those of the closed form are its own test."""
+
+    def merge(classes: tuple[int, int], counts: tuple[int, int]) -> float:
+        p = cs.Problem.from_normalized(np.repeat(counts, classes), lambda_w=1.0, norm=1.0, lambda_b=0.0)
+        return float(cs.thresholds(p).merge[-1])
+
+    known = {5: 0.0115, 10: 0.0265, 20: 0.0662, 40: 0.251, 60: 1.20, 80: 10.1, 95: 271.0}
+    for n, value in known.items():
+        assert merge((5, 5), (100, n)) == pytest.approx(value, rel=6e-3)
+    assert merge((5, 5), (200, 20)) == pytest.approx(merge((5, 5), (100, 10)), rel=1e-8)  # of the ratio alone
+    assert merge((1, 5), (100, 20)) == pytest.approx(0.384, rel=2e-3)
+    assert merge((20, 5), (100, 20)) == pytest.approx(0.015, rel=4e-2)
+
+
+def test_fewer_dimensions_than_the_rank_leave_a_lower_bound() -> None:
+    """At the rank the optimum is attained; below it descent ends higher, and the certificate still bounds it."""
+    p = normalized(lambda_w=10.0)  # merged: rank 5, for ten classes
+    s = cs.solve(p)
+    W, H, b = s.factors(s.rank)
+    assert s.rank < p.num_classes
+    assert objective(p, W, H, b) == pytest.approx(s.certificate.primal, rel=1e-12)
+    balanced = normalized([10] * 5, 1.0)
+    optimum = cs.solve(balanced)
+    with pytest.raises(ValueError, match="at least 4"):
+        optimum.factors(2)
+    angle = 2 * np.pi * np.arange(5) / 5
+    H = NORM * np.stack([np.cos(angle), np.sin(angle)])  # a pentagon, and the best head for it
+    found = minimize(
+        lambda w: objective(balanced, w.reshape(2, 5), H, np.zeros(5)), np.zeros(10), method="BFGS", tol=1e-9
+    )
+    Z = found.x.reshape(2, 5).T @ H
+    c = cs.certify(balanced, Z)
+    assert c.dual <= optimum.certificate.primal < c.primal <= found.fun * (1 + 1e-9)
 
 
 def test_a_balanced_problem_is_the_simplex_and_never_merges() -> None:

@@ -28,6 +28,8 @@ from collapsar.solver.objective import dual_entropy, predict, residual, target
 from collapsar.solver.shared import SharedResult
 from collapsar.solver.solution import SharedProof
 from collapsar.solver.spheres import (
+    DENSE,
+    PATIENCE,
     NormalizedQuotient,
     SpherePoint,
     Spheres,
@@ -47,8 +49,10 @@ __all__ = ["FEW", "MERGED", "NormalizedResult", "Solver", "awake", "minimise_nor
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
 _EASY = 1e-14  # decrement from which on one more step of Newton leaves only rounding
+_SQUARED = 1e-10  # the same where a step is exact: what it leaves is this squared
 FEW = 8  # clusters up to which no direction is worth dropping
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
+_CLOSED = 0.1  # of the tolerance: no better bound is looked for
 _LEAP = 3.0  # nats of the price that a secant may go at once
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
 MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
@@ -92,19 +96,25 @@ def minimise_normalized(
 def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> NormalizedResult:
     """Newton's method until the certificate closes."""
     p = sphere_point(n, sphere_start(n) if start is None else awake(n, start))
-    radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
+    radius, bound, idle, step, times_added = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0, 0
     best: NormalizedResult | None = None
     many = n.q.num_clusters > FEW
     aim = max(10 * how.tol, 1e-13) if n.q.num_clusters > _FREE_DIGITS else _EASY
+    aim = _SQUARED if n.q.num_clusters <= DENSE else aim
     for step in range(1, how.max_steps + 1):
         before = p
         p, radius, decrement = newton_step(n, p, radius)
         if many:
-            p, wider = settle_directions(n, p, decrement)
+            p, wider = settle_directions(n, p, decrement, times_added)
+            times_added += wider
             if wider and step < how.max_steps:
                 radius = max(radius, 1e-3 * np.sqrt(p.value))
                 continue
         ready = decrement <= aim or p is before or step == how.max_steps
+        if ready and start is not None and not many:  # what died at a near price has no slope to come back
+            p, wider = settle_directions(n, p, decrement, PATIENCE)
+            if wider and step < how.max_steps:
+                continue
         certificate = Certificate(p.value, bound)
         if ready:
             p, certificate = _merged(n, p, how.tol)
@@ -146,7 +156,7 @@ def awake(n: NormalizedQuotient, x: Spheres, held: int | None = None) -> Spheres
 
 def _merged(n: NormalizedQuotient, p: SpherePoint, tol: float) -> tuple[SpherePoint, Certificate]:
     """The point and its certificate; contrasts that only tend to zero are zero if that closes the certificate."""
-    q, x, own = n.q, p.x, certify_spheres(n, p.x)
+    q, x, own = n.q, p.x, certify_spheres(n, p.x, enough=_CLOSED * tol)
     small = (x.u**2 < MERGED * q.sizes) & (q.sizes > 1)
     dead = small & (p.R.within**2 < p.nu * n.price * (1 - 1e-9))
     if not dead.any():

@@ -44,6 +44,7 @@ __all__ = [
 
 
 _CLOSED = 1e-12  # relative gap at which no better bound is looked for
+_BALANCED = 1e-14  # of the bias equation: what is left of it multiplies a bias of order ten
 _TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative
 _ALIVE = 1e-12  # of the largest multiplier: no other is taken for less
 _ALMOST_FREE = 1e-13  # of lambda_z: a bias this cheap is free to rounding
@@ -84,13 +85,16 @@ def batch_price(problem: Problem) -> float:
 # --- per sample
 
 
-def certify_spheres(n: NormalizedQuotient, x: Spheres, gain: float | None = None) -> Certificate:
+def certify_spheres(
+    n: NormalizedQuotient, x: Spheres, gain: float | None = None, *, enough: float = _CLOSED
+) -> Certificate:
     """The certificate of factors with unit features.
 
     Args:
         n: the program.
         x: the factors.
         gain: where the length is priced, sqrt(lambda_w lambda_gain), the factor of gamma(Z); n.price is not used then.
+        enough: look for no better bound once the relative gap is this small.
 
     Returns:
         The objective of the factors, and the best bound known at their softmax.
@@ -100,11 +104,12 @@ def certify_spheres(n: NormalizedQuotient, x: Spheres, gain: float | None = None
     fixed = p.value - 0.5 * n.price * weight
     primal = fixed + (0.5 * n.price * weight if gain is None else gain * np.sqrt(weight))
     P, R = p.P, p.R
-    if q.lambda_b < np.inf and np.ptp(n.bias_price) == 0:  # the dual's equality holds at the best bias for this Z
+    off = np.max(np.abs(R.bias - n.bias_price * x.b)) if n.has_bias else 0.0
+    if off > _BALANCED and np.ptp(n.bias_price) == 0:  # the dual's equality holds at the best bias for this Z
         P = predict(q, balance_bias(q, x.blocks(q)))[0]
         R = residual(q, P)
     own = Certificate(float(primal), _dual(n, P, R, _dominating(q, R, np.maximum(p.nu, 0.0)), gain))
-    if own.relative_gap <= _CLOSED:
+    if own.relative_gap <= enough:
         return own
     return Certificate(own.primal, max(own.dual, _plain_dual(n, P, x.blocks(q), np.maximum(p.nu, 0.0), gain)))
 

@@ -23,6 +23,7 @@ from collapsar.solver.normalized import FEW, awake
 from collapsar.solver.normalized_certificate import normalized_quotient, row_scales, scaled_quotient
 from collapsar.solver.solve import Settings, solve_quotient
 from collapsar.solver.spheres import (
+    PATIENCE,
     NormalizedQuotient,
     SpherePoint,
     Spheres,
@@ -39,11 +40,11 @@ __all__ = ["merge_per_batch", "merge_per_sample", "plain_problem", "transitions"
 _WEAKEST, _STRONGEST = 1e-9, 1e3  # of lambda_w / norm^2 that are looked at; beyond, the loss hardly knows the head
 _LIMIT = 1e5  # of the same: an optimum that shows what it tends to
 _STRONG = 50.0  # from here down it can be told without holding it that a cluster is merged
-_SWEEP = 1.5  # nats of the penalty between the optima that say which clusters are merged
+_SWEEP = 0.75  # nats of the penalty between the optima that say which clusters are merged
 _BEYOND = 1e-7  # of log(y / strength^2): past the threshold, and not only by rounding
 _ROUNDING = 1e-2  # nats below the strongest penalty
-_ROOT = 1e-11  # the same at the threshold, and nats of the penalty
-_SETTLED, _SETTLED_MANY = 1e-22, 1e-18  # decrement at which a held optimum is taken, its square root an error of y
+_ROOT, _EXACT = 1e-9, 1e-11  # the same at the threshold, and nats of the penalty, for many clusters and for a few
+_ACCURACY = 1e-3  # of the multipliers beside the step to the root
 _IDLE = 3  # steps that bring it no nearer: rounding
 _STEPS = 300
 _FREE = Settings(1e-9, 300, None, throw=False)
@@ -106,7 +107,7 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
             merge[j] = price * how.norm**2 if how.norm else price**2 * weight / (gain or np.nan)
     complete = np.inf
     if gain is not None:  # as lambda_w grows, c ||W|| tends to the dual norm of the residual at Z = 0
-        limit = _settled(replace(n, price=_LIMIT), None)
+        limit = _settled(replace(n, price=_LIMIT))
         complete = (_LIMIT**2 * limit.x.weight_norm()) / gain
         if q.num_clusters == 1:
             merge[:] = complete
@@ -122,7 +123,7 @@ class _Held(NamedTuple):
     start: Spheres | None
 
 
-Branch = Callable[[NormalizedQuotient, "int | None", "Spheres | None"], _Held]
+Branch = Callable[[NormalizedQuotient, "int | None", "Spheres | None", float], _Held]
 
 
 def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, float, float]]:
@@ -135,24 +136,25 @@ def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, 
     q = n.q
     strength = q.temperatures * q.scales * (1 - q.smoothing) * q.share
 
-    def excess_at(log_c: float, j: int | None, start: Spheres | None) -> tuple[Vector, _Held]:
-        found = branch(replace(n, price=float(np.exp(log_c))), j, start)
+    def excess_at(log_c: float, j: int | None, start: Spheres | None, accuracy: float) -> tuple[Vector, _Held]:
+        found = branch(replace(n, price=float(np.exp(log_c))), j, start, accuracy)
         return np.log(found.y / strength**2), found
 
     # without a bias everything is in proportion to 1/c from there on
     log_c = float(np.log(_STRONG))
     top = float(np.log(_STRONGEST)) if n.has_bias else log_c
-    at = excess_at(log_c, None, None)[1]
+    rough = _BEYOND if n.has_bias else _ROOT
+    at = excess_at(log_c, None, None, rough)[1]
     known: dict[int, list[tuple[float, float]]] = {}
     starts: dict[int, Spheres | None] = {}
     lows: dict[int, float] = {}
     for j in map(int, np.flatnonzero(q.sizes > 1)):  # a cluster that is apart at the strongest penalty never merges
-        excess, found = excess_at(top, j, at.start)
+        excess, found = excess_at(top, j, at.start, rough)
         if excess[j] > _BEYOND:
             known[j], starts[j] = [(top, float(excess[j]))], found.start
     merged = np.isin(np.arange(q.num_clusters), list(known))
     while merged.any() and log_c > np.log(_WEAKEST):
-        excess, at = excess_at(log_c, None, at.start)
+        excess, at = excess_at(log_c, None, at.start, rough)
         merged &= excess > _BEYOND
         for j in map(int, np.flatnonzero(merged)):
             known[j].append((log_c, float(excess[j])))
@@ -162,60 +164,85 @@ def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, 
     for j, start in starts.items():
         found = _Held(strength, np.nan, start)
 
-        def own_excess(log_c: float, j: int = j) -> float:
+        def own_excess(log_c: float, accuracy: float, j: int = j) -> float:
             nonlocal found
-            excess, found = excess_at(log_c, j, found.start)
+            excess, found = excess_at(log_c, j, found.start, accuracy)
             return float(excess[j])
 
-        root = _root_below(own_excess, known[j][-2:], lows.get(j, log_c))
+        root = _root_below(own_excess, known[j][-3:], lows.get(j, log_c), _EXACT if q.num_clusters <= FEW else _ROOT)
         if root < top - _ROUNDING:  # else it is rounding that said so
             yield j, float(np.exp(root)), found.weight
 
 
-def _root_below(excess: Callable[[float], float], above: list[tuple[float, float]], low: float) -> float:
-    """The root of an increasing function below points where it is positive, by secants; ``excess`` ends there."""
-    (x, f), high = above[-1], above[-1][0]
-    slope = 1.0 if len(above) == 1 else (above[0][1] - f) / (above[0][0] - x)
+def _root_below(
+    excess: Callable[[float, float], float], points: list[tuple[float, float]], low: float, enough: float
+) -> float:
+    """The root of an increasing function below points where it is positive, the last of them the nearest.
+
+    By inverse interpolation through the last three points. ``excess`` takes the accuracy that is wanted of it, and is
+    evaluated at the root last.
+    """
+    high = points[-1][0]
     for _ in range(_STEPS):
-        new = x - f / slope if slope > 0 else np.nan
+        x, f = points[-1]
+        new = x - f if len(points) == 1 else _at_zero(points[-3:])
         new = new if low <= new <= high else 0.5 * (low + high)
-        value = excess(new)
-        if abs(value) <= _ROOT or abs(new - x) <= _ROOT:
+        value = excess(new, max(_ACCURACY * min(abs(f), abs(new - x)), 0.1 * enough))
+        rounding = 0.5 * abs(f) <= abs(value) <= 10 * enough
+        if abs(value) <= enough or abs(new - x) <= enough or rounding:
             return new
-        slope = (value - f) / (new - x)
-        x, f = new, value
-        low, high = (x, high) if f < 0 else (low, x)
+        points = [*points, (new, value)]
+        low, high = (new, high) if value < 0 else (low, new)
     raise ArithmeticError("the threshold did not settle; counts may differ by too much")
 
 
-def _signed_branch(n: NormalizedQuotient, held: int | None, start: Spheres | None) -> _Held:
-    p = _settled(n, held, start)
+def _at_zero(points: list[tuple[float, float]]) -> float:
+    """X at f = 0 by Neville's scheme, NaN where two values of f are equal."""
+    f, x = [value for _, value in points], [x for x, _ in points]
+    for k in range(1, len(x)):
+        for i in range(len(x) - k):
+            apart = f[i + k] - f[i]
+            x[i] = (f[i + k] * x[i] - f[i] * x[i + 1]) / apart if apart != 0 else np.nan
+    return x[0]
+
+
+def _signed_branch(n: NormalizedQuotient, held: int | None, start: Spheres | None, accuracy: float) -> _Held:
+    p = _settled(n, held, start, accuracy)
     return _Held(np.maximum(n.price * p.nu, np.finfo(np.float64).tiny), p.x.weight_norm(), p.x)
 
 
-def _nonnegative_branch(n: NormalizedQuotient, held: int | None, start: Spheres | None) -> _Held:
-    del start  # descent begins at own directions
+def _nonnegative_branch(n: NormalizedQuotient, held: int | None, start: Spheres | None, accuracy: float) -> _Held:
+    del start, accuracy  # descent begins at own directions, and ends at rounding
     x = minimise_nonnegative_spheres(n, _FREE)[0] if held is None else held_equal(n, held)
     return _Held(x.y, float(np.sum(x.atoms.norms(n.q)[0] ** 2)), None)
 
 
-def _settled(n: NormalizedQuotient, held: int | None, start: Spheres | None = None) -> SpherePoint:
-    """The optimum with the contrast of one cluster held at zero."""
+def _settled(
+    n: NormalizedQuotient, held: int | None = None, start: Spheres | None = None, accuracy: float = _EXACT
+) -> SpherePoint:
+    """The optimum with the contrast of one cluster held at zero, its multipliers to ``accuracy``, relative."""
     q = n.q
     p = sphere_point(n, awake(n, sphere_start(n) if start is None else start, held))
-    radius, least, idle = np.sqrt(4 * p.value), np.inf, 0
-    many, asleep = q.num_clusters > FEW, (p.x.u == 0) & (q.sizes > 1) & (np.arange(q.num_clusters) != held)
+    many = q.num_clusters > FEW
+    radius, least, idle, times_added = np.sqrt(4 * p.value), np.inf, 0, 0 if many else PATIENCE
+    asleep = (p.x.u == 0) & (q.sizes > 1) & (np.arange(q.num_clusters) != held)
     for _ in range(_STEPS):
         new, radius, decrement = newton_step(n, p, radius)
         decrement *= p.value / (n.price * p.x.weight_norm())  # where the loss hardly knows the head, of its price
         idle = 0 if decrement < 0.5 * least else idle + 1
         rounding = new is p or (decrement <= 1e-15 and idle > _IDLE)
-        if rounding or decrement <= (_SETTLED_MANY if many else _SETTLED):
+        if rounding or decrement <= accuracy**2:
+            if start is not None and not many:  # directions that died at a near price have no slope to come back
+                p, wider = settle_directions(n, p, decrement, times_added)
+                if wider:
+                    least, idle = np.inf, 0
+                    continue
             woken = asleep & (p.R.within**2 > p.nu * n.price * (1 + _BEYOND))
-            return _settled(n, held, p.x) if woken.any() else p
+            return _settled(n, held, p.x, accuracy) if woken.any() else p
         p, least = new, min(least, decrement)
         if many:
-            p, wider = settle_directions(n, p, decrement)
+            p, wider = settle_directions(n, p, decrement, times_added)
+            times_added += wider
             radius = max(radius, 1e-3 * np.sqrt(p.value)) if wider else radius
     raise ArithmeticError("an optimum on the way to the threshold did not settle; counts may differ by too much")
 

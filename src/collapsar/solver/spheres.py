@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from collapsar.core.types import Matrix, Vector
-from collapsar.solver.conjugate_gradients import truncated_newton
+from collapsar.solver.conjugate_gradients import ModelStep, truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.sphere_directions import BalancedFactors, balanced_factors, directions
 from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = [
+    "DENSE",
+    "PATIENCE",
     "NormalizedQuotient",
     "SpherePoint",
     "Spheres",
@@ -41,6 +43,9 @@ _NOISE = 1e-15  # relative rounding of the objective
 _FLOOR = 2e-3  # nats: objectives below count as this large, as in the certificate
 _BALANCED = 1e-3  # decrement from which on factors are near enough to balance for its preconditioner
 _ENOUGH = 1e-2  # with many clusters a step need not be better than this: the certificate is of second order
+PATIENCE = 3  # times that directions are added before none is dropped any more
+DENSE = 4  # clusters up to which all of the second derivative costs less than conjugate gradients
+_NULL = 1e-12  # relative eigenvalue of turning the directions
 _SMALL = 64  # clusters up to which float64 costs nothing in the conjugate gradients
 
 
@@ -238,9 +243,11 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
         The new point, the next radius, and the decrement <g, P^-1 g> before the step relative to the objective: about
         twice what is left to gain. A point that no step improves comes back as it was.
     """
-    s = _system(n, p)
+    s, size = _system(n, p), max(abs(p.value), _FLOOR)
+    if n.q.num_clusters <= DENSE:
+        move = _dense_step(s)
+        return *_moved(n, p, s, move, 1.0, radius), -move.slope / size
     work = s.E.dtype
-    size = max(abs(p.value), _FLOOR)
     # in units in which single precision cannot underflow
     unit = float(np.max(np.abs(s.gradient))) or 1.0
     g = (s.gradient / unit).astype(work)
@@ -257,9 +264,18 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
     move = truncated_newton(
         s.apply, s.precondition, g, radius=radius / unit, forcing=forcing, max_iterations=most, indefinite=True
     )
+    new, radius = _moved(n, p, s, move, unit, radius)
+    return new, radius / ratio, decrement
+
+
+def _moved(
+    n: NormalizedQuotient, p: SpherePoint, s: _System, move: ModelStep, unit: float, radius: float
+) -> tuple[SpherePoint, float]:
+    """The point after a step in units of ``unit``, shortened until it does as the model says; and the next radius."""
+    size = max(abs(p.value), _FLOOR)
     parts = s.split(move.v.astype(np.float64) * unit)
     slope, curvature, norm = move.slope * unit * unit, move.curvature * unit * unit, move.norm * unit
-    length, noise = 1.0, 10 * _NOISE * size
+    length, noise, agreement, new = 1.0, 10 * _NOISE * size, 0.0, p
     while length > 1e-10:
         predicted = -(slope + 0.5 * length * curvature) * length
         new = sphere_point(n, p.x.moved(n.q, parts, length))
@@ -268,25 +284,77 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
             break
         length /= 2
     else:
-        return p, radius / ratio, decrement
+        return p, radius
     if length < 1:
         radius = norm * length * (4 if agreement > 0.5 else 1)
     elif agreement < 0.25:
         radius = 0.5 * norm
     elif agreement > 0.75 and norm > 0.99 * radius:
         radius = 5 * radius
-    return new, radius / ratio, decrement
+    return new, radius
 
 
-def settle_directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> tuple[SpherePoint, bool]:
+def _dense_step(s: _System) -> ModelStep:
+    """Newton's step of a few clusters from the eigenvalues of the second derivative, by their size.
+
+    In units in which both factors cost one; without the spheres' normals and the shift of a free bias. The loss's part
+    is A' diag(p) A - B'B per sample, A the logits' differences to the own class and B their mean.
+    """
+    n, p, x, J, loss, c = s.n, s.p, s.p.x, s.width.size, s.loss, s.n.price
+    N, on = s.gradient.size, np.arange(J)
+    places: Any = np.arange(N)
+    split: Any = s.split(places)
+    iE, iF, iv, iu, ib = split
+    A, contrast = np.zeros((J, J, N)), np.zeros((J, N))
+    A[on[:, None], on, iE[:, :, None]] = x.F[:, None, :]
+    A[on[:, None], on, iF[:, None, :]] = x.E[:, :, None]
+    A *= loss.to_logit[:, :, None]
+    contrast[on, iv], contrast[on, iu] = loss.to_contrast * x.u / s.width, loss.to_contrast * x.v / s.width
+    A[on, :, ib] += n.q.scales[:, None]
+    own = A[on, on] + contrast * loss.rest[:, None]
+    A[on, on] -= contrast / n.q.sizes[:, None]
+    A -= own
+    mean, flat = np.einsum("ij,ijn->jn", loss.mass, A), A.reshape(J * J, N)
+    H = flat.T @ ((loss.mass * loss.column_weight).reshape(-1, 1) * flat) - (mean.T * loss.column_weight) @ mean
+    H[iE[:, :, None], iF[:, None, :]] -= p.R.between
+    H[iF[:, None, :], iE[:, :, None]] -= p.R.between
+    H[iv, iu] -= p.R.within
+    H[iu, iv] -= p.R.within
+    hold = np.maximum(p.nu, 1e-3 * float(np.max(p.nu)) or 1.0)
+    same, held = np.ones_like(x.E), np.broadcast_to(hold, x.F.shape)
+    biased = n.bias_price * n.q.sizes if s.has_bias else np.ones(J)
+    H[np.arange(N), np.arange(N)] += _joined(np.float64, c * same, held * 0 + p.nu, c + 0 * x.v, p.nu, biased)
+    scale = 1 / np.sqrt(_joined(np.float64, c * same, held, c + 0 * x.v, hold, s.stiff[4]))
+    normals = np.zeros((J + 1, N))
+    normals[on, iF], normals[on, iu] = x.F / np.sqrt(n.q.sizes), x.u / np.sqrt(n.q.sizes)
+    if s.free_bias:
+        shift = s.shift * np.sqrt(s.stiff[4])
+        normals[J, ib] = shift / np.sqrt(shift @ shift)
+    P = np.eye(N) - normals.T @ normals
+    if not s.has_bias:
+        P[ib, ib] = 0.0
+    values, vectors = np.linalg.eigh(P @ (H * scale * scale[:, None]) @ P)
+    slope = vectors.T @ (P @ (scale * s.gradient))
+    curvature = np.abs(values)
+    step = -np.where(curvature > _NULL * curvature.max(), slope / np.maximum(curvature, 1e-300), 0.0)
+    return ModelStep(
+        scale * (vectors @ step), float(slope @ step), float(values @ step**2), float(np.sqrt(step @ step))
+    )
+
+
+def settle_directions(
+    n: NormalizedQuotient, p: SpherePoint, decrement: float, times_added: int
+) -> tuple[SpherePoint, bool]:
     """The point without directions that die, where that costs no more than is left to gain, and with those it misses.
+
+    Directions that were added several times are not dropped again: one near its threshold would come and go for ever.
 
     Returns:
         The point, and whether directions were added.
     """
     found = directions(n, p, decrement)
     zero = (0 * p.x.v, 0 * p.x.u, 0 * p.x.b)
-    if found.kept is not None:
+    if found.kept is not None and times_added < PATIENCE:
         E, F = found.kept
         new = sphere_point(n, replace(p.x, E=E, F=F).moved(n.q, (0 * E, 0 * F, *zero), 0.0))
         p = new if new.value <= p.value + max(decrement, 1e-15) * max(abs(p.value), _FLOOR) else p
