@@ -94,6 +94,12 @@ def page(text):
     return Page(text)
 
 
+@pytest.fixture(scope="module")
+def demonstrated(record):
+    """The page of a demonstration with diagnosed networks."""
+    return demo_page(demonstration(record))
+
+
 def words_of(page):
     return " ".join("".join(page.by_tag["body"]).split())
 
@@ -308,9 +314,8 @@ def test_text_from_a_record_stays_text(record, page):
         assert any(EVIL in text for text in found.by_tag[tag])
 
 
-def test_a_demonstration_shows_geometry_and_advice_of_its_diagnosed_networks(record):
-    demo = demonstration(record)
-    text = words_of(Page(demo_page(demo)))
+def test_a_demonstration_shows_geometry_and_advice_of_its_diagnosed_networks(record, demonstrated):
+    text = words_of(Page(demonstrated))
     assert "Class means as arrows from the origin" in text
     assert f"At penalty 0.0105: {advice_view(record['runs'][2]['advice'], 'a')['verdict']}" in text
     bare = words_of(Page(demo_page(fake_record())))
@@ -319,8 +324,8 @@ def test_a_demonstration_shows_geometry_and_advice_of_its_diagnosed_networks(rec
 
 
 @pytest.mark.parametrize("which", ["report", "demo"])
-def test_ids_are_unique_and_references_lead_somewhere(record, text, which):
-    text = text if which == "report" else demo_page(demonstration(record))
+def test_ids_are_unique_and_references_lead_somewhere(text, demonstrated, which):
+    text = text if which == "report" else demonstrated
     page = Page(text)
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -329,10 +334,9 @@ def test_ids_are_unique_and_references_lead_somewhere(record, text, which):
     assert {a or b for a, b in targets} <= set(ids)
 
 
-def test_headings_descend_one_level_at_a_time(record, text):
+def test_headings_descend_one_level_at_a_time(record, text, demonstrated):
     advice, diagnosis = record["runs"][1]["advice"], record["runs"][1]["diagnosis"]
-    demo = demonstration(record)
-    for other in (text, diagnosis_page(diagnosis), advice_page(advice), demo_page(demo)):
+    for other in (text, diagnosis_page(diagnosis), advice_page(advice), demonstrated):
         levels = [int(name[1]) for name, _ in Page(other).elements if re.fullmatch(r"h[1-6]", name)]
         assert levels[0] == 1
         assert levels.count(1) == 1
