@@ -5,6 +5,7 @@ import pytest
 
 import collapsar as cs
 from collapsar.solver.certificate import certify_blocks
+from collapsar.solver.objective import predict, residual
 from collapsar.solver.symmetry import Blocks, lift, project, quotient
 
 
@@ -89,6 +90,19 @@ def test_bad_points_are_named(Z, b, says):
     with pytest.raises(ValueError) as error:
         cs.certify(cs.Problem([5, 4, 3], 0.1), Z, b)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, 0.02, np.inf])
+@pytest.mark.parametrize("share", [1e-3, 1e-5, 1e-7])
+def test_a_direction_that_should_be_dead_opens_the_gap_by_what_it_costs(lambda_b, share):
+    n = np.rint(np.geomspace(5000, 50, 20)).astype(int)
+    s = cs.solve(cs.Problem(n, 3 * np.sqrt(50) / n.sum(), lambda_b))
+    q, C = s.quotient, s.blocks.C
+    A, sigma, Bt = np.linalg.svd(residual(q, predict(q, s.blocks)[0]).between)
+    first = int(np.argmax(sigma < 0.99 * q.lambda_z))  # to set its singular value to lambda_Z would cost more
+    size = share * np.linalg.norm(q.weight * C, 2)
+    c = certify_blocks(q, Blocks(s.blocks.alpha, C + size * np.outer(A[:, first], Bt[first]) / q.weight, s.blocks.b))
+    assert c.gap == pytest.approx(c.primal - s.certificate.primal, rel=1e-3)
 
 
 @pytest.mark.parametrize("features", ["signed", "nonnegative"])

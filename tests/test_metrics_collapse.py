@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import collapsar as cs
-from collapsar.metrics import ClassMoments, cdnv, class_moments, collapse_report, nc1, tiles
+from collapsar.metrics import ClassMoments, cdnv, class_moments, collapse_report, nc1, pairs, tiles
 from collapsar.metrics.centers import center_agreement, nearest_centers
 from collapsar.metrics.collapse import equinorm
 from collapsar.metrics.pairs import cdnv_between_clusters, cdnv_matrix, etf_distance
@@ -451,3 +451,30 @@ def test_pairs_of_points_in_one_place_are_set_aside_and_counted():
     assert report.cdnv_worst.tolist() == pytest.approx([1 / 200, 1 / 200, 1 / 200, 1 / 50, 1 / 50])
     assert report.scalars()["cdnv_max"] == pytest.approx(1 / 50)
     assert report.cdnv_between([0, 0, 0, 1, 1])[0, 0] != report.cdnv_between([0, 0, 0, 1, 1])[0, 0]  # none is left
+
+
+def test_single_precision_over_many_pairs_is_good_to_six_digits(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    K = 700
+    means = 1e-6 * torch.randn(K, 5, generator=generator, dtype=torch.float64)  # lengths that squares must survive
+    means[:40] *= 30.0
+    means[100:120] = means[80:100] + 1e-9 * torch.randn(20, 5, generator=generator, dtype=torch.float64)  # cancel
+    means[130] = means[131]
+    labels = torch.arange(K).repeat(4)
+    spread = torch.where((labels == 130) | (labels == 131), 0.0, 1e-8)[:, None]
+    features = means[labels] + spread * torch.randn(4 * K, 5, generator=generator, dtype=torch.float64)
+    moments = class_moments(features, labels, num_classes=K)
+    exact, angles = pairs.cdnv_and_angles(moments)
+    blocks = pairs.cdnv_between_clusters(moments, [k % 7 for k in range(K)])
+    monkeypatch.setattr(pairs, "_MANY", 100)
+    with torch.autocast("cpu"):  # which would make half precision of it
+        fast, fast_angles = pairs.cdnv_and_angles(moments)
+    assert pairs._points(moments).fast.means.dtype == torch.float32
+    assert fast.undefined == exact.undefined == 1
+    assert fast.mean == pytest.approx(exact.mean, rel=1e-6)
+    assert fast_angles == pytest.approx(angles, rel=1e-6)
+    torch.testing.assert_close(fast.worst, exact.worst, rtol=1e-6, atol=0.0, equal_nan=True)
+    torch.testing.assert_close(fast.worst_values, exact.worst_values, rtol=1e-6, atol=0.0)
+    assert fast.worst_pairs.tolist() == exact.worst_pairs.tolist()
+    again = pairs.cdnv_between_clusters(moments, [k % 7 for k in range(K)])
+    torch.testing.assert_close(again, blocks, rtol=1e-6, atol=0.0)

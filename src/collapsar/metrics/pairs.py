@@ -3,6 +3,9 @@
 Averages over all pairs hide the collapse of a minority: with 100 classes of which two merge, one pair in 4950
 changes. So everything here also names the worst pairs and gives every class its worst rival.
 
+With more than two thousand classes in fewer dimensions, means over pairs are good to six digits, and which of two pairs
+is worse is told apart to as many; the values of the pairs that are named are computed in double precision.
+
 Sources: Galanti, György & Hutter, "On the role of neural collapse in transfer learning", ICLR 2022 (CDNV);
 Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training",
 PNAS 2020 (equiangularity, Figs 3 and 4).
@@ -21,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,8 +48,11 @@ __all__ = [
 # Differences of class means below this fraction of the largest class mean are rounding noise, not geometry:
 # summing many float64 numbers keeps about 12 digits. Such differences count as exactly zero.
 NOISE = 1e-12
-# ‖x‖² + ‖y‖² − 2⟨x, y⟩ loses its digits when x ≈ y; below this ratio the difference is taken directly.
-_CANCELLATION = 1e-7
+# ‖x‖² + ‖y‖² − 2⟨x, y⟩ loses its digits when x ≈ y; below this ratio the difference is taken directly, in double
+# precision, so that sums are good to 9 digits, or 6 in single precision.
+_CANCELLATION = {torch.float64: 1e-7, torch.float32: 0.05}
+# From this many classes on, products and sums over all pairs are in single precision, at half of the price.
+_MANY = 2000
 _DIRECT_NUMBERS = 1 << 21
 
 
@@ -141,22 +148,24 @@ def cdnv(moments: ClassMoments, num_worst: int = 10) -> PairwiseCdnv:
         moments: Class moments.
         num_worst: How many of the worst pairs to name.
     """
-    points = _points(moments)
-    worst = _Worst(points, num_worst)
-    for tile in tiles(points.means):
-        worst.add(tile)
+    worst = _Worst(_points(moments), num_worst)
+    with _full_precision(worst.fast.means):
+        for tile in tiles(worst.fast.means):
+            worst.add(tile)
     return worst.result(moments)
 
 
 def cdnv_and_angles(moments: ClassMoments, num_worst: int = 10) -> tuple[PairwiseCdnv, tuple[float, float]]:
     """Return :func:`cdnv`, and :func:`equiangularity` of the centred means: both from one product of all pairs."""
     points = _points(moments)
-    norms = torch.linalg.vector_norm(points.means, dim=1)
-    worst, angles = _Worst(points, num_worst), Angles(torch.where(norms > points.floor, norms, 0.0))
-    for tile in tiles(points.means):
-        worst.add(tile)
-        if angles.defined:
-            angles.add(tile)
+    worst, fast = _Worst(points, num_worst), points.fast
+    norms = torch.linalg.vector_norm(fast.means, dim=1)
+    angles = Angles(torch.where(norms > fast.floor, norms, 0.0))
+    with _full_precision(fast.means):
+        for tile in tiles(fast.means):
+            worst.add(tile)
+            if angles.defined:
+                angles.add(tile)
     return worst.result(moments), angles.result
 
 
@@ -215,13 +224,14 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
     J, member = len(distinct), member[seen]
     sums = torch.zeros(J * J, dtype=torch.float64, device=seen.device)
     counts = torch.zeros_like(sums)
-    points = _points(moments)
-    for tile in tiles(points.means):
-        values = points.cdnv(tile)
-        pair = values.isnan().logical_not_() & tile.pairs
-        cells = (member[tile.rows, None] * J + member[tile.columns])[pair]
-        sums.index_add_(0, cells, values[pair])
-        counts += torch.bincount(cells, minlength=J * J)
+    points = _points(moments).fast
+    with _full_precision(points.means):
+        for tile in tiles(points.means):
+            values = points.cdnv(tile)
+            pair = values.isnan().logical_not_() & tile.pairs
+            cells = (member[tile.rows, None] * J + member[tile.columns])[pair]
+            sums.index_add_(0, cells, values[pair].to(sums))
+            counts += torch.bincount(cells, minlength=J * J)
     sums, counts = sums.view(J, J), counts.view(J, J)
     # A pair stands once, above the diagonal of classes, in whichever of its two cells that is.
     return (sums + sums.T) / (counts + counts.T)
@@ -229,19 +239,39 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
 
 @dataclass(frozen=True)
 class _Points:
-    """What distances need: centred means, their squared lengths and variances of seen classes, the length of noise."""
+    """What distances need: centred means, their squared lengths and variances of seen classes, the length of noise.
+
+    ``exact`` is the means in double precision.
+    """
 
     means: Tensor
     squares: Tensor
     variances: Tensor
     floor: float
+    exact: Tensor
+
+    @cached_property
+    def fast(self) -> _Points:
+        """The same in single precision where there are many classes; the longest mean is 1: squares stay finite.
+
+        Fewer classes than dimensions may be at the simplex ETF, where the spread of the angles is nothing but rounding.
+        """
+        size, dim = self.means.shape
+        longest = float(self.squares.max()) ** 0.5 if size else 0.0
+        if size <= max(_MANY, dim + 1) or not longest > 0 or torch.get_float32_matmul_precision() != "highest":
+            return self
+        exact = self.means / longest
+        variances = self.variances / longest**2
+        return _Points(
+            exact.float(), (self.squares / longest**2).float(), variances.float(), self.floor / longest, exact
+        )
 
     def cdnv(self, tile: Tile) -> Tensor:
         """CDNV of all entries of a tile; NaN where 0/0."""
         rows, columns = self.squares[tile.rows], self.squares[tile.columns]
         distances = torch.add(rows[:, None], columns).sub_(tile.gram, alpha=2)
-        if float(distances.min()) < _CANCELLATION * float(rows.max() + columns.max()):
-            distances = _corrected(distances, self.means[tile.rows], self.means[tile.columns], self.floor)
+        if float(distances.min()) < _CANCELLATION[distances.dtype] * float(rows.max() + columns.max()):
+            distances = _corrected(distances, self.exact[tile.rows], self.exact[tile.columns], self.floor)
         return torch.add(self.variances[tile.rows, None], self.variances[tile.columns]).div_(distances).mul_(0.5)
 
 
@@ -249,15 +279,15 @@ class _Worst:
     """The mean and the worst of the CDNV, tile by tile."""
 
     def __init__(self, points: _Points, num_worst: int) -> None:
-        self.points, self.num_worst = points, num_worst
+        self.points, self.fast, self.num_worst = points, points.fast, num_worst
         self.total, self.undefined = 0.0, 0
-        self.worst = torch.full_like(points.variances, -1.0)
+        self.worst = torch.full_like(self.fast.variances, -1.0)
         self.rival = torch.full_like(points.variances, -1, dtype=torch.int64)
         self.top_rank, self.top_pairs = self.worst[:0], self.rival.new_zeros(0, 2)
 
     def add(self, tile: Tile) -> None:
         """Merge the pairs of a tile."""
-        rank = self.points.cdnv(tile)
+        rank = self.fast.cdnv(tile)
         total = float(rank.sum())
         if tile.on_diagonal or math.isnan(total):
             undefined = rank.isnan() & tile.pairs
@@ -293,7 +323,7 @@ class _Worst:
     def result(self, moments: ClassMoments) -> PairwiseCdnv:
         """The summary, its worst values from direct differences of the means."""
         seen, count = moments.seen, len(moments.seen) * (len(moments.seen) - 1) // 2 - self.undefined
-        all_worst = self.worst.new_full((moments.num_classes,), math.nan)
+        all_worst = self.points.variances.new_full((moments.num_classes,), math.nan)
         all_rival = seen.new_full((moments.num_classes,), -1)
         has = (self.rival >= 0).nonzero().flatten()
         if len(has):
@@ -314,7 +344,13 @@ def _points(moments: ClassMoments) -> _Points:
     variances = within_variances(moments)[moments.seen]
     floor = noise_floor(means)
     centred = means - means.mean(dim=0)
-    return _Points(centred, centred.square().sum(dim=1), torch.where(variances > floor**2, variances, 0.0), floor)
+    variances = torch.where(variances > floor**2, variances, 0.0)
+    return _Points(centred, centred.square().sum(dim=1), variances, floor, centred)
+
+
+def _full_precision(means: Tensor) -> torch.autocast:
+    """Where products of these means are not cast to half precision."""
+    return torch.autocast(means.device.type, enabled=False)
 
 
 def noise_floor(means: Tensor) -> float:
@@ -331,10 +367,10 @@ def _squared_distances(left: Tensor, right: Tensor, floor: float) -> Tensor:
 def _corrected(distances: Tensor, left: Tensor, right: Tensor, floor: float) -> Tensor:
     """Squared distances in place, those that cancelled anew from the differences; 0 where they are noise."""
     scale = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
-    i, j = (distances < _CANCELLATION * scale).nonzero().unbind(dim=1)
+    i, j = (distances < _CANCELLATION[distances.dtype] * scale).nonzero().unbind(dim=1)
     chunk = max(1, _DIRECT_NUMBERS // max(1, left.shape[1]))
     for some_i, some_j in zip(i.split(chunk), j.split(chunk), strict=True):
-        distances[some_i, some_j] = (left[some_i] - right[some_j]).square().sum(dim=1)
+        distances[some_i, some_j] = (left[some_i] - right[some_j]).square().sum(dim=1).to(distances)
     return distances.masked_fill_(distances <= floor**2, 0.0)
 
 

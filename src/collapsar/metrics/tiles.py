@@ -73,13 +73,13 @@ class Angles:
         block = tile.gram.mul_(scale[tile.rows, None]).mul_(scale[tile.columns]).add_(1 / (len(scale) - 1))
         if tile.on_diagonal:
             block.triu_(1)
-        self.deviation += float(torch.linalg.vector_norm(block, 1))
+        self.deviation += float(block.abs().sum())  # several times faster than the norm of order 1
         block_mean = float(block.sum()) / more
         step, total = block_mean - self.mean, self.count + more
         block.sub_(block_mean)
         if tile.on_diagonal:
             block.triu_(1)
-        self.squares += float(torch.linalg.vector_norm(block)) ** 2 + step**2 * self.count * more / total
+        self.squares += float(torch.dot(block.flatten(), block.flatten())) + step**2 * self.count * more / total
         self.mean, self.count = self.mean + step * more / total, total
 
     @property
