@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from audit_heads import planted
-from collapsar.cli import app
+from collapsar.cli.app import app
 from collapsar.diagnose.array_files import widened
 from collapsar.diagnose.head_files import read_head
 

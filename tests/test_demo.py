@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from collapsar.app.demo import COLLAPSE_NUMBERS, POSITIONS
-from collapsar.cli import app
+from collapsar.cli.app import app
 from collapsar.theory import normalized_two_cluster
 from test_report import Page
 

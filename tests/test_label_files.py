@@ -255,7 +255,7 @@ def test_counts_that_are_small_stay_counts(counts: list[int]) -> None:
 def test_the_commands_take_the_choices(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from collapsar.cli import app
+    from collapsar.cli.app import app
 
     path = tmp_path / "y.csv"
     path.write_text("id,genus,kind\n" + lines(f"{i},x,{k}" for i, k in enumerate([*Y, -1, -1])))

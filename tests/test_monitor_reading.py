@@ -395,10 +395,10 @@ class Estimating(torch_optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
-            rate, group["lr"] = group["lr"], group["lr"] * group["d"]
+            group["whole"], group["lr"] = group["lr"], group["lr"] * group["d"]
         result = super().step(closure)
         for group in self.param_groups:
-            group["lr"], group["d"] = rate, min(1.01 * group["d"], 0.01)
+            group["lr"], group["d"] = group["whole"], min(1.01 * group["d"], 0.01)
         return result
 
 
@@ -413,6 +413,7 @@ def test_the_decay_clock_of_an_optimizer_that_finds_its_own_step_is_bounded_by_i
         optimizer.step()
     known, _ = quietly(model, model[2], optimizer, schedule=300)
     assert known.decay_clock == pytest.approx(0.5 * 0.01 * 300)  # lr * weight_decay alone would say 150
+    assert known.decay_clock is not None
     assert total <= known.decay_clock < 2 * total
     assert quietly(model, model[2], optimizer, schedule=10_000)[0].decay_clock is None  # the estimate may grow further
 

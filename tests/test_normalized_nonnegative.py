@@ -120,7 +120,7 @@ def test_balanced_classes_own_orthogonal_directions(lambda_b: float) -> None:
     def excess(t: float) -> float:
         return lambda_w / NORM**2 * t - 1 / (np.exp(t) + K - 1)
 
-    t = float(brentq(excess, 0.0, 50.0, xtol=1e-14))
+    t: Any = brentq(excess, 0.0, 50.0, xtol=1e-14)
     np.testing.assert_allclose(s.Z, t * (np.eye(K) - 1 / K), atol=1e-9)
     assert np.isnan(cs.thresholds(s.problem).merge).all()
 

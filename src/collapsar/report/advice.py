@@ -48,7 +48,7 @@ def class_words(group: Record, names: Sequence[str] | None = None) -> str:
         'cat, eel'
     """
     members = group["classes"]
-    own = [str(k if names is None else names[k]) for k in members]
+    own: list[str] = [str(k if names is None else names[k]) for k in members]
     if len(own) > 2 and own == [str(k) for k in range(members[0], members[0] + len(own))]:
         return f"{own[0]}-{own[-1]}"
     return ", ".join(own) if len(own) <= 4 else f"{', '.join(own[:3])}, ... ({len(own)})"

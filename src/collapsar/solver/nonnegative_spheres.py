@@ -26,7 +26,7 @@ from collapsar.solver.factored import descend, newton
 from collapsar.solver.hessian import loss_hessian
 from collapsar.solver.normalized_certificate import NonnegativeSpheres, certify_nonnegative, nonnegative_point
 from collapsar.solver.objective import Columns, predict, residual
-from collapsar.solver.relaxed import relaxed
+from collapsar.solver.relaxed import beginning, relaxed
 from collapsar.solver.shared import leaning, missing_directions, with_directions
 from collapsar.solver.spheres import NormalizedQuotient, sphere_start
 from collapsar.solver.status import Status
@@ -88,7 +88,7 @@ def _tightened(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float) -> tupl
     q, best, certificate = n.lagrangian(x.y), x, certify_nonnegative(n, x)
     if certificate.relative_gap <= tol:
         return best, certificate
-    for at in relaxed(q, _priced(n, x), x.b, x.witness, tol):
+    for at in relaxed(q, beginning(q, _priced(n, x), x.b, x.witness), tol):
         blocks = at.blocks(q)
         S = predict(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))[0]
         other = replace(x, witness=at.witness(q, S))

@@ -117,8 +117,9 @@ def solve_quotient(
         NotConvergedError: as for :func:`solve`.
     """
     with one_thread_below(q.num_clusters):
-        known = atoms is not None and first is not None and q.features == "nonnegative"
-        result = continued(q, atoms, first.b, how.tol) if known else None
+        result = None
+        if atoms is not None and first is not None and q.features == "nonnegative":
+            result = continued(q, atoms, first.b, how.tol)
         if result is None:
             result = _minimise(q, first, how.tol, how.max_steps, how.progress)
         solution = _solution(problem, q, result)

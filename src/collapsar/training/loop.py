@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from collapsar.core.types import Record
 from collapsar.training.checkpoint import Checkpoint, RunFolder, as_read_back
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData, imbalanced
@@ -26,7 +27,6 @@ from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import Penalties, penalised_backward, with_weight_decay
 from collapsar.training.provenance import choose_device, data_digest, run_header, weights_digest
 from collapsar.training.state import (
-    Record,
     RunState,
     TrainResult,
     begin_from,

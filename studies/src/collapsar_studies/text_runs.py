@@ -117,7 +117,7 @@ def train_text(run: TextRun) -> Record:
     begun = time.process_time()
     texts, labels = classes_of_text(run.class_counts, run.seed)
     model = text_network(run.width, len(run.class_counts), run.seed)
-    optimizers = _optimizers(model, run)
+    optimizers, loss = _optimizers(model, run), torch.zeros(())
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(run.seed)
     for epoch in range(run.epochs):
@@ -155,7 +155,8 @@ def _measured(model: nn.Module, optimizer: torch.optim.Optimizer, run: TextRun) 
     texts, labels = classes_of_text(run.class_counts, run.seed)
     model.eval()
     head: Any = model.score
-    features = model.transformer(input_ids=texts).last_hidden_state[:, -1]
+    body: Any = model.transformer
+    features = body(input_ids=texts).last_hidden_state[:, -1]
     metric = NeuralCollapse(head=head, sync_on_compute=False)
     metric.update(features, labels)
     report = metric.compute()
