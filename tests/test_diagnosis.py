@@ -454,6 +454,7 @@ def test_networks_that_normalise_are_compared_with_their_own_optimum(over, norm,
         assert min(fit.distance.Z for fit in d.fit.models.values()) > 0.05
     assert d.prediction is not None
     assert d.prediction.seen == d.separation.states
+    np.testing.assert_allclose(d.prediction.lengths, d.separation.relative_norms, atol=1e-6)
     level = cs.thresholds(p).merge[9]
     share = np.asarray(p.normalization.lambda_w) * np.ones(10) / cs.thresholds(p).merge
     assert f"merge first, from lambda_w = {level:.4g} on; this network is at {100 * share[9]:.2g} % of it" in " ".join(

@@ -52,6 +52,7 @@ class Prediction:
         states: state of each class at the exact optimum.
         seen: the states that the measuring rule finds in the optimum's Z: what a perfect network would show.
         groups: the classes that the same rule finds merged with one another.
+        lengths: shape (K,), how long the same rule finds the optimum's mean predictions, relative to the longest.
         merge: shape (K,), ``price`` from which the class merges; NaN where it does not.
         vanish: shape (K,), ``price`` from which it vanishes.
         complete: ``price`` from which nothing is left; NaN where something always is.
@@ -71,6 +72,7 @@ class Prediction:
     states: tuple[ClassState, ...]
     seen: tuple[MeasuredState, ...]
     groups: tuple[tuple[int, ...], ...]
+    lengths: Vector
     merge: Vector
     vanish: Vector
     complete: float
@@ -173,7 +175,7 @@ def prediction_of(
     edge = np.fmin(merge, vanish)
     if how is None and problem.features == "signed":
         edge = np.fmin(edge, edges(problem, solution.b))
-    seen, groups = optimum_separation(solution, rows)
+    seen, groups, lengths = _as_measured(solution, rows)
     return Prediction(
         features=problem.features,
         lambda_z=problem.lambda_z,
@@ -182,6 +184,7 @@ def prediction_of(
         states=solution.class_states,
         seen=seen,
         groups=groups,
+        lengths=lengths,
         merge=merge,
         vanish=vanish,
         complete=float(t.complete) if np.isfinite(t.complete) else math.nan,
@@ -230,13 +233,20 @@ def optimum_separation(
         >>> optimum_separation(s)[1]
         ((5, 6, 7, 8, 9),)
     """
+    return _as_measured(solution, rows)[:2]
+
+
+def _as_measured(
+    solution: Solution, rows: Vector | None
+) -> tuple[tuple[ClassState, ...], tuple[tuple[int, ...], ...], Vector]:
+    """States, groups and relative lengths that the measuring rule finds at an optimum."""
     q, problem = solution.quotient, solution.problem
     C, alpha, sizes = solution.blocks.C, solution.blocks.alpha, q.sizes
     members = np.split(np.argsort(q.labels, kind="stable"), np.cumsum(sizes.astype(int))[:-1])
     if rows is not None:
         scale = rows[[part[0] for part in members]]
         C, alpha = scale[:, None] * C, scale * alpha
-    if problem.features == "signed" and problem.normalization is None:  # as ``class_evidence`` sees it
+    if problem.features == "signed":  # as ``class_evidence`` sees it
         share = np.bincount(q.labels, weights=problem.class_counts / problem.num_samples)
         C = C - (C @ share)[:, None]
     C = C - sizes @ C / q.num_classes
@@ -252,9 +262,10 @@ def optimum_separation(
     points = np.vstack([np.sqrt(sizes)[:, None] * C[:, cluster], own])
     found = class_separation(np.vstack([points, -points]) / math.sqrt(2))  # of the same lengths, and centred
     classes = np.concatenate(standing)
-    states = np.empty(q.num_classes, dtype=object)
+    states, lengths = np.empty(q.num_classes, dtype=object), np.zeros(q.num_classes)
     for j, part in enumerate(members):
         here = np.flatnonzero(cluster == j)
+        lengths[part] = found.relative_norms[here[-1]]
         states[part] = found.states[here[-1]]
         states[standing[j]] = [found.states[i] for i in here]
     groups = []
@@ -263,4 +274,4 @@ def optimum_separation(
         whole = [j for j in np.unique(chosen) if np.sum(chosen == j) == len(standing[j])]
         rest = classes[[i for i in group if cluster[i] not in whole]].tolist()
         groups.append(tuple(sorted([*rest, *(k for j in whole for k in members[j].tolist())])))
-    return tuple(states.tolist()), tuple(sorted(groups))
+    return tuple(states.tolist()), tuple(sorted(groups)), lengths

@@ -28,6 +28,7 @@ MARKS: Mapping[str, str] = {"lost": "▽", "dead": "†"}
 # What is drawn and listed of a head with more classes than this.
 _MOST_CLASSES, _MOST_TOLD = 400, 300
 _MOST_NAMES = 8
+_BY_CLASS = ("states", "seen", "lengths", "merge", "vanish", "edge", "b")  # of a prediction
 
 
 def class_marks(record: Mapping[str, Any]) -> list[list[str]]:
@@ -113,7 +114,7 @@ def part_of(record: Record, classes: Sequence[int]) -> Record:
         },
         "prediction": None if theory is None else {
             **theory,
-            **{key: some(theory[key]) for key in ("states", "seen", "merge", "vanish", "edge", "b") if key in theory},
+            **{key: some(theory[key]) for key in _BY_CLASS if key in theory},
             "Z": None,
         },
     }  # fmt: skip

@@ -104,11 +104,11 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
             label="lost",
         )
     predicted: list[Line2D] = []
-    if record["prediction"] is not None and record["prediction"].get("Z") is not None:
-        lengths = np.linalg.norm(np.array(record["prediction"]["Z"], dtype=float), axis=0)
-        scale = max(float(lengths.max()), 1e-12)
+    theory = record["prediction"]
+    if theory is not None and theory.get("lengths") is not None:  # records of earlier versions have none
+        lengths = theory["lengths"]
         predicted = ax.plot(
-            np.arange(len(lengths)), lengths / scale, "o", markersize=10, markerfacecolor="none",
+            np.arange(len(lengths)), lengths, "o", markersize=10, markerfacecolor="none",
             markeredgecolor=COLOURS["muted"], markeredgewidth=0.8, label="theory",
         )  # fmt: skip
     ax.axhline(separation["vanish_threshold"], color=COLOURS["muted"], linewidth=0.7, linestyle=":")
