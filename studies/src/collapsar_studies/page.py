@@ -81,9 +81,10 @@ def _spread(record: Record) -> Iterable[str]:
         yield _row(str(row["width"]), f"{row['wd']:g}", f"{row['settled']} of {row['starts']}", *away)
 
 
-_NORMS = {"batchnorm": "BatchNorm", "cosine": "cosine head"}
+_NORMS = {"batchnorm": "BatchNorm", "cosine": "cosine head", "layernorm": "LayerNorm"}
+_NETWORKS = {"mlp": "perceptron", "vit": "vision transformer"}
 _WAYS = {
-    "fresh": "fresh weights, 600 epochs",
+    "fresh": "fresh weights",
     "long": "fresh weights, three times as long",
     "gentle": "a tenth of the decay for the first half",
     "below": "(where the raised ones come from)",
@@ -92,14 +93,18 @@ _WAYS = {
 
 
 def _starts(record: Record) -> Iterable[str]:
-    yield from _table("norm", "decay / merge", "way there", "Z", "b", "contrast of small classes", "optimum", "merged")
-    for (norm, factor, way), runs in _grouped(record["runs"], "norm", "factor", "way"):
+    yield from _table(
+        "network", "data", "decay / merge", "way there", "Z", "b", "contrast of small classes", "optimum", "merged"
+    )
+    labels = "norm", "network", "data", "factor", "way"
+    for (norm, network, data, factor, way), runs in _grouped(record["runs"], *labels):
         away = [_span(run["distance"][name] for run in runs) for name in "Zb"]
         seen, said = (
             _span(run[name][1] / run[name][0] for run in runs) for name in ("contrasts", "predicted_contrasts")
         )
         merged = f"{sum(run['merged'] for run in runs)} of {len(runs)}"
-        yield _row(_NORMS[norm], f"{factor:g}", _WAYS[way], *away, seen, said, merged)
+        name = f"{_NORMS[norm]}, {_NETWORKS[network]}"
+        yield _row(name, data, f"{factor:g}", _WAYS[way], *away, seen, said, merged)
 
 
 def _text(record: Record) -> Iterable[str]:
