@@ -151,6 +151,18 @@ def test_where_the_decay_acts_the_clock_says_so() -> None:
         standard_advice(Setting("fashion-mnist", "exp", 100, 500, "ordinary"))
 
 
+def test_the_advice_where_decay_acts() -> None:
+    """No class merged; ahead of everything without the right cause where classes are outvoted; no ruin is offered."""
+    path = ROOT / "results" / "advice-acting" / "advice.json"
+    regimes = {row["regime"]: row["methods"] for row in json.loads(path.read_text(encoding="utf-8"))["regimes"]}
+    assert all(row["merged_classes"] == 0 for row in regimes["acting"].values())
+    others = ("nothing", "inverse-weights", "effective-number", "logit-adjustment", "balanced-sampling", "decoupled")
+    assert min(regimes["outvoting"][name]["advice_minus_balanced_raw"]["low"] for name in others) > 0.02
+    nothing = regimes["outvoting"]["nothing"]
+    assert nothing["balanced_corrected"]["mean"] < nothing["balanced_raw"]["mean"] - 0.3
+    assert "too much" in standard_advice(Setting("fashion-mnist", "exp", 100, 500, "outvoting")).cure
+
+
 # --- pages and records
 
 

@@ -166,6 +166,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Record], Iterable[str]]]] = {
     "results/rest/spread": ("results/rest/rest.json", _spread),
     "results/starts": ("results/starts/starts.json", _starts),
     "results/text": ("results/text/text.json", _text),
+    "results/advice-acting/acting": ("results/advice-acting/advice.json", _regime("acting")),
+    "results/advice-acting/outvoting": ("results/advice-acting/advice.json", _regime("outvoting")),
 }
 
 
