@@ -16,11 +16,12 @@ import collapsar as cs
 from collapsar.advise.sources import problem_of_diagnosis
 from collapsar.core.known import HeadNorm, KnownTraining
 from collapsar.diagnose.agreement import AT_REST
-from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
+from collapsar.diagnose.diagnosis import diagnose_measurement
 from collapsar.diagnose.frozen import frozen_head, frozen_of
 from collapsar.diagnose.measurement import MAX_CLASSES, MAX_TABLE, measure
 from collapsar.diagnose.prediction import optimum_separation
 from collapsar.diagnose.readers import diagnose
+from collapsar.diagnose.record import Diagnosis
 from collapsar.metrics.separation import class_separation
 from collapsar.report import diagnosis_page
 from networks import RNG, measured, nonnegative_network, samples, signed_network

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import collapsar as cs
 from collapsar.core.known import KnownTraining
-from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
+from collapsar.diagnose.diagnosis import diagnose_measurement
 from collapsar.diagnose.gauge import without_offset
 from collapsar.diagnose.measurement import measure
+from collapsar.diagnose.record import Diagnosis
 from networks import RNG, nonnegative_network, samples, signed_network
 
 COUNTS = np.array([40, 40, 8, 8])

@@ -44,7 +44,7 @@ from collapsar.diagnose.record import Diagnosis
 from collapsar.metrics.evidence import class_standings
 from collapsar.metrics.shared_rows import shared_rows
 
-__all__ = ["Diagnosis", "Prediction", "diagnose_measurement"]
+__all__ = ["diagnose_measurement"]
 
 # The optimum for more different class counts than this takes long: 5 s at 600.
 _MOST_CLUSTERS = 600

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collapsar.core.known import KnownTraining
-from collapsar.diagnose.diagnosis import Diagnosis, diagnose_measurement
+from collapsar.diagnose.diagnosis import diagnose_measurement
 from collapsar.diagnose.feature_files import FeatureFile, read_features
 from collapsar.diagnose.frozen import FrozenHead, frozen_of
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement, Pass
+from collapsar.diagnose.record import Diagnosis
 from collapsar.metrics.near_rows import nearest_rows
 
 if TYPE_CHECKING:
