@@ -12,7 +12,7 @@ import typer
 
 from collapsar.cli.app import Interrupted, app
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or the copy that newer typers carry
 
