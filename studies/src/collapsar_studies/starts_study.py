@@ -75,8 +75,13 @@ _PLACES = (
     Place("layernorm", 1.4, ("fresh",), _PERCEPTRON, *_FASHION),
 )
 STARTS = {
-    "paper": Starts("paper", (*_PLACES, Place("cosine", 0.9, ("long",))), 4, (0, 1, 2)),
-    "cpu": Starts("cpu", (*_PLACES, Place("layernorm", 0.5, ("gentle",), _TRANSFORMER, *_FASHION, (0,))), 3, (0, 1, 2)),
+    "paper": Starts(
+        "paper",
+        (*_PLACES, Place("cosine", 0.9, ("long",)), Place("layernorm", 0.5, ("gentle",), _TRANSFORMER, *_FASHION)),
+        4,
+        (0, 1, 2),
+    ),
+    "cpu": Starts("cpu", _PLACES, 3, (0, 1, 2)),
     "tiny": Starts("tiny", (Place("batchnorm", 0.9, ("long", "gentle", "raised")),), 2, (0,)),
 }
 
