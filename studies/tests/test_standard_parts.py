@@ -210,3 +210,13 @@ def test_a_text_transformer_is_on_its_optimum_away_from_the_threshold() -> None:
             assert run["distance"]["Z"] <= (0.1 if 0.5 < run["factor"] < 1.2 else 0.02)
             assert run["distance"]["b"] <= 0.02
             assert run["residual"] <= 0.01
+
+
+def test_without_noise_small_classes_are_lost_at_the_same_decays() -> None:
+    """And what noise is worth as decay is less than a fiftieth of the decay."""
+    rows = {(row["layers"], row["rate"], row["batch"]): row for row in record("noise")["table"]}
+    for layers in (1, 2):
+        noisy, quiet = rows[layers, 0.1, 200], rows[layers, 0.1, 600]
+        assert noisy["measured"] == quiet["measured"]
+        assert quiet["noise"] == 0.0
+        assert 0 < noisy["noise"] < noisy["measured"][0][0] / 50

@@ -124,7 +124,7 @@ def _noise(record: Record) -> Iterable[str]:
         ends = "; ".join(
             "({}, {}]".format(*("-" if end is None else f"{end:.3g}" for end in pair)) for pair in row["measured"]
         )
-        cells = ["-" if row[name] is None else f"{row[name]:.1e}" for name in ("noise", "as_trained")]
+        cells = ["-" if row[name] is None else f"{row[name]:.2g}" for name in ("noise", "as_trained")]
         still = "-" if row["stationarity"] is None else f"{row['stationarity']:.2f}"
         yield _row(str(row["layers"]), f"{row['rate']:g}", str(row["batch"]), ends, *cells, still)
 
@@ -166,6 +166,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Record], Iterable[str]]]] = {
     "results/rest/spread": ("results/rest/rest.json", _spread),
     "results/starts": ("results/starts/starts.json", _starts),
     "results/text": ("results/text/text.json", _text),
+    "results/noise": ("results/noise/noise.json", _noise),
     "results/advice-acting/acting": ("results/advice-acting/advice.json", _regime("acting")),
     "results/advice-acting/outvoting": ("results/advice-acting/advice.json", _regime("outvoting")),
 }
