@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 import collapsar as cs
 from collapsar.core.problem import Problem
+from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.symmetry import quotient
 from problems import PROBLEMS, naive_loss, naive_objective
 
@@ -375,3 +376,18 @@ def test_damaged_solutions_are_refused(tmp_path):
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
         cs.solve(PROBLEMS["balanced"], **arguments)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("enough", [1e-2, 1e-3])
+def test_products_stop_where_little_is_left_to_gain(seed, enough):
+    h = np.geomspace(1, 1e-4, 400)  # half of the gain lies in flat directions
+    g = np.random.default_rng(seed).normal(size=h.size) * np.sqrt(h)
+    gain = 0.5 * float(np.sum(g**2 / h))
+    seen = []
+    step = truncated_newton(
+        lambda v: (seen.append(1), h * v)[1], lambda v: v, g, radius=np.inf, forcing=1e-8, enough=enough * gain
+    )
+    left = gain + step.slope + 0.5 * step.curvature
+    assert 0 < left <= enough * gain
+    assert 4 < len(seen) < 300  # to the residual it would be the 500 allowed
