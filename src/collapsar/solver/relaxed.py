@@ -244,8 +244,8 @@ def _minimised(problem: _Round, x: Vector, rest: float) -> Vector:
             indefinite=True,
         )
         hidden = -(step.slope + 0.5 * step.curvature) <= _HIDDEN * value
-        length, fine = 1.0, False
-        while not fine and length > _SHORTEST:
+        length = 1.0
+        while True:
             trial = x + length * step.v
             new_value, new_gradient = problem.objective(trial)
             fall, expected = value - new_value, -length * (step.slope + 0.5 * length * step.curvature)
@@ -253,7 +253,9 @@ def _minimised(problem: _Round, x: Vector, rest: float) -> Vector:
                 fine = bool(new_gradient**2 @ (1 / diagonal) < gradient**2 @ (1 / diagonal))
                 break
             fine = fall >= 1e-3 * expected
-            length *= 1.0 if fine else 0.3
+            if fine or length <= _SHORTEST:
+                break
+            length *= 0.3
         if not fine:
             radius, fruitless = min(length, 0.25) * step.norm, fruitless + 1
             continue

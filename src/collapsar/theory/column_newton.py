@@ -68,14 +68,15 @@ class Sheet:
     @classmethod
     def of(cls, c: Clusters) -> Sheet:
         """The columns of all clusters."""
-        rows = (c.multiplicity, c.target, c.temperatures[..., None, :] * c.scale, c.scale**2)
-        entries = [np.ascontiguousarray(row.swapaxes(-1, -2)) for row in (*rows, c.rows(c.offsets, c.offsets))]
-        return cls(*entries, c.temperatures, c.strength, c.sizes * c.share)
+        reach, offset = c.temperatures[..., None, :] * c.scale, c.rows(c.offsets, c.offsets)
+        entries = (c.multiplicity, c.target, reach, c.scale**2, offset)
+        weights, target, reach, square, offset = (np.ascontiguousarray(each.swapaxes(-1, -2)) for each in entries)
+        return cls(weights, target, reach, square, offset, c.temperatures, c.strength, c.sizes * c.share)
 
     def columns(self, which: NDArray[np.intp], share: Vector) -> Sheet:
         """Some columns of each problem, (B, n), with shares of their own."""
         rows = np.arange(which.shape[0])[:, None]
-        return Sheet(*(getattr(self, f.name)[rows, which] for f in fields(self)[:-1]), share)
+        return Sheet(**{f.name: getattr(self, f.name)[rows, which] for f in fields(self)[:-1]}, share=share)
 
     def first(self, n: int) -> Sheet:
         """The first n columns."""
