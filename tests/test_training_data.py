@@ -131,7 +131,8 @@ def test_missing_and_mixed_up_files_are_named(tmp_path: Path) -> None:
 
 def test_names_and_folders_that_make_no_sense() -> None:
     with pytest.raises(
-        ValueError, match=r"`name` must be one of cifar10, digits, fashion-mnist, mnist, an .* got 'imagenet'"
+        ValueError,
+        match=r"`name` of the data must be one of cifar10, digits, fashion-mnist, mnist, an .* got 'imagenet'",
     ):
         load_data("imagenet")
     with pytest.raises(ValueError, match="`data_dir` must be None for"):
@@ -221,7 +222,7 @@ def test_imbalanced_takes_the_first_of_each_class() -> None:
 @pytest.mark.parametrize(
     ("counts", "complaint"),
     [
-        ((10,) * 9, "one entry for each of the 10 classes of digits, got 9"),
+        ((10,) * 9, "one entry for each of the 10 classes of digits, 0 to 9, got 9"),
         ((10,) * 9 + (0,), "whole numbers >= 1"),
         ((10,) * 9 + (-3,), "whole numbers >= 1"),
         ((10,) * 9 + (2.5,), "whole numbers >= 1"),
