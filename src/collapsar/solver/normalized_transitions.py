@@ -43,7 +43,8 @@ _STRONG = 50.0  # from here down it can be told without holding it that a cluste
 _SWEEP = 0.75  # nats of the penalty between the optima that say which clusters are merged
 _BEYOND = 1e-7  # of log(y / strength^2): past the threshold, and not only by rounding
 _ROUNDING = 1e-2  # nats below the strongest penalty
-_ROOT, _EXACT = 1e-9, 1e-11  # the same at the threshold, and nats of the penalty, for many clusters and for a few
+_ROOT, _EXACT = 1e-8, 1e-11  # the same where the root is extrapolated from, for many clusters and for a few
+_FLAT = 1e-9  # accuracy without a bias, where all of it is in proportion to 1/c
 _ACCURACY = 1e-3  # of the multipliers beside the step to the root
 _IDLE = 3  # steps that bring it no nearer: rounding
 _STEPS = 300
@@ -143,7 +144,7 @@ def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, 
     # without a bias everything is in proportion to 1/c from there on
     log_c = float(np.log(_STRONG))
     top = float(np.log(_STRONGEST)) if n.has_bias else log_c
-    rough = _BEYOND if n.has_bias else _ROOT
+    rough = _BEYOND if n.has_bias else _FLAT
     at = excess_at(log_c, None, None, rough)[1]
     known: dict[int, list[tuple[float, float]]] = {}
     starts: dict[int, Spheres | None] = {}
@@ -180,7 +181,7 @@ def _root_below(
     """The root of an increasing function below points where it is positive, the last of them the nearest.
 
     By inverse interpolation through the last three points. ``excess`` takes the accuracy that is wanted of it, and is
-    evaluated at the root last.
+    evaluated next to the root last.
     """
     high = points[-1][0]
     for _ in range(_STEPS):
@@ -188,10 +189,11 @@ def _root_below(
         new = x - f if len(points) == 1 else _at_zero(points[-3:])
         new = new if low <= new <= high else 0.5 * (low + high)
         value = excess(new, max(_ACCURACY * min(abs(f), abs(new - x)), 0.1 * enough))
+        points = [*points, (new, value)]
         rounding = 0.5 * abs(f) <= abs(value) <= 10 * enough
         if abs(value) <= enough or abs(new - x) <= enough or rounding:
-            return new
-        points = [*points, (new, value)]
+            last = _at_zero(points[-3:])  # better than the last point by far
+            return last if abs(last - new) <= 10 * abs(new - x) else new
         low, high = (new, high) if value < 0 else (low, new)
     raise ArithmeticError("the threshold did not settle; counts may differ by too much")
 
