@@ -53,7 +53,7 @@ _FREE = 0.02
 # the two still have a correlation of .9; above, the fit says nothing.
 _READABLE = 0.5
 # More kinds of normalised classes than this take minutes; so do the thresholds of more sizes that several classes have.
-_MOST_CLUSTERS, _MOST_MERGING = 120, 12
+_MOST_CLUSTERS, _MOST_MERGING = {"signed": 300, "nonnegative": 120}, {"signed": 60, "nonnegative": 12}
 _PER = {"sample": "per-sample", "batch": "per-batch"}
 
 
@@ -256,9 +256,10 @@ def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None
     problem = choice.problem
     if problem is None:
         return None, ""
-    if len(np.unique(m.class_counts)) > _MOST_CLUSTERS:
+    most, most_merging = _MOST_CLUSTERS[problem.features], _MOST_MERGING[problem.features]
+    if len(np.unique(m.class_counts)) > most:
         return None, (
-            f"More than {_MOST_CLUSTERS} different class sizes beside a normalisation: the optimum would take minutes "
+            f"More than {most} different class sizes beside a normalisation: the optimum would take minutes "
             "and is left out."
         )
     try:
@@ -267,8 +268,8 @@ def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None
         return None, f"The optimum of the model chosen is left out: {error}."
     found, why = None, ""
     merging = int(np.sum(np.unique(m.class_counts, return_counts=True)[1] > 1))
-    if problem.normalization is not None and problem.normalization.over == "sample" and merging > _MOST_MERGING:
-        why = f"More than {_MOST_MERGING} sizes that several classes have: their thresholds would take minutes."
+    if problem.normalization is not None and problem.normalization.over == "sample" and merging > most_merging:
+        why = f"More than {most_merging} sizes that several classes have: their thresholds would take minutes."
     else:
         try:
             found = thresholds(problem)
