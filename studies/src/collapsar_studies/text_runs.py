@@ -94,8 +94,9 @@ def text_network(width: int, num_classes: int, seed: int) -> nn.Module:
     """
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
+    settings: dict[str, Any] = {"num_labels": num_classes}  # of every configuration's base class
     config = GPT2Config(
-        vocab_size=128, n_positions=BYTES, n_embd=width, n_layer=LAYERS, n_head=HEADS, num_labels=num_classes,
+        vocab_size=128, n_positions=BYTES, n_embd=width, n_layer=LAYERS, n_head=HEADS, **settings,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, pad_token_id=0, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(seed)
