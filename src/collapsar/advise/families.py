@@ -38,6 +38,8 @@ FINE, EXACT = 1.005, 1 + 1e-10
 # Nats that a class gains per unit of the logarithm of a level, roughly: for the second look of a search.
 _SLOPE = 2.5
 _REACH = 0.05
+# Steps that nothing guides: levels that help may end again (more samples at one penalty: all classes are lost).
+_STRIDE = 0.2
 # Levels between the lowest and the highest that are tried where the highest does not do: an optimum costs more.
 SCAN = {"closed": 65, "solved": 9}
 # Penalties are lowered, and samples multiplied, by at most this factor: beyond it the advice would be absurd.
@@ -206,7 +208,7 @@ def _next_look(
     # no bracket yet: outwards, at most ten times as far as the last step, five percent at first
     outwards = 1 if high == inf else -1
     stride, ahead = abs(x - before), outwards * (aim - x)
-    ahead = min(ahead, max(10 * stride, _REACH)) if ahead > 0 else 2 * stride
+    ahead = min(ahead, max(10 * stride, _REACH)) if ahead > 0 else min(2 * stride, _STRIDE)
     aim = x + outwards * max(ahead, side)
     return aim if aim > low else 0.5 * (low + high)
 
