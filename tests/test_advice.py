@@ -291,7 +291,7 @@ def test_decay_advice_carries_the_measured_error() -> None:
     """On a measured network's own counts: below all its brackets, inside, above."""
     depth = next(d for d in evidence()["depths"] if d["layers"] == 2)
     place = decay_switch("100x5,20x5", 2)
-    low, high = (ratio * place for ratio in depth["ratio"])
+    low, high = (ratio * place for ratio in depth["ratio"] if ratio is not None)
     verdicts = {f: advise_weight_decay("100x5,20x5", f, layers=2).verdict for f in (0.9 * low, 0.92 * low, 1.01 * high)}
     assert list(verdicts.values()) == ["separated", "undecided", "collapsed"]
     advice = advise_weight_decay("100x5,20x5", 0.01, layers=2)

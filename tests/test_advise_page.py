@@ -161,7 +161,7 @@ def test_the_table_of_ordinary_training(page: str) -> None:
     from collapsar.advise.weight_decay import evidence
     from collapsar.theory.deep_switch import decay_switch
 
-    def short(value: float) -> str:
+    def short(value: float | None) -> str:
         return f"{value:g}".removeprefix("0")
 
     for depth in evidence()["depths"]:

@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 import collapsar as cs
 from collapsar.advise import mitigations
 from collapsar.solver.normalized_solution import NormalizedSolution
+from collapsar.solver.spheres import Spheres
 from collapsar.theory import edge_of, normalized_merge, normalized_two_cluster
 from collapsar.theory.inverse import largest_head_decay_factor
 
@@ -354,7 +355,7 @@ def test_many_distinct_classes_meet_descent_on_fewer_directions(lambda_w: float)
     assert s.certificate.relative_gap <= 1e-9
     assert descended(p) == pytest.approx(s.certificate.primal, rel=1e-6)
     assert isinstance(s, NormalizedSolution)
-    assert s.spheres is not None
+    assert isinstance(s.spheres, Spheres)
     assert s.rank <= s.spheres.E.shape[0] < 26
 
 
