@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from collapsar.advise.standard import Recipe, StandardAdvice, advise_standard, forecast_rows
+from collapsar.advise.recipe import Recipe
+from collapsar.advise.standard import StandardAdvice, advise_standard, forecast_rows
 from collapsar.cli.app import app
 from collapsar.core.problem import Problem
 from collapsar.solver import solve

@@ -34,7 +34,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import collapsar as cs
-from collapsar.advise.standard import Recipe, StandardAdvice, advise_standard
+from collapsar.advise.recipe import Recipe
+from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Penalties
 from collapsar.diagnose.readers import diagnose

@@ -13,8 +13,9 @@ from rich.table import Table
 
 import collapsar as cs
 from collapsar.advise.advice import advise as advise_on
+from collapsar.advise.recipe import Norm, Recipe, Schedule
 from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis
-from collapsar.advise.standard import Norm, Recipe, Schedule, StandardAdvice, advise_standard
+from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.cli.app import app
 from collapsar.cli.options import (

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.advise.advice import Advice, advise
-from collapsar.advise.standard import ACTED, Recipe, StandardAdvice, advise_standard
+from collapsar.advise.recipe import Recipe
+from collapsar.advise.standard import ACTED, StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import FeatureModel, Penalties, Problem

@@ -13,7 +13,7 @@ from collapsar import Problem, advise, class_counts
 from collapsar.advise.advice import Advice
 from collapsar.advise.families import FAMILIES, Treatment
 from collapsar.advise.mitigations import effective_number_weights, inverse_weights, logit_adjustment, oversampling
-from collapsar.advise.standard import Recipe as StandardRecipe
+from collapsar.advise.recipe import Recipe as StandardRecipe
 from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.theory import thresholds

@@ -1,0 +1,77 @@
+"""What is known of a standard training before it runs: optimizer, decay, learning rate, steps, and the norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from collapsar.core.normalization import COSINE_SCALE
+
+__all__ = ["Norm", "Recipe", "Schedule"]
+
+Norm = Literal["layernorm", "rmsnorm", "cosine", "batchnorm", "none"]
+Optimizer = Literal["sgd", "adam", "adamw", "other"]
+Schedule = Literal["constant", "cosine", "linear"]
+_EPS = 1e-8  # torch's
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is known of a training before it runs.
+
+    Attributes:
+        optimizer: ``"sgd"``, ``"adam"`` (L2 in the gradient), ``"adamw"`` (decoupled decay) or ``"other"``: decoupled
+            decay beside a step that is not AdamW's, of which the decay clock alone is known.
+        weight_decay: > 0, decay of the head's weight.
+        lr: > 0, learning rate at its peak.
+        steps: updates in the run.
+        batch_size: samples per update; None where it is not known: AdamW's rest is then not forecast.
+        norm: what stands right before the head.
+        width: d, features.
+        schedule: of the learning rate; its mean is 1 or 1/2 of the peak.
+        gain_decay: decay of the norm's gain; None where it has none, is fixed, or is exempt.
+        eps: AdamW's.
+        length: of the features, or its root mean square; None: sqrt(width), and 16 for a cosine head,
+            whose scale this is.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    optimizer: Optimizer
+    weight_decay: float
+    lr: float
+    steps: int
+    batch_size: int | None
+    norm: Norm
+    width: int
+    schedule: Schedule = "cosine"
+    gain_decay: float | None = None
+    eps: float = _EPS
+    length: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("optimizer", Optimizer), ("norm", Norm), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        for name in ("weight_decay", "lr", "steps", "batch_size", "width"):
+            value = getattr(self, name)
+            if value is None and name == "batch_size":
+                continue
+            if value is None or not 0 < value < np.inf:
+                raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+        for name in ("gain_decay", "length"):
+            if (value := getattr(self, name)) is not None and not 0 < value < np.inf:
+                raise ValueError(f"`{name}` must be finite and > 0, or None, got {value!r}")
+
+    @property
+    def norm_length(self) -> float:
+        """The length of the features where it is given."""
+        return self.length or (COSINE_SCALE if self.norm == "cosine" else float(np.sqrt(self.width)))
+
+    @property
+    def clock(self) -> float:
+        """The sum of lr * wd over the run: the share of the initial head that is left is exp(-clock)."""
+        return self.lr * self.weight_decay * self.steps * (1.0 if self.schedule == "constant" else 0.5)
