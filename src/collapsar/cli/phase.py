@@ -79,12 +79,8 @@ def phase(
     picture_given(out, "--out", (".png", ".svg", ".pdf"))
     if out is not None:
         import collapsar.report.phase_plot  # noqa: F401 - that matplotlib is missing is said before the work, not after
-    if over is None and (lambda_w is not None or norm is not None):
-        raise ValueError("--lambda-w and --norm go with --over sample or --over batch; without a norm give --lambda-z")
-    half = max(1, classes // 2)
-    level, length = (1.0 if value is None else value for value in (lambda_w, norm))
-    priced = (n_a, n_b, lambda_z, lambda_b, oversampling, over, level, length)
-    settings = PhaseSettings(classes, half if k_a is None else k_a, *priced)
+    priced = (n_a, n_b, lambda_z, lambda_b, oversampling, over, *_norm_settings(over, lambda_w, norm))
+    settings = PhaseSettings(classes, max(1, classes // 2) if k_a is None else k_a, *priced)
     config = PhaseConfig(Axis.parse(x), Axis.parse(y), settings, tol)
     record_file = None if out is None else out.with_suffix(".json")
     with bars("parts") as bar:
@@ -107,6 +103,13 @@ def phase(
     if failed:
         print(f"collapsar: {failed} cells did not reach the gap {tol:g}; they are marked", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _norm_settings(over: str | None, lambda_w: float | None, norm: float | None) -> tuple[float, float]:
+    """Penalty of the head's weight and length of the features, 1 where they are not given."""
+    if over is None and (lambda_w is not None or norm is not None):
+        raise ValueError("--lambda-w and --norm go with --over sample or --over batch; without a norm give --lambda-z")
+    return 1.0 if lambda_w is None else lambda_w, 1.0 if norm is None else norm
 
 
 def _note(sentence: str) -> None:

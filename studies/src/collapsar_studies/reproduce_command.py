@@ -284,14 +284,18 @@ def _noise(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def _beside(run: Mapping[str, Any]) -> list[str]:
+    """How far a network is from its model in Z and b, and the contrasts of both."""
+    away = [f"{run['distance'][name]:.3f}" for name in "Zb"]
+    return away + ["{:.3g}, {:.3g}".format(*run[name]) for name in ("contrasts", "predicted_contrasts")]
+
+
 def _starts(record: Mapping[str, Any]) -> Table:
     """Ways to the threshold, each network beside the model of its norm."""
     table = _table("norm", "/ merge", "way", "seed", "Z", "b", "contrast A, B", "of the optimum", "merged")
     for run in record["runs"]:
-        away = [f"{run['distance'][name]:.3f}" for name in "Zb"]
-        both = ["{:.3g}, {:.3g}".format(*run[name]) for name in ("contrasts", "predicted_contrasts")]
         labels = run["norm"], f"{run['factor']:g}", run["way"], str(run["seed"])
-        table.add_row(*labels, *away, *both, "yes" if run["merged"] else "no")
+        table.add_row(*labels, *_beside(run), "yes" if run["merged"] else "no")
     return table
 
 
@@ -299,11 +303,9 @@ def _text(record: Mapping[str, Any]) -> Table:
     """A text transformer beside its optimum."""
     table = _table("head", "decay", "/ merge", "seed", "Z", "b", "contrast A, B", "of the optimum", "accuracy")
     for run in record["runs"]:
-        away = [f"{run['distance'][name]:.3f}" for name in "Zb"]
-        both = ["{:.3g}, {:.3g}".format(*run[name]) for name in ("contrasts", "predicted_contrasts")]
         factor = "-" if run["factor"] is None else f"{run['factor']:.2g}"
         labels = run["optimizer"], f"{run['decay']:g}", factor, str(run["seed"])
-        table.add_row(*labels, *away, *both, f"{run['accuracy']:.3f}")
+        table.add_row(*labels, *_beside(run), f"{run['accuracy']:.3f}")
     return table
 
 
