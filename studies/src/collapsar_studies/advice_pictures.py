@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from collapsar.report import styled
-from collapsar.report.record import defined
 from collapsar.report.style import COLOURS
 
 __all__ = ["differences", "study_figure", "study_rows"]
@@ -60,9 +60,13 @@ def study_rows(regime: Record) -> list[tuple[str, ...]]:
     return rows
 
 
+def _defined(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
 def _percent(spread: Record) -> str:
     mean, sd = spread["mean"], spread["sd"]
-    return f"{100 * mean:.1f}" + (f"±{100 * sd:.1f}" if defined(sd) else "")
+    return f"{100 * mean:.1f}" + (f"±{100 * sd:.1f}" if _defined(sd) else "")
 
 
 def study_figure(record: Record) -> Figure:
@@ -101,11 +105,11 @@ def differences(regime: Record, measure: str, ax: Axes) -> list[Line2D]:
     for place, name in enumerate(names):
         for i, (advice, reading) in enumerate(series):
             d = regime["methods"][name].get(f"{advice}_minus_{measure}_{reading}")
-            if d is None or not defined(d["mean"]):
+            if d is None or not _defined(d["mean"]):
                 continue
             colour = COLOURS["blue" if advice == "advice" else "vermilion"]
             y = place + 0.17 * (i - 1.5)
-            if defined(d["low"]):
+            if _defined(d["low"]):
                 lines += ax.plot([100 * d["low"], 100 * d["high"]], [y, y], color=colour, linewidth=0.8)
             marker = "o" if advice == "advice" else "s"
             face = colour if reading == "raw" else "w"

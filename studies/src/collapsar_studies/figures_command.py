@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from collapsar.cli.app import app
-from collapsar.cli.options import Counts, Json, LambdaB
-from collapsar.cli.output import print_json
+from collapsar.cli import app
+from collapsar_studies.options import Json, print_json
 
 __all__ = ["figures"]
 
@@ -79,9 +78,9 @@ def table(as_json: Json = False) -> None:
     collapsar figures remedies exp:5000:50:10 --lambda-z 0.0003 --out runs/remedies --json"""
 )
 def remedies(
-    counts: Counts,
+    counts: Annotated[str, typer.Argument(metavar="COUNTS", help="As for `collapsar solve`.", show_default=False)],
     lambda_z: Annotated[float, typer.Option("--lambda-z", help="Price of the predictions.", show_default=False)],
-    lambda_b: LambdaB = float("inf"),
+    lambda_b: Annotated[float, typer.Option("--lambda-b", help="Of the head's bias; inf: none, 0: free.")] = math.inf,
     out: Annotated[Path | None, typer.Option("--out", help="Also write record and picture into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -142,4 +141,4 @@ def _print_remedies(record: dict[str, Any]) -> None:
 
 
 def _cell(value: float, form: str) -> str:
-    return "-" if isnan(value) else format(value, form)
+    return "-" if math.isnan(value) else format(value, form)

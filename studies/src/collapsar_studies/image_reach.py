@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-from collapsar.theory.roots import root_between
+from scipy.optimize import root_scalar
 
 __all__ = ["EXPLAINED", "image_reach"]
 
@@ -49,5 +48,7 @@ def image_reach(images: NDArray[np.floating], labels: NDArray[np.integer]) -> ND
         if outcome(low)[0] <= EXPLAINED or outcome(high)[0] >= EXPLAINED:
             out.append(outcome(low if outcome(low)[0] <= EXPLAINED else high)[1])
             continue
-        out.append(outcome(root_between(lambda x, f=outcome: f(x)[0] - EXPLAINED, low, high))[1])
+        out.append(
+            outcome(root_scalar(lambda x, f=outcome: f(x)[0] - EXPLAINED, bracket=(low, high), xtol=1e-14).root)[1]
+        )
     return np.array(out)

@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from collapsar.cli.app import app
-from collapsar.cli.options import Json
-from collapsar.cli.output import print_json
+from collapsar.cli import app
 from collapsar_studies.names import NAMES, check
+from collapsar_studies.options import Json, print_json
 
 __all__ = ["reproduce"]
 

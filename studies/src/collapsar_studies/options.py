@@ -1,0 +1,20 @@
+"""What the two commands share: their option --json and what it prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from collapsar.core.records import to_json
+
+__all__ = ["Json", "print_json"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(to_json(record), allow_nan=False))
