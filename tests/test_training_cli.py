@@ -82,8 +82,8 @@ def test_counts_come_from_a_column_of_a_table_as_for_every_command(data: str, tm
 def test_the_papers_networks_have_names_here(data: str, tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, _arguments(data, tmp_path / "run", "--model", "resnet19"))
     assert refused.exit_code == 2
-    assert set(get_args(get_args(Model)[0])) == set(BODIES)
-    assert set(get_args(get_args(Precision)[0])) == set(PRECISIONS)
+    assert set(get_args(Model)) == set(BODIES)
+    assert set(get_args(Precision)) == set(PRECISIONS)
     assert not (tmp_path / "run").exists()
 
 

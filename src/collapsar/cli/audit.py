@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
+from typer import Argument, Option
 
-from collapsar.cli.app import app
-from collapsar.cli.options import (
-    BEHIND_A_NORM,
-    ClassNames,
-    Html,
-    Json,
-    LambdaB,
-    LambdaH,
-    LambdaW,
-    LambdaZ,
-    names_in,
-    price,
-)
-from collapsar.cli.output import plain_table, print_json
+from collapsar.cli.options import BEHIND_A_NORM, ClassNames, Html, Json, Prices, command, names_in
+from collapsar.cli.output import console, plain_table, print_json, refuse
 from collapsar.core.files import write_atomically
 from collapsar.diagnose.head_audit import Audit, AuditOptions
 
@@ -31,65 +19,60 @@ __all__ = ["audit"]
 
 _MOST_ROWS = 40
 
-Source = Annotated[
-    Path,
-    typer.Argument(
+
+@dataclass(frozen=True)
+class Scope:
+    """What is known of the features, and how hard to look."""
+
+    nonnegative: bool = Option(False, "--nonnegative", help="Features come out of a ReLU: none is below zero.")
+    norm: float | None = Option(None, help="Features come out of a normalisation: all are of this length.")
+    tolerance: float = Option(0.01, help="Rows coincide if no farther apart than this share of the longest row.")
+    largest_reach: float = Option(
+        AuditOptions.largest_reach, help="Multiplications to spend on whether features make each class the answer."
+    )
+
+    def options(self, prices: Prices) -> AuditOptions:
+        """What is asked for beside the head."""
+        norm, lambda_w = self.norm, prices.lambda_w
+        if self.nonnegative and norm is not None:
+            raise ValueError("give either --nonnegative or --norm")
+        if norm is not None and not 0 < norm < np.inf:
+            raise ValueError(f"`--norm` must be finite and > 0, the length of all features; got {norm}")
+        normalised = norm is not None and lambda_w is not None
+        priced = any(p is not None for p in (prices.lambda_z, prices.lambda_h, None if normalised else lambda_w))
+        return AuditOptions(
+            self.tolerance,
+            norm if norm is not None else "nonnegative" if self.nonnegative else "free",
+            lambda_z=prices.price(BEHIND_A_NORM) if priced else None,
+            lambda_w=lambda_w if normalised else None,
+            lambda_b=prices.lambda_b,
+            largest_reach=self.largest_reach,
+            progress=lambda text: typer.echo(text, err=True),
+        )
+
+
+@command(
+    "collapsar audit model.onnx --class-names characters.txt",
+    "collapsar audit model.safetensors --head fc --counts counts.txt --html audit.html",
+    "collapsar audit Llama-3.2-1B --json",
+)
+def audit(
+    *,
+    source: Path = Argument(
+        ...,
         metavar="SOURCE",
         help="The model: .npz, .npy, .safetensors (or the index of its shards), .pt, .onnx, or a folder of one.",
         show_default=False,
     ),
-]
-Head = Annotated[str | None, typer.Option("--head", help="Name of the head's weight or layer, if it is not clear.")]
-CountsFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--counts",
-        help="Training samples of each class: a text file with a whole number per line, .npy, or 500x5,100x5.",
-    ),
-]
-FeaturesFile = Annotated[
-    Path | None,
-    typer.Option("--features", help="An .npz with features (N, d) and labels (N,): recall of dead classes."),
-]
-Nonnegative = Annotated[bool, typer.Option("--nonnegative", help="Features come out of a ReLU: none is below zero.")]
-Norm = Annotated[
-    float | None, typer.Option("--norm", help="Features come out of a normalisation: all are of this length.")
-]
-Tolerance = Annotated[
-    float, typer.Option("--tolerance", help="Rows coincide if no farther apart than this share of the longest row.")
-]
-LargestReach = Annotated[
-    float,
-    typer.Option("--largest-reach", help="Multiplications to spend on whether features make each class the answer."),
-]
-MaxDead = Annotated[int | None, typer.Option("--max-dead", min=0, help="Exit with 1 if more classes are dead.")]
-
-
-@app.command(
-    epilog="""Examples:
-
-    collapsar audit model.onnx --class-names characters.txt
-
-    collapsar audit model.safetensors --head fc --counts counts.txt --html audit.html
-
-    collapsar audit Llama-3.2-1B --json"""
-)
-def audit(
-    context: typer.Context,
-    source: Source,
-    head: Head = None,
+    head: str | None = Option(None, help="Name of the head's weight or layer, if it is not clear."),
     class_names: ClassNames = None,
-    counts: CountsFile = None,
-    features: FeaturesFile = None,
-    nonnegative: Nonnegative = False,
-    norm: Norm = None,
-    tolerance: Tolerance = 0.01,
-    lambda_z: LambdaZ = None,
-    lambda_w: LambdaW = None,
-    lambda_h: LambdaH = None,
-    lambda_b: LambdaB = np.inf,
-    largest_reach: LargestReach = AuditOptions.largest_reach,
-    max_dead: MaxDead = None,
+    counts: Path | None = Option(
+        None, help="Training samples of each class: a text file with a whole number per line, .npy, or 500x5,100x5."
+    ),
+    features: Path | None = Option(None, help="An .npz with features (N, d) and labels (N,): recall of dead classes."),
+    scope: Scope,
+    prices: Prices,
+    max_dead: int | None = Option(None, min=0, help="Exit with 1 if more classes are dead."),
     html: Html = None,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +84,7 @@ def audit(
     from collapsar.diagnose.head_audit import audit as run
     from collapsar.diagnose.head_files import read_head
 
-    options = _options(context.params)
+    options = scope.options(prices)
     found = read_head(source, head)
     samples = (None, None) if features is None else _samples(features)
     result = run(
@@ -124,30 +107,7 @@ def audit(
         _print(result, f"{found.name} {found.weight.shape}: {found.reason}")
     dead = int(result.dead.sum())
     if max_dead is not None and dead > max_dead:
-        Console(stderr=True, highlight=False).print(
-            f"collapsar: {dead} {'class is' if dead == 1 else 'classes are'} dead, more than {max_dead}", soft_wrap=True
-        )
-        raise typer.Exit(1)
-
-
-def _options(given: dict[str, Any]) -> AuditOptions:
-    """What the options ask for beside the head."""
-    norm, lambda_z, lambda_w, lambda_h = (given[name] for name in ("norm", "lambda_z", "lambda_w", "lambda_h"))
-    if given["nonnegative"] and norm is not None:
-        raise ValueError("give either --nonnegative or --norm")
-    if norm is not None and not 0 < norm < np.inf:
-        raise ValueError(f"`--norm` must be finite and > 0, the length of all features; got {norm}")
-    normalised = norm is not None and lambda_w is not None
-    priced = lambda_z is not None or lambda_h is not None or (lambda_w is not None and not normalised)
-    return AuditOptions(
-        given["tolerance"],
-        norm if norm is not None else "nonnegative" if given["nonnegative"] else "free",
-        lambda_z=price(lambda_z, lambda_w, lambda_h, BEHIND_A_NORM) if priced else None,
-        lambda_w=lambda_w if normalised else None,
-        lambda_b=given["lambda_b"],
-        largest_reach=given["largest_reach"],
-        progress=lambda text: typer.echo(text, err=True),
-    )
+        refuse([f"{dead} {'class is' if dead == 1 else 'classes are'} dead, more than {max_dead}"])
 
 
 def _numbers(path: Path) -> NDArray:
@@ -177,33 +137,31 @@ def _samples(path: Path) -> tuple[NDArray, NDArray]:
 
 def _print(found: Audit, origin: str) -> None:
     """The sentence, the findings, and a row per dead class."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.print(found.summary, style="bold", soft_wrap=True)
-    console.print(f"Head: {origin}.", soft_wrap=True)
+    shown = console()
+    shown.print(found.summary, style="bold", soft_wrap=True)
+    shown.print(f"Head: {origin}.", soft_wrap=True)
     for sentence in (*found.words, *found.notes):
-        console.print(f"- {sentence}", soft_wrap=True)
-    dead = np.flatnonzero(found.dead)
-    if not len(dead):
+        shown.print(f"- {sentence}", soft_wrap=True)
+    dead = np.flatnonzero(found.dead).tolist()
+    if not dead:
         return
     group = {k: g + 1 for g, members in enumerate(found.groups) for k in members}
-    table = plain_table("class", "samples", "length", "group", "why")
-    for k in dead[:_MOST_ROWS].tolist():
-        why = [
-            name
-            for name, mask in (
-                ("shrunk", found.shrunk),
-                ("as initialised", found.at_initialisation),
-                ("unreachable", found.unreachable),
-            )
-            if mask[k]
-        ]
-        table.add_row(
+    reasons = (
+        ("shares a row", [k in group for k in range(len(found.dead))]),
+        ("shrunk", found.shrunk),
+        ("as initialised", found.at_initialisation),
+        ("unreachable", found.unreachable),
+    )
+    rows = [
+        (
             str(k) if found.class_names is None else found.class_names[k],
             "-" if found.class_counts is None else str(found.class_counts[k]),
             f"{found.lengths[k]:.3f}",
             str(group.get(k, "-")),
-            ", ".join((["shares a row"] if k in group else []) + why),
+            ", ".join(name for name, mask in reasons if mask[k]),
         )
-    console.print(table)
+        for k in dead[:_MOST_ROWS]
+    ]
+    shown.print(plain_table("class", "samples", "length", "group", "why", rows=rows))
     if len(dead) > _MOST_ROWS:
-        console.print(f"... and {len(dead) - _MOST_ROWS} more dead classes; --json has them all")
+        shown.print(f"... and {len(dead) - _MOST_ROWS} more dead classes; --json has them all")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
-from rich.console import Console
+from typer import Argument, Option
 
-from collapsar.cli.app import app
-from collapsar.cli.options import ClassNames, DataDir, Html, Json, Smoothing, names_in, picture_given
-from collapsar.cli.output import plain_table, print_json, write_picture
+from collapsar.cli.options import ClassNames, DataDir, Html, Json, Picture, command, names_in, picture_given
+from collapsar.cli.output import console, plain_table, print_json, refuse, write_picture
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss
@@ -20,79 +19,63 @@ __all__ = ["diagnose"]
 
 _MOST_ROWS = 40
 
-Source = Annotated[
-    Path,
-    typer.Argument(
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the training."""
+
+    weight_decay: float | None = Option(None, help="SGD's, on the head: lambda_w and lambda_b in one.")
+    lambda_w: float | None = Option(None, help="Penalty of the head's weight, if known.")
+    lambda_h: float | None = Option(None, help="Penalty of the features, summed over samples, if known.")
+    lambda_b: float | None = Option(None, help="Penalty of the head's bias, if known.")
+    features: Literal["auto", "signed", "nonnegative"] = Option(
+        "auto", help="Feature model to predict with; auto: nonnegative if no feature is below 0."
+    )
+    smoothing: float = Option(0.0, help="Label smoothing, in [0, 1).")
+    frozen: bool = Option(
+        False, "--frozen", help="Only the head was trained, on given features: solve it on them, and each mitigation."
+    )
+
+    def training(self) -> KnownTraining:
+        """The same, as a diagnosis takes it."""
+        if self.weight_decay is not None and (self.lambda_w is not None or self.lambda_b is not None):
+            raise ValueError("give either --weight-decay, or --lambda-w and --lambda-b")
+        return KnownTraining(
+            lambda_w=self.weight_decay if self.lambda_w is None else self.lambda_w,
+            lambda_h=self.lambda_h,
+            lambda_b=self.weight_decay if self.lambda_b is None else self.lambda_b,
+            loss=Loss(smoothing=self.smoothing),
+            features=None if self.features == "auto" else self.features,
+            body="frozen" if self.frozen else None,
+        )
+
+
+@command(
+    "collapsar diagnose features.npz --weight-decay 5e-4 --html diagnosis.html",
+    "collapsar diagnose runs/demo-digits/between-seed0 --json",
+    "collapsar diagnose features.safetensors --max-merged 0 --class-names names.txt",
+)
+def diagnose(
+    *,
+    path: Path = Argument(
+        ...,
         metavar="PATH",
         help="An .npz or .safetensors file with features (N, d), labels (N,), weight (K, d) and maybe bias (K,), "
         "or the folder of a training run.",
         show_default=False,
     ),
-]
-MaxMerged = Annotated[
-    int | None,
-    typer.Option(
-        "--max-merged", min=0, help="Exit with 1 if more classes than this are merged, vanished, lost or dead."
+    max_merged: int | None = Option(
+        None, min=0, help="Exit with 1 if more classes than this are merged, vanished, lost or dead."
     ),
-]
-MinRecall = Annotated[
-    float | None,
-    typer.Option(
-        "--min-recall",
-        min=0.0,
-        max=1.0,
-        help="Exit with 1 if a smaller share than this of any class's samples is recognised.",
+    min_recall: float | None = Option(
+        None, min=0.0, max=1.0, help="Exit with 1 if a smaller share than this of any class's samples is recognised."
     ),
-]
-WeightDecay = Annotated[
-    float | None, typer.Option("--weight-decay", help="SGD's, on the head: lambda_w and lambda_b in one.")
-]
-KnownLambdaW = Annotated[float | None, typer.Option("--lambda-w", help="Penalty of the head's weight, if known.")]
-KnownLambdaH = Annotated[
-    float | None, typer.Option("--lambda-h", help="Penalty of the features, summed over samples, if known.")
-]
-KnownLambdaB = Annotated[float | None, typer.Option("--lambda-b", help="Penalty of the head's bias, if known.")]
-Model = Annotated[
-    Literal["auto", "signed", "nonnegative"],
-    typer.Option("--features", help="Feature model to predict with; auto: nonnegative if no feature is below 0."),
-]
-Frozen = Annotated[
-    bool,
-    typer.Option(
-        "--frozen", help="Only the head was trained, on given features: solve it on them, and each mitigation."
-    ),
-]
-Picture = Annotated[Path | None, typer.Option("--picture", help="Write a picture, .png or .svg.")]
-IgnoreIndex = Annotated[
-    int, typer.Option("--ignore-index", help="Label of samples without one in a file of features: they are left out.")
-]
-
-
-@app.command(
-    epilog="""Examples:
-
-    collapsar diagnose features.npz --weight-decay 5e-4 --html diagnosis.html
-
-    collapsar diagnose runs/demo-digits/between-seed0 --json
-
-    collapsar diagnose features.safetensors --max-merged 0 --class-names names.txt"""
-)
-def diagnose(
-    path: Source,
-    max_merged: MaxMerged = None,
-    min_recall: MinRecall = None,
-    weight_decay: WeightDecay = None,
-    lambda_w: KnownLambdaW = None,
-    lambda_h: KnownLambdaH = None,
-    lambda_b: KnownLambdaB = None,
-    features: Model = "auto",
-    smoothing: Smoothing = 0.0,
-    frozen: Frozen = False,
+    known: Known,
     class_names: ClassNames = None,
     html: Html = None,
     picture: Picture = None,
     data_dir: DataDir = None,
-    ignore_index: IgnoreIndex = -100,
+    ignore_index: int = Option(-100, help="Label of samples without one in a file of features: they are left out."),
     as_json: Json = False,
 ) -> None:
     """Say which classes of a trained network have merged or vanished, and what theory says of it.
@@ -104,18 +87,9 @@ def diagnose(
     from collapsar.diagnose.readers import diagnose as run
 
     picture_given(picture)
-    if weight_decay is not None and (lambda_w is not None or lambda_b is not None):
-        raise ValueError("give either --weight-decay, or --lambda-w and --lambda-b")
-    known = KnownTraining(
-        lambda_w=weight_decay if lambda_w is None else lambda_w,
-        lambda_h=lambda_h,
-        lambda_b=weight_decay if lambda_b is None else lambda_b,
-        loss=Loss(smoothing=smoothing),
-        features=None if features == "auto" else features,
-        body="frozen" if frozen else None,
-    )
+    training = known.training()
     names = None if class_names is None else names_in(class_names)
-    found = run(path, known=known, class_names=names, data_dir=data_dir, ignore_index=ignore_index)
+    found = run(path, known=training, class_names=names, data_dir=data_dir, ignore_index=ignore_index)
     record = found.to_dict()
     if html is not None:
         from collapsar.report import diagnosis_page
@@ -129,11 +103,7 @@ def diagnose(
         print_json(record)
     else:
         _print(found)
-    failures = _failures(found, max_merged, min_recall)
-    for failure in failures:
-        Console(stderr=True, highlight=False, markup=False).print(f"collapsar: {failure}", soft_wrap=True)
-    if failures:
-        raise typer.Exit(1)
+    refuse(_failures(found, max_merged, min_recall))
 
 
 def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) -> list[str]:
@@ -160,31 +130,26 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
 
 def _print(d: Diagnosis) -> None:
     """The headline, a row per class, the findings, the metrics."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.print(d.headline, style="bold", soft_wrap=True)
-    shown = _order(d)
-    table = plain_table("class", "samples", "right", "measured", "theory", "length", "lambda_z")
-    for k in shown[:_MOST_ROWS]:
-        table.add_row(*_row(d, k))
-    console.print(table)
-    if len(shown) > _MOST_ROWS:
-        console.print(f"... and {len(shown) - _MOST_ROWS} more classes; --json has them all")
-    console.print(
+    shown, classes = console(), _order(d)
+    shown.print(d.headline, style="bold", soft_wrap=True)
+    columns = ("class", "samples", "right", "measured", "theory", "length", "lambda_z")
+    shown.print(plain_table(*columns, rows=[_row(d, k) for k in classes[:_MOST_ROWS]]))
+    if len(classes) > _MOST_ROWS:
+        shown.print(f"... and {len(classes) - _MOST_ROWS} more classes; --json has them all")
+    shown.print(
         "right: share of its samples that the head recognises; length: of its mean prediction, relative to the "
         "longest; lambda_z: read from its predictions (>=: it is not separated, and gives a bound).",
         soft_wrap=True,
     )
     for sentence in (*d.words, *d.notes):
-        console.print(f"- {sentence}", soft_wrap=True)
-    metrics = d.to_dict()["metrics"]
-    if metrics:
-        scalars = plain_table("metric", "value", "meaning", folds=(2,))
-        for metric in metrics:
-            value = metric["value"]
-            scalars.add_row(
-                metric["name"], f"{value:.4g}" if isinstance(value, float) else str(value), metric["meaning"]
-            )
-        console.print(scalars)
+        shown.print(f"- {sentence}", soft_wrap=True)
+    rows = [(m["name"], _value(m["value"]), m["meaning"]) for m in d.to_dict()["metrics"]]
+    if rows:
+        shown.print(plain_table("metric", "value", "meaning", rows=rows, folds=(2,)))
+
+
+def _value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _order(d: Diagnosis) -> list[int]:

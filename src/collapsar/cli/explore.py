@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from typer import Option
 
-from collapsar.cli.app import app
-from collapsar.cli.options import Json, Show
+from collapsar.cli.options import Json, Show, command
 from collapsar.cli.output import print_json, show_page
 from collapsar.core.files import write_atomically
 
 __all__ = ["explore"]
 
 
-@app.command(
-    epilog="""Examples:
-
-    collapsar explore
-
-    collapsar explore --out explorer.html --no-open"""
+@command(
+    "collapsar explore",
+    "collapsar explore --out explorer.html --no-open",
 )
 def explore(
-    out: Annotated[Path, typer.Option("--out", help="Where to write the page.")] = Path("explorer.html"),
-    output: Annotated[Path | None, typer.Option("--output", hidden=True)] = None,  # the option's name in 0.1
+    out: Path = Option(Path("explorer.html"), help="Where to write the page."),
+    output: Path | None = Option(None, hidden=True),  # the option's name in 0.1
     show: Show = True,
     as_json: Json = False,
 ) -> None:

@@ -1,64 +1,125 @@
-"""Arguments and options that several commands share, and how they are read."""
+"""Arguments and options that several commands share, how they are read, and how commands take them in groups."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 import typer
+from typer import Argument, Option
 
 import collapsar as cs
+from collapsar.cli.app import app
 from collapsar.core.counts import LabelCounts
 
 __all__ = [
     "BEHIND_A_NORM",
-    "VECTORS",
     "ClassNames",
-    "Column",
     "Counts",
     "DataDir",
     "Features",
     "Html",
-    "IgnoreIndex",
     "Json",
+    "LabelFile",
     "LambdaB",
-    "LambdaH",
-    "LambdaW",
-    "LambdaZ",
-    "Norm",
-    "Offsets",
-    "Over",
-    "Scales",
+    "LossOptions",
+    "NormOptions",
+    "Picture",
+    "Prices",
     "Show",
-    "Smoothing",
-    "Temperatures",
-    "Weights",
-    "class_vector",
-    "counts_given",
-    "loss_given",
+    "command",
     "names_in",
-    "over_of",
     "picture_given",
-    "price",
 ]
 
 Counts = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="COUNTS",
         help='Samples per class: "500x5,100x5" (five classes of 500, five of 100), "exp:5000:50:10" (geometric), '
         '"step:5000:50:10", plain "500,300,100", or a file of labels or counts, or a folder of folders of images.',
         show_default=False,
     ),
 ]
-LambdaZ = Annotated[
-    float | None,
-    typer.Option("--lambda-z", help="Price of the predictions, sqrt(lambda_w * lambda_h), each penalty with its half."),
+LambdaB = Annotated[
+    float, Option("--lambda-b", help="Penalty of the head's bias; inf: no bias (the default), 0: free bias.")
 ]
-LambdaW = Annotated[float | None, typer.Option("--lambda-w", help="Penalty of the head's weight; with --lambda-h.")]
-LambdaH = Annotated[float | None, typer.Option("--lambda-h", help="Penalty of the features, summed over samples.")]
+Features = Annotated[
+    Literal["signed", "nonnegative"],
+    Option("--features", help="nonnegative: features out of a ReLU, as in most networks; signed: without."),
+]
+Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Html = Annotated[Path | None, Option("--html", help="Also write a page that opens in any browser.")]
+Picture = Annotated[Path | None, Option("--picture", help="Also write a picture, .png or .svg.")]
+DataDir = Annotated[Path | None, Option("--data-dir", help="Where the data set lies, if not in a standard place.")]
+ClassNames = Annotated[
+    Path | None, Option("--class-names", "--classes", help="Text file with one class name per line.")
+]
+Show = Annotated[bool, Option("--open/--no-open", help="Open the page in a browser.")]
+
+
+def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command with these examples; of a dataclass that it takes each field is an option of its own."""
+    epilog = "\n\n".join(("Examples:", *(f"    {example}" for example in examples)))
+    return lambda function: app.command(epilog=epilog)(_ungrouped(function))
+
+
+def _ungrouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as typer reads it: the fields of its dataclasses in their places among its parameters."""
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    flat: dict[str, tuple[Any, Any]] = {}
+    for p in parameters:
+        if p.name in groups:
+            hints = get_type_hints(p.annotation, include_extras=True)
+            flat |= {field.name: (hints[field.name], field.default) for field in fields(p.annotation)}
+        else:
+            flat[p.name] = (p.annotation, p.default)
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**given, **made)
+
+    called.__annotations__ = {name: kind for name, (kind, _) in flat.items()}
+    called.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue] - what typer reads
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, (kind, default) in flat.items()
+        ]
+    )
+    return called
+
+
+BEHIND_A_NORM = "; behind a norm --lambda-w and --norm"
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The penalties."""
+
+    lambda_z: float | None = Option(
+        None, help="Price of the predictions, sqrt(lambda_w * lambda_h), each penalty with its half."
+    )
+    lambda_w: float | None = Option(None, help="Penalty of the head's weight; with --lambda-h.")
+    lambda_h: float | None = Option(None, help="Penalty of the features, summed over samples.")
+    lambda_b: LambdaB = float("inf")
+
+    def price(self, more: str = "") -> float:
+        """lambda_z as given, or from the two penalties behind it; ``more`` is what a command takes instead."""
+        if self.lambda_z is not None and self.lambda_w is None and self.lambda_h is None:
+            return self.lambda_z
+        if self.lambda_z is None and self.lambda_w is not None and self.lambda_h is not None:
+            for name, value in (("lambda_w", self.lambda_w), ("lambda_h", self.lambda_h)):
+                if not 0 < value < np.inf:
+                    raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+            return cs.Penalties(self.lambda_w, self.lambda_h).lambda_z
+        raise ValueError(f"give either --lambda-z, or both --lambda-w and --lambda-h{more}")
 
 
 def _length(text: str) -> float:
@@ -71,57 +132,95 @@ def _length(text: str) -> float:
         ) from None
 
 
-Norm = Annotated[
-    float | None,
-    typer.Option(
-        "--norm",
+@dataclass(frozen=True)
+class NormOptions:
+    """A norm before the head."""
+
+    norm: float | None = Option(
+        None,
         parser=_length,
         metavar="<float>",
         help="Length of features behind a norm without gain, sqrt(width); with --lambda-w alone.",
-    ),
-]
-Over = Annotated[
-    Literal["sample", "batch"] | None,
-    typer.Option(
-        "--over",
-        help="With --norm: sample (the default) for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm.",
-    ),
-]
-LambdaB = Annotated[
-    float, typer.Option("--lambda-b", help="Penalty of the head's bias; inf: no bias (the default), 0: free bias.")
-]
-Features = Annotated[
-    Literal["signed", "nonnegative"],
-    typer.Option("--features", help="nonnegative: features out of a ReLU, as in most networks; signed: without."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Weights = Annotated[str | None, typer.Option("--class-weights", help='Loss weight per class, e.g. "1x5,3x5".')]
-Offsets = Annotated[str | None, typer.Option("--offsets", help="Logit offsets of the training loss, per class.")]
-Scales = Annotated[str | None, typer.Option("--scales", help="Logit scales per class (CDT, VS loss).")]
-Temperatures = Annotated[str | None, typer.Option("--temperatures", help="Temperatures per class of the sample (LDT).")]
-Column = Annotated[
-    str | None, typer.Option("--column", help="Of a table of labels: name or number of the column with the labels.")
-]
-IgnoreIndex = Annotated[
-    int | None, typer.Option("--ignore-index", help="Label of samples without one, such as -1 or 255: left out.")
-]
-Smoothing = Annotated[float, typer.Option("--smoothing", help="Label smoothing, in [0, 1).")]
-Html = Annotated[Path | None, typer.Option("--html", help="Also write a page that opens in any browser.")]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where the data set lies, if not in a standard place.")
-]
-ClassNames = Annotated[
-    Path | None, typer.Option("--class-names", "--classes", help="Text file with one class name per line.")
-]
-Show = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")]
+    )
+    over: Literal["sample", "batch"] | None = Option(
+        None, help="With --norm: sample (the default) for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm."
+    )
+
+    def problem(
+        self,
+        counts: np.ndarray,
+        level: float,
+        lambda_b: float,
+        loss: cs.Loss,
+        features: Literal["signed", "nonnegative"],
+    ) -> cs.Problem:
+        """The problem at this lambda_z; behind a norm at this lambda_w."""
+        if self.over is not None and self.norm is None:
+            raise ValueError(
+                f"--over {self.over} goes with --norm, the length of the features: sqrt(width) for a LayerNorm"
+            )
+        if self.norm is None:
+            return cs.Problem(counts, level, lambda_b, loss, features=features)
+        return cs.Problem.from_normalized(
+            counts,
+            lambda_w=level,
+            norm=self.norm,
+            over=self.over or "sample",
+            lambda_b=lambda_b,
+            loss=loss,
+            features=features,
+        )
 
 
-def counts_given(counts: str, column: str | None, ignore_index: int | None) -> LabelCounts:
-    """Counts and names; how a file was read goes to stderr."""
-    found = cs.label_counts(counts, column=column, ignore_index=ignore_index)
-    if found.note:
-        typer.echo(found.note, err=True)
-    return found
+@dataclass(frozen=True)
+class LossOptions:
+    """The loss: what is not given is that of plain training."""
+
+    class_weights: str | None = Option(None, help='Loss weight per class, e.g. "1x5,3x5".')
+    offsets: str | None = Option(None, help="Logit offsets of the training loss, per class.")
+    scales: str | None = Option(None, help="Logit scales per class (CDT, VS loss).")
+    temperatures: str | None = Option(None, help="Temperatures per class of the sample (LDT).")
+    smoothing: float = Option(0.0, help="Label smoothing, in [0, 1).")
+
+    def vectors(self, num_classes: int) -> dict[str, list[float]]:
+        """What is given per class."""
+        given = {name: text for name, text in vars(self).items() if name != "smoothing" and text is not None}
+        return {name: _class_vector(name, text, num_classes) for name, text in given.items()}
+
+    def loss(self, num_classes: int) -> cs.Loss:
+        """The loss that the options describe."""
+        return cs.Loss(**self.vectors(num_classes), smoothing=self.smoothing)
+
+
+def _class_vector(name: str, text: str, num_classes: int) -> list[float]:
+    """Numbers per class from "1x5,3x5" or "1,1,3"."""
+    values: list[float] = []
+    for group in text.split(","):
+        number, _, repeat = group.partition("x")
+        try:
+            values += [float(number)] * (int(repeat) if repeat else 1)
+        except ValueError:
+            raise ValueError(
+                f'`{name}` cannot be read from {text!r} (at {group!r}); write "1x5,3x5" or "1,1,3"'
+            ) from None
+    if len(values) != num_classes:
+        raise ValueError(f"`{name}` must have one entry per class: got {len(values)} for {num_classes} classes")
+    return values
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """How COUNTS is read where it is a file."""
+
+    column: str | None = Option(None, help="Of a table of labels: name or number of the column with the labels.")
+    ignore_index: int | None = Option(None, help="Label of samples without one, such as -1 or 255: left out.")
+
+    def read(self, counts: str) -> LabelCounts:
+        """Counts and names; how a file was read goes to stderr."""
+        found = cs.label_counts(counts, column=self.column, ignore_index=self.ignore_index)
+        if found.note:
+            typer.echo(found.note, err=True)
+        return found
 
 
 def names_in(path: Path) -> list[str]:
@@ -140,52 +239,3 @@ def picture_given(picture: Path | None, name: str = "--picture", kinds: Sequence
     """Refuse a picture in a format that is not written, before the work."""
     if picture is not None and picture.suffix.lower() not in kinds:
         raise ValueError(f"`{name}` must end in {' or '.join(kinds)}, got {str(picture)!r}")
-
-
-VECTORS = ("class_weights", "offsets", "scales", "temperatures")
-
-
-def loss_given(given: Mapping[str, Any], num_classes: int) -> cs.Loss:
-    """The loss that the options describe."""
-    vectors = {name: class_vector(name, given[name], num_classes) for name in VECTORS}
-    return cs.Loss(**vectors, smoothing=given["smoothing"])
-
-
-def class_vector(name: str, text: str | None, num_classes: int) -> list[float] | None:
-    """Numbers per class from "1x5,3x5" or "1,1,3"."""
-    if text is None:
-        return None
-    values: list[float] = []
-    for group in text.split(","):
-        number, _, repeat = group.partition("x")
-        try:
-            values += [float(number)] * (int(repeat) if repeat else 1)
-        except ValueError:
-            raise ValueError(
-                f'`{name}` cannot be read from {text!r} (at {group!r}); write "1x5,3x5" or "1,1,3"'
-            ) from None
-    if len(values) != num_classes:
-        raise ValueError(f"`{name}` must have one entry per class: got {len(values)} for {num_classes} classes")
-    return values
-
-
-def over_of(norm: float | None, over: Literal["sample", "batch"] | None) -> Literal["sample", "batch"]:
-    """What features are normalised over; refuses to say nothing about a norm whose length is not given."""
-    if over is not None and norm is None:
-        raise ValueError(f"--over {over} goes with --norm, the length of the features: sqrt(width) for a LayerNorm")
-    return over or "sample"
-
-
-BEHIND_A_NORM = "; behind a norm --lambda-w and --norm"
-
-
-def price(lambda_z: float | None, lambda_w: float | None, lambda_h: float | None, more: str = "") -> float:
-    """Return lambda_z as given, or from the two penalties behind it; ``more`` is what a command takes instead."""
-    if lambda_z is not None and lambda_w is None and lambda_h is None:
-        return lambda_z
-    if lambda_z is None and lambda_w is not None and lambda_h is not None:
-        for name, value in (("lambda_w", lambda_w), ("lambda_h", lambda_h)):
-            if not 0 < value < np.inf:
-                raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
-        return cs.Penalties(lambda_w, lambda_h).lambda_z
-    raise ValueError(f"give either --lambda-z, or both --lambda-w and --lambda-h{more}")

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from collapsar.cli.app import app
-from collapsar.cli.options import DataDir, Json, Show
+from collapsar.cli.options import DataDir, Json, Show, command
 from collapsar.cli.output import print_json, show_page
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
@@ -18,7 +17,7 @@ __all__ = ["report"]
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(
+    Argument(
         metavar="RUN...",
         help="Folders of `collapsar train` or `collapsar demo`, JSON of `collapsar diagnose --json` or of another "
         "report, files of features as `collapsar diagnose` takes them, or optima of `collapsar solve --out`.",
@@ -27,20 +26,15 @@ Runs = Annotated[
 ]
 
 
-@app.command(
-    epilog="""Examples:
-
-    collapsar report runs/first
-
-    collapsar report runs/first runs/second --out comparison.html
-
-    collapsar report runs/demo-digits --no-open
-
-    collapsar report optimum.npz"""
+@command(
+    "collapsar report runs/first",
+    "collapsar report runs/first runs/second --out comparison.html",
+    "collapsar report runs/demo-digits --no-open",
+    "collapsar report optimum.npz",
 )
 def report(
     runs: Runs,
-    out: Annotated[Path, typer.Option("--out", help="Where to write the page.")] = Path("report.html"),
+    out: Path = Option(Path("report.html"), help="Where to write the page."),
     data_dir: DataDir = None,
     show: Show = True,
     as_json: Json = False,

@@ -3,90 +3,75 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
+import numpy as np
+from typer import Option
 
 import collapsar as cs
-from collapsar.app.theory_records import solution_record, thresholds_record
-from collapsar.cli.app import app
+from collapsar.app.theory_records import (
+    exact_vanish,
+    near_merge,
+    solution_groups,
+    solution_record,
+    thresholds_record,
+)
 from collapsar.cli.options import (
     BEHIND_A_NORM,
-    Column,
     Counts,
     Features,
     Html,
-    IgnoreIndex,
     Json,
+    LabelFile,
     LambdaB,
-    LambdaH,
-    LambdaW,
-    LambdaZ,
-    Norm,
-    Offsets,
-    Over,
-    Scales,
-    Smoothing,
-    Temperatures,
-    Weights,
-    counts_given,
-    loss_given,
-    over_of,
-    price,
+    LossOptions,
+    NormOptions,
+    Prices,
+    command,
 )
-from collapsar.cli.output import print_json, print_solution, print_thresholds
+from collapsar.cli.output import RELU_WORDS, console, number_or_dash, plain_table, print_json
 from collapsar.core.files import write_atomically
+from collapsar.core.normalization import own_penalties
+from collapsar.core.types import Mask, Vector
+from collapsar.report.advice import class_words
+from collapsar.report.words import problem_words
+
+if TYPE_CHECKING:  # with scipy
+    from collapsar.theory.thresholds import Thresholds
 
 __all__ = ["solve", "thresholds"]
 
 
-@app.command(
-    epilog="""Examples:
-
-    collapsar solve 500x5,100x5 --lambda-z 0.0037 --lambda-b 0.02
-
-    collapsar solve labels.txt --lambda-w 1e-3 --lambda-h 1e-6 --features nonnegative --json
-
-    collapsar solve 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 12 --html optimum.html"""
+@command(
+    "collapsar solve 500x5,100x5 --lambda-z 0.0037 --lambda-b 0.02",
+    "collapsar solve labels.txt --lambda-w 1e-3 --lambda-h 1e-6 --features nonnegative --json",
+    "collapsar solve 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 12 --html optimum.html",
 )
 def solve(
-    context: typer.Context,
+    *,
     counts: Counts,
-    lambda_z: LambdaZ = None,
-    lambda_w: LambdaW = None,
-    lambda_h: LambdaH = None,
-    lambda_b: LambdaB = float("inf"),
-    norm: Norm = None,
-    over: Over = None,
+    prices: Prices,
+    norm: NormOptions,
     features: Features = "signed",
-    class_weights: Weights = None,
-    offsets: Offsets = None,
-    scales: Scales = None,
-    temperatures: Temperatures = None,
-    smoothing: Smoothing = 0.0,
-    column: Column = None,
-    ignore_index: IgnoreIndex = None,
-    tol: Annotated[float, typer.Option("--tol", help="Relative duality gap to reach.")] = 1e-9,
-    max_steps: Annotated[int, typer.Option("--max-steps", help="Steps of the algorithm at most.")] = 300,
-    out: Annotated[Path | None, typer.Option("--out", help="Save the solution here (.npz).")] = None,
+    loss: LossOptions,
+    file: LabelFile,
+    tol: float = Option(1e-9, help="Relative duality gap to reach."),
+    max_steps: int = Option(300, help="Steps of the algorithm at most."),
+    out: Path | None = Option(None, help="Save the solution here (.npz)."),
     html: Html = None,
     as_json: Json = False,
 ) -> None:
     """The exact optimum: which classes are separated, merged or vanished at this penalty, with a certificate."""
-    read = counts_given(counts, column, ignore_index)
-    n = read.counts
-    loss = loss_given(context.params, n.size)
-    kind = over_of(norm, over)
-    if norm is None:
-        problem = cs.Problem(n, price(lambda_z, lambda_w, lambda_h, BEHIND_A_NORM), lambda_b, loss, features=features)
-    elif lambda_w is None or lambda_z is not None or lambda_h is not None:
+    read = file.read(counts)
+    if norm.norm is None:
+        level = prices.price(BEHIND_A_NORM)
+    elif prices.lambda_w is None or prices.lambda_z is not None or prices.lambda_h is not None:
         raise ValueError("--norm goes with --lambda-w alone: features of a given length have no penalty")
     else:
-        problem = cs.Problem.from_normalized(
-            n, lambda_w=lambda_w, norm=norm, over=kind, lambda_b=lambda_b, loss=loss, features=features
-        )
+        level = prices.lambda_w
+    problem = norm.problem(read.counts, level, prices.lambda_b, loss.loss(read.counts.size), features)
     solution = _watched(problem, tol, max_steps)
     if out is not None:
         solution.save(out)
@@ -99,7 +84,7 @@ def solve(
     if as_json:
         print_json(solution_record(solution, read.names))
     else:
-        print_solution(solution, read.names)
+        _print_solution(solution, read.names)
     if solution.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(solution)
 
@@ -108,7 +93,7 @@ def _watched(problem: cs.Problem, tol: float, max_steps: int) -> cs.Solution:
     """The solution; on a terminal, with a line that says how far the solver is."""
     if not sys.stderr.isatty():
         return cs.solve(problem, tol, max_steps=max_steps, throw=False)
-    with Console(stderr=True).status("solving") as line:
+    with console(stderr=True).status("solving") as line:
 
         def say(step: int, certificate: cs.Certificate) -> None:
             line.update(f"step {step}: relative gap {certificate.relative_gap:.1e}, asked for {tol:g}")
@@ -116,33 +101,43 @@ def _watched(problem: cs.Problem, tol: float, max_steps: int) -> cs.Solution:
         return cs.solve(problem, tol, max_steps=max_steps, progress=say, throw=False)
 
 
-@app.command(
-    epilog="""Examples:
+def _print_solution(s: cs.Solution, names: Sequence[str] | None) -> None:
+    """One row per cluster, then the certificate."""
+    shown = console()
+    shown.print(problem_words(s.problem))
+    if s.problem.features == "signed" and s.problem.normalization is None:
+        shown.print(RELU_WORDS)
+    rows = [
+        (
+            class_words(row, names),
+            str(row["samples"]),
+            row["state"],
+            *(number_or_dash(row[key], ".5g") for key in ("own", "sibling", "bias", "length")),
+        )
+        for row in solution_groups(s)
+    ]
+    shown.print(plain_table("classes", "samples", "state", "own logit", "sibling", "bias", "||z||", rows=rows))
+    shown.print(
+        f"objective {s.certificate.primal:.12g}, at most {s.certificate.gap:.2g} above the optimum "
+        f"(certified); rank of Z {s.rank}; {s.num_steps} steps"
+    )
 
-    collapsar thresholds 500x5,100x5 --lambda-b 0.02
 
-    collapsar thresholds 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 3
-
-    collapsar thresholds 500x5,100x5 --lambda-b 0.02 --lambda-z 0.0037 --features nonnegative"""
+@command(
+    "collapsar thresholds 500x5,100x5 --lambda-b 0.02",
+    "collapsar thresholds 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 3",
+    "collapsar thresholds 500x5,100x5 --lambda-b 0.02 --lambda-z 0.0037 --features nonnegative",
 )
 def thresholds(
-    context: typer.Context,
+    *,
     counts: Counts,
     lambda_b: LambdaB = float("inf"),
     features: Features = "signed",
-    lambda_z: Annotated[float | None, typer.Option("--lambda-z", help="Also the state of each class here.")] = None,
-    norm: Norm = None,
-    over: Over = None,
-    lambda_w: Annotated[
-        float | None, typer.Option("--lambda-w", help="With --norm: also the state of each class here.")
-    ] = None,
-    class_weights: Weights = None,
-    offsets: Offsets = None,
-    scales: Scales = None,
-    temperatures: Temperatures = None,
-    smoothing: Smoothing = 0.0,
-    column: Column = None,
-    ignore_index: IgnoreIndex = None,
+    lambda_z: float | None = Option(None, help="Also the state of each class here."),
+    norm: NormOptions,
+    lambda_w: float | None = Option(None, help="With --norm: also the state of each class here."),
+    loss: LossOptions,
+    file: LabelFile,
     as_json: Json = False,
 ) -> None:
     """The penalties lambda_z at which classes merge, vanish, and everything collapses.
@@ -150,25 +145,82 @@ def thresholds(
     With --lambda-z also the state of every class there, from the certified optimum. With --norm, behind a LayerNorm or
     BatchNorm, they are values of lambda_w, the decay of the head.
     """
-    read = counts_given(counts, column, ignore_index)
-    n = read.counts
-    loss = loss_given(context.params, n.size)
-    kind = over_of(norm, over)
-    if (norm is None and lambda_w is not None) or (norm is not None and lambda_z is not None):
+    read = file.read(counts)
+    if (lambda_w if norm.norm is None else lambda_z) is not None:
         raise ValueError("give --lambda-z, or --norm with --lambda-w: features of a given length have no lambda_z")
-    at = lambda_z if norm is None else lambda_w
-    level = 1.0 if at is None else at
-    if norm is None:
-        problem = cs.Problem(n, level, lambda_b, loss, features=features)
-    else:
-        problem = cs.Problem.from_normalized(
-            n, lambda_w=level, norm=norm, over=kind, lambda_b=lambda_b, loss=loss, features=features
-        )
+    at = lambda_z if norm.norm is None else lambda_w
+    problem = norm.problem(read.counts, 1.0 if at is None else at, lambda_b, loss.loss(read.counts.size), features)
     t = cs.thresholds(problem)
     here = None if at is None else _watched(problem, 1e-9, 300)
     if as_json:
         print_json(thresholds_record(problem, t, here, read.names))
     else:
-        print_thresholds(problem, t, here, read.names)
+        _print_thresholds(problem, t, here, read.names)
     if here is not None and here.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(here)
+
+
+def _print_thresholds(
+    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None
+) -> None:
+    """One row per kind of class, and the state at the optimum ``here``."""
+    from collapsar.theory.clusters import clusters_of  # with scipy: the commands that need none do not wait for it
+
+    normalised, signed = problem.normalization is not None, problem.features == "signed"
+    unit, none = ("lambda_w", "never") if normalised else ("lambda_z", "always")
+    near, exact = near_merge(problem, t), exact_vanish(t, here)
+    labels = clusters_of(problem).labels
+    alone = np.bincount(labels)[labels] == 1
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for k, samples in enumerate(problem.class_counts):
+        merge = f"≈ {near[k]:.3g}" if not np.isnan(near[k]) else _level(t.merge[k], "gradual" if alone[k] else none)
+        vanish = _level(t.vanish[k], none, exact=bool(exact[k]))
+        row = (str(samples), *([merge] if signed else []), vanish, *([] if here is None else [here.class_states[k]]))
+        kinds.setdefault(row, []).append(k)
+    shown = console()
+    shown.print(problem_words(problem, lambda_z=here is not None))
+    if signed and not normalised:
+        shown.print(RELU_WORDS)
+    columns = ["classes", "samples", *([f"merge at {unit}"] if signed else []), f"vanish at {unit}"]
+    columns += [] if here is None else [f"state at {own_penalties(problem).mean():g}"]
+    rows = [(class_words({"classes": members}, names), *row) for row, members in kinds.items()]
+    shown.print(plain_table(*columns, rows=rows))
+    if np.isfinite(t.complete):
+        shown.print(f"everything collapses (Z = 0) from {unit} = {t.complete:.6g}")
+    for sentence in _normalised_notes(t, alone) if normalised and signed else _notes(problem, t, near, exact):
+        shown.print(sentence)
+
+
+def _level(value: float, none: str, *, exact: bool = True) -> str:
+    return none if np.isnan(value) else f"{value:.6g}" if exact else f"≈ {value:.3g}"
+
+
+def _normalised_notes(t: Thresholds, alone: Mask) -> list[str]:
+    notes = []
+    if alone.any():
+        notes.append(
+            "gradual: a class without another of as many samples has no threshold; its scores approach those of others "
+            "as the decay grows, and its state at a given --lambda-w comes from the certified optimum."
+        )
+    if np.isnan(t.merge[~alone]).any():
+        notes.append("never: at no decay of the head do these classes get equal features.")
+    return notes
+
+
+def _notes(problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask) -> list[str]:
+    notes = []
+    if not np.isnan(near).all():
+        notes.append(
+            "≈ approximate: a class without another of as many samples merges with none; around this value its "
+            "predictions turn parallel to those of other classes."
+        )
+    if problem.features == "signed" and np.ptp(t.vanish) <= 1e-9 * t.complete:
+        notes.append("With signed features all columns vanish together here, not one after another.")
+    if not exact.all():
+        notes.append(
+            "≈ approximate: here classes would share a feature direction, which these formulas leave out. The state "
+            "at a given --lambda-z comes from the certified optimum."
+        )
+    if np.isnan(t.vanish).any():
+        notes.append("always: the bias alone carries the class; its column is zero at every lambda_z.")
+    return notes

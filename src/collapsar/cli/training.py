@@ -4,99 +4,71 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from rich.progress import Progress
+from typer import Option
 
-from collapsar.cli.app import app
-from collapsar.cli.options import (
-    Column,
-    DataDir,
-    IgnoreIndex,
-    Json,
-    LambdaB,
-    LambdaH,
-    LambdaW,
-    LambdaZ,
-    counts_given,
-    price,
-)
-from collapsar.cli.output import bars, print_demo, print_json, print_training
+from collapsar.cli.options import DataDir, Json, LabelFile, Prices, command
+from collapsar.cli.output import bars, console, number_or_dash, plain_table, print_json
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
+from collapsar.core.types import Record
+from collapsar.report.words import standard_finding
 
 if TYPE_CHECKING:
     from collapsar.training import TrainConfig
 
 __all__ = ["demo", "train"]
 
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="digits (inside scikit-learn), fashion-mnist, mnist, cifar10; or an .npz file or a folder of IDX files.",
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Of the initial weights and of the order of the images.")]
+DATA_HELP = "digits (inside scikit-learn), fashion-mnist, mnist, cifar10; or an .npz file or a folder of IDX files."
+Seed = Annotated[int, Option("--seed", help="Of the initial weights and of the order of the images.")]
+Model = Literal["mlp", "cnn", "vit", "resnet18", "vgg11", "vgg13"]
+Precision = Literal["float32", "bf16"]
 
 
-TrainCounts = Annotated[
-    str, typer.Option("--counts", help='Training images per class: "100x5,20x5", "exp:500:10:10", ...')
-]
-TrainOut = Annotated[Path, typer.Option("--out", help="Folder for the records and the checkpoint.")]
-Model = Annotated[
-    Literal["mlp", "cnn", "vit", "resnet18", "vgg11", "vgg13"],
-    typer.Option("--model", help="A perceptron, a small CNN, a small vision transformer, or the paper's networks."),
-]
-Signed = Annotated[bool, typer.Option("--signed", help="Leave out the last ReLU: signed features.")]
-Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training images.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images per step.")]
-LearningRate = Annotated[float, typer.Option("--learning-rate", help="Of SGD, before its steps down.")]
-WeightDecay = Annotated[float, typer.Option("--weight-decay", help="SGD's, on all parameters, on top.")]
-StopAt = Annotated[float, typer.Option("--stop-at", help="Stop once the head is this stationary; 0: never.")]
-Device = Annotated[str, typer.Option("--device", "--accelerator", help="auto, cpu, cuda, ...")]
-Devices = Annotated[int, typer.Option("--devices", help="Processes that share each batch.")]
-Precision = Annotated[Literal["float32", "bf16"], typer.Option("--precision", help="bf16: for the body alone.")]
-Compiled = Annotated[bool, typer.Option("--compile", help="Compile the network first; on a GPU, CUDA graphs.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming what is in --out.")]
+@dataclass(frozen=True)
+class Recipe:
+    """The network and how it is trained."""
+
+    model: Model = Option("mlp", help="A perceptron, a small CNN, a small vision transformer, or the paper's networks.")
+    signed: bool = Option(False, "--signed", help="Leave out the last ReLU: signed features.")
+    epochs: int = Option(400, help="Passes over the training images.")
+    batch_size: int = Option(128, help="Images per step.")
+    learning_rate: float = Option(0.1, help="Of SGD, before its steps down.")
+    weight_decay: float = Option(0.0, help="SGD's, on all parameters, on top.")
+    stop_at: float = Option(0.0, help="Stop once the head is this stationary; 0: never.")
 
 
-@app.command(
-    epilog="""Examples:
+@dataclass(frozen=True)
+class Machine:
+    """Where a network is trained, and with which seed."""
 
-    collapsar train --data digits --counts 100x5,20x5 --lambda-z 0.005 --lambda-b 0.02 --out runs/first
+    seed: Seed = 0
+    device: str = Option("auto", "--device", "--accelerator", help="auto, cpu, cuda, ...")
+    devices: int = Option(1, help="Processes that share each batch.")
+    precision: Precision = Option("float32", help="bf16: for the body alone.")
+    compiled: bool = Option(False, "--compile", help="Compile the network first; on a GPU, CUDA graphs.")
 
-    collapsar train --data fashion-mnist --counts exp:500:10:10 --lambda-w 0.05 --lambda-h 5e-4 --out runs/tail
 
-    collapsar train --data my.npz --counts 500x3,50x3 --lambda-z 0.003 --devices 2 --accelerator cpu --out runs/mine"""
+@command(
+    "collapsar train --data digits --counts 100x5,20x5 --lambda-z 0.005 --lambda-b 0.02 --out runs/first",
+    "collapsar train --data fashion-mnist --counts exp:500:10:10 --lambda-w 0.05 --lambda-h 5e-4 --out runs/tail",
+    "collapsar train --data my.npz --counts 500x3,50x3 --lambda-z 0.003 --devices 2 --accelerator cpu --out runs/mine",
 )
 def train(
-    context: typer.Context,
-    counts: TrainCounts,
-    out: TrainOut,
-    data: Data = "digits",
+    *,
+    counts: str = Option(..., help='Training images per class: "100x5,20x5", "exp:500:10:10", ...'),
+    out: Path = Option(..., help="Folder for the records and the checkpoint."),
+    data: str = Option("digits", help=DATA_HELP),
     data_dir: DataDir = None,
-    lambda_z: LambdaZ = None,
-    lambda_w: LambdaW = None,
-    lambda_h: LambdaH = None,
-    lambda_b: LambdaB = float("inf"),
-    model: Model = "mlp",
-    signed: Signed = False,
-    epochs: Epochs = 400,
-    batch_size: BatchSize = 128,
-    learning_rate: LearningRate = 0.1,
-    weight_decay: WeightDecay = 0.0,
-    stop_at: StopAt = 0.0,
-    column: Column = None,
-    ignore_index: IgnoreIndex = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    devices: Devices = 1,
-    precision: Precision = "float32",
-    compiled: Compiled = False,
-    fresh: Fresh = False,
+    prices: Prices,
+    recipe: Recipe,
+    file: LabelFile,
+    machine: Machine,
+    fresh: bool = Option(False, "--fresh", help="Begin anew instead of resuming what is in --out."),
     as_json: Json = False,
 ) -> None:
     """Train a network on imbalanced data with penalised features, and compare it with the exact optimum.
@@ -104,7 +76,8 @@ def train(
     With --lambda-z the head gets lambda_w = 10 lambda_z and the features lambda_h = lambda_z / 10, as in the paper.
     A run that is interrupted goes on where it stopped when the same command is given again.
     """
-    config = _config(context.params)  # before imports that take seconds, which a refusal need not wait for
+    prices.price()  # before imports that take seconds, which a refusal need not wait for
+    config = _config(data, file.read(counts).counts.tolist(), prices, recipe, machine)
     from collapsar.app.demo import collapse_numbers, run_record
     from collapsar.training import imbalanced, load_data
     from collapsar.training import train as train_network
@@ -118,46 +91,64 @@ def train(
     if as_json:
         print_json(record)
     else:
-        print_training(record, out)
+        _print_training(record, out)
 
 
-def _config(given: dict[str, Any]) -> TrainConfig:
+def _config(data: str, counts: list[int], prices: Prices, recipe: Recipe, machine: Machine) -> TrainConfig:
     """The training that the options describe."""
-    z, lambda_b = price(given["lambda_z"], given["lambda_w"], given["lambda_h"]), given["lambda_b"]
-    counts = counts_given(given["counts"], given["column"], given["ignore_index"]).counts
     from collapsar.core.penalties import Penalties
     from collapsar.training import ModelSpec, TrainConfig, penalties_for
 
-    if given["lambda_z"] is None:
-        penalties = Penalties(lambda_w=given["lambda_w"], lambda_h=given["lambda_h"], lambda_b=lambda_b)
+    given = {**vars(recipe), **vars(machine)}
+    spec, compiled = ModelSpec(given.pop("model"), feature_relu=not given.pop("signed")), given.pop("compiled")
+    if prices.lambda_w is None or prices.lambda_h is None:
+        penalties = penalties_for(prices.price(), prices.lambda_b)
     else:
-        penalties = penalties_for(z, lambda_b)
-    same = ("epochs", "batch_size", "learning_rate", "weight_decay", "stop_at", "seed", "device", "devices")
+        penalties = Penalties(prices.lambda_w, prices.lambda_h, prices.lambda_b)
     return TrainConfig(
-        dataset=given["data"],
-        class_counts=tuple(int(n) for n in counts),
+        dataset=data,
+        class_counts=tuple(counts),
         penalties=penalties,
-        model=ModelSpec(given["model"], feature_relu=not given["signed"]),
+        model=spec,
         clip_norm=1.0,
-        eval_every=max(1, given["epochs"] // 25),
-        precision=given["precision"],
-        compile=given["compiled"],
-        cuda_graphs=given["compiled"],
-        **{name: given[name] for name in same},
+        eval_every=max(1, recipe.epochs // 25),
+        compile=compiled,
+        cuda_graphs=compiled,
+        **given,
     )
 
 
-@app.command(
-    epilog="""Examples:
+def _print_training(record: Record, out: Path) -> None:
+    """What one training run ended in, beside the theory."""
+    measured = record["measured"]
+    columns = (record["config"]["class_counts"], record["predicted"]["states"], measured["states"])
+    rows = [
+        (str(k), str(n), predicted, seen, number_or_dash(norm))
+        for k, (n, predicted, seen, norm) in enumerate(zip(*columns, measured["relative_norm"], strict=True))
+    ]
+    shown, d, a = console(), record["distance"], record["accuracy"]
+    shown.print(plain_table("class", "samples", "theory", "measured", "||z|| relative", rows=rows))
+    shown.print(
+        f"{record['epochs']} epochs in {record['seconds']:.0f} s; relative distance to the optimum of the nonnegative "
+        f"model: Z {_percent(d['Z'])}, bias {_percent(d['b'])}; of the signed model: Z {_percent(d['Z_signed'])}. "
+        f"Head stationary to {number_or_dash(record['stationarity'])}. "
+        f"Test accuracy: balanced {_percent(a['test_balanced'])}, smallest classes {_percent(a['test_minority'])}."
+    )
+    shown.print(f"Records: {out.resolve()}", soft_wrap=True)
 
-    collapsar demo
 
-    collapsar demo --data fashion-mnist --out runs/fashion"""
+def _percent(value: float | None) -> str:
+    return number_or_dash(value, ".1%")
+
+
+@command(
+    "collapsar demo",
+    "collapsar demo --data fashion-mnist --out runs/fashion",
 )
 def demo(
-    data: Annotated[Literal["digits", "fashion-mnist"], typer.Option("--data", help="The images.")] = "digits",
+    data: Literal["digits", "fashion-mnist"] = Option("digits", help="The images."),
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for it all; default runs/demo-DATA.")] = None,
+    out: Path | None = Option(None, help="Folder for it all; default runs/demo-DATA."),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +178,7 @@ def demo(
     if as_json:
         print_json(record)
     else:
-        print_demo(record, page)
+        _print_demo(record, page)
 
 
 def _advance(bar: Progress, name: str) -> Callable[[int, int, Any], None]:
@@ -197,3 +188,41 @@ def _advance(bar: Progress, name: str) -> Callable[[int, int, Any], None]:
         bar.update(task, completed=epoch, total=epochs)
 
     return advance
+
+
+def _print_demo(record: Record, page: Path) -> None:
+    """The table of the demo, what it found, and where the report lies."""
+    small, counts, t = record["clusters"][1], record["class_counts"], record["thresholds"]["nonnegative"]
+    shown = console()
+    shown.print(
+        f"{record['data']}: {len(counts)} classes, {max(counts)} images in each large one, {min(counts)} in each small."
+        f" Theory: small classes vanish from lambda_z = {t['vanish'][small[0]]:.5g}, all from {t['complete']:.5g}."
+    )
+    rows, agree = [], 0
+    for run in record["runs"]:
+        predicted, measured = (_common([run[which]["states"][k] for k in small]) for which in ("predicted", "measured"))
+        agree += predicted == measured
+        shares = (
+            run["distance"]["Z"],
+            run["distance"]["b"],
+            run["accuracy"]["train"],
+            run["accuracy"]["test_minority"],
+        )
+        z, b, *right = map(_percent, shares)
+        nc1 = number_or_dash(run["measured"]["nc1_uniform"])
+        rows.append((f"{run['lambda_z']:.5g}", predicted, measured, z, b, nc1, *right))
+    columns = ("lambda_z", "theory", "measured", "Z off", "b off", "NC1", "train", "small test")
+    shown.print(plain_table(*columns, rows=rows))
+    shown.print(
+        f"Theory and network agree on the state of the small classes at {agree} of {len(record['runs'])} penalties. "
+        "Z off, b off: relative distance of the network's mean predictions and bias to the exact optimum (- where that "
+        "is zero). train, small test: accuracy on the training images, and on the small classes' test images. A class "
+        "has vanished when its images move no score, so that the network cannot tell it from others."
+    )
+    if finding := standard_finding(record):
+        shown.print(f"As people train: {finding}")
+    shown.print(f"Report: {page.resolve().as_uri()}", soft_wrap=True)
+
+
+def _common(states: list[str]) -> str:
+    return states[0] if len(set(states)) == 1 else "mixed"
