@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from collapsar.core.problem import Problem
-from collapsar.core.records import to_json
 from collapsar.report.advice import (
     SUGGESTION_COLUMNS,
     class_words,
@@ -17,7 +16,7 @@ from collapsar.report.advice import (
 )
 from collapsar.report.advice_plots import margins, safety
 from collapsar.report.page import drawn, page
-from collapsar.report.record import Record
+from collapsar.report.record import Record, checked
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import number_text, problem_words
 
@@ -36,9 +35,7 @@ def advice_page(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: it is another kind of record.
     """
-    if record.get("kind") != "advice":
-        raise ValueError(f'`record` must be advice (kind "advice"), got kind {record.get("kind")!r}')
-    data = to_json(record)
+    data = checked(record, "advice")
     setting = problem_words(Problem.from_dict(data["problem"]))
     return page("advice.html", data, title="Collapsar: advice", setting=setting, advice=advice_view(data, "advice"))
 
@@ -61,7 +58,12 @@ def advice_view(data: Record, name: str) -> Record:
             for i, (draw, label) in enumerate(((safety, verdict), (margins, "Decision margins of the same classes.")))
         ],
         "groups": [
-            (class_words(g, data["class_names"]), g["samples"], g["state"], *(number_text(g[n]) for n in numbers))
+            (
+                class_words(g, data["class_names"]),
+                g["samples"],
+                {"state": g["state"]},
+                *(number_text(g[n]) for n in numbers),
+            )
             for g in data["groups"]
         ],
         "room": f"{100 * data['margin']:.0f} %",

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from collapsar.core.types import Record
 from collapsar.report.advice import class_words
+from collapsar.report.plots import log_ticks
 from collapsar.report.record import defined
 from collapsar.report.style import COLOURS, STATES, styled
 
@@ -29,7 +29,6 @@ def advice_figure(record: Record) -> Figure:
         left, right = figure.subplots(1, 2, sharey=True)
         safety(record, left)
         margins(record, right)
-        right.set_ylabel("")
         figure.suptitle(advice_title(record))
     return figure
 
@@ -61,9 +60,7 @@ def safety(record: Record, ax: Axes) -> list[Line2D]:
     ax.axvline(1 + record["margin"], color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 2)))
     lines = _points(record, ax, now, later)
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(ax.xaxis, (1.0, 2.0, 5.0))
     ax.set_xlabel("threshold / penalty (dashed: the target)")
     return lines
 
@@ -80,9 +77,11 @@ def margins(record: Record, ax: Axes) -> list[Line2D]:
 def _points(record: Record, ax: Axes, now: Sequence[float], later: Sequence[float] | None) -> list[Line2D]:
     lines = []
     y = range(len(now))
-    names = [f"{class_words(g, record['class_names'])}: {g['samples']}" for g in record["groups"]]
+    names = [
+        f"{class_words(g, record['class_names'])}: {g['samples']}{' each' if len(g['classes']) > 1 else ''}"
+        for g in record["groups"]
+    ]
     ax.set_yticks(y, names, parse_math=False)
-    ax.set_ylabel("classes: samples each")
     if not ax.yaxis_inverted():
         ax.invert_yaxis()
     for value, group, place in zip(now, record["groups"], y, strict=True):

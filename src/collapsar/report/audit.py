@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from collapsar.core.records import to_json
 from collapsar.report.page import drawn, page
-from collapsar.report.record import Record
+from collapsar.report.plots import legend_above
+from collapsar.report.record import Record, checked
 from collapsar.report.style import COLOURS, PAGE_INCHES, styled
 
 __all__ = ["audit_figure", "audit_page", "row_lengths"]
@@ -56,7 +56,7 @@ def audit_page(record: Mapping[str, Any]) -> str:
         "audit.html",
         data,
         title=f"Audit of {data['source']}",
-        picture=drawn(lambda ax: row_lengths(data, ax), (PAGE_INCHES, 2.6), "lengths", caption)
+        svg=drawn(lambda ax: row_lengths(data, ax), (PAGE_INCHES, 2.6), "lengths", caption)
         if lengths is not None
         else "",
         caption=caption if lengths is not None else "Too many classes for a picture of each.",
@@ -102,7 +102,7 @@ def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
     ax.set_xlabel("class" if counts is None else "samples of the class (none: at 0.5)")
     ax.set_ylabel("row length, longest = 1")
     ax.set_ylim(0, None)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    legend_above(ax, 3)
     return drawn_of
 
 
@@ -125,10 +125,7 @@ def audit_figure(record: Mapping[str, Any]) -> Figure:
 
 
 def _checked(record: Mapping[str, Any]) -> Record:
-    kind = record.get("kind") if isinstance(record, Mapping) else None
-    if kind != "audit":
-        raise ValueError(f'`record` must be the record of an audit (kind "audit"), got kind {kind!r}')
-    return {"source": "a head", "tensor": "weight", "why": "it was given"} | to_json(record)
+    return {"source": "a head", "tensor": "weight", "why": "it was given"} | checked(record, "audit")
 
 
 def _kinds(record: Mapping[str, Any]) -> dict[str, set[int]]:

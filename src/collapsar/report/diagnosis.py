@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis: what became of each class, and the penalty that each one shows. Draws, computes nothing.
+"""Pictures of a diagnosis: what became of each class, and the penalty that each one shows. They compute nothing.
 
 Example:
     >>> from matplotlib.figure import Figure
@@ -23,31 +23,27 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
-from collapsar.core.records import to_json
 from collapsar.report.class_marks import class_marks, marked_names, part_of, shown_classes
-from collapsar.report.plots import heatmap
-from collapsar.report.record import Record, defined
+from collapsar.report.network_words import first_thresholds, model_distance, price_of
+from collapsar.report.plots import heatmap, largest_score, legend_above, name_classes, state_markers
+from collapsar.report.record import checked, defined, same_counts
 from collapsar.report.style import COLOURS, STATES, styled
 from collapsar.report.words import lambda_text, share_text
 
 __all__ = [
     "LengthArtists",
     "ReadingArtists",
-    "checked_diagnosis",
     "class_lengths",
+    "class_recalls",
+    "class_sizes",
+    "class_thresholds",
     "diagnosis_figure",
-    "model_distance",
-    "name_classes",
     "price_readings",
-    "same_counts",
 ]
 
-_MOST_NAMES = 20
-_KEYS = (
-    *("headline", "words", "source", "class_names", "class_counts", "accuracies", "Z", "b", "separation", "metrics"),
-    *("known", "forces", "at_rest", "effective", "fit", "prediction", "notes"),
-)
+_MOST_BARS = 60
 
 
 class LengthArtists(NamedTuple):
@@ -64,20 +60,49 @@ class ReadingArtists(NamedTuple):
     lines: list[Artist]
 
 
-def checked_diagnosis(record: Mapping[str, Any]) -> Record:
-    """The record of a diagnosis as plain JSON values.
+def class_sizes(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
+    """Samples per class as bars, coloured by the state of the class, its symbol on top.
 
-    Raises:
-        ValueError: It is another kind of record, or a field is missing.
+    Args:
+        record: ``class_names``, ``class_counts`` and ``separation.states``.
+        ax: Where to draw.
     """
-    kind = record.get("kind") if isinstance(record, Mapping) else None
-    if kind != "diagnosis":
-        raise ValueError(f'`record` must be the record of a diagnosis (kind "diagnosis"), got kind {kind!r}')
-    data: Record = to_json(record)
-    missing = [key for key in _KEYS if key not in data]
-    if missing:
-        raise ValueError(f"`record` must hold {', '.join(_KEYS)}; missing: {', '.join(missing)}")
-    return data
+    counts, states = record["class_counts"], record["separation"]["states"]
+    bars = _bars(ax, counts, states)
+    if len(counts) <= _MOST_BARS:
+        for line in state_markers(ax, [count + 0.06 * max(counts) for count in counts], states):
+            line.set_markersize(4)
+    if len(counts) <= _MOST_BARS // 3:
+        for k, count in enumerate(counts):
+            ax.annotate(str(count), (k, count), xytext=(0, 8), textcoords="offset points", ha="center", size="small")
+    ax.set_ylim(0, 1.22 * max(counts))
+    ax.set_ylabel("samples")
+    name_classes(ax, marked_names(record))
+    return bars
+
+
+def class_recalls(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
+    """The share of its samples that each class is given, as bars; a hollow triangle where that is none: lost.
+
+    Args:
+        record: Of a diagnosis.
+        ax: Where to draw.
+    """
+    bars = _bars(ax, record["accuracies"], record["separation"]["states"])
+    _lost_marks(record, ax, [0.08] * len(bars))
+    ax.set_ylim(0, 1.05)
+    ax.set_ylabel("recognised")
+    name_classes(ax, marked_names(record))
+    return bars
+
+
+def _bars(ax: Axes, heights: Sequence[float | None], states: Sequence[str]) -> list[Rectangle]:
+    """A bar per class with a height, in the colour of its state."""
+    shown = [
+        (k, height, state) for k, (height, state) in enumerate(zip(heights, states, strict=True)) if defined(height)
+    ]
+    places, tops, found = zip(*shown, strict=True) if shown else ((), (), ())
+    return list(ax.bar(places, tops, color=[COLOURS[STATES[state].colour] for state in found], width=0.8).patches)
 
 
 def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
@@ -88,35 +113,35 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
         ax: Where to draw.
     """
     separation = record["separation"]
-    states = separation["states"]
-    measured = _markers(ax, separation["relative_norms"], states)
-    lost = [k for k, marks in enumerate(class_marks(record)) if "lost" in marks]
-    if lost:
-        heights = [(separation["relative_norms"][k] or 0.0) + 0.09 for k in lost]
-        ax.plot(
-            lost,
-            heights,
-            "v",
-            color=COLOURS["ink"],
-            markerfacecolor="none",
-            markersize=4,
-            linestyle="none",
-            label="lost",
-        )
+    lengths, states = separation["relative_norms"], separation["states"]
+    measured = state_markers(ax, lengths, states)
+    lost = _lost_marks(record, ax, [(length or 0.0) + 0.09 for length in lengths], 4)
     predicted: list[Line2D] = []
     theory = record["prediction"]
     if theory is not None and theory.get("lengths") is not None:  # records of earlier versions have none
-        lengths = theory["lengths"]
         predicted = ax.plot(
-            np.arange(len(lengths)), lengths, "o", markersize=10, markerfacecolor="none",
+            np.arange(len(lengths)), theory["lengths"], "o", markersize=10, markerfacecolor="none",
             markeredgecolor=COLOURS["muted"], markeredgewidth=0.8, label="theory",
         )  # fmt: skip
     ax.axhline(separation["vanish_threshold"], color=COLOURS["muted"], linewidth=0.7, linestyle=":")
     ax.set_ylim(-0.06, 1.18)
     ax.set_ylabel("length of mean scores")
     name_classes(ax, marked_names(record))
-    _legend(ax, dict.fromkeys(states), bool(lost), bool(predicted))
+    marks = [*measured, *lost, *predicted]
+    near = {"columnspacing": 0.8, "handletextpad": 0.1} if len(marks) > 4 else {}
+    legend_above(ax, len(marks), handles=marks, **near)
     return LengthArtists(measured, predicted)
+
+
+def _lost_marks(record: Mapping[str, Any], ax: Axes, heights: Sequence[float], size: float = 6) -> list[Line2D]:
+    """A hollow triangle at each lost class."""
+    lost = [k for k, marks in enumerate(class_marks(record)) if "lost" in marks]
+    if not lost:
+        return []
+    return ax.plot(
+        lost, [heights[k] for k in lost], "v", color=COLOURS["ink"], markerfacecolor="none", markersize=size,
+        linestyle="none", label="lost",
+    )  # fmt: skip
 
 
 def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
@@ -129,15 +154,15 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
     effective, prediction = record["effective"], record["prediction"]
     if effective is None:
         ax.text(0.5, 0.5, "all classes collapsed:\nnothing to read", transform=ax.transAxes, ha="center", va="center")
-        ax.set_xticks([])
-        ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
         return ReadingArtists([], [])
     normalised = (record.get("model") or {}).get("problem") is not None  # its thresholds are no lambda_z of the norms
-    classes = _markers(ax, effective["by_class"], record["separation"]["states"])
+    classes = state_markers(ax, effective["by_class"], record["separation"]["states"])
+    first = None if normalised or prediction is None else float(first_thresholds(prediction).min())
     levels = [
         ("norms", effective["lambda_z"], "ink", "-"),
         ("as trained", record["known"]["lambda_z"], "muted", "--"),
-        ("first threshold", None if normalised else _first(prediction), "vermilion", ":"),
+        ("first threshold", first, "vermilion", ":"),
     ]
     lines: list[Artist] = [
         ax.axhline(value, color=COLOURS[colour], linestyle=dashes, linewidth=1.0, label=f"{name} {lambda_text(value)}")
@@ -149,8 +174,29 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
     ax.set_ylabel("penalty λ$_Z$ by class")
     name_classes(ax, record["class_names"])
     if lines:
-        ax.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        legend_above(ax, handles=lines)
     return ReadingArtists(classes, lines)
+
+
+def class_thresholds(record: Mapping[str, Any], ax: Axes) -> list[Line2D]:
+    """The penalty from which each class is given up, beside the penalty of the network: for many sizes of classes.
+
+    Args:
+        record: Of a diagnosis with a prediction.
+        ax: Where to draw.
+    """
+    theory, states = record["prediction"], record["separation"]["states"]
+    lines = state_markers(ax, first_thresholds(theory).tolist(), states)
+    here = price_of(theory)
+    ax.axhline(here, color=COLOURS["ink"], linewidth=1.0)
+    ax.annotate(
+        f"you are here: {lambda_text(here)}", (1, here), xycoords=("axes fraction", "data"), xytext=(0, 2),
+        textcoords="offset points", ha="right", va="bottom", size="small",
+    )  # fmt: skip
+    ax.set_yscale("log")
+    ax.set_ylabel("threshold λ$_W$" if theory.get("unit") == "lambda_w" else "threshold λ$_Z$")
+    name_classes(ax, marked_names(record))
+    return lines
 
 
 def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
@@ -162,7 +208,7 @@ def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
     Raises:
         ValueError: The record is of another kind or incomplete.
     """
-    data = checked_diagnosis(record)
+    data = checked(record, "diagnosis")
     part = part_of(data, shown_classes(data))
     maps = [(data["Z"], "network"), (None if data["prediction"] is None else data["prediction"]["Z"], "theory")]
     maps = [(Z, name) for Z, name in maps if Z is not None]
@@ -170,7 +216,7 @@ def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
         figure = Figure(figsize=(6.9, 5.6 if maps else 2.9), layout="constrained")
         grid = figure.add_gridspec(2 if maps else 1, 2, height_ratios=[1.35, 1] if maps else None)
         figure.suptitle(textwrap.fill(data["headline"], 90), parse_math=False)
-        vmax = max((float(np.nanmax(np.abs(np.array(Z, dtype=float)), initial=0.0)) for Z, _ in maps), default=0.0)
+        vmax = largest_score([Z for Z, _ in maps])
         for place, (Z, name) in enumerate(maps):
             ax = figure.add_subplot(grid[0, place])
             title = f"{name}, mean scores"
@@ -179,71 +225,9 @@ def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
                 title += f" (network {share_text(away)} away)"
             clusters = same_counts(data["class_counts"])
             names = marked_names(data) if name == "network" else data["class_names"]
-            heatmap(Z, ax, clusters=clusters, class_names=names, vmax=vmax or 1.0, title=title)
+            heatmap(Z, ax, clusters=clusters, class_names=names, vmax=vmax, title=title)
             ax.set_xlabel("samples of class")
             ax.set_ylabel("score for class")
         class_lengths(part, figure.add_subplot(grid[-1, 0]))
         price_readings(part, figure.add_subplot(grid[-1, 1]))
     return figure
-
-
-def _markers(ax: Axes, values: Sequence[float | None], states: Sequence[str]) -> list[Line2D]:
-    """A marker per class with a value; one line per state, in its style."""
-    found = []
-    for state in dict.fromkeys(states):
-        points = [(k, v) for k, (v, s) in enumerate(zip(values, states, strict=True)) if s == state and defined(v)]
-        if points:
-            style = STATES[state]
-            found += ax.plot(
-                *zip(*points, strict=True), style.marker, color=COLOURS[style.colour], markersize=5, linestyle="none"
-            )
-    return found
-
-
-def _legend(ax: Axes, states: Mapping[str, None], lost: bool, theory: bool) -> None:
-    marks = [Line2D([], [], linestyle="none", marker=STATES[s].marker, color=COLOURS[STATES[s].colour], label=s)
-             for s in states]  # fmt: skip
-    if lost:
-        marks.append(Line2D([], [], linestyle="none", marker="v", markerfacecolor="none", color=COLOURS["ink"],
-                            label="lost"))  # fmt: skip
-    if theory:
-        marks.append(Line2D([], [], linestyle="none", marker="o", markersize=8, markerfacecolor="none",
-                            markeredgecolor=COLOURS["muted"], label="theory"))  # fmt: skip
-    near = {"columnspacing": 0.8, "handletextpad": 0.1} if len(marks) > 4 else {}
-    ax.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(marks), borderaxespad=0.2, **near)
-
-
-def name_classes(ax: Axes, names: Sequence[str]) -> None:
-    """Class names, or for many only their order, below an axis with a place per class."""
-    ax.set_xlim(-0.7, len(names) - 0.3)
-    if len(names) <= _MOST_NAMES:
-        shown = [name if len(name) <= 12 else f"{name[:11]}…" for name in names]
-        ax.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 2 else 0, parse_math=False)
-    else:
-        ax.set_xlabel("class")
-
-
-def _first(prediction: Mapping[str, Any] | None) -> float | None:
-    """Where the first class merges or vanishes."""
-    if prediction is None:
-        return None
-    levels = [x for x in (*prediction["merge"], *prediction["vanish"]) if defined(x)]
-    return min(levels, default=None)
-
-
-def model_distance(data: Record) -> float | None:
-    """Distance of the mean scores to the model that predicts."""
-    if (own := (data.get("model") or {}).get("distance")) is not None:
-        return own["Z"]
-    if data["fit"] is None:
-        return None
-    features = data["prediction"]["features"] if data["prediction"] is not None else "signed"
-    return data["fit"]["models"][features]["distance"]["Z"]
-
-
-def same_counts(counts: Sequence[int]) -> list[list[int]]:
-    """Classes of one size together, the largest first; in their own order where nearly all differ."""
-    groups: dict[int, list[int]] = {}
-    for k in sorted(range(len(counts)), key=lambda k: (-counts[k], k)):
-        groups.setdefault(counts[k], []).append(k)
-    return list(groups.values()) if len(groups) <= 8 else [[k for group in groups.values() for k in group]]

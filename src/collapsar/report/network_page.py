@@ -8,35 +8,39 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from collapsar.core.records import to_json
 from collapsar.report.advice_page import advice_view
 from collapsar.report.class_marks import class_marks, lost_and_dead, marked_names, part_of, shown_classes
-from collapsar.report.diagnosis import checked_diagnosis, class_lengths, model_distance, price_readings, same_counts
+from collapsar.report.diagnosis import class_lengths, class_recalls, class_sizes, price_readings
 from collapsar.report.network_axis import gradual, joint_axis, threshold_view
-from collapsar.report.network_plots import CURVES, class_recalls, class_sizes, curves_over_epochs
 from collapsar.report.network_words import (
     accuracy,
     cautions,
+    model_distance,
     price_of,
     reason,
     report_finding,
     state_counts,
     trained,
 )
-from collapsar.report.page import SIDES, colour_bar, drawn, largest_score, map_views, page, plane_views
-from collapsar.report.record import Record, defined, matrix
+from collapsar.report.page import SIDES, colour_bar, drawn, page, plane_views, score_map
+from collapsar.report.plots import CURVES, Chart, curves_over_epochs, largest_score, legend_above
+from collapsar.report.record import Record, checked, defined, matrix, same_counts
 from collapsar.report.solution_page import solution_view
 from collapsar.report.style import PAGE_INCHES
-from collapsar.report.words import ABSENT, lambda_text, share_text
+from collapsar.report.words import ABSENT, lambda_text, number_text, share_text
 
 __all__ = ["diagnosis_page", "report_page"]
 
 _RUN_KEYS = ("name", "training", "diagnosis", "history", "geometry", "advice")
-_DEFINED_BY = {"NC1": "def-nc1", "CDNV": "def-cdnv", "NC2 and NC3": "def-nc23", "Imbalance of forces": "def-rest"}
 _MOST_ROWS = 30
 _COLUMNS = (
     *("class", "samples", "recognised", "measured", "theory", "relative length", "nearest class"),
     *("relative distance to it", "lambda_z implied"),
+)
+_COMPARED = (
+    *("network", "classes × samples", {"text": "penalty lambda_z", "to": "def-lambda"}),
+    *({"text": "classes", "to": "def-states"}, "as predicted", {"text": "from theory", "to": "def-distance"}),
+    *("test images recognised", "in the smallest classes", {"text": "at rest", "to": "def-rest"}),
 )
 
 
@@ -54,18 +58,15 @@ def report_page(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: The record is of another kind or incomplete.
     """
-    kind = record.get("kind") if isinstance(record, Mapping) else None
-    if kind != "report":
-        raise ValueError(f'`record` must be the record of a report (kind "report"), got kind {kind!r}')
-    data: Record = to_json(record)
+    data = checked(record, "report")
     solutions = data.get("solutions", [])  # records of earlier versions have none
-    if not data.get("runs") and not solutions:
+    if not data["runs"] and not solutions:
         raise ValueError("`record` must hold at least one run, got none; give folders of runs or diagnosis files")
     for index, run in enumerate(data["runs"]):
         missing = [key for key in _RUN_KEYS if key not in run]
         if missing:
             raise ValueError(f"`record.runs[{index}]` must hold {', '.join(_RUN_KEYS)}; missing: {', '.join(missing)}")
-        run["name"], run["diagnosis"] = str(run["name"]), checked_diagnosis(run["diagnosis"])
+        run["name"], run["diagnosis"] = str(run["name"]), checked(run["diagnosis"], "diagnosis")
     runs = data["runs"]
     finding = report_finding(data)
     return _networks(
@@ -74,6 +75,7 @@ def report_page(record: Mapping[str, Any]) -> str:
         f"which classes does {'a network' if runs else 'the optimum'} lose?",
         [_view(run, f"run-{i}", f"runs.{i}.diagnosis.") for i, run in enumerate(runs)],
         solutions=[solution_view(s, f"optimum-{i}", f"solutions.{i}.") for i, s in enumerate(solutions)],
+        columns=_COMPARED,
         rows=[_row(run, f"run-{i}") for i, run in enumerate(runs)],
         joint_svg=joint_axis(runs) if len(runs) > 1 else None,
     )
@@ -81,7 +83,7 @@ def report_page(record: Mapping[str, Any]) -> str:
 
 def _networks(data: Record, finding: str, kicker: str, views: list[Record], **more: Any) -> str:
     """The page; ``more``: what only several networks, or optima, have."""
-    rest: Record = {"solutions": [], "rows": [], "joint_svg": None, **more}
+    rest: Record = {"solutions": [], "columns": [], "rows": [], "joint_svg": None, **more}
     return page("report.html", data, title=f"Collapsar: {finding}", finding=finding, kicker=kicker, views=views, **rest)
 
 
@@ -97,7 +99,7 @@ def diagnosis_page(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: The record is of another kind or incomplete.
     """
-    data = checked_diagnosis(record)
+    data = checked(record, "diagnosis")
     run = {
         "name": data["source"],
         "diagnosis": data,
@@ -174,28 +176,19 @@ def network_planes(geometry: Record | None, data: Record, ident: str) -> list[Re
     return plane_views(shown, data["class_names"], ident)
 
 
-def _row(run: Record, ident: str) -> Record:
-    """One line of the table that compares the networks."""
-    data = run["diagnosis"]
-    theory = data["prediction"]
-    away = model_distance(data) if theory is not None else None
-    agreed = ABSENT
+def _row(run: Record, ident: str) -> tuple[Any, ...]:
+    """One line of the table that compares the networks, as ``_COMPARED``."""
+    data, theory = run["diagnosis"], run["diagnosis"]["prediction"]
+    price = agreed = away = ABSENT
     if theory is not None:
         states = data["separation"]["states"]
         right = sum(a == b for a, b in zip(theory["seen"], states, strict=True))
-        agreed = f"{right} of {len(states)}"
-    return {
-        "id": ident,
-        "name": run["name"],
-        "sizes": _sizes(data["class_counts"]),
-        "price": lambda_text(price_of(theory)) if theory is not None else ABSENT,
-        "states": state_counts(data),
-        "agreed": agreed,
-        "away": share_text(away),
-        "balanced": share_text(accuracy(run, "balanced")),
-        "smallest": share_text(accuracy(run, "minority")),
-        "rest": "yes" if data["at_rest"] else "no",
-    }
+        price, agreed = lambda_text(price_of(theory)), f"{right} of {len(states)}"
+        away = share_text(model_distance(data))
+    recognised = (share_text(accuracy(run, which)) for which in ("balanced", "minority"))
+    rest = "yes" if data["at_rest"] else "no"
+    name = {"text": run["name"], "to": ident}
+    return name, _sizes(data["class_counts"]), price, state_counts(data), agreed, away, *recognised, rest
 
 
 def _sizes(counts: Sequence[int]) -> str:
@@ -205,44 +198,42 @@ def _sizes(counts: Sequence[int]) -> str:
     return ", ".join(f"{k} × {n}" for n, k in groups.items())
 
 
-# --- heat maps
+# --- maps, curves, readings, rows
 
 
 def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
     """Mean scores of the network, and of theory where it predicts; none for many classes. And their common scale."""
     theory = None if data["prediction"] is None else data["prediction"]["Z"]
-    words = "mean scores as colours, a column per class of samples, a row per score."
     sides = [
-        {"side": side, "heading": heading, "Z": Z, "source": source + place, "label": f"{heading}: {words}"}
-        for (side, heading), Z, place in zip(SIDES, (data["Z"], theory), ("Z", "prediction.Z"), strict=True)
-        if Z is not None
+        side for side in zip(SIDES, (data["Z"], theory), ("Z", "prediction.Z"), strict=True) if side[1] is not None
     ]
-    scale = largest_score(side["Z"] for side in sides)
+    scale = largest_score([Z for _, Z, _ in sides])
     unmarked = {**data, "marked_names": data["class_names"]}
+    words = "mean scores as colours, a column per class of samples, a row per score."
     return scale, [
-        view
-        for side in sides
-        for view in map_views([side], data if side["side"] == "measured" else unmarked, scale, f"{ident}-map")
-    ]
-
-
-# --- curves, readings, rows
+        score_map(
+            Z, data if side == "measured" else unmarked, scale, f"{ident}-map",
+            side=side, heading=heading, source=source + place, label=f"{heading}: {words}",
+        )
+        for (side, heading), Z, place in sides
+    ]  # fmt: skip
 
 
 def _curves(history: Sequence[Record], ident: str) -> list[Record]:
     """The charts over epochs for which the records hold numbers."""
     views = []
-    for chart, (heading, _, lines) in enumerate(CURVES):
-        values = [r[key] for r in history for key, *_ in lines if defined(r.get(key))]
+    for i, chart in enumerate(CURVES):
+        values = [r[key] for r in history for key, *_ in chart.lines if defined(r.get(key))]
         if len(values) < 2:
             continue
-        label = f"{heading} over the epochs, ending at {values[-1]:.3g}."
 
-        def draw(ax: Axes, chart: int = chart) -> None:
-            curves_over_epochs(history, chart, ax)
+        def draw(ax: Axes, chart: Chart = chart) -> None:
+            if curves_over_epochs(history, chart, ax).lines:
+                legend_above(ax)
 
-        svg = drawn(draw, (PAGE_INCHES * 0.7, 1.75), f"{ident}-curve-{chart}", label)
-        views.append({"heading": heading, "svg": svg, "definition": _DEFINED_BY.get(heading, "")})
+        label = f"{chart.title} over the epochs, ending at {values[-1]:.3g}."
+        svg = drawn(draw, (PAGE_INCHES * 0.7, 1.75), f"{ident}-curve-{i}", label)
+        views.append({"heading": chart.title, "svg": svg, "definition": chart.definition})
     return views
 
 
@@ -268,23 +259,25 @@ def _distances(data: Record) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def _class_rows(data: Record, every: Sequence[str]) -> list[Record]:
-    """A row for each class; ``every`` names all classes, also those without one."""
+def _class_rows(data: Record, every: Sequence[str]) -> list[tuple[Any, ...]]:
+    """A row for each class, as ``_COLUMNS``; ``every`` names all classes, also those without one."""
     separation, effective, theory = data["separation"], data["effective"], data["prediction"]
-    names, marks = data["class_names"], class_marks(data)
-    return [
-        {
-            "name": names[k],
-            "count": data["class_counts"][k],
-            "right": data["accuracies"][k],
-            "state": separation["states"][k],
-            "theory": None if theory is None else theory["seen"][k],
-            "length": separation["relative_norms"][k],
-            "marks": marks[k],
-            "nearest": every[separation["nearest"][k]] if separation["nearest"][k] >= 0 else ABSENT,
-            "distance": separation["nearest_separation"][k],
-            "price": None if effective is None else effective["by_class"][k],
-            "tells": effective is not None and effective["tells"][k],
-        }
-        for k in range(len(names))
-    ]
+    marks, rows = class_marks(data), []
+    for k, name in enumerate(data["class_names"]):
+        price, tells = (None, True) if effective is None else (effective["by_class"][k], effective["tells"][k])
+        bound = "≥ " if defined(price) and not tells else ""
+        nearest = separation["nearest"][k]
+        rows.append(
+            (
+                name,
+                data["class_counts"][k],
+                share_text(data["accuracies"][k]),
+                {"state": separation["states"][k], "marks": marks[k]},
+                ABSENT if theory is None else {"state": theory["seen"][k]},
+                number_text(separation["relative_norms"][k]),
+                every[nearest] if nearest >= 0 else ABSENT,
+                number_text(separation["nearest_separation"][k]),
+                bound + number_text(price),
+            )
+        )
+    return rows

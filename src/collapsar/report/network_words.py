@@ -12,6 +12,7 @@ __all__ = [
     "accuracy",
     "cautions",
     "first_thresholds",
+    "model_distance",
     "price_of",
     "reason",
     "report_finding",
@@ -66,6 +67,16 @@ def first_thresholds(theory: Record) -> np.ndarray:
     """The penalty from which each class has no predictions of its own; inf where it always has."""
     levels = [theory["merge"], theory["vanish"], *([theory["edge"]] if "edge" in theory else [])]
     return np.fmin.reduce(np.array([*levels, np.full(len(theory["merge"]), np.inf)], dtype=float))
+
+
+def model_distance(data: Record) -> float | None:
+    """Distance of the mean scores to the model that predicts."""
+    if (own := (data.get("model") or {}).get("distance")) is not None:
+        return own["Z"]
+    if data["fit"] is None:
+        return None
+    features = data["prediction"]["features"] if data["prediction"] is not None else "signed"
+    return data["fit"]["models"][features]["distance"]["Z"]
 
 
 def reason(diagnosis: Record) -> str:

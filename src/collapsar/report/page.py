@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
 from collapsar.report.words import ABSENT, cluster_names, lambda_text, number_text, share_text
 
-__all__ = ["SIDES", "colour_bar", "drawn", "largest_score", "map_views", "page", "plane_views", "score_map"]
+__all__ = ["SIDES", "colour_bar", "drawn", "page", "plane_views", "score_map"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
@@ -77,6 +77,7 @@ def _environment() -> Environment:
         "number": number_text,
         "share": share_text,
         "prose": _prose,
+        "plain": lambda text: _LAMBDA.sub(lambda found: f"λ_{_INDEX.get(found[1], found[1])}", text),
         "entry": lambda value: f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT,
     }
     environment.tests["number"] = lambda value: not isinstance(value, str) and defined(value)
@@ -96,12 +97,12 @@ def _json_block(data: Record) -> Markup:
     return Markup(text)
 
 
-SCORES = "images of “{column}”, score for “{row}”"
-"""What a cell of a map of mean scores says before its value."""
+SIDES = (("measured", "The network, measured"), ("predicted", "The theory, predicted"))
+"""A network beside the theory: the key of each side, and its heading."""
 
 
 def score_map(
-    Z: np.ndarray, data: Record, scale: float, name: str, label: str, source: str, cell: str = SCORES
+    Z: Any, data: Record, scale: float, ident: str, cell: str = "images of “{column}”, score for “{row}”", **shown: Any
 ) -> Record:
     """What the templates draw of one matrix of numbers between classes: cells, or a picture where they are too many.
 
@@ -109,39 +110,14 @@ def score_map(
         Z: Shape (K, K), such as mean scores [logit, class].
         data: ``class_names``, ``class_counts`` and ``clusters``.
         scale: The magnitude that gets the full colour, of scores in nats.
-        name: Of the map, unique in the page.
-        label: Text alternative.
-        source: Where the page's record has the matrix: keys joined by points.
-        cell: What a cell says before its value, with ``{column}`` and ``{row}``.
-    """
-    drawn_cells = _cells(data, Z, scale, cell) if len(Z) <= _MOST_CELLS else _raster(data, Z, scale)
-    return {"label": label, "name": name, "source": source, "cells": drawn_cells, "words": cell}
-
-
-SIDES = (("measured", "The network, measured"), ("predicted", "The theory, predicted"))
-"""A network beside the theory: the key of each side, and its heading."""
-
-
-def largest_score(matrices: Iterable[Any]) -> float:
-    """The magnitude that gets the full colour in all maps of these mean scores, in nats."""
-    return max((float(np.nanmax(np.abs(matrix(Z)), initial=0.0)) for Z in matrices), default=0.0) or 1.0
-
-
-def map_views(sides: Iterable[Record], data: Record, scale: float, ident: str) -> list[Record]:
-    """Maps of mean scores under one cursor.
-
-    Args:
-        sides: Of each its ``side`` and ``heading``, ``Z``, its ``source`` in the record, a ``label``, and what else
-            the templates show of it.
-        data: As for ``score_map``.
-        scale: As for ``score_map``.
         ident: Begins the ids.
+        cell: What a cell says before its value, with ``{column}`` and ``{row}``.
+        shown: What else the templates show of it: ``side`` (whose values they are), ``heading``, ``label`` (text
+            alternative), ``source`` (where the page's record has the matrix: keys joined by points) and ``remark``.
     """
-    return [
-        {k: v for k, v in side.items() if k != "Z"}
-        | score_map(matrix(side["Z"]), data, scale, f"{ident}-{side['side']}", side["label"], side["source"])
-        for side in sides
-    ]
+    Z = matrix(Z)
+    drawn_cells = _cells(data, Z, scale, cell) if len(Z) <= _MOST_CELLS else _raster(data, Z, scale)
+    return {"name": f"{ident}-{shown['side']}", "cells": drawn_cells, "words": cell, "remark": "", **shown}
 
 
 def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
@@ -160,8 +136,7 @@ def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
         {
             "x": _CELL * column,
             "y": _CELL * row,
-            "kind": "none" if np.isnan(weight) else "for" if weight > 0 else "against",
-            "weight": "1" if np.isnan(weight) else f"{abs(weight):.3f}".rstrip("0").rstrip("."),
+            **_coloured(weight),
             "title": f"{words.format(column=data['class_names'][k], row=data['class_names'][l])}: "
             f"{number_text(float(Z[l, k]))}",
         }
@@ -229,14 +204,14 @@ def _shortened(name: str) -> str:
 def colour_bar(scale: float) -> list[Record]:
     """Samples of the colour scale, from -scale to scale."""
     values = [share * scale for share in (-1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1)]
-    return [
-        {
-            "kind": "for" if value > 0 else "against",
-            "weight": f"{abs(float(strength(value, scale))):.3f}",
-            "text": number_text(value, 2),
-        }
-        for value in values
-    ]
+    return [{**_coloured(float(strength(value, scale))), "text": number_text(value, 2)} for value in values]
+
+
+def _coloured(weight: float) -> Record:
+    """The colour of a cell, and how strong it is."""
+    if np.isnan(weight):
+        return {"kind": "none", "weight": "1"}
+    return {"kind": "for" if weight > 0 else "against", "weight": f"{abs(weight):.3f}".rstrip("0").rstrip(".")}
 
 
 def drawn(draw: Callable[[Axes], object], size: tuple[float, float], name: str, label: str) -> Markup:

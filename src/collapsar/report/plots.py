@@ -21,34 +21,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from collapsar.report.penalty_axis import ThresholdArtists, threshold_line
-from collapsar.report.record import Record, checked_demo, cluster_of_classes, defined, matrix
-from collapsar.report.style import COLOURS, DIVERGING, diverging_norm, styled
-from collapsar.report.words import data_words, lambda_text, outcome, power_text, sentence, share_text
+from collapsar.report.penalty_axis import threshold_line
+from collapsar.report.record import checked_demo, cluster_of_classes, defined, matrix
+from collapsar.report.style import COLOURS, DIVERGING, STATES, diverging_norm, styled
+from collapsar.report.words import data_words, lambda_text, number_text, outcome, power_text, sentence, share_text
 
 __all__ = [
+    "CURVES",
+    "NC1",
     "VANISHED_REMARK",
+    "Chart",
     "CurveArtists",
     "HeatmapArtists",
-    "ThresholdArtists",
-    "curve_legend",
+    "curves_over_epochs",
     "demo_figure",
-    "demo_scale",
     "heatmap",
+    "largest_score",
+    "legend_above",
+    "log_ticks",
+    "name_classes",
     "nc1_curve",
     "nc1_limits",
-    "threshold_line",
+    "state_markers",
 ]
 
-_MOST_NAMES = 20  # class names beside a heat map; more would overlap at column width
+_MOST_NAMES = 20  # class names beside an axis; more would overlap at column width
+_LONGEST_NAME = 12
 VANISHED_REMARK = "vanished classes:\nnoise over noise"
 
 
@@ -60,10 +67,91 @@ class HeatmapArtists(NamedTuple):
 
 
 class CurveArtists(NamedTuple):
-    """One line per weighting, and the remark written in place of lines that are undefined."""
+    """A line per number, and the remark written in place of lines that are undefined."""
 
     lines: list[Line2D]
     remark: Text | None
+
+
+class Chart(NamedTuple):
+    """Numbers of a training over its epochs: key in its records, name, colour and dashes of each."""
+
+    title: str
+    logarithmic: bool
+    lines: tuple[tuple[str, str, str, str], ...]
+    definition: str = ""
+
+
+NC1 = Chart("NC1", True, (("nc1_uniform", "uniform", "blue", "-"), ("nc1_weighted", "weighted", "muted", ":")),
+            "def-nc1")  # fmt: skip
+CURVES = (
+    Chart("Test images recognised", False, (
+        ("test_majority_accuracy", "largest classes", "blue", "-"),
+        ("test_minority_accuracy", "smallest", "vermilion", "-"),
+        ("test_minority", "smallest", "vermilion", "-"),
+    )),
+    NC1,
+    Chart("CDNV", True, (("cdnv", "mean", "blue", "-"), ("cdnv_max", "worst pair", "vermilion", ":")), "def-cdnv"),
+    Chart("NC2 and NC3", False, (
+        ("nc2_etf", "NC2, simplex", "blue", "-"),
+        ("nc3_self_duality", "NC3, self-duality", "green", "--"),
+    ), "def-nc23"),
+    Chart("Imbalance of forces", True, (("stationarity", "at the last layer", "ink", "-"),), "def-rest"),
+)  # fmt: skip
+
+
+# --- what several pictures have alike
+
+
+def name_classes(ax: Axes, names: Sequence[str]) -> None:
+    """Class names, or for many only their order, below an axis with a place per class."""
+    ax.set_xlim(-0.7, len(names) - 0.3)
+    if len(names) <= _MOST_NAMES:
+        _class_ticks(ax, names)
+    else:
+        ax.set_xlabel("class")
+
+
+def _class_ticks(ax: Axes, names: Sequence[str]) -> list[str]:
+    """The names below the axis, shortened, upright where they are long."""
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+    ax.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 2 else 0, parse_math=False)
+    return shown
+
+
+def state_markers(ax: Axes, values: Sequence[float | None], states: Sequence[str]) -> list[Line2D]:
+    """A marker per class with a value; one line per state, in its style."""
+    found = []
+    for state in dict.fromkeys(states):
+        points = [(k, v) for k, (v, s) in enumerate(zip(values, states, strict=True)) if s == state and defined(v)]
+        if points:
+            style = STATES[state]
+            found += ax.plot(
+                *zip(*points, strict=True), style.marker, color=COLOURS[style.colour], markersize=5, linestyle="none",
+                label=state,
+            )  # fmt: skip
+    return found
+
+
+def legend_above(ax: Axes, ncols: int = 2, **more: Any) -> Legend:
+    """The legend above the axes, where nothing drawn can run into it."""
+    return ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, borderaxespad=0.2, **more)
+
+
+def log_ticks(axis: Axis, subs: Sequence[float] = (1.0,)) -> LogLocator:
+    """Plain numbers at these multiples of the powers of ten."""
+    axis.set_major_locator(locator := LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
+    axis.set_minor_formatter(NullFormatter())
+    return locator
+
+
+def largest_score(matrices: Sequence[Any]) -> float:
+    """The magnitude that gets the full colour in all maps of these mean scores, in nats."""
+    return max((float(np.nanmax(np.abs(matrix(Z)), initial=0.0)) for Z in matrices), default=0.0) or 1.0
+
+
+# --- maps and curves
 
 
 def heatmap(
@@ -95,7 +183,7 @@ def heatmap(
             f"`class_names` must hold a name for each of the {num_classes} classes, got {len(class_names)}"
         )
     if vmax is None:
-        vmax = float(np.nanmax(np.abs(Z), initial=0.0)) or 1.0
+        vmax = largest_score([Z])
     if not vmax > 0:
         raise ValueError(f"`vmax` must be positive, got {vmax}; leave it out for the largest entry")
     parts = cluster_of_classes(clusters, num_classes)
@@ -111,58 +199,49 @@ def heatmap(
         ax.set_xticks([])
         ax.set_yticks([])
     else:
-        names = [_shortened(class_names[k]) for k in order]
-        upright = 90 if max(map(len, names)) > 2 else 0
-        ax.set_xticks(range(num_classes), names, rotation=upright, parse_math=False)
-        ax.set_yticks(range(num_classes), names, parse_math=False)
+        ax.set_yticks(range(num_classes), _class_ticks(ax, [class_names[k] for k in order]), parse_math=False)
     return HeatmapArtists(image, lines)
 
 
-def _shortened(name: str, longest: int = 12) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
-
-
-def nc1_curve(history: Sequence[Mapping[str, Any]], ax: Axes, *, remark: str = "") -> CurveArtists:
-    """NC1 over epochs on a logarithmic axis, both weightings; undefined points are gaps.
+def curves_over_epochs(
+    history: Sequence[Mapping[str, Any]], chart: Chart, ax: Axes, *, remark: str = ""
+) -> CurveArtists:
+    """A chart of a training; undefined points are gaps, and where a history has no number at all that is said.
 
     Args:
-        history: Records with ``epoch``, ``nc1_uniform`` and ``nc1_weighted``.
+        history: Records with ``epoch`` and the keys of the chart.
+        chart: Which numbers.
         ax: Where to draw.
         remark: A word of caution, written into the axes.
     """
-    epochs = [entry["epoch"] for entry in history]
-    lines = []
-    for key, label, dashes in (("nc1_uniform", "uniform", "-"), ("nc1_weighted", "weighted", ":")):
+    epochs, lines = [entry["epoch"] for entry in history], []
+    for key, label, colour, dashes in chart.lines:
         values = [entry.get(key) for entry in history]
         # The logarithm of 0 is as undefined as None.
-        heights = [float(v) if defined(v) and v > 0 else math.nan for v in values]
-        colour = COLOURS["blue"] if key == "nc1_uniform" else COLOURS["muted"]
-        lines += ax.plot(epochs, heights, dashes, color=colour, label=label)
-    if not any(np.isfinite(line.get_ydata()).any() for line in lines):
-        for line in lines:
-            line.remove()
-        lines, remark = [], "NC1 is undefined\nin this run" if history else "no history recorded"
-        ax.set_yticks([])
-        ax.set_xticks([])
-    else:
+        heights = [float(v) if defined(v) and (v > 0 or not chart.logarithmic) else math.nan for v in values]
+        if np.isfinite(heights).any():
+            lines += ax.plot(epochs, heights, dashes, color=COLOURS[colour], label=label)
+    ax.set_xlabel("epoch")
+    if not lines:
+        remark = f"{chart.title} is undefined\nin this run" if history else "no history recorded"
+        ax.set(xticks=[], yticks=[])
+    elif chart.logarithmic:
         ax.set_yscale("log")
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(lambda value, _: power_text(value))
+    else:
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+    if lines:
         ax.grid(axis="y", linewidth=0.5)
-    ax.set_xlabel("epoch")
+    place: dict[str, Any] = {"x": 0.97, "y": 0.06, "ha": "right"} if lines else {"x": 0.5, "y": 0.5, "ha": "center"}
+    written = ax.text(s=remark, transform=ax.transAxes, size="small", va="bottom", **place) if remark else None
+    return CurveArtists(lines, written)
+
+
+def nc1_curve(history: Sequence[Mapping[str, Any]], ax: Axes, *, remark: str = "") -> CurveArtists:
+    """NC1 over epochs, both weightings: ``curves_over_epochs`` of the chart ``NC1``, its axis named."""
     ax.set_ylabel("NC1")
-    text = None
-    if remark:
-        at = (0.97, 0.06) if lines else (0.5, 0.5)
-        text = ax.text(
-            *at, remark, transform=ax.transAxes, ha="right" if lines else "center", size="small", va="bottom"
-        )
-    return CurveArtists(lines, text)
-
-
-def curve_legend(ax: Axes) -> Legend:
-    """Names of the weightings above an NC1 curve, where no curve can run into them."""
-    return ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return curves_over_epochs(history, NC1, ax, remark=remark)
 
 
 def nc1_limits(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, float] | None:
@@ -171,12 +250,6 @@ def nc1_limits(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float,
     found = [value for history in histories for entry in history for value in map(entry.get, keys)]
     positive = [value for value in found if defined(value) and value > 0]
     return (min(positive) / 2, max(positive) * 2) if positive else None
-
-
-def demo_scale(record: Record) -> float:
-    """The magnitude that gets the full colour in every map of the record, in nats."""
-    entries = [np.abs(matrix(run[side]["Z"])) for run in record["runs"] for side in ("measured", "predicted")]
-    return max(float(np.nanmax(Z, initial=0.0)) for Z in entries) or 1.0
 
 
 def demo_figure(record: Mapping[str, Any]) -> Figure:
@@ -192,7 +265,10 @@ def demo_figure(record: Mapping[str, Any]) -> Figure:
     """
     data = checked_demo(record)
     runs = list({run["lambda_z"]: run for run in reversed(data["runs"])}.values())[::-1]
-    vmax, columns = demo_scale(data), len(runs)
+    vmax, columns = (
+        largest_score([run[side]["Z"] for run in data["runs"] for side in ("measured", "predicted")]),
+        len(runs),
+    )
     with styled():
         figure = Figure(figsize=(max(1.0 + 2.05 * columns, 4.5), 7.4), layout="constrained")
         grid = figure.add_gridspec(4, columns, height_ratios=[1.9, 1.9, 0.95, 1.2])
@@ -202,11 +278,8 @@ def demo_figure(record: Mapping[str, Any]) -> Figure:
             level = lambda_text(run["lambda_z"])
             measured, theory, curve = (figure.add_subplot(grid[r, c]) for r in range(3))
             common: dict[str, Any] = {"clusters": data["clusters"], "class_names": data["class_names"], "vmax": vmax}
-            for ax, side, words in (
-                (measured, "measured", "network"),
-                (theory, "predicted", "theory"),
-            ):
-                title = _wrapped(f"{words}: {outcome(data, run[side]['states'])}")
+            for ax, side, words in ((measured, "measured", "network"), (theory, "predicted", "theory")):
+                title = textwrap.fill(f"{words}: {outcome(data, run[side]['states'])}", 30)
                 maps.append((ax, heatmap(run[side]["Z"], ax, **common, title=title)))
                 if c:
                     ax.set_yticks([])
@@ -228,21 +301,17 @@ def demo_figure(record: Mapping[str, Any]) -> Figure:
                 ax.set_ylim(limits)
         _colour_bar(figure, maps, vmax)
         if curves[0][1].lines:
-            curve_legend(curves[0][0])
+            legend_above(curves[0][0])
         line = figure.add_subplot(grid[3, :])
         threshold_line(data, line)
         line.set_title("bands: predicted by theory · markers: the trained network", loc="left", color=COLOURS["muted"])
     return figure
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 30)
-
-
 def _colour_bar(figure: Figure, maps: Sequence[tuple[Axes, HeatmapArtists]], vmax: float) -> Colorbar:
     bar = figure.colorbar(maps[0][1].image, ax=[ax for ax, _ in maps], shrink=0.6, aspect=30, pad=0.02)
-    bar.set_ticks([-vmax, -vmax / 10, 0, vmax / 10, vmax])
-    bar.ax.set_yticklabels([lambda_text(float(f"{x:.2g}")) for x in (-vmax, -vmax / 10, 0, vmax / 10, vmax)])
+    ticks = [share * vmax for share in (-1, -0.1, 0, 0.1, 1)]
+    bar.set_ticks(ticks, labels=[number_text(x, 2) for x in ticks])
     bar.set_label("mean score (nats)")
     bar.outline.set_visible(False)
     return bar

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
 
-__all__ = ["Record", "checked_demo", "cluster_of_classes", "defined", "matrix"]
+__all__ = ["Record", "checked", "checked_demo", "cluster_of_classes", "defined", "matrix", "same_counts"]
 
-
-_KEYS = (
-    *("data", "class_names", "class_counts", "features", "lambda_b", "clusters"),
-    *("thresholds", "environment", "runs"),
-)
-_STANDARD_KEYS = ("norm", "width", "merge", "runs")
-_STANDARD_RUN_KEYS = ("lambda_w", "predicted", "measured", "distance", "accuracy", "stationarity")
-_RUN_KEYS = (
-    *("lambda_z", "seed", "position", "predicted", "measured", "distance"),
-    *("accuracy", "stationarity", "seconds", "epochs", "history"),
-)
+_KINDS = {"demo": "of a demonstration", "diagnosis": "of a diagnosis", "report": "of a report", "audit": "of an audit",
+          "advice": "of advice"}  # fmt: skip
+_KEYS = {
+    "demo": "data class_names class_counts features lambda_b clusters thresholds environment runs",
+    "diagnosis": "headline words source class_names class_counts accuracies Z b separation metrics known forces "
+    "at_rest effective fit prediction notes",
+    "report": "runs",
+}
+_RUN_KEYS = "lambda_z seed position predicted measured distance accuracy stationarity seconds epochs history"
+_STANDARD_RUN_KEYS = "lambda_w predicted measured distance accuracy stationarity"
+_MOST_SIZES = 8
 
 
 def matrix(values: Any) -> NDArray[np.float64]:
@@ -47,22 +47,34 @@ def defined(value: float | str | None) -> TypeGuard[float]:
     return value is not None and not isinstance(value, str) and math.isfinite(value)
 
 
+def checked(record: Mapping[str, Any], kind: str) -> Record:
+    """A record of this kind, brought to plain JSON values.
+
+    Raises:
+        ValueError: It is of another kind, or a field is missing.
+    """
+    got = record.get("kind") if isinstance(record, Mapping) else None
+    if got != kind:
+        raise ValueError(f'`record` must be the record {_KINDS[kind]} (kind "{kind}"), got kind {got!r}')
+    data: Record = to_json(record)
+    _require(data, _KEYS.get(kind, ""), "record")
+    return data
+
+
 def checked_demo(record: Mapping[str, Any]) -> Record:
     """The record of a demonstration, brought to plain values, its runs in ascending order of lambda_z.
-
-    Args:
-        record: As the demonstration writes it: ``kind`` "demo" and the fields that follow from it.
 
     Raises:
         ValueError: It is another kind of record, a field is missing, or lengths disagree.
     """
-    kind = record.get("kind") if isinstance(record, Mapping) else None
-    if kind != "demo":
-        raise ValueError(f'`record` must be the record of a demonstration (kind "demo"), got kind {kind!r}')
-    data: Record = to_json(record)
-    _require(data, _KEYS, "record")
+    data = checked(record, "demo")
     num_classes = len(data["class_counts"])
-    _lengths(data, num_classes)
+    if len(data["class_names"]) != num_classes:
+        raise ValueError(
+            f"`record.class_names` must name each of the {num_classes} classes, got {len(data['class_names'])} names"
+        )
+    data["class_names"] = [str(name) for name in data["class_names"]]
+    data["clusters"] = cluster_of_classes(data["clusters"], num_classes)
     if data["features"] not in data["thresholds"]:
         raise ValueError(
             f"`record` must hold the thresholds of its own feature model {data['features']!r}, "
@@ -70,18 +82,18 @@ def checked_demo(record: Mapping[str, Any]) -> Record:
         )
     if not data["runs"]:
         raise ValueError("`record` must hold at least one run, got none; train before drawing")
+    standard = data.get("standard") or {"norm": "", "merge": None, "runs": []}  # records of earlier versions have none
+    _require(standard, "norm merge runs", "record.standard")
+    for name, runs, keys in (
+        ("record.runs", data["runs"], _RUN_KEYS),
+        ("record.standard.runs", standard["runs"], _STANDARD_RUN_KEYS),
+    ):
+        for index, run in enumerate(runs):
+            _require(run, keys, f"{name}[{index}]")
+            _sides(run, num_classes, f"{name}[{index}]")
     for index, run in enumerate(data["runs"]):
-        name = f"record.runs[{index}]"
-        _require(run, _RUN_KEYS, name)
         if not (defined(run["lambda_z"]) and run["lambda_z"] > 0):
-            raise ValueError(f"`{name}.lambda_z` must be positive, got {run['lambda_z']}")
-        _sides(run, num_classes, name)
-    standard = data.get("standard")  # records of earlier versions have none
-    if standard is not None:
-        _require(standard, _STANDARD_KEYS, "record.standard")
-        for index, run in enumerate(standard["runs"]):
-            _require(run, _STANDARD_RUN_KEYS, f"record.standard.runs[{index}]")
-            _sides(run, num_classes, f"record.standard.runs[{index}]")
+            raise ValueError(f"`record.runs[{index}].lambda_z` must be positive, got {run['lambda_z']}")
     data["runs"].sort(key=lambda run: (run["lambda_z"], run["seed"]))
     return data
 
@@ -101,25 +113,24 @@ def cluster_of_classes(clusters: Sequence[Sequence[int]], num_classes: int) -> l
     return [list(cluster) for cluster in [*clusters, rest] if cluster]
 
 
-def _require(part: Any, keys: Sequence[str], name: str) -> None:
-    missing = [key for key in keys if key not in part] if isinstance(part, Mapping) else list(keys)
+def same_counts(counts: Sequence[int]) -> list[list[int]]:
+    """Classes of one size together, the largest first; in their own order where nearly all differ."""
+    groups: dict[int, list[int]] = {}
+    for k in sorted(range(len(counts)), key=lambda k: (-counts[k], k)):
+        groups.setdefault(counts[k], []).append(k)
+    return list(groups.values()) if len(groups) <= _MOST_SIZES else [[k for group in groups.values() for k in group]]
+
+
+def _require(part: Any, keys: str, name: str) -> None:
+    missing = [key for key in keys.split() if not isinstance(part, Mapping) or key not in part]
     if missing:
-        raise ValueError(f"`{name}` must hold {', '.join(keys)}; missing: {', '.join(missing)}")
+        raise ValueError(f"`{name}` must hold {', '.join(keys.split())}; missing: {', '.join(missing)}")
 
 
 def _sides(run: Record, num_classes: int, name: str) -> None:
     """What theory and network say of every class."""
     for side in ("predicted", "measured"):
-        _require(run[side], ("states", "Z", "b"), f"{name}.{side}")
+        _require(run[side], "states Z b", f"{name}.{side}")
         got = (matrix(run[side]["Z"]).shape[0], len(run[side]["states"]), len(run[side]["b"]))
         if got != (num_classes,) * 3:
             raise ValueError(f"`{name}.{side}` must hold Z, states and b of {num_classes} classes, got sizes {got}")
-
-
-def _lengths(data: Record, num_classes: int) -> None:
-    if len(data["class_names"]) != num_classes:
-        raise ValueError(
-            f"`record.class_names` must name each of the {num_classes} classes, got {len(data['class_names'])} names"
-        )
-    data["class_names"] = [str(name) for name in data["class_names"]]
-    data["clusters"] = cluster_of_classes(data["clusters"], num_classes)

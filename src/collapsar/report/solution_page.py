@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from collapsar.report.advice import class_words
-from collapsar.report.diagnosis import same_counts
 from collapsar.report.network_axis import threshold_view
 from collapsar.report.network_words import first_thresholds, price_of, solution_headline
-from collapsar.report.page import colour_bar, drawn, largest_score, map_views, plane_views, score_map
-from collapsar.report.record import Record, defined, matrix
+from collapsar.report.page import colour_bar, drawn, plane_views, score_map
+from collapsar.report.plots import largest_score, legend_above, log_ticks
+from collapsar.report.record import Record, defined, same_counts
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, PAGE_INCHES
 from collapsar.report.words import lambda_text, number_text
 
@@ -88,7 +89,7 @@ def _certificate(record: Record) -> str:
     )
 
 
-def _rows(record: Record) -> list[tuple[str, ...]]:
+def _rows(record: Record) -> list[tuple[Any, ...]]:
     """One for each group of classes that are alike."""
     theory, rows = record["prediction"], []
     for group in record["groups"]:
@@ -97,8 +98,8 @@ def _rows(record: Record) -> list[tuple[str, ...]]:
         numbers = (number_text(group[name], 4) for name in ("own", "sibling", "bias", "length"))
         lengths = (number_text(record[side]["lengths"][k], 3) for side, _ in _SIDES)
         rows.append(
-            (class_words(group, record["class_names"]), str(group["samples"]), group["state"], *levels, *numbers,
-             *lengths)
+            (class_words(group, record["class_names"]), str(group["samples"]), {"state": group["state"]}, *levels,
+             *numbers, *lengths)
         )  # fmt: skip
     return rows
 
@@ -108,21 +109,21 @@ def _scores(data: Record, ident: str, source: str) -> tuple[float, list[Record]]
     if data["Z"] is None:
         return 1.0, []
     label = "Mean scores at the optimum as colours, a column per class of samples, a row per score."
-    side = {"side": "optimum", "heading": "Mean scores", "Z": data["Z"], "source": f"{source}Z", "label": label}
     scale = largest_score([data["Z"]])
-    return scale, map_views([side], data, scale, f"{ident}-map")
+    shown = {"side": "optimum", "heading": "Mean scores", "source": f"{source}Z", "label": label}
+    return scale, [score_map(data["Z"], data, scale, f"{ident}-map", **shown)]
 
 
 def _cosines(data: Record, ident: str, source: str) -> list[Record]:
-    views = []
-    for side, heading in _SIDES:
-        if data[side]["cosines"] is None:
-            return []
-        label = f"{heading}: cosines between classes as colours."
-        name, place = f"{ident}-map-{side}", f"{source}{side}.cosines"
-        view = score_map(matrix(data[side]["cosines"]), data, 1.0, name, label, place, _COSINE)
-        views.append({"heading": heading, "side": heading[4:], **view})
-    return views
+    if any(data[side]["cosines"] is None for side, _ in _SIDES):
+        return []
+    return [
+        score_map(
+            data[side]["cosines"], data, 1.0, f"{ident}-cosines", _COSINE, side=heading[4:], heading=heading,
+            source=f"{source}{side}.cosines", label=f"{heading}: cosines between classes as colours.",
+        )
+        for side, heading in _SIDES
+    ]  # fmt: skip
 
 
 def _planes(data: Record, ident: str) -> list[Record]:
@@ -171,13 +172,10 @@ def path_lines(record: Record, key: str, ax: Axes) -> list[Line2D]:
         name = f"n = {counts[path['clusters'][j][0]]}"
         lines += ax.plot(path["prices"], heights, color=COLOURS[colour], label=name)
     ax.axvline(price_of(record["prediction"]), color=COLOURS["ink"], linewidth=0.8, linestyle=":")
-    narrow = path["prices"][-1] < 100 * path["prices"][0]
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(ax.xaxis, (1.0, 3.0) if path["prices"][-1] < 100 * path["prices"][0] else (1.0,))
     ax.set_ylim(-0.04, None)
     ax.set_xlabel("head decay λ$_W$" if record["prediction"]["unit"] == "lambda_w" else "penalty λ$_Z$")
     if lines:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+        legend_above(ax, 3)
     return lines
