@@ -22,7 +22,7 @@ from collapsar.report.class_plane import principal_plane
 from collapsar.report.diagnosis import class_recalls
 from collapsar.report.network_words import reason
 from collapsar.report.style import styled
-from collapsar.report.words import lambda_text
+from collapsar.report.words import number_text
 from test_report import EVIL, Page, fake_record
 
 COUNTS = (50,) * 3 + (10,) * 3
@@ -461,8 +461,8 @@ def test_networks_that_normalise_have_a_page_in_the_penalty_of_their_head(tmp_pa
     assert diagnosis["prediction"]["merge"][9] == pytest.approx(merge)
     assert merge < 1.5
     text = words_of(Page(report_page(found)))
-    assert f"collapse from penalty {lambda_text(merge)} on. This network was trained at 1.5" in text
-    assert f"penalty of the head {lambda_text(1.5)}" in text
+    assert f"collapse from penalty {number_text(merge)} on. This network was trained at 1.5" in text
+    assert f"penalty of the head {number_text(1.5)}" in text
     assert f"from lambda_w = {merge:.4g} on; this network is at {1.5 / merge:.2f} times that" in text
     geometry = np.array(found["runs"][0]["geometry"]["theory"])
     np.testing.assert_allclose(np.linalg.norm(geometry, axis=1), 4.0, rtol=1e-6)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from collapsar.core.types import Record
 from collapsar.report.record import defined
-from collapsar.report.words import lambda_text, number_text, share_text
+from collapsar.report.words import number_text, range_text, share_text
 
 __all__ = [
     "DECAY_COLUMNS",
@@ -63,7 +63,7 @@ def verdict_words(record: Record) -> str:
     elif decay is not None:
         parts.append(
             "Undecided whether your decay is the cause: the model has the smallest classes lost at "
-            f"{lambda_text(decay['weight_decay'])}, but none was measured lost."
+            f"{number_text(decay['weight_decay'])}, but none was measured lost."
         )
     elif record["verdict"] == "undecided":
         parts.append(
@@ -116,9 +116,7 @@ def _count(groups: Sequence[Record]) -> int:
 
 def _group_words(groups: Sequence[Record]) -> str:
     """Some classes as the subject of a sentence, with its verb: "the 5 classes of 100 samples are"."""
-    sizes = [g["samples"] for g in groups]
-    size = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
-    count = _count(groups)
+    size, count = range_text(g["samples"] for g in groups), _count(groups)
     return f"the class of {size} samples is" if count == 1 else f"the {count} classes of {size} samples are"
 
 
@@ -226,7 +224,7 @@ def room_words(record: Record) -> str:
 
 def decay_words(record: Record) -> list[str]:
     """What can be said of weight decay alone, sentence by sentence."""
-    here, predictions = lambda_text(record["weight_decay"]), record["predictions"]
+    here, predictions = number_text(record["weight_decay"]), record["predictions"]
     verdict = {
         "separated": f"Your decay {here} is probably not the cause: the model, with its measured error, has the "
         "smallest classes lost at larger decays only.",
@@ -241,7 +239,7 @@ def decay_words(record: Record) -> list[str]:
             verdict += f" {_why_undecided(predictions[0])}"
     if record["largest_safe"] is not None:
         margin = f"{100 * record['margin']:.0f} %"
-        verdict += f" Decays up to {lambda_text(record['largest_safe'])} are below that by {margin} or more."
+        verdict += f" Decays up to {number_text(record['largest_safe'])} are below that by {margin} or more."
     model = (
         f"Model: {record['model']}, which came nearest to where trained networks lost their classes, with the error "
         f"measured there: perceptrons on {record['data']}, SGD, {' and '.join(record['networks'])} images."

@@ -11,9 +11,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from collapsar.report.advice_page import advice_view
+from collapsar.report.network_axis import axis_svg
 from collapsar.report.network_page import network_planes, readings_view
 from collapsar.report.page import SIDES, colour_bar, drawn, page, score_map
-from collapsar.report.penalty_axis import threshold_line
 from collapsar.report.plots import VANISHED_REMARK, largest_score, legend_above, nc1_curve, nc1_limits
 from collapsar.report.record import Record, checked, checked_demo, defined
 from collapsar.report.style import PAGE_INCHES
@@ -24,7 +24,6 @@ from collapsar.report.words import (
     consequence,
     data_words,
     finding,
-    lambda_text,
     meaning,
     norm_name,
     number_text,
@@ -114,7 +113,7 @@ def _runs(data: Record, runs: Sequence[Record], source: str, penalty: str) -> tu
     scale, views = largest_score([run[side]["Z"] for run in runs for side, _ in SIDES]), []
     seeds, place = len({run.get("seed") for run in runs}) > 1, source.replace(".", "-")
     for i, run in enumerate(runs):
-        level = lambda_text(run["lambda_z" if source == "runs" else "lambda_w"])
+        level = number_text(run["lambda_z" if source == "runs" else "lambda_w"])
         level, away = f"{level}, seed {run['seed']}" if seeds else level, run["distance"]["Z"]
         states = {side: outcome(data, run[side]["states"]) for side, _ in SIDES}
         same = run["predicted"]["states"] == run["measured"]["states"]
@@ -139,13 +138,12 @@ def _runs(data: Record, runs: Sequence[Record], source: str, penalty: str) -> tu
 
 def _threshold_svg(data: Record) -> Markup:
     places = [
-        f"at penalty {lambda_text(run['lambda_z'])} theory predicts {outcome(data, run['predicted']['states'])}, "
+        f"at penalty {number_text(run['lambda_z'])} theory predicts {outcome(data, run['predicted']['states'])}, "
         f"measured is {outcome(data, run['measured']['states'])}"
         for run in data["runs"]
     ]
-    height = 0.6 + 0.55 * len(data["clusters"])
     label = f"The penalty axis with the thresholds of the theory and the runs: {'; '.join(places)}."
-    return drawn(lambda ax: threshold_line(data, ax), (PAGE_INCHES, height), "threshold", label)
+    return axis_svg(data, "threshold", label)
 
 
 def _curve(run: Record, limits: tuple[float, float] | None, ident: str) -> Markup:
@@ -158,7 +156,7 @@ def _curve(run: Record, limits: tuple[float, float] | None, ident: str) -> Marku
             legend_above(ax)
 
     last = number_text(run["measured"]["nc1_uniform"])
-    label = f"NC1 over the epochs at penalty {lambda_text(run['lambda_z'])}, ending at {last} (uniform weighting)."
+    label = f"NC1 over the epochs at penalty {number_text(run['lambda_z'])}, ending at {last} (uniform weighting)."
     return drawn(draw, (PAGE_INCHES * 0.7, 1.75), ident, label)
 
 

@@ -30,7 +30,7 @@ from collapsar.report.network_words import first_thresholds, model_distance, pri
 from collapsar.report.plots import heatmap, largest_score, legend_above, name_classes, state_markers
 from collapsar.report.record import checked, defined, same_counts
 from collapsar.report.style import COLOURS, STATES, styled
-from collapsar.report.words import lambda_text, share_text
+from collapsar.report.words import number_text, share_text
 
 __all__ = [
     "LengthArtists",
@@ -82,12 +82,7 @@ def class_sizes(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
 
 
 def class_recalls(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
-    """The share of its samples that each class is given, as bars; a hollow triangle where that is none: lost.
-
-    Args:
-        record: Of a diagnosis.
-        ax: Where to draw.
-    """
+    """The share of its samples that each class is given, as bars; a hollow triangle where that is none: lost."""
     bars = _bars(ax, record["accuracies"], record["separation"]["states"])
     _lost_marks(record, ax, [0.08] * len(bars))
     ax.set_ylim(0, 1.05)
@@ -145,12 +140,7 @@ def _lost_marks(record: Mapping[str, Any], ax: Axes, heights: Sequence[float], s
 
 
 def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
-    """The penalty that each class shows, beside the one that the norms show, the one of training, the threshold.
-
-    Args:
-        record: Of a diagnosis.
-        ax: Where to draw.
-    """
+    """The penalty that each class shows, beside the one that the norms show, the one of training, the threshold."""
     effective, prediction = record["effective"], record["prediction"]
     if effective is None:
         ax.text(0.5, 0.5, "all classes collapsed:\nnothing to read", transform=ax.transAxes, ha="center", va="center")
@@ -165,7 +155,7 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
         ("first threshold", first, "vermilion", ":"),
     ]
     lines: list[Artist] = [
-        ax.axhline(value, color=COLOURS[colour], linestyle=dashes, linewidth=1.0, label=f"{name} {lambda_text(value)}")
+        ax.axhline(value, color=COLOURS[colour], linestyle=dashes, linewidth=1.0, label=f"{name} {number_text(value)}")
         for name, value, colour, dashes in levels
         if defined(value)
     ]
@@ -190,7 +180,7 @@ def class_thresholds(record: Mapping[str, Any], ax: Axes) -> list[Line2D]:
     here = price_of(theory)
     ax.axhline(here, color=COLOURS["ink"], linewidth=1.0)
     ax.annotate(
-        f"you are here: {lambda_text(here)}", (1, here), xycoords=("axes fraction", "data"), xytext=(0, 2),
+        f"you are here: {number_text(here)}", (1, here), xycoords=("axes fraction", "data"), xytext=(0, 2),
         textcoords="offset points", ha="right", va="bottom", size="small",
     )  # fmt: skip
     ax.set_yscale("log")

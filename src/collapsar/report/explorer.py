@@ -15,23 +15,8 @@ __all__ = ["MODULES", "explorer_page"]
 
 # Each after the modules that it imports from.
 MODULES = (
-    "linalg",
-    "model",
-    "price",
-    "newton",
-    "solve",
-    "thresholds",
-    "state",
-    "presets",
-    "dom",
-    "strip",
-    "geometry",
-    "heatmap",
-    "phase",
-    "panels",
-    "controls",
-    "tour",
-    "main",
+    *("linalg", "model", "price", "newton", "solve", "thresholds", "state", "presets", "dom", "strip"),
+    *("geometry", "heatmap", "phase", "panels", "controls", "tour", "main"),
 )
 
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.mjs";\n', re.MULTILINE)

@@ -15,9 +15,9 @@ from collapsar.report.page import drawn
 from collapsar.report.penalty_axis import penalty_axis
 from collapsar.report.record import Record, same_counts
 from collapsar.report.style import PAGE_INCHES
-from collapsar.report.words import lambda_text
+from collapsar.report.words import number_text
 
-__all__ = ["gradual", "joint_axis", "threshold_view"]
+__all__ = ["axis_svg", "gradual", "joint_axis", "threshold_view"]
 
 # More lanes than this on the axis of penalties cannot be read: thresholds class by class then.
 _MOST_LANES = 8
@@ -31,9 +31,13 @@ def threshold_view(data: Record, ident: str, label: str) -> Markup | None:
     if len(set(data["class_counts"])) > _MOST_LANES:
         part = part_of(data, shown_classes(data))
         return drawn(lambda ax: class_thresholds(part, ax), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
-    axis = _axis_record([data])
-    height = 0.6 + 0.55 * len(data["clusters"])
-    return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), f"{ident}-threshold", label)
+    return axis_svg(_axis_record([data]), f"{ident}-threshold", label)
+
+
+def axis_svg(axis: Record, name: str, label: str) -> Markup:
+    """The axis of penalties, with a lane for each cluster."""
+    size = (PAGE_INCHES, 0.6 + 0.55 * len(axis["clusters"]))
+    return drawn(lambda ax: penalty_axis(axis, ax), size, name, label)
 
 
 def _axis_record(found: Sequence[Record]) -> Record:
@@ -87,8 +91,6 @@ def joint_axis(runs: Sequence[Record]) -> Markup | None:
     }
     if len(same) > 1:
         return None
-    axis = _axis_record(found)
-    places = "; ".join(f"{run['name']} at {lambda_text(price_of(t))}" for run, t in zip(runs, theories, strict=True))
+    places = "; ".join(f"{run['name']} at {number_text(price_of(t))}" for run, t in zip(runs, theories, strict=True))
     label = f"The penalties of all networks among the thresholds of theory: {places}."
-    height = 0.6 + 0.55 * len(axis["clusters"])
-    return drawn(lambda ax: penalty_axis(axis, ax), (PAGE_INCHES, height), "joint", label)
+    return axis_svg(_axis_record(found), "joint", label)

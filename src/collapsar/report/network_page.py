@@ -27,7 +27,7 @@ from collapsar.report.plots import CURVES, Chart, curves_over_epochs, largest_sc
 from collapsar.report.record import Record, checked, defined, matrix, same_counts
 from collapsar.report.solution_page import solution_view
 from collapsar.report.style import PAGE_INCHES
-from collapsar.report.words import ABSENT, lambda_text, number_text, share_text
+from collapsar.report.words import ABSENT, number_text, share_text
 
 __all__ = ["diagnosis_page", "report_page"]
 
@@ -117,7 +117,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
     part, total = part_of(data, shown), len(data["class_names"])
     scale, maps = _maps(data, ident, source)
     wide = (PAGE_INCHES, 1.9)
-    here = "" if data["prediction"] is None else lambda_text(price_of(data["prediction"]))
+    here = "" if data["prediction"] is None else number_text(price_of(data["prediction"]))
     sizes = f"Training samples of each class, with its state. {data['headline']}"
     lengths = f"Length of the mean scores of each class, with its state. {data['headline']}"
     recalls = f"Share of its samples that each class is given. {' '.join(lost_and_dead(data))}"
@@ -183,7 +183,7 @@ def _row(run: Record, ident: str) -> tuple[Any, ...]:
     if theory is not None:
         states = data["separation"]["states"]
         right = sum(a == b for a, b in zip(theory["seen"], states, strict=True))
-        price, agreed = lambda_text(price_of(theory)), f"{right} of {len(states)}"
+        price, agreed = number_text(price_of(theory)), f"{right} of {len(states)}"
         away = share_text(model_distance(data))
     recognised = (share_text(accuracy(run, which)) for which in ("balanced", "minority"))
     rest = "yes" if data["at_rest"] else "no"

@@ -6,7 +6,7 @@ import numpy as np
 
 from collapsar.core.sentences import listed
 from collapsar.report.record import Record, defined
-from collapsar.report.words import lambda_text, number_text, share_text
+from collapsar.report.words import number_text, range_text, share_text
 
 __all__ = [
     "accuracy",
@@ -55,7 +55,7 @@ def _prices(diagnosis: Record) -> str:
     bias = theory["lambda_b"]
     bias_text = f", bias penalty {number_text(bias)}" if isinstance(bias, int | float) and bias > 0 else ""
     head = " of the head" if theory.get("unit") == "lambda_w" else ""
-    return f", penalty{head} {lambda_text(price_of(theory))}{origin}{bias_text}"
+    return f", penalty{head} {number_text(price_of(theory))}{origin}{bias_text}"
 
 
 def price_of(theory: Record) -> float:
@@ -98,15 +98,15 @@ def reason(diagnosis: Record) -> str:
         if level <= price:
             who = listed([diagnosis["class_names"][k] for k in np.flatnonzero(first <= price)], 6)
             return (
-                f"From penalty {lambda_text(level)} on, the scores of {who} gradually approach those of other classes; "
-                f"this network was trained at {lambda_text(price)}, where theory still finds every class separated. "
+                f"From penalty {number_text(level)} on, the scores of {who} gradually approach those of other classes; "
+                f"this network was trained at {number_text(price)}, where theory still finds every class separated. "
                 f"{agreed}"
             )
         if not np.isfinite(level):
             return f"According to the theory, no penalty makes any class here collapse. {agreed}"
         return (
             f"Training pulls all scores towards zero, with a strength called the penalty. The first classes would "
-            f"collapse at penalty {lambda_text(level)}; this network was trained at {lambda_text(price)}, "
+            f"collapse at penalty {number_text(level)}; this network was trained at {number_text(price)}, "
             f"{share_text(price / level)} of that. {agreed}"
         )
     levels = first[lost]
@@ -114,23 +114,22 @@ def reason(diagnosis: Record) -> str:
         "Training pulls all scores towards zero, with a strength called the penalty. A large score must be worth its "
     )
     if len(lost) == len(first):
-        early = f", the first from {lambda_text(levels.min())} on" if levels.max() > levels.min() * (1 + 1e-6) else ""
+        early = f", the first from {number_text(levels.min())} on" if levels.max() > levels.min() * (1 + 1e-6) else ""
         return (
-            f"{start}price, and here none is: all classes collapse from penalty {lambda_text(levels.max())} on"
-            f"{early}. This network was trained at {lambda_text(price)}. {agreed}"
+            f"{start}price, and here none is: all classes collapse from penalty {number_text(levels.max())} on"
+            f"{early}. This network was trained at {number_text(price)}. {agreed}"
         )
-    where, times = lambda_text(levels.min()), f", {number_text(price / levels.min())} times that"
+    where, times = number_text(levels.min()), f", {number_text(price / levels.min())} times that"
     if levels.max() > levels.min() * (1 + 1e-6):
-        where, times = f"{where} to {lambda_text(levels.max())}", ""
-    counts = [diagnosis["class_counts"][k] for k in lost]
-    size = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        where, times = f"{where} to {number_text(levels.max())}", ""
+    size = range_text(diagnosis["class_counts"][k] for k in lost)
     who = listed([diagnosis["class_names"][k] for k in lost], 6)
     subject, samples, verb = (
         ("class", "samples", "collapses") if len(lost) == 1 else ("classes", "samples each", "collapse")
     )
     return (
         f"{start}price, and for a class with few samples it is not: {subject} {who} ({size} {samples}) {verb} "
-        f"from penalty {where} on. This network was trained at {lambda_text(price)}{times}. {agreed}"
+        f"from penalty {where} on. This network was trained at {number_text(price)}{times}. {agreed}"
     )
 
 

@@ -27,7 +27,7 @@ from collapsar.report.class_marks import MARKS
 from collapsar.report.class_plane import class_means_plane, principal_plane
 from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
-from collapsar.report.words import ABSENT, cluster_names, lambda_text, number_text, share_text
+from collapsar.report.words import ABSENT, cluster_names, number_text, share_text
 
 __all__ = ["SIDES", "colour_bar", "drawn", "page", "plane_views", "score_map"]
 
@@ -73,7 +73,6 @@ def _environment() -> Environment:
     )
     environment.globals |= {"state_styles": STATES, "mark_symbols": MARKS}
     environment.filters |= {
-        "lambda": lambda_text,
         "number": number_text,
         "share": share_text,
         "prose": _prose,

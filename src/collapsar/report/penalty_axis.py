@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from collapsar.report.record import Record, checked_demo, defined
 from collapsar.report.style import COLOURS, STATES
-from collapsar.report.words import cluster_names, lambda_text
+from collapsar.report.words import cluster_names, number_text
 
 __all__ = ["ThresholdArtists", "penalty_axis", "threshold_line"]
 
@@ -149,7 +149,7 @@ def _band_words(ax: Axes, regimes: Sequence[tuple[str, float, float]], lane: flo
     free = 1.0  # share of the axis that is still free, from the left
     for state, begin, _ in reversed(regimes):
         about = "≈ " if gradual and state != "vanished" else ""
-        words = state if begin == left else f"{state}\nfrom {about}{lambda_text(begin)}"
+        words = state if begin == left else f"{state}\nfrom {about}{number_text(begin)}"
         width = letter * (max(map(len, words.split("\n"))) + 1)
         place = math.log(begin / left) / math.log(right / left)
         side = "left" if place + width <= free else "right"
@@ -167,7 +167,7 @@ def _run_ticks(ax: Axes, places: Sequence[float]) -> None:
     letter = _LETTER_INCHES * ax.figure.dpi / ax.get_window_extent().width
     texts, low = [], False
     for i, place in enumerate(places):
-        text = lambda_text(place)
+        text = number_text(place)
         near = i > 0 and math.log(place / places[i - 1]) / math.log(right / left) < letter * (len(text) + 1)
         low = near and not low
         texts.append(f"\n{text}" if low else text)

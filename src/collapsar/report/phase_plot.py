@@ -13,13 +13,7 @@ from matplotlib.legend_handler import HandlerPatch
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
-from matplotlib.ticker import (
-    FuncFormatter,
-    LogFormatterSciNotation,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-)
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from collapsar.core.types import Array
@@ -48,10 +42,10 @@ AXIS_WORDS = {
 }
 _DASHES: Mapping[str, Any] = {"merge": "-", "vanish": (0, (4, 1.5)), "complete": (0, (1, 1))}
 PANEL_WORDS = {"signed": "signed features", "nonnegative": "nonnegative features"}
-_PENALTY = (("lambda_z", r"$\lambda_Z$"),)
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _LETTER = 0.047  # width of a letter of a curve's label, inches
 _LABEL_SIZE = 6.0
+_STEP = 0.01  # between the points of a curve beside which its label is placed, inches
 
 
 def phase_figure(record: Mapping[str, Any]) -> Figure:
@@ -175,7 +169,9 @@ def _fixed(config: Mapping[str, Any]) -> str:
     normalized = s.get("over") is not None
     if normalized:
         parts.append(f"normalised per {s['over']}")
-    for name, letter in (("lambda_w", r"$\lambda_W$"), ("norm", r"$\rho$")) if normalized else _PENALTY:
+    for name, letter in (
+        (("lambda_w", r"$\lambda_W$"), ("norm", r"$\rho$")) if normalized else (("lambda_z", r"$\lambda_Z$"),)
+    ):
         if name not in moved:
             parts.append(f"{letter} = {number_text(s[name])}")
     if "lambda_b" not in moved:
@@ -191,31 +187,31 @@ def _fixed(config: Mapping[str, Any]) -> str:
 
 
 def _label_curves(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """Each curve's name, along it, where it is farthest from the other curves and from other names."""
-    drawn = [(curve, _in_inches(ax, curve["lines"][0])) for curve in curves if curve["lines"]]
-    everything = [_in_inches(ax, line) for curve in curves for line in curve["lines"]]
-    placed: list[Array] = []
+    """Each curve's name along it, far from other curves and names; those of short curves first."""
+    shown = [(curve, [_in_inches(ax, line) for line in curve["lines"]]) for curve in curves if curve["lines"]]
     texts: list[Text] = []
-    for curve, path in sorted(drawn, key=lambda item: _length(item[1])):
-        words = _curve_words(curve)
-        others = [p for p in everything if p.shape != path.shape or not np.array_equal(p, path)]
-        found = _best_place(path, len(words) * _LETTER, (others, placed), _size(ax))
-        if found is None:
+    taken: list[Array] = []
+    for curve, lines in sorted(shown, key=lambda item: len(item[1][0])):
+        words, path = _curve_words(curve), lines[0]
+        half = int(len(words) * _LETTER / 2 / _STEP) + 1
+        size = np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi
+        inside = np.all((path > 0.05) & (path < size - 0.05), axis=1)
+        places = [c for c in range(half, len(path) - half, 4) if inside[c - half : c + half + 1].all()]
+        if not places:
             continue
-        place, angle, span = found
-        placed.append(span)
-        at = ax.transAxes.inverted().transform(place * ax.figure.dpi + ax.bbox.min)
+        others = [line for other, parts in shown if other is not curve for line in parts]
+        spans = [path[c - half : c + half + 1] for c in places]
+        # so far from names that they do not touch, then as far from other curves as a letter is high
+        free = [min(_distance(span, taken), 0.2) + 0.25 * min(_distance(span, others), 0.15) for span in spans]
+        best = int(np.argmax(free))
+        span, place = spans[best], path[places[best]]
+        taken.append(span)
+        rise = float(np.degrees(np.arctan2(*(span[-1] - span[0])[::-1])))
+        x, y = (place / size).tolist()
         text = ax.text(
-            float(at[0]),
-            float(at[1]),
-            words,
-            transform=ax.transAxes,
-            rotation=angle,
-            size=_LABEL_SIZE,
-            ha="center",
-            va="center",
-            bbox={"boxstyle": "round,pad=0.02", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
-        )
+            x, y, words, transform=ax.transAxes, rotation=(rise + 90) % 180 - 90, size=_LABEL_SIZE, ha="center",
+            va="center", bbox={"boxstyle": "round,pad=0.02", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+        )  # fmt: skip
         text.set_in_layout(False)
         texts.append(text)
     return texts
@@ -230,51 +226,13 @@ def _curve_words(curve: Mapping[str, Any]) -> str:
 
 
 def _in_inches(ax: Axes, line: Sequence[Sequence[float]]) -> Array:
-    """Points from the lower left corner of the axes, every hundredth of an inch or so."""
+    """Points from the lower left corner of the axes, one every ``_STEP`` inches."""
     points = (ax.transData.transform(np.array(line, dtype=np.float64)) - ax.bbox.min) / ax.figure.dpi
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-    fine = np.linspace(0.0, along[-1], max(2, int(along[-1] / 0.01)))
+    fine = np.linspace(0.0, along[-1], max(2, int(along[-1] / _STEP)))
     return np.stack([np.interp(fine, along, points[:, i]) for i in (0, 1)], axis=1)
 
 
-def _size(ax: Axes) -> Array:
-    return np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi
-
-
-def _length(path: Array) -> float:
-    return float(np.hypot(*np.diff(path, axis=0).T).sum())
-
-
-def _best_place(
-    path: Array, width: float, avoid: tuple[Sequence[Array], Sequence[Array]], size: Array
-) -> tuple[Array, float, Array] | None:
-    """Centre, angle and the covered part of the path; None where it is too short for a name.
-
-    Far from other names first, from other curves second; then straight, then level.
-    """
-    half = int(width / 0.02) + 1
-    curves, names = (np.concatenate(paths) if len(paths) else np.full((1, 2), np.inf) for paths in avoid)
-    best, found = -np.inf, None
-    for centre in range(half, len(path) - half, 4):
-        span = path[centre - half : centre + half + 1]
-        if np.any(span < 0.05) or np.any(span > size - 0.05):
-            continue
-        chord = span[-1] - span[0]
-        straight = float(np.hypot(*chord)) / _length(span)
-        level = abs(chord[0]) / float(np.hypot(*chord))
-        free = 4 * min(_distance(span, names), 0.13) + min(_distance(span, curves), 0.15)
-        score = free + 0.5 * min(straight, 0.98) + 0.05 * level
-        if score > best:
-            angle = float(np.degrees(np.arctan2(chord[1], chord[0])))
-            best, found = score, (span[half], (angle + 90) % 180 - 90, span)
-    if found is None:
-        return None
-    place, angle, span = found
-    near = names[np.argmin(np.hypot(*(place - names).T))]
-    normal = np.array([-np.sin(np.radians(angle)), np.cos(np.radians(angle))])
-    side = float(np.sign((place - near) @ normal)) if np.all(np.isfinite(near)) else 0.0
-    return place + side * max(0.0, 0.1 - _distance(span, names)) * normal, angle, span
-
-
-def _distance(span: Array, others: Array) -> float:
-    return float(np.min(np.hypot(*(span[::8, None] - others[None]).T)))
+def _distance(span: Array, others: Sequence[Array]) -> float:
+    """From a part of a curve to the nearest point of the others, in inches."""
+    return min((float(np.hypot(*(span[::8, None] - other[None]).T).min()) for other in others), default=np.inf)

@@ -33,7 +33,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from collapsar.report.penalty_axis import threshold_line
 from collapsar.report.record import checked_demo, cluster_of_classes, defined, matrix
 from collapsar.report.style import COLOURS, DIVERGING, STATES, diverging_norm, styled
-from collapsar.report.words import data_words, lambda_text, number_text, outcome, power_text, sentence, share_text
+from collapsar.report.words import data_words, number_text, outcome, power_text, sentence, share_text
 
 __all__ = [
     "CURVES",
@@ -275,7 +275,7 @@ def demo_figure(record: Mapping[str, Any]) -> Figure:
         figure.suptitle(f"{sentence(data_words(data))}: a trained network beside the theory", parse_math=False)
         maps, curves = [], []
         for c, run in enumerate(runs):
-            level = lambda_text(run["lambda_z"])
+            level = number_text(run["lambda_z"])
             measured, theory, curve = (figure.add_subplot(grid[r, c]) for r in range(3))
             common: dict[str, Any] = {"clusters": data["clusters"], "class_names": data["class_names"], "vmax": vmax}
             for ax, side, words in ((measured, "measured", "network"), (theory, "predicted", "theory")):

@@ -15,7 +15,7 @@ from collapsar.report.page import colour_bar, drawn, plane_views, score_map
 from collapsar.report.plots import largest_score, legend_above, log_ticks
 from collapsar.report.record import Record, defined, same_counts
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, PAGE_INCHES
-from collapsar.report.words import lambda_text, number_text
+from collapsar.report.words import number_text
 
 __all__ = ["path_lines", "solution_view"]
 
@@ -76,8 +76,8 @@ def _reason(record: Record) -> str:
             )
         return f"No value of {name} merges these classes, or lets one vanish."
     return (
-        f"The first classes lose their own predictions at {name} = {lambda_text(level)}; this optimum is at "
-        f"{lambda_text(price)}, {number_text(price / level, 3)} times that."
+        f"The first classes lose their own predictions at {name} = {number_text(level)}; this optimum is at "
+        f"{number_text(price)}, {number_text(price / level, 3)} times that."
     )
 
 
@@ -94,7 +94,7 @@ def _rows(record: Record) -> list[tuple[Any, ...]]:
     theory, rows = record["prediction"], []
     for group in record["groups"]:
         k = group["classes"][0]
-        levels = (lambda_text(theory[name][k]) for name in ("merge", "vanish"))
+        levels = (number_text(theory[name][k]) for name in ("merge", "vanish"))
         numbers = (number_text(group[name], 4) for name in ("own", "sibling", "bias", "length"))
         lengths = (number_text(record[side]["lengths"][k], 3) for side, _ in _SIDES)
         rows.append(

@@ -10,9 +10,8 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -65,15 +64,8 @@ DIVERGING = LinearSegmentedColormap.from_list(
 _EXPONENT = 0.6
 
 
-@dataclass(frozen=True)
-class StateStyle:
-    """How a class state is drawn and written.
-
-    Attributes:
-        colour: Key of ``COLOURS``.
-        marker: Of matplotlib.
-        symbol: One character with the same shape.
-    """
+class StateStyle(NamedTuple):
+    """How a class state is drawn and written: a key of ``COLOURS``, a marker of matplotlib, a character like it."""
 
     colour: str
     marker: str

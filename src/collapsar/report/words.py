@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from collapsar.core.problem import Problem
 from collapsar.report.record import Record, defined
 
 __all__ = [
     "ABSENT",
-    "STATE_WORDS",
     "cluster_counts",
     "cluster_names",
-    "cluster_states",
-    "cluster_threshold",
     "consequence",
     "data_words",
     "finding",
-    "lambda_text",
     "meaning",
     "norm_name",
     "number_text",
     "outcome",
     "power_text",
     "problem_words",
+    "range_text",
     "sentence",
     "share_text",
     "standard_finding",
@@ -38,8 +34,6 @@ ABSENT = "–"
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _DATA_WORDS = {"digits": "pictures of handwritten digits", "fashion-mnist": "pictures of clothes"}
-# A short word for each state, for a reader who does not know the theory.
-STATE_WORDS = {"separated": "separated", "merged": "merged", "vanished": "vanished", "unseen": "without images"}
 _NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm", "batchnorm": "BatchNorm", "cosine": "cosine head"}
 _COLLAPSED = ("merged", "vanished")
 _MOST_NAMED = 20
@@ -68,11 +62,6 @@ def number_text(value: float | str | None, digits: int = 3) -> str:
 def power_text(value: float) -> str:
     """A power of ten as such: "10⁻⁴"."""
     return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
-
-
-def lambda_text(value: float | str | None) -> str:
-    """A penalty or threshold, to three significant digits."""
-    return number_text(value, 3)
 
 
 def share_text(value: float | str | None, digits: int = 2) -> str:
@@ -122,10 +111,14 @@ def cluster_names(record: Record) -> list[str]:
     return [f"n = {cluster_counts(record, cluster)}" for cluster in record["clusters"]]
 
 
+def range_text(counts: Iterable[int]) -> str:
+    """One number, or from which to which."""
+    return " to ".join(map(str, dict.fromkeys((min(found := list(counts)), max(found)))))
+
+
 def cluster_counts(record: Record, cluster: Sequence[int]) -> str:
-    """Images per class of a cluster: one number, or a range."""
-    counts = [record["class_counts"][k] for k in cluster]
-    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    """Images per class of a cluster."""
+    return range_text(record["class_counts"][k] for k in cluster)
 
 
 def _classes(record: Record, j: int) -> str:
@@ -138,11 +131,6 @@ def _classes(record: Record, j: int) -> str:
     return f"the {size}{noun} with {cluster_counts(record, cluster)} images"
 
 
-def cluster_states(states: Sequence[str], cluster: Sequence[int]) -> list[tuple[str, int]]:
-    """The states found in a cluster with the number of classes in each, the most frequent first."""
-    return Counter(states[k] for k in cluster).most_common()
-
-
 def summary_of_states(states: Sequence[str], cluster: Sequence[int]) -> str:
     """One phrase for the states in a cluster.
 
@@ -150,7 +138,7 @@ def summary_of_states(states: Sequence[str], cluster: Sequence[int]) -> str:
         >>> summary_of_states(["separated", "merged", "vanished", "vanished"], [1, 2, 3])
         '2 vanished, 1 merged'
     """
-    found = cluster_states(states, cluster)
+    found = Counter(states[k] for k in cluster).most_common()  # the most frequent first
     return found[0][0] if len(found) == 1 else ", ".join(f"{count} {state}" for state, count in found)
 
 
@@ -161,19 +149,12 @@ def outcome(record: Record, states: Sequence[str]) -> str:
     sentences = []
     for part in dict.fromkeys(parts):  # each phrase once, in order
         who = [name for name, found in zip(names, parts, strict=True) if found == part]
-        word = STATE_WORDS.get(part, part)
+        word = "without images" if part == "unseen" else part
         if len(who) == len(names):
-            return f"all {word}" if part in STATE_WORDS else word
+            return word if "," in part else f"all {word}"
         if part != "separated":
             sentences.append(f"{', '.join(who) if len(who) <= 3 else f'{len(who)} sizes'} {word}")
     return ", ".join(sentences)
-
-
-def cluster_threshold(record: Record, j: int) -> float | None:
-    """Where the cluster collapses first in the record's own feature model: merge if it has one, else vanish."""
-    levels, k = record["thresholds"][record["features"]], record["clusters"][j][0]
-    merge = levels["merge"][k] if "merge" in levels else None
-    return merge if defined(merge) else levels["vanish"][k]
 
 
 def finding(record: Record) -> str:
@@ -185,10 +166,12 @@ def finding(record: Record) -> str:
     j = min(reversed(range(len(stories))), key=lambda j: stories[j][0])
     first, text = stories[j]
     if first == math.inf:
-        return f"No class collapses at the penalties tried{_agreement_clause(record)}."
-    level = cluster_threshold(record, j)
-    theory = f"; the theory puts the threshold at {lambda_text(level)}" if defined(level) else ""
-    cluster = record["clusters"][j]
+        right, total, _ = _hits(record)
+        return f"No class collapses at the penalties tried{', as theory predicts' if right == total else ''}."
+    cluster, levels = record["clusters"][j], record["thresholds"][record["features"]]
+    found = [levels[key][cluster[0]] for key in ("merge", "vanish") if key in levels]
+    level = next(filter(defined, found), None)
+    theory = f"; the theory puts the threshold at {number_text(level)}" if level is not None else ""
     size = f" ({cluster_counts(record, cluster)} training images each)" if len(record["clusters"]) == 2 else ""
     return f"{sentence(_classes(record, j))}{size} {text}{theory}."
 
@@ -221,15 +204,10 @@ def _story(record: Record, j: int) -> tuple[float, str]:
     first, split = some[0], levels.index(some[0])
     verb = "collapses" if len(cluster) == 1 else "collapse"
     if not all(all(lost[level]) for level in levels[split:]):
-        return first, f"{verb} in part, from penalty {lambda_text(first)} on"
+        return first, f"{verb} in part, from penalty {number_text(first)} on"
     if split == 0:
-        return first, f"{verb} at every penalty tried, from {lambda_text(first)} on"
-    return first, f"{verb} between penalty {lambda_text(levels[split - 1])} and {lambda_text(first)}"
-
-
-def _agreement_clause(record: Record) -> str:
-    right, total, _ = _hits(record)
-    return ", as theory predicts" if right == total else ""
+        return first, f"{verb} at every penalty tried, from {number_text(first)} on"
+    return first, f"{verb} between penalty {number_text(levels[split - 1])} and {number_text(first)}"
 
 
 def _hits(record: Record) -> tuple[int, int, list[str]]:
@@ -240,22 +218,20 @@ def _hits(record: Record) -> tuple[int, int, list[str]]:
         for name, (predicted, measured) in zip(record["class_names"], pairs, strict=True):
             total += 1
             if predicted != measured:
-                missed.append(f"“{name}” at {lambda_text(run['lambda_z'])}: predicted {predicted}, measured {measured}")
+                missed.append(f"“{name}” at {number_text(run['lambda_z'])}: predicted {predicted}, measured {measured}")
     return total - len(missed), total, missed
 
 
 def verdict(record: Record) -> str:
     """How many class states theory predicted, and which it missed (the first three by name)."""
     right, total, missed = _hits(record)
-    runs = "run" if len(record["runs"]) == 1 else f"{len(record['runs'])} runs"
+    runs = len(record["runs"])
     source = "The theory, which sees only the number of images per class and the penalties,"
     if right == total:
-        return f"{source} gets the state of every class right, in {'the run' if runs == 'run' else f'all {runs}'}."
+        return f"{source} gets the state of every class right, in {'the run' if runs == 1 else f'all {runs} runs'}."
     more = f"; and {len(missed) - 3} more" if len(missed) > 3 else ""
-    return (
-        f"{source} predicts {right} of {total} class states in {'the run' if runs == 'run' else f'the {runs}'}. "
-        f"Missed: {'; '.join(missed[:3])}{more}."
-    )
+    where = "the run" if runs == 1 else f"the {runs} runs"
+    return f"{source} predicts {right} of {total} class states in {where}. Missed: {'; '.join(missed[:3])}{more}."
 
 
 def consequence(record: Record) -> str:
@@ -263,8 +239,7 @@ def consequence(record: Record) -> str:
 
     Empty where an accuracy is undefined, or where there is nothing to compare.
     """
-    first: dict[str, Any] = record["runs"][0]
-    minority = record["clusters"][-1]
+    first, minority = record["runs"][0], record["clusters"][-1]
     later = [
         run
         for run in record["runs"]
@@ -277,8 +252,8 @@ def consequence(record: Record) -> str:
         return ""
     small, large, small_after, large_after = (share_text(value) for value in numbers)
     return (
-        f"At penalty {lambda_text(first['lambda_z'])} the network recognises {small} of unseen minority images "
-        f"and {large} of unseen majority images; at {lambda_text(later[0]['lambda_z'])} it recognises "
+        f"At penalty {number_text(first['lambda_z'])} the network recognises {small} of unseen minority images "
+        f"and {large} of unseen majority images; at {number_text(later[0]['lambda_z'])} it recognises "
         f"{small_after} and {large_after}."
     )
 
@@ -294,11 +269,11 @@ def standard_finding(record: Record) -> str:
     if standard is None:
         return ""
     runs = [
-        f"{outcome(record, run['measured']['states'])} at lambda_w {lambda_text(run['lambda_w'])} "
+        f"{outcome(record, run['measured']['states'])} at lambda_w {number_text(run['lambda_w'])} "
         f"(predicted: {outcome(record, run['predicted']['states'])}; scores {share_text(run['distance']['Z'])} away)"
         for run in standard["runs"]
     ]
     return (
         f"With a {norm_name(standard['norm'])} before the last layer and weight decay on that layer alone, theory has "
-        f"the small classes merged from lambda_w {lambda_text(standard['merge'])} on. Trained: {', '.join(runs)}."
+        f"the small classes merged from lambda_w {number_text(standard['merge'])} on. Trained: {', '.join(runs)}."
     )
