@@ -598,6 +598,12 @@ def test_a_missing_extra_says_how_to_install_it(package: str, monkeypatch: pytes
         _ = room.demo_page
 
 
+def test_the_style_has_no_colour_that_a_page_cannot_replace() -> None:
+    text = Path(room.__file__).with_name("collapsar.mplstyle").read_text(encoding="utf-8")
+    used = {f"#{colour}" for colour in re.findall(r": ([0-9a-f]{6})$", text, flags=re.MULTILINE)}
+    assert used == {COLOURS[name] for name in ("ink", "muted", "rule")}
+
+
 # --- words
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 import collapsar as cs
-from collapsar.app.demo_standard import accuracies, collapse_report, standard_record
+from collapsar.app.demo_standard import accuracies, beside, collapse_report, smallest, standard_record
 from collapsar.app.network_records import advice_record, geometry_record
 from collapsar.core.types import Record
-from collapsar.diagnose.fit import Distance, distance
+from collapsar.diagnose.fit import distance
 from collapsar.diagnose.readers import diagnose_run
 from collapsar.metrics import CollapseReport
 from collapsar.training import ImageData, TrainResult, demo_config, imbalanced, load_data, train
@@ -120,48 +120,29 @@ def demo(
 def run_record(result: TrainResult, data: ImageData) -> Record:
     """One trained network beside both optima at its penalties."""
     config = result.config
-    report = measure(result, data)
-    assert report.Z is not None  # a head was given
-    assert report.b is not None
     penalties = config.penalties
     problem = cs.Problem(config.class_counts, penalties.lambda_z, penalties.lambda_b, features="nonnegative")
-    solution = cs.solve(problem, throw=False)
-    match = distance(solution, report.Z, report.b)
+    report, solution = measure(result, data), cs.solve(problem, throw=False)
+    assert report.Z is not None  # a head was given
+    assert report.b is not None
     other = distance(cs.solve(problem.replace(features="signed")), report.Z, report.b)
-    separation = report.separation()
-    small = problem.class_counts == problem.class_counts.min()
-    last = result.records[-1]
-    c = solution.certificate
+    separation, small, c = report.separation(), smallest(problem), solution.certificate
     found = diagnose_run(result, data, f"{config.dataset}, lambda_z {penalties.lambda_z:.4g}")
+    run = beside(result, report, solution)
+    run["predicted"] |= {"primal": c.primal, "dual": c.dual, "relative_gap": c.relative_gap}
+    run["measured"] |= {
+        "nc1_uniform": report.nc1_uniform,
+        "nc1_weighted": report.nc1_weighted,
+        "relative_norm": separation.relative_norms.tolist(),
+        "minority_separation": float(np.min(separation.nearest_separation[small])),
+    }
+    run["distance"] |= {"Z_signed": other.Z, "b_signed": other.b}
     return {
         "lambda_z": penalties.lambda_z,
         "seed": config.seed,
-        "predicted": {
-            "states": list(solution.class_states),
-            "Z": solution.Z.tolist(),
-            "b": solution.b.tolist(),
-            "primal": c.primal,
-            "dual": c.dual,
-            "gap": c.gap,
-            "relative_gap": c.relative_gap,
-            "status": solution.status.name.lower(),
-        },
-        "measured": {
-            "states": list(separation.states),
-            "Z": report.Z.tolist(),
-            "b": report.b.tolist(),
-            "nc1_uniform": report.nc1_uniform,
-            "nc1_weighted": report.nc1_weighted,
-            "relative_norm": separation.relative_norms.tolist(),
-            "minority_separation": float(np.min(separation.nearest_separation[small])),
-        },
-        "distance": _distances(match, other),
-        "accuracy": accuracies(last, small),
-        "stationarity": last["stationarity"],
+        **run,
         "diagnosis": found.to_dict(),
         "geometry": geometry_record(found),
-        "seconds": result.seconds,
-        "epochs": result.epoch,
         "history": [
             {
                 **{k: r.get(k) for k in ("epoch", *COLLAPSE_NUMBERS, "train_loss", "train_accuracy")},
@@ -181,10 +162,6 @@ def collapse_numbers(model: Any, data: ImageData) -> Record:
     """``COLLAPSE_NUMBERS`` of the training set, for ``training.train(..., measure=)``."""
     values = collapse_report(model, data).scalars()
     return {name: values[name] for name in COLLAPSE_NUMBERS}
-
-
-def _distances(match: Distance, other: Distance) -> Record:
-    return {"Z": match.Z, "Z_max": match.Z_max, "b": match.b, "Z_signed": other.Z, "b_signed": other.b}
 
 
 def _note(progress: Progress, words: str, epoch: int, epochs: int, record: Record | None) -> None:

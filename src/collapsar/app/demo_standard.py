@@ -21,7 +21,7 @@ from collapsar.training import ImageData, TrainResult, standard_config, train
 from collapsar.training.measure import features_and_logits
 from collapsar.training.models import FeatureNetwork
 
-__all__ = ["STANDARD_POSITIONS", "accuracies", "collapse_report", "standard_record"]
+__all__ = ["STANDARD_POSITIONS", "accuracies", "beside", "collapse_report", "smallest", "standard_record"]
 
 
 STANDARD_POSITIONS = {"below": 0.5, "above": 1.4}
@@ -56,40 +56,39 @@ def standard_record(
         config = replace(config, eval_every=config.epochs)
         told = note(f"LayerNorm, {position} its threshold")
         result = train(config, data, out / "layernorm" / f"{position}-seed{seed}", progress=told)
-        runs.append({"position": position, "lambda_w": factor * merge, "seed": seed, **_beside(result, data, here)})
+        report, solution = collapse_report(result.model, data), cs.solve(here, throw=False)
+        run = beside(result, report, solution)
+        run["predicted"]["cosines"] = _cosines(solution.feature_gram(), smallest(problem))
+        run["measured"]["cosines"] = _cosines(report.class_means @ report.class_means.T, smallest(problem))
+        runs.append({"position": position, "lambda_w": factor * merge, "seed": seed, **run})
     return {"norm": spec.feature_norm, "width": width, "lambda_b": 0.0, "merge": merge, "runs": runs}
 
 
-def _beside(result: TrainResult, data: ImageData, problem: cs.Problem) -> Record:
-    """A trained network and the optimum of its problem."""
-    report = collapse_report(result.model, data)
+def beside(result: TrainResult, report: CollapseReport, solution: cs.Solution) -> Record:
+    """A trained network beside an optimum, as tables and pages read it: "predicted", "measured" and what they share."""
     assert report.Z is not None  # a head was given
     assert report.b is not None
-    solution = cs.solve(problem, throw=False)
-    away = distance(solution, report.Z, report.b)
-    small = problem.class_counts == problem.class_counts.min()
-    last, c = result.records[-1], solution.certificate
+    away, last = distance(solution, report.Z, report.b), result.records[-1]
     return {
         "predicted": {
             "states": list(solution.class_states),
             "Z": solution.Z.tolist(),
             "b": solution.b.tolist(),
-            "gap": c.gap,
+            "gap": solution.certificate.gap,
             "status": solution.status.name.lower(),
-            "cosines": _cosines(solution.feature_gram(), small),
         },
-        "measured": {
-            "states": list(report.separation().states),
-            "Z": report.Z.tolist(),
-            "b": report.b.tolist(),
-            "cosines": _cosines(report.class_means @ report.class_means.T, small),
-        },
+        "measured": {"states": list(report.separation().states), "Z": report.Z.tolist(), "b": report.b.tolist()},
         "distance": {"Z": away.Z, "Z_max": away.Z_max, "b": away.b},
-        "accuracy": accuracies(last, small),
+        "accuracy": accuracies(last, smallest(solution.problem)),
         "stationarity": last["stationarity"],
         "seconds": result.seconds,
         "epochs": result.epoch,
     }
+
+
+def smallest(problem: cs.Problem) -> np.ndarray:
+    """Which classes have the fewest samples, shape (K,)."""
+    return problem.class_counts == problem.class_counts.min()
 
 
 def _cosines(gram: np.ndarray, small: np.ndarray) -> Record:

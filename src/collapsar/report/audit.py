@@ -78,22 +78,14 @@ def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
     """
     lengths, counts = np.array(record["lengths"]), record["class_counts"]
     place = np.arange(len(lengths)) if counts is None else np.maximum(np.array(counts, dtype=float), 0.5)
-    left = np.ones(len(lengths), dtype=bool)
+    first = {k: kind for kind, members in reversed(_kinds(record).items()) for k in members}
     drawn_of = {}
-    marks = []
-    for (kind, colour, marker), members in zip(_KINDS, _kinds(record).values(), strict=True):
-        mine = np.zeros(len(lengths), dtype=bool)
-        mine[sorted(members)] = True
-        marks.append((kind, colour, marker, mine & left))
-        left &= ~mine
-    ax.plot(place[left], lengths[left], ".", color=COLOURS["muted"], markersize=2.5, alpha=0.5, label="alive")
-    drawn_of["alive"] = int(left.sum())
-    for kind, colour, marker, mine in marks:
-        drawn_of[kind] = int(mine.sum())
-        if mine.any():
-            ax.plot(
-                place[mine], lengths[mine], marker, color=COLOURS[colour], markersize=4, linestyle="none", label=kind
-            )
+    for kind, colour, marker in (("alive", "muted", "."), *_KINDS):
+        mine = [k for k in range(len(lengths)) if first.get(k, "alive") == kind]
+        drawn_of[kind] = len(mine)
+        if mine:
+            size: dict[str, Any] = {"markersize": 2.5, "alpha": 0.5} if kind == "alive" else {"markersize": 4}
+            ax.plot(place[mine], lengths[mine], marker, color=COLOURS[colour], linestyle="none", label=kind, **size)
     if counts is not None:
         ax.set_xscale("log")
         cut = (record["counts"] or {}).get("dies_below")

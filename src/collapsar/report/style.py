@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -79,36 +80,7 @@ STATES: Mapping[str, StateStyle] = {
     "unseen": StateStyle("muted", "d", "◆"),
 }
 
-_RC: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 8.0,
-    "axes.titlesize": 8.0,
-    "axes.labelsize": 8.0,
-    "xtick.labelsize": 7.0,
-    "ytick.labelsize": 7.0,
-    "legend.fontsize": 7.0,
-    "figure.titlesize": 9.0,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "auto",
-    "text.color": COLOURS["ink"],
-    "axes.labelcolor": COLOURS["ink"],
-    "axes.edgecolor": COLOURS["muted"],
-    "xtick.color": COLOURS["muted"],
-    "ytick.color": COLOURS["muted"],
-    "xtick.labelcolor": COLOURS["ink"],
-    "ytick.labelcolor": COLOURS["ink"],
-    "grid.color": COLOURS["rule"],
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.4,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "image.interpolation": "nearest",
-    "svg.fonttype": "none",
-}
+_RC = mpl.rc_params_from_file(Path(__file__).parent / "collapsar.mplstyle", use_default_template=False)
 
 
 def styled() -> AbstractContextManager[None]:
