@@ -16,7 +16,7 @@ from collapsar.cli import main
 from collapsar.phase import diagram as phase_module
 from collapsar.phase import grid as phase_grid
 from collapsar.phase import sweep as sweep_module
-from collapsar.phase.contour import zero_lines
+from collapsar.phase.curves import zero_lines
 from collapsar.phase.diagram import STATES, UNKNOWN, PhaseDiagram, phase_diagram
 from collapsar.phase.grid import Axis, PhaseConfig, PhaseSettings
 from collapsar.phase.sweep import parts_folder, sweep
@@ -208,7 +208,9 @@ def test_signed_states_are_those_of_the_closed_form_optimum(diagram):
     config, part = diagram.config, diagram.model("signed")
     rng = np.random.default_rng(0)
     for i, j in zip(rng.integers(0, Y.num, 60), rng.integers(0, X.num, 60), strict=True):
-        exact = two_cluster(5, 5, config.counts_a[i, j], config.counts_b[i, j], config.lambda_z[i, j], 0.02)
+        exact = two_cluster(
+            5, 5, config.counts_a[i, j], config.counts_b[i, j], config.parameter("lambda_z")[i, j], 0.02
+        )
         a, b = (STATES[code] for code in part.states[:, i, j])
         wanted = {"apart": "separated", "merged": "merged", "vanished": "vanished", "zero": "vanished"}[exact.state]
         assert b == wanted
@@ -260,7 +262,11 @@ def test_any_two_parameters(x, y, settings):
     k, n_a, n_b = d.config.sizes[i, j].astype(int), d.config.counts_a[i, j], d.config.counts_b[i, j]
     counts = np.array([n_a] * k[0] + [n_b] * k[1])
     problem = cs.Problem(
-        [1] * counts.size, d.config.lambda_z[i, j], d.config.lambda_b[i, j], cs.Loss(class_weights=counts), counts
+        [1] * counts.size,
+        d.config.parameter("lambda_z")[i, j],
+        d.config.parameter("lambda_b")[i, j],
+        cs.Loss(class_weights=counts),
+        counts,
     )
     for part in d.models:
         s = cs.solve(problem.replace(features=part.features))

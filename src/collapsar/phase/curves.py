@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from collapsar.core.types import Array, Mask
-from collapsar.phase.contour import zero_lines
 from collapsar.phase.grid import Axis, PhaseConfig
 
-__all__ = ["Curve", "curves_of"]
+__all__ = ["Curve", "Line", "curves_of", "zero_lines"]
 
+Line = tuple[tuple[float, float], ...]
 Transition = Literal["merge", "vanish", "complete"]
 
 _CURVES: tuple[tuple[Transition, str], ...] = (
@@ -40,7 +41,7 @@ class Curve:
     transition: Transition
     cluster: str
     exact: bool
-    lines: tuple[tuple[tuple[float, float], ...], ...]
+    lines: tuple[Line, ...]
     note: str
 
 
@@ -57,38 +58,69 @@ def curves_of(config: PhaseConfig, fields: Mapping[str, Array]) -> tuple[Curve, 
     Returns:
         One curve per transition that exists anywhere on the grid, and a second one where a part of it is not exact.
     """
-    complete = fields["complete"]
     curves: list[Curve] = []
     for transition, side in _CURVES:
         field = fields[f"{transition}_{side}" if side else transition]
-        if side:
-            doubled = np.abs(field / complete - 1) <= _SAME
-            if transition == "merge":
-                doubled |= np.abs(field / fields[f"vanish_{side}"] - 1) <= _SAME
+        later = ["complete"] if side else []
+        later += [f"vanish_{side}"] if transition == "merge" else []
+        if later:
+            doubled = np.any([np.abs(field / fields[other] - 1) <= _SAME for other in later], axis=0)
             field = np.where(_inner(doubled), np.nan, field)
         if np.isnan(field).all():
             continue
-        certain = _squares(fields[f"exact_{side or 'complete'}"] > 0)
-        if transition == "merge":
-            certain = np.ones_like(certain)
+        certain = _squares((fields[f"exact_{side or 'complete'}"] > 0) | (transition == "merge"))
         lines, rest = (_lines(config, field, where) for where in (certain, ~certain))
         if lines or not rest:
-            curves.append(
-                Curve(transition, side.upper(), True, lines, _note(config, transition, side, field, bool(lines)))
-            )
+            note = _note(config, transition, side, field, bool(lines))
+            curves.append(Curve(transition, side.upper(), True, lines, note))
         if rest:
-            note = (
-                f"{_words(transition, side)}: along a curve of the column form, where classes would share a direction"
-            )
+            what = _words(transition, side)
+            note = f"{what}: along a curve of the column form, where classes would share a direction"
             curves.append(Curve(transition, side.upper(), False, rest, note))
     return tuple(curves)
 
 
-def _lines(config: PhaseConfig, field: Array, squares: Mask) -> tuple[tuple[tuple[float, float], ...], ...]:
+def _lines(config: PhaseConfig, field: Array, squares: Mask) -> tuple[Line, ...]:
     return tuple(
         tuple((_at(config.x_values, config.x, c), _at(config.y_values, config.y, r)) for c, r in line)
         for line in zero_lines(np.log(field / config.penalty), squares)
     )
+
+
+def zero_lines(field: ArrayLike, squares: ArrayLike | None = None) -> tuple[Line, ...]:
+    """Polylines of (column, row) along which a bilinear field changes sign, in units of the grid.
+
+    Args:
+        field: shape (rows, columns); squares with a corner that is not finite are left out. Zero counts as positive.
+        squares: shape (rows - 1, columns - 1), which squares to look at; all by default.
+
+    Returns:
+        The lines, longest first; a closed one ends where it begins.
+
+    Example:
+        >>> zero_lines([[-1.0, 1.0], [-1.0, 3.0]])
+        (((0.5, 0.0), (0.25, 1.0)),)
+    """
+    from contourpy import contour_generator
+
+    f = np.ma.masked_invalid(np.asarray(field, dtype=np.float64))
+    lines = contour_generator(z=-f, corner_mask=False).lines(0.0)  # zero is on the low side for contourpy
+    if squares is not None:
+        lines = [part for line in lines for part in _inside(np.asarray(line), np.asarray(squares, dtype=bool))]
+    return tuple(sorted((tuple(map(tuple, np.asarray(line).tolist())) for line in lines), key=len, reverse=True))
+
+
+def _inside(line: Array, squares: Mask) -> list[Array]:
+    """The parts of a line whose segments lie in the squares; each segment lies in one."""
+    column, row = ((line[1:] + line[:-1]) / 2).T.astype(np.intp)
+    kept = squares[np.minimum(row, squares.shape[0] - 1), np.minimum(column, squares.shape[1] - 1)]
+    if kept.all():
+        return [line]
+    if np.array_equal(line[0], line[-1]):  # a closed line is cut where it leaves the squares first
+        first = int(np.argmin(kept))
+        line, kept = np.concatenate([line[first:-1], line[: first + 1]]), np.roll(kept, -first)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]])))
+    return [line[begin : end + 1] for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _inner(mask: Mask) -> Mask:

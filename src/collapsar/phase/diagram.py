@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel
 from collapsar.core.states import CLASS_STATES
 from collapsar.core.types import Array, Record
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
-from collapsar.phase.normalized import cell_solutions, cell_thresholds
+from collapsar.phase.normalized import solved_cells
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.status import Status
 from collapsar.theory.clusters import Clusters
@@ -32,6 +32,7 @@ Codes = NDArray[np.int64]
 FEATURES: tuple[FeatureModel, ...] = get_args(FeatureModel)
 STATES = CLASS_STATES
 UNKNOWN = -1  # predicted state where classes share a feature direction, which the closed forms do not follow
+_CELLS = ("states", "gap", "status", "one_by_one")
 _FIELDS = ("merge_a", "merge_b", "vanish_a", "vanish_b", "complete", "exact_a", "exact_b", "exact_complete")
 
 
@@ -126,11 +127,7 @@ class PhaseDiagram:
         models = [
             {
                 "features": part.features,
-                "states": part.states.tolist(),
-                "predicted": part.predicted.tolist(),
-                "gap": part.gap.tolist(),
-                "status": part.status.tolist(),
-                "one_by_one": part.one_by_one.tolist(),
+                **{name: getattr(part, name).tolist() for name in ("predicted", *_CELLS)},
                 "curves": [
                     {**asdict(curve), "lines": [[list(point) for point in line] for line in curve.lines]}
                     for curve in part.curves
@@ -220,73 +217,61 @@ def phase_diagram(
 
 
 def phase_chunk(config: PhaseConfig, chunk: int) -> Record:
-    """One part of the work as JSON values: the same for the same configuration, wherever it is computed.
+    """One part of the work: the same for the same configuration, wherever it is computed.
 
     Args:
         config: the whole diagram.
         chunk: which part, from 0.
+
+    Returns:
+        Per feature model arrays over the part's cells: "states" (first A, then B), "gap", "status", "one_by_one", and
+        "thresholds", NaN where there is none; one line of them where they repeat.
     """
-    if config.is_normalized:
-        return _normalized_chunk(config, chunk)
-    cells = {
-        name: config.cut(getattr(config, name), chunk) for name in ("lambda_z", "lambda_b", "counts_a", "counts_b")
-    }
-    sizes = config.cut(config.sizes, chunk)
-    shape = sizes.shape[:2]
-    counts = np.stack([cells["counts_a"], cells["counts_b"]], axis=-1)
-    record: Record = {}
-    for features in FEATURES:
-        flat = (sizes.reshape(-1, 2), counts.reshape(-1, 2), cells["lambda_z"].ravel(), cells["lambda_b"].ravel())
-        batch = ProblemBatch.plain(*flat, features)
-        result = solve_batch(batch, config.tol, line=shape[1])
-        codes = np.argmax(result.states[..., None] == np.array(STATES), axis=-1)
-        names = np.full(result.status.size, Status.OPTIMAL.name, dtype=object)
-        for i in np.flatnonzero(result.status != Status.OPTIMAL):
-            names[i] = result.status[i].name
-        record[features] = {
-            "states": [np.reshape(codes[:, j], shape).tolist() for j in (0, 1)],
-            "gap": _three_digits(result.relative_gap).reshape(shape).tolist(),
-            "status": names.reshape(shape).tolist(),
-            "one_by_one": result.one_by_one.reshape(shape).tolist(),
-            "thresholds": _threshold_fields(config, batch, shape),
-        }
-    return record
+    cells = _normalized_cells if config.is_normalized else _cells
+    return {features: cells(config, chunk, features) for features in FEATURES}
 
 
-def _three_digits(gap: Array) -> Array:
-    """Gaps to three digits, the float64 nearest to the decimal number."""
-    scale = 10.0 ** np.clip(2 - np.floor(np.log10(np.maximum(gap, 1e-300))), 0, 22)  # powers that float64 has exactly
-    return np.rint(gap * scale) / scale
+def _cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Record:
+    grids = (config.parameter("lambda_z"), config.parameter("lambda_b"), config.counts_a, config.counts_b)
+    lambda_z, lambda_b, n_a, n_b = (config.cut(grid, chunk) for grid in grids)
+    sizes, counts = config.cut(config.sizes, chunk).reshape(-1, 2), np.stack([n_a, n_b], axis=-1).reshape(-1, 2)
+    batch = ProblemBatch.plain(sizes, counts, lambda_z.ravel(), lambda_b.ravel(), features)
+    result = solve_batch(batch, config.tol, line=n_a.shape[1])
+    codes = np.argmax(result.states[..., None] == np.array(STATES), axis=-1)
+    names = np.full(result.status.size, Status.OPTIMAL.name, dtype=object)
+    for i in np.flatnonzero(result.status != Status.OPTIMAL):
+        names[i] = result.status[i].name
+    fields = _threshold_fields(config, batch, n_a.shape)
+    return _part(n_a.shape, codes.T, result.relative_gap, names, result.one_by_one, fields)
 
 
-def _normalized_chunk(config: PhaseConfig, chunk: int) -> Record:
+def _normalized_cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Record:
     """The same for normalised features, cell by cell."""
     rows, columns = (config.cut(grid, chunk) for grid in np.indices(config.shape))
-    shape, cells = rows.shape, [(int(i), int(j)) for i, j in zip(rows.ravel(), columns.ravel(), strict=True)]
-    record: Record = {}
-    for features in FEATURES:
-        found = cell_solutions(config, cells, features)
-        states = [[STATES.index(s.class_states[k]) for s in found] for k in (0, -1)]
-        lines = [
-            _row(t, int(config.sizes[cell][0]))
-            for t, cell in zip(cell_thresholds(config, cells, features), cells, strict=True)
-        ]
-        fields = {
-            name: np.reshape(np.array([line[i] for line in lines], object), shape).tolist()
-            for i, name in enumerate(_FIELDS)
-        }
-        record[features] = {
-            "states": [np.reshape(codes, shape).tolist() for codes in states],
-            "gap": _three_digits(np.reshape([s.certificate.relative_gap for s in found], shape)).tolist(),
-            "status": np.reshape([s.status.name for s in found], shape).tolist(),
-            "one_by_one": np.ones(shape, dtype=bool).tolist(),
-            "thresholds": fields,
-        }
-    return record
+    cells = [(int(i), int(j)) for i, j in zip(rows.ravel(), columns.ravel(), strict=True)]
+    found, levels = solved_cells(config, cells, features)
+    codes = [[STATES.index(s.class_states[k]) for s in found] for k in (0, -1)]
+    fields = np.transpose([_row(t) for t in levels]).reshape(-1, *rows.shape)
+    names = [s.status.name for s in found]
+    return _part(rows.shape, codes, [s.certificate.relative_gap for s in found], names, [True] * len(found), fields)
 
 
-def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int, int]) -> Record:
-    """Thresholds per cell; one line of them where lambda_z is an axis, along which they repeat."""
+def _part(
+    shape: tuple[int, ...], codes: ArrayLike, gap: ArrayLike, names: ArrayLike, one_by_one: ArrayLike, fields: Array
+) -> Record:
+    digits = np.asarray(gap)  # to three of them, the float64 nearest to the decimal number
+    scale = 10.0 ** np.clip(2 - np.floor(np.log10(np.maximum(digits, 1e-300))), 0, 22)  # powers that are exact
+    return {
+        "states": np.reshape(codes, (2, *shape)),
+        "gap": np.reshape(np.rint(digits * scale) / scale, shape),
+        "status": np.reshape(names, shape),
+        "one_by_one": np.reshape(one_by_one, shape),
+        "thresholds": dict(zip(_FIELDS, np.where(np.isfinite(fields), fields, np.nan), strict=True)),
+    }
+
+
+def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int, ...]) -> Array:
+    """Thresholds per cell, in the order of ``_FIELDS``; one line of them along lambda_z, where they repeat."""
     grid = np.arange(batch.num_problems).reshape(shape)
     wanted = np.take(grid, [0], axis=config.along) if config.has_penalty else grid
     names = [f.name for f in fields(Clusters) if f.name != "labels"]
@@ -299,15 +284,13 @@ def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int
             certain = v.complete_bound <= v.complete * (1 + 1e-9)
             ends = [array[:, side] for array in (merge, v.vanish, v.exact) for side in (0, -1)]
             found[:, part] = np.stack([*ends[:4], v.complete, *ends[4:], certain])
-    cells = np.where(np.isfinite(found), found.astype(object), np.array(None)).reshape(len(_FIELDS), *wanted.shape)
-    return {name: cells[n].tolist() for n, name in enumerate(_FIELDS)}
+    return found.reshape(-1, *wanted.shape)
 
 
-def _row(t: Thresholds, k_a: int) -> list[float | None]:
-    """In the order of ``_FIELDS``; None for NaN."""
-    certain = (*t.exact[[0, k_a]], t.complete_bound <= t.complete * (1 + 1e-9))
-    values = [*t.merge[[0, k_a]], *t.vanish[[0, k_a]], t.complete, *map(float, certain)]
-    return [float(value) if np.isfinite(value) else None for value in values]
+def _row(t: Thresholds) -> list[float]:
+    """In the order of ``_FIELDS``; the classes of A come first, those of B last."""
+    certain = (*t.exact[[0, -1]], t.complete_bound <= t.complete * (1 + 1e-9))
+    return [*t.merge[[0, -1]], *t.vanish[[0, -1]], t.complete, *map(float, certain)]
 
 
 def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
@@ -315,7 +298,7 @@ def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
 
     Args:
         config: what they were computed from.
-        parts: one record of :func:`phase_chunk` per chunk.
+        parts: one record of :func:`phase_chunk` per chunk, or what JSON made of it.
     """
     axis = 1 - config.along
 
@@ -331,9 +314,9 @@ def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
     models = []
     for features in FEATURES:
         fields = {name: threshold(features, name) for name in _FIELDS}
-        cells = [joined(features, name) for name in ("states", "gap", "status", "one_by_one")]
+        states, *cells = (joined(features, name) for name in _CELLS)
         predicted = np.stack([_predicted(config, fields, side) for side in "ab"])
-        models.append(ModelPhase(features, cells[0], predicted, *cells[1:], curves=curves_of(config, fields)))
+        models.append(ModelPhase(features, states, predicted, *cells, curves=curves_of(config, fields)))
     return PhaseDiagram(config, tuple(models))
 
 

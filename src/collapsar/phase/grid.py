@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from collapsar.core.normalization import Over
-from collapsar.core.types import Array
+from collapsar.core.records import to_json
+from collapsar.core.types import Array, Record
 
 __all__ = ["Axis", "AxisName", "PhaseConfig", "PhaseSettings"]
 
@@ -169,7 +170,7 @@ class PhaseConfig:
         if self.x.name == self.y.name:
             raise ValueError(f"the two axes must be different parameters, got {self.x.name} twice")
         foreign = {"lambda_w", "norm"} if self.settings.over is None else {"lambda_z"}
-        for name in foreign & {self.x.name, self.y.name}:
+        for name in foreign & self._axes:
             needs = 'needs normalised features: set `over` to "sample" or "batch"'
             raise ValueError(
                 f"the axis {name} {needs if self.settings.over is None else 'has no place with `over`: use lambda_w'}"
@@ -183,6 +184,10 @@ class PhaseConfig:
                     f"the axis {axis.name} from {axis.low:g} to {axis.high:g} holds fewer than two whole numbers of "
                     f"{K} classes; widen it, or take more classes"
                 )
+
+    @property
+    def _axes(self) -> set[str]:
+        return {self.x.name, self.y.name}
 
     def values_of(self, axis: Axis) -> Array:
         """The values of an axis on the grid."""
@@ -206,64 +211,46 @@ class PhaseConfig:
         """Rows (y) and columns (x) of the grid."""
         return self.y_values.size, self.x_values.size
 
-    def _parameter(self, name: str) -> Array:
-        """Shape (ny, nx)."""
+    def parameter(self, name: str) -> Array:
+        """An axis or a setting by its name, shape (ny, nx)."""
         for axis, values in ((self.x, self.x_values[None]), (self.y, self.y_values[:, None])):
             if axis.name == name:
                 return np.broadcast_to(values, self.shape)
         return np.full(self.shape, float(getattr(self.settings, name)))
 
     @cached_property
-    def lambda_z(self) -> Array:
-        """Shape (ny, nx)."""
-        return self._parameter("lambda_z")
-
-    @cached_property
-    def lambda_b(self) -> Array:
-        """Shape (ny, nx)."""
-        return self._parameter("lambda_b")
-
-    @cached_property
     def sizes(self) -> Array:
         """(k_A, k_B), shape (ny, nx, 2)."""
         K = self.settings.num_classes
-        shared = "share_a" in (self.x.name, self.y.name)
-        k_a = np.rint(self._parameter("share_a") * K) if shared else self._parameter("k_a")
+        k_a = np.rint(self.parameter("share_a") * K) if "share_a" in self._axes else self.parameter("k_a")
         return np.stack([k_a, K - k_a], axis=-1)
 
     @cached_property
     def counts_a(self) -> Array:
         """n_A, shape (ny, nx)."""
-        names = {self.x.name, self.y.name}
-        moved = "r" in names and "n_a" not in names
-        return self._parameter("r") * self._parameter("n_b") if moved else self._parameter("n_a")
+        moved = "r" in self._axes and "n_a" not in self._axes
+        return self.parameter("r") * self.parameter("n_b") if moved else self.parameter("n_a")
 
     @cached_property
     def counts_b(self) -> Array:
         """n_B, oversampled, shape (ny, nx)."""
-        names = {self.x.name, self.y.name}
-        moved = {"r", "n_a"} <= names
-        n_b = self._parameter("n_a") / self._parameter("r") if moved else self._parameter("n_b")
-        return n_b * self._parameter("oversampling")
+        moved = {"r", "n_a"} == self._axes
+        n_b = self.parameter("n_a") / self.parameter("r") if moved else self.parameter("n_b")
+        return n_b * self.parameter("oversampling")
 
     @property
     def is_normalized(self) -> bool:
         """Whether the features are normalised."""
         return self.settings.over is not None
 
-    @cached_property
-    def penalty(self) -> Array:
-        """What thresholds are values of: lambda_z, or lambda_w where features are normalised, shape (ny, nx)."""
-        return self._parameter("lambda_w") if self.is_normalized else self.lambda_z
-
-    @cached_property
-    def norm(self) -> Array:
-        """Shape (ny, nx)."""
-        return self._parameter("norm")
-
     @property
     def _swept(self) -> str:
         return "lambda_w" if self.is_normalized else "lambda_z"
+
+    @cached_property
+    def penalty(self) -> Array:
+        """What thresholds are values of: lambda_z, or lambda_w where features are normalised, shape (ny, nx)."""
+        return self.parameter(self._swept)
 
     @property
     def along(self) -> Literal[0, 1]:
@@ -273,7 +260,7 @@ class PhaseConfig:
     @property
     def has_penalty(self) -> bool:
         """Whether the penalty is on an axis."""
-        return self._swept in (self.x.name, self.y.name)
+        return self._swept in self._axes
 
     @cached_property
     def chunks(self) -> tuple[slice, ...]:
@@ -292,11 +279,9 @@ class PhaseConfig:
         lines = self.chunks[chunk]
         return np.asarray(grid)[lines] if self.along == 1 else np.asarray(grid)[:, lines]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The configuration as JSON values; an infinite ``lambda_b`` is the string "inf"."""
-        values = asdict(self)
-        if self.settings.lambda_b == inf:
-            values["settings"]["lambda_b"] = "inf"
+        values = to_json(asdict(self))
         if not self.is_normalized:  # as it was before there were any
             for name in ("over", "lambda_w", "norm"):
                 del values["settings"][name]

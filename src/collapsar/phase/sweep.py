@@ -14,6 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from collapsar.core.files import write_atomically
 from collapsar.core.types import Record
 from collapsar.phase.diagram import PhaseDiagram, assemble, phase_chunk
@@ -58,29 +61,25 @@ def sweep(
     """
     if jobs == 0:
         raise ValueError("`jobs` must be a number of processes or -1 (one per core), got 0")
-    note = _silent if note is None else note
+    tell = progress or _silent
+    folder, found, all_parts = None, {}, config.num_chunks
     if out is not None:
         if not out.parent.is_dir():
             raise ValueError(f"`out` must lie in an existing folder, got {out}; create {out.parent} first")
-        finished = _finished(out, config, note)
-        if finished is not None:
-            if progress is not None:
-                progress(config.num_chunks, config.num_chunks)
+        if finished := _finished(out, config, note or _silent):
+            tell(all_parts, all_parts)
             return finished
-    folder = None if out is None else parts_folder(out)
-    found = {} if folder is None else _found(folder, config, note)
-    missing = [i for i in range(config.num_chunks) if i not in found]
-    if progress is not None:
-        progress(len(found), config.num_chunks)
-    if folder is not None:
+        folder = parts_folder(out)
+        found = _found(folder, config, note or _silent)
         folder.mkdir(exist_ok=True)
+    tell(len(found), all_parts)
+    missing = [i for i in range(all_parts) if i not in found]
     for i, part in _computed(config, missing, jobs, dask_scheduler):
         found[i] = part
         if folder is not None:
             write_atomically(_part_file(folder, config, i), _sealed(config, i, part))
-        if progress is not None:
-            progress(len(found), config.num_chunks)
-    diagram = assemble(config, [found[i] for i in range(config.num_chunks)])
+        tell(len(found), all_parts)
+    diagram = assemble(config, [found[i] for i in range(all_parts)])
     if out is not None and folder is not None:
         write_atomically(out, json.dumps(diagram.to_dict(), allow_nan=False))
         _remove_parts(folder, config)
@@ -97,7 +96,7 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def _silent(sentence: str) -> None:
+def _silent(*told: object) -> None:
     pass
 
 
@@ -144,9 +143,14 @@ def _part_file(folder: Path, config: PhaseConfig, chunk: int) -> Path:
 
 def _sealed(config: PhaseConfig, chunk: int, part: Record) -> str:
     """A part with what it belongs to and a checksum of its content."""
-    content = json.dumps(part, allow_nan=False)
+    content = json.dumps(part, allow_nan=False, default=_listed)
     check = hashlib.sha256(content.encode()).hexdigest()
     return json.dumps({"config_digest": config.digest, "chunk": chunk, "check": check, "content": content})
+
+
+def _listed(array: NDArray[Any]) -> list[Any]:
+    """An array as JSON values, NaN as null."""
+    return np.where(array == array, array, np.array(None)).tolist()
 
 
 def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Record]:
