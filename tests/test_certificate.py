@@ -96,7 +96,7 @@ def test_bad_points_are_named(Z, b, says):
 @pytest.mark.parametrize("share", [1e-3, 1e-5, 1e-7])
 def test_a_direction_that_should_be_dead_opens_the_gap_by_what_it_costs(lambda_b, share):
     n = np.rint(np.geomspace(5000, 50, 20)).astype(int)
-    s = cs.solve(cs.Problem(n, 3 * np.sqrt(50) / n.sum(), lambda_b))
+    s = cs.solve(cs.Problem(n, 3 * np.sqrt(50) / n.sum(), lambda_b), 1e-12)
     q, C = s.quotient, s.blocks.C
     A, sigma, Bt = np.linalg.svd(residual(q, predict(q, s.blocks)[0]).between)
     first = int(np.argmax(sigma < 0.99 * q.lambda_z))  # to set its singular value to lambda_Z would cost more

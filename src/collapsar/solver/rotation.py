@@ -7,9 +7,9 @@ one angle, the t of JMLR (5.16)-(5.51). Within a cluster the residual is known b
 are apart, what makes their probabilities equal once they merge (theory section 3).
 
 A step is the Newton step of the dual objective along Q exp(Omega). Nothing guards it but the positivity of the
-probabilities: where Z lost rank or Newton's method its way, the certificate does not close, and the general algorithm
-takes over. Up to FEW clusters a step is a dense solve in the angles, beyond it conjugate gradients on skew-symmetric
-matrices, three products an iteration. With three clusters a step is some forty operations on small arrays, so their
+probabilities: where Z lost rank or Newton's method its way, :mod:`.contraction` takes over. Up to FEW
+clusters a step is a dense solve in the angles, beyond it conjugate gradients on skew-symmetric matrices, three products
+an iteration. With three clusters a step is some forty operations on small arrays, so their
 overhead is the cost: hence flat arrays of equal shape and ``dot``, which take a third of the time of broadcasts and
 ``@``.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from scipy.linalg import get_lapack_funcs
 
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.conjugate_gradients import truncated_newton
+from collapsar.solver.dual_model import DualModel, dual_model
 from collapsar.solver.symmetry import Blocks, Quotient, grid
 
 __all__ = ["SOME", "rotation_point"]
@@ -39,117 +39,63 @@ SOME = 128  # clusters up to which this is tried first: where rank is lost, the 
 
 _MARGIN = 4.0  # nats: a typical logit margin of a trained classifier, for the start only
 
+_DEAD = -1e-9  # of its largest entry, on the diagonal of Q'X, is more than rounding
+
 _LAST = 1e-5  # radians: Newton's method squares the error, and the gap is the square of the error
 
 
-class _Model(NamedTuple):
-    """What a problem's steps need. Probabilities are flat: J^2 of other classes, then those of the J own classes.
+def _angles(model: DualModel, planes: Tensor, Q: Matrix, p: Vector, G: Matrix) -> Matrix | None:
+    """The Newton step, the skew-symmetric Omega, at G = Q'X; None where rounding leaves nothing to solve."""
+    J, n = len(Q), len(planes)
+    spin = planes.reshape(n, J * J)
+    turned = planes.reshape(n * J, J).dot(Q.T).reshape(n, J * J)  # the transposes of -Q E
+    hessian = (turned * model.curvature(p).T.ravel()).dot(turned.T)
+    if model.bias is not None:
+        moved = planes.dot(model.bias_root).dot(Q.T)
+        hessian += moved.dot(moved.T)
+    # Q exp(Omega) itself bends, by the symmetric part of <Q E_a E_b, X> = -<E_a, E_b G'>
+    bent = spin.dot(planes.reshape(n * J, J).dot(0.5 * (G + G.T)).reshape(n, J * J).T)
+    step, info = _posv(hessian + bent, spin.dot(G.ravel()))[1:]
+    if info:  # not concave here: what is concave for sure still points uphill
+        step, info = _posv(hessian, spin.dot(G.ravel()))[1:]
+    return step.dot(spin).reshape(J, J) if info == 0 else None
 
-    Attributes:
-        base: the probabilities are base - slope * (entries of Q).
-        slope: see ``base``.
-        to_x: X is to_x * log p, the own classes' part added to the diagonal.
-        shift: what logit offsets add to X, flat; None without.
-        bias: X loses Q @ bias = sqrt(k) b g', where lambda_b sqrt(k) b = lambda_Z Q g; (J, J), None without.
-        bias_root: bias = bias_root bias_root', (J,).
-        planes: the directions in which Q may turn, (n, J, J); none with more than FEW clusters.
-        fixed: the direction in which Q may not turn, (J,), where the bias is free.
-        root: sqrt(k), (J,).
-        u: sqrt(k) / delta, (J,): the null vector of Q'.
-        g: sqrt(k m), (J,).
-    """
 
-    base: Vector
-    slope: Vector
-    to_x: Vector
-    shift: Vector | None
-    bias: Matrix | None
-    bias_root: Vector
-    planes: Tensor
-    fixed: Vector | None
-    root: Vector
-    u: Vector
-    g: Vector
+def _turn(model: DualModel, Q: Matrix, p: Vector, G: Matrix, forcing: float) -> Matrix | None:
+    """The same step by conjugate gradients on skew-symmetric matrices, to a residual of ``forcing``."""
+    J, r, fixed = len(Q), model.bias_root, model.fixed
+    S, weight = 0.5 * (G + G.T), model.curvature(p)
+    diagonal = (Q * Q).T.dot(weight) + np.maximum(np.diagonal(S), 0.0)
+    if model.bias is not None:
+        diagonal = diagonal + r * r
+    inverse = 1 / (diagonal + diagonal.T)
 
-    def probabilities(self, Q: Matrix) -> Vector:
-        """p(Q), some of which may be negative."""
-        return self.base - self.slope * Q.ravel()[_layout(len(Q))[1]]
+    def skew(Y: Matrix) -> Vector:
+        Y = Y - Y.T
+        if fixed is not None:  # this direction stays: both sides without it
+            moved = np.multiply.outer(Y.dot(fixed), fixed)
+            Y -= moved - moved.T
+        return Y.ravel()
 
-    def logits(self, p: Vector) -> Matrix:
-        """X(p) with the bias still in it, up to a multiple of u in each column, which Q'X does not see."""
-        J = self.bias_root.size
-        x = self.to_x * np.log(p)
-        X = x[: J * J]
-        X[:: J + 1] += x[J * J :]
-        if self.shift is not None:
-            X += self.shift
-        return X.reshape(J, J)
+    def product(v: Vector, bent: bool) -> Vector:
+        E = v.reshape(J, J)
+        turned = Q.dot(E)
+        Y = Q.T.dot(weight * turned)
+        if model.bias is not None:
+            Y += np.multiply.outer(Q.T.dot(turned.dot(r)), r)
+        return skew(Y + E.dot(S) if bent else Y)
 
-    def angles(self, Q: Matrix, p: Vector) -> Matrix | None:
-        """The Newton step, the skew-symmetric Omega; None where rounding leaves nothing to solve."""
-        J, n = len(Q), len(self.planes)
-        X = self.logits(p)
-        if self.bias is not None:
-            X -= Q.dot(self.bias)
-        G = Q.T.dot(X)
-        spin = self.planes.reshape(n, J * J)
-        bend = self.to_x * self.slope / p
-        weight = bend[: J * J]
-        weight[:: J + 1] += bend[J * J :]
-        turned = self.planes.reshape(n * J, J).dot(Q.T).reshape(n, J * J)  # the transposes of -Q E
-        hessian = (turned * weight.reshape(J, J).T.ravel()).dot(turned.T)
-        if self.bias is not None:
-            moved = self.planes.dot(self.bias_root).dot(Q.T)
-            hessian += moved.dot(moved.T)
-        # Q exp(Omega) itself bends, by the symmetric part of <Q E_a E_b, X> = -<E_a, E_b G'>
-        bent = spin.dot(self.planes.reshape(n * J, J).dot(0.5 * (G + G.T)).reshape(n, J * J).T)
-        step, info = _posv(hessian + bent, spin.dot(G.ravel()))[1:]
-        if info:  # not concave here: what is concave for sure still points uphill
-            step, info = _posv(hessian, spin.dot(G.ravel()))[1:]
-        return step.dot(spin).reshape(J, J) if info == 0 else None
-
-    def turn(self, Q: Matrix, p: Vector, forcing: float) -> Matrix | None:
-        """The same step by conjugate gradients on skew-symmetric matrices, to a residual of ``forcing``."""
-        J = len(Q)
-        X = self.logits(p)
-        if self.bias is not None:
-            X -= Q.dot(self.bias)
-        G, r, fixed = Q.T.dot(X), self.bias_root, self.fixed
-        S, bend = 0.5 * (G + G.T), self.to_x * self.slope / p
-        weight = bend[: J * J]
-        weight[:: J + 1] += bend[J * J :]
-        weight = weight.reshape(J, J)
-        diagonal = (Q * Q).T.dot(weight) + np.maximum(np.diagonal(S), 0.0)
-        if self.bias is not None:
-            diagonal = diagonal + r * r
-        inverse = 1 / (diagonal + diagonal.T)
-
-        def skew(Y: Matrix) -> Vector:
-            Y = Y - Y.T
-            if fixed is not None:  # this direction stays: both sides without it
-                moved = np.multiply.outer(Y.dot(fixed), fixed)
-                Y -= moved - moved.T
-            return Y.ravel()
-
-        def product(v: Vector, bent: bool) -> Vector:
-            E = v.reshape(J, J)
-            turned = Q.dot(E)
-            Y = Q.T.dot(weight * turned)
-            if self.bias is not None:
-                Y += np.multiply.outer(Q.T.dot(turned.dot(r)), r)
-            return skew(Y + E.dot(S) if bent else Y)
-
-        for bent in (True, False):
-            step = truncated_newton(
-                lambda v, bent=bent: product(v, bent),
-                lambda v: skew(inverse * v.reshape(J, J)),
-                -skew(G),
-                radius=math.inf,
-                forcing=forcing,
-            )
-            if step.slope < 0:
-                return step.v.reshape(J, J)
-        return None
+    for bent in (True, False):
+        step = truncated_newton(
+            lambda v, bent=bent: product(v, bent),
+            lambda v: skew(inverse * v.reshape(J, J)),
+            -skew(G),
+            radius=math.inf,
+            forcing=forcing,
+        )
+        if step.slope < 0:
+            return step.v.reshape(J, J)
+    return None
 
 
 def rotation_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | None:
@@ -163,16 +109,22 @@ def rotation_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | Non
         The point and the steps to it, or None where the method got stuck. Only a certificate can tell whether the
         point is the optimum.
     """
-    model, Q = _start(q)
+    model = dual_model(q)
+    Q, planes = _start(q, model)
     p = model.probabilities(Q)
     if not min(p.tolist()) > 0:
         return None
-    eye, dense = _layout(len(Q))[0], len(Q) <= FEW
-    longest, step = (math.inf if len(model.planes) or not dense else 0.0), 0
+    eye, dense = np.eye(len(Q)), len(Q) <= FEW
+    longest, step = (math.inf if len(planes) or not dense else 0.0), 0
     while longest > _LAST:
         if step == max_steps:
             return None
-        angles = model.angles(Q, p) if dense else model.turn(Q, p, min(0.1, longest))
+        G = Q.T.dot(model.gradient(Q, p))
+        inner = G if model.fixed is None else G - np.multiply.outer(G.dot(model.fixed), model.fixed)
+        parts = inner.ravel()[:: len(G) + 1].tolist()
+        if step and min(parts) < _DEAD * max(parts):
+            return None  # Q'X is not on its way to a positive matrix: rank is lost
+        angles = _angles(model, planes, Q, p, G) if dense else _turn(model, Q, p, G, min(0.1, longest))
         if angles is None:
             return None
         longest, step = float(np.abs(angles).max()), step + 1
@@ -186,27 +138,14 @@ def rotation_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | Non
         else:
             return None
         Q = turned
-    return _blocks(q, model, Q, p), step
+    return model.blocks(q, Q, p), step
 
 
-def _start(q: Quotient) -> tuple[_Model, Matrix]:
-    """The maps of a problem, and Q in the limit of weak penalties, where all logits are equally large."""
-    J, k, apart = q.sizes.size, q.sizes, 1 - q.smoothing
+def _start(q: Quotient, model: DualModel) -> tuple[Matrix, Tensor]:
+    """Q in the limit of weak penalties, where all logits are equally large, and the planes in which it may turn."""
+    J = q.sizes.size
     row, column, eye = grid(J)
-    root, root_m = np.sqrt(k), np.sqrt(q.mass)
-    u, g = root / q.scales, root * root_m
-    # P = Y - lambda_Z diag(1/delta) Q diag(sqrt(m) / (tau q)), per class instead of per cluster
-    slope = (q.lambda_z / (root * q.scales))[row] * (root_m / (root * q.temperatures * q.share))[column]
-    own_slope = slope[:: J + 1]
-    # inside a cluster p_own - p_other = 1 - eps less the residual, which is what makes it 0 where classes merge
-    share_within = np.minimum(own_slope, apart / k)
-    base = np.full(J * J + J, q.smoothing / q.labels.size)
-    base[: J * J : J + 1] += share_within
-    base[J * J :] += apart - share_within * (k - 1)
-    to_x = u[row] * (g / q.temperatures)[column]
-    own_to_x = to_x[:: J + 1] / k
-    shift = -to_x * q.offsets[row] if np.count_nonzero(q.offsets) else None
-    to_x[:: J + 1] -= own_to_x
+    root_m, u, g = np.sqrt(q.mass), model.u, model.g
     # the margins in I - u u', by what a unit of logit weighs in X ...
     u_hat, g_hat = u / math.sqrt(u.dot(u)), g / math.sqrt(g.dot(g))
     unit = root_m / (q.scales * q.temperatures)
@@ -223,49 +162,7 @@ def _start(q: Quotient) -> tuple[_Model, Matrix]:
     planes = np.zeros((0, J, J))
     if J <= FEW:
         planes = _planes(J) if q.lambda_b else frame.T @ _planes(J - 1) @ frame
-    pull = math.sqrt(q.lambda_z / q.lambda_b) * g if 0 < q.lambda_b < math.inf else None
-    model = _Model(
-        base,
-        np.concatenate([slope, own_slope]),
-        np.concatenate([to_x, own_to_x]),
-        shift,
-        None if pull is None else (pull[row] * pull[column]).reshape(J, J),
-        g if pull is None else pull,
-        planes,
-        None if q.lambda_b else g_hat,
-        root,
-        u,
-        g,
-    )
-    return model, A[:, :-1].dot(frame)
-
-
-def _blocks(q: Quotient, model: _Model, Q: Matrix, p: Vector) -> Blocks:
-    """The point with these probabilities, its bias, and columns that sum to zero against 1/delta."""
-    J, k = q.sizes.size, q.sizes
-    row, column, _ = grid(J)
-    root, u, g = model.root, model.u, model.g
-    X = model.logits(p)
-    surplus = u.dot(X) / u.dot(u)
-    if q.lambda_b == 0:
-        b = (X - np.multiply.outer(u, surplus)).dot(g) / (root * g.dot(g))  # X g = 0 without it
-    elif q.lambda_b < math.inf:
-        b = Q.dot(g) / root * (q.lambda_z / q.lambda_b)
-        b -= (root * u).dot(b) / u.dot(u) * (u / root)  # a low price of b makes much of a rounding in Q'u = 0
-    else:
-        b = np.zeros(J)
-    C = (X.ravel() - u[row] * surplus[column]) / (root[row] * g[column]) - b[row]
-    other, own = p[: J * J : J + 1], p[J * J :]
-    # merged or alone: no contrast
-    apart = (k > 1) & (q.share * q.temperatures * q.scales * (1 - q.smoothing) > q.lambda_z * np.sqrt(q.mass))
-    alpha = np.log(own / other) / (q.temperatures * q.scales) * apart
-    return Blocks(alpha, C.reshape(J, J), b)
-
-
-@lru_cache(maxsize=FEW)
-def _layout(J: int) -> tuple[Matrix, NDArray[np.intp]]:
-    """I, and where Q.ravel() has the entry of each probability: all of Q, then its diagonal for the own classes."""
-    return np.eye(J), np.concatenate([np.arange(J * J), np.arange(0, J * J, J + 1)])
+    return A[:, :-1].dot(frame), planes
 
 
 @lru_cache(maxsize=FEW)

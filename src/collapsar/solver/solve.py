@@ -11,6 +11,7 @@ from collapsar.core.problem import Problem
 from collapsar.core.threads import one_thread_below
 from collapsar.core.types import must_be
 from collapsar.solver.certificate import Certificate, as_free
+from collapsar.solver.contraction import contraction_point
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.rotation import SOME, rotation_point
@@ -42,7 +43,7 @@ def solve(
             itself is good to nine digits, or six where a class stands at its threshold.
         max_steps: steps of the algorithm at most.
         start: the solution of a problem with the same clusters, to start from.
-        progress: called with (step, certificate) at every step; may raise to interrupt.
+        progress: called with (step, certificate) at every step that has one, the last for sure; may raise to interrupt.
         throw: raise when ``tol`` is not reached; otherwise ``status`` says so.
 
     Returns:
@@ -152,7 +153,7 @@ def _minimise(q: Quotient, first: Blocks | None, tol: float, max_steps: int, pro
         own = result.certificate
         return replace(result, certificate=Certificate(own.primal + price, own.dual))
     if q.features == "signed" and q.num_clusters <= SOME and q.bias_rows is None:
-        result = _at_full_rank(q, tol, max_steps)
+        result = _from_dual(q, tol, max_steps)
         if result is not None:
             if progress is not None:
                 progress(result.num_steps, result.certificate)
@@ -167,14 +168,16 @@ def _minimise(q: Quotient, first: Blocks | None, tol: float, max_steps: int, pro
     return result
 
 
-def _at_full_rank(q: Quotient, tol: float, max_steps: int) -> Result | None:
-    """The optimum of clusters that are all alive, five to forty times faster than in general; None elsewhere."""
-    found = rotation_point(q, min(max_steps, 12))
-    if found is None:
-        return None
-    blocks, num_steps = found
-    certificate = certify_few(q, blocks)
-    return Result(blocks, certificate, num_steps, Status.OPTIMAL) if certificate.relative_gap <= tol else None
+def _from_dual(q: Quotient, tol: float, max_steps: int) -> Result | None:
+    """The optimum by Newton's method on the dual, where its certificate closes; None elsewhere."""
+    for point in (rotation_point, contraction_point):
+        found = point(q, min(max_steps, 12))
+        if found is not None:
+            blocks, num_steps = found
+            certificate = certify_few(q, blocks)
+            if certificate.relative_gap <= tol:
+                return Result(blocks, certificate, num_steps, Status.OPTIMAL)
+    return None
 
 
 def _solution(problem: Problem, q: Quotient, result: Result) -> Solution:
