@@ -37,8 +37,8 @@ def objective(p: cs.Problem, W: Matrix, H: Matrix, b: Vector) -> tuple[float, Ma
     return float(loss + 0.5 * rows @ (W**2).sum(axis=0) + price), p.loss_share * scale * (odds / odds.sum(axis=0) - Y)
 
 
-def descended(p: cs.Problem, seeds: int = 4) -> float:
-    """The least value that descent on (W, H >= 0 on spheres, b) finds, from several random starts."""
+def descended(p: cs.Problem, wanted: float) -> float:
+    """The least value that descent on (W, H >= 0 on spheres, b) finds: up to four random starts, until one is there."""
     K, d = p.num_classes, 2 * p.num_classes
     assert p.normalization is not None
     rows, biased = np.broadcast_to(p.normalization.lambda_w, (K,)), p.lambda_b < np.inf
@@ -55,11 +55,13 @@ def descended(p: cs.Problem, seeds: int = 4) -> float:
 
     bounds = [(None, None)] * (d * K) + [(0, None)] * (d * K) + [(None, None)] * K
     best = np.inf
-    for seed in range(seeds):
+    for seed in range(4):
         noise = np.random.default_rng(seed)
         x = np.concatenate([0.03 * noise.standard_normal(d * K), np.abs(noise.standard_normal(d * K)), np.zeros(K)])
-        options = {"maxiter": 20000, "maxfun": 40000, "ftol": 1e-16, "gtol": 1e-10}
+        options = {"maxiter": 20000, "maxfun": 40000, "ftol": 1e-15, "gtol": 1e-10}
         best = min(best, float(minimize(value, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun))
+        if best <= wanted * (1 + 2e-7):
+            break
     return best
 
 
@@ -86,7 +88,7 @@ def test_optimum_factors_and_file(name: str, tmp_path: Path) -> None:
     p = PROBLEMS[name]
     s = cs.solve(p)
     assert s.certificate.relative_gap <= 1e-9
-    assert descended(p) == pytest.approx(s.certificate.primal, rel=2e-7)
+    assert descended(p, s.certificate.primal) == pytest.approx(s.certificate.primal, rel=2e-7)
     W, H, b = s.factors(60)
     assert H.min() >= 0
     np.testing.assert_allclose(np.linalg.norm(H, axis=0), NORM, rtol=1e-12)

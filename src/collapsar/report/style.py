@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -122,8 +123,11 @@ def png_bytes(figure: Figure, dpi: int = 200) -> bytes:
         dpi: Dots per inch.
     """
     stream = io.BytesIO()
+    own = figure.dpi, figure.get_facecolor()
     with styled():
-        figure.savefig(stream, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+        figure.set(dpi=dpi, facecolor="white")
+        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
+        figure.set(dpi=own[0], facecolor=own[1])
     return stream.getvalue()
 
 
