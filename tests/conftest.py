@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from html import escape
 
 import pytest
 from numpy.typing import NDArray
@@ -18,6 +19,13 @@ def problem(request: pytest.FixtureRequest) -> cs.Problem:
 @pytest.fixture
 def objective() -> Callable[[cs.Problem, NDArray, NDArray], float]:
     return naive_objective
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of pages are made but not turned into SVG, which is most of a page's time: for tests of the words."""
+    blank: Callable[..., str] = lambda _figure, _name, label="", **_: f'<svg aria-label="{escape(label)}"></svg>'  # noqa: E731
+    monkeypatch.setattr("collapsar.report.page.svg_string", blank)
 
 
 @pytest.fixture(autouse=True)

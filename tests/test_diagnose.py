@@ -355,6 +355,7 @@ def listed(sentence):
     return f">{written}</li>"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_holds_its_record_and_runs_nothing_else(npz):
     from collapsar.report import diagnosis_page
     from test_report import Page
@@ -376,6 +377,7 @@ def test_the_page_holds_its_record_and_runs_nothing_else(npz):
         diagnosis_page({"kind": "diagnosis"})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_of_a_demonstration_shows_each_diagnosis(npz, tmp_path):
     from collapsar.report import demo_page
     from test_report import Page, fake_record

@@ -440,6 +440,7 @@ LAYER = HeadNorm("LayerNorm", "sample", 16, 4.0, None, free_gain=False)
     ],
 )
 @pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.usefixtures("undrawn")
 def test_networks_that_normalise_are_compared_with_their_own_optimum(over, norm, words, rows):
     p, W, H, b = normalised(over, rows=rows)
     assert p.normalization is not None
@@ -456,8 +457,8 @@ def test_networks_that_normalise_are_compared_with_their_own_optimum(over, norm,
     assert d.prediction is not None
     assert d.prediction.seen == d.separation.states
     np.testing.assert_allclose(d.prediction.lengths, d.separation.relative_norms, atol=1e-6)
-    level = cs.thresholds(p).merge[9]
-    share = np.asarray(p.normalization.lambda_w) * np.ones(10) / cs.thresholds(p).merge
+    merge = cs.thresholds(p).merge
+    level, share = merge[9], np.asarray(p.normalization.lambda_w) * np.ones(10) / merge
     assert f"merge first, from lambda_w = {level:.4g} on; this network is at {100 * share[9]:.2g} % of it" in " ".join(
         d.words
     )

@@ -257,6 +257,7 @@ def test_text_from_a_record_stays_text(page: Page) -> None:
         assert any(EVIL in text for text in evil.by_tag[tag])
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", ["ordinary", EVIL])
 def test_the_embedded_record_is_the_record(name: str) -> None:
     record = fake_record()
@@ -360,6 +361,7 @@ def test_a_relative_distance_to_zero_says_why_it_is_missing(page: Page) -> None:
     assert "Classes have vanished in this run" in notes
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_seeds_are_told_apart() -> None:
     record = fake_record()
     record["runs"] += [{**run, "seed": 1} for run in copy.deepcopy(record["runs"])]
@@ -637,6 +639,7 @@ def with_states(*states: str) -> Callable[[Record], None]:
     return change
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_words_of_the_finding_are_explained_and_its_classes_named(page: Page) -> None:
     text = " ".join("".join(page.by_tag["body"]).split())
     small = ", ".join(f"digit {k}" for k in range(5, 10))
@@ -695,6 +698,7 @@ def test_outcome_in_words(states: str, words: str) -> None:
     assert outcome(record, [full[s] for s in states.split()]) == words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_other_numbers_of_clusters_are_named_by_their_counts() -> None:
     record = fake_record()
     record["clusters"] = [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]

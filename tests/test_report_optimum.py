@@ -94,6 +94,7 @@ def test_a_class_alone_in_its_size_is_said_to_change_gradually(records):
     assert "No value of" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_saved_optima_are_read_beside_networks_and_from_a_report(tmp_path, monkeypatch, capsys):
     solution = cs.solve(PROBLEMS["per sample"])
     solution.save(tmp_path / "optimum.npz")
@@ -121,6 +122,7 @@ def test_names_of_classes_stay_text(solutions):
     assert "cosine of “b {row}” and “c”" in Page(text).by_tag["body"][0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_solve_writes_the_page_with_the_names_of_the_labels(tmp_path, monkeypatch, capsys):
     (tmp_path / "labels.txt").write_text("\n".join(["cat"] * 40 + ["dog"] * 9 + ["axolotl"] * 3))
     page = tmp_path / "optimum.html"
@@ -135,6 +137,7 @@ def test_solve_writes_the_page_with_the_names_of_the_labels(tmp_path, monkeypatc
     assert "cosine of “axolotl” and “cat”" in page.read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_advice_for_normalised_features_is_in_their_own_penalty():
     record = cs.advise(PROBLEMS["per sample"]).to_dict() | {"cautions": [], "from_diagnosis": False}
     shown = advice_page(record).split("<body>")[1].split('<script type="application/json"')[0]

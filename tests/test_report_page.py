@@ -133,6 +133,7 @@ def test_geometry_keeps_the_inner_products_of_network_and_optimum(record, index)
         np.testing.assert_allclose(places @ places.T / scale, H.T @ H / scale, atol=1e-4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_records_can_be_read_again_alone_and_beside_others(record, tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(record))
     (tmp_path / "apart.npz.json").write_text(json.dumps(record["runs"][0]["diagnosis"]))
@@ -207,6 +208,7 @@ def test_every_mean_score_can_be_hovered(page):
     assert f"images of “dog”, score for “ant”: {(W @ H)[0, 3]:.3g}".replace("-", "−") in titles
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_networks_are_compared(record, page):
     assert [h.strip() for h in page.by_tag["h1"]] == [
         "2 of 3 networks have merged, vanished, lost or dead classes: merged.npz, vanished.npz."
@@ -246,6 +248,7 @@ def test_the_reason_in_words(price, thresholds, words):
     assert reason(diagnosis).endswith(f"The measurement differs from the theory for {wrong} of 3 classes.")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_class_alone_in_its_size_has_no_sharp_threshold(tmp_path):
     counts, price = np.array([60, 40, 6, 5]), 0.022
     s = cs.solve(cs.Problem(counts, price, LAMBDA_B))
@@ -271,6 +274,7 @@ def test_theory_s_merged_groups_are_circled_by_the_rule_that_measures(alone):
     assert [label.endswith("merged groups: dog and eel and fox.") for label in labels] == [True, True]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_cautions_stand_under_the_headline(record, alone):
     weak = copy.deepcopy(one(record, 0))
     assert "Separated does not mean recognised" not in alone[0]
@@ -291,6 +295,7 @@ def test_curves_are_drawn_where_there_is_history(alone):
     assert text.count("While training") == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_embedded_record_is_the_record(record):
     named = copy.deepcopy(one(record, 0))
     named["runs"][0]["diagnosis"]["class_names"][0] = EVIL
@@ -314,6 +319,7 @@ def test_text_from_a_record_stays_text(record, page):
         assert any(EVIL in text for text in found.by_tag[tag])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_demonstration_shows_geometry_and_advice_of_its_diagnosed_networks(record, demonstrated):
     text = words_of(Page(demonstrated))
     assert "Class means as arrows from the origin" in text
@@ -334,6 +340,7 @@ def test_ids_are_unique_and_references_lead_somewhere(text, demonstrated, which)
     assert {a or b for a, b in targets} <= set(ids)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_headings_descend_one_level_at_a_time(record, text, demonstrated):
     advice, diagnosis = record["runs"][1]["advice"], record["runs"][1]["diagnosis"]
     for other in (text, diagnosis_page(diagnosis), advice_page(advice), demonstrated):
@@ -408,6 +415,7 @@ def command(capsys, *arguments):
     return stop.value.code, out, err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_reads_a_folder_of_runs_and_its_own_record(tmp_path, capsys, monkeypatch):
     from collapsar.training import ModelSpec, TrainConfig, load_data, penalties_for, train
 
@@ -447,6 +455,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys):
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_networks_that_normalise_have_a_page_in_the_penalty_of_their_head(tmp_path):
     """Merged ones, so that the page advises as well; the CLI says the same share of the threshold."""
     p = cs.Problem.from_normalized("100x5,20x5", lambda_w=1.5, norm=4.0, lambda_b=0.0)
@@ -468,6 +477,7 @@ def test_networks_that_normalise_have_a_page_in_the_penalty_of_their_head(tmp_pa
     np.testing.assert_allclose(np.linalg.norm(geometry, axis=1), 4.0, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_lost_and_dead_classes_are_drawn_and_named(tmp_path):
     means, W = 3 * np.eye(5), 4 * (np.eye(5) - 1 / 5)
     W[4], means[4] = W[3], 2 * means[3] + means[4]

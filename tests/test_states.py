@@ -38,7 +38,7 @@ def random_problems(number: int) -> list[tuple[cs.Problem, int]]:
 def test_states_beside_the_merge_threshold() -> None:
     """At the threshold and above it merged or vanished, below it separated, however close."""
     wrong = []
-    for i, (problem, k) in enumerate(random_problems(320)):
+    for i, (problem, k) in enumerate(random_problems(160)):
         at = cs.thresholds(problem).merge[k]
         step = STEPS[i % 3]
         for factor in (1 - step, 1.0, 1 + step) if i % 8 == 0 else (1 - step, 1 + step):

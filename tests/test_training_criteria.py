@@ -39,7 +39,7 @@ def descend(problem: cs.Problem, lambda_b: float, *, squared: bool) -> tuple[np.
     parameters = [t.requires_grad_() for t in (W, V, b)]
     criterion = MatchedCrossEntropy(problem)
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=4000, max_eval=8000, history_size=60, tolerance_grad=1e-13, tolerance_change=1e-18,
+        parameters, max_iter=4000, max_eval=8000, history_size=60, tolerance_grad=1e-11, tolerance_change=1e-16,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
     lambda_w, lambda_h = 4 * problem.lambda_z, problem.lambda_z / 4
@@ -54,7 +54,7 @@ def descend(problem: cs.Problem, lambda_b: float, *, squared: bool) -> tuple[np.
         loss.backward()
         return loss
 
-    for _ in range(3):
+    for _ in range(2):
         optimizer.step(closure)
     with torch.no_grad():
         H = V.square() if squared else V

@@ -185,13 +185,13 @@ def _states(
         return rho, share * V + price * rho**power
 
     grid = np.linspace(*PATH[:2], PATH[2])
-    pulls, worths = (np.array([f(float(s)) for s in grid]) for f in (pull, worth))
     if depth == 2:  # the shallow model: one convex problem, the state grows from zero
         spinodal = switch = share * slope
         top = float(grid[0])
     else:
-        top, spinodal = _peak(pull, grid, pulls)
-        switch = _peak(worth, grid, worths)[1]
+        rho, g, V = np.array([path(float(s)) for s in grid]).T
+        top, spinodal = _peak(pull, grid, g * rho ** (1 - power))
+        switch = _peak(worth, grid, (start - V) / rho**power)[1]
     rho = gain = barrier_rho = barrier = float("nan")
     if price < spinodal and pull(float(grid[-1])) < price:
         at_zero = share * start

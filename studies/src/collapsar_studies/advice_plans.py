@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from math import sqrt
 from typing import Literal
 
@@ -182,6 +183,7 @@ def given_advice(setting: Setting, margin: float = 0.1, families: tuple[str, ...
     return advise(base_recipe(setting).problem, margin, families=families)
 
 
+@cache
 def standard_advice(setting: Setting) -> StandardAdvice:
     """What ``collapsar advise --norm layernorm --optimizer adamw`` says about a setting of AdamW's.
 
