@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 
 import numpy as np

@@ -379,7 +379,11 @@ def with_free_bias(counts: tuple[int, ...], features: FeatureModel) -> Threshold
     ("counts", "lambda_b"),
     [
         *(((100, 50, 10), lambda_b) for lambda_b in (1e-300, 1e-100, 1e-20, 1e-14, 1e-12)),
-        *((counts, lambda_b) for counts in ((500, 500, 100, 100), (400, 90, 30, 20, 5)) for lambda_b in (1e-300, 1e-12)),
+        *(
+            (counts, lambda_b)
+            for counts in ((500, 500, 100, 100), (400, 90, 30, 20, 5))
+            for lambda_b in (1e-300, 1e-12)
+        ),
     ],
 )
 def test_a_bias_that_costs_next_to_nothing_is_a_free_one(

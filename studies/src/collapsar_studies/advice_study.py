@@ -110,13 +110,12 @@ def _sharpness(preset: str, out: Path) -> Record:
 
 def _write(record: Record, out: Path) -> None:
     """Record, table and picture; matplotlib is imported here, not before."""
-    from collapsar.report import png_bytes, svg_string
     from collapsar_studies.advice_pictures import study_figure
+    from collapsar_studies.picture_files import write_pictures
 
     figure = study_figure(record)
     write_atomically(out / "advice.json", json.dumps(record, allow_nan=False) + "\n")
-    write_atomically(out / "advice.png", png_bytes(figure, dpi=150))
-    write_atomically(out / "advice.svg", svg_string(figure, "advice", record["title"]) + "\n")
+    write_pictures(out, "advice", figure, record["title"])
 
 
 def _cells(work: list[tuple[Setting, int]], schedule: Schedule, folder: Path, jobs: int) -> Iterator[None]:

@@ -205,16 +205,15 @@ def _ended(jobs: Sequence[Job], cells: Mapping[str, Record]) -> tuple[Job, ...]:
 def _written(folder: Path, name: str, data: Record) -> Record:
     """The record with its picture beside it; matplotlib is imported here, not before."""
     from collapsar.core.records import to_json
-    from collapsar.report import png_bytes, svg_string
     from collapsar_studies.paper_plots import paper_figure
+    from collapsar_studies.picture_files import write_pictures
     from collapsar_studies.study_plots import study_figure
 
     record = to_json(_short(data))
     figure = (paper_figure if "number" in record else study_figure)(record)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}.json", json.dumps(record, allow_nan=False) + "\n")
-    write_atomically(folder / f"{name}.png", png_bytes(figure, dpi=150))
-    write_atomically(folder / f"{name}.svg", svg_string(figure, name, record["title"]) + "\n")
+    write_pictures(folder, name, figure, record["title"])
     return record
 
 

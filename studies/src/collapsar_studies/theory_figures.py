@@ -319,14 +319,13 @@ def write_figure(out: Path, name: str, draw: str, title: str, data: Record) -> R
     Returns:
         The record as written.
     """
-    from collapsar.report import png_bytes, svg_string
     from collapsar_studies import theory_plots, theory_rows
+    from collapsar_studies.picture_files import write_pictures
 
     versions = {"collapsar": cs.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
     record = to_json({"figure": name, "title": title, "versions": versions, **data})
     home = theory_rows if draw in theory_rows.__all__ else theory_plots
     figure: Figure = getattr(home, draw)(record)
     write_atomically(out / f"{name}.json", json.dumps(record, allow_nan=False, indent=None) + "\n")
-    write_atomically(out / f"{name}.png", png_bytes(figure))
-    write_atomically(out / f"{name}.svg", svg_string(figure, name.replace("_", "-"), title) + "\n")
+    write_pictures(out, name, figure, title, dpi=200)
     return record
