@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from collapsar.training.fetch import NoSourceError, fetch, first_line
+from collapsar.training.fetch import bytes_of, fetch, first_line
 
 __all__ = ["ARCHIVE", "CLASS_NAMES", "SHA256", "SOURCES", "read_cifar"]
 
@@ -47,27 +47,16 @@ def read_cifar(data_dir: Path | None = None, cache_dir: Path | None = None) -> d
         ValueError: A file is missing or damaged, or no source could be reached or gave the right bytes.
     """
     if data_dir is None:
-        return _from_archive(_fetched(cache_dir))
+        return _from_archive(fetch(ARCHIVE, SOURCES, f"sha256:{SHA256}", (cache_dir or Path()) / "cifar10"))
     for folder in (data_dir, data_dir / _FOLDER):
         if (folder / _SPLITS["test"][0]).is_file():
-            return _tensors(lambda name, folder=folder: _bytes(folder / name), str(folder))
+            return _tensors(lambda name, folder=folder: bytes_of(folder / name), str(folder))
     if (data_dir / ARCHIVE).is_file():
         return _from_archive(data_dir / ARCHIVE)
     raise ValueError(
         f"`data_dir` {data_dir} has neither {_SPLITS['test'][0]} nor {_FOLDER}/ nor {ARCHIVE}; leave --data-dir "
         'out to use the cache or fetch "cifar10"'
     )
-
-
-def _fetched(cache_dir: Path | None) -> Path:
-    try:
-        return fetch(
-            [f"{source}{ARCHIVE}" for source in SOURCES], f"sha256:{SHA256}", (cache_dir or Path()) / "cifar10"
-        )
-    except NoSourceError as error:
-        raise ValueError(
-            f"could not fetch {ARCHIVE} ({error}); put it into a folder and name that as `data_dir` (--data-dir)"
-        ) from None
 
 
 def _from_archive(path: Path) -> dict[str, Tensor]:
@@ -81,13 +70,6 @@ def _from_archive(path: Path) -> dict[str, Tensor]:
             return _tensors(content, str(path))
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise ValueError(f"{path} is a damaged archive: {first_line(error)}; replace the file") from None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _tensors(content: Callable[[str], bytes], where: str) -> dict[str, Tensor]:

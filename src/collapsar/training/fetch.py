@@ -6,55 +6,64 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["NoSourceError", "fetch", "first_line", "sha256_of"]
-
-
-class NoSourceError(Exception):
-    """No source gave the right bytes; the text lists what each one did."""
+__all__ = ["bytes_of", "fetch", "first_line"]
 
 
 def fetch(
-    addresses: Iterable[str],
+    name: str,
+    sources: Iterable[str],
     known_hash: str,
     folder: Path,
-    content_hash: tuple[Callable[[Path], str], str] | None = None,
+    *,
+    content: tuple[Callable[[Path], bytes], str] | None = None,
+    way_out: str = "",
 ) -> Path:
     """A file in the cache, downloaded where it is missing or damaged.
 
     Args:
-        addresses: Where it lies, tried in order; the last part of each is the file's name.
+        name: of the file.
+        sources: addresses to which the name is appended, tried in order.
         known_hash: "algorithm:digest" of the file.
-        folder: Folder of the cache; a relative one lies in the user's own cache folder.
-        content_hash: A second check, for files whose published hash does not stop a forger: a function of the path
-            and what it must return.
+        folder: folder of the cache; a relative one lies in the user's own cache folder.
+        content: a second check, for files whose published hash does not stop a forger: what reads the content, and its
+            sha256.
+        way_out: what can be done besides naming a folder of one's own.
 
     Raises:
-        NoSourceError: No address could be reached or gave the right bytes.
+        ValueError: no source could be reached or gave the right bytes; the text says what each one did.
     """
     import pooch  # only here, so that embedded data sets need nothing but torch and scikit-learn
 
-    target = Path(pooch.os_cache("collapsar")) / folder
-    failures = []
-    for address in addresses:
-        source, _, name = address.rpartition("/")
+    target, failures = Path(pooch.os_cache("collapsar")) / folder, []
+    for source in sources:
         try:
             # pooch downloads beside the target, compares the checksum and only then moves: no half files.
-            path = Path(pooch.retrieve(address, known_hash, fname=name, path=target))
+            path = Path(pooch.retrieve(f"{source}{name}", known_hash, fname=name, path=target))
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
-            failures.append(f"{source}/: {type(error).__name__}, {first_line(error)}")
+            failures.append(f"{source}: {type(error).__name__}, {first_line(error)}")
             continue
-        if content_hash is None or content_hash[0](path) == content_hash[1]:
+        if content is None or hashlib.sha256(content[0](path)).hexdigest() == content[1]:
             return path
         path.unlink()
-        failures.append(f"{source}/: the content's sha256 is not the published one")
-    raise NoSourceError("; ".join(failures) or "it has no source")
+        failures.append(f"{source}: the content's sha256 is not the published one")
+    raise ValueError(
+        f"could not fetch {name} of {folder.name} ({'; '.join(failures) or 'it has no source'}); put the "
+        f"set's files into a folder and name it as `data_dir` (--data-dir){way_out}"
+    )
+
+
+def bytes_of(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def first_line(error: Exception) -> str:
     """What an exception says, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def sha256_of(content: bytes) -> str:
-    """Hexadecimal."""
-    return hashlib.sha256(content).hexdigest()

@@ -9,16 +9,16 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from collapsar.training.fetch import NoSourceError, fetch, first_line, sha256_of
+from collapsar.training.fetch import bytes_of, fetch, first_line
 
 __all__ = ["FASHION_MNIST", "MNIST", "IdxFile", "IdxSet", "find_idx_files", "idx_files_in", "read_idx"]
 
@@ -117,11 +117,26 @@ def find_idx_files(idx_set: IdxSet, data_dir: Path | None = None, cache_dir: Pat
     Raises:
         ValueError: ``data_dir`` lacks a file, or no source could be reached or gave the right bytes.
     """
-    if data_dir is not None:
-        return _files_in(idx_set, data_dir, f'leave --data-dir out to use the system\'s copy or fetch "{idx_set.name}"')
-    if idx_set.system_dir is not None and idx_set.system_dir.is_dir():
-        return _files_in(idx_set, idx_set.system_dir, f"reinstall the package {idx_set.package}")
-    return {role: _fetched(idx_set, file, cache_dir) for role, file in idx_set.files.items()}
+    folder, way_out = data_dir, f'leave --data-dir out to use the system\'s copy or fetch "{idx_set.name}"'
+    if folder is None and idx_set.system_dir is not None and idx_set.system_dir.is_dir():
+        folder, way_out = idx_set.system_dir, f"reinstall the package {idx_set.package}"
+    found = {}
+    for role, file in idx_set.files.items():
+        if folder is None:
+            found[role] = fetch(
+                f"{file.name}.gz",
+                idx_set.sources,
+                f"md5:{file.md5}",
+                (cache_dir or Path()) / idx_set.name,
+                content=(_content, file.sha256),
+                way_out=f", or install Debian's package {idx_set.package}" if idx_set.package else "",
+            )
+            continue
+        paths = [path for path in (folder / f"{file.name}.gz", folder / file.name) if path.is_file()]
+        if not paths:
+            raise ValueError(f"`data_dir` {folder} has neither {file.name}.gz nor {file.name}; {way_out}")
+        found[role] = paths[0]
+    return found
 
 
 def idx_files_in(folder: Path) -> dict[str, Path]:
@@ -131,50 +146,16 @@ def idx_files_in(folder: Path) -> dict[str, Path]:
         ValueError: One of the four is missing or not the only one of its kind.
     """
     found = {}
-    for role, words in {
-        "train_images": ("train", "images"),
-        "train_labels": ("train", "labels"),
-        "test_images": ("t10k|test", "images"),
-        "test_labels": ("t10k|test", "labels"),
-    }.items():
-        split, kind = words
+    for role, name in _NAMES.items():
+        split, kind = ("train" if role.startswith("train") else "t10k|test"), role.partition("_")[2]
         paths = [path for path in sorted(folder.iterdir()) if re.search(f"({split}).*{kind}.*ubyte", path.name)]
         if len(paths) != 1:
             raise ValueError(
-                f"{folder} must hold one IDX file of the {split.replace('|', ' or ')} {kind}, named like "
-                f"{split.split('|')[0]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte.gz, got "
-                f"{[path.name for path in paths]}"
+                f"{folder} must hold one IDX file of the {split.replace('|', ' or ')} {kind}, named like {name}.gz, "
+                f"got {[path.name for path in paths]}"
             )
         found[role] = paths[0]
     return found
-
-
-def _files_in(idx_set: IdxSet, folder: Path, way_out: str) -> dict[str, Path]:
-    found = {}
-    for role, file in idx_set.files.items():
-        candidates = [folder / f"{file.name}.gz", folder / file.name]
-        path = next((path for path in candidates if path.is_file()), None)
-        if path is None:
-            raise ValueError(f"`data_dir` {folder} has neither {file.name}.gz nor {file.name}; {way_out}")
-        found[role] = path
-    return found
-
-
-def _fetched(idx_set: IdxSet, file: IdxFile, cache_dir: Path | None) -> Path:
-    """The file in the cache, downloaded where it is missing or damaged."""
-    try:
-        return fetch(
-            [f"{source}{file.name}.gz" for source in idx_set.sources],
-            f"md5:{file.md5}",
-            (cache_dir or Path()) / idx_set.name,
-            (lambda path: sha256_of(_content(path)), file.sha256),
-        )
-    except NoSourceError as error:
-        package = f", or install Debian's package {idx_set.package}" if idx_set.package else ""
-        raise ValueError(
-            f"could not fetch {file.name}.gz of {idx_set.name} ({error}); put the four files into a folder and "
-            f"name it as `data_dir` (--data-dir){package}"
-        ) from None
 
 
 def read_idx(path: str | Path) -> Tensor:
@@ -205,7 +186,7 @@ def read_idx(path: str | Path) -> Tensor:
     header = 4 + 4 * content[3]
     if len(content) < header:
         raise ValueError(f"{path} is truncated: its header alone needs {header} bytes, it has {len(content)}")
-    shape = struct.unpack(f">{content[3]}I", content[4:header])
+    shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     if len(content) - header != math.prod(shape):
         raise ValueError(
             f"{path} is damaged: its header promises {'x'.join(map(str, shape))} = {math.prod(shape)} bytes, "
@@ -216,10 +197,7 @@ def read_idx(path: str | Path) -> Tensor:
 
 def _content(path: Path) -> bytes:
     """The file's bytes, unpacked where they are gzipped."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    raw = bytes_of(path)
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:
