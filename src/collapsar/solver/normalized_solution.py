@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.normalization import Normalization
 from collapsar.core.problem import Problem
-from collapsar.core.types import Matrix, Vector
+from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.normalized import NormalizedResult, Solver, minimise_normalized, shifted
 from collapsar.solver.normalized_certificate import (
@@ -199,7 +198,7 @@ class NormalizedSolution(Solution):
 
         return lifted(x.E, x.v) / length, lifted(x.F, x.u) * self.norm
 
-    def _saved(self) -> tuple[dict[str, Any], dict[str, Matrix]]:
+    def _saved(self) -> tuple[Record, dict[str, Matrix]]:
         x = self.spheres
         if isinstance(x, NonnegativeSpheres):
             header, arrays = Solution._saved(replace(self, proof=SharedProof(x.atoms, x.witness)))
@@ -247,7 +246,7 @@ def _shared(q: Quotient, result: NormalizedResult) -> SharedProof | None:
     return None if own else SharedProof(x.atoms, x.witness)
 
 
-def certified_again(solution: Solution, header: dict[str, Any], arrays: dict[str, Matrix]) -> NormalizedSolution:
+def certified_again(solution: Solution, header: Record, arrays: dict[str, Matrix]) -> NormalizedSolution:
     """A point read from a file, with its factors and a certificate of its own."""
     problem, q = solution.problem, solution.quotient
     how, price, rows = problem.normalization, float(header["price"]), row_scales(problem, q)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,17 @@ class PlainTransitions(Protocol):
     def exact(self) -> NDArray[np.bool_]: ...
 
 
-def transitions(problem: Problem, plain: Callable[[Problem], PlainTransitions]) -> dict[str, Any]:
+class Transitions(TypedDict):
+    """The fields of ``Thresholds``, values of lambda_w."""
+
+    merge: Vector
+    vanish: Vector
+    complete: float
+    complete_bound: float
+    exact: NDArray[np.bool_]
+
+
+def transitions(problem: Problem, plain: Callable[[Problem], PlainTransitions]) -> Transitions:
     """Every transition of a problem with normalised features as a value of lambda_w: the fields of ``Thresholds``.
 
     Args:

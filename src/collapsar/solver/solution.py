@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from collapsar.core.files import write_atomically
 from collapsar.core.problem import Problem
 from collapsar.core.states import ClassState, past
-from collapsar.core.types import Matrix, Vector
+from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver.certificate import Certificate, certify_blocks
 from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.shared import Atoms, certify_atoms, factors
@@ -247,7 +247,7 @@ class Solution:
         np.savez(buffer, header=np.array(json.dumps(header)), **named)
         return write_atomically(path, buffer.getvalue())
 
-    def _saved(self) -> tuple[dict[str, Any], dict[str, Matrix]]:
+    def _saved(self) -> tuple[Record, dict[str, Matrix]]:
         """Header and arrays of the file."""
         header = {
             "format": _FORMAT,
