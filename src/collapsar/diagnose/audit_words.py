@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from collapsar.core.sentences import listed
 from collapsar.diagnose.audit_samples import CountEffect
 from collapsar.diagnose.reach import Reach
 from collapsar.metrics.predictions import Decisions
@@ -98,8 +99,7 @@ def findings(a: Audit) -> list[str]:
 
 def _named(a: Audit, classes: Sequence[int]) -> str:
     """The first few of the classes by name."""
-    shown = [str(k) if a.class_names is None else repr(a.class_names[k]) for k in classes[:_MOST_NAMES]]
-    return ", ".join(shown) + (", …" if len(classes) > _MOST_NAMES else "")
+    return listed((str(k) if a.class_names is None else repr(a.class_names[k]) for k in classes), _MOST_NAMES)
 
 
 def _group_words(a: Audit, group: Group) -> str:

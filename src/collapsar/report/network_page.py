@@ -208,7 +208,7 @@ def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
         side for side in zip(SIDES, (data["Z"], theory), ("Z", "prediction.Z"), strict=True) if side[1] is not None
     ]
     scale = largest_score([Z for _, Z, _ in sides])
-    unmarked = {**data, "marked_names": data["class_names"]}
+    unmarked = {**data, "written": data["class_names"]}
     words = "mean scores as colours, a column per class of samples, a row per score."
     return scale, [
         score_map(

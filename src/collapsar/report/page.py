@@ -38,6 +38,7 @@ _MOST_CELLS = 40
 _CELL, _LONGEST_NAME = 10.0, 14
 _LETTER = 0.56  # width of a letter, of the size of its font
 _INDEX = {"z": "Z", "w": "W", "h": "H"}  # matrices; the bias is a vector
+_FIGURE = re.compile(r"[−+≥]? ?\d|[–—]$")
 _LAMBDA = re.compile(r"\blambda_([wzhb])\b")
 
 
@@ -81,6 +82,7 @@ def _environment() -> Environment:
         "plain": lambda text: _LAMBDA.sub(lambda found: f"λ_{_INDEX.get(found[1], found[1])}", text),
         "entry": lambda value: f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT,
     }
+    environment.filters["worded"] = _worded
     environment.tests["number"] = lambda value: not isinstance(value, str) and defined(value)
     return environment
 
@@ -88,6 +90,14 @@ def _environment() -> Environment:
 def _prose(text: str) -> Markup:
     """A sentence of a record with the letters of the page: lambda_z is λ with an index."""
     return Markup(_LAMBDA.sub(lambda found: f"λ<sub>{_INDEX.get(found[1], found[1])}</sub>", str(escape(text))))
+
+
+def _worded(rows: Sequence[Sequence[Any]]) -> list[bool]:
+    """Of each column of a table whether it holds words, which begin on the left, rather than numbers."""
+    return [
+        any(isinstance(cell, dict) or not _FIGURE.match(str(cell)) for cell in column)
+        for column in zip(*rows, strict=True)
+    ]
 
 
 def _json_block(data: Record) -> Markup:
@@ -124,14 +134,14 @@ def score_map(
 def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
     """Geometry of a hover map, in the units of its view box: cells, names, lines between clusters."""
     order = [k for cluster in data["clusters"] for k in cluster]
-    written = data.get("marked_names", data["class_names"])
-    names = [_shortened(written[k]) for k in order]
-    size, longest = _CELL * len(order), max(map(len, names))
+    marked = data.get("marked_names", data["class_names"])
+    names, room = ([_shortened(own[k]) for k in order] for own in (data.get("written", marked), marked))
+    size, longest = _CELL * len(order), max(map(len, room))  # those of maps side by side, which have one margin
     font = min(0.5 * _CELL, 0.05 * size + 1.5)
     groups = _groups(data, _CELL, font)
     margin = _LETTER * font * longest + 3
-    upright = _LETTER * font * longest > _CELL
-    top = (margin if upright else font + 2.5) + (font + 3 if groups["groups"] else 0)
+    upright, room_upright = (_LETTER * font * max(map(len, own)) > _CELL for own in (names, room))
+    top = (margin if room_upright else font + 2.5) + (font + 3 if groups["groups"] else 0)
     weights = strength(Z[np.ix_(order, order)], scale)
     cells = [
         {
