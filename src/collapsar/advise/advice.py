@@ -263,7 +263,9 @@ def advise(
     if verdict != "separated":
         near = None
         for name in chosen:
-            found = settings[name] = least_treatment(FAMILIES[name], problem, margin, near=near)
+            family = FAMILIES[name]
+            like = settings.get(family.like) if family.like is not None else None
+            found = settings[name] = least_treatment(family, problem, margin, near=near, like=like)
             near = near if found is None else found.target
     found = [_suggestion(t, present, margin) for t in settings.values() if t is not None]
     found.sort(key=lambda s: (not s.verified, s.price.rank))

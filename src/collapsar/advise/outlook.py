@@ -14,7 +14,9 @@ from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver import Solution
 from collapsar.solver.normalized_certificate import row_scales
 from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
-from collapsar.solver.symmetry import quotient
+from collapsar.solver.objective import predict, residual
+from collapsar.solver.shared import Atoms
+from collapsar.solver.symmetry import Quotient, quotient
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import merge_strength
 
@@ -92,39 +94,42 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
         >>> [(o.samples, o.state, round(o.safety, 3)) for o in outlooks(solve(Problem("500x5,100x5", 0.0036, 0.02)))]
         [(500, 'separated', 2.07), (100, 'merged', 0.926)]
     """
-    problem = solution.problem
-    edge = edges(problem, solution.b)
-    states = solution.class_states
-    penalty = own_penalties(problem)
-    contradicted = ~past(penalty, edge) != np.array([state == "separated" for state in states])
-    edge = np.where(contradicted, np.nan, edge)
+    problem, states = solution.problem, solution.class_states
+    penalty, edge = own_penalties(problem), edges(problem, solution.b)
+    separated = np.array([state == "separated" for state in states])
+    edge = np.where(~past(penalty, edge) != separated, np.nan, edge)  # contradicted by the certified state
     logits = logits_of(solution)
     margin, corrected = _margins(logits), _margins(logits + _equal_priors(problem))
     lost = _clearance(solution, logits, margin, corrected) <= 0
-    norms = solution.column_norms
+    columns = (edge / penalty, edge, margin, corrected, solution.column_norms, lost)
+    safety, edge, margin, corrected, norm, lost = (values.tolist() for values in columns)
+    members: dict[int, list[int]] = {n: [] for n in sorted(set(problem.class_counts.tolist()), reverse=True)}
+    for k, n in enumerate(problem.class_counts.tolist()):
+        members[n].append(k)
     result = []
-    for n in np.unique(problem.class_counts)[::-1]:
-        members = np.flatnonzero(problem.class_counts == n)
-        first = members[np.argmin(edge[members] / penalty[members])]
-        threshold = float(edge[first])
-        block = logits[np.ix_(members, members)]
-        ahead = np.diag(block)[:, None] - block.T
-        contrast = float(ahead[~np.eye(members.size, dtype=bool)].min()) if members.size > 1 else float("nan")
+    for n, ks in members.items():
+        first = next((k for k in ks if np.isnan(safety[k])), min(ks, key=safety.__getitem__))
         result.append(
             Outlook(
-                classes=tuple(int(k) for k in members),
-                samples=int(n),
-                state=worst(states[k] for k in members),
-                lost=bool(lost[members].any()),
-                threshold=threshold,
-                safety=threshold / float(penalty[first]),
-                margin=float(margin[members].min()),
-                corrected_margin=float(corrected[members].min()),
-                contrast=contrast,
-                norm=float(norms[members].min()),
+                classes=tuple(ks),
+                samples=n,
+                state=worst(states[k] for k in ks),
+                lost=any(lost[k] for k in ks),
+                threshold=edge[first],
+                safety=safety[first],
+                margin=min(margin[k] for k in ks),
+                corrected_margin=min(corrected[k] for k in ks),
+                contrast=_contrast(logits[np.ix_(ks, ks)]) if len(ks) > 1 else float("nan"),
+                norm=min(norm[k] for k in ks),
             )
         )
     return tuple(result)
+
+
+def _contrast(block: Matrix) -> float:
+    """Own logit minus a sibling's, at the least."""
+    ahead = np.diag(block)[:, None] - block.T
+    return float(ahead[~np.eye(len(block), dtype=bool)].min())
 
 
 def clearance(solution: Solution) -> Vector:
@@ -144,12 +149,33 @@ def clearance(solution: Solution) -> Vector:
 
 
 def _clearance(solution: Solution, logits: Matrix, margin: Vector, corrected: Vector) -> Vector:
-    own = np.array([state == "separated" for state in solution.class_states])
-    if solution.proof is not None:  # classes share feature directions: their columns may be multiples of each other
-        norms = solution.column_norms
-        own &= ~_parallel(logits - solution.b[:, None]) & (norms > FAINT * norms.max())
-    better = np.maximum(margin, corrected)
-    return np.where(own, better, np.where(margin > TIE, margin, np.where(better > 0, -np.inf, better))) - TIE
+    q, better = solution.quotient, np.maximum(margin, corrected)
+    Z, states = logits - solution.b[:, None], solution.class_states
+    own = np.array([state == "separated" for state in states])
+    # the features' own lead: what a class just born has of its own, while its margin may be the bias's
+    kept = np.where((q.sizes == 1)[q.labels], np.minimum(better, _margins(Z) + np.where(own, TIE, 0.0)), better)
+    if not own.all():  # born where its residual is as long as the penalty
+        R = residual(q, predict(q, solution.blocks)[0])
+        square = np.sum(R.between**2, axis=0) / q.sizes + R.within**2 * (1 - 1 / q.sizes)
+        born = 0.5 * np.log(np.maximum(square[q.labels], np.finfo(np.float64).tiny)) - np.log(q.lambda_z)
+        dead = np.array([state == "vanished" for state in states])
+        kept = np.where(own, kept, np.minimum(np.where(dead, better, kept), born))
+    if solution.proof is not None and (shared := _sharing(q, solution.proof.atoms)[q.labels]).any():
+        # their columns may be multiples of each other
+        size = solution.column_norms / (FAINT * solution.column_norms.max())
+        one, faint = shared & _parallel(Z), shared & (size <= 1)
+        if one.any():
+            kept = np.where(one, np.minimum(kept, np.log(merge_strength(solution.problem) / q.lambda_z)), kept)
+        kept = np.where(faint & (size > 0), np.minimum(kept, np.log(np.where(size > 0, size, 1.0))), kept)
+        own &= ~(one | faint)
+    return np.where(own, kept, np.where(margin > TIE, margin, np.minimum(kept, 0.0))) - TIE
+
+
+def _sharing(q: Quotient, atoms: Atoms) -> NDArray[np.bool_]:
+    """Per cluster, whether its classes share a direction, with each other or with another cluster's."""
+    common, inside = atoms.common > 0, (atoms.own > 0) | (atoms.common > 0)
+    several = inside.sum(axis=1, keepdims=True) > 1
+    return np.any((several & inside) | (common & (q.sizes > 1)), axis=0)
 
 
 def _parallel(Z: Matrix) -> NDArray[np.bool_]:

@@ -56,6 +56,8 @@ _FINER = 0.03  # where a gap stays open the next descent goes further
 _STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
 _STARTS = 40  # of the search for a direction that pays, of either kind
 _ASCENT = 300  # its steps
+_SKETCH = 60  # where it only says where descent begins
+_SETTLED = 1e-7  # of a unit direction from step to step: what it pays is then right to the square of that
 _PAYS = 1e-8  # relative
 
 
@@ -257,7 +259,7 @@ def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
     size = np.maximum(size, _LEAN * typical)
     own = np.diag(np.where(several, size, 0.0))
     common = np.diag(np.where(several, _LEAN * typical, size)) + lean
-    _, h = _ascent(q, R, np.zeros((1, J)), np.ones((1, J)))
+    _, h = _ascent(q, R, np.zeros((1, J)), np.ones((1, J)), _SKETCH)
     own, common = np.vstack([own, np.zeros(J)]), np.vstack([common, 0.1 * typical * h])
     atoms = Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
     return atoms, start.b
@@ -276,7 +278,9 @@ def _ascent(q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = 
         own = np.where(contrasts > 0, (np.maximum(mean + contrasts * contrast, 0.0) - common) / q.sizes, 0.0)
         length = np.sqrt(np.sum((own + common) ** 2, axis=1) + own**2 @ contrasts)[:, None]
         length = np.where(length > 0, length, 1.0)
-        own, common = own / length, common / length
+        last, own, common = own + common, own / length, common / length
+        if np.abs(own + common - last).max() <= _SETTLED:
+            break
     return own, common
 
 
