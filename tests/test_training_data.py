@@ -168,7 +168,7 @@ def _served_set(folder: Path, *sources: str) -> IdxSet:
         (folder / f"{role}.gz").write_bytes(packed)
         sha256 = hashlib.sha256(content).hexdigest()
         files[role] = IdxFile(role, hashlib.md5(packed).hexdigest(), sha256)
-    return IdxSet("small", files, sources, folder / "no-system-package", "small-package")
+    return IdxSet("small", files, sources, system_dir=folder / "no-system-package", package="small-package")
 
 
 def test_download_tries_the_next_source_and_keeps_a_checked_copy(tmp_path: Path, served: tuple[Path, str]) -> None:

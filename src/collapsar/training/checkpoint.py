@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +89,11 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint; after a crash at any point the old or the new one is there, whole."""
-        about = asdict(checkpoint) | {"format": _FORMAT}
+        about = {**vars(checkpoint), "format": _FORMAT}
         del about["tensors"]
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
         content = to_bytes(tensors, metadata={"collapsar": json.dumps(about)})
         write_atomically(self.checkpoint_path, content)
-
-    def load(self) -> Checkpoint | None:
-        """The checkpoint, or None where there is none.
-
-        Raises:
-            ValueError: The file is damaged or not a checkpoint of this library.
-        """
-        return read_checkpoint(self.checkpoint_path) if self.checkpoint_path.exists() else None
 
     def rewind(self, records_bytes: int) -> list[Record]:
         """Drop the records behind a checkpoint and return those before it.

@@ -277,20 +277,6 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(deviations)
 
 
-def _fashion_mnist(data_dir: Path | None) -> ImageData:
-    """Xiao, Rasul and Vollgraf (arXiv 1708.07747); mean and deviation as the paper's experiments use them."""
-    names = (
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    )
-    return _idx_data(FASHION_MNIST, data_dir, names, (0.2860, 0.3530))
-
-
-def _mnist(data_dir: Path | None) -> ImageData:
-    """LeCun, Cortes and Burges (1998); mean and deviation are those of its 60000 training images."""
-    return _idx_data(MNIST, data_dir, tuple(str(label) for label in range(10)), (0.1307, 0.3081))
-
-
 def _cifar10(data_dir: Path | None) -> ImageData:
     """Krizhevsky (2009); mean and deviation as the paper's experiments use them."""
     return ImageData(
@@ -302,11 +288,10 @@ def _cifar10(data_dir: Path | None) -> ImageData:
     )
 
 
-def _idx_data(
-    idx_set: IdxSet, data_dir: Path | None, class_names: tuple[str, ...], moments: tuple[float, float]
-) -> ImageData:
+def _idx_data(idx_set: IdxSet, data_dir: Path | None) -> ImageData:
+    mean, std = ((value,) for value in idx_set.moments)
     tensors = _idx_tensors(find_idx_files(idx_set, data_dir))
-    return ImageData(name=idx_set.name, class_names=class_names, mean=moments[:1], std=moments[1:], **tensors)
+    return ImageData(name=idx_set.name, class_names=idx_set.class_names, mean=mean, std=std, **tensors)
 
 
 def _idx_tensors(paths: dict[str, Path]) -> dict[str, Tensor]:
@@ -324,7 +309,7 @@ def _idx_tensors(paths: dict[str, Path]) -> dict[str, Tensor]:
 # A further data set is one more entry: a function from the data folder, or None, to an ImageData.
 DATASETS: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": _digits,
-    "fashion-mnist": _fashion_mnist,
-    "mnist": _mnist,
+    "fashion-mnist": lambda folder: _idx_data(FASHION_MNIST, folder),
+    "mnist": lambda folder: _idx_data(MNIST, folder),
     "cifar10": _cifar10,
 }

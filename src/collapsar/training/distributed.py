@@ -21,7 +21,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Follow", "Team", "alone", "leading"]
+__all__ = ["Follow", "Team", "leading"]
 
 T = TypeVar("T")
 
@@ -63,12 +63,6 @@ class Team:
 
 Follow = Callable[[Team, Any], None]
 """What a follower does: a function of a module's top level, called with its team and what the leader told first."""
-
-
-@contextmanager
-def alone(device: torch.device) -> Iterator[Team]:
-    """A team of one."""
-    yield Team(device)
 
 
 @contextmanager

@@ -46,6 +46,8 @@ class IdxSet:
         name: The data set's name.
         files: Its files under the roles "train_images", "train_labels", "test_images", "test_labels".
         sources: Addresses to which the file name and ".gz" are appended, tried in order.
+        class_names: K names.
+        moments: Mean and standard deviation of the training images' pixels, in units of the full range.
         system_dir: Where the operating system's package puts the files; None where there is no package.
         package: The name of that package, for the error message.
     """
@@ -53,6 +55,8 @@ class IdxSet:
     name: str
     files: Mapping[str, IdxFile]
     sources: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+    moments: tuple[float, float] = (0.0, 1.0)
     system_dir: Path | None = None
     package: str = ""
 
@@ -70,6 +74,7 @@ def _files(*hashes: tuple[str, str]) -> dict[str, IdxFile]:
     return {role: IdxFile(name, *pair) for (role, name), pair in zip(_NAMES.items(), hashes, strict=True)}
 
 
+# Xiao, Rasul and Vollgraf (arXiv 1708.07747).
 FASHION_MNIST = IdxSet(
     name="fashion-mnist",
     files=_files(
@@ -83,10 +88,16 @@ FASHION_MNIST = IdxSet(
         "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
+    class_names=(
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    moments=(0.2860, 0.3530),  # as the paper's experiments use them
     system_dir=Path("/usr/share/datasets/fashion-mnist"),
     package="dataset-fashion-mnist",
 )
 
+# LeCun, Cortes and Burges (1998).
 MNIST = IdxSet(
     name="mnist",
     files=_files(
@@ -99,6 +110,8 @@ MNIST = IdxSet(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
+    class_names=tuple("0123456789"),
+    moments=(0.1307, 0.3081),
 )
 
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ from collapsar.core.types import Record
 from collapsar.training.checkpoint import Checkpoint, RunFolder, as_read_back
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData, imbalanced
-from collapsar.training.distributed import Team, alone, leading
+from collapsar.training.distributed import Team, leading
 from collapsar.training.graphs import RecordedSteps, own_stream, recorder
 from collapsar.training.measure import evaluate
 from collapsar.training.models import FeatureNetwork
@@ -138,7 +138,7 @@ def train(
             folder.append_record(state.header)
     if state.finished:
         return result_of(state, config)
-    with alone(device) if config.devices == 1 else leading(device, config.devices, _follow) as team:
+    with nullcontext(Team(device)) if config.devices == 1 else leading(device, config.devices, _follow) as team:
         team.told((data, checkpoint_of(state, config, data.image_shape, 0)))
         _run_epochs(state, _Job(config, data.to(team.device), team, folder, progress, measure, stop))
     return result_of(state, config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,27 +105,22 @@ def begin_from(state: RunState, start: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: They are those of another network.
     """
-    try:
+    with _fitting("`start` must be a state_dict of the configuration's network, got another ({})"):
         state.model.load_state_dict(start)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"`start` must be a state_dict of the configuration's network, got another ({reason})"
-        ) from None
+
+
+@contextmanager
+def _fitting(sentence: str) -> Iterator[None]:
+    """Say that tensors belong to another network, with the reason in its place."""
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(sentence.format(" ".join(str(error).split())[:200])) from None
 
 
 def result_of(state: RunState, config: TrainConfig) -> TrainResult:
     """The state as a result."""
-    return TrainResult(
-        config=config,
-        model=state.model,
-        records=state.records,
-        header=state.header,
-        epoch=state.epoch,
-        finished=state.finished,
-        seconds=state.seconds,
-        optimizer=state.optimizer,
-    )
+    return TrainResult(config, **{name: value for name, value in vars(state).items() if name != "generator"})
 
 
 def checkpoint_of(
@@ -159,8 +155,8 @@ def bring_back(folder: RunFolder, state: RunState, config: TrainConfig, digests:
         ValueError: The folder's run has another configuration, other training images or another start, or is
             damaged.
     """
-    checkpoint = folder.load()
-    if checkpoint is not None:
+    if folder.checkpoint_path.exists():
+        checkpoint = read_checkpoint(folder.checkpoint_path)
         _refuse_other_run(folder, checkpoint.config, vars(checkpoint), config, digests)
         restore(state, checkpoint, str(folder.checkpoint_path))
         state.header, *state.records = folder.rewind(checkpoint.records_bytes)
@@ -192,7 +188,7 @@ def restore(state: RunState, checkpoint: Checkpoint, where: str) -> None:
         ValueError: It is not one of the state's network.
     """
     tensors = checkpoint.tensors
-    try:
+    with _fitting(f"the checkpoint {where} does not fit its own configuration ({{}}); train again with resume=False"):
         state.model.load_state_dict(_named(tensors, "model."))
         for prefix, buffer in _BUFFERS.items():
             saved = _named(tensors, f"{prefix}.")
@@ -201,11 +197,6 @@ def restore(state: RunState, checkpoint: Checkpoint, where: str) -> None:
                     fresh = torch.empty_like(parameter) if saved[name].ndim else torch.zeros(())
                     state.optimizer.state[parameter][buffer] = fresh.copy_(saved[name])
         state.generator.set_state(tensors["generator"])
-    except (RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the checkpoint {where} does not fit its own configuration ({reason}); train again with resume=False"
-        ) from None
     state.epoch, state.seconds, state.finished = checkpoint.epoch, checkpoint.seconds, checkpoint.finished
 
 
