@@ -240,7 +240,7 @@ def test_networks_as_people_train_them_stand_beside_their_own_optimum(page: Page
     assert "0.358" in cells
     assert any("merged" in cell and "as predicted" in cell for cell in cells)
     without = demo_page(changed(lambda r: r.pop("standard")))  # as earlier versions wrote it
-    assert "as people train it" not in without
+    assert "trained the usual way" not in without
 
 
 def test_text_from_a_record_stays_text(page: Page) -> None:

@@ -1,7 +1,7 @@
 """The main job, end to end: train on real imbalanced data, measure the collapse, solve the theory, compare.
 
 Three penalties: below, between and above the thresholds of the nonnegative model, which is the one that a network with
-a ReLU before its head follows. Then two networks as people train them (``demo_standard``).
+a ReLU before its head follows. Then two networks trained the usual way (``demo_standard``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The demonstration's second half: a network as people train it, below and above its merge threshold.
+"""The demonstration's second half: networks trained the usual way, below and above its merge threshold.
 
 A LayerNorm before the head, weight decay on the head's weight alone, no feature penalty (docs/theory/normalized.md).
 """

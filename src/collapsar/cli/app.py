@@ -15,7 +15,7 @@ __all__ = ["Interrupted", "app"]
 
 # Module and first words of every command, so that `--help` need not import them; a test holds the two together.
 COMMANDS = {
-    "demo": ("training", "Train three networks on imbalanced data and watch the small classes collapse."),
+    "demo": ("training", "Train five networks on imbalanced data and watch the small classes collapse."),
     "diagnose": ("diagnose", "Say which classes of a trained network have merged or vanished."),
     "audit": ("audit", "Say which classes of any trained classifier are dead, from its head alone."),
     "advise": ("advise", "Which classes merge at your penalties, and the least change that keeps them separated."),

@@ -51,7 +51,7 @@ LambdaB = Annotated[
 ]
 Features = Annotated[
     Literal["signed", "nonnegative"],
-    Option("--features", help="nonnegative: features out of a ReLU, as in most networks; signed: without."),
+    Option("--features", help="nonnegative: features that pass a ReLU, as in most networks; signed: all others."),
 ]
 Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Html = Annotated[Path | None, Option("--html", help="Also write a page that opens in any browser.")]
@@ -104,7 +104,7 @@ class Prices:
     """The penalties."""
 
     lambda_z: float | None = Option(
-        None, help="Price of the predictions, sqrt(lambda_w * lambda_h), each penalty with its half."
+        None, help="Penalty of the mean predictions, sqrt(lambda_w * lambda_h); a penalty is (lambda/2) ||.||^2."
     )
     lambda_w: float | None = Option(None, help="Penalty of the head's weight; with --lambda-h.")
     lambda_h: float | None = Option(None, help="Penalty of the features, summed over samples.")
@@ -140,7 +140,7 @@ class NormOptions:
         None,
         parser=_length,
         metavar="<float>",
-        help="Length of features behind a norm without gain, sqrt(width); with --lambda-w alone.",
+        help="Length of features behind a norm without gain, sqrt(width) for LayerNorm; with --lambda-w alone.",
     )
     over: Literal["sample", "batch"] | None = Option(
         None, help="With --norm: sample (the default) for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm."
@@ -212,8 +212,10 @@ def _class_vector(name: str, text: str, num_classes: int) -> list[float]:
 class LabelFile:
     """How COUNTS is read where it is a file."""
 
-    column: str | None = Option(None, help="Of a table of labels: name or number of the column with the labels.")
-    ignore_index: int | None = Option(None, help="Label of samples without one, such as -1 or 255: left out.")
+    column: str | None = Option(None, help="Name or number of the column of a table that holds the labels.")
+    ignore_index: int | None = Option(
+        None, help="Label of samples without a class, such as -1 or 255; they are left out."
+    )
 
     def read(self, counts: str) -> LabelCounts:
         """Counts and names; how a file was read goes to stderr."""

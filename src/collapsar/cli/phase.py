@@ -33,7 +33,7 @@ class Fixed:
     k_a: int | None = Option(None, help="k_A, the large ones among them.  [default: half]")
     n_a: float = Option(500.0, help="n_A, samples per large class.")
     n_b: float = Option(100.0, help="n_B, samples per small class.")
-    lambda_z: float = Option(0.0036, help="Price of the predictions.")
+    lambda_z: float = Option(0.0036, help="Penalty of the mean predictions.")
     lambda_b: float = Option(0.02, help="Penalty of the bias; inf: none, 0: free.")
     oversampling: float = Option(1.0, help="Repeats of every small class's sample.")
     over: Literal["sample", "batch"] | None = Option(
@@ -75,7 +75,7 @@ def phase(
 
     Every cell is a certified optimum, for signed and for nonnegative features; for networks that normalise their
     features with --over, where lambda_w is the penalty. "r" is the imbalance n_A / n_B and moves
-    n_A; "share_a" is k_A / K. A sweep that is interrupted goes on where it stopped when the same command is given again
+    n_A; "share_a" is k_A / K. An interrupted sweep resumes where it stopped when the same command is given again
     with the same --out; a finished one computes nothing.
     """
     from collapsar.phase.grid import Axis, PhaseConfig

@@ -58,7 +58,7 @@ def solve(
     loss: LossOptions,
     file: LabelFile,
     tol: float = Option(1e-9, help="Relative duality gap to reach."),
-    max_steps: int = Option(300, help="Steps of the algorithm at most."),
+    max_steps: int = Option(300, help="The largest number of steps."),
     out: Path | None = Option(None, help="Save the solution here (.npz)."),
     html: Html = None,
     as_json: Json = False,

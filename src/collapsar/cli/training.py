@@ -74,7 +74,7 @@ def train(
     """Train a network on imbalanced data with penalised features, and compare it with the exact optimum.
 
     With --lambda-z the head gets lambda_w = 10 lambda_z and the features lambda_h = lambda_z / 10, as in the paper.
-    A run that is interrupted goes on where it stopped when the same command is given again.
+    An interrupted run resumes where it stopped when the same command is given again.
     """
     prices.price()  # before imports that take seconds, which a refusal need not wait for
     config = _config(data, file.read(counts).counts.tolist(), prices, recipe, machine)
@@ -152,11 +152,11 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train three networks on imbalanced data and watch the small classes collapse where the theory says.
+    """Train five networks on imbalanced data and watch the small classes collapse where the theory says.
 
-    One penalty below, one between and one above the thresholds; then two networks as people train, with a LayerNorm and
-    weight decay on the head alone. Prints a table of what was predicted and what was measured, and writes a report
-    that opens in any browser. Less than a minute on two cores; no download for digits.
+    One penalty below, one between and one above the thresholds; then two networks trained the usual way, with a
+    LayerNorm and weight decay on the head alone. Prints a table of what was predicted and what was measured, and writes
+    a report that opens in any browser. Less than a minute on two cores; no download for digits.
     """
     from collapsar.app.demo import demo as run_demo
     from collapsar.report import demo_page, png_bytes
@@ -220,7 +220,7 @@ def _print_demo(record: Record, page: Path) -> None:
         "has vanished when its images move no score, so that the network cannot tell it from others."
     )
     if finding := standard_finding(record):
-        shown.print(f"As people train: {finding}")
+        shown.print(f"Trained the usual way: {finding}")
     shown.print(f"Report: {page.resolve().as_uri()}", soft_wrap=True)
 
 

@@ -94,7 +94,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
 
 
 def _standard(data: Record) -> Record | None:
-    """The networks as people train them; None where the record has none."""
+    """The networks trained the usual way; None where the record has none."""
     standard = data.get("standard")
     if standard is None:
         return None

@@ -264,7 +264,7 @@ def norm_name(norm: str) -> str:
 
 
 def standard_finding(record: Record) -> str:
-    """Where the small classes of networks as people train them merge, by theory and measured; "" without such runs."""
+    """Where the small classes of networks trained the usual way merge, by theory and measured; "" without such runs."""
     standard = record.get("standard")
     if standard is None:
         return ""

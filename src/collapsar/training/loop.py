@@ -102,7 +102,7 @@ def train(
             anew, replacing what is there.
         start: Weights to begin from, a ``state_dict()`` of the same network; the momentum begins at zero and
             the order of the images is that of a fresh start. A run that is resumed must be given the same.
-        stop: Asked after every epoch; True ends the run there like Ctrl-C, to be gone on with.
+        stop: Asked after every epoch; True ends the run there like Ctrl-C, to be resumed later.
 
     Returns:
         The network and the records.
@@ -339,7 +339,7 @@ def _how_to_go_on(state: RunState, job: _Job) -> str:
     done = f"stopped after epoch {state.epoch} of {job.config.epochs}"
     if job.folder is None:
         return f"{done}; nothing is saved, because there is no run_dir"
-    return f"{done}; the same call with the same run_dir {job.folder.path} goes on from there"
+    return f"{done}; the same call with the same run_dir {job.folder.path} resumes from there"
 
 
 @contextmanager

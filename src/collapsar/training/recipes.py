@@ -68,7 +68,7 @@ def demo_config(dataset: str, lambda_z: float, seed: int = 0) -> TrainConfig:
 
 
 def standard_config(dataset: str, lambda_w: float, seed: int = 0) -> TrainConfig:
-    """A run as people train: LayerNorm before the head, decay on the head's weight alone, a free bias.
+    """A run of the usual kind: LayerNorm before the head, decay on the head's weight alone, a free bias.
 
     Args:
         dataset: A key of ``DEMO_RECIPES``, whose images it takes.
