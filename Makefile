@@ -22,6 +22,8 @@ demo: install ## train, measure, solve and compare on imbalanced digits (under a
 
 # One worker a core, one thread a worker: two threads each wait for one another twenty times longer than they compute.
 test test-slow: export OMP_NUM_THREADS = 1
+# Compiling the tests anew takes a third of starting a worker: their bytecode is kept, whatever the shell says.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
 
 test: install ## the tests (slow ones: make test-slow)
 	$(BIN)/pytest -n auto -m "not slow and not gpu and not browser"

@@ -288,9 +288,9 @@ def test_without_a_bias_price_nonnegative_classes_share_and_the_curve_says_so():
 @pytest.mark.parametrize(
     ("over", "x", "y"),
     [
-        ("sample", "r:2:20:4", "lambda_w:0.5:12:5:log"),
-        ("sample", "norm:4:14:4", "lambda_w:0.5:12:4:log"),
-        ("batch", "norm:4:14:4", "r:2:20:4"),
+        ("sample", "r:2:20:3", "lambda_w:0.5:12:3:log"),
+        ("sample", "norm:4:14:3", "lambda_w:0.5:12:3:log"),
+        ("batch", "norm:4:14:4", "r:2:20:3"),
     ],
 )
 def test_normalised_features_have_a_diagram_in_lambda_w(over, x, y):

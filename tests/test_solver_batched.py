@@ -211,8 +211,8 @@ def test_every_problem_ends_on_its_own():
         alone = solve_batch([batch.problem(i)])
         assert alone.primal[0] == pytest.approx(whole.primal[i], rel=1e-12)
     seen: list[tuple[int, int]] = []
-    solve_batch(random_batch(5, 200, 3, "nonnegative", general=False), progress=lambda *at: seen.append(at))
-    assert seen[-1] == (200, 200)
+    solve_batch(random_batch(5, 60, 3, "nonnegative", general=False), progress=lambda *at: seen.append(at))
+    assert seen[-1] == (60, 60)
 
 
 PLAIN = {"sizes": [5, 5], "counts": [500, 100], "lambda_z": 0.003}

@@ -401,11 +401,11 @@ def test_measured_over_predicted_switches() -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "fig7", "--preset", "tiny") == 0
+    assert run(monkeypatch, "fig9", "--preset", "tiny") == 0
     assert "processor time" in capsys.readouterr().out
-    assert (tmp_path / "runs" / "reproduce-tiny" / "fig7" / "fig7.png").exists()
-    assert run(monkeypatch, "fig7", "--preset", "tiny", "--out", "runs/reproduce-tiny", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["figure"] == "fig7"
+    assert (tmp_path / "runs" / "reproduce-tiny" / "fig9" / "fig9.png").exists()
+    assert run(monkeypatch, "fig9", "--preset", "tiny", "--out", "runs/reproduce-tiny", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["figure"] == "fig9"
 
 
 def test_the_study_of_the_advice_is_one_of_the_names(
