@@ -100,7 +100,7 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
     edge = np.where(~past(penalty, edge) != separated, np.nan, edge)  # contradicted by the certified state
     logits = logits_of(solution)
     margin, corrected = _margins(logits), _margins(logits + _equal_priors(problem))
-    lost = _clearance(solution, logits, margin, corrected) <= 0
+    lost = _clearance(solution, separated, logits, margin, corrected) <= 0
     columns = (edge / penalty, edge, margin, corrected, solution.column_norms, lost)
     safety, edge, margin, corrected, norm, lost = (values.tolist() for values in columns)
     members: dict[int, list[int]] = {n: [] for n in sorted(set(problem.class_counts.tolist()), reverse=True)}
@@ -144,21 +144,23 @@ def clearance(solution: Solution) -> Vector:
         >>> (clearance(solve(Problem("500x2,100x2", 0.01, 0.02))) > 0).tolist()
         [True, True, False, False]
     """
-    logits = logits_of(solution)
-    return _clearance(solution, logits, _margins(logits), _margins(logits + _equal_priors(solution.problem)))
+    logits, separated = logits_of(solution), np.array([state == "separated" for state in solution.class_states])
+    corrected = _margins(logits + _equal_priors(solution.problem))
+    return _clearance(solution, separated, logits, _margins(logits), corrected)
 
 
-def _clearance(solution: Solution, logits: Matrix, margin: Vector, corrected: Vector) -> Vector:
+def _clearance(
+    solution: Solution, own: NDArray[np.bool_], logits: Matrix, margin: Vector, corrected: Vector
+) -> Vector:
     q, better = solution.quotient, np.maximum(margin, corrected)
-    Z, states = logits - solution.b[:, None], solution.class_states
-    own = np.array([state == "separated" for state in states])
+    Z = logits - solution.b[:, None]
     # the features' own lead: what a class just born has of its own, while its margin may be the bias's
     kept = np.where((q.sizes == 1)[q.labels], np.minimum(better, _margins(Z) + np.where(own, TIE, 0.0)), better)
     if not own.all():  # born where its residual is as long as the penalty
         R = residual(q, predict(q, solution.blocks)[0])
         square = np.sum(R.between**2, axis=0) / q.sizes + R.within**2 * (1 - 1 / q.sizes)
         born = 0.5 * np.log(np.maximum(square[q.labels], np.finfo(np.float64).tiny)) - np.log(q.lambda_z)
-        dead = np.array([state == "vanished" for state in states])
+        dead = solution.column_norms == 0
         kept = np.where(own, kept, np.minimum(np.where(dead, better, kept), born))
     if solution.proof is not None and (shared := _sharing(q, solution.proof.atoms)[q.labels]).any():
         # their columns may be multiples of each other
@@ -167,7 +169,7 @@ def _clearance(solution: Solution, logits: Matrix, margin: Vector, corrected: Ve
         if one.any():
             kept = np.where(one, np.minimum(kept, np.log(merge_strength(solution.problem) / q.lambda_z)), kept)
         kept = np.where(faint & (size > 0), np.minimum(kept, np.log(np.where(size > 0, size, 1.0))), kept)
-        own &= ~(one | faint)
+        own = own & ~(one | faint)
     return np.where(own, kept, np.where(margin > TIE, margin, np.minimum(kept, 0.0))) - TIE
 
 
