@@ -498,6 +498,21 @@ class Renamed(nn.CrossEntropyLoss):
     """A subclass that changes nothing."""
 
 
+class OverN(nn.CrossEntropyLoss):
+    """Weighs samples, and takes the mean over all of them."""
+
+    def __init__(self) -> None:
+        super().__init__(W)
+
+    def forward(self, input, target):  # noqa: A002
+        return (W[target] * F.cross_entropy(input, target, reduction="none")).mean()
+
+
+def class_balanced(x, y):
+    """As the package balanced-loss: beside targets that are probabilities, torch divides by the number of samples."""
+    return F.cross_entropy(x, F.one_hot(y, len(W)).float(), weight=W)
+
+
 PRIOR = np.log(N) - np.log(N).mean()
 LOSSES = {
     "none": (None, cs.Loss(), False, ""),
@@ -513,6 +528,20 @@ LOSSES = {
     "focal subclass": (Focal(), None, False, "none of the cross-entropies"),
     "NLL": (nn.NLLLoss(), None, False, "none of the cross-entropies"),
     "BCE": (nn.BCEWithLogitsLoss(), None, False, "none of the cross-entropies"),
+    "weights over N": (
+        lambda x, y: (W[y] * F.cross_entropy(x, y, reduction="none")).mean(),
+        cs.Loss(W.numpy()),
+        False,
+        "",
+    ),
+    "weights over N, module": (OverN(), cs.Loss(W.numpy()), False, ""),
+    "class-balanced": (class_balanced, cs.Loss(W.numpy()), False, ""),
+    "weights over N and offsets": (
+        lambda x, y: (W[y] * F.cross_entropy(x + torch.tensor(PRIOR).float(), y, reduction="none")).mean(),
+        cs.Loss(W.numpy(), offsets=PRIOR),
+        False,
+        "",
+    ),
     "a weight of 0": (nn.CrossEntropyLoss(torch.tensor([0.0, 1, 1])), None, False, "class 0 the weight 0"),
     "an ignored class": (nn.CrossEntropyLoss(ignore_index=0), None, False, "ignores class 0"),
 }
@@ -560,6 +589,40 @@ def test_a_summed_loss_divides_the_penalty_by_the_samples_of_a_step() -> None:
     assert small.lambda_w == pytest.approx(decay / 8)
     optimum = cs.solve(cs.Problem(n, decay / 40))  # features decayed by the same optimizer
     assert np.linalg.norm(Z - optimum.Z) < 1e-6 * np.linalg.norm(optimum.Z)
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_weights_that_are_not_divided_by_their_sum_divide_the_penalty(summed: bool) -> None:
+    """Trained to rest on all samples at once: the optimum of the theory is that of the penalty over sum w n / N."""
+    torch.manual_seed(0)
+    n, weights = [20, 20, 5, 5], torch.tensor([1.0, 1.0, 3.0, 3.0], dtype=torch.float64)
+    decay = 0.4 if summed else 0.012
+    y, features = torch.repeat_interleave(torch.arange(4), torch.tensor(n)), nn.Parameter(torch.randn(50, 8).double())
+    model = nn.Sequential(nn.Linear(8, 4, bias=False).double())
+
+    def criterion(x, target):
+        each = weights.to(x.dtype)[target] * F.cross_entropy(x, target, reduction="none")
+        return each.sum() if summed else each.mean()
+
+    optimizer = torch_optim.SGD([features, *model.parameters()], lr=0.05 if summed else 1.0, weight_decay=decay)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        criterion(model(features), y).backward()
+        optimizer.step()
+    Z = np.stack([model(features).detach().numpy()[y == k].mean(0) for k in range(4)], axis=1)
+    known, _ = quietly(
+        model, model[0], optimizer, criterion=criterion, data=DataLoader(TensorDataset(torch.zeros(50, 8), y), 50)
+    )
+    blind, kinds = quietly(model, model[0], optimizer, criterion=criterion)
+    scale = 70 / 50 * (50 if summed else 1)
+    assert known.lambda_w == pytest.approx(decay / scale)
+    assert blind.lambda_w is None
+    assert "unnormalised-weights" in kinds
+    loss = cs.Loss(weights.numpy())
+    optimum = cs.solve(cs.Problem(n, decay / scale, loss=loss))  # features decayed by the same optimizer
+    assert np.linalg.norm(Z - optimum.Z) < 1e-5 * np.linalg.norm(optimum.Z)
+    assert known.loss.class_weights is not None
+    assert np.allclose(known.loss.class_weights, weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(W), nn.CrossEntropyLoss(label_smoothing=0.3), Adjusted()])

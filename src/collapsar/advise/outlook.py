@@ -149,9 +149,7 @@ def clearance(solution: Solution) -> Vector:
     return _clearance(solution, separated, logits, _margins(logits), corrected)
 
 
-def _clearance(
-    solution: Solution, own: NDArray[np.bool_], logits: Matrix, margin: Vector, corrected: Vector
-) -> Vector:
+def _clearance(solution: Solution, own: NDArray[np.bool_], logits: Matrix, margin: Vector, corrected: Vector) -> Vector:
     q, better = solution.quotient, np.maximum(margin, corrected)
     Z = logits - solution.b[:, None]
     # the features' own lead: what a class just born has of its own, while its margin may be the bias's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -31,6 +32,16 @@ class Rest(NamedTuple):
     slope: float
     correlation: float
 
+    @property
+    def imbalance(self) -> float:
+        """What the two leave of each other, relative to the penalty's; sharper than the correlation, 1 - x^2 / 2 of it.
+
+        Example:
+            >>> round(Rest(0.96, 0.991).imbalance, 3)
+            0.136
+        """
+        return math.sqrt(max((self.slope / self.correlation) ** 2 - 2 * self.slope + 1, 0.0))
+
 
 @dataclass(frozen=True)
 class HeadNorm:
@@ -41,8 +52,9 @@ class HeadNorm:
         over: "sample": every sample's features have one length; "batch": their mean square over the batch is fixed.
         width: d, how many features it puts out.
         length: ||gamma||, sqrt(d) without a gain: the length of the features, or its root mean square over the batch.
-        gain_penalty: lambda of its gain; 0.0: trained without a penalty, so that the length may grow without bound;
-            None: there is no gain, it is not trained, or its decay is no penalty.
+        gain_penalty: lambda of its gain; NaN: decayed beside a loss whose scale is not known; 0.0: trained without a
+            penalty, so that the length may grow without bound; None: there is no gain, it is not trained, or its
+            decay is no penalty.
         free_gain: whether there is a gain that is trained without any decay.
         trained_gain: whether there is a gain that is trained at all.
         uneven: standard deviation over mean of the gain's absolute values; 0 without one.

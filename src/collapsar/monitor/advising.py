@@ -107,7 +107,7 @@ def advise_training(
     n = class_counts(counts)
     model, loop = unwrapped(model), Loop() if loop is None else loop
     head = find_head(model, None, n.size)[1]
-    facts = Facts(model, head, optimizer, loop.penalties, loop.criterion, loop.data, loop.schedule)
+    facts = Facts(model, head, optimizer, loop.penalties, loop.criterion, loop.data, loop.schedule, n)
     found = differences(facts)
     penalised = loop.penalties is not None and loop.penalties.lambda_h > 0
     for warning in found:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -62,6 +63,8 @@ _TEXTS: Mapping[str, str] = {
     "loss": "{}; the theory here is that of cross-entropy.",
     "summed-loss": "The loss is a sum over the batch: a penalty beside it counts as if divided by the samples of a "
     "step, {}.",
+    "unnormalised-weights": "The loss does not divide its class weights by their sum: a penalty beside it counts as if "
+    "divided by their mean over the samples, {}.",
 }
 
 
@@ -71,7 +74,8 @@ class PenaltyWarning(UserWarning):
     Attributes:
         kind: "decoupled-decay", "linear-decay", "unknown-decay", "unused-decay", "wrapped-optimizer", "decay-clock",
             "frozen-head", "frozen-backbone", "normalised-features", "normalised-below", "decayed-layers",
-            "no-feature-penalty", "augmentation", "mixup", "resampled", "compounded", "loss" or "summed-loss".
+            "no-feature-penalty", "augmentation", "mixup", "resampled", "compounded", "loss", "summed-loss" or
+            "unnormalised-weights".
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -91,6 +95,7 @@ class Facts:
         criterion: the loss function.
         data: the training loader or data set.
         schedule: the optimizer's scheduler, or the number of steps of the whole run.
+        counts: samples per class; None: those that an epoch of the data shows, where that can be told.
     """
 
     model: nn.Module
@@ -100,6 +105,7 @@ class Facts:
     criterion: Any = None
     data: Any = None
     schedule: LRScheduler | int | None = None
+    counts: NDArray[np.int64] | None = None
 
     @cached_property
     def decay(self) -> Decay | None:
@@ -145,6 +151,12 @@ class Facts:
     def loss(self) -> Criterion:
         """What the criterion computes."""
         return read_criterion(self.criterion, len(self.weight))
+
+    @cached_property
+    def loss_scale(self) -> float | None:
+        """How many times the theory's loss a sample's is on average; None where the counts are needed and not known."""
+        shown = None if self.exposure is None else self.exposure.shown
+        return self.loss.scale(shown if self.counts is None else self.counts)
 
     @cached_property
     def exposure(self) -> Exposure | None:
@@ -230,7 +242,10 @@ def _of_rows(facts: Facts) -> str:
         return "The head's own penalty is read as usual."
     if rows.rows is None:
         return f"No penalty can be read from its state: {rows.reason}. {fallback}"
-    agreement = "" if rows.rest is None else f" (slope {rows.rest.slope:.3g}, correlation {rows.rest.correlation:.3g})"
+    agreement, rest = "", rows.rest
+    if rest is not None:
+        off = f", off balance by {rest.imbalance:.0%}" if rest.correlation > 0 else ""
+        agreement = f" (slope {rest.slope:.3g}, correlation {rest.correlation:.3g}{off})"
     low, high = float(rows.rows.min()), float(rows.rows.max())
     if facts.at_rest:
         return (
@@ -302,6 +317,10 @@ def _of_data(facts: Facts) -> Iterator[PenaltyWarning]:
         size = facts.samples_per_step
         unknown = "which are not known here: pass data="
         yield _warning("summed-loss", unknown if size is None else f"{size} here")
+    if not loss.normalised:
+        scale = facts.loss_scale
+        unknown = "which is not known here: pass data=, whose labels tell the class counts"
+        yield _warning("unnormalised-weights", unknown if scale is None else f"{scale:.4g} here")
     if seen is None or not seen.resampled:
         return
     yield _warning("resampled", seen.name, "" if seen.factors is None else f" ({_times(seen.factors)})")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,11 +85,15 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
     """What the facts amount to, with the differences found as cautions."""
     own = facts.penalties or Penalties(0.0, 0.0)
     step, size = (facts.samples_per_step, facts.num_samples) if facts.loss.summed else (1, 1)
+    step, size = (None if n is None or facts.loss_scale is None else n * facts.loss_scale for n in (step, size))
     nothing = facts.optimizer is None and facts.penalties is None
     lambda_w = None if nothing else _over(_held(facts) + own.lambda_w, step)
     if lambda_w is not None and not np.any(lambda_w):
         lambda_w = None
-    lambda_h = _over(own.lambda_h, size) if own.lambda_h > 0 else _of_batch_norm(facts)
+    lambda_h = _over(own.lambda_h, size) if own.lambda_h > 0 else _over(_of_batch_norm(facts), step)
+    norm = facts.norm
+    if norm is not None and norm.gain_penalty:
+        norm = replace(norm, gain_penalty=norm.gain_penalty / (step or math.nan))
     return KnownTraining(
         lambda_w=lambda_w,
         lambda_h=lambda_h,
@@ -97,7 +102,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
         cautions=tuple(str(warning) for warning in found),
         decay_clock=None if facts.clock is None else facts.clock.total,
         rest=None if facts.rows is None else facts.rows.rest,
-        norm=facts.norm,
+        norm=norm,
         bounded_by=bounding(facts.model, facts.head),
         body=_body(facts),
     )
@@ -176,8 +181,8 @@ def _of_batch_norm(facts: Facts) -> float | None:
     return price / facts.num_samples if not penalties and 0 < price < math.inf else None
 
 
-def _over(penalty: Any, samples: int | None) -> Any:
-    """A penalty of the mean loss; None where it is not known or, beside a summed loss, the samples are not."""
-    if penalty is None or samples is None or not np.isfinite(penalty).all():
+def _over(penalty: Any, times: float | None) -> Any:
+    """A penalty of the theory's loss, beside one that is so many times as large; None where either is not known."""
+    if penalty is None or times is None or not np.isfinite(penalty).all():
         return None
-    return penalty / samples
+    return penalty / times

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapsar.core.problem import Loss
@@ -26,6 +27,8 @@ __all__ = ["Criterion", "read_criterion"]
 
 # Logits of usual size; what the formula and the criterion may differ by, float16 weights included.
 _BATCHES, _ROWS, _CLOSE = 3, 8, 2e-3
+# Below all others by this, a logit is pulled by the whole weight; the number of classes for which that is tried.
+_FAR, _MOST_READ = 30.0, 2048
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,22 @@ class Criterion:
         loss: the theory's loss; None where it is none of those, with the reason.
         summed: whether it is the sum over the batch in place of the mean.
         reason: why ``loss`` is None, a sentence; "" otherwise.
+        normalised: whether the class weights of a batch are divided by their sum, as the theory has it.
     """
 
     loss: Loss | None
     summed: bool = False
     reason: str = ""
+    normalised: bool = True
+
+    def scale(self, counts: NDArray[np.int64] | None) -> float | None:
+        """How many times the theory's loss this one is for a sample on average, sum w n / N; None without counts."""
+        weights = None if self.loss is None else self.loss.class_weights
+        if self.normalised or weights is None:
+            return 1.0
+        if counts is None or len(counts) > len(weights) or not counts.any():
+            return None
+        return float(weights[: len(counts)] @ counts / counts.sum())
 
 
 def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Criterion:
@@ -93,49 +107,79 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
 
 
 def _matching(criterion: Any, num_classes: int) -> Criterion | None:
-    weights = getattr(criterion, "weight", None)
-    like = next((t for t in (weights, *_tensors(criterion)) if isinstance(t, Tensor) and t.is_floating_point()), None)
+    given = getattr(criterion, "weight", None)
+    like = next((t for t in (given, *_tensors(criterion)) if isinstance(t, Tensor) and t.is_floating_point()), None)
     kind: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
     smoothing = float(getattr(criterion, "label_smoothing", 0.0))
-    w = torch.ones(num_classes) if weights is None else weights.detach().float().cpu()
-    offsets = _offsets(criterion, w, smoothing, kind)
-    generator, ratios, sums = torch.Generator().manual_seed(0), [], []
-    for batch in range(_BATCHES):
-        x = (2 * torch.randn(_ROWS, num_classes, generator=generator)).to(**kind)
-        y = (torch.arange(_ROWS) * 7 + batch) % num_classes
-        each = nn.functional.cross_entropy(x.cpu().float() + offsets, y, label_smoothing=smoothing, reduction="none")
-        ratios.append(float(criterion(x, y.to(x.device))) / float((w[y] * each).sum() / w[y].sum()))
-        sums.append(float(w[y].sum()))
-    mean, summed = (
-        [abs(r / size - 1) <= _CLOSE for r, size in zip(ratios, of, strict=True)] for of in ([1.0] * _BATCHES, sums)
-    )
-    if not (all(mean) or all(summed)):
+    weights = torch.ones(num_classes) if given is None else given.detach().float().cpu()
+    found = _with_weights(criterion, weights, smoothing, kind)
+    if found is None and num_classes <= _MOST_READ:
+        weights = _weights(criterion, num_classes, smoothing, kind)
+        found = _with_weights(criterion, weights, smoothing, kind) if bool((weights > 0).all()) else None
+    if found is None:
         return None
+    offsets, summed, normalised = found
     shift = (offsets - offsets.mean()).double().numpy()
     plain = bool(np.abs(shift).max() < _CLOSE)
-    return Criterion(
-        Loss(None if weights is None else w.double().numpy(), None if plain else shift, smoothing=smoothing),
-        not all(mean),
-    )
+    w = None if given is None and bool((weights == 1).all()) else weights.double().numpy()
+    return Criterion(Loss(w, None if plain else shift, smoothing=smoothing), summed, normalised=normalised or w is None)
+
+
+def _with_weights(
+    criterion: Any, w: Tensor, smoothing: float, kind: dict[str, Any]
+) -> tuple[Tensor, bool, bool] | None:
+    """Offsets, whether it is a sum, and whether a batch's weights are divided by their sum; None: none of these."""
+    num_classes, generator = len(w), torch.Generator().manual_seed(0)
+    labels = [(torch.arange(_ROWS) * 7 + batch) % num_classes for batch in range(_BATCHES)]
+    logits = [(2 * torch.randn(_ROWS, num_classes, generator=generator)).to(**kind) for _ in labels]
+    values = [float(criterion(x, y.to(x.device))) for x, y in zip(logits, labels, strict=True)]
+    for normalised in (True, False):
+        offsets = _offsets(criterion, torch.ones_like(w) if normalised else w, smoothing, kind)
+        sums = [
+            float(
+                w[y]
+                @ nn.functional.cross_entropy(x.cpu().float() + offsets, y, label_smoothing=smoothing, reduction="none")
+            )
+            for x, y in zip(logits, labels, strict=True)
+        ]
+        sizes = [float(w[y].sum()) if normalised else float(_ROWS) for y in labels]
+        for summed in (False, True)[: 1 if normalised else 2]:
+            means = sums if summed else [total / size for total, size in zip(sums, sizes, strict=True)]
+            if all(abs(value / mean - 1) <= _CLOSE for value, mean in zip(values, means, strict=True)):
+                return offsets, summed, normalised
+    return None
+
+
+def _weights(criterion: Any, num_classes: int, smoothing: float, kind: dict[str, Any]) -> Tensor:
+    """Class weights that are not divided by their sum, if it has any: the pull on a logit far below the others."""
+    w = torch.zeros(num_classes)
+    for label in range(num_classes):
+        x = torch.zeros(1, num_classes, **kind)
+        x[0, label] = -_FAR
+        gradient = _gradient(criterion, x, label)
+        w[label] = -gradient[label] / (1 - smoothing + smoothing / num_classes)
+    return w
 
 
 def _offsets(criterion: Any, weights: Tensor, smoothing: float, kind: dict[str, Any]) -> Tensor:
     """What the criterion adds to the logits: at logits of zero the gradient is softmax(offsets) minus the target.
 
-    Each entry is taken from a sample of another class, where nothing cancels.
+    Each entry is taken from a sample of another class, where nothing cancels; ``weights`` multiply the gradients.
     """
     num_classes = len(weights)
     share = torch.zeros(num_classes)
     for label in (1, 0):
-        x = torch.zeros(1, num_classes, requires_grad=True, **kind)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(criterion(x, torch.tensor([label], device=x.device)), x)
-        slope = gradient[0].detach().float().cpu() + smoothing / num_classes
-        if getattr(criterion, "reduction", "mean") == "sum":
-            slope = slope / weights[label]
+        slope = _gradient(criterion, torch.zeros(1, num_classes, **kind), label) / weights[label]
         others = torch.arange(num_classes) != label
-        share[others] = slope[others]
+        share[others] = slope[others] + smoothing / num_classes
     return torch.log(share.clamp_min(1e-30))
+
+
+def _gradient(criterion: Any, x: Tensor, label: int) -> Tensor:
+    with torch.enable_grad():
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(criterion(x, torch.tensor([label], device=x.device)), x)
+    return gradient[0].detach().float().cpu()
 
 
 def _tensors(criterion: Any) -> list[Tensor]:
