@@ -9,9 +9,10 @@ import torch
 
 import collapsar as cs
 from collapsar.metrics import ClassMoments, cdnv, class_moments, collapse_report, nc1, pairs, tiles
+from collapsar.metrics.angles import etf_distance
 from collapsar.metrics.centers import center_agreement, nearest_centers
 from collapsar.metrics.collapse import equinorm
-from collapsar.metrics.pairs import cdnv_between_clusters, cdnv_matrix, etf_distance
+from collapsar.metrics.pairs import cdnv_between_clusters, cdnv_matrix, points_of
 
 SCALARS = [
     "nc1_uniform",
@@ -83,7 +84,7 @@ def long_tail(num_classes, dim, seed=0, spread=0.5, shift=0.0, unseen=()):
     )
 
 
-@pytest.mark.parametrize("block", [1 << 21, 40])  # the second crosses every seam of the sweeps over pairs
+@pytest.mark.parametrize("side", [768, 6])  # the second crosses every seam of the sweeps over pairs
 @pytest.mark.parametrize(
     "case",
     [
@@ -96,8 +97,8 @@ def long_tail(num_classes, dim, seed=0, spread=0.5, shift=0.0, unseen=()):
     ],
     ids=lambda case: "-".join(f"{k}{v}" for k, v in case.items()),
 )
-def test_every_metric_equals_its_definition(case, block, monkeypatch):
-    monkeypatch.setitem(tiles._BLOCK_NUMBERS, "cpu", block)
+def test_every_metric_equals_its_definition(case, side, monkeypatch):
+    monkeypatch.setitem(tiles._SIDE, "cpu", side)
     features, labels, W, b = long_tail(**case)
     report = collapse_report(class_moments(features, labels, len(W)), W, b)
     scalars, expected = report.scalars(), naive(features, labels, W)
@@ -464,15 +465,16 @@ def test_single_precision_over_many_pairs_is_good_to_six_digits(monkeypatch):
     spread = torch.where((labels == 130) | (labels == 131), 0.0, 1e-8)[:, None]
     features = means[labels] + spread * torch.randn(4 * K, 5, generator=generator, dtype=torch.float64)
     moments = class_moments(features, labels, num_classes=K)
-    exact, angles = pairs.cdnv_and_angles(moments)
+    exact, angles = pairs.cdnv_and_angles(points_of(moments))
     blocks = pairs.cdnv_between_clusters(moments, [k % 7 for k in range(K)])
     monkeypatch.setattr(pairs, "_MANY", 100)
     with torch.autocast("cpu"):  # which would make half precision of it
-        fast, fast_angles = pairs.cdnv_and_angles(moments)
-    assert pairs._points(moments).fast.means.dtype == torch.float32
+        fast, fast_angles = pairs.cdnv_and_angles(points_of(moments))
+    assert points_of(moments).fast.means.dtype == torch.float32
     assert fast.undefined == exact.undefined == 1
     assert fast.mean == pytest.approx(exact.mean, rel=1e-6)
-    assert fast_angles == pytest.approx(angles, rel=1e-6)
+    assert fast_angles.equiangularity == pytest.approx(angles.equiangularity, rel=1e-6)
+    assert fast_angles.etf_distance == pytest.approx(angles.etf_distance, rel=1e-6)
     torch.testing.assert_close(fast.worst, exact.worst, rtol=1e-6, atol=0.0, equal_nan=True)
     torch.testing.assert_close(fast.worst_values, exact.worst_values, rtol=1e-6, atol=0.0)
     assert fast.worst_pairs.tolist() == exact.worst_pairs.tolist()

@@ -82,7 +82,7 @@ def nc1(moments: ClassMoments, weighting: Weighting = "uniform", rtol: float | N
     """
     if weighting not in ("uniform", "weighted"):
         raise ValueError(f'`weighting` must be "uniform" or "weighted"; got {weighting!r}')
-    means, counts = moments.class_means[moments.seen], moments.class_counts[moments.seen].double()
+    means, counts = moments.seen_means, moments.class_counts[moments.seen].double()
     size, dim = means.shape
     rtol = max(size, dim) * torch.finfo(torch.float64).eps if rtol is None else rtol
     if not 0 <= rtol < 1:
@@ -112,7 +112,7 @@ def variance_traces(moments: ClassMoments) -> tuple[float, float]:
 
     They add up to the total variance. Differences of means that are rounding noise count as zero.
     """
-    means, counts = moments.class_means[moments.seen], moments.class_counts[moments.seen].double()
+    means, counts = moments.seen_means, moments.class_counts[moments.seen].double()
     lengths = torch.linalg.vector_norm(means - moments.sample_mean, dim=1)
     lengths = torch.where(lengths > noise_floor(means), lengths, 0.0)
     within = moments.class_traces.sum() / counts.sum()

@@ -103,6 +103,11 @@ class ClassMoments:
         return self.class_counts.nonzero().flatten()
 
     @property
+    def seen_means(self) -> Tensor:
+        """Their means, shape (S, d); no copy where every class was seen."""
+        return self.class_means if bool(self.class_counts.all()) else self.class_means[self.seen]
+
+    @property
     def unseen_classes(self) -> tuple[int, ...]:
         """The classes without a sample."""
         return tuple((self.class_counts == 0).nonzero().flatten().tolist())
@@ -115,7 +120,7 @@ class ClassMoments:
     @property
     def mean_of_class_means(self) -> Tensor:
         """μ_C, shape (d,): every *seen class* counts once. Differs from ``sample_mean`` under imbalance."""
-        return self.class_means[self.seen].mean(dim=0)
+        return self.seen_means.mean(dim=0)
 
     @property
     def within_covariance(self) -> Tensor:

@@ -3,12 +3,10 @@
 Averages over all pairs hide the collapse of a minority: with 100 classes of which two merge, one pair in 4950
 changes. So everything here also names the worst pairs and gives every class its worst rival.
 
-With more than two thousand classes in fewer dimensions, means over pairs are good to six digits, and which of two pairs
-is worse is told apart to as many; the values of the pairs that are named are computed in double precision.
+With more than two thousand classes, and twice as many as dimensions, means over pairs are good to six digits, and which
+of two pairs is worse is told apart to as many; the values of the pairs that are named are computed in double precision.
 
-Sources: Galanti, György & Hutter, "On the role of neural collapse in transfer learning", ICLR 2022 (CDNV);
-Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training",
-PNAS 2020 (equiangularity, Figs 3 and 4).
+Sources: Galanti, György & Hutter, "On the role of neural collapse in transfer learning", ICLR 2022.
 
 Example:
     >>> import torch
@@ -29,8 +27,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from collapsar.metrics.angles import Angles
 from collapsar.metrics.moments import ClassMoments
-from collapsar.metrics.tiles import Angles, Tile, tiles
+from collapsar.metrics.tiles import Tile, directions, pieces, tiles
 
 __all__ = [
     "PairwiseCdnv",
@@ -39,8 +38,6 @@ __all__ = [
     "cdnv_between_clusters",
     "cdnv_matrix",
     "centred_means",
-    "equiangularity",
-    "etf_distance",
     "noise_floor",
     "within_variances",
 ]
@@ -53,7 +50,7 @@ NOISE = 1e-12
 _CANCELLATION = {torch.float64: 1e-7, torch.float32: 0.05}
 # From this many classes on, products and sums over all pairs are in single precision, at half of the price.
 _MANY = 2000
-_DIRECT_NUMBERS = 1 << 21
+_DIRECT_NUMBERS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -82,60 +79,15 @@ def centred_means(moments: ClassMoments) -> Tensor:
 
     Rows that are rounding noise (``NOISE`` times the largest ‖μ_k‖) are exactly zero.
     """
-    means = moments.class_means[moments.seen]
+    means = moments.seen_means
     centred = means - means.mean(dim=0)
-    norms = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-    return torch.where(norms > noise_floor(means), centred, 0.0)
+    noise = torch.linalg.vector_norm(centred, dim=1) <= noise_floor(means)
+    return centred.masked_fill_(noise[:, None], 0.0)
 
 
 def within_variances(moments: ClassMoments) -> Tensor:
     """Return Var_k = (1/n_k) Σ_i ‖h_ki − μ_k‖², shape (K,); NaN for unseen classes, 0 at collapse."""
     return moments.class_traces / moments.class_counts
-
-
-def equiangularity(vectors: Tensor) -> tuple[float, float]:
-    """Return how far the angles between vectors are from all being equal, and from the simplex ETF's.
-
-    Args:
-        vectors: One row per class, shape (S, d), centred as the caller wants.
-
-    Returns:
-        (std, deviation) over pairs i < j: the standard deviation of the cosines (Papyan et al. 2020, Fig. 3)
-        and the mean of |cos + 1/(S−1)| (their Fig. 4). Both 0 at a simplex ETF. NaN for fewer than two
-        vectors or when one is zero.
-    """
-    angles = Angles(torch.linalg.vector_norm(vectors, dim=1))
-    if angles.defined:
-        for tile in tiles(vectors):
-            angles.add(tile)
-    return angles.result
-
-
-def etf_distance(vectors: Tensor) -> float:
-    """Return ‖G/‖G‖_F − C_S/√(S−1)‖_F for the Gram matrix G of the rows: 0 at a simplex ETF, at most 2.
-
-    Zhu et al., "A geometric analysis of neural collapse with unconstrained features", NeurIPS 2021, there of the head.
-    C_S = I − J/S has Frobenius norm √(S−1). Under imbalance the ETF is *not* the target of training.
-
-    Args:
-        vectors: Shape (S, d), centred as the caller wants.
-
-    Returns:
-        NaN for fewer than two vectors or when all are zero.
-    """
-    size, dim = vectors.shape
-    scale = math.sqrt(max(size - 1, 0))
-    if size <= dim + 1:
-        gram = vectors @ vectors.T
-        norm = float(torch.linalg.matrix_norm(gram))
-        if size < 2 or norm == 0:
-            return math.nan
-        target = (torch.eye(size).to(gram) - 1 / size) / scale
-        return float(torch.linalg.matrix_norm(gram / norm - target))
-    # Expanding the square would cancel near the ETF, but more than d + 1 vectors cannot come near it.
-    norm = float(torch.linalg.matrix_norm(vectors.T @ vectors))
-    inner = float(vectors.square().sum() - vectors.sum(dim=0).square().sum() / size)
-    return math.sqrt(2 - 2 * inner / (norm * scale)) if norm > 0 else math.nan
 
 
 def cdnv(moments: ClassMoments, num_worst: int = 10) -> PairwiseCdnv:
@@ -148,25 +100,24 @@ def cdnv(moments: ClassMoments, num_worst: int = 10) -> PairwiseCdnv:
         moments: Class moments.
         num_worst: How many of the worst pairs to name.
     """
-    worst = _Worst(_points(moments), num_worst)
-    with _full_precision(worst.fast.means):
-        for tile in tiles(worst.fast.means):
-            worst.add(tile)
-    return worst.result(moments)
+    return _cdnv(points_of(moments), num_worst)
 
 
-def cdnv_and_angles(moments: ClassMoments, num_worst: int = 10) -> tuple[PairwiseCdnv, tuple[float, float]]:
-    """Return :func:`cdnv`, and :func:`equiangularity` of the centred means: both from one product of all pairs."""
-    points = _points(moments)
-    worst, fast = _Worst(points, num_worst), points.fast
-    norms = torch.linalg.vector_norm(fast.means, dim=1)
-    angles = Angles(torch.where(norms > fast.floor, norms, 0.0))
-    with _full_precision(fast.means):
-        for tile in tiles(fast.means):
-            worst.add(tile)
-            if angles.defined:
+def cdnv_and_angles(points: Points, num_worst: int = 10) -> tuple[PairwiseCdnv, Angles]:
+    """Return :func:`cdnv`, and the angles of the centred means: both from one product of all pairs."""
+    with _full_precision(points.means):
+        angles = Angles(points.fast.means)
+        return _cdnv(points, num_worst, angles), angles
+
+
+def _cdnv(points: Points, num_worst: int, angles: Angles | None = None) -> PairwiseCdnv:
+    worst = _Worst(points, num_worst)
+    with _full_precision(points.means):
+        for tile in tiles(points.fast.means, points.fast.units):
+            if angles and angles.by_tiles:
                 angles.add(tile)
-    return worst.result(moments), angles.result
+            worst.add(tile)
+        return worst.result()
 
 
 def cdnv_matrix(
@@ -184,17 +135,17 @@ def cdnv_matrix(
         outside = [k for k in wanted or () if not 0 <= k < moments.num_classes]
         if outside:
             raise ValueError(f"`{name}` must lie in [0, {moments.num_classes}); got {outside[0]}. Count from 0")
-    seen, points = moments.seen, _points(moments)
+    seen, points = moments.seen, points_of(moments)
     position = torch.full((moments.num_classes,), -1, device=seen.device)
     position[seen] = torch.arange(len(seen), device=seen.device)
     rows = position if classes is None else position[torch.as_tensor(classes, device=seen.device)]
     columns = position if others is None else position[torch.as_tensor(others, device=seen.device)]
-    out = points.variances.new_full((len(rows), len(columns)), math.nan)
+    out = points.halves.new_full((len(rows), len(columns)), math.nan)
     i, j = (rows >= 0).nonzero().flatten(), (columns >= 0).nonzero().flatten()
     if len(i) and len(j):
         a, b = rows[i], columns[j]
         distances = _squared_distances(points.means[a], points.means[b], points.floor)
-        values = (points.variances[a, None] + points.variances[b]) / (2 * distances)
+        values = (points.halves[a, None] + points.halves[b]) / distances
         out[i[:, None], j] = values.masked_fill_(a[:, None] == b, math.nan)
     return out
 
@@ -224,10 +175,10 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
     J, member = len(distinct), member[seen]
     sums = torch.zeros(J * J, dtype=torch.float64, device=seen.device)
     counts = torch.zeros_like(sums)
-    points = _points(moments).fast
+    points = points_of(moments).fast
     with _full_precision(points.means):
-        for tile in tiles(points.means):
-            values = points.cdnv(tile)
+        for tile in tiles(points.means, points.units):
+            values = points.cdnv(tile.rows, tile.columns, tile.products, tile.spare)
             pair = values.isnan().logical_not_() & tile.pairs
             cells = (member[tile.rows, None] * J + member[tile.columns])[pair]
             sums.index_add_(0, cells, values[pair].to(sums))
@@ -238,56 +189,78 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
 
 
 @dataclass(frozen=True)
-class _Points:
-    """What distances need: centred means, their squared lengths and variances of seen classes, the length of noise.
+class Points:
+    """What distances need of the seen classes: centred means, their lengths, half of their variances.
 
-    ``exact`` is the means in double precision.
+    ``classes`` says which they are of how many; differences up to ``floor`` are noise; ``exact`` is the means in double
+    precision.
     """
 
+    classes: Tensor
+    num_classes: int
     means: Tensor
-    squares: Tensor
-    variances: Tensor
+    norms: Tensor
+    halves: Tensor
     floor: float
     exact: Tensor
 
     @cached_property
-    def fast(self) -> _Points:
+    def fast(self) -> Points:
         """The same in single precision where there are many classes; the longest mean is 1: squares stay finite.
 
         Fewer classes than dimensions may be at the simplex ETF, where the spread of the angles is nothing but rounding.
         """
         size, dim = self.means.shape
-        longest = float(self.squares.max()) ** 0.5 if size else 0.0
-        if size <= max(_MANY, dim + 1) or not longest > 0 or torch.get_float32_matmul_precision() != "highest":
+        longest = float(self.norms.max()) if size else 0.0
+        if size <= max(_MANY, 2 * dim) or not longest > 0 or torch.get_float32_matmul_precision() != "highest":
             return self
         exact = self.means / longest
-        variances = self.variances / longest**2
-        return _Points(
-            exact.float(), (self.squares / longest**2).float(), variances.float(), self.floor / longest, exact
-        )
+        norms, halves = (self.norms / longest).float(), (self.halves / longest**2).float()
+        return Points(self.classes, self.num_classes, exact.float(), norms, halves, self.floor / longest, exact)
 
-    def cdnv(self, tile: Tile) -> Tensor:
-        """CDNV of all entries of a tile; NaN where 0/0."""
-        rows, columns = self.squares[tile.rows], self.squares[tile.columns]
-        distances = torch.add(rows[:, None], columns).sub_(tile.gram, alpha=2)
-        if float(distances.min()) < _CANCELLATION[distances.dtype] * float(rows.max() + columns.max()):
-            distances = _corrected(distances, self.exact[tile.rows], self.exact[tile.columns], self.floor)
-        return torch.add(self.variances[tile.rows, None], self.variances[tile.columns]).div_(distances).mul_(0.5)
+    @cached_property
+    def units(self) -> Tensor:
+        """The directions of the means."""
+        return directions(self.means, self.norms)
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """Their squared lengths."""
+        return self.norms.square()
+
+    def cdnv(self, rows: slice | Tensor, columns: slice, products: Tensor, spare: Tensor) -> Tensor:
+        """CDNV of some rows with some columns, NaN where 0/0, from products with their directions, in their place."""
+        left, right = self.squares[rows], self.squares[columns]
+        distances = torch.add(left[:, None], right, out=spare).addcmul_(products, self.norms[columns], value=-2)
+        if float(distances.amin()) < _CANCELLATION[distances.dtype] * float(left.amax() + right.amax()):
+            _corrected(distances, self.exact[rows], self.exact[columns], self.floor)
+        return torch.add(self.halves[rows, None], self.halves[columns], out=products).div_(distances)
+
+    def cdnv_of(self, i: Tensor, j: Tensor) -> Tensor:
+        """CDNV of listed pairs, from direct differences of the means."""
+        chunk = max(1, _DIRECT_NUMBERS // max(1, self.means.shape[1]))
+        chunks = zip(i.split(chunk), j.split(chunk), strict=True)
+        distances = torch.cat([(self.exact[a] - self.exact[b]).square_().sum(dim=1) for a, b in chunks])
+        return (self.halves[i] + self.halves[j]) / distances.masked_fill_(distances <= self.floor**2, 0.0)
 
 
 class _Worst:
     """The mean and the worst of the CDNV, tile by tile."""
 
-    def __init__(self, points: _Points, num_worst: int) -> None:
+    def __init__(self, points: Points, num_worst: int) -> None:
         self.points, self.fast, self.num_worst = points, points.fast, num_worst
         self.total, self.undefined = 0.0, 0
-        self.worst = torch.full_like(self.fast.variances, -1.0)
-        self.rival = torch.full_like(points.variances, -1, dtype=torch.int64)
-        self.top_rank, self.top_pairs = self.worst[:0], self.rival.new_zeros(0, 2)
+        # Of every class the largest so far, and the piece of the others in which it is.
+        self.worst = torch.full_like(self.fast.halves, -1.0)
+        self.piece = torch.full_like(points.classes, -1)
+        self.top_rank, self.top_pairs = self.worst[:0], points.classes.new_zeros(0, 2)
+        self.bar = -1.0 if num_worst else math.inf  # what a pair must exceed to be named
 
     def add(self, tile: Tile) -> None:
         """Merge the pairs of a tile."""
-        rank = self.fast.cdnv(tile)
+        if tile.on_diagonal:
+            tile.products.fill_diagonal_(-math.inf)  # far from itself, not near
+        rank = self.fast.cdnv(tile.rows, tile.columns, tile.products, tile.spare)
         total = float(rank.sum())
         if tile.on_diagonal or math.isnan(total):
             undefined = rank.isnan() & tile.pairs
@@ -295,57 +268,73 @@ class _Worst:
             rank.masked_fill_(undefined | ~tile.pairs, -1.0)
             total = float(rank.clamp(min=0.0).sum())
         self.total += total
-        highest = self._merge(rank, tile.rows.start, tile.columns.start)
-        self._merge(rank.T, tile.columns.start, tile.rows.start)
-        full = len(self.top_rank) == self.num_worst
-        if highest >= 0 and not (full and (not self.num_worst or highest <= float(self.top_rank[-1]))):
-            self._name(rank, tile)
-
-    def _merge(self, rank: Tensor, start: int, other: int) -> float:
-        """Take over rivals of the rows of a tile; the highest rank in it."""
         best = rank.amax(dim=1)
-        better = (best > self.worst[start : start + len(best)]).nonzero().flatten()
-        if len(better):
-            self.worst[start + better] = best[better]
-            self.rival[start + better] = other + rank[better].argmax(dim=1)
-        return float(best.max())
+        self._merge(best, tile.rows, tile.columns)
+        self._merge(rank.amax(dim=0), tile.columns, tile.rows)
+        if float(best.amax()) > self.bar:
+            self._name(rank, best, tile)
 
-    def _name(self, rank: Tensor, tile: Tile) -> None:
-        best, where = rank.flatten().topk(min(self.num_worst, rank.numel()))
-        where, best = where[best >= 0], best[best >= 0]
-        pairs = torch.stack(
-            [tile.rows.start + where // rank.shape[1], tile.columns.start + where % rank.shape[1]], dim=1
-        )
-        together, order = torch.cat([self.top_rank, best]).sort(descending=True, stable=True)
+    def _merge(self, best: Tensor, rows: slice, others: slice) -> None:
+        worst = self.worst[rows]
+        self.piece[rows].masked_fill_(best > worst, others.start)
+        torch.maximum(worst, best, out=worst)
+
+    def _name(self, rank: Tensor, best: Tensor, tile: Tile) -> None:
+        rows = best.topk(min(self.num_worst, len(best))).indices.sort().values  # the worst pairs are in these
+        values, where = rank[rows].flatten().topk(min(self.num_worst, len(rows) * rank.shape[1]))
+        where, values = where[values >= 0], values[values >= 0]
+        i, j = rows[where // rank.shape[1]], where % rank.shape[1]
+        together, order = torch.cat([self.top_rank, values]).sort(descending=True, stable=True)
+        pairs = torch.stack([tile.rows.start + i, tile.columns.start + j], dim=1)
         self.top_rank = together[: self.num_worst]
         self.top_pairs = torch.cat([self.top_pairs, pairs])[order][: self.num_worst]
+        if len(self.top_rank) == self.num_worst:
+            self.bar = float(self.top_rank[-1])
 
-    def result(self, moments: ClassMoments) -> PairwiseCdnv:
+    def _rivals(self) -> Tensor:
+        """With which other each class has its largest CDNV: looked for again, in the piece where it is; −1 for none."""
+        fast, rival = self.fast, torch.full_like(self.piece, -1)
+        parts = pieces(fast.means)
+        room = fast.means.new_empty(2 * parts[0].stop ** 2 if parts else 0)
+        for columns in parts:
+            rows_of_piece = (self.piece == columns.start).nonzero().flatten()
+            for rows in rows_of_piece.split(parts[0].stop) if len(rows_of_piece) else ():
+                products, spare = room[: 2 * len(rows) * (columns.stop - columns.start)].view(2, len(rows), -1)
+                torch.mm(fast.means[rows], fast.units[columns].T, out=products)
+                own = ((rows >= columns.start) & (rows < columns.stop)).nonzero().flatten()
+                products[own, rows[own] - columns.start] = -math.inf  # far from itself, not near
+                rank = fast.cdnv(rows, columns, products, spare)
+                rank[own, rows[own] - columns.start] = -1.0
+                if self.undefined:
+                    rank.masked_fill_(rank.isnan(), -1.0)
+                rival[rows] = columns.start + rank.argmax(dim=1)
+        return rival
+
+    def result(self) -> PairwiseCdnv:
         """The summary, its worst values from direct differences of the means."""
-        seen, count = moments.seen, len(moments.seen) * (len(moments.seen) - 1) // 2 - self.undefined
-        all_worst = self.points.variances.new_full((moments.num_classes,), math.nan)
-        all_rival = seen.new_full((moments.num_classes,), -1)
-        has = (self.rival >= 0).nonzero().flatten()
-        if len(has):
-            own = torch.stack([has, self.rival[has]], dim=1)
-            all_worst[seen[has]], all_rival[seen[has]] = _values_of_pairs(self.points, own), seen[self.rival[has]]
+        classes, points, rivals = self.points.classes, self.points, self._rivals()
+        count = len(classes) * (len(classes) - 1) // 2 - self.undefined
+        worst = points.halves.new_full((points.num_classes,), math.nan)
+        rival = classes.new_full((points.num_classes,), -1)
+        has = (rivals >= 0).nonzero().flatten()
+        worst[classes[has]], rival[classes[has]] = points.cdnv_of(has, rivals[has]), classes[rivals[has]]
         return PairwiseCdnv(
             mean=self.total / count if count > 0 else math.nan,
-            worst=all_worst,
-            rival=all_rival,
-            worst_pairs=seen[self.top_pairs],
-            worst_values=_values_of_pairs(self.points, self.top_pairs),
+            worst=worst,
+            rival=rival,
+            worst_pairs=classes[self.top_pairs],
+            worst_values=points.cdnv_of(*self.top_pairs.unbind(dim=1)),
             undefined=self.undefined,
         )
 
 
-def _points(moments: ClassMoments) -> _Points:
-    means = moments.class_means[moments.seen]
+def points_of(moments: ClassMoments) -> Points:
+    """Of the seen classes, means about the mean of class means; variances that are rounding noise are 0."""
+    means, floor = centred_means(moments), noise_floor(moments.seen_means)
     variances = within_variances(moments)[moments.seen]
-    floor = noise_floor(means)
-    centred = means - means.mean(dim=0)
-    variances = torch.where(variances > floor**2, variances, 0.0)
-    return _Points(centred, centred.square().sum(dim=1), variances, floor, centred)
+    halves = torch.where(variances > floor**2, variances, 0.0) / 2
+    norms = torch.linalg.vector_norm(means, dim=1)
+    return Points(moments.seen, moments.num_classes, means, norms, halves, floor, means)
 
 
 def _full_precision(means: Tensor) -> torch.autocast:
@@ -372,11 +361,3 @@ def _corrected(distances: Tensor, left: Tensor, right: Tensor, floor: float) -> 
     for some_i, some_j in zip(i.split(chunk), j.split(chunk), strict=True):
         distances[some_i, some_j] = (left[some_i] - right[some_j]).square().sum(dim=1).to(distances)
     return distances.masked_fill_(distances <= floor**2, 0.0)
-
-
-def _values_of_pairs(points: _Points, pairs: Tensor) -> Tensor:
-    """CDNV of the listed pairs of seen classes, from direct differences of the means."""
-    i, j = pairs.unbind(dim=1)
-    distances = (points.means[i] - points.means[j]).square().sum(dim=1)
-    distances.masked_fill_(distances <= points.floor**2, 0.0)
-    return (points.variances[i] + points.variances[j]) / (2 * distances)

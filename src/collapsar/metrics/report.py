@@ -29,8 +29,7 @@ from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import (
     cdnv_and_angles,
     cdnv_between_clusters,
-    centred_means,
-    etf_distance,
+    points_of,
     within_variances,
 )
 from collapsar.metrics.predictions import MeanPredictions
@@ -62,9 +61,9 @@ class CollapseReport:
         worst_pairs: The worst pairs overall, worst first, (t, 2), int64.
         worst_pair_cdnv: Their CDNV, (t,).
         nc2_equinorm: ``equinorm`` of μ_k − μ_C. 0 at a simplex ETF.
-        nc2_equiangular: Standard deviation of their cosines (``pairs.equiangularity``). 0 at a simplex ETF.
+        nc2_equiangular: Standard deviation of their cosines (``angles.equiangularity``). 0 at a simplex ETF.
         nc2_maximal_angle: Mean |cos + 1/(K−1)| (same). 0 at a simplex ETF.
-        nc2_etf: ``pairs.etf_distance`` of μ_k − μ_C. 0 at a simplex ETF, which under imbalance is not the
+        nc2_etf: ``angles.etf_distance`` of μ_k − μ_C. 0 at a simplex ETF, which under imbalance is not the
             optimum.
         nc3_self_duality: ``self_duality`` over the seen classes. 0 at balanced collapse.
         nc0: ‖Σ_k w_k‖ (``head_sum``). 0 at the optimum.
@@ -224,8 +223,10 @@ def collapse_report(
     weight, bias = _checked_head(moments, head_weight, head_bias)
     seen, counts, uniform = moments.seen, moments.class_counts, nc1(moments, "uniform")
     within, between = variance_traces(moments)
-    centred = centred_means(moments)
-    worst, (std, deviation) = cdnv_and_angles(moments, num_worst) if pairwise else (None, (math.nan, math.nan))
+    points = points_of(moments)
+    centred = points.means
+    worst, angles = cdnv_and_angles(points, num_worst) if pairwise else (None, None)
+    std, deviation = angles.equiangularity if angles else (math.nan, math.nan)
     nc0, nc0_relative = (math.nan, math.nan) if weight is None else head_sum(weight)
     nan_row = torch.full((len(counts),), math.nan, dtype=torch.float64)
     norms = nan_row.to(centred.device).index_copy(0, seen, torch.linalg.vector_norm(centred, dim=1))
@@ -246,7 +247,7 @@ def collapse_report(
         nc2_equinorm=equinorm(centred) if len(seen) > 1 else math.nan,
         nc2_equiangular=std,
         nc2_maximal_angle=deviation,
-        nc2_etf=etf_distance(centred) if pairwise else math.nan,
+        nc2_etf=angles.etf_distance if angles else math.nan,
         nc3_self_duality=math.nan if weight is None else self_duality(weight[seen], centred),
         nc0=nc0,
         nc0_relative=nc0_relative,

@@ -1,4 +1,4 @@
-"""Inner products of all pairs of rows, tile by tile, and the spread of their angles.
+"""Inner products of all pairs of vectors, tile by tile.
 
 A tile is small enough to stay in the cache while several sums are taken of it; no K x K array is ever held.
 """
@@ -12,79 +12,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Angles", "Tile", "tiles"]
+__all__ = ["Tile", "directions", "pieces", "tiles"]
 
-# Numbers of a tile: on the CPU what stays in the cache, elsewhere fewer and larger products.
-_BLOCK_NUMBERS = {"cpu": 1 << 17}
-_BLOCK_NUMBERS_ELSEWHERE = 1 << 21
+# Rows of a tile and columns: on the CPU what stays in the cache, elsewhere fewer and larger products.
+_SIDE = {"cpu": 768}
+_SIDE_ELSEWHERE = 1448
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Inner products of some rows with some later ones; on the diagonal only those above it are pairs."""
+    """Inner products of some rows with some later ones; on the diagonal only those above it are pairs.
+
+    ``gram`` and the two arrays of its shape in ``spare``, to be written to, hold until the next tile.
+    """
 
     rows: slice
     columns: slice
-    gram: Tensor
+    products: Tensor
+    spare: Tensor
 
     @property
     def on_diagonal(self) -> bool:
         """Whether some entries are no pairs."""
-        return self.rows.start == self.columns.start
+        return self.rows == self.columns
 
     @property
     def pairs(self) -> Tensor:
         """Mask of the pairs i < j."""
-        mask = torch.ones_like(self.gram, dtype=torch.bool)
+        mask = torch.ones_like(self.products, dtype=torch.bool)
         return mask.triu_(1) if self.on_diagonal else mask
 
-    @property
-    def count(self) -> int:
-        """How many pairs."""
-        rows, columns = self.gram.shape
-        return rows * columns - (rows * (rows + 1) // 2 if self.on_diagonal else 0)
+
+def pieces(vectors: Tensor) -> list[slice]:
+    """The rows in pieces, two of which make a tile."""
+    side = _SIDE.get(vectors.device.type, _SIDE_ELSEWHERE)
+    return [slice(start, min(start + side, len(vectors))) for start in range(0, len(vectors), side)]
 
 
-def tiles(vectors: Tensor) -> Iterator[Tile]:
-    """Each pair of rows once, in pieces that stay in the cache while they are worked on."""
-    side = max(1, math.isqrt(_BLOCK_NUMBERS.get(vectors.device.type, _BLOCK_NUMBERS_ELSEWHERE) // 2))
-    for start in range(0, len(vectors), side):
-        rows = slice(start, min(start + side, len(vectors)))
-        for first in range(start, len(vectors), 2 * side):
-            columns = slice(first, min(first + 2 * side, len(vectors)))
-            yield Tile(rows, columns, vectors[rows] @ vectors[columns].T)
+def directions(vectors: Tensor, norms: Tensor) -> Tensor:
+    """The rows with length 1; 0 stays 0."""
+    return vectors / torch.where(norms > 0, norms, 1.0)[:, None]
 
 
-class Angles:
-    """The spread of cosines, and their distance from the simplex ETF's, tile by tile."""
-
-    def __init__(self, norms: Tensor) -> None:
-        self.defined = len(norms) >= 2 and not bool((norms == 0).any())
-        self.scale = 1 / norms
-        self.count, self.mean, self.squares, self.deviation = 0, 0.0, 0.0, 0.0
-
-    def add(self, tile: Tile) -> None:
-        """Merge the pairs of a tile, whose inner products it overwrites."""
-        # Shifted by the ETF's cosine, so that at the ETF nothing cancels; merged pairwise as in moments.
-        more = tile.count
-        if more == 0:
-            return
-        scale = self.scale
-        block = tile.gram.mul_(scale[tile.rows, None]).mul_(scale[tile.columns]).add_(1 / (len(scale) - 1))
-        if tile.on_diagonal:
-            block.triu_(1)
-        self.deviation += float(block.abs().sum())  # several times faster than the norm of order 1
-        block_mean = float(block.sum()) / more
-        step, total = block_mean - self.mean, self.count + more
-        block.sub_(block_mean)
-        if tile.on_diagonal:
-            block.triu_(1)
-        self.squares += float(torch.dot(block.flatten(), block.flatten())) + step**2 * self.count * more / total
-        self.mean, self.count = self.mean + step * more / total, total
-
-    @property
-    def result(self) -> tuple[float, float]:
-        """Standard deviation and mean distance, NaN where they are not defined."""
-        if not self.defined:
-            return math.nan, math.nan
-        return math.sqrt(self.squares / self.count), self.deviation / self.count
+def tiles(vectors: Tensor, units: Tensor) -> Iterator[Tile]:
+    """Each pair of rows once; ``units`` are their directions."""
+    parts = pieces(vectors)
+    room = vectors.new_empty(2 * parts[0].stop ** 2 if parts else 0)
+    for i, rows in enumerate(parts):
+        for columns in parts[i:]:
+            shape = 2, rows.stop - rows.start, columns.stop - columns.start
+            products, spare = room[: math.prod(shape)].view(shape)
+            yield Tile(rows, columns, torch.mm(vectors[rows], units[columns].T, out=products), spare)
