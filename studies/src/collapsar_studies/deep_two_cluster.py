@@ -202,6 +202,7 @@ def decay_switches(pair: DeepPair, low: float, high: float) -> Switches:
     """
     deep = np.inf
     point: DeepPoint | None = None
+    other: DeepPoint | None = None
     for wd in _decays(low, high):
         here = replace(pair, decay=wd)
         point = deep_optimum(here, minority_alive=True, start=point)
@@ -209,9 +210,10 @@ def decay_switches(pair: DeepPair, low: float, high: float) -> Switches:
             if wd == low:
                 raise ValueError(f"`low` must leave the minority separated, got {low!r}, where it is not; lower it")
             return Switches(min(deep, wd), wd)
-        other = deep_optimum(here, minority_alive=False)
-        if np.isinf(deep) and other is not None and other.value <= point.value:
-            deep = wd
+        if np.isinf(deep):
+            other = deep_optimum(here, minority_alive=False, start=other)
+            if other is not None and other.value <= point.value:
+                deep = wd
     return Switches(float(deep), np.inf)
 
 
