@@ -171,7 +171,7 @@ def test_angles_are_those_of_the_gram_matrices(answers):
             for g, h in np.ndindex(len(groups), len(groups)):
                 k, l = first[g], first[h + 1] - 1
                 cosine = mine["cosines"][name][g][h]
-                if norm[k] <= 1e-6 * norm.max() or norm[l] <= 1e-6 * norm.max() or k == l:
+                if min(norm[k], norm[l]) <= 1e-3 * norm.max() or k == l:  # roots: a tolerance of 1e-10 leaves 1e-5
                     continue
                 assert cosine == pytest.approx(gram[k, l] / (norm[k] * norm[l]), abs=1e-5)
                 met[name] += 1

@@ -24,6 +24,7 @@ _TABLE_CLASSES = 200  # K x K tables up to this many classes, as in the record o
 # beyond the last threshold.
 _MOST_SIZES, _POINTS, _BELOW, _ABOVE = 16, 33, 1 / 8, 2.0
 _PATH_TOL = 1e-6
+_ZERO = 1e-4  # of the longest: a length is the root of scores, of which the solver's tolerance leaves some 1e-10
 
 
 def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] | None = None) -> Record:
@@ -67,8 +68,12 @@ def _directions(gram: Matrix, table: bool) -> Record:
     """Lengths and cosines of vectors with these inner products; the cosine with a vector of length 0 is NaN."""
     lengths = np.sqrt(np.maximum(np.diag(gram), 0.0))
     longest = float(lengths.max()) or 1.0
-    seen = np.where(lengths > 1e-8 * longest, lengths, np.nan)
-    return {"lengths": lengths / longest, "cosines": gram / np.outer(seen, seen) if table else None}
+    seen = lengths > _ZERO * longest
+    some = np.where(seen, lengths, np.nan)
+    return {
+        "lengths": np.where(seen, lengths / longest, 0.0),
+        "cosines": gram / np.outer(some, some) if table else None,
+    }
 
 
 def _path(s: cs.Solution, theory: Thresholds) -> Record | None:

@@ -47,6 +47,7 @@ _FALL = 0.9  # a probability may lose as much in a step; beyond, its logarithm t
 _FAR = 2.0
 _LOST = 1e4  # times itself that a probability should fall: no good will come of it
 _NORMALISER = 4  # Newton steps for the normaliser of a guess
+_ROUNDING = 1e-13  # nats: scores of this size are zero
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is left to the general algorithm
@@ -81,12 +82,18 @@ def contraction_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | 
         if least > -_FALL:
             Q, p = Q + change, moved
             if last:
-                return model.blocks(q, Q, p), step
+                return _without_rounding(model.blocks(q, Q, p)), step
         elif least > -_LOST:
             Q, p = _nearest(q, model, p * np.where(ratio < 0, np.exp(np.clip(ratio, -_FAR, 0.0)), 1 + ratio))
         else:
             return None
     return None
+
+
+def _without_rounding(point: Blocks) -> Blocks:
+    """The point; the column of a class exactly zero where nothing but rounding is left of it."""
+    left = np.maximum(np.abs(point.alpha), np.abs(point.C).max(axis=0)) > _ROUNDING
+    return Blocks(left * point.alpha, left * point.C, point.b)
 
 
 class _System(NamedTuple):

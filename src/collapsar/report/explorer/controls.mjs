@@ -2,7 +2,7 @@
 
 import { byId, el, shown, withSubscripts } from "./dom.mjs";
 import { FIGURES, OTHERS } from "./presets.mjs";
-import { groupsOf, NAMES } from "./state.mjs";
+import { groupsOf, NAMES, written } from "./state.mjs";
 
 const total = (state) => state.k.reduce((a, b) => a + b, 0);
 const group = (name, g) => (x, state) => ({ [name]: state[name].map((old, i) => (i === g ? x : old)) });
@@ -166,8 +166,6 @@ function fromSlider(control, place) {
   return control.integer ? Math.round(x) : Number(x.toPrecision(3));
 }
 
-const typed = (x) => (x === Infinity ? "inf" : String(Number(x.toPrecision(6))));
-
 /** Builds every control; getState and onChange connect them to the page. */
 export function bindControls(getState, onChange) {
   for (const control of CONTROLS) {
@@ -221,9 +219,9 @@ export function showControls(state) {
     if (!control.log) slider.max = bound(control.high, state);
     slider.value = toSlider(control, x);
     slider.setAttribute("aria-valuetext", shown(x, 6));
-    if (document.activeElement !== field) field.value = typed(x);
+    if (document.activeElement !== field) field.value = written(x, 6);
   }
-  if (document.activeElement !== byId("f-z")) byId("f-z").value = typed(Number(state.z.toPrecision(4)));
+  if (document.activeElement !== byId("f-z")) byId("f-z").value = written(state.z, 4);
   for (const radio of document.querySelectorAll("[data-choice]")) radio.checked = state[radio.name] === radio.value;
   byId("held").checked = state.held;
   byId("x").value = state.x;

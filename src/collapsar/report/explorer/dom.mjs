@@ -61,7 +61,6 @@ export function colour(name) {
 }
 
 export const SYMBOLS = { separated: "●", merged: "■", vanished: "✖" };
-export const STATE_WORDS = { separated: "separated", merged: "merged", vanished: "vanished" };
 
 /** Arrow keys as [right, up]; null for other keys. Shift: five times as far. */
 export function arrow(event) {

@@ -1,6 +1,6 @@
 // What the numbers say: the verdict in one sentence, angles, thresholds' certificate, and cures.
 
-import { byId, el, listed, plural, raised, shown, STATE_WORDS, SYMBOLS, withSubscripts } from "./dom.mjs";
+import { byId, el, listed, plural, raised, shown, SYMBOLS, withSubscripts } from "./dom.mjs";
 import { batchDecayOf, cosineOf } from "./solve.mjs";
 import { changed, groupsOf, NAMES, problemOf } from "./state.mjs";
 import { leastCure } from "./thresholds.mjs";
@@ -44,7 +44,7 @@ export function verdict(state, solution) {
   }
   if (by.vanished.length) {
     parts.push(
-      `${name(by.vanished)} ${many(by.vanished) ? "have" : "has"} vanished: nothing of them is left but the bias.`,
+      `${name(by.vanished)} ${many(by.vanished) ? "have" : "has"} vanished: only the bias is left of them.`,
     );
   }
   if (by.separated.length) parts.push(`${name(by.separated)} ${many(by.separated) ? "are" : "is"} separated.`);
@@ -63,7 +63,7 @@ export function drawVerdict(state, solution) {
         el("b", { class: `name g${NAMES[g]}` }, NAMES[g]),
         ` ${plural(state.k[g], "class")} of ${shown(state.n[g], 6)} `,
         el("span", { class: "symbol", "aria-hidden": "true" }, SYMBOLS[solution.states[i]]),
-        ` ${STATE_WORDS[solution.states[i]]}`,
+        ` ${solution.states[i]}`,
       ),
     ),
   );

@@ -60,12 +60,12 @@ export function changed(state, patch) {
   return next;
 }
 
-const written = (x) => (x === Infinity ? "inf" : String(Number(x.toPrecision(10))));
+export const written = (x, digits = 10) => (x === Infinity ? "inf" : String(Number(x.toPrecision(digits))));
 
 /** The part of a link behind the #: what differs from the defaults, and always counts and penalties. */
 export function toFragment(state) {
   const groups = state.k[2] > 0 ? 3 : 2,
-    list = (name) => state[name].slice(0, groups).map(written).join(",");
+    list = (name) => state[name].slice(0, groups).map((x) => written(x)).join(",");
   const parts = [`k=${list("k")}`, `n=${list("n")}`, `z=${written(state.z)}`, `b=${written(state.b)}`, `f=${state.f}`];
   for (const name of ["s", "held", "w", "t", "d", "l", "e", "c", "x", "v"]) {
     const value = state[name];
