@@ -24,7 +24,7 @@ COMMANDS = {
     "phase": ("phase", "Which classes stay separated, merge or vanish, over a grid of two parameters."),
     "train": ("training", "Train a network on imbalanced data with penalised features."),
     "report": ("report", "Write one page about trained networks, for any reader, and open it."),
-    "explore": ("explore", "Write a page that solves the model as you move its sliders, and open it."),
+    "explore": ("report", "Write a page that solves the model as you move its sliders, and open it."),
 }
 STUDIES = {
     "reproduce": "Train the networks behind a figure of Hong & Ling (2024).",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import webbrowser
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ __all__ = [
     "plain_table",
     "print_json",
     "refuse",
-    "show_page",
     "write_picture",
 ]
 
@@ -75,12 +73,6 @@ def write_picture(path: Path, figure: Figure, name: str, label: str, dpi: int = 
     from collapsar.report.style import picture_bytes
 
     write_atomically(path, picture_bytes(figure, path.suffix.lower(), name, label, dpi))
-
-
-def show_page(page: Path) -> None:
-    """Open a page in a browser."""
-    if not webbrowser.open(page.resolve().as_uri()):
-        print("No browser could be opened; open the page yourself.", file=sys.stderr)
 
 
 def bars(unit: str) -> Progress:

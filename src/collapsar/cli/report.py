@@ -1,29 +1,20 @@
-"""``collapsar report``: one page for one network or several. torch and matplotlib are imported when it runs."""
+"""``collapsar report`` and ``collapsar explore``: pages. torch and matplotlib are imported when they are needed."""
 
 from __future__ import annotations
 
 import sys
+import webbrowser
 from pathlib import Path
-from typing import Annotated
 
 from typer import Argument, Option
 
 from collapsar.cli.options import DataDir, Json, Show, command
-from collapsar.cli.output import print_json, show_page
+from collapsar.cli.output import print_json
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
+from collapsar.core.types import Record
 
-__all__ = ["report"]
-
-Runs = Annotated[
-    list[Path],
-    Argument(
-        metavar="RUN...",
-        help="Folders of `collapsar train` or `collapsar demo`, JSON of `collapsar diagnose --json` or of another "
-        "report, files of features as `collapsar diagnose` takes them, or optima of `collapsar solve --out`.",
-        show_default=False,
-    ),
-]
+__all__ = ["explore", "report"]
 
 
 @command(
@@ -33,7 +24,13 @@ Runs = Annotated[
     "collapsar report optimum.npz",
 )
 def report(
-    runs: Runs,
+    runs: list[Path] = Argument(
+        ...,
+        metavar="RUN...",
+        help="Folders of `collapsar train` or `collapsar demo`, JSON of `collapsar diagnose --json` or of another "
+        "report, files of features as `collapsar diagnose` takes them, or optima of `collapsar solve --out`.",
+        show_default=False,
+    ),
     out: Path = Option(Path("report.html"), help="Where to write the page."),
     data_dir: DataDir = None,
     show: Show = True,
@@ -60,10 +57,31 @@ def report(
 
     record = to_json(report_record(runs, data_dir=data_dir, progress=say))
     page = write_atomically(out, report_page(record)).resolve()
+    _tell({**record, "page": str(page)}, f"{report_finding(record)}\nReport", page, as_json=as_json, show=show)
+
+
+@command("collapsar explore", "collapsar explore --out explorer.html --no-open")
+def explore(
+    out: Path = Option(Path("explorer.html"), help="Where to write the page."),
+    output: Path | None = Option(None, hidden=True),  # the option's name in 0.1
+    show: Show = True,
+    as_json: Json = False,
+) -> None:
+    """Write a page that solves the model as you move its sliders, and open it: self-contained, works offline.
+
+    Class counts, penalties and remedies are sliders; class means, thresholds, phase diagram and advice follow.
+    """
+    from collapsar.report.explorer import explorer_page
+
+    page = write_atomically(out if output is None else output, explorer_page()).resolve()
+    _tell({"page": str(page), "bytes": page.stat().st_size}, "Explorer", page, as_json=as_json, show=show)
+
+
+def _tell(record: Record, words: str, page: Path, *, as_json: bool, show: bool) -> None:
+    """Where the page lies; and open it."""
     if as_json:
-        print_json({**record, "page": str(page)})
+        print_json(record)
     else:
-        print(report_finding(record))
-        print(f"Report: {page.as_uri()}")
-    if show:
-        show_page(page)
+        print(f"{words}: {page.as_uri()}")
+    if show and not webbrowser.open(page.as_uri()):
+        print("No browser could be opened; open the page yourself.", file=sys.stderr)
