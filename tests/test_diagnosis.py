@@ -595,3 +595,19 @@ def test_a_frozen_backbone_gets_its_own_model_and_words(tmp_path):
     assert of_file.frozen.optimum.objective == pytest.approx(d.frozen.optimum.objective, rel=1e-9)
     with pytest.raises(ValueError, match="`lambda_w` must be finite and > 0"):
         frozen_head(X, y, W, b, lambda_w=0.0)
+
+
+def test_each_problem_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparison and prediction at effective penalties ask for the same optimum."""
+    from collapsar.diagnose import fit
+
+    solved: list[cs.Problem] = []
+    solve = fit.solve
+    monkeypatch.setattr(fit, "solve", lambda p, *a, **k: solved.append(p) or solve(p, *a, **k))
+    p = cs.Problem("40x2,10x2", 0.004, 0.02, features="nonnegative")
+    W, H, b = cs.solve(p).factors(8)
+    labels = np.repeat(np.arange(4), p.class_counts)
+    found = diagnose_measurement(measure(H.T[labels], labels, W.T, b))
+    assert found.prediction is not None
+    assert found.prediction.source == "effective"
+    assert len(solved) == len(set(solved)) == 2

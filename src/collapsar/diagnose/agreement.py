@@ -25,6 +25,7 @@ __all__ = [
     "EffectivePenalties",
     "HeadForces",
     "agreement_words",
+    "bias_price",
     "effective_penalties",
     "head_forces",
 ]
@@ -38,8 +39,8 @@ finer relative accuracy than this gradient has."""
 # the optimum shows.
 _AGREE = 1.15
 
-# A bias penalty below this is rounding.
-_NOTHING = 1e-12
+# A fitted penalty of the bias below this share of the head's is the noise of a bias that nothing penalises.
+_FREE = 0.02
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class HeadForces:
     Attributes:
         fitted_w: the lambda_w that balances the loss best, -<g_W, W>/||W||^2; NaN for a zero head. At a stationary
             point it is the head's penalty whatever the optimizer calls it; not above 0 means nothing holds the head.
-        fitted_b: the same for the bias, at least 0; inf for a head without bias.
+        fitted_b: the same for the bias, 0 below 2 % of the head's: noise; inf for a head without bias.
         relative_gradient: norm of loss gradient plus penalty force over the norm of the penalty force, for the
             penalties used; near 0 the head is at rest; NaN where no penalty acts.
     """
@@ -142,12 +143,18 @@ def head_forces(
     if m.bias is not None:
         weight = float(m.bias @ m.bias)
         fitted_b = -float(m.bias_gradient @ m.bias) / weight if weight > 0 else 0.0
-        fitted_b = fitted_b if fitted_b > _NOTHING else 0.0
+        used_w = fitted_w if lambda_w is None else float(np.mean(lambda_w))
+        fitted_b = fitted_b if fitted_b > _FREE * max(used_w, 0.0) else 0.0
         used_b = fitted_b if lambda_b is None or lambda_b == np.inf else lambda_b
         square += float(np.sum((m.bias_gradient + used_b * m.bias) ** 2))
         force += used_b**2 * weight
     relative = float(np.sqrt(square / force)) if force > 0 and float(np.sum(held * W)) > 0 else float("nan")
     return HeadForces(fitted_w, fitted_b, relative)
+
+
+def bias_price(m: Measurement, given: float | None, fitted: float = 0.0) -> float:
+    """The penalty of the bias in the theory: inf without a bias, as given, else the fitted one."""
+    return np.inf if m.bias is None else fitted if given is None else given
 
 
 def effective_penalties(
@@ -171,7 +178,7 @@ def effective_penalties(
     """
     forces = head_forces(m, lambda_w, lambda_b)
     used_w = forces.fitted_w if lambda_w is None else lambda_w
-    used_b = forces.fitted_b if lambda_b is None or m.bias is None else lambda_b
+    used_b = bias_price(m, lambda_b, forces.fitted_b)
     lambda_h = lambda_z = float("nan")
     mass = m.class_counts.astype(np.float64)
     if used_w > 0 and np.any(m.weight):

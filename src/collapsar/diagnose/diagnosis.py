@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ from collapsar.diagnose.agreement import (
     effective_penalties,
     head_forces,
 )
-from collapsar.diagnose.fit import Fit
+from collapsar.diagnose.fit import Fit, near_optimum
 from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.gauge import without_offset
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement
@@ -142,14 +143,14 @@ def _beside_theory(
     effective: EffectivePenalties | None,
     features: FeatureModel,
 ) -> _Theory:
-    fit, fit_source = None, ""
+    fit, fit_source, optimum = None, "", cache(near_optimum)
     if _solvable(m) and known.one_lambda_w != 0 and m.linear and known.body != "frozen":
-        fit, fit_source = compared(rowed, known, effective)
+        fit, fit_source = compared(rowed, known, effective, optimum)
     choice = choose_model(m, known)
     model_fit, why = fit_normalized(m, choice)
     prediction = None if model_fit is None else predicted_of_normalized(model_fit, known)
     if choice.name == "penalty" and _solvable(m):
-        prediction = predicted(rowed, known, effective, features)
+        prediction = predicted(rowed, known, effective, features, optimum)
     return _Theory(choice, model_fit, fit, fit_source, prediction, why)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -25,10 +25,13 @@ __all__ = [
     "ModelFit",
     "balance_penalties",
     "block_residual",
+    "both",
     "distance",
     "distance_beside",
+    "fit_beside",
     "fit_to_theory",
     "gram_distances",
+    "near_optimum",
 ]
 
 
@@ -245,10 +248,32 @@ def fit_to_theory(
         >>> fit_to_theory(p, s.Z, s.b).follows
         'nonnegative'
     """
+    return fit_beside(both(problem), Z, b, weight, class_means, split)
+
+
+def near_optimum(problem: Problem) -> Solution:
+    """The optimum to what a network can be compared with; it may be short of it, and says so."""
+    return solve(problem, 1e-7, throw=False)
+
+
+def both(problem: Problem, optimum: Callable[[Problem], Solution] = near_optimum) -> list[Solution]:
+    """The optima of both feature models."""
+    return [optimum(problem.replace(features=features)) for features in get_args(FeatureModel)]
+
+
+def fit_beside(
+    solutions: Sequence[Solution],
+    Z: ArrayLike | MeanPredictions,
+    b: ArrayLike,
+    weight: ArrayLike | None = None,
+    class_means: ArrayLike | None = None,
+    split: tuple[float, float] | None = None,
+) -> Fit:
+    """As :func:`fit_to_theory`, beside the optima of :func:`both`."""
+    problems = [solution.problem for solution in solutions]
+    problem = problems[0]
     whole, given_b = checked_predictions(problem, Z, b)
     table = whole.class_means is None
-    problems = [problem.replace(features=features) for features in get_args(FeatureModel)]
-    solutions = [solve(model, 1e-7, throw=False) for model in problems]
     given = whole.without(_unseen(problem))
     moves = [_beside(solution, given, given_b) for solution in solutions]
     deviations = _deviations(solutions, given, [offset for offset, _ in moves], [bias for _, bias in moves])

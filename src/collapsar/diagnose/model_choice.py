@@ -26,7 +26,7 @@ import numpy as np
 from collapsar.core.known import HeadNorm, KnownTraining
 from collapsar.core.normalization import Over
 from collapsar.core.problem import Problem
-from collapsar.diagnose.agreement import head_forces
+from collapsar.diagnose.agreement import bias_price, head_forces
 from collapsar.diagnose.fit import Distance, distance_beside
 from collapsar.diagnose.measurement import Lengths, Measurement
 from collapsar.phase.transitions import thresholds
@@ -47,8 +47,6 @@ _WITHIN = 0.01
 # A gain less even than this is told, and lengths below this share of the norm's; lengths above are not its own.
 _UNEVEN, _SHORT, _LONGER = 0.05, 0.97, 1.05
 _TOO_UNEVEN = 0.2
-# A fitted penalty of the bias below this share of the head's is the noise of a bias that nothing penalises.
-_FREE = 0.02
 # The share of the penalty's force that may be left over beside a penalty fitted to the head's gradient: with half of it
 # the two still have a correlation of .9; above, the fit says nothing.
 _READABLE = 0.5
@@ -227,7 +225,7 @@ def _priced(
         )
     if not np.all(np.asarray(weight) > 0):
         return Choice(over, f"{found}; the head's penalty is not known and its gradient shows none.", None, shifted)
-    lambda_b = _bias(m, known, forces.fitted_b, float(np.mean(weight)))
+    lambda_b = bias_price(m, known.lambda_b, forces.fitted_b)
     if m.unseen:
         return Choice(over, f"{found}.", None, shifted)
     rows, features = " by rows" if isinstance(weight, np.ndarray) else "", known.features or m.features
@@ -241,14 +239,6 @@ def _priced(
     body = ". Decay acts on the layers below as well, which the model has not" if known.body == "decayed" else ""
     sentence = f"{found}, lambda_w = {_penalty_text(weight)}{rows}{origin}{body}."
     return Choice(over, sentence, problem, shifted)
-
-
-def _bias(m: Measurement, known: KnownTraining, fitted: float, weight: float) -> float:
-    if m.bias is None:
-        return np.inf
-    if known.lambda_b is not None:
-        return known.lambda_b
-    return fitted if fitted > _FREE * weight else 0.0
 
 
 def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None, str]:

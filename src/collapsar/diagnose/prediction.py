@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,12 +16,12 @@ from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.records import to_json
 from collapsar.core.states import ClassState
 from collapsar.core.types import Matrix, Record, Vector
-from collapsar.diagnose.agreement import EffectivePenalties
-from collapsar.diagnose.fit import Fit, fit_to_theory
+from collapsar.diagnose.agreement import EffectivePenalties, bias_price
+from collapsar.diagnose.fit import Fit, both, fit_beside
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement
 from collapsar.diagnose.model_choice import Choice, NormalizedFit
 from collapsar.metrics.separation import MeasuredState, class_separation
-from collapsar.solver import Solution, solve
+from collapsar.solver import Solution
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import Thresholds
 
@@ -107,32 +108,27 @@ def _problem(m: Measurement, lambda_z: float, lambda_b: float, features: Feature
     return Problem(m.class_counts, lambda_z, lambda_b, m.loss_form, features=features)
 
 
-def _bias_price(m: Measurement, known: KnownTraining, effective: EffectivePenalties | None) -> float:
-    if m.bias is None:
-        return math.inf
-    if known.lambda_b is not None:
-        return known.lambda_b
-    return effective.lambda_b if effective is not None else 0.0
-
-
 def compared(
-    m: Measurement, known: KnownTraining, effective: EffectivePenalties | None
+    m: Measurement, known: KnownTraining, effective: EffectivePenalties | None, optimum: Callable[[Problem], Solution]
 ) -> tuple[Fit | None, Literal["effective", "as trained", ""]]:
     """Distances at the effective penalties; at those of the training where nothing is alive to read them from."""
-    lambda_b = _bias_price(m, known, effective)
+    lambda_b = bias_price(m, known.lambda_b, 0.0 if effective is None else effective.lambda_b)
     Z = m.Z if m.small else m.predictions
     if effective is not None and 0 < effective.lambda_z < math.inf:
         problem = _problem(m, effective.lambda_z, lambda_b, "signed")
         split = (effective.lambda_w, effective.lambda_h)
-        found = fit_to_theory(problem, Z, m.b, weight=m.weight, class_means=m.class_means, split=split)
-        return found, "effective"
+        return fit_beside(both(problem, optimum), Z, m.b, m.weight, m.class_means, split), "effective"
     if known.lambda_z is not None:
-        return fit_to_theory(_problem(m, known.lambda_z, lambda_b, "signed"), Z, m.b), "as trained"
+        return fit_beside(both(_problem(m, known.lambda_z, lambda_b, "signed"), optimum), Z, m.b), "as trained"
     return None, ""
 
 
 def predicted(
-    m: Measurement, known: KnownTraining, effective: EffectivePenalties | None, features: FeatureModel
+    m: Measurement,
+    known: KnownTraining,
+    effective: EffectivePenalties | None,
+    features: FeatureModel,
+    optimum: Callable[[Problem], Solution],
 ) -> Prediction | None:
     """Theory at the penalties of the training where they are known, else at the effective ones."""
     lambda_z = known.lambda_z
@@ -141,9 +137,10 @@ def predicted(
         if effective is None or not 0 < effective.lambda_z < math.inf:
             return None
         lambda_z, source = effective.lambda_z, "effective"
-    problem = _problem(m, lambda_z, _bias_price(m, known, effective), features)
+    lambda_b = bias_price(m, known.lambda_b, 0.0 if effective is None else effective.lambda_b)
+    problem = _problem(m, lambda_z, lambda_b, features)
     rows = known.row_scales if m.loss_form != known.loss else None  # as ``by_rows`` has it
-    found = prediction_of(solve(problem, 1e-7, throw=False), thresholds(problem), source, rows)
+    found = prediction_of(optimum(problem), thresholds(problem), source, rows)
     return found if m.small else replace(found, Z=None)
 
 
