@@ -171,10 +171,10 @@ def _fig_5_to_8(plan: FigurePlan, jobs: Sequence[Job], cells: Cells) -> Record:
     }
 
 
-def _contrast_curves(figure: int, values: Sequence[float], points: int = 60) -> Record:
+def _contrast_curves(figure: int, values: Sequence[float]) -> Record:
     """Contrasts of both optima over the axis, at the paper's own counts."""
     k_a, k_b = CLASSES[figure]
-    axis = np.geomspace(values[0], values[-1], points)
+    axis = np.geomspace(values[0], values[-1], 6 * len(values))
     out: Record = {"value": axis}
     for features in MODELS:
         found = []
