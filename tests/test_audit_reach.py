@@ -39,7 +39,7 @@ def winners_on_sphere(W: np.ndarray, b: np.ndarray, length: float, rng: np.rando
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("K", "d"), [(12, 2), (60, 3), (80, 6), (200, 8)])
 def test_certificates_hold(K: int, d: int, seed: int, space) -> None:
     rng = np.random.default_rng(seed)
