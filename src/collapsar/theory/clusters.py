@@ -77,6 +77,12 @@ class Clusters:
         names = [f.name for f in fields(self) if f.name != "labels"]
         return Clusters(self.labels, **{n: getattr(self, n)[which] for n in names})
 
+    def ordered(self, turn: NDArray[np.intp]) -> Clusters:
+        """The clusters of several problems in another order, shape (B, J)."""
+        names = [f.name for f in fields(self) if f.name not in _PER_PROBLEM]
+        arrays = {n: np.take_along_axis(getattr(self, n), turn, axis=-1) for n in names}
+        return Clusters(self.labels, **arrays, smoothing=self.smoothing, lambda_b=self.lambda_b)
+
     def joined(self) -> Clusters:
         """Every problem as one cluster, where all its clusters are alike."""
         alone = {f.name: getattr(self, f.name)[..., :1] for f in fields(self) if f.name not in _PER_PROBLEM}
@@ -102,6 +108,22 @@ class Clusters:
     def bias_price(self) -> Vector:
         """``lambda_b`` as an array that broadcasts with vectors, shape (..., 1)."""
         return np.asarray(self.lambda_b, dtype=np.float64)[..., None]
+
+    @cached_property
+    def one_temperature(self) -> bool:
+        """Whether all temperatures of each problem are equal."""
+        return bool(np.all(self.temperatures == self.temperatures[..., :1]))
+
+    @cached_property
+    def price(self) -> Vector:
+        """``bias_price`` where there is a bias, else 0."""
+        return np.where(self.bias_price < np.inf, self.bias_price, 0.0)
+
+    @cached_property
+    def pin(self) -> Matrix:
+        """A form of unit trace along sizes/delta, shape (..., J, J)."""
+        shift = self.sizes / self.scales
+        return shift[..., :, None] * (shift / np.sum(shift**2, axis=-1, keepdims=True))[..., None, :]
 
     @cached_property
     def multiplicity(self) -> Matrix:
@@ -131,6 +153,13 @@ class Clusters:
     def strength(self) -> Vector:
         """The strength s = tau q / sqrt(m): a column of the residual is s delta o (y - p)."""
         return self.temperatures * self.share / np.sqrt(self.mass)
+
+    @cached_property
+    def _by_column(self) -> tuple[Matrix, Matrix, Matrix]:
+        """What (y - p) is multiplied by in R, y, and how often each occurs, with one column's entries side by side."""
+        arrays = self.strength[..., None, :] * self.scale, self.target, self.multiplicity
+        pull, target, often = (np.ascontiguousarray(each.swapaxes(-1, -2)) for each in arrays)
+        return pull, target, often
 
     @staticmethod
     def rows(logit: Vector, own: Vector) -> Matrix:
@@ -178,16 +207,17 @@ class Clusters:
             The product of two different classes' columns per pair of clusters (0 for the own cluster of a
             single class), and the squared norm of one column.
         """
-        R = self.strength[..., None, :] * self.scale * (self.target - P)
-        diagonal = np.arange(self.num_clusters)
-        rest, own = R[..., :-1, :], R[..., -1, :]
-        siblings = rest[..., diagonal, diagonal]
+        pull, target, often = self._by_column
+        R = pull * (target - P.swapaxes(-1, -2))
+        rest, own = R[..., :-1], R[..., -1]
         # logit by logit: every entry as if it were a sibling, then the two own places of the pair put right
-        product = rest.swapaxes(-1, -2) @ (self.sizes[..., None] * rest)
-        excess = (own - siblings)[..., None] * rest
-        cross = product + excess + excess.swapaxes(-1, -2)
-        cross[..., diagonal, diagonal] *= self.sizes > 1
-        return cross, np.sum(self.multiplicity * R**2, axis=-2)
+        excess = (own - np.einsum("...kk->...k", rest))[..., None, :] * rest
+        cross = rest @ (self.sizes[..., None, :] * rest).swapaxes(-1, -2)
+        cross += excess
+        cross += excess.swapaxes(-1, -2)
+        diagonal = np.einsum("...kk->...k", cross)
+        diagonal *= self.sizes > 1
+        return cross, np.vecdot(often * R, R)
 
 
 @dataclass(frozen=True)
@@ -270,7 +300,7 @@ def balanced_bias(
         ArithmeticError: Newton did not settle.
     """
     biased = c.bias_price < np.inf
-    price = np.where(biased, c.bias_price, 0.0)
+    price = c.price
     b = np.zeros_like(c.sizes) if start is None else start[0]
     now = respond(b, None if start is None else start[1])
     if not biased.any():
@@ -330,10 +360,7 @@ def bias_curvature(c: Clusters, alone: Vector) -> Matrix:
     Only the price, if any, holds b along 1/delta, where the terms cancel and the optimum is 0: it is pinned there at
     their own scale.
     """
-    price = np.where(c.bias_price < np.inf, c.bias_price, 0.0)
-    shift = c.sizes / c.scales
-    pin = alone.sum(axis=-1, keepdims=True) / np.sum(shift**2, axis=-1, keepdims=True)
-    curvature = (pin * shift)[..., :, None] * shift[..., None, :]
-    own = np.arange(c.num_clusters)
-    curvature[..., own, own] += alone + price * c.sizes
+    curvature = alone.sum(axis=-1)[..., None, None] * c.pin
+    diagonal = np.einsum("...ii->...i", curvature)
+    diagonal += alone + c.price * c.sizes
     return curvature

@@ -131,13 +131,12 @@ def gauge_bounds(c: Clusters, P: Matrix) -> tuple[Vector, Vector]:
     return np.sqrt(best), np.sqrt(top)
 
 
-def gauge_within(c: Clusters, P: Matrix, value: Vector) -> NDArray[np.bool_]:
-    """Whether the upper bound of :func:`gauge_bounds` is at most ``value``, a number per problem.
+def gauge_within(c: Clusters, cross: Matrix, square: Vector, value: Vector) -> NDArray[np.bool_]:
+    """Whether the upper bound of :func:`gauge_bounds` is at most ``value``, a number per problem, from R'R.
 
     The largest eigenvalue of a matrix of nonnegative entries lies between the least and the largest (Mv)_i / v_i of any
     v > 0 (Collatz and Wielandt), which decides without eigenvalues wherever it is not a close call.
     """
-    cross, square = c.residual_gram(P)
     if cross.max() <= 0:
         return np.asarray(square.max(axis=-1) <= value**2)
     M = c.paired(np.maximum(cross, 0.0), square)

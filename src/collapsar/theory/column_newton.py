@@ -6,8 +6,7 @@ column that leaves zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +14,23 @@ from numpy.typing import NDArray
 from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.theory.clusters import Clusters, bias_curvature
 
-__all__ = ["OLDEST", "Cast", "Point", "Sheet", "settled"]
+__all__ = ["Cast", "Point", "Sheet", "settled"]
 
 NEWTON_STEPS = 12
 # Newton squares its error: after a step this short (nats; relative in lambda_z) the next would be at the last digits.
 LAST_STEP = 1e-7
+# The error of a column is the square of its step.
+ROUGH = 1e-6
 # No prediction changes by more than this factor, in nats, in a step.
 LONGEST_STEP = 3.0
 OUTER_HOME = 1e-12
 # Columns that have just left zero are first brought home by themselves.
 YOUNG = 6
 COLUMN_STEPS = 8
-COLUMN_HOME = 1e-3
-OLDEST = np.iinfo(np.int64).max
+COLUMN_HOME = 1e-2
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """An optimum, or a guess of one. The columns are log P = u(b) + mu tau delta^2 o (y - P) - L."""
 
     b: Vector
@@ -40,16 +39,25 @@ class Point:
     L: Vector
     mu: Vector
 
+    def ordered(self, turn: NDArray[np.intp]) -> Point:
+        """With the classes in another order, those whose columns are here and not all are first and stay."""
+        logs, L, mu = self.logs, self.L, self.mu
+        if mu.shape == turn.shape:
+            L, mu = np.take_along_axis(L, turn, axis=-1), np.take_along_axis(mu, turn, axis=-1)
+            logs = np.take_along_axis(logs, turn[..., None], axis=1)
+        every = np.concatenate([turn, np.full_like(turn[:, :1], turn.shape[1])], axis=1)
+        logs = np.take_along_axis(logs, every[:, None], axis=-1)
+        return Point(np.take_along_axis(self.b, turn, axis=-1), self.level, logs, L, mu)
+
     def kept(self, other: Point, where: Mask) -> Point:
         """This point, and the other one in the problems of the mask."""
         if where.all():
             return other
-        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        pairs = zip(self, other, strict=True)
         return Point(*(np.where(where.reshape(-1, *(1,) * (mine.ndim - 1)), theirs, mine) for mine, theirs in pairs))
 
 
-@dataclass(frozen=True)
-class Sheet:
+class Sheet(NamedTuple):
     """Columns by themselves, n of each problem: entries have shape (B, n, J + 1), numbers per column (B, n).
 
     While a class has no feature of its own only the bias moves its prediction, and where all temperatures are equal
@@ -73,17 +81,13 @@ class Sheet:
         weights, target, reach, square, offset = (np.ascontiguousarray(each.swapaxes(-1, -2)) for each in entries)
         return cls(weights, target, reach, square, offset, c.temperatures, c.strength, c.sizes * c.share)
 
-    def columns(self, which: NDArray[np.intp], share: Vector) -> Sheet:
-        """Some columns of each problem, (B, n), with shares of their own."""
-        rows = np.arange(which.shape[0])[:, None]
-        return Sheet(**{f.name: getattr(self, f.name)[rows, which] for f in fields(self)[:-1]}, share=share)
+    def part(self, which: slice, share: Vector | None = None) -> Sheet:
+        """Some of the columns, with shares of their own."""
+        arrays = [array[:, which] for array in self]
+        return Sheet(*arrays[:-1], arrays[-1] if share is None else share)
 
-    def first(self, n: int) -> Sheet:
-        """The first n columns."""
-        return Sheet(*(getattr(self, f.name)[:, :n] for f in fields(self)))
-
-    def logits(self, b: Vector, which: NDArray[np.intp]) -> Matrix:
-        """The logits that the bias gives to the columns ``which``."""
+    def logits(self, b: Vector, which: slice) -> Matrix:
+        """The logits that the bias gives to the columns, which stand at ``which`` among all."""
         return self.reach * _spread(b, which) + self.offset
 
     def look(self, u: Matrix, at: Point) -> _Look:
@@ -93,9 +97,15 @@ class Sheet:
         tie = self.square * miss
         push = (at.mu * self.tau)[..., None]
         held = self.multiplicity * P
-        soft = 1 / (1 + push * self.square * P)
+        soft = push * self.square
+        soft *= P
+        soft += 1
+        np.reciprocal(soft, out=soft)
         S = held * soft
-        left = at.logs - u - push * tie + at.L[..., None]
+        left = push * tie
+        left += u
+        np.subtract(at.logs, left, out=left)
+        left += at.L[..., None]
         mass = S.sum(axis=-1)
         off = 1 - held.sum(axis=-1)
         mean_tie, mean_left = np.vecdot(S, tie) / mass, (np.vecdot(S, left) + off) / mass
@@ -109,17 +119,16 @@ class Sheet:
         )
 
 
-def _spread(logit: Vector, which: NDArray[np.intp]) -> Matrix:
+def _spread(logit: Vector, which: slice) -> Matrix:
     """Columns from one number per logit's cluster, (B, n, J + 1)."""
-    B, J = logit.shape
-    entries = np.empty((B, which.shape[1], J + 1))
+    own = logit[:, which]
+    entries = np.empty((*own.shape, logit.shape[1] + 1))
     entries[..., :-1] = logit[:, None]
-    entries[..., -1] = logit[np.arange(B)[:, None], which]
+    entries[..., -1] = own
     return entries
 
 
-@dataclass(frozen=True)
-class _Look:
+class _Look(NamedTuple):
     """What a Newton step needs of the columns: with the logits, p moves by S times du + tau dmu tie - dL - left."""
 
     miss: Matrix  # y - p
@@ -146,78 +155,65 @@ class _Look:
         return change, dL
 
 
-@dataclass(frozen=True)
-class Cast:
-    """The columns that take part in an event: those alive, youngest first, and that of the class that leaves zero.
+class Cast(NamedTuple):
+    """The columns that take part in an event: those alive, oldest first, and that of the class that leaves zero.
 
     Attributes:
-        which: shape (B, n), their clusters; where a problem has fewer of them, others that count for nothing.
         alive: shape (B, n).
         born: shape (B, n), alive since the event before.
         event: shape (B,), where the class that leaves zero stands.
         sheet: the columns. Where all temperatures are equal the event's column has the loss share of every dead class.
         beside: shape (B, J), what the targets of those classes add to the pull on the bias.
+        young: from here on there are columns that have just left zero.
     """
 
-    which: NDArray[np.intp]
     alive: Mask
     born: Mask
     event: NDArray[np.intp]
     sheet: Sheet
     beside: Vector
+    young: int
 
     @classmethod
-    def of(cls, c: Clusters, sheet: Sheet, alive: Mask, age: NDArray[np.int64], event: NDArray[np.intp]) -> Cast:
-        """Everything that takes part, of all columns."""
-        B, one = np.arange(event.size), _one_temperature(c)
-        key = np.where(alive, age, OLDEST)
-        key[B, event] = np.where(alive[B, event], age[B, event], OLDEST - 1)
-        which = np.argsort(key, axis=-1, kind="stable")
-        if one:
-            which = which[:, : min(int(alive.sum(axis=-1).max()) + 1, c.num_clusters)]
-        at, living = np.argmax(which == event[:, None], axis=-1), np.take_along_axis(alive, which, axis=-1)
-        share, beside = np.take_along_axis(sheet.share, which, axis=-1), np.zeros_like(c.sizes)
-        if one:
-            dead = np.where(alive, 0.0, sheet.share)
-            total = dead.sum(axis=-1)
-            share = np.where(living, share, 0.0)
-            share[B, at] += total
-            dead[B, event] -= total
-            beside = c.scales * c.temperatures * (1 - c.eps) * dead
-        born = living & (np.take_along_axis(age, which, axis=-1) == 0)
-        return cls(which, living, born, at, sheet.columns(which, share), beside)
+    def of(cls, c: Clusters, sheet: Sheet, alive: Mask, born: Mask, active: Mask) -> Cast:
+        """Everything that takes part; the first classes are alive, the next one leaves zero."""
+        event = np.minimum(alive.sum(axis=-1), c.num_clusters - 1)
+        most, least = int(event[active].max()) + 1, int(event[active].min())
+        if not c.one_temperature:
+            return cls(alive, born, event, sheet, np.zeros_like(c.sizes), max(least - YOUNG, 0))
+        rows, share = np.arange(event.size), np.where(alive, sheet.share, 0.0)
+        dead = sheet.share - share
+        total = dead.sum(axis=-1)
+        share[rows, event] += total
+        dead[rows, event] -= total
+        beside = c.scales * c.temperatures * (1 - c.eps) * dead
+        part, young = slice(most), max(least - YOUNG, 0)
+        event = np.minimum(event, most - 1)
+        return cls(alive[:, part], born[:, part], event, sheet.part(part, share[:, part]), beside, young)
 
     def enter(self, c: Clusters, at: Point) -> Point:
-        """Their part of a point of all columns."""
-        rows = np.arange(self.event.size)[:, None]
-        logs, L, mu = at.logs[rows, self.which], at.L[rows, self.which], at.mu[rows, self.which]
-        if _one_temperature(c):
-            rest, normaliser = _at_rest(c, at.b)
-            idle = ~self.alive
-            logs[idle], L[idle] = _spread(rest, self.which)[idle], np.broadcast_to(normaliser, L.shape)[idle]
+        """Their part of a point, those without a column where the bias has them."""
+        n, known = self.alive.shape[1], min(at.mu.shape[1], self.alive.shape[1])
+        if not c.one_temperature:
+            return at
+        logs = np.zeros((at.level.size, n, c.num_clusters + 1))
+        L, mu = np.zeros(self.alive.shape), np.zeros(self.alive.shape)
+        logs[:, :known], L[:, :known], mu[:, :known] = at.logs[:, :known], at.L[:, :known], at.mu[:, :known]
+        first = int(self.alive.sum(axis=-1).min())
+        rest, normaliser = _at_rest(c, at.b)
+        idle = ~self.alive[:, first:]
+        np.copyto(logs[:, first:], _spread(rest, slice(first, n)), where=idle[..., None])
+        np.copyto(L[:, first:], normaliser, where=idle)
         return Point(at.b, at.level, logs, L, mu)
-
-    def leave(self, at: Point, then: Point, where: Mask) -> Point:
-        """The point of all columns with theirs put back, in the problems of the mask."""
-        rows, which = np.flatnonzero(where)[:, None], self.which[where]
-        b, level = np.where(where[:, None], then.b, at.b), np.where(where, then.level, at.level)
-        new = Point(b, level, at.logs.copy(), at.L.copy(), at.mu.copy())
-        new.logs[rows, which], new.L[rows, which], new.mu[rows, which] = then.logs[where], then.L[where], then.mu[where]
-        return new
 
     def predictions(self, c: Clusters, then: Point) -> Matrix:
         """P of all columns."""
-        every = np.broadcast_to(np.arange(c.num_clusters), c.sizes.shape)
-        rows = np.arange(self.event.size)[:, None]
+        n = then.mu.shape[1]
         P = np.empty((*c.sizes.shape, c.num_clusters + 1))
-        if _one_temperature(c):
-            P[...] = np.exp(_spread(_at_rest(c, then.b)[0], every))
-        P[rows, self.which] = np.exp(then.logs)
-        return np.ascontiguousarray(P.swapaxes(-1, -2))
-
-
-def _one_temperature(c: Clusters) -> bool:
-    return bool(np.all(c.temperatures == c.temperatures[:, :1]))
+        np.exp(then.logs, out=P[:, :n])
+        if n < c.num_clusters:
+            P[:, n:] = _spread(np.exp(_at_rest(c, then.b)[0]), slice(n, None))
+        return P.swapaxes(-1, -2)
 
 
 def _at_rest(c: Clusters, b: Vector) -> tuple[Vector, Vector]:
@@ -228,7 +224,7 @@ def _at_rest(c: Clusters, b: Vector) -> tuple[Vector, Vector]:
     return u - L, L
 
 
-def _step(c: Clusters, cast: Cast, at: Point, aim: Vector) -> tuple[Point, Vector, Vector]:
+def _step(c: Clusters, cast: Cast, at: Point, aim: Vector) -> tuple[Point, Vector, Vector, Vector]:
     """A Newton step of the event at which a class leaves zero, or of the optimum at ``aim``.
 
     Per column: sum p = 1, and s ||delta o (y - p)|| = lambda where alive; over all columns: the bias balances, and the
@@ -236,35 +232,39 @@ def _step(c: Clusters, cast: Cast, at: Point, aim: Vector) -> tuple[Point, Vecto
     which Newton on its length overshoots: a step x of its mu is taken as log(1 + x).
 
     Returns:
-        The point, and the lengths of the step: in all, and in b and lambda_z alone.
+        The point, the lengths of the step, in all, in b and lambda_z alone, and column by column.
     """
-    sheet, n = cast.sheet, cast.which.shape[1]
-    look = sheet.look(sheet.logits(at.b, cast.which), at)
+    sheet, n = cast.sheet, cast.alive.shape[1]
+    look = sheet.look(sheet.logits(at.b, slice(n)), at)
     spread = np.where(cast.alive, sheet.tau * look.bend, np.inf)
     rows = np.empty((at.level.size, 2 * n, c.num_clusters))
-    _fold(look.S * sheet.reach, cast.which, rows[:, :n])
-    _fold(look.across * sheet.reach, cast.which, rows[:, n:])
+    _fold(look.S * sheet.reach, rows[:, :n])
+    _fold(look.across * sheet.reach, rows[:, n:])
     solved = _solved(c, cast, at, aim, look, spread, rows)
     db, level = solved[:, :-1], solved[:, -1]
     pulled = (rows @ db[..., None])[..., 0]
     dmu = -(look.short + look.unit * level[:, None] + pulled[:, n:]) / spread
     dmu = np.where(cast.born & (dmu > 0), np.log1p(np.maximum(dmu, 0.0)), dmu)
-    change, dL = look.moved(sheet.tau, sheet.reach * _spread(db, cast.which), pulled[:, :n], dmu)
-    far = np.abs(change).max(axis=(-2, -1))
-    part = np.minimum(1.0, LONGEST_STEP / np.maximum(far, LONGEST_STEP))
-    part = np.minimum(part, np.where(level < 0, -0.5 * at.level / np.minimum(level, -1e-300), 1.0))
-    wide = part[:, None]
-    change *= wide[..., None]
-    change += at.logs
-    moved = Point(at.b + wide * db, at.level + part * level, change, at.L + wide * dL, at.mu + wide * dmu)
+    change, dL = look.moved(sheet.tau, sheet.reach * _spread(db, slice(n)), pulled[:, :n], dmu)
+    each = np.abs(change).max(axis=-1)
+    far = each.max(axis=-1)
     outer = np.maximum(np.abs(db).max(axis=-1), np.abs(level) / at.level)
-    return moved, np.where(part < 1, np.inf, np.maximum(far, outer)), outer
+    length = np.maximum(far, outer)
+    part = np.minimum(LONGEST_STEP / np.maximum(far, LONGEST_STEP), 0.5 * at.level / np.maximum(-level, 0.5 * at.level))
+    if np.any(part < 1):
+        wide = part[:, None]
+        db, level, change, dL, dmu = wide * db, part * level, wide[..., None] * change, wide * dL, wide * dmu
+        length = np.where(part < 1, np.inf, length)
+    change += at.logs
+    moved = Point(at.b + db, at.level + level, change, at.L + dL, at.mu + dmu)
+    return moved, length, outer, each
 
 
-def _fold(entries: Matrix, which: NDArray[np.intp], out: Matrix) -> None:
+def _fold(entries: Matrix, out: Matrix) -> None:
     """Entries that count themselves as often as they occur, (B, n, J), with the own class among its siblings."""
     out[...] = entries[..., :-1]
-    out[np.arange(which.shape[0])[:, None], np.arange(which.shape[1]), which] += entries[..., -1]
+    own = np.einsum("bii->bi", out[..., : out.shape[1]])
+    own += entries[..., -1]
 
 
 def _solved(c: Clusters, cast: Cast, at: Point, aim: Vector, look: _Look, spread: Vector, rows: Matrix) -> Matrix:
@@ -272,16 +272,20 @@ def _solved(c: Clusters, cast: Cast, at: Point, aim: Vector, look: _Look, spread
 
     ``rows``: what a unit of every bias adds to sum p of the columns, then what it adds to half their squared lengths.
     """
-    sheet, J, n = cast.sheet, c.num_clusters, cast.which.shape[1]
+    sheet, J, n = cast.sheet, c.num_clusters, cast.alive.shape[1]
     B = np.arange(aim.size)
-    pull, hold = sheet.share * sheet.tau, sheet.share * sheet.tau / spread
-    weight = np.sqrt(np.concatenate([sheet.share / look.mass, hold], axis=1))
-    scaled = weight[..., None] * rows
-    price = np.where(c.bias_price < np.inf, c.bias_price, 0.0)
+    pull = sheet.share * sheet.tau
+    hold = pull / spread
+    weight = np.concatenate([sheet.share / look.mass, hold], axis=1)
+    # what sum p, the lengths' errors and a unit of lambda_z weigh in the balance of the bias
+    sums = np.zeros((B.size, 3, 2 * n))
+    sums[:, 0, :n], sums[:, 2, n:] = pull, hold * look.unit
+    sums[:, 1, :n], sums[:, 1, n:] = -sheet.share * look.mean_left, hold * look.short
+    pulls = sums @ rows
     system, side = np.empty((B.size, J + 1, J + 1)), np.empty((B.size, J + 1))
-    curvature = bias_curvature(c, c.scales * (pull[:, None] @ rows[:, :n])[:, 0])
-    np.subtract(curvature, scaled.swapaxes(-1, -2) @ scaled, out=system[:, :J, :J])
-    system[:, :J, J] = -((hold * look.unit)[:, None] @ rows[:, n:])[:, 0]
+    scaled = np.sqrt(weight)[..., None] * rows
+    np.subtract(bias_curvature(c, c.scales * pulls[:, 0]), scaled.swapaxes(-1, -2) @ scaled, out=system[:, :J, :J])
+    np.negative(pulls[:, 2], out=system[:, :J, J])
     system[:, J, :J] = rows[B, n + cast.event]
     system[:, J, J], side[:, J] = look.unit[B, cast.event], -look.short[B, cast.event]
     halt = aim < np.inf  # on the way to an event that is far off
@@ -291,14 +295,13 @@ def _solved(c: Clusters, cast: Cast, at: Point, aim: Vector, look: _Look, spread
     left = sheet.multiplicity * look.miss
     left += look.S * look.left
     balance = (pull[:, None] @ left[..., :-1])[:, 0]
-    balance[B[:, None], cast.which] += pull * left[..., -1]
-    follow = np.concatenate([-sheet.share * look.mean_left, hold * look.short], axis=1)
-    side[:, :J] = c.scales * balance + (follow[:, None] @ rows)[:, 0] + cast.beside - c.sizes * price * at.b
+    balance[:, :n] += pull * left[..., -1]
+    side[:, :J] = c.scales * balance + pulls[:, 1] + cast.beside - c.sizes * c.price * at.b
     without = np.isinf(c.bias_price[:, 0])
     if without.any():
         system[without, :J] = np.eye(J, J + 1)
         side[without, :J] = 0.0
-    lost = ~np.isfinite(system.sum(axis=(-2, -1)))  # a point far off: its length tells
+    lost = ~np.isfinite(np.einsum("bii->b", system))  # a point far off: its length tells
     if lost.any():
         system[lost], side[lost] = np.eye(J + 1), np.inf
     try:
@@ -309,10 +312,11 @@ def _solved(c: Clusters, cast: Cast, at: Point, aim: Vector, look: _Look, spread
     return step[..., 0]
 
 
-def _grown(cast: Cast, at: Point, n: int, steps: int) -> Point:
-    """The point with its n youngest columns, which bend most, at home for its bias and lambda_z."""
-    sheet, which, alive = cast.sheet.first(n), cast.which[:, :n], cast.alive[:, :n]
-    own = Point(at.b, at.level, at.logs[:, :n], at.L[:, :n], at.mu[:, :n])
+def _grown(cast: Cast, at: Point, first: int, steps: int) -> Point:
+    """The point with its columns from ``first`` on, which bend most, at home for its bias and lambda_z."""
+    which = slice(first, cast.alive.shape[1])
+    sheet, alive = cast.sheet.part(which), cast.alive[:, which]
+    own = Point(at.b, at.level, at.logs[:, which], at.L[:, which], at.mu[:, which])
     u, far = sheet.logits(at.b, which), np.zeros(alive.shape)
     for _ in range(steps):
         look = sheet.look(u, own)
@@ -325,23 +329,28 @@ def _grown(cast: Cast, at: Point, n: int, steps: int) -> Point:
             break
     fine = far <= COLUMN_HOME  # the others are left as they were
     then = Point(at.b, at.level, at.logs.copy(), at.L.copy(), at.mu.copy())
-    then.logs[:, :n][fine], then.L[:, :n][fine], then.mu[:, :n][fine] = own.logs[fine], own.L[fine], own.mu[fine]
+    for mine, theirs in ((then.logs, own.logs), (then.L, own.L), (then.mu, own.mu)):
+        np.copyto(mine[:, which], theirs, where=fine[..., None] if mine.ndim > fine.ndim else fine)
     return then
 
 
-def settled(c: Clusters, cast: Cast, at: Point, aim: Vector, active: Mask) -> tuple[Point, Mask]:
-    """Newton's root from a point, and in which problems it is one."""
+def settled(c: Clusters, cast: Cast, at: Point, aim: Vector, active: Mask, near: Mask) -> tuple[Point, Mask]:
+    """Newton's root from a point, and in which problems it is one. ``near``: the point is a guess of it."""
     home, before = ~active, np.full(active.shape, np.inf)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for n in range(NEWTON_STEPS):
-            then, length, outer = _step(c, cast, at, aim)
-            if n == 0:
-                then = _grown(cast, then, YOUNG, COLUMN_STEPS)
-            at = at.kept(then, ~home)
-            # the error of b and lambda_z is that of the columns squared, times what it was a step ago
-            home = home | (length <= LAST_STEP)
-            home |= (n > 1) & (length < 0.03 * before) & (before < 1) & (outer * (length / before) ** 2 <= OUTER_HOME)
-            before = length
-            if home.all():
-                break
-        return _grown(cast, at, cast.which.shape[1], 1), home & active
+    if near.any():
+        at = at.kept(_grown(cast, at, cast.young, COLUMN_STEPS), near)
+    for n in range(NEWTON_STEPS):
+        then, length, outer, each = _step(c, cast, at, aim)
+        if n == 0 and not near.all():
+            then = _grown(cast, then, cast.young, COLUMN_STEPS).kept(then, near)
+        at = at.kept(then, ~home)
+        # the error of b and lambda_z is that of the columns squared, times what it was a step ago
+        home = home | (length <= LAST_STEP)
+        home |= (
+            (near | (n > 1)) & (length < 0.03 * before) & (before < 1) & (outer * (length / before) ** 2 <= OUTER_HOME)
+        )
+        before = length
+        if home.all():
+            break
+    rough = np.flatnonzero((each > ROUGH).any(axis=0))
+    return (_grown(cast, at, int(rough[0]), 1) if rough.size else at), home & active

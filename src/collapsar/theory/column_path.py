@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias
 from collapsar.theory.column_form import columns, gauge_bounds, gauge_within, without_columns
-from collapsar.theory.column_newton import OLDEST, Cast, Point, Sheet, settled
+from collapsar.theory.column_newton import Cast, Point, Sheet, settled
 from collapsar.theory.roots import FLOOR, largest_roots
 
 __all__ = ["Vanishing", "column_thresholds"]
@@ -28,7 +29,9 @@ __all__ = ["Vanishing", "column_thresholds"]
 CLOSED = 1e-9
 # Where Newton does not find the next event, lambda_z is first lowered by this factor, then by its root and so on.
 FIRST_PACE = 0.7
-SHORTEST_PACE = 0.98
+SHORTEST_PACE, LONGEST_PACE = 0.98, 0.1
+# Events are guessed where the last interval in lambda_z was about as long as the next.
+NEAREST, FARTHEST = 0.2, 3.0
 # Signs and lengths are right up to rounding, the lengths of columns that are alive to what the certificate asks.
 ROUNDING = 1e-11
 SAME = CLOSED / 10
@@ -98,7 +101,7 @@ def _alone(c: Clusters, j: int, top: float, at_rest: float) -> tuple[float, bool
     edge = np.where(np.isfinite(value), value, FLOOR * at_rest)
     excess(edge)
     assert warm is not None
-    return float(value[0]), bool(gauge_within(c, warm[1].P, edge[0] * (1 + CLOSED)))
+    return float(value[0]), bool(gauge_within(c, *c.residual_gram(warm[1].P), edge[0] * (1 + CLOSED)))
 
 
 # --- all of them along lambda_z
@@ -106,46 +109,192 @@ def _alone(c: Clusters, j: int, top: float, at_rest: float) -> tuple[float, bool
 
 def _events(c: Clusters, b: Vector, P: Matrix, top: Vector, wanted: Mask) -> tuple[Vector, Mask, Mask]:
     """Lambda_z of every wanted event, whether the certificate closes there, and which events were lost."""
-    sheet = Sheet.of(c)
-    found, closed = np.full(wanted.shape, np.nan), np.zeros_like(wanted)
-    lost, todo, alive = np.zeros_like(wanted), wanted.copy(), ~wanted
-    age = np.where(alive, 0, OLDEST)  # how many events ago it left zero
-    u = sheet.logits(b, np.broadcast_to(np.arange(c.num_clusters), wanted.shape))
-    L = u[..., -1] - np.log(P[..., -1, :])
-    at = Point(b, top, u - L[..., None], L, np.zeros_like(b))
-    ahead = c.column_norms(P)
-    floor = FLOOR * ahead
-    aim, pace = np.full_like(top, np.inf), np.full_like(top, FIRST_PACE)
-    event = np.argmax(np.where(todo, ahead, -np.inf), axis=-1)
+    walk = _Walk.begin(c, b, c.column_norms(P), top, wanted)
     active: Any
-    while (active := todo.any(axis=-1)).any():
-        cast = Cast.of(c, sheet, alive, age, event)
-        start = cast.enter(c, at)
-        then, home = settled(c, cast, start, aim, active)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a guess far off is found out by its lengths
+        while (active := walk.todo.any(axis=-1)).any():
+            walk.look(active)
+    back = np.argsort(walk.order, axis=-1)
+    found = np.take_along_axis(walk.found, back, axis=-1)
+    return found, np.take_along_axis(walk.closed, back, axis=-1), np.take_along_axis(walk.lost, back, axis=-1)
+
+
+@dataclass
+class _Walk:
+    """How far every problem is, its classes in the order in which they leave zero as far as it is known.
+
+    The first classes are alive, the next one is looked for: directly, or where Newton loses its way at an optimum on
+    the way, ``aim``, which is ``pace`` times the last lambda_z.
+    """
+
+    c: Clusters
+    sheet: Sheet
+    order: NDArray[np.intp]
+    alive: Mask
+    born: Mask  # in the last event
+    todo: Mask
+    at: Point  # the last optimum, the one before, and the lengths of all residual columns at both
+    before: Point
+    ahead: Vector
+    ahead_before: Vector
+    within: Mask  # whether the certificate closes at the last one
+    found: Vector
+    closed: Mask
+    lost: Mask
+    aim: Vector
+    pace: Vector
+    floor: Vector
+    stood: Mask  # the last look found its event
+    steady: Mask  # so did the one before
+    moves: NDArray[np.intp]  # optima on the way since the last event
+
+    @classmethod
+    def begin(cls, c: Clusters, b: Vector, norms: Vector, top: Vector, wanted: Mask) -> _Walk:
+        """Every problem where the bias is alone, at its largest transition."""
+        order = np.argsort(np.where(wanted, -norms, -np.inf), axis=-1, kind="stable")
+        b, norms = np.take_along_axis(b, order, axis=-1), np.take_along_axis(norms, order, axis=-1)
+        todo, c = np.take_along_axis(wanted, order, axis=-1), c.ordered(order)
+        sheet, no, none = Sheet.of(c), np.zeros(top.shape, dtype=bool), np.zeros_like(todo)
+        u = sheet.logits(b, slice(None))
+        highest = u.max(axis=-1, keepdims=True)
+        L = highest[..., 0] + np.log(np.sum(sheet.multiplicity * np.exp(u - highest), axis=-1))
+        at, found = Point(b, top, u - L[..., None], L, np.zeros_like(b)), np.full(todo.shape, np.nan)
+        ways = np.full_like(top, np.inf), np.full_like(top, FIRST_PACE), FLOOR * norms.min(axis=-1)
+        records = no, found, none, none.copy()
+        return cls(c, sheet, order, ~todo, ~todo, todo, at, at, norms, norms, *records, *ways, no, no, no.astype(int))
+
+    def look(self, active: Mask) -> None:
+        """One look for the next event, or for an optimum on the way to it."""
+        c, place = self.c, np.arange(self.c.num_clusters)
+        event = np.minimum(self.alive.sum(axis=-1), place[-1])
+        cast = Cast.of(c, self.sheet, self.alive, self.born, active)
+        start, near = self._guess(event, active)
+        start = cast.enter(c, start)
+        then, home = settled(c, cast, start, self.aim, active, near)
         then = start.kept(then, home)
-        Q = cast.predictions(c, then)
-        norms, edge = c.column_norms(Q), then.level[:, None] * (1 + ROUNDING)
-        on = (np.arange(c.num_clusters) == event[:, None]) & np.isinf(aim)[:, None]
-        exact = np.abs(norms - then.level[:, None]) <= SAME * then.level[:, None]
-        right = home & np.all(exact | ~(alive | on), axis=-1)
+        cross, square = c.residual_gram(cast.predictions(c, then))
+        norms, level, direct = np.sqrt(square), then.level[:, None], np.isinf(self.aim)
+        on = (place == event[:, None]) & direct[:, None]
+        right = home & np.all((np.abs(norms - level) <= SAME * level) | ~(self.alive | on), axis=-1)
         right &= np.all(~cast.alive | (then.mu >= -ROUNDING * then.mu.max(axis=-1, keepdims=True)), axis=-1)
-        passed = todo & ~on & (norms > edge)
-        late = right & np.isinf(aim) & passed.any(axis=-1)  # another class leaves zero before
-        right &= np.all(alive | on | (norms <= edge), axis=-1)
-        arrived = right & np.isinf(aim)
-        at, ahead = cast.leave(at, then, right), np.where(right[:, None], norms, ahead)
+        passed = self.todo & ~on & (norms > level * (1 + ROUNDING))
+        beaten = passed.any(axis=-1)  # another class leaves zero before
+        late, right = right & direct & beaten, right & ~beaten
+        arrived = right & direct
+        if right.any():
+            last = self.at
+            if not right.all():
+                cross, square = np.where(right[:, None, None], cross, 0.0), np.where(right[:, None], square, 0.0)
+                last, before = cast.enter(c, last), cast.enter(c, self.before)
+                then, self.before = last.kept(then, right), before.kept(last, right)
+            else:
+                self.before = last
+            self.at = then
+            self.ahead_before = np.where(right[:, None], self.ahead, self.ahead_before)
+            self.ahead = np.where(right[:, None], norms, self.ahead)
+            self.within = np.where(right, gauge_within(c, cross, square, level[:, 0] * (1 + CLOSED)), self.within)
+        self.steady, self.stood = self.stood & arrived, arrived
         if arrived.any():
-            inside = gauge_within(c, Q, then.level * (1 + CLOSED))
-            age[alive] += 1
-            for array, value in ((found, then.level), (closed, inside), (alive, True), (age, 0), (todo, False)):
-                array[on & arrived[:, None]] = np.broadcast_to(value, top.shape)[arrived]
-        # where Newton loses its way, half the way first, and half of that
-        pace = np.where(right, np.where(np.isinf(aim), FIRST_PACE, pace), np.where(aim < np.inf, np.sqrt(pace), pace))
-        halt = active & ~late & ~right
-        aim = np.where(halt, at.level * pace, np.inf)
-        gone = active & ((pace > SHORTEST_PACE) | (aim < floor.min(axis=-1)))
-        lost |= gone[:, None] & todo
-        todo &= ~gone[:, None]
-        first = np.where(late[:, None], np.where(passed, norms, -np.inf), np.where(todo, ahead, -np.inf))
-        event = np.argmax(first, axis=-1)
-    return found, closed, lost
+            new = on & arrived[:, None]
+            self.found[new], self.alive[new], self.todo[new] = then.level[arrived], True, False
+            self.closed[new] = self.within[arrived]
+            self.born = np.where(arrived[:, None], new, self.born)
+        if np.all(arrived | ~active):
+            self._turn(np.argmax(np.where(self.todo, self.ahead, -np.inf), axis=-1))
+            self.pace, self.moves = np.where(arrived, FIRST_PACE, self.pace), np.where(arrived, 0, self.moves)
+        else:
+            ahead = np.where(late[:, None], np.where(passed, norms, -np.inf), self.ahead)
+            self._turn(np.argmax(np.where(self.todo, ahead, -np.inf), axis=-1))
+            self._plan(active, arrived, right & ~direct, active & ~late & ~right)
+
+    def _turn(self, event: NDArray[np.intp]) -> None:
+        """Puts the class to be looked for behind those that are alive."""
+        J = self.c.num_clusters
+        place = np.minimum(self.alive.sum(axis=-1), J - 1)
+        rows = np.flatnonzero((event != place) & self.todo.any(axis=-1))
+        if not rows.size:
+            return
+        key = np.broadcast_to(np.arange(float(J)), self.alive.shape).copy()
+        key[rows, event[rows]] = place[rows] - 0.5
+        turn = np.argsort(key, axis=-1, kind="stable")
+        self.c = self.c.ordered(turn)
+        self.sheet = Sheet.of(self.c)
+        self.at, self.before = self.at.ordered(turn), self.before.ordered(turn)
+        for name in ("order", "alive", "born", "todo", "ahead", "ahead_before", "found", "closed", "lost"):
+            setattr(self, name, np.take_along_axis(getattr(self, name), turn, axis=-1))
+
+    def _plan(self, active: Mask, arrived: Mask, moved: Mask, halted: Mask) -> None:
+        """What is looked for next where not every event was found.
+
+        Where Newton loses its way, half the way first, and half of that. Two optima with the same columns say whether
+        the event is near; if not, the way to it goes on, in longer strides.
+        """
+        self.moves = np.where(arrived, 0, self.moves + moved)
+        pace = np.where(halted & np.isfinite(self.aim), np.sqrt(self.pace), self.pace)
+        far = active & (self.moves >= 2) & ~halted & (self._near_event() < self.at.level * pace)
+        pace = np.where(far & moved, np.maximum(pace**1.5, LONGEST_PACE), pace)
+        self.pace = np.where(arrived, FIRST_PACE, pace)
+        self.aim = np.where(halted | far, self.at.level * self.pace, np.inf)
+        bottom = active & (self.aim < self.floor)
+        self.closed |= bottom[:, None] & self.todo & self.within[:, None]
+        gone = active & (self.pace > SHORTEST_PACE)
+        self.lost |= (gone & ~bottom)[:, None] & self.todo
+        self.todo &= ~(gone | bottom)[:, None]
+
+    def _near_event(self) -> Vector:
+        """Lambda_z of the next event by the last two optima, on logarithmic scales; 0 where it only goes away."""
+        B, event = np.arange(self.pace.size), np.minimum(self.alive.sum(axis=-1), self.c.num_clusters - 1)
+        short = np.log(self.ahead[B, event] / self.at.level)
+        rise = short - np.log(self.ahead_before[B, event] / self.before.level)
+        return self.at.level * (self.at.level / self.before.level) ** np.where(rise > 0, -short / rise, np.inf)
+
+    def _guess(self, event: NDArray[np.intp], active: Mask) -> tuple[Point, Mask]:
+        """The last optimum, or where two of them lead; and whether that is so."""
+        start, near = self.at, self.steady & active & np.isinf(self.aim)
+        if near.any():
+            guess, near = self._wave(event, near)
+            start = start.kept(guess, near)
+        way = active & (self.moves >= 2)
+        if way.any():
+            start, near = start.kept(self._drift(way), way), near | way
+        return start, near
+
+    def _drift(self, way: Mask) -> Point:
+        """The aim, or the event, if everything goes on in proportion to log lambda_z."""
+        at, before = self.at, self.before
+        level = np.where(np.isinf(self.aim), np.maximum(self._near_event(), 1e-3 * at.level), self.aim)
+        n = min(at.mu.shape[1], before.mu.shape[1])
+        x = np.where(way, np.log(level / at.level) / np.log(at.level / before.level), 0.0)[:, None]
+        growth = np.where(before.mu[:, :n] > 0, at.mu[:, :n] / before.mu[:, :n], 1.0)
+        L, mu, logs = at.L.copy(), at.mu.copy(), at.logs.copy()
+        L[:, :n] += x * (at.L[:, :n] - before.L[:, :n])
+        mu[:, :n] *= np.maximum(growth, 0.0) ** x
+        logs[:, :n] += x[..., None] * (at.logs[:, :n] - before.logs[:, :n])
+        return Point(at.b + x * (at.b - before.b), level, logs, L, mu)
+
+    def _wave(self, event: NDArray[np.intp], near: Mask) -> tuple[Point, Mask]:
+        """The next event, if all goes on as it went for the class before each, one event ago."""
+        at, before, c, B = self.at, self.before, self.c, np.arange(event.size)
+        here, then = (ahead[B, event] - p.level for ahead, p in ((self.ahead, at), (self.ahead_before, before)))
+        near = near & (here < 0) & (then < here)
+        x = np.where(near, here / np.where(near, then - here, 1.0), 0.0)
+        near &= (x > NEAREST) & (x < FARTHEST)
+        x = np.where(near, x, 0.0)[:, None]
+        n = min(before.mu.shape[1], at.mu.shape[1] - 1)
+        b = at.b + _behind(x * (at.b - before.b))[:, :-1]
+        L, mu, logs = at.L.copy(), at.mu.copy(), at.logs.copy()
+        L[:, : n + 1] += _behind(x * (at.L[:, :n] - before.L[:, :n]))
+        mu[:, : n + 1] += _behind(x * (at.mu[:, :n] - before.mu[:, :n]))
+        change = x[..., None] * (at.logs[:, :n] - before.logs[:, :n])
+        change = np.concatenate([_behind(change[..., :-2]), change[..., -1:]], axis=-1)
+        logs[:, 0] += change[:, 0]
+        logs[:, 1 : n + 1] += change
+        reach = c.sizes / c.scales  # to where the same loss costs least
+        shift = np.sum(reach * b, axis=-1, keepdims=True) / np.sum(reach / c.scales, axis=-1, keepdims=True)
+        level = at.level + x[:, 0] * (at.level - before.level)
+        return Point(b - shift / c.scales, level, logs, L - c.temperatures[:, : L.shape[1]] * shift, mu), near
+
+
+def _behind(change: Matrix) -> Matrix:
+    """What changed for the class before each; the first stands before itself."""
+    return np.concatenate([change[..., :1], change], axis=-1)
