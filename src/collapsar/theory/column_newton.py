@@ -83,8 +83,8 @@ class Sheet(NamedTuple):
 
     def part(self, which: slice, share: Vector | None = None) -> Sheet:
         """Some of the columns, with shares of their own."""
-        arrays = [array[:, which] for array in self]
-        return Sheet(*arrays[:-1], arrays[-1] if share is None else share)
+        part = Sheet._make(array[:, which] for array in self)
+        return part if share is None else part._replace(share=share)
 
     def logits(self, b: Vector, which: slice) -> Matrix:
         """The logits that the bias gives to the columns, which stand at ``which`` among all."""
@@ -336,7 +336,7 @@ def _grown(cast: Cast, at: Point, first: int, steps: int) -> Point:
 
 def settled(c: Clusters, cast: Cast, at: Point, aim: Vector, active: Mask, near: Mask) -> tuple[Point, Mask]:
     """Newton's root from a point, and in which problems it is one. ``near``: the point is a guess of it."""
-    home, before = ~active, np.full(active.shape, np.inf)
+    home, before, each = ~active, np.full(active.shape, np.inf), np.zeros_like(at.mu)
     if near.any():
         at = at.kept(_grown(cast, at, cast.young, COLUMN_STEPS), near)
     for n in range(NEWTON_STEPS):

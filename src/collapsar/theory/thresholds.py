@@ -32,8 +32,8 @@ class Thresholds:
             NaN for classes alone in their cluster and for nonnegative features, where classes vanish without
             merging first.
         vanish: shape (K,). From here on the column of the class is zero. NaN for a class whose column is
-            zero at every lambda_z, which happens to a large class with nonnegative features when the bias
-            alone carries it.
+            zero at every lambda_z that is looked at, down to a thousandth of where classes vanish, which
+            happens to a large class with nonnegative features when the bias alone carries it.
         complete: from here on Z = 0. For nonnegative features the value of the model with H >= 0 itself,
             which exceeds every ``vanish`` where dying classes would share a feature direction.
         complete_bound: Z = 0 is certain from here on. Equal to ``complete`` for signed features; for
@@ -42,7 +42,8 @@ class Thresholds:
         exact: shape (K,), bool. True where ``vanish`` is certified to be the value of the model itself,
             always for signed features. False for nonnegative ones where the certificate stays open at the
             transition because classes would share a feature direction: the value is then that of the column
-            form.
+            form. Classes that share outlive it, and a large class that the bias carries meanwhile may be gone
+            at half of it.
     """
 
     merge: Vector
