@@ -271,7 +271,7 @@ def test_sentences_have_the_letters_of_the_page(text, page):
 
 def test_theory_s_merged_groups_are_circled_by_the_rule_that_measures(alone):
     labels = re.findall(r'aria-label="(The [^"]*principal plane[^"]*)"', alone[1])
-    assert [label.endswith("merged groups: dog and eel and fox.") for label in labels] == [True, True]
+    assert [label.endswith("merged groups: dog, eel and fox.") for label in labels] == [True, True]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -69,10 +69,6 @@ def audit_page(record: Mapping[str, Any]) -> str:
 def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
     """Draw row length over class frequency, or over the class number without counts; dead classes are marked.
 
-    Args:
-        record: of an audit, with lengths.
-        ax: where to draw.
-
     Returns:
         How many classes were drawn of each kind.
     """

@@ -61,12 +61,7 @@ class ReadingArtists(NamedTuple):
 
 
 def class_sizes(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
-    """Samples per class as bars, coloured by the state of the class, its symbol on top.
-
-    Args:
-        record: ``class_names``, ``class_counts`` and ``separation.states``.
-        ax: Where to draw.
-    """
+    """Samples per class as bars, coloured by the state of the class, its symbol on top."""
     counts, states = record["class_counts"], record["separation"]["states"]
     bars = _bars(ax, counts, states)
     if len(counts) <= _MOST_BARS:
@@ -101,12 +96,7 @@ def _bars(ax: Axes, heights: Sequence[float | None], states: Sequence[str]) -> l
 
 
 def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
-    """How long the mean prediction of each class is, relative to the longest, with its state; rings: theory.
-
-    Args:
-        record: Of a diagnosis, or the part of it that this reads: class names, separation, prediction.
-        ax: Where to draw.
-    """
+    """How long the mean prediction of each class is, relative to the longest, with its state; rings: theory."""
     separation = record["separation"]
     lengths, states = separation["relative_norms"], separation["states"]
     measured = state_markers(ax, lengths, states)
@@ -169,12 +159,7 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
 
 
 def class_thresholds(record: Mapping[str, Any], ax: Axes) -> list[Line2D]:
-    """The penalty from which each class is given up, beside the penalty of the network: for many sizes of classes.
-
-    Args:
-        record: Of a diagnosis with a prediction.
-        ax: Where to draw.
-    """
+    """The penalty from which each class is given up, beside the penalty of the network: for many sizes of classes."""
     theory, states = record["prediction"], record["separation"]["states"]
     lines = state_markers(ax, first_thresholds(theory).tolist(), states)
     here = price_of(theory)

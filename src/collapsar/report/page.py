@@ -24,11 +24,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from collapsar.core.sentences import listed
 from collapsar.report.class_marks import MARKS
 from collapsar.report.class_plane import class_means_plane, principal_plane
 from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
-from collapsar.report.words import ABSENT, cluster_names, number_text, share_text
+from collapsar.report.words import ABSENT, cluster_names, number_text, share_text, shortened
 
 __all__ = ["SIDES", "colour_bar", "drawn", "page", "plane_views", "score_map"]
 
@@ -135,7 +136,7 @@ def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
     """Geometry of a hover map, in the units of its view box: cells, names, lines between clusters."""
     order = [k for cluster in data["clusters"] for k in cluster]
     marked = data.get("marked_names", data["class_names"])
-    names, room = ([_shortened(own[k]) for k in order] for own in (data.get("written", marked), marked))
+    names, room = ([shortened(own[k], _LONGEST_NAME) for k in order] for own in (data.get("written", marked), marked))
     size, longest = _CELL * len(order), max(map(len, room))  # those of maps side by side, which have one margin
     font = min(0.5 * _CELL, 0.05 * size + 1.5)
     groups = _groups(data, _CELL, font)
@@ -208,10 +209,6 @@ def _groups(data: Record, cell: float, font: float) -> Record:
     }
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
 def colour_bar(scale: float) -> list[Record]:
     """Samples of the colour scale, from -scale to scale."""
     values = [share * scale for share in (-1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1)]
@@ -252,7 +249,11 @@ def plane_views(sides: Sequence[Record], names: Sequence[str], ident: str) -> li
         groups = [g for g in side["groups"] if any(side["states"][k] == "merged" for k in g)]  # vanished: no group
         picture = {**side, "class_means": side["vectors"], "class_names": names, "groups": groups}
         shown = share_text(held)
-        circled = "; merged groups: " + ", ".join(_group(g, names) for g in groups) if groups else ""
+        circled = (
+            "; merged groups: " + "; ".join(listed((names[int(k)] for k in g), 8, last=" and ") for g in groups)
+            if groups
+            else ""
+        )
         label = (
             f"{side['heading']}: {side['what']} in their principal plane, which holds {shown} of their squared length"
         )
@@ -262,7 +263,3 @@ def plane_views(sides: Sequence[Record], names: Sequence[str], ident: str) -> li
         )  # fmt: skip
         views.append({"heading": side["heading"], "what": side["what"], "shown": shown, "svg": svg})
     return views
-
-
-def _group(classes: Sequence[int], names: Sequence[str]) -> str:
-    return " and ".join(names[k] for k in classes[:8])

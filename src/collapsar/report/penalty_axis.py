@@ -38,12 +38,8 @@ def threshold_line(record: Mapping[str, Any], ax: Axes) -> ThresholdArtists:
     Thresholds are those of the record's own feature model. A marker on a band of its own colour is a
     prediction that came true.
 
-    Args:
-        record: Of a demonstration.
-        ax: Where to draw.
-
     Raises:
-        ValueError: The record is of another kind or incomplete.
+        ValueError: The record is not that of a demonstration, or incomplete.
     """
     return penalty_axis(checked_demo(record), ax)
 
@@ -127,17 +123,9 @@ def _markers(data: Record, ax: Axes, place: float, j: int, lane: float) -> list[
         style = STATES[state]
         height = lane + 0.2 * (i - (len(found) - 1) / 2)
         drawn += ax.plot(
-            place,
-            height,
-            style.marker,
-            color=COLOURS[style.colour],
-            markersize=7,
-            markeredgecolor="white",
-            markeredgewidth=0.7,
-            zorder=4,
-            clip_on=False,
-            label=f"measured: {state}",
-        )
+            place, height, style.marker, color=COLOURS[style.colour], markersize=7, markeredgecolor="white",
+            markeredgewidth=0.7, zorder=4, clip_on=False, label=f"measured: {state}",
+        )  # fmt: skip
     return drawn
 
 

@@ -83,16 +83,7 @@ def phase_figure(record: Mapping[str, Any]) -> Figure:
 
 
 def phase_axes(record: Mapping[str, Any], model: Mapping[str, Any], ax: Axes) -> list[Line2D]:
-    """One feature model: cells and curves, without the curves' labels.
-
-    Args:
-        record: the whole diagram.
-        model: the part to draw.
-        ax: where to.
-
-    Returns:
-        The curves.
-    """
+    """One feature model: cells and curves, without the curves' labels."""
     x, y = np.array(record["x_values"]), np.array(record["y_values"])
     config, kinds = record["config"], _kinds(model)
     for axis, name, setting in ((ax.xaxis, "x", config["x"]), (ax.yaxis, "y", config["y"])):

@@ -33,7 +33,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from collapsar.report.penalty_axis import threshold_line
 from collapsar.report.record import checked_demo, cluster_of_classes, defined, matrix
 from collapsar.report.style import COLOURS, DIVERGING, STATES, diverging_norm, styled
-from collapsar.report.words import data_words, number_text, outcome, power_text, sentence, share_text
+from collapsar.report.words import data_words, number_text, outcome, power_text, sentence, share_text, shortened
 
 __all__ = [
     "CURVES",
@@ -114,7 +114,7 @@ def name_classes(ax: Axes, names: Sequence[str]) -> None:
 
 def _class_ticks(ax: Axes, names: Sequence[str]) -> list[str]:
     """The names below the axis, shortened, upright where they are long."""
-    shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+    shown = [shortened(name, _LONGEST_NAME) for name in names]
     ax.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 2 else 0, parse_math=False)
     return shown
 

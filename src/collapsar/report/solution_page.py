@@ -155,13 +155,7 @@ def _path(record: Record, ident: str) -> list[Record]:
 
 
 def path_lines(record: Record, key: str, ax: Axes) -> list[Line2D]:
-    """``apart`` or ``length`` of the path of an optimum over the penalty, a line for each group of classes.
-
-    Args:
-        record: Of an optimum, with a path.
-        key: Which.
-        ax: Where to draw.
-    """
+    """``apart`` or ``length`` of the path of an optimum over the penalty, a line for each group of classes."""
     path, counts = record["path"], record["class_counts"]
     shown = [j for j, values in enumerate(path[key]) if any(map(defined, values))]
     if len(shown) > len(CLUSTER_COLOURS):  # the largest, the smallest and some between

@@ -25,6 +25,7 @@ __all__ = [
     "range_text",
     "sentence",
     "share_text",
+    "shortened",
     "standard_finding",
     "summary_of_states",
     "verdict",
@@ -74,6 +75,11 @@ def share_text(value: float | str | None, digits: int = 2) -> str:
     if value is None or isinstance(value, str) or not math.isfinite(value):
         return ABSENT
     return f"{100 * value:.0f} %" if abs(value) >= 0.0995 else f"{number_text(100 * value, digits)} %"
+
+
+def shortened(name: str, longest: int) -> str:
+    """The name, cut where it has more letters."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def sentence(text: str) -> str:
