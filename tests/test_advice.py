@@ -13,8 +13,9 @@ import pytest
 
 import collapsar as cs
 from collapsar.advise.advice import Advice, advise
-from collapsar.advise.families import FAMILIES, has_crossed, has_crossed_certified, least_level, least_treatment
+from collapsar.advise.families import FAMILIES, has_crossed, has_crossed_certified, least_treatment
 from collapsar.advise.outlook import calibration_shift, clearance, edges, outlooks
+from collapsar.advise.search import least_level
 from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis, problem_of_diagnosis
 from collapsar.advise.weight_decay import advise_weight_decay, evidence
 from collapsar.cli import main

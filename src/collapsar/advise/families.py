@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from math import ceil, exp, inf, isfinite, log, nan
+from functools import partial
+from math import ceil, exp, log, nan
+from typing import Any
 
 import numpy as np
 
 from collapsar.advise.mitigations import Remedy, oversampling
 from collapsar.advise.outlook import clearance
+from collapsar.advise.search import least_level, peak
 from collapsar.core.normalization import strengthened
 from collapsar.core.problem import Loss, Problem
 from collapsar.core.types import Vector
@@ -29,18 +31,12 @@ __all__ = [
     "Treatment",
     "has_crossed",
     "has_crossed_certified",
-    "least_level",
     "least_treatment",
 ]
 
 
 # The least level is found to half a percent; by the closed form of signed features, which costs nothing, to ten digits.
 FINE, EXACT = 1.005, 1e-10
-# Nats that a class gains per unit of the logarithm of a level, roughly: for the second look of a search.
-_SLOPE = 2.5
-_REACH = 0.15
-# Steps that nothing guides: levels that help may end again (more samples at one penalty: all classes are lost).
-_STRIDE = 0.2
 # Levels from the lowest to the highest that are tried where the highest does not do; the best lies beside the best.
 SCAN = 9
 # Penalties are lowered, and samples multiplied, by at most this factor: beyond it the advice would be absurd.
@@ -49,6 +45,9 @@ MOST = 1e4
 SEARCH_TOL = 1e-7
 # The dial is turned this much further than the target, so that the optimum at the target itself is clear of the edge.
 SLACK = 2e-3
+
+
+Treat = Callable[[Problem, float], tuple[Vector, Problem]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Family:
 
     name: str
     words: str
-    treat: Callable[[Problem, float], tuple[Vector, Problem]]
+    treat: Treat
     highest: Callable[[Problem], float]
     whole: bool = False
     like: str | None = None
@@ -166,147 +165,6 @@ class _Looks:
         return value
 
 
-def least_level(
-    clear: Callable[[float], float], bounds: tuple[float, float], guess: float, fine: float, *, whole: bool = False
-) -> float | None:
-    """The least level at which ``clear`` is positive, to a factor of ``fine``; None: it is not up to the upper bound.
-
-    Secants through the last two looks, over the logarithm of the level, each aimed a little beyond its root, so that
-    it is the answer where the next secant says that the root is as near as ``fine``; steps that double where a secant
-    says nothing, and halves of the bracket where looks do not shrink it. Where ``clear`` falls again without having
-    been positive, its peak is looked at: levels that help may end.
-
-    Args:
-        clear: continuous in most places; its sign alone decides. -inf: too low, no telling by how much.
-        bounds: the lowest level, where it is not positive, and the highest.
-        guess: where to look first.
-        fine: > 1.
-        whole: whether only whole levels count.
-
-    Example:
-        >>> least_level(lambda level: level**2 - 2, (1.0, 4.0), 3.0, 1.001) / 2**0.5 < 1.001
-        True
-    """
-    (low, top), high = bounds, inf
-    if whole:
-        guess, top = ceil(guess - 1e-9), ceil(top - 1e-9)
-    looks: list[tuple[float, float]] = []
-    brackets: list[float] = []
-    level = min(max(guess, low), top)
-    while True:
-        looks.append((log(level), clear(level)))
-        low, high = (low, level) if looks[-1][1] > 0 else (level, high)
-        if high <= max(low * fine, low + whole) or (not whole and _is_least(looks, log(fine))):
-            return high
-        if low >= top or (high == inf and _falls(looks)):
-            finite = sorted(look for look in looks if isfinite(look[1]))
-            peak = _peak(clear, finite, log(bounds[0]), log(fine)) if finite else None
-            if peak is None:
-                return None
-            low, high, looks = exp(peak[0][0]), exp(peak[1][0]), list(peak)
-            if whole:
-                low, high = round(low), ceil(high - 1e-9)
-        brackets.append(log(high / low) if bounds[0] < low and high < inf else inf)
-        level = exp(_next_look(looks, brackets, (log(low), log(high)), log(fine)))
-        if whole:
-            level = min(max(ceil(level - 1e-9), low + 1), high - 1)
-        level = min(level, top)
-
-
-def _falls(looks: list[tuple[float, float]]) -> bool:
-    """Whether the looks fall with rising levels, three times in a row: what helps has ended."""
-    last = looks[-4:]
-    return len(last) == 4 and all(x < y and v > w for (x, v), (y, w) in pairwise(last))
-
-
-def _is_least(looks: list[tuple[float, float]], tolerance: float) -> bool:
-    """Whether the last look is positive, and the last two secants agree that the root is near."""
-    if len(looks) < 3 or not all(isfinite(value) for _, value in looks[-3:]):
-        return False
-    (x0, v0), (x1, v1), (x, value) = looks[-3:]
-    before, slope = (v1 - v0) / (x1 - x0), (value - v1) / (x - x1)
-    return 0 < value <= 0.8 * tolerance * slope and 0.5 * before < slope < 2 * before
-
-
-def _peak(
-    clear: Callable[[float], float], seen: list[tuple[float, float]], floor: float, tolerance: float
-) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """The look below the peak of a concave function, and a positive one at it; None: the peak is not positive.
-
-    Args:
-        clear: of the level.
-        seen: logarithms of levels, rising, and what it is there: nowhere positive.
-        floor: the lowest logarithm.
-        tolerance: of the peak.
-    """
-    from scipy.optimize import minimize_scalar
-
-    best = max(range(len(seen)), key=lambda i: seen[i][1])
-    if seen[0][0] > floor:
-        seen, best = [(floor, -inf), *seen], best + 1
-    around = [i for i in (best - 1, best) if 0 <= i < len(seen) - 1 and _may_rise(seen, i)]
-    if not around:
-        return None
-    low, high = seen[around[0]], seen[around[-1] + 1]
-    found = minimize_scalar(
-        lambda x: -clear(exp(x)), bounds=(low[0], high[0]), method="bounded", options={"xatol": tolerance}
-    )
-    return (low, (float(found.x), -float(found.fun))) if found.fun < 0 else None
-
-
-def _may_rise(seen: list[tuple[float, float]], i: int) -> bool:
-    """Whether a concave function, below the lines on either side, may be positive between look i and the next."""
-    (x, v), (y, w) = seen[i : i + 2]
-    rise = (v - seen[i - 1][1]) / (x - seen[i - 1][0]) if i and isfinite(v - seen[i - 1][1]) else inf
-    fall = (seen[i + 2][1] - w) / (seen[i + 2][0] - y) if i + 2 < len(seen) else -inf
-    if not isfinite(v) or rise == inf:
-        return w - fall * (y - x) > 0
-    if fall == -inf:
-        return v + rise * (y - x) > 0
-    meet = (w - v + rise * x - fall * y) / (rise - fall) if rise > fall else x
-    return x < meet < y and v + rise * (meet - x) > 0
-
-
-def _next_look(
-    looks: list[tuple[float, float]], brackets: list[float], ends: tuple[float, float], tolerance: float
-) -> float:
-    """Where to look next, as the logarithm of the level."""
-    (before, old), (x, value), (low, high) = looks[-2:][0], looks[-1], ends
-    side, slope = 0.9 * tolerance, nan
-    if len(looks) == 1:
-        before, slope = x - side, _SLOPE if value <= 0 else nan
-    elif isfinite(value - old):
-        slope = (value - old) / (x - before)
-    beyond = 0.4 * tolerance if value <= 0 else -0.4 * tolerance
-    aim = _root(looks, slope) + beyond if slope > 0 and isfinite(value) else nan
-    if brackets[-1] < inf:
-        stale = len(brackets) > 2 and brackets[-1] > 0.5 * brackets[-3]
-        aim = 0.5 * (low + high) if stale or not low < aim < high else aim
-        return max(min(aim, high - side), low + side) if high - low > 2 * side else 0.5 * (low + high)
-    # no bracket yet: outwards, at most ten times as far as the last step, fifteen percent at first
-    outwards = 1 if high == inf else -1
-    if len(looks) == 1 and outwards < 0:  # if that is too low, the bracket is closed
-        return max(x - 0.95 * tolerance, 0.5 * (low + high))
-    stride, ahead = abs(x - before), outwards * (aim - x)
-    ahead = min(ahead, max(10 * stride, _REACH)) if ahead > 0 else min(2 * stride, _STRIDE)
-    aim = x + outwards * max(ahead, side)
-    return aim if aim > low else 0.5 * (low + high)
-
-
-def _root(looks: list[tuple[float, float]], slope: float) -> float:
-    """Where the last look's line meets zero, or where it bends little the parabola through three, level over value."""
-    x, value = looks[-1]
-    line = x - value / slope
-    if len(looks) < 3:
-        return line
-    (x0, v0), (x1, v1) = looks[-3:-1]
-    if not (isfinite(v0) and (v0 - v1) * (x0 - x1) > 0 and (v0 - value) * (x0 - x) > 0):
-        return line
-    bend = ((x - x1) / (value - v1) - (x1 - x0) / (v1 - v0)) / (value - v0)
-    root = line + value * v1 * bend
-    return root if abs(root - line) <= abs(line - x) else line
-
-
 def _signed_level(family: Family, problem: Problem, margin: float) -> float | None:
     """The least level for signed features, whose optima cost next to nothing."""
     signed = problem.replace(features="signed")
@@ -339,10 +197,10 @@ def _quick_level(family: Family, problem: Problem, margin: float) -> float | Non
             if looks[-1][1] > 0:
                 break
         else:
-            peak = _peak(clear, [*looks, (log(top), at_top)], log(low), 1e-3 if closed else log(FINE))
-            if peak is None:
+            found = peak(clear, [*looks, (log(top), at_top)], log(low), 1e-3 if closed else log(FINE))
+            if found is None:
                 return None
-            looks = list(peak)
+            looks = list(found)
     (x, _), (y, _) = looks[-2:]
     if not closed:
         return least_level(clear, (exp(x), exp(y)), exp(0.5 * (x + y)), FINE, whole=family.whole)
@@ -394,33 +252,24 @@ def _lowest(family: Family, problem: Problem) -> float:
     return 1.0 if family.name == "penalty" else float(problem.class_counts.min())
 
 
-def _lift(problem: Problem, floor: float, power: float = 1.0) -> Vector:
-    return np.maximum(1.0, floor / problem.class_counts) ** power
+def _lifting(remedy: Callable[[Any, Vector], Remedy], power: float = 1.0) -> Treat:
+    """A remedy of counts and the factors that raise small classes to a floor."""
+
+    def treat(problem: Problem, floor: float) -> tuple[Vector, Problem]:
+        factors = np.maximum(1.0, floor / problem.class_counts) ** power
+        return factors, remedy(problem.class_counts, factors)(problem)
+
+    return treat
 
 
-def _oversample(problem: Problem, floor: float) -> tuple[Vector, Problem]:
-    s = _lift(problem, floor)
-    return s, oversampling(problem.class_counts, s)(problem)
+def _by_root(part: str) -> Treat:
+    """A part of the loss by the root of the lift: no other profile has a higher lowest threshold."""
 
+    def remedy(_: Any, factors: Vector) -> Remedy:
+        own: dict[str, Any] = {part: factors}
+        return Remedy(part, "", Loss(**own))
 
-def _oversample_held(problem: Problem, floor: float) -> tuple[Vector, Problem]:
-    s = _lift(problem, floor)
-    return s, oversampling(problem.class_counts, s, penalty="held")(problem)
-
-
-def _weigh(problem: Problem, floor: float) -> tuple[Vector, Problem]:
-    w = _lift(problem, floor, 0.5)  # the root: no other profile of weights has a higher lowest threshold
-    return w, Remedy("weights", "", Loss(class_weights=w))(problem)
-
-
-def _heat(problem: Problem, floor: float) -> tuple[Vector, Problem]:
-    tau = _lift(problem, floor, 0.5)
-    return tau, Remedy("temperatures", "", Loss(temperatures=tau))(problem)
-
-
-def _scale(problem: Problem, floor: float) -> tuple[Vector, Problem]:
-    delta = _lift(problem, floor, 0.5)
-    return delta, Remedy("scales", "", Loss(scales=delta))(problem)
+    return _lifting(remedy, 0.5)
 
 
 def _relieve(problem: Problem, level: float) -> tuple[Vector, Problem]:
@@ -442,11 +291,16 @@ FAMILIES: dict[str, Family] = {
     f.name: f
     for f in (
         Family("penalty", "weaker penalty on the head or on the features", _relieve, lambda _: MOST),
-        Family("weights", "class weights in the loss", _weigh, _largest),
-        Family("temperatures", "label-dependent temperatures (LDT)", _heat, _largest),
-        Family("scales", "scales on the logits (CDT)", _scale, _largest),
-        Family("oversampling", "oversampling, every copy pays the feature penalty", _oversample, _largest),
-        Family("oversampling-held", "oversampling, feature penalty a batch mean", _oversample_held, _largest),
+        Family("weights", "class weights in the loss", _by_root("class_weights"), _largest),
+        Family("temperatures", "label-dependent temperatures (LDT)", _by_root("temperatures"), _largest),
+        Family("scales", "scales on the logits (CDT)", _by_root("scales"), _largest),
+        Family("oversampling", "oversampling, every copy pays the feature penalty", _lifting(oversampling), _largest),
+        Family(
+            "oversampling-held",
+            "oversampling, feature penalty a batch mean",
+            _lifting(partial(oversampling, penalty="held")),
+            _largest,
+        ),
         Family(
             "more-samples",
             "more samples of the small classes",

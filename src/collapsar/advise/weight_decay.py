@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Literal, TypedDict
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.records import to_json
 from collapsar.core.types import Record
 from collapsar.theory.deep_switch import decay_switch
 
@@ -60,15 +61,7 @@ class DecayPrediction:
 
     def to_dict(self) -> Record:
         """The fields as JSON-able values."""
-        return {
-            "layers": self.layers,
-            "weight_decay": self.weight_decay,
-            "measured_ratio": list(self.measured_ratio),
-            "switches": self.switches,
-            "predicts": self.predicts,
-            "interval": None if self.interval is None else list(self.interval),
-            "verdict": self.verdict,
-        }
+        return to_json({**asdict(self), "interval": self.interval})
 
 
 @dataclass(frozen=True)
@@ -109,20 +102,10 @@ class DecayAdvice:
 
     def to_dict(self) -> Record:
         """Everything as JSON-able values."""
-        return {
-            "kind": "advice-weight-decay",
-            "class_counts": self.class_counts.tolist(),
-            "weight_decay": self.weight_decay,
-            "margin": self.margin,
-            "verdict": self.verdict,
-            "model": self.model,
-            "largest_safe": self.largest_safe,
-            "predictions": [p.to_dict() for p in self.predictions],
-            "data": evidence()["data"],
-            "networks": list(self.networks),
-            "beyond": self.beyond,
-            "source": evidence()["source"],
-        }
+        own = {"verdict": self.verdict, "largest_safe": self.largest_safe}
+        own |= {name: evidence()[name] for name in ("data", "source")}
+        predictions = [p.to_dict() for p in self.predictions]
+        return {"kind": "advice-weight-decay", **to_json(vars(self)), "predictions": predictions, **own}
 
 
 class Network(TypedDict):
