@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
+from collapsar.metrics.collapse import equinorm, head_sum, nc1, ratio_of_traces, self_duality, variance_traces
 from collapsar.metrics.evidence import Standings, class_evidence, class_standings, common_origin
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import (
@@ -223,6 +223,8 @@ def collapse_report(
     weight, bias = _checked_head(moments, head_weight, head_bias)
     seen, counts, uniform = moments.seen, moments.class_counts, nc1(moments, "uniform")
     within, between = variance_traces(moments)
+    means = _numpy(moments.class_means)
+    means[_numpy(counts) == 0] = math.nan
     points = points_of(moments)
     centred = points.means
     worst, angles = cdnv_and_angles(points, num_worst) if pairwise else (None, None)
@@ -235,7 +237,7 @@ def collapse_report(
         nc1_weighted=nc1(moments, "weighted").value,
         nc1_rank=uniform.rank,
         nc1_tolerance=uniform.tolerance,
-        nc1_trace_ratio=trace_ratio(moments),
+        nc1_trace_ratio=ratio_of_traces(within, between),
         within_trace=within,
         between_trace=between,
         cdnv=worst.mean if worst else math.nan,
@@ -254,7 +256,7 @@ def collapse_report(
         nc4_agreement=math.nan if agreements is None else float(agreements.sum() / counts.sum()),
         nc4_per_class=None if agreements is None else _numpy(agreements.double() / counts),
         class_counts=_numpy(counts),
-        class_means=_numpy(moments.class_means.masked_fill((counts == 0)[:, None], math.nan)),
+        class_means=means,
         within_variances=_numpy(within_variances(moments)),
         center_norms=_numpy(norms),
         sample_mean=_numpy(moments.sample_mean),
