@@ -89,7 +89,7 @@ def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
             ax.axvline(cut, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
     ax.set_xlabel("class" if counts is None else "samples of the class (none: at 0.5)")
     ax.set_ylabel("row length, longest = 1")
-    ax.set_ylim(0, None)
+    ax.set_ylim(-0.04, None)  # markers at 0 whole
     legend_above(ax, 3)
     return drawn_of
 

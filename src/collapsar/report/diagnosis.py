@@ -27,7 +27,7 @@ from matplotlib.patches import Rectangle
 
 from collapsar.report.class_marks import class_marks, marked_names, part_of, shown_classes
 from collapsar.report.network_words import first_thresholds, model_distance, price_of
-from collapsar.report.plots import heatmap, largest_score, legend_above, name_classes, state_markers
+from collapsar.report.plots import heatmap, largest_score, legend_above, log_ticks, name_classes, state_markers
 from collapsar.report.record import checked, defined, same_counts
 from collapsar.report.style import COLOURS, STATES, styled
 from collapsar.report.words import number_text, share_text
@@ -169,6 +169,7 @@ def class_thresholds(record: Mapping[str, Any], ax: Axes) -> list[Line2D]:
         textcoords="offset points", ha="right", va="bottom", size="small",
     )  # fmt: skip
     ax.set_yscale("log")
+    log_ticks(ax.yaxis, (1.0, 2.0, 3.0, 5.0, 7.0))
     ax.set_ylabel("threshold λ$_W$" if theory.get("unit") == "lambda_w" else "threshold λ$_Z$")
     name_classes(ax, marked_names(record))
     return lines

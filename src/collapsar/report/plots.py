@@ -138,12 +138,11 @@ def legend_above(ax: Axes, ncols: int = 2, **more: Any) -> Legend:
     return ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, borderaxespad=0.2, **more)
 
 
-def log_ticks(axis: Axis, subs: Sequence[float] = (1.0,)) -> LogLocator:
+def log_ticks(axis: Axis, subs: Sequence[float] = (1.0,)) -> None:
     """Plain numbers at these multiples of the powers of ten."""
-    axis.set_major_locator(locator := LogLocator(subs=subs))
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
     axis.set_minor_formatter(NullFormatter())
-    return locator
 
 
 def largest_score(matrices: Sequence[Any]) -> float:
