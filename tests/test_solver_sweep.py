@@ -159,6 +159,13 @@ def test_a_thousand_random_problems_are_solved_and_at_most_ten_say_they_are_not(
     assert ends["OPTIMAL"] >= 990
 
 
+@pytest.mark.slow
+def test_a_minimum_of_the_factors_that_is_not_global_is_left_along_the_directions_it_lacks():
+    end, open_ = verdict(1261)
+    assert end == "OPTIMAL"
+    assert open_ <= 1e-8
+
+
 if __name__ == "__main__":
     tally, opens = Counter(), []
     first, last = (0, int(sys.argv[1])) if len(sys.argv) == 2 else (int(sys.argv[1]), int(sys.argv[2]))

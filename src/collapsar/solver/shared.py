@@ -53,8 +53,9 @@ _LEAN = 1e-3  # of a typical feature: what each begins with along every other cl
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
 _FINE = 1e-8  # a tolerance from here on needs no digits that Newton's method on the gradient would add
 _FINER = 0.03  # where a gap stays open the next descent goes further
+_UNDER_WAY = 0.1  # of the gap, gained in a round: descent goes on
 _STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
-_STARTS = 40  # of the search for a direction that pays, of either kind
+_STARTS = 100  # of the search for a direction that pays, of either kind
 _ASCENT = 300  # its steps
 _SKETCH = 60  # where it only says where descent begins
 _SETTLED = 1e-7  # of a unit direction from step to step: what it pays is then right to the square of that
@@ -185,12 +186,12 @@ def minimise_shared(
             progress(num_steps, best.certificate)
         if best.status is Status.OPTIMAL:
             break
-        if num_steps == 1 or best.certificate.primal < before.primal * (1 - _ROUNDING):  # descent is under way
-            atoms, b = found.atoms, found.blocks.b
-            continue
-        missing = missing_directions(q, found.witness.S)
+        gained, left = before.primal - best.certificate.primal, best.certificate.gap
+        missing = None if gained > left else missing_directions(q, _softmax(q, found.blocks))
         if missing is not None:
             atoms, b = with_directions(q, found.atoms, missing), found.blocks.b
+        elif gained > _UNDER_WAY * left:
+            atoms, b = found.atoms, found.blocks.b
         elif beyond is not None and not rooted:  # descent may have ended in a minimum that is not global
             atoms, b, rooted = _rooted(q, beyond), beyond.b, True
         else:
@@ -212,7 +213,7 @@ def continued(q: Quotient, atoms: Atoms, b: Vector, tol: float) -> SharedResult 
         found, _ = _certified(q, atoms, b, 1, tol)
         if found.certificate.relative_gap <= tol:
             return replace(found, status=Status.OPTIMAL)
-        missing = missing_directions(q, found.witness.S)
+        missing = missing_directions(q, _softmax(q, found.blocks))
         if missing is None:
             break
         atoms, b = with_directions(q, found.atoms, missing), found.blocks.b
@@ -287,11 +288,18 @@ def _ascent(q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = 
 def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Matrix, Residual] | None:
     """Directions that would pay, ||R h|| > lambda_Z, one a row in both of its parts, and the residual; None if none.
 
-    The search begins at what all classes would share, at the smallest classes, and at mixtures of all directions.
+    At most J, the best first. The search begins at what all classes would share, at the smallest classes, and at
+    mixtures of many and of few directions: from those of all alone the same few maxima are found.
+
+    Args:
+        q: J clusters.
+        S: the softmax at the point that lacks them; at the dual's own point, which is feasible, none would pay.
     """
-    R, J, mixed = residual(q, S), q.num_clusters, np.random.default_rng(0).random((2, _STARTS, q.num_clusters))
+    R, J, rng = residual(q, S), q.num_clusters, np.random.default_rng(0)
+    mixed = rng.random((2, 2 * _STARTS, J))
+    mixed[:, _STARTS:] *= rng.random((2, _STARTS, J)) < rng.random((2, _STARTS, 1))
     common = np.vstack([np.ones(J), np.eye(J)[np.argsort(q.mass)[:_STARTS]] + 1e-2, mixed[0]])
-    own = np.vstack([np.zeros((len(common) - _STARTS, J)), mixed[1] * (q.sizes > 1)])
+    own = np.vstack([np.zeros((len(common) - 2 * _STARTS, J)), mixed[1] * (q.sizes > 1)])
     own, common = _ascent(q, R, own, common)
     image, inside = (own + common) @ R.between.T, own * R.within
     length = np.sqrt(np.sum(image**2, axis=1) + inside**2 @ (q.sizes - 1))
@@ -300,6 +308,7 @@ def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Matrix, Residua
     for i in np.argsort(-length, kind="stable"):
         if length[i] > q.lambda_z * (1 + _PAYS) and all(unit[i] @ unit[other] < 0.999 for other in found):
             found.append(int(i))
+    found = found[:J]
     return (own[found], common[found], R) if found else None
 
 
