@@ -48,7 +48,7 @@ __all__ = ["FEW", "MERGED", "NormalizedResult", "Solver", "awake", "minimise_nor
 
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
-_EASY = 1e-14  # decrement from which on one more step of Newton leaves only rounding
+_EASY = 1e-17  # decrement from which on one more step of Newton leaves only rounding
 _SQUARED = 1e-10  # the same where a step is exact: what it leaves is this squared
 FEW = 8  # clusters up to which no direction is worth dropping
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing

@@ -240,7 +240,6 @@ def _settled(
     asleep = (p.x.u == 0) & (q.sizes > 1) & (np.arange(q.num_clusters) != held)
     for _ in range(_STEPS):
         new, radius, decrement = newton_step(n, p, radius)
-        decrement *= p.value / (n.price * p.x.weight_norm())  # where the loss hardly knows the head, of its price
         idle = 0 if decrement < 0.5 * least else idle + 1
         rounding = new is p or (decrement <= 1e-15 and idle > _IDLE)
         if rounding or decrement <= accuracy**2:

@@ -14,7 +14,7 @@ from scipy.special import xlog1py, xlogy
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["Columns", "Residual", "cross_entropy", "dual_entropy", "predict", "residual", "target"]
+__all__ = ["Columns", "Residual", "cross_entropy", "dual_entropy", "logit_differences", "predict", "residual", "target"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def target(q: Quotient) -> Columns:
 
 def predict(q: Quotient, blocks: Blocks) -> tuple[Columns, float]:
     """P, the softmax of every column of the scaled logits u_k, and the loss sum_k q_k [lse(u_k) - <y_k, u_k>]."""
-    d = _logit_differences(q, blocks)
+    d = logit_differences(q, blocks)
     top = np.maximum(np.max(d, axis=0, where=q.others > 0, initial=0.0), 0.0)
     odds = q.others * np.exp(np.minimum(d - top, 0.0))
     miss_weight, own_weight = odds.sum(axis=0), np.exp(-top)
@@ -64,7 +64,7 @@ def predict(q: Quotient, blocks: Blocks) -> tuple[Columns, float]:
     return P, float(np.sum(q.sizes * q.share * (lse - smooth)))
 
 
-def _logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
+def logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
     """u_i - u_own for every cluster i of logits and j of samples, shape (J, J)."""
     u = q.scales[:, None] * (blocks.C + blocks.b[:, None])  # before temperature and offsets
     own = np.diag(u) + q.scales * blocks.alpha

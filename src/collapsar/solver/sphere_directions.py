@@ -23,7 +23,7 @@ from collapsar.core.types import Matrix, Vector
 if TYPE_CHECKING:
     from collapsar.solver.spheres import NormalizedQuotient, SpherePoint
 
-__all__ = ["BalancedFactors", "Directions", "balanced_factors", "directions"]
+__all__ = ["BalancedFactors", "Directions", "balanced_factors", "directions", "held"]
 
 
 _SETTLED = 1e-2  # decrement from which on the residual says which directions die
@@ -35,8 +35,10 @@ _MISSED = 10.0  # and that a direction is missed is known from this many on
 _ROUNDING = 1e-10
 
 
-def _prices(n: NormalizedQuotient, nu: Vector) -> tuple[float, Vector]:
-    return n.price, np.maximum(nu, 1e-6 * float(np.max(nu)) or 1.0)
+def held(n: NormalizedQuotient, p: SpherePoint) -> Vector:
+    """The multipliers, or half of what they are at least at the optimum, where price nu >= ||r||^2."""
+    least = (np.sum(p.R.between**2, axis=0) + (n.q.sizes - 1) * p.R.within**2) / (2 * n.q.sizes * n.price)
+    return np.maximum(p.nu, np.maximum(least, 1e-300))
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> Direc
     """Which directions die and which are missed, as far as can be told at this ``decrement``."""
     if decrement > _SETTLED:
         return Directions(None, None)
-    c, nu = _prices(n, p.nu)
+    c, nu = n.price, held(n, p)
     U, sigma, Vt = np.linalg.svd(p.R.between / np.sqrt(c * nu))
     rank = int(np.sum(sigma >= 1 - _DOUBT * np.sqrt(decrement)))
     missed = int(np.sum(sigma > 1 + _MISSED * np.sqrt(decrement) + _ROUNDING)) if decrement <= _LATE else 0
@@ -135,7 +137,7 @@ def balanced_factors(n: NormalizedQuotient, p: SpherePoint, diagonal: Matrix) ->
         p: the point.
         diagonal: of the second derivative of the loss in X, shape (J, J).
     """
-    x, (c, nu) = p.x, _prices(n, p.nu)
+    x, c, nu = p.x, n.price, held(n, p)
     r = x.E.shape[0]
     E, F = x.E * np.sqrt(c), x.F * np.sqrt(nu)
     (left, upper), (right, lower) = np.linalg.qr(E.T, mode="complete"), np.linalg.qr(F.T, mode="complete")

@@ -22,8 +22,8 @@ import numpy as np
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.conjugate_gradients import ModelStep, truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
-from collapsar.solver.objective import Columns, Residual, predict, residual
-from collapsar.solver.sphere_directions import BalancedFactors, balanced_factors, directions
+from collapsar.solver.objective import Columns, Residual, logit_differences, predict, residual
+from collapsar.solver.sphere_directions import BalancedFactors, balanced_factors, directions, held
 from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = [
@@ -40,6 +40,8 @@ __all__ = [
 
 
 _NOISE = 1e-15  # relative rounding of the objective
+_LEAST = 1e-12  # nats that W may cost at least
+_NEAR = 0.1  # nats: logits that move less give the change of the loss to its own digits
 _FLOOR = 2e-3  # nats: objectives below count as this large, as in the certificate
 _BALANCED = 1e-3  # decrement from which on factors are near enough to balance for its preconditioner
 _ENOUGH = 1e-2  # with many clusters a step need not be better than this: the certificate is of second order
@@ -210,7 +212,7 @@ def _system(n: NormalizedQuotient, p: SpherePoint) -> _System:
     q, x, R, c = n.q, p.x, p.R, n.price
     loss = loss_hessian(q, p.P)
     width, D = np.sqrt(np.maximum(q.sizes - 1, 1.0)), loss.diagonal
-    hold = np.maximum(p.nu, 1e-3 * float(np.max(p.nu)) or 1.0)
+    hold = held(n, p)
     bias = loss.bias_diagonal + (n.bias_price * q.sizes if n.has_bias else 0.0)
     work: Any = np.float32 if q.num_clusters > _SMALL else np.float64
     stiff = (
@@ -243,7 +245,7 @@ def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[S
         The new point, the next radius, and the decrement <g, P^-1 g> before the step relative to the objective: about
         twice what is left to gain. A point that no step improves comes back as it was.
     """
-    s, size = _system(n, p), max(abs(p.value), _FLOOR)
+    s, size = _system(n, p), _size(n, p)
     if n.q.num_clusters <= DENSE:
         move = _dense_step(s)
         return *_moved(n, p, s, move, 1.0, radius), -move.slope / size
@@ -272,14 +274,14 @@ def _moved(
     n: NormalizedQuotient, p: SpherePoint, s: _System, move: ModelStep, unit: float, radius: float
 ) -> tuple[SpherePoint, float]:
     """The point after a step in units of ``unit``, shortened until it does as the model says; and the next radius."""
-    size = max(abs(p.value), _FLOOR)
+    size = _size(n, p)
     parts = s.split(move.v.astype(np.float64) * unit)
     slope, curvature, norm = move.slope * unit * unit, move.curvature * unit * unit, move.norm * unit
     length, noise, agreement, new = 1.0, 10 * _NOISE * size, 0.0, p
     while length > 1e-10:
         predicted = -(slope + 0.5 * length * curvature) * length
         new = sphere_point(n, p.x.moved(n.q, parts, length))
-        agreement = (p.value - new.value + noise) / (predicted + noise)
+        agreement = (_gained(n, p, new) + noise) / (predicted + noise)
         if agreement > 1e-4:
             break
         length /= 2
@@ -292,6 +294,28 @@ def _moved(
     elif agreement > 0.75 and norm > 0.99 * radius:
         radius = 5 * radius
     return new, radius
+
+
+def _size(n: NormalizedQuotient, p: SpherePoint) -> float:
+    """What the objective is measured in: itself, or the price of W where decay leaves features little to gain."""
+    price = n.price * p.x.weight_norm()
+    return max(min(max(abs(p.value), _FLOOR), price), _LEAST)
+
+
+def _gained(n: NormalizedQuotient, p: SpherePoint, new: SpherePoint) -> float:
+    """By how much the objective falls from a point to a near one, to the digits of the difference."""
+    q, x, y = n.q, p.x, new.x
+    moved = logit_differences(q, y.blocks(q)) - logit_differences(q, x.blocks(q))
+    if not float(np.max(np.abs(moved))) < _NEAR:
+        return p.value - new.value
+    loss = np.log1p(np.sum(q.others * p.P.other * np.expm1(moved), axis=0))
+    if q.smoothing:
+        loss -= q.smoothing / q.num_classes * np.sum(q.others * moved, axis=0)
+    rise = float((q.sizes * q.share) @ loss)
+    rise += 0.5 * n.price * (y.weight_norm() - x.weight_norm())
+    if n.has_bias:
+        rise += 0.5 * float((q.sizes * n.bias_price) @ ((y.b - x.b) * (y.b + x.b)))
+    return -rise
 
 
 def _dense_step(s: _System) -> ModelStep:
@@ -320,11 +344,11 @@ def _dense_step(s: _System) -> ModelStep:
     H[iF[:, None, :], iE[:, :, None]] -= p.R.between
     H[iv, iu] -= p.R.within
     H[iu, iv] -= p.R.within
-    hold = np.maximum(p.nu, 1e-3 * float(np.max(p.nu)) or 1.0)
-    same, held = np.ones_like(x.E), np.broadcast_to(hold, x.F.shape)
+    hold = held(n, p)
+    same, spread = np.ones_like(x.E), np.broadcast_to(hold, x.F.shape)
     biased = n.bias_price * n.q.sizes if s.has_bias else np.ones(J)
-    H[np.arange(N), np.arange(N)] += _joined(np.float64, c * same, held * 0 + p.nu, c + 0 * x.v, p.nu, biased)
-    scale = 1 / np.sqrt(_joined(np.float64, c * same, held, c + 0 * x.v, hold, s.stiff[4]))
+    H[np.arange(N), np.arange(N)] += _joined(np.float64, c * same, spread * 0 + p.nu, c + 0 * x.v, p.nu, biased)
+    scale = 1 / np.sqrt(_joined(np.float64, c * same, spread, c + 0 * x.v, hold, s.stiff[4]))
     normals = np.zeros((J + 1, N))
     normals[on, iF], normals[on, iu] = x.F / np.sqrt(n.q.sizes), x.u / np.sqrt(n.q.sizes)
     if s.free_bias:
@@ -357,12 +381,18 @@ def settle_directions(
     if found.kept is not None and times_added < PATIENCE:
         E, F = found.kept
         new = sphere_point(n, replace(p.x, E=E, F=F).moved(n.q, (0 * E, 0 * F, *zero), 0.0))
-        p = new if new.value <= p.value + max(decrement, 1e-15) * max(abs(p.value), _FLOOR) else p
+        p = new if _gained(n, p, new) >= -max(decrement, 1e-15) * _size(n, p) else p
     if found.missed is None:
         return p, False
     E, F = found.missed
+    unit = float(np.max(np.sqrt(np.sum(F**2, axis=0) / n.q.sizes)))  # at most as long as a feature
+    E, F = E / unit, F / unit
     wide = replace(p.x, E=np.vstack([p.x.E, 0 * E]), F=np.vstack([p.x.F, 0 * F]))
     step = (np.vstack([0 * p.x.E, E]), np.vstack([0 * p.x.F, F]), *zero)
     tried = [sphere_point(n, wide.moved(n.q, step, length)) for length in np.geomspace(1e-4, 1.0, 9)]
-    best = min(tried, key=lambda one: one.value)
-    return (best, True) if best.value < p.value else (p, False)
+    gains = [_gained(n, p, one) for one in tried]
+    best = int(np.argmax(gains))
+    if not gains[best] > 0:  # too little to be seen: Newton's method follows the slope from the nearest
+        room = wide.E.shape[0] <= n.q.num_clusters and gains[0] >= -10 * _NOISE * _size(n, p)
+        return (tried[0], True) if room else (p, False)
+    return tried[best], True
