@@ -110,7 +110,9 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
             if wider and step < how.max_steps:
                 radius = max(radius, 1e-3 * np.sqrt(p.value))
                 continue
-        ready = decrement <= aim or p is before or step == how.max_steps
+        # the weaker the head, the less of its price decides what small classes do
+        ready = decrement <= aim * min(1.0, n.price * p.x.weight_norm() / max(p.value, 1e-300)) ** 0.5 or p is before
+        ready |= step == how.max_steps
         if ready and start is not None and not many:  # what died at a near price has no slope to come back
             p, wider = settle_directions(n, p, decrement, PATIENCE)
             if wider and step < how.max_steps:
