@@ -174,8 +174,6 @@ def _signed_level(family: Family, problem: Problem, margin: float) -> float | No
 
 def _quick_level(family: Family, problem: Problem, margin: float) -> float | None:
     """The least level by :func:`has_crossed`: the closed form to the last digits, else to half a percent."""
-    from scipy.optimize import root_scalar
-
     low, top = _lowest(family, problem), family.highest(problem)
     if not low < top:
         return None
@@ -201,15 +199,10 @@ def _quick_level(family: Family, problem: Problem, margin: float) -> float | Non
             if found is None:
                 return None
             looks = list(found)
-    (x, _), (y, _) = looks[-2:]
-    if not closed:
-        return least_level(clear, (exp(x), exp(y)), exp(0.5 * (x + y)), FINE, whole=family.whole)
-    found = root_scalar(lambda x: clear(exp(x)), bracket=(x, y), xtol=0.1 * EXACT, method="brentq")
-    root = exp(found.root) * (1 + EXACT)
-    if not family.whole:
-        return root
-    whole = ceil(root - 1e-9)
-    return whole if clear(whole) > 0 else whole + 1
+    (x, at_low), (y, at_high) = looks[-2:]
+    share = at_low / (at_low - at_high) if closed else 0.5
+    fine = 1 + EXACT if closed else FINE
+    return least_level(clear, (exp(x), exp(y)), exp(x + share * (y - x)), fine, whole=family.whole)
 
 
 def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple[float, Solution | None]:
