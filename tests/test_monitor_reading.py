@@ -248,7 +248,7 @@ def layer_norm_network(weight_decay: float, steps: int, **settings: Any) -> tupl
 
 @pytest.mark.parametrize("settings", [{}, {"amsgrad": True}, {"foreach": True}, {"fused": True}])
 def test_adamw_at_rest_is_a_penalty_for_each_class(settings: dict[str, bool]) -> None:
-    steps = 800 if settings else 1800  # the diagnosis below asks for more rest than the rows do
+    steps = 1000 if settings else 1800  # the diagnosis below asks for more rest than the rows do
     model, optimizer, scheduler, x, y = layer_norm_network(10.0, steps, **settings)
     head = model[4]
     known, kinds = quietly(model, head, optimizer, schedule=scheduler)
@@ -267,7 +267,7 @@ def test_adamw_at_rest_is_a_penalty_for_each_class(settings: dict[str, bool]) ->
         assert rows[:5].mean() > 1.3 * rows[5:].mean()  # rare classes are decayed less
     assert known.rest.slope == pytest.approx(1, abs=0.1)
     assert known.rest.correlation > 0.98
-    assert known.decay_clock == pytest.approx(10 * 1e-3 * steps / 2, rel=2e-3)
+    assert known.decay_clock == pytest.approx(10 * 1e-3 * steps / 2, rel=1e-3)
     assert known.lambda_b == 0.0
     assert known.norm is not None
     assert (known.norm.over, known.norm.length) == ("sample", pytest.approx(32**0.5))
