@@ -39,7 +39,7 @@ SOME = 128  # clusters up to which this is tried first: where rank is lost, the 
 
 _MARGIN = 4.0  # nats: a typical logit margin of a trained classifier, for the start only
 
-_DEAD = -1e-9  # of its largest entry, on the diagonal of Q'X, is more than rounding
+_DEAD = -0.03  # of its largest entry: below it the diagonal of Q'X does not come back; at a threshold it undershoots 0
 
 _LAST = 1e-5  # radians: Newton's method squares the error, and the gap is the square of the error
 
