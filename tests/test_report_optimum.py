@@ -97,9 +97,13 @@ def test_a_class_alone_in_its_size_is_said_to_change_gradually(records):
 @pytest.mark.usefixtures("undrawn")
 def test_saved_optima_are_read_beside_networks_and_from_a_report(tmp_path, monkeypatch, capsys):
     solution = cs.solve(PROBLEMS["per sample"])
-    solution.save(tmp_path / "optimum.npz")
+    names = [*"abcdefghi", EVIL]
+    solution.save(tmp_path / "optimum.npz", names)
     record = report_record([tmp_path / "optimum.npz", tmp_path / "optimum.npz"])
     assert [part["name"] for part in record["solutions"]] == ["optimum", "optimum (2)"]
+    assert all(part["class_names"] == names for part in record["solutions"])
+    with pytest.raises(ValueError, match=r"`class_names` must name each of the 10 classes, got 9"):
+        solution.save(tmp_path / "optimum.npz", names[:9])
     (tmp_path / "report.json").write_text(json.dumps(record))
     assert report_record([tmp_path / "report.json"])["solutions"] == record["solutions"]
     out = tmp_path / "page.html"
@@ -133,6 +137,10 @@ def test_solve_writes_the_page_with_the_names_of_the_labels(tmp_path, monkeypatc
     assert ended.value.code == 0
     record = json.loads(capsys.readouterr().out)
     assert record["class_names"] == ["axolotl", "cat", "dog"]
+    (tmp_path / "optimum.json").write_text(json.dumps(record))
+    (read,) = report_record([tmp_path / "optimum.json"])["solutions"]
+    (drawn,) = json.loads(Page(page.read_text()).scripts[0])["solutions"]
+    assert read == drawn  # the page of what was printed is the page that was written
     assert set(record["class_states"]) <= set(page.read_text().replace("<", " ").replace(">", " ").split())
     assert "cosine of “axolotl” and “cat”" in page.read_text()
 

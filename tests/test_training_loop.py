@@ -272,6 +272,22 @@ def test_another_configuration_or_other_data_are_refused(tmp_path: Path, uninter
     assert _same(train(CONFIG, DATA, tmp_path, resume=False), uninterrupted)
 
 
+def test_a_penalty_that_was_computed_again_may_differ_by_rounding(tmp_path: Path, uninterrupted: TrainResult) -> None:
+    """Penalties taken from thresholds (``collapsar demo``) move in their last digits between machines and releases."""
+    with pytest.raises(TrainingInterrupted):
+        train(CONFIG, DATA, tmp_path, stop=lambda: True)
+
+    def at(factor: float) -> TrainConfig:
+        p = CONFIG.penalties
+        return replace(CONFIG, penalties=Penalties(p.lambda_w * factor, p.lambda_h, p.lambda_b))
+
+    with pytest.raises(ValueError, match=r"another configuration \(penalties"):
+        train(at(1 + 1e-5), DATA, tmp_path)
+    resumed = train(at(1 + 1e-12), DATA, tmp_path)
+    assert resumed.config == CONFIG
+    assert _same(resumed, uninterrupted)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "foreign", "tensor lost"])
 def test_damaged_checkpoint_is_one_clear_line(tmp_path: Path, damage: str) -> None:
     from safetensors.torch import save

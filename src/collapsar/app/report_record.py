@@ -12,10 +12,11 @@ from typing import Any
 
 import collapsar as cs
 from collapsar.app.network_records import advice_record, geometry_record
-from collapsar.app.solution_report import is_solution, solution_report
+from collapsar.app.solution_report import solution_report
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
 from collapsar.diagnose.readers import diagnose, diagnose_run
+from collapsar.solver.solution import is_solution, saved_class_names
 
 __all__ = ["report_record"]
 
@@ -31,8 +32,9 @@ def report_record(
     """One record of all the networks and optima that the sources name, in the order given; of one folder, by penalty.
 
     Args:
-        sources: folders of a run, or of several (``collapsar demo``); files of ``collapsar diagnose --json``, of a
-            demonstration, of a report, or of features; optima that ``Solution.save`` wrote.
+        sources: folders of a run, or of several (``collapsar demo``); files of ``collapsar diagnose --json`` or ``solve
+            --json`` (whose problem is solved again), of a demonstration, of a report, or of features; optima that
+            ``Solution.save`` wrote.
         data_dir: where the runs' data lies, if not in a standard place.
         progress: called with the name of each network that has to be measured.
 
@@ -67,7 +69,7 @@ def _runs_of(path: Path, data_dir: str | Path | None, say: Progress) -> list[Rec
             runs.append(_of_folder(folder, data_dir))
         return sorted(runs, key=lambda run: (run["diagnosis"]["known"]["lambda_z"] or 0.0, run["name"]))
     if path.suffix.lower() == ".npz" and is_solution(path):
-        return [solution_report(cs.load_solution(path), path.stem)]
+        return [solution_report(cs.load_solution(path), path.stem, saved_class_names(path))]
     if path.suffix.lower() in (".npz", ".safetensors"):
         say(path.name)
         found = diagnose(path)
@@ -108,20 +110,20 @@ def _of_json(path: Path) -> list[Record]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path} is no JSON record of Collapsar ({error}); give the folder of a run, or a file of `collapsar "
-            "diagnose --json`"
+            f"{path} is no JSON record of Collapsar ({error}); give the folder of a run, or what `collapsar diagnose` "
+            "or `collapsar solve` printed as --json"
         ) from None
     kind = record.get("kind") if isinstance(record, dict) else None
     try:
         runs = _runs_in(record) if kind else []
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is an incomplete record ({error}); write it again with `collapsar diagnose`"
+            f"{path} is an incomplete record ({error}); write it again with the command that it came from"
         ) from None
     if not runs:
         raise ValueError(
-            f"{path} must be a record of `collapsar diagnose --json`, of a report, or of a demonstration with "
-            f"diagnoses, got kind {kind!r}"
+            f"{path} must be a record of `collapsar diagnose --json` or `collapsar solve --json`, of a report, or of a "
+            f"demonstration with diagnoses, got kind {kind!r}"
         )
     return [{**run, "name": path.stem} if len(runs) == 1 and not run["name"] else run for run in runs]
 
@@ -130,6 +132,9 @@ def _runs_in(record: Record) -> list[Record]:
     """The runs in a record; empty where its kind has none."""
     if record["kind"] == "diagnosis":
         return [_entry("", record)]
+    if record["kind"] == "solution":
+        solved = cs.solve(cs.Problem.from_dict(record["problem"]), throw=False)
+        return [solution_report(solved, "", record["class_names"])]
     if record["kind"] == "report":
         for run in record["runs"]:
             _entry(run["name"], run["diagnosis"])  # raises where something is missing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from collapsar.diagnose.prediction import prediction_of
 from collapsar.report.words import problem_words
 from collapsar.theory.thresholds import Thresholds
 
-__all__ = ["is_solution", "solution_report"]
+__all__ = ["solution_report"]
 
 _TABLE_CLASSES = 200  # K x K tables up to this many classes, as in the record of a diagnosis
 # The path: more sizes of classes take minutes; so many points draw smooth lines, from where all is well separated to
@@ -36,7 +35,7 @@ def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] 
         names: of the classes; their numbers by default.
 
     Returns:
-        ``solution_record``; ``solution_groups`` as "groups"; and "kind" ("solution"), "name", "class_counts", "setting"
+        ``solution_record``; ``solution_groups`` as "groups"; and "name", "class_counts", "setting"
         (the problem in a line), "prediction" (as of a diagnosis), "norm" (of normalised features, else None), "heads"
         and "features": lengths of the head's rows and of the class means (relative to the longest) and, up to 200
         classes, their cosines, "geometry" (both in axes of their own) and "path" (None beyond 16 sizes of classes, and
@@ -49,7 +48,6 @@ def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] 
     return to_json(
         {
             **record,
-            "kind": "solution",
             "groups": solution_groups(s),
             "name": name,
             "class_counts": problem.class_counts,
@@ -96,12 +94,3 @@ def _path(s: cs.Solution, theory: Thresholds) -> Record | None:
         apart.append(np.where(q.sizes > 1, np.sqrt(2) * at.blocks.alpha, np.nan) / longest)
         length.append(columns / longest)
     return {"prices": prices, "clusters": members, "apart": np.transpose(apart), "length": np.transpose(length)}
-
-
-def is_solution(path: Path) -> bool:
-    """Whether an .npz file is one that ``Solution.save`` wrote, rather than features of a network."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {"header", "alpha", "C", "b"} <= set(file.files)
-    except (ValueError, OSError):
-        return False  # what is wrong with it says whoever reads it

@@ -24,6 +24,7 @@ def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Recor
     """Everything a solution says, for --json."""
     c = s.certificate
     return {
+        "kind": "solution",
         "problem": s.problem.to_dict(),
         "class_names": _names(s.problem, names),
         "status": s.status.name.lower(),

@@ -74,7 +74,7 @@ def solve(
     problem = norm.problem(read.counts, level, prices.lambda_b, loss.loss(read.counts.size), features)
     solution = _watched(problem, tol, max_steps)
     if out is not None:
-        solution.save(out)
+        solution.save(out, read.names)
     if html is not None:
         from collapsar.app.solution_report import solution_report
         from collapsar.report import report_page

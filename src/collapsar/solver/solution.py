@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
 from collapsar.solver.witness import Witness
 
-__all__ = ["NotConvergedError", "SharedProof", "Solution", "load_solution"]
+__all__ = ["NotConvergedError", "SharedProof", "Solution", "is_solution", "load_solution", "saved_class_names"]
 
 _FORMAT = 1  # of saved files
 _TIE = 1e-6  # entries of a column this close, relatively, are equal to the accuracy of a solution
@@ -235,13 +235,24 @@ class Solution:
         padding = ((0, dim - W.shape[0]), (0, 0))
         return np.pad(ratio * W, padding), np.pad(H / ratio, padding), self.b
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> Path:
         """Write problem and point to one .npz file (arrays and JSON, no pickle), atomically.
 
+        Args:
+            path: the file.
+            class_names: K names, for whoever shows the optimum (:func:`saved_class_names`).
+
         Raises:
+            ValueError: ``class_names`` does not name every class.
             OSError: the folder does not exist or cannot be written.
         """
         header, arrays = self._saved()
+        if class_names is not None:
+            if len(class_names) != self.problem.num_classes:
+                raise ValueError(
+                    f"`class_names` must name each of the {self.problem.num_classes} classes, got {len(class_names)}"
+                )
+            header["class_names"] = list(class_names)
         buffer = io.BytesIO()
         named: dict[str, Any] = dict(arrays)
         np.savez(buffer, header=np.array(json.dumps(header)), **named)
@@ -293,6 +304,21 @@ def _penalty_ratio(lambda_z: float, lambda_w: float | None, lambda_h: float | No
             f"got {lambda_w!r} and {lambda_h!r}; give one of them and the other follows"
         )
     return float((lambda_h / lambda_w) ** 0.25)
+
+
+def is_solution(path: str | os.PathLike[str]) -> bool:
+    """Whether an .npz file is one that :meth:`Solution.save` wrote, rather than features of a network."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {"header", "alpha", "C", "b"} <= set(file.files)
+    except (ValueError, OSError):
+        return False  # what is wrong with it says whoever reads it
+
+
+def saved_class_names(path: str | os.PathLike[str]) -> list[str] | None:
+    """The names of the classes in what :meth:`Solution.save` wrote; None where it was given none."""
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["header"])).get("class_names")
 
 
 def load_solution(path: str | os.PathLike[str]) -> Solution:

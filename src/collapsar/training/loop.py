@@ -98,8 +98,9 @@ def train(
         progress: Called after every epoch with (finished epochs, all epochs, the new record or None).
         measure: Called at every evaluation with the network and the data on the device; what it returns
             (numbers, lists, arrays) joins the record. Use ``features_and_logits`` in it.
-        resume: Go on from the checkpoint in ``run_dir``; a finished run is returned at once. False: begin
-            anew, replacing what is there.
+        resume: Go on from the checkpoint in ``run_dir`` under its own configuration, whose penalties may differ from
+            those of ``config`` by a millionth; a finished run is returned at once. False: begin anew, replacing what
+            is there.
         start: Weights to begin from, a ``state_dict()`` of the same network; the momentum begins at zero and
             the order of the images is that of a fresh start. A run that is resumed must be given the same.
         stop: Asked after every epoch; True ends the run there like Ctrl-C, to be resumed later.
@@ -130,7 +131,7 @@ def train(
     if start is not None:
         begin_from(state, start)
     if folder is not None and resume:
-        bring_back(folder, state, config, digests)
+        config = bring_back(folder, state, config, digests)
     if not state.header:
         state.header = run_header(config, digests, device)
         if folder is not None:

@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,8 @@ __all__ = [
 
 _BUFFERS = {"momentum": "momentum_buffer", "first": "exp_avg", "second": "exp_avg_sq", "steps": "step"}
 """What the optimizers keep of each parameter, by its prefix in a checkpoint."""
+
+_SAME_PENALTY = 1e-6  # relative: nobody could tell the two networks apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +151,11 @@ def checkpoint_of(
     )
 
 
-def bring_back(folder: RunFolder, state: RunState, config: TrainConfig, digests: Mapping[str, str]) -> None:
+def bring_back(folder: RunFolder, state: RunState, config: TrainConfig, digests: Mapping[str, str]) -> TrainConfig:
     """Bring a fresh state to where the folder's run stands; a folder without a checkpoint leaves it fresh.
+
+    Returns:
+        The configuration to go on with: the folder's, whose penalties may differ from ours by rounding.
 
     Raises:
         ValueError: The folder's run has another configuration, other training images or another start, or is
@@ -160,9 +166,11 @@ def bring_back(folder: RunFolder, state: RunState, config: TrainConfig, digests:
         _refuse_other_run(folder, checkpoint.config, vars(checkpoint), config, digests)
         restore(state, checkpoint, str(folder.checkpoint_path))
         state.header, *state.records = folder.rewind(checkpoint.records_bytes)
-    elif folder.records_path.exists():
+        return TrainConfig.from_json(checkpoint.config)
+    if folder.records_path.exists():
         for header in load_records(folder.path)[:1]:  # killed before its first checkpoint: only the header matters
             _refuse_other_run(folder, json.dumps(header.get("config")), header, config, digests)
+    return config
 
 
 def load_run(run_dir: str | Path) -> TrainResult:
@@ -211,6 +219,9 @@ def _refuse_other_run(
     try:
         other = TrainConfig.from_json(other_json)
         names = [name for name in vars(config) if getattr(other, name) != getattr(config, name)]
+        # Penalties may come from a threshold, which another machine or release computes to other last digits.
+        if np.allclose(astuple(other.penalties), astuple(config.penalties), rtol=_SAME_PENALTY, atol=0.0):
+            names = [name for name in names if name != "penalties"]
         differ = ", ".join(f"{name} {getattr(other, name)!r} there, {getattr(config, name)!r} here" for name in names)
     except ValueError:
         differ = "unreadable there"
