@@ -425,15 +425,14 @@ def test_remedies_move_the_merge_threshold_as_their_optima_say() -> None:
     p = normalized(counts, 8.0)
     chosen = (mitigations.plain_training(), mitigations.inverse_weights(counts, 0.5), mitigations.ldt(counts))
     chosen += (mitigations.balanced_softmax(counts), mitigations.label_smoothing(), mitigations.head_decay(0.5))
-    record = mitigations.compare_remedies(p, chosen)
-    found = {r["name"]: r["signed"] for r in record["remedies"]}
-    merge = {name: part["thresholds"]["merge"][-1] for name, part in found.items()}
+    found = {r.name: cs.solve(r(p)) for r in chosen}
+    nominal = {name: 8.0 / s.problem.normalization.level for name, s in found.items() if s.problem.normalization}
+    merge = {name: nominal[name] * cs.thresholds(s.problem).merge[-1] for name, s in found.items()}
     plain = merge["plain"]
     assert merge["head-decay-0.5"] == pytest.approx(2 * plain, rel=1e-9)
     assert merge["balanced-softmax"] == pytest.approx(plain, rel=1e-9)
-    for name, part in found.items():
-        assert part["converged"]
-        assert (part["states"][-1] == "separated") == (not merge[name] <= 8.0)
+    for name, s in found.items():
+        assert (s.class_states[-1] == "separated") == (not merge[name] <= 8.0)
 
 
 def test_inverse_questions_two_roads() -> None:

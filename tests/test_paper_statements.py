@@ -21,8 +21,7 @@ from scipy.optimize import minimize
 import collapsar as cs
 from collapsar.diagnose import distance
 from collapsar.theory import fractional_problem, seli, two_cluster
-from collapsar.theory.large_samples import etf_slope, self_consistent_cosines
-from collapsar.theory.limits import column_cosines, simplex_etf
+from collapsar.theory.limits import column_cosines, etf_slope, self_consistent_cosines, simplex_etf
 from collapsar.theory.vanish_boundary import vanish_boundary
 from problems import naive_objective
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import collapsar as cs
 from collapsar.core.problem import FeatureModel
-from collapsar.theory.vanish_boundary import lowest_vanish, monotonicity, vanish_boundary
+from collapsar.theory.vanish_boundary import lowest_vanish, vanish_boundary
 
 PRICES = (0.0, 1e-6, 1e-3, 0.02, 0.3, 50.0, inf)
 SETTINGS = ((5, 5, 500, 100), (3, 7, 500, 100), (20, 2, 5000, 50), (2, 40, 300, 200), (4, 1, 60, 10))
@@ -126,21 +126,6 @@ def test_the_lowest_point_of_the_papers_setting() -> None:
     assert lambda_z == pytest.approx(0.00397861, abs=5e-9)
 
 
-@pytest.mark.parametrize(("features", "turns", "rises_last"), [("signed", "1", 600), ("nonnegative", "0", 0)])
-def test_shape_of_the_map_over_a_wide_sample(features: FeatureModel, turns: str, rises_last: int) -> None:
-    """Evidence: every signed map turns once; every nonnegative one (column form) only falls."""
-    record = monotonicity(600, seed=1, features=features)
-    assert record["turning_points"] == {turns: 600}
-    assert record["price_grows_along_the_curve"] == 600
-    assert record["falls_first"] == 600
-    assert record["rises_last"] == rises_last
-    if features == "signed":
-        # neither end is always the higher one, and the lowest point lies at a small price of the bias
-        assert 100 < record["ends_higher_than_it_begins"] < 500
-        assert 0 < min(record["lowest_lambda_b"]) < max(record["lowest_lambda_b"]) < 0.033
-        assert min(record["over_merge"]) > 1
-
-
 @pytest.mark.parametrize(
     ("call", "name"),
     [
@@ -153,8 +138,6 @@ def test_shape_of_the_map_over_a_wide_sample(features: FeatureModel, turns: str,
         (lambda: vanish_boundary(2, 2, 500, 100, [float("nan")]), "lambda_b"),
         (lambda: vanish_boundary(2, 2, 500, 100, [0.1], "relu"), "features"),  # pyright: ignore[reportArgumentType]
         (lambda: lowest_vanish(1, 2, 500, 100), "k_a"),
-        (lambda: monotonicity(0), "num_problems"),
-        (lambda: monotonicity(5, features="relu"), "features"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_bad_arguments(call, name: str) -> None:

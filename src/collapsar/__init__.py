@@ -107,5 +107,8 @@ forward_moved_modules(
         "collapsar.integrations.lightning": "collapsar.monitor.lightning",
         "collapsar.integrations.transformers": "collapsar.monitor.transformers",
         "collapsar.problem": "collapsar.core.problem",
+        "collapsar.theory.deep_body": "collapsar_studies.deep_body",
+        "collapsar.theory.large_samples": "collapsar.theory.limits",
+        "collapsar.theory.siblings": "collapsar_studies.siblings",
     }
 )

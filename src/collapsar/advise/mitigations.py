@@ -1,4 +1,4 @@
-"""Remedies against imbalance, side by side: what each does to thresholds, margins and geometry of the optimum.
+"""Remedies against imbalance as changes of the program.
 
 A remedy changes the loss, how often the penalty counts a class's features, or the head's weight decay. All are cases of
 one convex program, so that each has an exact optimum and exact thresholds.
@@ -6,30 +6,24 @@ one convex program, so that each has an exact optimum and exact thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from collapsar._lazy import lazy_names
 from collapsar.advise.outlook import inference_margins
 from collapsar.core.counts import class_counts
-from collapsar.core.normalization import own_penalties, strengthened
-from collapsar.core.problem import FeatureModel, Loss, Problem
-from collapsar.core.states import ClassState
-from collapsar.core.types import Matrix, Record, Vector
-from collapsar.solver import Status, solve
-from collapsar.solver.normalized_transitions import transitions
-from collapsar.theory import thresholds
-from collapsar.theory.thresholds import Thresholds
+from collapsar.core.normalization import strengthened
+from collapsar.core.problem import Loss, Problem
+from collapsar.core.types import Vector
 
 __all__ = [
     "Remedy",
     "balanced_softmax",
     "cdt",
     "combined",
-    "compare_remedies",
     "effective_number_weights",
     "head_decay",
     "inference_margins",
@@ -39,9 +33,12 @@ __all__ = [
     "logit_adjustment",
     "oversampling",
     "plain_training",
-    "standard_remedies",
     "vs_loss",
 ]
+
+__getattr__, _ = lazy_names(
+    __name__, {}, left={"collapsar_studies.remedies_compared": "compare_remedies standard_remedies"}
+)
 
 Penalty = Literal["repeated", "held"]
 
@@ -220,154 +217,6 @@ def head_decay(factor: float = 0.25) -> Remedy:
     if not 0 < factor < np.inf:
         raise ValueError(f"`factor` must be finite and > 0, got {factor!r}")
     return Remedy(f"head-decay-{factor:g}", f"head decay × {factor:g}", head_decay=float(factor))
-
-
-def standard_remedies(counts: ArrayLike) -> tuple[Remedy, ...]:
-    """Plain training, every remedy at a usual setting, and combinations.
-
-    Example:
-        >>> len(standard_remedies([500, 500, 100]))
-        17
-    """
-    root = inverse_weights(counts, 0.5)
-    softmax = balanced_softmax(counts)
-    return (
-        plain_training(),
-        inverse_weights(counts),
-        root,
-        effective_number_weights(counts),
-        oversampling(counts),
-        oversampling(counts, penalty="held"),
-        softmax,
-        logit_adjustment(counts),
-        logit_adjustment(counts, 2.0),
-        cdt(counts),
-        vs_loss(counts),
-        ldt(counts),
-        label_smoothing(),
-        head_decay(),
-        combined(root, softmax),
-        combined(ldt(counts), softmax),
-        combined(root, head_decay()),
-    )
-
-
-# --- the comparison
-
-
-def compare_remedies(problem: Problem, remedies: Sequence[Remedy] | None = None, tol: float = 1e-9) -> Record:
-    """Optima, thresholds and geometry of one problem under several remedies, for both feature models where both exist.
-
-    Args:
-        problem: counts and penalties; usually plain. Its feature model is ignored.
-        remedies: :func:`standard_remedies` by default.
-        tol: relative gap of the optima.
-
-    Returns:
-        A JSON-able record; NaN is what does not exist. Vectors have one entry per group of classes with equal counts,
-        largest first. Thresholds are in units of the problem's own lambda_z (lambda_w where features are normalised),
-        before the remedy.
-
-    Raises:
-        ValueError: two remedies share a name.
-
-    Example:
-        >>> record = compare_remedies(Problem("500x5,100x5", 0.0036, 0.02))
-        >>> [r["signed"]["states"][1] for r in record["remedies"][:3]]
-        ['merged', 'separated', 'separated']
-    """
-    chosen = standard_remedies(problem.class_counts) if remedies is None else tuple(remedies)
-    names = [r.name for r in chosen]
-    if len(set(names)) < len(names):
-        raise ValueError(f"`remedies` must have different names, got {names}")
-    counts = np.unique(problem.class_counts)[::-1]
-    groups = [np.flatnonzero(problem.class_counts == n) for n in counts]
-    models: tuple[FeatureModel, ...] = get_args(FeatureModel)
-    if problem.normalization is not None and problem.normalization.over == "sample":
-        models = ("signed",)
-    return {
-        "problem": {k: v for k, v in problem.to_dict().items() if k != "features"},
-        "groups": [{"samples": int(n), "classes": g.size} for n, g in zip(counts, groups, strict=True)],
-        "remedies": [
-            {
-                "name": remedy.name,
-                "words": remedy.words,
-                "loss": remedy.loss.to_dict(),
-                "mass_factor": None if remedy.mass_factor is None else remedy.mass_factor.tolist(),
-                "head_decay": remedy.head_decay,
-                **{model: asdict(_outcome(remedy, problem.replace(features=model), groups, tol)) for model in models},
-            }
-            for remedy in chosen
-        ],
-    }
-
-
-def _transitions(problem: Problem) -> Thresholds:
-    """As :func:`collapsar.thresholds`."""
-    if problem.normalization is None:
-        return thresholds(problem)
-    return Thresholds(**transitions(problem, thresholds))
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What one remedy makes of one problem; lists have one entry per group of classes with equal counts."""
-
-    lambda_z: float
-    status: str
-    converged: bool
-    relative_gap: float
-    thresholds: dict[str, list[float] | list[bool] | float]
-    states: list[ClassState]
-    margins: list[float]
-    contrasts: list[float]
-    bias: list[float]
-    norms: dict[str, list[float]]
-    cosines: dict[str, list[list[float]]]
-
-
-def _outcome(remedy: Remedy, problem: Problem, groups: list[NDArray[np.intp]], tol: float) -> _Outcome:
-    treated = remedy(problem)
-    nominal = float(own_penalties(problem)[0] / own_penalties(treated)[0])
-    t = _transitions(treated)
-    s = solve(treated, tol, throw=False)
-    first = [int(g[0]) for g in groups]
-    Z = s.Z
-    grams = {"Z": Z.T @ Z, "W": s.classifier_gram(), "H": s.feature_gram()}
-    return _Outcome(
-        lambda_z=treated.lambda_z,
-        status=s.status.name.lower(),
-        converged=s.status is Status.OPTIMAL,
-        relative_gap=s.certificate.relative_gap,
-        thresholds={
-            "merge": (nominal * t.merge[first]).tolist(),
-            "vanish": (nominal * t.vanish[first]).tolist(),
-            "complete": nominal * t.complete,
-            "complete_bound": nominal * t.complete_bound,
-            "exact": t.exact[first].tolist(),
-        },
-        states=[s.class_states[k] for k in first],
-        margins=inference_margins(s)[first].tolist(),
-        contrasts=[float(Z[g[0], g[0]] - Z[g[1], g[0]]) if g.size > 1 else float("nan") for g in groups],
-        bias=s.b[first].tolist(),
-        norms={name: np.sqrt(np.maximum(np.diag(G)[first], 0.0)).tolist() for name, G in grams.items()},
-        cosines={name: _mean_cosines(G, groups).tolist() for name, G in grams.items()},
-    )
-
-
-def _mean_cosines(gram: Matrix, groups: list[NDArray[np.intp]]) -> Matrix:
-    """Mean cosine between different classes, per pair of groups; NaN where a vector is zero or there is no pair."""
-    norm = np.sqrt(np.maximum(np.diag(gram), 0.0))
-    # a vector this much shorter than the longest is zero to rounding
-    unit = np.where(norm > 1e-9 * norm.max(), norm, np.nan) if norm.max() > 0 else np.full_like(norm, np.nan)
-    cosines = gram / np.outer(unit, unit)
-    np.fill_diagonal(cosines, 0.0)
-    result = np.empty((len(groups), len(groups)))
-    for i, a in enumerate(groups):
-        for j, b in enumerate(groups):
-            pairs = a.size * (b.size - (i == j))
-            result[i, j] = cosines[np.ix_(a, b)].sum() / pairs if pairs else np.nan
-    return result
 
 
 def _counts(counts: ArrayLike) -> Vector:

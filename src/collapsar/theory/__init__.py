@@ -40,8 +40,8 @@ __getattr__, _ = lazy_names(
     __name__,
     {},
     left={
+        "collapsar_studies.deep_body": "Body body_cost",
         "collapsar.theory.deep": "DeepState deep_price deep_within",
-        "collapsar.theory.deep_body": "Body body_cost",
         "collapsar.theory.deep_switch": "decay_switch",
         "collapsar.theory.inverse": "Edge largest_head_decay_factor",
         "collapsar.theory.landscape": "Landscape Verdict",

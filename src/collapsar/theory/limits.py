@@ -1,9 +1,11 @@
 """What the optimum tends to: simplex ETF, SELI, the CDT and LDT geometries, the large-sample expansion.
 
-Two limits must be kept apart. More samples at fixed N lambda_z and fixed imbalance (Hong & Ling, JMLR
-25(192), 2024, Thm 5): the columns of Z turn to the simplex ETF. No penalty at fixed counts (Thrampoulidis et
-al., NeurIPS 2022): SELI. In both W and H tend to the factors of SELI, not to the ETF, unless the counts are
-equal.
+Two limits must be kept apart. No penalty at fixed counts (Thrampoulidis et al., NeurIPS 2022): SELI. More samples at
+fixed N lambda_z and fixed imbalance (Hong & Ling, JMLR 25(192), 2024, Thm 5: corrections O(1/log N)): the columns of Z
+turn to the simplex ETF. All classes are separated then, R tends to lambda_z Q with Q the polar factor of Z D^(1/2), and
+the margins of column k are log(sqrt(n_k)/(N lambda_z |Q_lk|)) up to O(N^-1/2): half a log N for every pair, plus
+constants. The constants turn the columns; divided by the common half log N they are what is left of the imbalance. In
+both limits W and H tend to the factors of SELI, not to the ETF, unless the counts are equal.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ __all__ = [
     "Geometry",
     "column_cosines",
     "etf_cosine",
+    "etf_slope",
     "large_sample_margins",
+    "self_consistent_cosines",
     "seli",
     "seli_two_cluster_grams",
     "simplex_etf",
 ]
+
+MAX_STEPS = 500  # half steps towards the fixed point; where these do not arrive, there is none and an error says so
 
 
 @dataclass(frozen=True)
@@ -156,10 +162,8 @@ def seli_two_cluster_grams(k_a: int, k_b: int, n_a: float, n_b: float) -> tuple[
 def large_sample_margins(class_counts: ArrayLike, lambda_z: float, *, free_bias: bool = False) -> Matrix:
     """The margins z_kk - z_lk + b_k - b_l for many samples: log(sqrt(n_k) / (N lambda_z |Q_lk|)).
 
-    Q is the orthogonal polar factor of (I - J/K) D^(1/2), or of (I - (n/N) 1') D^(1/2) with a free bias: R
-    tends to lambda_z Q. The error is o(1) as N grows with N lambda_z and the ratios of counts fixed,
-    whatever finite or infinite lambda_b > 0; the columns of Z turn to the simplex ETF like 1 / log N (JMLR
-    Thm 5).
+    Q is the orthogonal polar factor of (I - J/K) D^(1/2), or of (I - (n/N) 1') D^(1/2) with a free bias. The error is
+    o(1) as N grows with N lambda_z and the ratios of counts fixed, whatever finite or infinite lambda_b > 0.
 
     Args:
         class_counts: n, shape (K,), > 0.
@@ -181,12 +185,85 @@ def large_sample_margins(class_counts: ArrayLike, lambda_z: float, *, free_bias:
     if not 0 < lambda_z < np.inf:
         raise ValueError(f"`lambda_z` must be finite and > 0, got {lambda_z!r}")
     centre = n / n.sum() if free_bias else np.full(n.size, 1 / n.size)
-    U, _, Vt = np.linalg.svd((np.eye(n.size) - centre[:, None]) * np.sqrt(n))
+    return _polar_margins(np.eye(n.size) - centre[:, None], n, n.sum() * lambda_z)
+
+
+def _polar_margins(Z: Matrix, n: Vector, level: float) -> Matrix:
+    """log(sqrt(n_k) / (level |Q_lk|)), Q the orthogonal polar factor of Z D^(1/2) of rank K - 1; 0 on the diagonal."""
+    U, _, Vt = np.linalg.svd(Z * np.sqrt(n))
     Q = U[:, :-1] @ Vt[:-1]
     np.fill_diagonal(Q, 1.0)
-    margins = np.log(np.sqrt(n) / (n.sum() * lambda_z * np.abs(Q)))
+    margins = np.log(np.sqrt(n) / (level * np.abs(Q)))
     np.fill_diagonal(margins, 0.0)
     return margins
+
+
+def etf_slope(shares: ArrayLike, level: float) -> Matrix:
+    """The constant of Theorem 5: the limit of (cosine of two columns of Z + 1/(K - 1)) log N as N grows.
+
+    First order in the margins' constants c_lk = log(sqrt(n_k/N)/(level |Q_lk|)), Q the polar factor of (I - J/K)
+    D^(1/2): with v_k = e_k - 1/K and w_k = mean(c_k) - c_k, the cosine moves by 2/log N times (<v_i, w_j> + <w_i,
+    v_j>)/|v|^2 + (<v_i, w_i> + <v_j, w_j>)/((K - 1)|v|^2). The price of the bias does not enter as long as it is > 0.
+
+    Args:
+        shares: n_k/N up to a factor, shape (K,), > 0.
+        level: N lambda_z > 0.
+
+    Returns:
+        Shape (K, K), zeros on the diagonal.
+
+    Raises:
+        ValueError: an argument is not positive and finite.
+
+    Example:
+        >>> slope = etf_slope([2, 2, 2, 2, 2, 1, 1, 1, 1, 1], 0.1)
+        >>> print(slope[[0, 9, 0], [1, 8, 9]].round(3))
+        [-0.77   0.917 -0.059]
+    """
+    n = _positive("shares", shares)
+    K = n.size
+    c = large_sample_margins(n / n.sum(), level)
+    v, w = np.eye(K) - 1 / K, c.mean(axis=0) - c
+    square = (K - 1) / K
+    cross = v.T @ w
+    own = np.diag(cross)
+    slope = 2 * ((cross + cross.T) / square + np.add.outer(own, own) / ((K - 1) * square))
+    np.fill_diagonal(slope, 0.0)
+    return slope
+
+
+def self_consistent_cosines(shares: ArrayLike, level: float, num_samples: float) -> Matrix:
+    """Cosines of the columns of Z at N samples, from margins whose polar factor is that of Z itself.
+
+    All orders in 1/log N; what is missing is O(N^-1/2) and the bias.
+
+    Args:
+        shares: n_k/N up to a factor, shape (K,), > 0.
+        level: N lambda_z > 0.
+        num_samples: N.
+
+    Returns:
+        Shape (K, K).
+
+    Raises:
+        ValueError: a share is not positive and finite.
+        ArithmeticError: the margins did not settle; N is too small for the expansion.
+
+    Example:
+        >>> print(self_consistent_cosines([2, 2, 1, 1], 0.1, 1e12)[0, 1].round(4))
+        -0.363
+    """
+    n = _positive("shares", shares)
+    n = n / n.sum()
+    Z = np.eye(n.size) - 1 / n.size
+    half_log = 0.5 * np.log(num_samples) * (1 - np.eye(n.size))
+    for _ in range(MAX_STEPS):
+        margins = _polar_margins(Z, n, level) + half_log
+        change = margins.mean(axis=0) - margins - Z
+        Z = Z + 0.5 * change  # half steps: the full map overshoots for small N
+        if np.max(np.abs(change)) <= 1e-13 * np.max(np.abs(Z)):
+            return column_cosines(Z)
+    raise ArithmeticError(f"`num_samples` = {num_samples:g} is too small for the expansion in 1/log N")
 
 
 def etf_cosine(num_classes: int) -> float:

@@ -14,7 +14,7 @@ w). For r > 1 and k_A >= 2 the map is never monotone: at a fixed bias x = -log w
 log||R_S|| / d log lambda < 1, its slope in x has the sign of d||R_S||/dx, and that is positive at the free bias (by
 Bernoulli's inequality, y^k_A + k_A - 1 >= k_A y) and negative at x = 0 (K^2 y^2 > (k_A + k_B y)(k_A + 2 k_B y - k_B
 y^2)). So lambda* falls as a free bias gets a price and ends by rising; that it turns once, and that lambda_b grows
-along the curve, is what :func:`monotonicity` finds in every problem it samples.
+along the curve, was found in every problem of a sample (docs/theory/vanish.md).
 
 With nonnegative features (column form) the minority's column sees only the bias: lambda* = (sqrt(n_B)/N) ||e_B -
 softmax(b)||, which falls with w. The majority's column then fixes lambda_b.
@@ -23,16 +23,19 @@ softmax(b)||, which falls with w. The majority's column then fixes lambda_b.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar._lazy import lazy_names
 from collapsar.core.problem import FeatureModel
 from collapsar.core.types import Vector
 from collapsar.theory.roots import roots_between
 
-__all__ = ["VanishBoundary", "lowest_vanish", "monotonicity", "vanish_boundary"]
+__all__ = ["BoundaryCurve", "VanishBoundary", "lowest_vanish", "vanish_boundary"]
+
+__getattr__, _ = lazy_names(__name__, {}, left={"collapsar_studies.vanish_shape": "monotonicity"})
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,16 @@ class VanishBoundary:
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """Problems as arrays that broadcast: k_A, k_B, r = n_A/n_B; lambda in units of sqrt(n_A)/N, n in units of n_B."""
+class BoundaryCurve:
+    """The boundary of many problems at once, with w = exp(b_B - b_A) as its parameter; the arrays broadcast.
+
+    Lambda is in units of sqrt(n_A)/N, counts in units of n_B.
+
+    Attributes:
+        k_a: majority classes.
+        k_b: minority classes.
+        r: n_A/n_B.
+    """
 
     k_a: Vector
     k_b: Vector
@@ -147,24 +158,24 @@ def vanish_boundary(
         >>> vanish_boundary(5, 5, 500, 100, [0, 0.02, float("inf")]).lambda_z.round(6)
         array([0.004048, 0.003983, 0.004605])
     """
-    pairs = _checked(k_a, k_b, n_a, n_b, features)
+    curve = _checked(k_a, k_b, n_a, n_b, features)
     price = np.atleast_1d(np.asarray(lambda_b, dtype=np.float64))
     if price.ndim != 1 or not (price >= 0).all():
         raise ValueError(f"`lambda_b` must be a list of numbers >= 0, got {lambda_b!r}")
     N, K = k_a * n_a + k_b * n_b, k_a + k_b
-    x_free = -np.log(pairs.free(features))
+    x_free = -np.log(curve.free(features))
 
     finite = np.where(price < np.inf, price, 1.0)
 
     def excess(s: Vector) -> Vector:  # s = 0 free, 1 no bias
         x = x_free * (1 - s)
-        return finite * x - pairs.point(np.exp(-x), features)[1] * (K * n_b / N)
+        return finite * x - curve.point(np.exp(-x), features)[1] * (K * n_b / N)
 
     inner = roots_between(excess, np.zeros_like(price), np.ones_like(price))
     x = x_free * (1 - np.where(price == 0, 0.0, np.where(price == np.inf, 1.0, inner)))
     w = np.exp(-x)
-    exact = np.ones(w.shape, dtype=bool) if features == "signed" else pairs._nonnegative(w)[2]
-    return VanishBoundary(price, pairs.point(w, features)[0] * np.sqrt(n_a) / N, x, exact)
+    exact = np.ones(w.shape, dtype=bool) if features == "signed" else curve._nonnegative(w)[2]
+    return VanishBoundary(price, curve.point(w, features)[0] * np.sqrt(n_a) / N, x, exact)
 
 
 def lowest_vanish(k_a: int, k_b: int, n_a: float, n_b: float) -> tuple[float, float]:
@@ -188,83 +199,23 @@ def lowest_vanish(k_a: int, k_b: int, n_a: float, n_b: float) -> tuple[float, fl
     """
     from scipy.optimize import minimize_scalar
 
-    pairs = _checked(k_a, k_b, n_a, n_b, "signed")
+    curve = _checked(k_a, k_b, n_a, n_b, "signed")
     N, K = k_a * n_a + k_b * n_b, k_a + k_b
-    x_free = -np.log(pairs.free("signed"))
+    x_free = -np.log(curve.free("signed"))
     # a smooth minimum: places closer than 1e-8 of the range cannot be told apart
     x = np.array(
         minimize_scalar(
-            lambda at: float(pairs.point(np.exp(-np.array(at)), "signed")[0]),
+            lambda at: float(curve.point(np.exp(-np.array(at)), "signed")[0]),
             bounds=(0.0, float(x_free)),
             method="bounded",
             options={"xatol": 1e-9 * float(x_free)},
         ).x
     )
-    level, pull = pairs.point(np.exp(-x), "signed")
+    level, pull = curve.point(np.exp(-x), "signed")
     return float(pull * K * n_b / (N * x)), float(level * np.sqrt(n_a) / N)
 
 
-def monotonicity(num_problems: int = 1000, seed: int = 0, features: FeatureModel = "signed") -> dict[str, Any]:
-    """Evidence on the shape of the map over random problems, not a proof.
-
-    Log-uniform class numbers (2 to 200 and 1 to 200) and ratios n_A/n_B (1.01 to 10^4); the map does not depend on the
-    scale of the counts beyond the unit of lambda_z. Each map is followed over 200 biases from the free one to none.
-
-    Args:
-        num_problems: how many.
-        seed: of the sample.
-        features: the model.
-
-    Returns:
-        A JSON-able record: how many maps have how many turning points, where they begin and end, the ranges.
-
-    Raises:
-        ValueError: an argument is out of range.
-
-    Example:
-        >>> monotonicity(20)["turning_points"]
-        {'1': 20}
-    """
-    if not num_problems >= 1:
-        raise ValueError(f"`num_problems` must be >= 1, got {num_problems!r}")
-    if features not in get_args(FeatureModel):
-        raise ValueError(f'`features` must be "signed" or "nonnegative", got {features!r}')
-    generator = np.random.default_rng(seed)
-    low = 2 if features == "signed" else 1
-    sizes = np.floor(np.exp(generator.uniform(np.log([[low], [1]]), np.log(201), (2, num_problems))))
-    pairs = _Pairs(sizes[0], sizes[1], 10 ** generator.uniform(np.log10(1.01), 4, num_problems))
-    x_free = -np.log(pairs.free(features))
-    x = x_free * np.linspace(1, 0, 201)[:, None]
-    level, pull = pairs.point(np.exp(-x), features)
-    K, N = pairs.k_a + pairs.k_b, pairs.k_a * pairs.r + pairs.k_b
-    price = K / N * pull[1:-1] / x[1:-1]
-    # over the first step from the free bias both change by little more than rounding when r is close to 1
-    rises = np.diff(level, axis=0) > 0
-    turns = np.count_nonzero(rises[1:] != rises[:-1], axis=0)
-    lowest = np.argmin(level, axis=0)
-    dip = level.min(axis=0) / np.minimum(level[0], level[-1])
-    problem = np.arange(num_problems)
-    inside = (lowest > 0) & (lowest < 200)
-    return {
-        "features": features,
-        "num_problems": num_problems,
-        "seed": seed,
-        "k_a": pairs.k_a.astype(int).tolist(),
-        "k_b": pairs.k_b.astype(int).tolist(),
-        "r": pairs.r.tolist(),
-        "ends_ratio": (level[-1] / level[0]).tolist(),
-        "lowest_lambda_b": np.where(inside, price[np.clip(lowest - 1, 0, 198), problem], np.nan).tolist(),
-        "dip": dip.tolist(),
-        "over_merge": (level.min(axis=0) * np.sqrt(pairs.r)).tolist(),  # lambda* over sqrt(n_B)/N
-        "turning_points": {str(t): int(np.sum(turns == t)) for t in np.unique(turns)},
-        "price_grows_along_the_curve": int(np.sum(np.all(np.diff(price, axis=0) > 0, axis=0))),
-        "falls_first": int(np.sum(~rises[0])),
-        "rises_last": int(np.sum(rises[-1])),
-        "ends_higher_than_it_begins": int(np.sum(level[-1] > level[0])),
-    }
-
-
-def _checked(k_a: int, k_b: int, n_a: float, n_b: float, features: FeatureModel) -> _Pairs:
+def _checked(k_a: int, k_b: int, n_a: float, n_b: float, features: FeatureModel) -> BoundaryCurve:
     if features not in get_args(FeatureModel):
         raise ValueError(f'`features` must be "signed" or "nonnegative", got {features!r}')
     least = 2 if features == "signed" else 1
@@ -273,4 +224,4 @@ def _checked(k_a: int, k_b: int, n_a: float, n_b: float, features: FeatureModel)
             raise ValueError(f"`{name}` must be a whole number >= {low}, got {value!r}")
     if not 0 < n_b < n_a < np.inf:
         raise ValueError(f"`n_a` must be larger than `n_b` > 0 and finite, got {n_a!r} and {n_b!r}; A is the majority")
-    return _Pairs(np.array(float(k_a)), np.array(float(k_b)), np.array(n_a / n_b))
+    return BoundaryCurve(np.array(float(k_a)), np.array(float(k_b)), np.array(n_a / n_b))

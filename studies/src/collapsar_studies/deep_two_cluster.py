@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from collapsar.theory.deep import deep_price
-from collapsar.theory.deep_body import Body, body_cost
+from collapsar_studies.deep_body import Body, body_cost
 
 __all__ = ["DeepPair", "DeepPoint", "Switches", "decay_switches", "deep_optimum"]
 

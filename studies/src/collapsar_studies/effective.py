@@ -20,9 +20,9 @@ import numpy as np
 import collapsar as cs
 from collapsar import Penalties
 from collapsar.theory import fractional_problem
-from collapsar.theory.deep_body import Body
 from collapsar.training import ModelSpec, TrainConfig, imbalanced, load_data
 from collapsar_studies.against_theory import LEAST, contrasts, environment, lost, optimum
+from collapsar_studies.deep_body import Body
 from collapsar_studies.deep_descent import DescentProblem, descent_switch
 from collapsar_studies.deep_two_cluster import DeepPair, DeepPoint, Switches, decay_switches, deep_optimum
 from collapsar_studies.effective_scores import (

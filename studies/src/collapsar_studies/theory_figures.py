@@ -16,15 +16,15 @@ import numpy as np
 import scipy
 
 import collapsar as cs
-from collapsar.advise.mitigations import compare_remedies
 from collapsar.core.files import write_atomically
 from collapsar.core.problem import FeatureModel
 from collapsar.core.records import to_json
 from collapsar.theory import best_oversampling, edge_of, fractional_problem, least_oversampling, seli, two_cluster
-from collapsar.theory.large_samples import etf_slope, self_consistent_cosines
-from collapsar.theory.limits import column_cosines, etf_cosine, simplex_etf
-from collapsar.theory.vanish_boundary import lowest_vanish, monotonicity, vanish_boundary
+from collapsar.theory.limits import column_cosines, etf_cosine, etf_slope, self_consistent_cosines, simplex_etf
+from collapsar.theory.vanish_boundary import lowest_vanish, vanish_boundary
+from collapsar_studies.remedies_compared import compare_remedies
 from collapsar_studies.theory_models import landscape_record, models_record
+from collapsar_studies.vanish_shape import monotonicity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.theory import deep_column, landscape
-from collapsar.theory.siblings import layer_peeled_ratio, mse_deep_linear
+from collapsar_studies.siblings import layer_peeled_ratio, mse_deep_linear
 
 __all__ = ["landscape_record", "models_record"]
 
