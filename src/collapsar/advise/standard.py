@@ -22,6 +22,7 @@ from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import Problem
 from collapsar.core.types import Record, Vector
 from collapsar.solver import NotConvergedError, Solution, solve
+from collapsar.solver.solve import solve_near
 
 __all__ = ["ACTED", "Forecast", "StandardAdvice", "advise_standard", "forecast_rows"]
 
@@ -231,15 +232,12 @@ def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
     wd = lambda / (sqrt(v) + eps) at the largest v; it rises with lambda, so that weaker decay rests at smaller rows.
     """
 
-    def at(lambda_w: float) -> Solution:
-        return solve(_problem(few, recipe, lambda_w), 1e-7, throw=False)
-
     low, high = (price * recipe.norm_length**2 for price in _PRICES)
-    best = at(low)
+    best = solve_near(_problem(few, recipe, low), None, 1e-7)
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(low * high))
-        s = at(middle)
-        if _alike(s) or _outvoted(s):
+        s = solve_near(_problem(few, recipe, middle), best, 1e-7)
+        if _loses(s):
             high = middle
         else:
             low, best = middle, s
@@ -249,7 +247,7 @@ def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
 def _harmless(few: NDArray[np.int64], recipe: Recipe, factor: float) -> bool:
     """Whether at this multiple of the decay a forecast settles at which no class is one with another or outvoted."""
     found = _optimum(few, replace(recipe, weight_decay=factor * recipe.weight_decay))
-    return found.settled and not (_alike(found.solution) or _outvoted(found.solution))
+    return found.settled and not _loses(found.solution)
 
 
 def _optimum(n: NDArray[np.int64], recipe: Recipe) -> Forecast:
@@ -286,16 +284,19 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
         (True, True)
     """
     n = class_counts(counts)
+    _, size, classes = np.unique(n, return_inverse=True, return_counts=True)
     rows = np.full(n.size, recipe.weight_decay * 0.05)
     last: Solution | None = None
     for _ in range(_ROUNDS):
         try:
-            last = solve(_problem(n, recipe, rows), 1e-8)
+            last = solve(_problem(n, recipe, rows), 1e-8, start=last)
         except (NotConvergedError, FloatingPointError) as error:
             if last is None:
                 raise ValueError(f"no forecast for these counts: {error}") from error
             return Forecast(rows, last, False)
-        new = recipe.weight_decay * (np.sqrt(_mean_square(last, recipe)) + recipe.eps)
+        # equal to the last bit for classes of one size: they stay one cluster
+        v = (np.bincount(size, _mean_square(last, recipe)) / classes)[size]
+        new = recipe.weight_decay * (np.sqrt(v) + recipe.eps)
         change = float(np.max(np.abs(np.log(new / rows))))
         rows = np.sqrt(new * rows)
         if change <= _AGREED:
@@ -336,10 +337,15 @@ def _outvoted(s: Solution) -> tuple[int, ...]:
     return tuple(int(k) for k in np.flatnonzero(inference_margins(s) < -_LEVEL))
 
 
+def _loses(s: Solution) -> bool:
+    return bool(_alike(s) or _outvoted(s))
+
+
 def _largest_decay(n: NDArray[np.int64], recipe: Recipe) -> float | None:
     """The first of wd/2, wd/4, ... at which no classes are one or outvoted."""
     for halvings in range(1, 14):
         weaker = replace(recipe, weight_decay=recipe.weight_decay / 2**halvings)
-        if not _optimum(n, weaker).settled or _harmless(n, weaker, 1.0):
+        found = _optimum(n, weaker)
+        if not (found.settled and _loses(found.solution)):
             return weaker.weight_decay
     return None
