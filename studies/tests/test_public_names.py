@@ -15,7 +15,7 @@ import pytest
 import collapsar_studies
 
 ROOT = Path(__file__).parents[2]
-OUTSIDE = (Path(collapsar_studies.__file__).parent, ROOT / "examples", ROOT / "benchmarks")
+OUTSIDE = (Path(collapsar_studies.__file__).parent, Path(__file__).parent, ROOT / "examples", ROOT / "benchmarks")
 FILES = [path for folder in OUTSIDE for path in sorted(folder.glob("*.py"))]
 REFERENCE = {
     module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from collapsar import Penalties
-from collapsar.training import ModelSpec, TrainConfig, loop
+from collapsar.training import ModelSpec, TrainConfig, train
 from collapsar_studies import sweep as sweep_module
 from collapsar_studies.clock import Clock
 from collapsar_studies.sweep import Cell, SweepSettings, load_cell, run_sweep
@@ -55,10 +56,12 @@ def never(*_: Any, **__: Any) -> Any:
 
 
 def run_and_die_late(folder: Path, chains: list[tuple[Cell, ...]]) -> None:
-    """A sweep that leaves a checkpoint at every epoch, for a parent that kills it."""
+    """A sweep that is stopped once, leaves a checkpoint and goes on from it, for a parent that kills it."""
     torch.set_num_threads(1)
-    loop._CHECKPOINT_SECONDS, loop._CHECKPOINT_SHARE = 0.0, 1e9  # pyright: ignore[reportPrivateUsage]
-    run_sweep(chains, settings(folder))
+    epochs = itertools.count()
+    interrupted = replace(settings(folder), stop=lambda: next(epochs) == 10)
+    for _ in range(2):
+        run_sweep(chains, interrupted)
 
 
 @pytest.mark.parametrize("draw", range(2))
@@ -209,12 +212,11 @@ def test_the_time_left_is_that_of_the_pace_so_far(monkeypatch: pytest.MonkeyPatc
 
 def test_a_run_that_broke_off_is_a_record_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [Cell(replace(CONFIG, seed=seed)) for seed in range(2)]
-    trained = loop.train
-
+    
     def starved(config: TrainConfig, *arguments: Any, **settings: Any) -> Any:
         if config.seed == 0:
             raise torch.OutOfMemoryError("no memory\nleft")
-        return trained(config, *arguments, **settings)
+        return train(config, *arguments, **settings)
 
     notes: list[str] = []
     with monkeypatch.context() as patch:
