@@ -212,7 +212,7 @@ def test_the_time_left_is_that_of_the_pace_so_far(monkeypatch: pytest.MonkeyPatc
 
 def test_a_run_that_broke_off_is_a_record_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [Cell(replace(CONFIG, seed=seed)) for seed in range(2)]
-    
+
     def starved(config: TrainConfig, *arguments: Any, **settings: Any) -> Any:
         if config.seed == 0:
             raise torch.OutOfMemoryError("no memory\nleft")

@@ -231,7 +231,6 @@ def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
 
     wd = lambda / (sqrt(v) + eps) at the largest v; it rises with lambda, so that weaker decay rests at smaller rows.
     """
-
     low, high = (price * recipe.norm_length**2 for price in _PRICES)
     best = solve_near(_problem(few, recipe, low), None, 1e-7)
     for _ in range(_HALVINGS):
