@@ -83,7 +83,7 @@ __getattr__, __dir__ = lazy_names(
         "collapsar.core.counts": "LabelCounts",
         "collapsar.diagnose.record": "Diagnosis",
         "collapsar.phase.diagram": "PhaseDiagram",
-        "collapsar.theory.thresholds": "Thresholds",
+        "collapsar.core.thresholds": "Thresholds",
     },
 )
 

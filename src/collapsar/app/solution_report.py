@@ -11,10 +11,10 @@ from collapsar.app.network_records import coordinates
 from collapsar.app.theory_records import solution_groups, solution_record
 from collapsar.core.normalization import own_penalties
 from collapsar.core.records import to_json
+from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Matrix, Record
 from collapsar.diagnose.prediction import prediction_of
 from collapsar.report.words import problem_words
-from collapsar.theory.thresholds import Thresholds
 
 __all__ = ["solution_report"]
 

@@ -13,7 +13,7 @@ from collapsar.core.states import past
 from collapsar.core.types import Mask, Record, Vector
 
 if TYPE_CHECKING:  # the commands that print none need not pay for its import
-    from collapsar.theory.thresholds import Thresholds
+    from collapsar.core.thresholds import Thresholds
 
 __all__ = ["exact_vanish", "near_merge", "solution_groups", "solution_record", "thresholds_record"]
 

@@ -39,7 +39,7 @@ from collapsar.report.advice import class_words
 from collapsar.report.words import problem_words
 
 if TYPE_CHECKING:  # with scipy
-    from collapsar.theory.thresholds import Thresholds
+    from collapsar.core.thresholds import Thresholds
 
 __all__ = ["solve", "thresholds"]
 

@@ -26,12 +26,12 @@ import numpy as np
 from collapsar.core.known import HeadNorm, KnownTraining
 from collapsar.core.normalization import Over
 from collapsar.core.problem import Problem
+from collapsar.core.thresholds import Thresholds
 from collapsar.diagnose.agreement import bias_price, head_forces
 from collapsar.diagnose.fit import Distance, distance_beside
 from collapsar.diagnose.measurement import Lengths, Measurement
 from collapsar.phase.transitions import thresholds
 from collapsar.solver import NotConvergedError, Solution, solve
-from collapsar.theory.thresholds import Thresholds
 
 __all__ = ["Choice", "ModelName", "NormalizedFit", "choose_model", "fit_normalized"]
 

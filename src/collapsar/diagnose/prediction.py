@@ -15,6 +15,7 @@ from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.records import to_json
 from collapsar.core.states import ClassState
+from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.diagnose.agreement import EffectivePenalties, bias_price
 from collapsar.diagnose.fit import Fit, both, fit_beside
@@ -23,7 +24,6 @@ from collapsar.diagnose.model_choice import Choice, NormalizedFit
 from collapsar.metrics.separation import MeasuredState, class_separation
 from collapsar.solver import Solution
 from collapsar.theory import thresholds
-from collapsar.theory.thresholds import Thresholds
 
 __all__ = [
     "Prediction",

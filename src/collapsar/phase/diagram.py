@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.problem import FeatureModel
 from collapsar.core.states import CLASS_STATES
+from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Array, Record
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
@@ -23,7 +24,7 @@ from collapsar.phase.normalized import solved_cells
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.status import Status
 from collapsar.theory.clusters import Clusters
-from collapsar.theory.thresholds import Thresholds, cluster_thresholds
+from collapsar.theory.thresholds import cluster_thresholds
 
 __all__ = ["Agreement", "ModelPhase", "PhaseDiagram", "assemble", "phase_chunk", "phase_diagram"]
 

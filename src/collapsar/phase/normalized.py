@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.thresholds import Thresholds
 from collapsar.phase.grid import PhaseConfig
 from collapsar.phase.transitions import thresholds
 from collapsar.solver import Solution, solve
-from collapsar.theory.thresholds import Thresholds
 
 __all__ = ["solved_cells"]
 

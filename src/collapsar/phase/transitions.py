@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collapsar.core.problem import Problem
+from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import must_be
-from collapsar.theory.thresholds import Thresholds
 from collapsar.theory.thresholds import thresholds as plain_thresholds
 
 __all__ = ["thresholds"]
@@ -38,4 +38,4 @@ def thresholds(problem: Problem) -> Thresholds:
         return plain_thresholds(problem)
     from collapsar.solver.normalized_transitions import transitions
 
-    return Thresholds(**transitions(problem, plain_thresholds))
+    return transitions(problem, plain_thresholds)

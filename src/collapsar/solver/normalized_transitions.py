@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.core.problem import Loss, Problem
+from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Vector
 from collapsar.solver.certificate import penalty
 from collapsar.solver.nonnegative_spheres import held_equal, minimise_nonnegative_spheres
@@ -51,31 +51,8 @@ _STEPS = 300
 _FREE = Settings(1e-9, 300, None, throw=False)
 
 
-class PlainTransitions(Protocol):
-    """What is used of the transitions of a problem with a feature penalty, values of lambda_z."""
-
-    @property
-    def merge(self) -> Vector: ...
-    @property
-    def vanish(self) -> Vector: ...
-    @property
-    def complete(self) -> float: ...
-    @property
-    def exact(self) -> NDArray[np.bool_]: ...
-
-
-class Transitions(TypedDict):
-    """The fields of ``Thresholds``, values of lambda_w."""
-
-    merge: Vector
-    vanish: Vector
-    complete: float
-    complete_bound: float
-    exact: NDArray[np.bool_]
-
-
-def transitions(problem: Problem, plain: Callable[[Problem], PlainTransitions]) -> Transitions:
-    """Every transition of a problem with normalised features as a value of lambda_w: the fields of ``Thresholds``.
+def transitions(problem: Problem, plain: Callable[[Problem], Thresholds]) -> Thresholds:
+    """Every transition of a problem with normalised features as a value of lambda_w.
 
     Args:
         problem: with a normalization.
@@ -96,9 +73,7 @@ def transitions(problem: Problem, plain: Callable[[Problem], PlainTransitions]) 
             vanish, exact, complete = np.full_like(vanish, np.nan), np.zeros_like(exact), np.nan
         elif how.lambda_gain is not None:
             complete = float(own.complete**2 * problem.mass.sum() / how.lambda_gain)
-    for array in (merge, vanish, exact):
-        array.setflags(write=False)
-    return {"merge": merge, "vanish": vanish, "complete": complete, "complete_bound": complete, "exact": exact}
+    return Thresholds(merge, vanish, complete, complete, exact)
 
 
 def merge_per_sample(problem: Problem) -> tuple[Vector, float]:

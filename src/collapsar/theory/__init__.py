@@ -47,7 +47,7 @@ __getattr__, _ = lazy_names(
         "collapsar.theory.landscape": "Landscape Verdict",
         "collapsar.theory.limits": "Geometry column_cosines etf_cosine seli_two_cluster_grams simplex_etf",
         "collapsar.theory.normalized": "NormalizedTwoCluster",
-        "collapsar.theory.thresholds": "Thresholds",
+        "collapsar.core.thresholds": "Thresholds",
         "collapsar.theory.two_cluster": "TwoCluster",
     },
 )

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.thresholds import Thresholds
 from collapsar.theory.roots import root_between
-from collapsar.theory.thresholds import Thresholds, thresholds
+from collapsar.theory.thresholds import thresholds
 
 __all__ = [
     "Edge",

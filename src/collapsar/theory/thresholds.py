@@ -7,50 +7,19 @@ number of clusters allow. Nonnegative features: the same program with H >= 0, in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.threads import one_thread_below
+from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
 
 __all__ = ["Thresholds", "cluster_thresholds", "merge_strength", "thresholds", "thresholds_of_many"]
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Transitions of one problem, as values of lambda_z: the lowest value from which on the new state holds.
-
-    Attributes:
-        merge: shape (K,). From here on the class and its like (same counts, same remedy) have equal columns.
-            NaN for classes alone in their cluster and for nonnegative features, where classes vanish without
-            merging first.
-        vanish: shape (K,). From here on the column of the class is zero. NaN for a class whose column is
-            zero at every lambda_z that is looked at, down to a thousandth of where classes vanish, which
-            happens to a large class with nonnegative features when the bias alone carries it.
-        complete: from here on Z = 0. For nonnegative features the value of the model with H >= 0 itself,
-            which exceeds every ``vanish`` where dying classes would share a feature direction.
-        complete_bound: Z = 0 is certain from here on. Equal to ``complete`` for signed features; for
-            nonnegative ones finding ``complete`` is a copositive problem, and this is its relaxation, equal
-            wherever it closes.
-        exact: shape (K,), bool. True where ``vanish`` is certified to be the value of the model itself,
-            always for signed features. False for nonnegative ones where the certificate stays open at the
-            transition because classes would share a feature direction: the value is then that of the column
-            form. Classes that share outlive it, and a large class that the bias carries meanwhile may be gone
-            at half of it.
-    """
-
-    merge: Vector
-    vanish: Vector
-    complete: float
-    complete_bound: float
-    exact: NDArray[np.bool_]
 
 
 def thresholds(problem: Problem) -> Thresholds:
@@ -111,11 +80,10 @@ def thresholds_of_many(problems: Sequence[Problem]) -> list[Thresholds]:
             merge, found = cluster_thresholds(together, features)
         for row, i in enumerate(members):
             labels = clusters[i].labels
-            arrays = merge[row][labels], found.vanish[row][labels], found.exact[row][labels]
-            for array in arrays:
-                array.setflags(write=False)
             ends = float(found.complete[row]), float(found.complete_bound[row])
-            results[i] = Thresholds(arrays[0], arrays[1], *ends, exact=arrays[2])
+            results[i] = Thresholds(
+                merge[row][labels], found.vanish[row][labels], *ends, exact=found.exact[row][labels]
+            )
     return [results[i] for i in range(len(problems))]
 
 
