@@ -107,6 +107,7 @@ forward_moved_modules(
         "collapsar.integrations.lightning": "collapsar.monitor.lightning",
         "collapsar.integrations.transformers": "collapsar.monitor.transformers",
         "collapsar.problem": "collapsar.core.problem",
+        "collapsar.theory.deep": "collapsar_studies.deep",
         "collapsar.theory.deep_body": "collapsar_studies.deep_body",
         "collapsar.theory.large_samples": "collapsar.theory.limits",
         "collapsar.theory.siblings": "collapsar_studies.siblings",

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 import collapsar as cs
-from collapsar.theory.deep import deep_price
+from collapsar_studies.deep import deep_price
 from collapsar_studies.deep_body import Body, body_cost
 from collapsar_studies.deep_descent import DescentProblem, descend
 from collapsar_studies.deep_two_cluster import DeepPair, decay_switches, deep_optimum

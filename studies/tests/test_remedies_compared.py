@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.advise import mitigations as rm
+from collapsar.advise.mitigations import (
+    Remedy,
+    balanced_softmax,
+    inverse_weights,
+    ldt,
+    logit_adjustment,
+    oversampling,
+    plain_training,
+    vs_loss,
+)
 from collapsar.core.records import to_json
 from collapsar_studies.remedies_compared import compare_remedies
 
@@ -17,19 +26,19 @@ COUNTS = np.repeat([500, 100], 5)
 BASE = cs.Problem(COUNTS, 0.0036, 0.02)
 
 
-def record_of(*chosen: rm.Remedy, problem: cs.Problem = BASE) -> list[dict]:
+def record_of(*chosen: Remedy, problem: cs.Problem = BASE) -> list[dict]:
     return compare_remedies(problem, chosen)["remedies"]
 
 
 def test_equalising_remedies_reach_the_same_state_for_all_classes() -> None:
     """w ∝ 1/sqrt(n) and LDT at 1/2 merge everything at once; oversampling to balance removes every difference."""
-    root, ldt, over, held = record_of(
-        rm.inverse_weights(COUNTS, 0.5),
-        rm.ldt(COUNTS, 0.5),
-        rm.oversampling(COUNTS),
-        rm.oversampling(COUNTS, penalty="held"),
+    root, tempered, over, held = record_of(
+        inverse_weights(COUNTS, 0.5),
+        ldt(COUNTS, 0.5),
+        oversampling(COUNTS),
+        oversampling(COUNTS, penalty="held"),
     )
-    for row in (root, ldt, over, held):
+    for row in (root, tempered, over, held):
         assert np.ptp(row["signed"]["thresholds"]["merge"]) < 1e-15
     for row in (over, held):
         for model in ("signed", "nonnegative"):
@@ -38,7 +47,7 @@ def test_equalising_remedies_reach_the_same_state_for_all_classes() -> None:
 
 
 def test_balanced_softmax_is_logit_adjustment_at_one() -> None:
-    one, two = record_of(rm.balanced_softmax(COUNTS), rm.logit_adjustment(COUNTS, 1.0))
+    one, two = record_of(balanced_softmax(COUNTS), logit_adjustment(COUNTS, 1.0))
     assert one["signed"]["margins"] == pytest.approx(two["signed"]["margins"], abs=1e-7)
     assert one["nonnegative"]["thresholds"]["vanish"] == pytest.approx(
         two["nonnegative"]["thresholds"]["vanish"], rel=1e-10
@@ -48,7 +57,7 @@ def test_balanced_softmax_is_logit_adjustment_at_one() -> None:
 def test_margins_and_geometry_against_loops_over_full_matrices() -> None:
     counts = [300, 300, 80, 20, 20, 20]
     problem = cs.Problem(counts, 0.004, 0.1)
-    remedy = rm.vs_loss(counts, 0.1, 0.5)
+    remedy = vs_loss(counts, 0.1, 0.5)
     (row,) = record_of(remedy, problem=problem)
     s = cs.solve(remedy(problem))
     first = [0, 2, 3]
@@ -99,4 +108,4 @@ def test_the_standard_comparison_is_one_json_record() -> None:
 
 def test_names_must_differ() -> None:
     with pytest.raises(ValueError, match="`remedies`"):
-        compare_remedies(BASE, [rm.plain_training()] * 2)
+        compare_remedies(BASE, [plain_training()] * 2)

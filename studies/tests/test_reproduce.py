@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 
 import collapsar as cs
 from collapsar.cli import main
-from collapsar.theory import deep_column, normalized_merge, normalized_two_cluster
+from collapsar.theory import normalized_merge, normalized_two_cluster
 from collapsar.training import ModelSpec, build_model, imbalanced, load_data
 from collapsar.training.penalties import with_weight_decay
 from collapsar_studies import advice_plans, advice_study, names, presets, reproduce, which_model
@@ -25,6 +25,7 @@ from collapsar_studies import against_theory as at
 from collapsar_studies import effective as ef
 from collapsar_studies import paper_figures as pf
 from collapsar_studies.cells import layer_norms
+from collapsar_studies.deep import deep_column
 from collapsar_studies.deep_two_cluster import DeepPair, decay_switches, deep_optimum
 from collapsar_studies.effective_scores import predictors_of, statement_of
 from collapsar_studies.paper_plots import paper_figure

@@ -13,10 +13,10 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp
 
 from collapsar.core.problem import Problem
-from collapsar.theory.deep import deep_column, deep_price
 from collapsar.theory.thresholds import thresholds
 from collapsar.theory.two_cluster import balanced
 from collapsar_studies import siblings
+from collapsar_studies.deep import deep_column, deep_price
 
 # --- layer-peeled
 

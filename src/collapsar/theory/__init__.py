@@ -1,7 +1,6 @@
 """Closed forms and scalar roots of the unconstrained feature model. No solver here: each tests the other."""
 
 from collapsar._lazy import lazy_names
-from collapsar.theory.deep import deep_column
 from collapsar.theory.inverse import (
     best_oversampling,
     critical_majority,
@@ -23,7 +22,6 @@ __all__ = [
     "critical_majority",
     "critical_minority",
     "critical_ratio",
-    "deep_column",
     "edge_of",
     "fractional_problem",
     "landscape",
@@ -40,8 +38,8 @@ __getattr__, _ = lazy_names(
     __name__,
     {},
     left={
+        "collapsar_studies.deep": "DeepState deep_column deep_price deep_within",
         "collapsar_studies.deep_body": "Body body_cost",
-        "collapsar.theory.deep": "DeepState deep_price deep_within",
         "collapsar.theory.deep_switch": "decay_switch",
         "collapsar.theory.inverse": "Edge largest_head_decay_factor",
         "collapsar.theory.landscape": "Landscape Verdict",

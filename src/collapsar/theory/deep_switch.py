@@ -1,7 +1,7 @@
 """Ordinary training: the weight decay from which on the deep model is better off without its smallest classes.
 
 Batch normalisation makes the decay wd of its scale and shift a feature penalty, lambda_h = wd / N; with the layers
-above it, L in all and every one decayed, there are F = L + 1 factors. In column form (:mod:`collapsar.theory.deep`)
+above it, L in all and every one decayed, there are F = L + 1 factors. In column form
 
     min_b  sum_k min_z [ q_k CE(z + b, e_k) + (F/2) wd (n_k/N)^(1/F) ||z||^(2/F) ]  +  (wd/2) ||b||^2,   q_k = n_k/N.
 

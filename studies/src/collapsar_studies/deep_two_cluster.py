@@ -1,7 +1,7 @@
 """The deep feature model with its bias, two clusters of classes: both branches, the global switch and the spinodal.
 
 L decayed linear layers (head included) above features with penalty lambda_H are L + 1 factors. In column form, each
-class with a direction of its own (collapsar.theory.deep), the problem is
+class with a direction of its own (collapsar_studies.deep), the problem is
 
     Σ_k q_k CE(z_k + b, e_k)  +  Σ_k price_k ||z_k||^(2/(L+1))  +  (lambda_b/2) ||b||^2
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from collapsar.theory.deep import deep_price
+from collapsar_studies.deep import deep_price
 from collapsar_studies.deep_body import Body, body_cost
 
 __all__ = ["DeepPair", "DeepPoint", "Switches", "decay_switches", "deep_optimum"]

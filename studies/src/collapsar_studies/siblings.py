@@ -5,15 +5,14 @@ Each is a closed form or a scalar root, so that the thresholds of all models can
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, inf, log1p, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import root_scalar
 
 from collapsar.theory.two_cluster import Side, TwoCluster, optimum_of_sides
+from collapsar_studies.roots import root_between
 
 __all__ = [
     "DeepLinear",
@@ -68,7 +67,7 @@ def layer_peeled(k_a: int, k_b: int, ratio: float, e_w: float, e_h: float) -> tu
     high, low = 0.0, -1.0
     while not excess(low) > 0:
         low *= 2
-    lambda_z = exp(_root(excess, low, high))
+    lambda_z = exp(root_between(excess, low, high))
     return _peeled(k_a, k_b, ratio, lambda_z), lambda_z
 
 
@@ -104,7 +103,7 @@ def layer_peeled_ratio(k_a: int, k_b: int, e_w: float, e_h: float) -> float:
     high = 1.0
     while not excess(high) > 0:
         high *= 2
-    return exp(_root(excess, 1e-9, high))
+    return exp(root_between(excess, 1e-9, high))
 
 
 def _peeled(k_a: int, k_b: int, ratio: float, lambda_z: float) -> TwoCluster:
@@ -177,7 +176,7 @@ def mse_deep_linear(class_counts: ArrayLike, lambda_w: float, lambda_h: float, d
         high = max(2 * peak, 1.0)
         while response(high) > value:
             high *= 2
-        power = _root(lambda x: response(x) - value, peak, high) ** M
+        power = root_between(lambda x: response(x) - value, peak, high) ** M
         return power / (power + 1)
 
     return DeepLinear(np.array([amplitude(float(v)) for v in level]), level, limit, response(peak))
@@ -330,13 +329,8 @@ def balanced_focal(num_classes: int, samples: float, lambda_z: float, gamma: flo
     grid = np.linspace(0, 60, 6001)
     pulls = np.array([pull(float(a)) for a in grid])
     falls = np.flatnonzero((pulls[:-1] > 0) & (pulls[1:] <= 0))  # minima of the objective
-    candidates = [0.0, *(_root(pull, float(grid[i]), float(grid[i + 1])) for i in falls)]
+    candidates = [0.0, *(root_between(pull, float(grid[i]), float(grid[i + 1])) for i in falls)]
     return min(candidates, key=objective)
-
-
-def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function that changes sign between ``low`` and ``high`` is zero, to the last digits of float64."""
-    return float(root_scalar(function, bracket=(low, high), method="brentq", xtol=1e-15, rtol=1e-14).root)
 
 
 def _positive(**arguments: float) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 import collapsar as cs
-from collapsar.theory import deep_column, landscape
+from collapsar.theory import landscape
+from collapsar_studies.deep import deep_column
 from collapsar_studies.siblings import layer_peeled_ratio, mse_deep_linear
 
 __all__ = ["landscape_record", "models_record"]

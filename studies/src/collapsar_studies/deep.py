@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.types import Vector
-from collapsar.theory.roots import root_between
+from collapsar_studies.roots import root_between
 
 __all__ = ["DeepState", "deep_column", "deep_price", "deep_within"]
 
+Vector = NDArray[np.float64]
 
 # log mu (or log alpha) from, to, points: wide enough for prices over twelve decades, refined where it
 # matters.

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from collapsar.theory.deep import deep_column, deep_price, deep_within
 from collapsar.theory.two_cluster import balanced
+from collapsar_studies.deep import deep_column, deep_price, deep_within
 
 
 def _column_objective(z: NDArray, share: float, price: float, depth: int, b: NDArray, k: int) -> float:
