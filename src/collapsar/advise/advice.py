@@ -23,6 +23,7 @@ from collapsar.advise.families import (
 from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
+from collapsar.core.sentences import names_of
 from collapsar.core.types import Record, must_be
 from collapsar.solver import Solution, Status, solve
 from collapsar.solver.solve import solve_near
@@ -253,9 +254,7 @@ def advise(
         raise ValueError(f"`families` must be among {', '.join(FAMILIES)}, got {', '.join(unknown)}")
     if problem.normalization is not None:
         chosen = tuple(name for name in chosen if name != "oversampling-held")
-    names = tuple(str(k) for k in range(problem.num_classes)) if class_names is None else tuple(class_names)
-    if len(names) != problem.num_classes:
-        raise ValueError(f"`class_names` must name all {problem.num_classes} classes, got {len(names)}")
+    names = names_of(None if class_names is None else tuple(class_names), problem.num_classes)
     now = solve(problem, throw=False)
     present = outlooks(now)
     verdict = _verdict(now, margin)

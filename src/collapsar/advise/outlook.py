@@ -24,7 +24,6 @@ __all__ = [
     "Outlook",
     "calibration_shift",
     "clearance",
-    "corrected_margins",
     "edges",
     "inference_margins",
     "logits_of",
@@ -226,17 +225,12 @@ def logits_of(solution: Solution) -> Matrix:
     return solution.Z + solution.b[:, None]
 
 
-def corrected_margins(solution: Solution) -> Vector:
-    """Decision margins at the class means after the prior correction for equally frequent classes, shape (K,), nats.
+def _equal_priors(problem: Problem) -> Matrix:
+    """What the prior correction for equally frequent classes adds to each logit, shape (K, 1).
 
     Trained with loss shares q and offsets iota, g + iota is the log posterior under the prior q; g + iota - log q is
     the one under equal priors.
     """
-    return _margins(logits_of(solution) + _equal_priors(solution.problem))
-
-
-def _equal_priors(problem: Problem) -> Matrix:
-    """What the correction adds to each logit, shape (K, 1)."""
     return (problem.offsets - np.log(problem.loss_share))[:, None]
 
 

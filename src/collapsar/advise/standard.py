@@ -81,23 +81,23 @@ class StandardAdvice:
         reason: one sentence.
         cure: one sentence.
         clock: the sum of lr * wd.
+        prior: log of the class frequencies, to subtract from the logits of a classifier that outvotes small classes.
         merged: indices of classes that are one with another at rest.
         lambda_w: penalty of the rows at rest, one number or one per class; None where nothing is known.
         outvoted: indices of classes that the optimum at rest gives none of their own samples to, though not merged.
         largest_decay: the largest weight decay (of those tried, in halves) at which no classes are one or outvoted;
             None where the one given does.
-        prior: log of the class frequencies, to subtract from the logits of a classifier that outvotes small classes.
     """
 
     verdict: Verdict
     reason: str
     cure: str
     clock: float
-    merged: tuple[int, ...]
-    lambda_w: float | tuple[float, ...] | None
-    largest_decay: float | None
     prior: tuple[float, ...]
+    merged: tuple[int, ...] = ()
+    lambda_w: float | tuple[float, ...] | None = None
     outvoted: tuple[int, ...] = ()
+    largest_decay: float | None = None
 
     @property
     def predictions(self) -> tuple[HeadPrediction, ...]:
@@ -129,33 +129,34 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
         ('not acted', 0.0003)
     """
     n = class_counts(counts)
-    prior = tuple(float(v) for v in np.log(n / n.sum()))
-    answer = partial(
-        StandardAdvice, clock=recipe.clock, prior=prior, merged=(), outvoted=(), lambda_w=None, largest_decay=None
-    )
-    if recipe.width < n.size - 1:
-        room = f"; with {recipe.width} features for {n.size} classes some are close in any case: no room"
-    else:
-        room = ""
+    answer = partial(StandardAdvice, clock=recipe.clock, prior=tuple(np.log(n / n.sum()).tolist()))
     if recipe.clock < ACTED:
-        seen = ""
-        if recipe.batch_size is not None:
-            times = recipe.steps * recipe.batch_size * int(n.min()) / int(n.sum())
-            seen = f" (the smallest is seen {times:{'.0f' if times >= 100 else '.3g'}} times)"
-        reason = (
-            f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
-            f"have merged classes{room}"
-        )
-        cure = (
-            f"small classes that are lost are outvoted or not learned yet{seen}: "
-            "subtract the log of the class frequencies from the logits, then train longer; leave the decay alone"
-        )
-        return answer("not acted", reason, cure)
-    if (why := _uncovered(recipe)) is not None:
+        advice = _not_acted(n, recipe, answer)
+    elif (why := _uncovered(recipe)) is not None:
         cure = "subtract the log of the class frequencies from the logits; watch the class means during training"
-        reason = f"{why}: whether classes merge is not known{room}"
-        return answer("unknown", reason, cure)
-    return _at_rest(n, recipe, answer, room)
+        advice = answer("unknown", f"{why}: whether classes merge is not known", cure)
+    else:
+        advice = _at_rest(n, recipe, answer)
+    if recipe.width >= n.size - 1:
+        return advice
+    room = f"; with {recipe.width} features for {n.size} classes some are close in any case: no room"
+    return replace(advice, reason=advice.reason + room)
+
+
+def _not_acted(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
+    seen = ""
+    if recipe.batch_size is not None:
+        times = recipe.steps * recipe.batch_size * int(n.min()) / int(n.sum())
+        seen = f" (the smallest is seen {times:{'.0f' if times >= 100 else '.3g'}} times)"
+    reason = (
+        f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
+        "have merged classes"
+    )
+    cure = (
+        f"small classes that are lost are outvoted or not learned yet{seen}: "
+        "subtract the log of the class frequencies from the logits, then train longer; leave the decay alone"
+    )
+    return answer("not acted", reason, cure)
 
 
 def _uncovered(recipe: Recipe) -> str | None:
@@ -176,18 +177,18 @@ def _uncovered(recipe: Recipe) -> str | None:
     return None
 
 
-def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer, room: str) -> StandardAdvice:
+def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
     few, _ = joined_sizes(n)
     found = _optimum(few, recipe)
     if not found.settled:
-        return _beyond(few, recipe, answer, room)
+        return _beyond(few, recipe, answer)
     merged, outvoted = _alike(found.solution), _outvoted(found.solution)
-    rows = found.rows
-    weight = float(rows[0]) if np.ptp(rows) == 0 else tuple(float(v) for v in rows)
+    rows = found.rows.tolist()
+    weight = rows[0] if len(set(rows)) == 1 else tuple(rows)
     when = "" if recipe.clock >= _RESTED else f" (the clock is {recipe.clock:.2g}: the run ends on its way there)"
     answer = partial(answer, merged=merged, outvoted=outvoted, lambda_w=weight)
     if not (merged or outvoted):
-        keeps = f"at rest every class keeps features of its own and is given its own samples{when}{room}"
+        keeps = f"at rest every class keeps features of its own and is given its own samples{when}"
         if recipe.optimizer == "adamw" and not _harmless(few, recipe, _OFF):
             reason = f"{keeps}; but not at {_OFF:g} times this decay, and runs were that far off a forecast"
             return answer("unknown", reason, f"halve the head's weight decay to be sure; {_PRIOR}")
@@ -197,7 +198,7 @@ def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer, room: str) -
     sizes = sorted({int(n[k]) for k in lost})
     which = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     what = "merges {} classes" if merged else "leaves {} classes outvoted, none of their own samples given to them"
-    reason = f"at rest the decay of the head {what.format(len(lost))}, those of {which} samples{when}{room}"
+    reason = f"at rest the decay of the head {what.format(len(lost))}, those of {which} samples{when}"
     cure = (
         f"lower the head's weight decay to {largest:.2g} or less: then every class keeps its own samples"
         if largest is not None
@@ -212,7 +213,7 @@ def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer, room: str) -
 _PRIOR = "if small classes are outvoted, subtract the log of the class frequencies from the logits"
 
 
-def _beyond(few: NDArray[np.int64], recipe: Recipe, answer: _Answer, room: str) -> StandardAdvice:
+def _beyond(few: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
     """Where the forecast does not settle: the decay at which classes begin to be lost at rest bounds this one."""
     bound = _least_harmful(few, recipe)
     runs_off = (
@@ -220,9 +221,9 @@ def _beyond(few: NDArray[np.int64], recipe: Recipe, answer: _Answer, room: str) 
         "margins grow beyond what any run reaches"
     )
     if _OFF * recipe.weight_decay < bound:
-        reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}{room}"
+        reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}"
         return answer("safe", reason, f"none is needed against merging; {_PRIOR}")
-    reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest{room}"
+    reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest"
     return answer("unknown", reason, f"watch the class means during training; {_PRIOR}")
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from collapsar.core.loss import Loss, frozen_vector
 from collapsar.core.problem import FeatureModel
-from collapsar.core.records import to_json
-from collapsar.core.types import Record, Vector
+from collapsar.core.records import JsonValue
+from collapsar.core.types import Vector
 
 __all__ = ["NORMALISED", "UNPENALISED", "HeadNorm", "KnownTraining", "Rest", "rests_by_rows"]
 
@@ -21,7 +21,8 @@ UNPENALISED = "Nothing penalises the features"
 """How the caution begins that features may grow without end: not so where their lengths show a normalisation."""
 
 
-class Rest(NamedTuple):
+@dataclass(frozen=True)
+class Rest:
     """How well the loss's pull on the head, -dL/dW, agrees with the penalty that holds it; (1, 1) at rest.
 
     Attributes:
@@ -75,7 +76,7 @@ class HeadNorm:
 
 
 @dataclass(frozen=True, eq=False)
-class KnownTraining:
+class KnownTraining(JsonValue):
     """What is known of how a network was trained; None is "not known".
 
     Attributes:
@@ -124,12 +125,6 @@ class KnownTraining:
         if self.features not in (None, "signed", "nonnegative"):
             raise ValueError(f'`features` must be "signed", "nonnegative" or None, got {self.features!r}')
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, KnownTraining) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return hash(repr(self.to_dict()))
-
     @property
     def one_lambda_w(self) -> float | None:
         """The head's penalty as one number, for what knows no rows: their mean."""
@@ -159,10 +154,6 @@ class KnownTraining:
         if not head or not self.lambda_h:
             return None
         return float(np.sqrt(head * self.lambda_h))
-
-    def to_dict(self) -> Record:
-        """The fields as JSON-able values."""
-        return {**to_json(self), "rest": None if self.rest is None else self.rest._asdict()}
 
 
 def rests_by_rows(known: KnownTraining) -> bool:

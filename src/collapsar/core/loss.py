@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collapsar.core.records import to_json
-from collapsar.core.types import Record, Vector
+from collapsar.core.records import JsonValue
+from collapsar.core.types import Vector
 
 __all__ = ["Loss", "class_vector", "frozen_vector"]
 
 
 @dataclass(frozen=True, eq=False)
-class Loss:
+class Loss(JsonValue):
     """A cross-entropy and its remedies. Every vector has one entry per class; None is the plain loss.
 
     Attributes:
@@ -58,22 +58,12 @@ class Loss:
             raise ValueError(f"`smoothing` must be in [0, 1), got {smoothing!r}")
         object.__setattr__(self, "smoothing", float(smoothing))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Loss) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return hash(repr(self.to_dict()))
-
     @property
     def is_plain(self) -> bool:
         """Whether this is the unmodified cross-entropy."""
         return self.smoothing == 0 and all(
             v is None for v in (self.class_weights, self.offsets, self.scales, self.temperatures)
         )
-
-    def to_dict(self) -> Record:
-        """The fields as JSON-able values."""
-        return to_json(self)
 
 
 def class_vector(name: str, values: ArrayLike, *, positive: bool) -> Vector:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from collapsar.core.loss import class_vector
-from collapsar.core.records import to_json
-from collapsar.core.types import Record, Vector
+from collapsar.core.records import JsonValue
+from collapsar.core.types import Vector
 
 if TYPE_CHECKING:
     from collapsar.core.problem import Problem
@@ -33,7 +33,7 @@ Over = Literal["sample", "batch"]
 
 
 @dataclass(frozen=True, eq=False)
-class Normalization:
+class Normalization(JsonValue):
     """How features are normalised and what the head's weight costs.
 
     Attributes:
@@ -121,10 +121,6 @@ class Normalization:
         length = f"norm {self.norm:.4g}" if self.norm is not None else f"lambda_gain {self.lambda_gain:.4g}"
         return f"lambda_w {weight}, {length} per {self.over}"
 
-    def to_dict(self) -> Record:
-        """The fields as JSON-able values."""
-        return to_json(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What :meth:`to_dict` wrote."""
@@ -138,12 +134,6 @@ class Normalization:
         if changes.get("lambda_gain") is not None:
             values["norm"] = None
         return type(self)(**{**values, **changes})
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Normalization) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return hash(repr(self.to_dict()))
 
 
 def own_penalties(problem: Problem) -> Vector:

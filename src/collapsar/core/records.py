@@ -7,7 +7,23 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-__all__ = ["from_json", "to_json"]
+from collapsar.core.types import Record
+
+__all__ = ["JsonValue", "from_json", "to_json"]
+
+
+class JsonValue:
+    """A frozen dataclass that is what its JSON says: fields with arrays in them have no equality of their own."""
+
+    def to_dict(self) -> Record:
+        """The fields as JSON-able values."""
+        return to_json(self)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.to_dict()))
 
 
 def to_json(value: Any) -> Any:
