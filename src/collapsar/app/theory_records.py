@@ -52,6 +52,7 @@ def thresholds_record(
         "merge_approximate": near_merge(problem, t),
         "vanish": t.vanish,
         "vanish_exact": exact_vanish(t, here),
+        "vanish_bound": t.vanish_bound,
         "complete": t.complete,
         "complete_bound": t.complete_bound,
     }

@@ -169,12 +169,13 @@ def _print_thresholds(
     normalised, signed = problem.normalization is not None, problem.features == "signed"
     unit, none = ("lambda_w", "never") if normalised else ("lambda_z", "always")
     near, exact = near_merge(problem, t), exact_vanish(t, here)
+    late = ~t.exact & ~np.isnan(t.vanish_bound)
     labels = clusters_of(problem).labels
     alone = np.bincount(labels)[labels] == 1
     kinds: dict[tuple[str, ...], list[int]] = {}
     for k, samples in enumerate(problem.class_counts):
         merge = f"≈ {near[k]:.3g}" if not np.isnan(near[k]) else _level(t.merge[k], "gradual" if alone[k] else none)
-        vanish = _level(t.vanish[k], none, exact=bool(exact[k]))
+        vanish = f"≤ {t.vanish_bound[k]:.6g}" if late[k] else _level(t.vanish[k], none, exact=bool(exact[k]))
         row = (str(samples), *([merge] if signed else []), vanish, *([] if here is None else [here.class_states[k]]))
         kinds.setdefault(row, []).append(k)
     shown = console()
@@ -216,11 +217,15 @@ def _notes(problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask) -> lis
         )
     if problem.features == "signed" and np.ptp(t.vanish) <= 1e-9 * t.complete:
         notes.append("With signed features all columns vanish together here, not one after another.")
-    if not exact.all():
+    if (t.exact & ~exact).any():
+        notes.append("≈ approximate: the certified optimum contradicts this value.")
+    if not t.exact.all():
+        penalty = "--lambda-z" if problem.normalization is None else "--lambda-w"
         notes.append(
-            "≈ approximate: here classes would share a feature direction, which these formulas leave out. The state "
-            "at a given --lambda-z comes from the certified optimum."
+            "≤ at the latest: below this value classes share feature directions. Small ones have merged by then and "
+            "mostly vanish just there; a large one may be gone at half of it, and a class may vanish and come back. "
+            f"The state at a given {penalty} comes from the certified optimum."
         )
-    if np.isnan(t.vanish).any():
+    if (np.isnan(t.vanish) & t.exact).any():
         notes.append("always: the bias alone carries the class; its column is zero at every lambda_z.")
     return notes

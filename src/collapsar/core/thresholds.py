@@ -26,10 +26,13 @@ class Thresholds:
             nonnegative ones finding ``complete`` is a copositive problem, and this is its relaxation, equal
             wherever it closes.
         exact: shape (K,), bool. True where ``vanish`` is certified to be the value of the model itself,
-            always for signed features. False for nonnegative ones where the certificate stays open at the
-            transition because classes would share a feature direction: the value is then that of the column
-            form. Classes that share outlive it, and a large class that the bias carries meanwhile may be gone
-            at half of it.
+            always for signed features. False for nonnegative ones where, there or at a larger lambda_z, classes
+            would share a feature direction: the value is then that of the column form, around which a small class
+            loses the direction of its own; it vanishes later, with those that it shares with, mostly at
+            ``vanish_bound``. A large class that the bias carries meanwhile may be gone at half of the value.
+        vanish_bound: shape (K,). The column of the class is zero from here on for certain: ``vanish`` where that
+            is exact, else where classes begin to share as lambda_z falls. Below it a class may vanish and come
+            back, as the certified optimum says.
     """
 
     merge: Vector
@@ -37,7 +40,8 @@ class Thresholds:
     complete: float
     complete_bound: float
     exact: Mask
+    vanish_bound: Vector
 
     def __post_init__(self) -> None:
-        for array in (self.merge, self.vanish, self.exact):
+        for array in (self.merge, self.vanish, self.exact, self.vanish_bound):
             array.setflags(write=False)

@@ -168,8 +168,10 @@ def prediction_of(
     problem, how = solution.problem, solution.problem.normalization
     scale = np.ones(problem.num_classes) if rows is None else rows
     price = problem.lambda_z if how is None else how.level
-    merge, vanish = (price * levels / own_penalties(problem) for levels in (t.merge, t.vanish))
-    edge = np.fmin(merge, vanish)
+    # classes that come to share a direction lose their own at ``t.vanish`` and vanish later
+    last = np.where(t.exact | np.isnan(t.vanish), t.vanish, t.vanish_bound)
+    merge, alone, vanish = (price * levels / own_penalties(problem) for levels in (t.merge, t.vanish, last))
+    edge = np.fmin(merge, alone)
     if how is None and problem.features == "signed":
         edge = np.fmin(edge, edges(problem, solution.b))
     seen, groups, lengths = _as_measured(solution, rows)

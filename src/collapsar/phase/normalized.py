@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
@@ -31,7 +33,8 @@ def solved_cells(
         t, square = known[key], float(config.parameter("norm")[cell]) ** 2
         # with nonnegative features NaN may also mean a class that the bias carries
         exact = t.exact & (np.isfinite(t.vanish) | (features == "signed"))
-        found.append(Thresholds(t.merge * square, t.vanish * square, t.complete, t.complete_bound, exact))
+        levels = {name: getattr(t, name) * square for name in ("merge", "vanish", "vanish_bound")}
+        found.append(replace(t, **levels, exact=exact))
     return solutions, found
 
 

@@ -63,17 +63,19 @@ def transitions(problem: Problem, plain: Callable[[Problem], Thresholds]) -> Thr
     complete = np.inf
     if how.over == "sample":
         merge, complete = merge_per_sample(problem)
-        vanish = np.full(merge.size, complete if np.isfinite(complete) else np.nan)
+        bound = vanish = np.full(merge.size, complete if np.isfinite(complete) else np.nan)
         exact = np.ones(merge.size, dtype=bool)
     else:
         own = plain(plain_problem(problem))
-        merge, vanish, exact = merge_per_batch(problem, own.merge), merge_per_batch(problem, own.vanish), own.exact
+        merge, vanish, bound = (merge_per_batch(problem, level) for level in (own.merge, own.vanish, own.vanish_bound))
+        exact = own.exact
         if isinstance(how.lambda_w, np.ndarray) and 0 < problem.lambda_b < np.inf:
             # merging does not depend on the bias; the rest does, and its price then differs from logit to logit
-            vanish, exact, complete = np.full_like(vanish, np.nan), np.zeros_like(exact), np.nan
+            bound = vanish = np.full_like(vanish, np.nan)
+            exact, complete = np.zeros_like(exact), np.nan
         elif how.lambda_gain is not None:
             complete = float(own.complete**2 * problem.mass.sum() / how.lambda_gain)
-    return Thresholds(merge, vanish, complete, complete, exact)
+    return Thresholds(merge, vanish, complete, complete, exact, bound)
 
 
 def merge_per_sample(problem: Problem) -> tuple[Vector, float]:

@@ -49,6 +49,10 @@ class Point(NamedTuple):
         logs = np.take_along_axis(logs, every[:, None], axis=-1)
         return Point(np.take_along_axis(self.b, turn, axis=-1), self.level, logs, L, mu)
 
+    def taken(self, which: Mask) -> Point:
+        """Of some of the problems."""
+        return Point(*(array[which] for array in self))
+
     def kept(self, other: Point, where: Mask) -> Point:
         """This point, and the other one in the problems of the mask."""
         if where.all():
@@ -190,6 +194,12 @@ class Cast(NamedTuple):
         part, young = slice(most), max(least - YOUNG, 0)
         event = np.minimum(event, most - 1)
         return cls(alive[:, part], born[:, part], event, sheet.part(part, share[:, part]), beside, young)
+
+    def taken(self, which: Mask) -> Cast:
+        """Of some of the problems."""
+        alive, born, event, sheet, beside, young = self
+        some = Sheet(*(array[which] for array in sheet))
+        return Cast(alive[which], born[which], event[which], some, beside[which], young)
 
     def enter(self, c: Clusters, at: Point) -> Point:
         """Their part of a point, those without a column where the bias has them."""

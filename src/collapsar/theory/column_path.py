@@ -20,7 +20,7 @@ from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias
 from collapsar.theory.column_form import columns, gauge_bounds, gauge_within, without_columns
 from collapsar.theory.column_newton import Cast, Point, Sheet, settled
-from collapsar.theory.roots import FLOOR, largest_roots
+from collapsar.theory.roots import FLOOR, largest_roots, roots_between
 
 __all__ = ["Vanishing", "column_thresholds"]
 
@@ -43,13 +43,15 @@ class Vanishing:
 
     Attributes:
         vanish: shape (B, J); NaN where the column is zero at every lambda_z.
-        exact: shape (B, J), whether the certificate of H >= 0 closes there.
+        exact: shape (B, J), whether the certificate of H >= 0 closes there and, as far as is seen, everywhere above.
+        vanish_bound: shape (B, J), the optimum's column is zero from here on; ``vanish`` where that is exact.
         complete: shape (B,), of H >= 0 itself.
         complete_bound: shape (B,), its relaxation.
     """
 
     vanish: Vector
     exact: Mask
+    vanish_bound: Vector
     complete: Vector
     complete_bound: Vector
 
@@ -76,12 +78,15 @@ def column_thresholds(c: Clusters) -> Vanishing:
     decided = alike & ~(c.bias_price < np.inf)[:, 0]
     exact[decided] = True
     wanted = (at_rest < top[:, None]) & ~decided[:, None]
+    opening = np.where(exact[:, 0], 0.0, bound)
     if wanted.any():
-        found, closed, lost = _events(c, b, rest.P, top, wanted)
+        found, closed, lost, ends = _events(c, b, rest.P, top, wanted)
         for i, j in np.argwhere(lost):
             found[i, j], closed[i, j] = _alone(c.taken(int(i)), int(j), float(top[i]), float(at_rest[i, j]))
         vanish, exact = np.where(wanted, found, vanish), np.where(wanted, closed, exact)
-    return Vanishing(vanish, exact, complete, bound)
+        opening = np.maximum(opening, ends)
+    exact &= ~(np.nan_to_num(vanish) < opening[:, None])
+    return Vanishing(vanish, exact, np.where(exact, vanish, opening[:, None]), complete, bound)
 
 
 # --- one class by itself
@@ -107,16 +112,20 @@ def _alone(c: Clusters, j: int, top: float, at_rest: float) -> tuple[float, bool
 # --- all of them along lambda_z
 
 
-def _events(c: Clusters, b: Vector, P: Matrix, top: Vector, wanted: Mask) -> tuple[Vector, Mask, Mask]:
-    """Lambda_z of every wanted event, whether the certificate closes there, and which events were lost."""
+def _events(c: Clusters, b: Vector, P: Matrix, top: Vector, wanted: Mask) -> tuple[Vector, Mask, Mask, Vector]:
+    """Lambda_z of every wanted event, whether the certificate closes there, and which events were lost.
+
+    And, per problem, the value down to which it closes all along: 0 if everywhere.
+    """
     walk = _Walk.begin(c, b, c.column_norms(P), top, wanted)
     active: Any
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a guess far off is found out by its lengths
         while (active := walk.todo.any(axis=-1)).any():
             walk.look(active)
     back = np.argsort(walk.order, axis=-1)
-    found = np.take_along_axis(walk.found, back, axis=-1)
-    return found, np.take_along_axis(walk.closed, back, axis=-1), np.take_along_axis(walk.lost, back, axis=-1)
+    found, closed = np.take_along_axis(walk.found, back, axis=-1), np.take_along_axis(walk.closed, back, axis=-1)
+    lost = np.take_along_axis(walk.lost, back, axis=-1)
+    return found, closed, lost, np.where((walk.opening == 0) & lost.any(axis=-1), walk.at.level, walk.opening)
 
 
 @dataclass
@@ -138,6 +147,7 @@ class _Walk:
     ahead: Vector
     ahead_before: Vector
     within: Mask  # whether the certificate closes at the last one
+    opening: Vector  # where it first opened, 0 while it has not
     found: Vector
     closed: Mask
     lost: Mask
@@ -160,7 +170,7 @@ class _Walk:
         L = highest[..., 0] + np.log(np.sum(sheet.multiplicity * np.exp(u - highest), axis=-1))
         at, found = Point(b, top, u - L[..., None], L, np.zeros_like(b)), np.full(todo.shape, np.nan)
         ways = np.full_like(top, np.inf), np.full_like(top, FIRST_PACE), FLOOR * norms.min(axis=-1)
-        records = no, found, none, none.copy()
+        records = no, np.zeros_like(top), found, none, none.copy()
         return cls(c, sheet, order, ~todo, ~todo, todo, at, at, norms, norms, *records, *ways, no, no, no.astype(int))
 
     def look(self, active: Mask) -> None:
@@ -193,6 +203,10 @@ class _Walk:
             self.ahead_before = np.where(right[:, None], self.ahead, self.ahead_before)
             self.ahead = np.where(right[:, None], norms, self.ahead)
             self.within = np.where(right, gauge_within(c, cross, square, level[:, 0] * (1 + CLOSED)), self.within)
+            opened = right & ~self.within & (self.opening == 0)
+            if opened.any():
+                ends = (cast.enter(c, p).taken(opened) for p in (self.before, then))
+                self.opening[opened] = _opening(c.taken(opened), cast.taken(opened), *ends)
         self.steady, self.stood = self.stood & arrived, arrived
         if arrived.any():
             new = on & arrived[:, None]
@@ -293,6 +307,31 @@ class _Walk:
         shift = np.sum(reach * b, axis=-1, keepdims=True) / np.sum(reach / c.scales, axis=-1, keepdims=True)
         level = at.level + x[:, 0] * (at.level - before.level)
         return Point(b - shift / c.scales, level, logs, L - c.temperatures[:, : L.shape[1]] * shift, mu), near
+
+
+def _opening(c: Clusters, cast: Cast, high: Point, low: Point) -> Vector:
+    """Where the certificate opens between two optima with the same columns alive; it is closed at the upper one.
+
+    A class alive, whose residual is as long as lambda_z, takes another one along as soon as their residuals make an
+    acute angle; before that only those of the dead decide, which share a direction once their dual norm is lambda_z.
+    """
+    every, J = np.ones(low.level.shape, dtype=bool), c.num_clusters
+    alive = np.zeros(c.sizes.shape, dtype=bool)
+    alive[:, : cast.alive.shape[1]] = cast.alive
+    beside = alive[:, :, None] & ((c.sizes > 1)[:, :, None] | ~np.eye(J, dtype=bool))
+    dead = ~(alive[:, :, None] | alive[:, None, :])
+
+    def excess(level: Vector) -> Vector:
+        share = (level - low.level) / (high.level - low.level)
+        lines = zip(low, high, strict=True)
+        start = Point(*(x + share.reshape(-1, *(1,) * (x.ndim - 1)) * (y - x) for x, y in lines))
+        at, home = settled(c, cast, start, level, every, ~every)
+        cross, square = c.residual_gram(cast.predictions(c, at))
+        acute = np.where(beside, cross, -np.inf).reshape(-1, J * J).max(axis=-1)
+        form = c.paired(np.where(dead, np.maximum(cross, 0.0), 0.0), np.where(alive, 0.0, square))
+        return np.where(home, np.maximum(acute, np.linalg.eigvalsh(form)[:, -1] - level**2) / level**2, np.inf)
+
+    return roots_between(excess, low.level, high.level)
 
 
 def _behind(change: Matrix) -> Matrix:

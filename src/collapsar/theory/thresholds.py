@@ -80,9 +80,13 @@ def thresholds_of_many(problems: Sequence[Problem]) -> list[Thresholds]:
             merge, found = cluster_thresholds(together, features)
         for row, i in enumerate(members):
             labels = clusters[i].labels
-            ends = float(found.complete[row]), float(found.complete_bound[row])
             results[i] = Thresholds(
-                merge[row][labels], found.vanish[row][labels], *ends, exact=found.exact[row][labels]
+                merge[row][labels],
+                found.vanish[row][labels],
+                float(found.complete[row]),
+                float(found.complete_bound[row]),
+                found.exact[row][labels],
+                found.vanish_bound[row][labels],
             )
     return [results[i] for i in range(len(problems))]
 
@@ -96,7 +100,7 @@ def cluster_thresholds(c: Clusters, features: FeatureModel) -> tuple[Vector, Van
     # The left singular vectors of an alive S see every column of the residual: S vanishes for all classes at once.
     vanish = np.fmax(within, _cluster_part_vanishes(c, within)[:, None])
     complete = vanish.max(axis=-1)
-    return within, Vanishing(vanish, np.ones(vanish.shape, dtype=bool), complete, complete)
+    return within, Vanishing(vanish, np.ones(vanish.shape, dtype=bool), vanish, complete, complete)
 
 
 def merge_strength(problem: Problem) -> Vector:
