@@ -21,10 +21,11 @@ from collapsar.advise.families import (
     least_treatment,
 )
 from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks
+from collapsar.core.checks import must_be
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
 from collapsar.core.sentences import names_of
-from collapsar.core.types import Record, must_be
+from collapsar.core.types import Record
 from collapsar.solver import Solution, Status, solve
 from collapsar.solver.solve import solve_near
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from collapsar._lazy import lazy_names
 from collapsar.advise.outlook import inference_margins
+from collapsar.core.checks import must_be_positive
 from collapsar.core.counts import class_counts
 from collapsar.core.normalization import strengthened
 from collapsar.core.problem import Loss, Problem
@@ -214,8 +215,7 @@ def head_decay(factor: float = 0.25) -> Remedy:
     Raises:
         ValueError: ``factor`` is not positive and finite.
     """
-    if not 0 < factor < np.inf:
-        raise ValueError(f"`factor` must be finite and > 0, got {factor!r}")
+    must_be_positive(factor=factor)
     return Remedy(f"head-decay-{factor:g}", f"head decay × {factor:g}", head_decay=float(factor))
 
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from collapsar.core.checks import must_be_positive
 from collapsar.core.normalization import COSINE_SCALE
 
 __all__ = ["Norm", "Recipe", "Schedule"]
@@ -56,15 +57,9 @@ class Recipe:
         for name, choices in (("optimizer", Optimizer), ("norm", Norm), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
-        for name in ("weight_decay", "lr", "steps", "batch_size", "width"):
-            value = getattr(self, name)
-            if value is None and name == "batch_size":
-                continue
-            if value is None or not 0 < value < np.inf:
-                raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
-        for name in ("gain_decay", "length"):
-            if (value := getattr(self, name)) is not None and not 0 < value < np.inf:
-                raise ValueError(f"`{name}` must be finite and > 0, or None, got {value!r}")
+        optional = {"batch_size": self.batch_size, "gain_decay": self.gain_decay, "length": self.length}
+        known = {name: value for name, value in optional.items() if value is not None}
+        must_be_positive(weight_decay=self.weight_decay, lr=self.lr, steps=self.steps, width=self.width, **known)
 
     @property
     def norm_length(self) -> float:

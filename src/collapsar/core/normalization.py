@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from collapsar.core.checks import must_be_positive
 from collapsar.core.loss import class_vector
 from collapsar.core.records import JsonValue
 from collapsar.core.types import Vector
@@ -66,9 +67,15 @@ class Normalization(JsonValue):
             raise ValueError(f'`over` must be "sample" (LayerNorm) or "batch" (BatchNorm), got {over!r}')
         if (norm is None) == (lambda_gain is None):
             raise ValueError("give `norm` (the length of the features) or `lambda_gain` (a decayed gain), not both")
-        object.__setattr__(self, "lambda_w", _weight_penalty(lambda_w))
-        for name, value in (("norm", norm), ("lambda_gain", lambda_gain)):
-            object.__setattr__(self, name, None if value is None else _positive(name, value))
+        if isinstance(lambda_w, int | float | np.number):
+            must_be_positive(lambda_w=lambda_w)
+            weight = float(lambda_w)
+        else:
+            weight = class_vector("lambda_w", lambda_w, positive=True)
+        must_be_positive(**({"lambda_gain": lambda_gain} if norm is None else {"norm": norm}))
+        object.__setattr__(self, "lambda_w", weight)
+        object.__setattr__(self, "norm", None if norm is None else float(norm))
+        object.__setattr__(self, "lambda_gain", None if lambda_gain is None else float(lambda_gain))
         object.__setattr__(self, "over", over)
 
     @property
@@ -154,15 +161,3 @@ def strengthened(problem: Problem, factor: float) -> Problem:
     if how is None:
         return problem.replace(lambda_z=factor * problem.lambda_z)
     return problem.replace(lambda_w=factor * how.lambda_w)
-
-
-def _positive(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < float(value) < np.inf:
-        raise ValueError(f"`{name}` must be a number, finite and > 0, got {value!r}")
-    return float(value)
-
-
-def _weight_penalty(value: float | ArrayLike) -> float | Vector:
-    if isinstance(value, int | float | np.number):
-        return _positive("lambda_w", value)
-    return class_vector("lambda_w", value, positive=True)

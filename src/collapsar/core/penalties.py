@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from collapsar.core.checks import bias_price
+
 __all__ = ["Penalties", "penalties_without_halves"]
 
 
@@ -33,8 +35,7 @@ class Penalties:
             value = getattr(self, name)
             if not 0 <= value < np.inf:
                 raise ValueError(f"`{name}` must be finite and >= 0, got {value!r}")
-        if not self.lambda_b >= 0:
-            raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {self.lambda_b!r}")
+        bias_price(self.lambda_b)
 
     @property
     def lambda_z(self) -> float:

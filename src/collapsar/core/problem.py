@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.checks import bias_price, must_be_positive
 from collapsar.core.counts import CheckedCounts, CountsLike, class_counts
 from collapsar.core.loss import Loss, class_vector, frozen_vector
 from collapsar.core.normalization import Normalization, Over
@@ -79,10 +80,8 @@ class Problem:
     ) -> None:
         counts = _counts(class_counts)
         loss = _PLAIN if loss is None else loss
-        if not 0 < _number("lambda_z", lambda_z) < np.inf:
-            raise ValueError(f"`lambda_z` must be finite and > 0, got {lambda_z!r}")
-        if not _number("lambda_b", lambda_b) >= 0:
-            raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {lambda_b!r}")
+        must_be_positive(lambda_z=lambda_z)
+        lambda_z, lambda_b = float(lambda_z), bias_price(lambda_b)
         if features not in _FEATURE_MODELS:
             raise ValueError(f'`features` must be "signed" or "nonnegative", got {features!r}')
         mass = None if feature_mass is None else class_vector("feature_mass", feature_mass, positive=True)
@@ -91,7 +90,7 @@ class Problem:
             if value is not None and value.shape != counts.shape:
                 raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {counts.size} classes")
         if normalization is not None:
-            normalization.check(float(lambda_z), float(lambda_b), counts.size, features)
+            normalization.check(lambda_z, lambda_b, counts.size, features)
             if normalization.over == "sample" and mass is not None:
                 raise ValueError(
                     'features normalised per sample have no `feature_mass`; leave it out, or use `over="batch"`'
@@ -103,8 +102,8 @@ class Problem:
                 )
         for name, value in (
             ("class_counts", counts),
-            ("lambda_z", float(lambda_z)),
-            ("lambda_b", float(lambda_b)),
+            ("lambda_z", lambda_z),
+            ("lambda_b", lambda_b),
             ("loss", loss),
             ("feature_mass", mass),
             ("features", features),
@@ -137,9 +136,7 @@ class Problem:
             >>> Problem.from_penalties("500x5,100x5", lambda_w=1e-3, lambda_h=1e-5, lambda_b=0.02).lambda_z
             0.0001
         """
-        for name, value in (("lambda_w", lambda_w), ("lambda_h", lambda_h)):
-            if not 0 < _number(name, value) < np.inf:
-                raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+        must_be_positive(lambda_w=lambda_w, lambda_h=lambda_h)
         return cls(class_counts, Penalties(lambda_w, lambda_h).lambda_z, lambda_b, **rest)
 
     @classmethod
@@ -321,9 +318,3 @@ def _counts(spec: CountsLike | ArrayLike | CheckedCounts) -> NDArray[np.int64]:
     counts = class_counts(spec)
     counts.setflags(write=False)
     return counts
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise ValueError(f"`{name}` must be a number, got {value!r}")  # noqa: TRY004 - one error type at the door
-    return float(value)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from collapsar.core.checks import bias_price, must_be_positive
 from collapsar.core.normalization import Over
 from collapsar.core.records import to_json
 from collapsar.core.types import Array, Record
@@ -135,11 +136,9 @@ class PhaseSettings:
             raise ValueError(f"`num_classes` must be a whole number >= 2, got {self.num_classes!r}")
         if not (isinstance(self.k_a, int) and 1 <= self.k_a < self.num_classes):
             raise ValueError(f"`k_a` must be a whole number from 1 to {self.num_classes - 1}, got {self.k_a!r}")
-        for name in ("n_a", "n_b", "lambda_z", "oversampling", "lambda_w", "norm"):
-            if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"`{name}` must be finite and > 0, got {getattr(self, name)!r}")
-        if not self.lambda_b >= 0:
-            raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {self.lambda_b!r}")
+        numbers = ("n_a", "n_b", "lambda_z", "oversampling", "lambda_w", "norm")
+        must_be_positive(**{name: getattr(self, name) for name in numbers})
+        bias_price(self.lambda_b)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collapsar.core.checks import must_be
 from collapsar.core.problem import Problem
 from collapsar.core.thresholds import Thresholds
-from collapsar.core.types import must_be
 from collapsar.theory.thresholds import thresholds as plain_thresholds
 
 __all__ = ["thresholds"]

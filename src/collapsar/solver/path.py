@@ -7,8 +7,8 @@ from math import log
 
 import numpy as np
 
+from collapsar.core.checks import must_be
 from collapsar.core.problem import Problem
-from collapsar.core.types import must_be
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.solution import Solution

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from collapsar.core.checks import must_be
 from collapsar.core.problem import Problem
 from collapsar.core.threads import one_thread_below
-from collapsar.core.types import must_be
 from collapsar.solver.certificate import Certificate, as_free
 from collapsar.solver.contraction import contraction_point
 from collapsar.solver.few import certify_few

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from collapsar.core.checks import must_be_positive
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.core.thresholds import Thresholds
@@ -176,7 +177,7 @@ def critical_ratio(k_a: int, k_b: int, n_b: float, lambda_z: float) -> float | N
         >>> critical_ratio(5, 5, 100, 0.005)
         3.0
     """
-    _positive(k_a=k_a, k_b=k_b, n_b=n_b, lambda_z=lambda_z)
+    must_be_positive(k_a=k_a, k_b=k_b, n_b=n_b, lambda_z=lambda_z)
     r = (1 / (lambda_z * sqrt(n_b)) - k_b) / k_a
     return r if r > 0 else None
 
@@ -207,7 +208,7 @@ def critical_minority(k_a: int, k_b: int, n_a: float, lambda_z: float) -> tuple[
         >>> [round(n, 6) for n in critical_minority(5, 5, 300, 0.005)]
         [100.0, 900.0]
     """
-    _positive(k_a=k_a, k_b=k_b, n_a=n_a, lambda_z=lambda_z)
+    must_be_positive(k_a=k_a, k_b=k_b, n_a=n_a, lambda_z=lambda_z)
     square = 1 - 4 * lambda_z**2 * k_a * k_b * n_a
     if square < 0:
         return None
@@ -231,7 +232,7 @@ def least_oversampling(k_a: int, k_b: int, n_a: float, n_b: float, lambda_z: flo
         >>> round(least_oversampling(5, 5, 300, 50, 0.005), 6)
         2.0
     """
-    _positive(n_b=n_b)
+    must_be_positive(n_b=n_b)
     ends = critical_minority(k_a, k_b, n_a, lambda_z)
     if ends is None or n_b > ends[1]:
         return None
@@ -250,7 +251,7 @@ def best_oversampling(k_a: int, k_b: int, n_a: float, n_b: float) -> float:
         >>> best_oversampling(5, 5, 500, 100)
         5.0
     """
-    _positive(k_a=k_a, k_b=k_b, n_a=n_a, n_b=n_b)
+    must_be_positive(k_a=k_a, k_b=k_b, n_a=n_a, n_b=n_b)
     return k_a * n_a / (k_b * n_b)
 
 
@@ -298,9 +299,3 @@ def _threshold(
             'ask for "vanish"'
         )
     return value
-
-
-def _positive(**arguments: float) -> None:
-    for name, value in arguments.items():
-        if not 0 < value < inf:
-            raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")

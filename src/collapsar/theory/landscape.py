@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.checks import must_be_positive
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Vector
 
@@ -91,8 +92,7 @@ def landscape(
     """
     if problem.features != "signed":
         raise ValueError('`problem` must have signed features: the statement is not known for "nonnegative"')
-    if not 0 < lambda_w < np.inf:
-        raise ValueError(f"`lambda_w` must be finite and > 0, got {lambda_w!r}")
+    must_be_positive(lambda_w=lambda_w)
     w, h, bias, classes = _checked(problem, W, H, b, labels)
     per_class = np.bincount(classes, minlength=problem.num_classes)
     share, mass = (problem.loss_share / per_class)[classes], (problem.mass / per_class)[classes]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from collapsar.core.checks import must_be_positive
 from collapsar.core.types import Matrix, Vector
 
 __all__ = [
@@ -140,9 +141,7 @@ def seli_two_cluster_grams(k_a: int, k_b: int, n_a: float, n_b: float) -> tuple[
         array([[ 1., -1.],
                [-1.,  1.]])
     """
-    for name, value in (("k_a", k_a), ("k_b", k_b), ("n_a", n_a), ("n_b", n_b)):
-        if not 0 < value < np.inf:
-            raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+    must_be_positive(k_a=k_a, k_b=k_b, n_a=n_a, n_b=n_b)
     K = k_a + k_b
     mean = (k_b * n_a + k_a * n_b) / K
 
@@ -182,8 +181,7 @@ def large_sample_margins(class_counts: ArrayLike, lambda_z: float, *, free_bias:
                [6.91, 0.  ]])
     """
     n = _positive("class_counts", class_counts)
-    if not 0 < lambda_z < np.inf:
-        raise ValueError(f"`lambda_z` must be finite and > 0, got {lambda_z!r}")
+    must_be_positive(lambda_z=lambda_z)
     centre = n / n.sum() if free_bias else np.full(n.size, 1 / n.size)
     return _polar_margins(np.eye(n.size) - centre[:, None], n, n.sum() * lambda_z)
 

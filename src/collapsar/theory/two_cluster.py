@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.checks import bias_price, must_be_positive
 from collapsar.theory.roots import root_between
 
 __all__ = ["Side", "TwoCluster", "balanced", "optimum_of_sides", "two_cluster"]
@@ -141,14 +142,11 @@ def two_cluster(k_a: int, k_b: int, n_a: float, n_b: float, lambda_z: float, lam
         >>> s.state, round(s.d, 3), s.alpha_b > 0
         ('apart', -0.129, True)
     """
-    for name, value, least in (("k_a", k_a, 1), ("k_b", k_b, 1)):
-        if not value >= least or int(value) != value:
+    for name, value in (("k_a", k_a), ("k_b", k_b)):
+        if not value >= 1 or int(value) != value:
             raise ValueError(f"`{name}` must be a whole number >= 1, got {value!r}")
-    for name, value in (("n_a", n_a), ("n_b", n_b), ("lambda_z", lambda_z)):
-        if not 0 < value < inf:
-            raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
-    if not lambda_b >= 0:
-        raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {lambda_b!r}")
+    must_be_positive(n_a=n_a, n_b=n_b, lambda_z=lambda_z)
+    bias_price(lambda_b)
     N = k_a * n_a + k_b * n_b
     return optimum_of_sides(
         Side(k_a, n_a, n_a / N, k_b, n_b, lambda_z), Side(k_b, n_b, n_b / N, k_a, n_a, lambda_z), lambda_b
@@ -287,8 +285,7 @@ def balanced(num_classes: int, samples: float, lambda_z: float, *, nonnegative: 
     K = num_classes
     if not K >= 2:
         raise ValueError(f"`num_classes` must be >= 2, got {num_classes!r}")
-    if not (0 < samples < inf and 0 < lambda_z < inf):
-        raise ValueError(f"`samples` and `lambda_z` must be finite and > 0, got {samples!r} and {lambda_z!r}")
+    must_be_positive(samples=samples, lambda_z=lambda_z)
     t = K * sqrt(samples) * lambda_z
     if nonnegative:
         s = t * sqrt((K - 1) / K)

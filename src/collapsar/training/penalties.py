@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from collapsar.core.checks import must_be_positive
 from collapsar.core.problem import Penalties
 
 __all__ = ["Penalties", "penalised_backward", "penalised_loss", "penalties_for", "scaled", "with_weight_decay"]
@@ -37,9 +38,7 @@ def penalties_for(lambda_z: float, lambda_b: float = math.inf, *, head_ratio: fl
         >>> penalties_for(0.004, 0.02)
         Penalties(lambda_w=0.04, lambda_h=0.0004, lambda_b=0.02)
     """
-    for name, value in (("lambda_z", lambda_z), ("head_ratio", head_ratio)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be positive and finite, got {value!r}")
+    must_be_positive(lambda_z=lambda_z, head_ratio=head_ratio)
     return Penalties(head_ratio * lambda_z, lambda_z / head_ratio, lambda_b)
 
 

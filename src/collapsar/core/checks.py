@@ -1,0 +1,57 @@
+"""What is checked at the door, with one sentence for each kind of mistake."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+
+__all__ = ["bias_price", "must_be", "must_be_positive", "number"]
+
+
+def must_be(kind: type, problem: object) -> None:
+    """Refuse class counts, or what else is no problem, where a problem is wanted.
+
+    Raises:
+        ValueError: ``problem`` is not of this kind.
+    """
+    if not isinstance(problem, kind):
+        got = repr(problem)
+        raise ValueError(  # noqa: TRY004 - one error type at the door
+            f"`problem` must be a collapsar.{kind.__name__}, with counts and penalties, got "
+            f"{got if len(got) <= 80 else type(problem).__name__}"
+        )
+
+
+def number(name: str, value: object) -> float:
+    """The value as Python's own number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise ValueError(f"`{name}` must be a number, got {value!r}")  # noqa: TRY004 - one error type at the door
+    return float(value)
+
+
+def must_be_positive(**arguments: object) -> None:
+    """Refuse numbers that are not finite and > 0.
+
+    Raises:
+        ValueError: one is not; the message says its name.
+    """
+    for name, value in arguments.items():
+        if not 0 < number(name, value) < inf:
+            raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+
+
+def bias_price(lambda_b: object) -> float:
+    """The price of a bias as a number.
+
+    Raises:
+        ValueError: it is negative or NaN.
+    """
+    price = number("lambda_b", lambda_b)
+    if not price >= 0:
+        raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {lambda_b!r}")
+    return price
