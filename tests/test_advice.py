@@ -393,6 +393,12 @@ def test_advice_on_a_diagnosis_agrees_with_advice_on_its_decay(lambda_z, decay, 
         assert verdict == advise_weight_decay(counts, decay, layers=2).verdict
 
 
+def test_a_separated_class_that_does_not_lead_is_not_called_one_without_predictions() -> None:
+    words = verdict_words(advise(cs.Problem("exp:5000:50:10", 0.0036, 0.02), families=["penalty"]).to_dict())
+    assert "the 7 classes of 50 to 1077 samples are without predictions of their own (merged)" in words
+    assert "the class of 1797 samples is separated, but its own score does not lead" in words
+
+
 def test_layers_are_refused_where_the_penalties_are_known() -> None:
     with pytest.raises(ValueError, match="`layers` is for training with weight decay alone"):
         advise_diagnosis(diagnosis(), layers=2)

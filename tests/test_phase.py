@@ -516,6 +516,18 @@ def test_labels_lie_on_their_curves_inside_the_panel(diagram):
             assert np.hypot(*(dense - at).T).min() / figure.dpi < 0.12  # inches
 
 
+def test_what_is_fixed_stands_inside_the_picture(diagram):
+    record = diagram.to_dict()
+    record["config"]["settings"] |= {"over": "sample", "lambda_w": 3.14, "norm": 11.3, "oversampling": 1.25}
+    figure = phase_figure(record)
+    figure.draw_without_rendering()
+    title = next(text for text in figure.texts if "normalised per" in text.get_text())
+    box = title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert box.y1 <= figure.bbox.height
+
+
 def test_open_cells_and_large_classes_are_marked(diagram):
     record = diagram.to_dict()
     part = record["models"][0]

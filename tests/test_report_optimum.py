@@ -94,6 +94,17 @@ def test_a_class_alone_in_its_size_is_said_to_change_gradually(records):
     assert "No value of" not in text
 
 
+def test_approximate_thresholds_are_called_so_and_a_separated_class_is_not_said_to_have_collapsed():
+    s = cs.solve(cs.Problem("exp:5000:50:10", 0.0036, 0.02))
+    assert s.class_states[2] == "separated"  # past its approximate threshold
+    page = Page(report_page({"kind": "report", "runs": [], "solutions": [solution_report(s)]}))
+    words = " ".join(page.by_tag["body"][0].split())
+    assert (
+        "Below the line a class is past its threshold. A class that shares its size with no other has no sharp" in words
+    )
+    assert f"≈ {np.sqrt(1797) / s.problem.num_samples:.3g}" in [cell.strip() for cell in page.by_tag["td"]]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_saved_optima_are_read_beside_networks_and_from_a_report(tmp_path, monkeypatch, capsys):
     solution = cs.solve(PROBLEMS["per sample"])

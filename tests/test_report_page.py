@@ -70,7 +70,11 @@ def record(folder):
          "test_majority_accuracy": 0.9, "test_minority_accuracy": 0.4, "test_balanced_accuracy": 0.65}
         for e in (1, 2, 4)
     ]  # fmt: skip
-    first["training"] = {"model": {"name": "mlp"}, "dataset": "digits", "trained_epochs": 4, "seed": 7}
+    first["training"] = {
+        "model": {"name": "mlp", "widths": [8, 4], "feature_norm": ""}, "dataset": "digits", "trained_epochs": 4,
+        "seed": 7, "compile": False, "penalties": {"lambda_w": 0.2, "lambda_b": "inf"}, "warm_fraction": 1 / 6,
+        "steps": [[0.0, 1.0], [0.5, 0.1]], "commit": None,
+    }  # fmt: skip
     return record
 
 
@@ -159,7 +163,8 @@ def demonstration(record):
     [
         ("{", "is no JSON record of Collapsar"),
         ("[]", "got kind None"),
-        ('{"kind": "solution"}', "got kind 'solution'"),
+        ('{"kind": "thresholds"}', "got kind 'thresholds'"),
+        ('{"kind": "solution"}', "incomplete record"),
         (json.dumps(fake_record()), "demonstration with diagnoses"),
     ],
 )
@@ -216,6 +221,8 @@ def test_several_networks_are_compared(record, page):
     cells = [cell.strip() for cell in page.by_tag["td"]]
     for text in ("6 separated", "3 × 50, 3 × 10", "65 %", "40 %"):
         assert text in cells
+    columns = re.findall(r'<th scope="col"( class="words")?>', report_page(record))
+    assert [i for i, words in enumerate(columns[:9]) if words] == [0, 3, 8]  # names, states, at rest
     for text in ("3 separated, 3 merged, ", "3 separated, 3 vanished, 3 lost"):
         assert any(cell.startswith(text) for cell in cells), cells
     assert page.count("section", "network") == 3
@@ -293,6 +300,15 @@ def test_curves_are_drawn_where_there_is_history(alone):
     charts = re.findall(r'aria-label="([^"]*over the epochs[^"]*)"', text)
     assert [chart.partition(" over")[0] for chart in charts] == ["Test images recognised", "NC1", "Imbalance of forces"]
     assert text.count("While training") == 1
+
+
+def test_settings_are_told_without_braces_and_superfluous_digits(alone):
+    told = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", alone[0]))
+    wanted = {
+        "model": "name mlp, widths 8, 4, feature_norm none", "compile": "no", "warm_fraction": "0.1667", "seed": "7",
+        "penalties": "λ<sub>W</sub> 0.2, λ<sub>b</sub> inf", "steps": "(0, 1), (0.5, 0.1)", "commit": "not recorded",
+    }  # fmt: skip
+    assert {name: told[name] for name in wanted} == wanted
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from collapsar.core.types import Record
@@ -104,10 +105,17 @@ def _optimum_words(record: Record) -> str:
         )
     if record["verdict"] == "collapsed":
         return "Your penalties are too strong for every class: at the optimum no class has predictions of its own."
-    return (
-        f"Your penalties are the cause: at the optimum {_group_words(lost)} without predictions of "
-        f"{'its' if _count(lost) == 1 else 'their'} own ({', '.join(dict.fromkeys(g['state'] for g in lost))})."
-    )
+    told = []
+    if gone := [g for g in lost if g["state"] != "separated"]:
+        own = "its" if _count(gone) == 1 else "their"
+        states = ", ".join(dict.fromkeys(g["state"] for g in gone))
+        told.append(f"{_group_words(gone)} without predictions of {own} own ({states})")
+    if weak := [g for g in lost if g["state"] == "separated"]:
+        scores = "its own score does" if _count(weak) == 1 else "their own scores do"
+        told.append(
+            f"{_group_words(weak)} separated, but {scores} not lead at the class mean, not even with equal priors"
+        )
+    return f"Your penalties are the cause: at the optimum {', and '.join(told)}."
 
 
 def _count(groups: Sequence[Record]) -> int:
@@ -168,7 +176,9 @@ def _up(value: float) -> str:
 
 
 def _down(value: float) -> str:
-    return f"{value - 0.0005:.3f}" if value >= 0.01 else f"{value:.2e}"
+    """Three digits, none of them rounded up."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return number_text(math.floor(value / unit) * unit)
 
 
 def suggestion_rows(record: Record) -> list[tuple[str, ...]]:

@@ -82,8 +82,7 @@ def _points(record: Record, ax: Axes, now: Sequence[float], later: Sequence[floa
         for g in record["groups"]
     ]
     ax.set_yticks(y, names, parse_math=False)
-    if not ax.yaxis_inverted():
-        ax.invert_yaxis()
+    ax.set_ylim(len(now) - 0.5, -0.5)
     for value, group, place in zip(now, record["groups"], y, strict=True):
         style = STATES[group["state"]]
         lines += ax.plot([value], [place], style.marker, color=COLOURS[style.colour], markersize=4, clip_on=False)

@@ -37,6 +37,7 @@ _COMPETES = 0.3  # share of the second principal direction's weight from which a
 _LETTER_INCHES = 0.053  # mean width of a letter of a name
 # Where a name may stand: distance from its point as a share of the half width, angle from the outward direction.
 _TRIES = [(r, side * turn) for r in (0.08, 0.18, 0.3) for turn in (0.0, 0.5, 1.0, 1.6, 2.3) for side in (1, -1)]
+_CLEAR = 0.02  # half the width that a ray takes, of the picture's half width
 _CIRCLE = 0.07  # radius of the circle around one point, of the picture's half width
 
 
@@ -171,7 +172,7 @@ def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> lis
     letter = 2 * reach * _LETTER_INCHES * ax.figure.dpi / ax.get_window_extent().width
     left = [k for k in range(len(places)) if np.isfinite(places[k]).all()]
     written: list[Text] = []
-    taken: list[Array] = []  # the boxes of the names: left, bottom, right, top
+    taken = _ray_boxes(places[left], reach)  # then also those of the names: left, bottom, right, top
     while left:
         first = left[0]
         here = [k for k in left if np.hypot(*(places[k] - places[first])) < 2 * _SAME_PLACE * reach]
@@ -182,8 +183,8 @@ def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> lis
         length = float(np.hypot(*places[first]))
         outwards = float(np.arctan2(*places[first][::-1])) if length > _SAME_PLACE * reach else -np.pi / 2
         boxes = [_box(places[first], outwards + turn, distance * reach, size) for distance, turn in _TRIES]
-        box = min(boxes, key=lambda box: sum(_shared(box, other) for other in taken))  # the first of the best
-        taken.append(box)
+        box = boxes[int(np.argmin([_shared(box, taken) for box in boxes]))]  # the first of the best
+        taken = np.vstack([taken, box])
         x, y = ((box[:2] + box[2:]) / 2).tolist()
         written.append(
             ax.text(x, y, text, fontsize=7, parse_math=False, ha="center", va="center", multialignment="center")
@@ -197,6 +198,13 @@ def _box(place: Array, angle: float, distance: float, size: Array) -> Array:
     return np.concatenate([centre := place + distance * towards + towards * size / 2 - size / 2, centre + size])
 
 
-def _shared(a: Array, b: Array) -> float:
-    """The area that two boxes share."""
-    return float(np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)))
+def _ray_boxes(places: Array, reach: float) -> Array:
+    """Small boxes along the rays and around the points, (n, 4): names had better stand beside them."""
+    along = np.concatenate([share * places for share in np.linspace(0.1, 1.0, 10)])
+    return np.hstack([along - _CLEAR * reach, along + _CLEAR * reach])
+
+
+def _shared(box: Array, others: Array) -> float:
+    """The area that a box shares with others, (n, 4)."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return float(np.prod(np.maximum(sides, 0), axis=1).sum())

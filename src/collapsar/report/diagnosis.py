@@ -64,12 +64,13 @@ def class_sizes(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
     """Samples per class as bars, coloured by the state of the class, its symbol on top."""
     counts, states = record["class_counts"], record["separation"]["states"]
     bars = _bars(ax, counts, states)
+    tops = [count + 0.06 * max(counts) for count in counts]
     if len(counts) <= _MOST_BARS:
-        for line in state_markers(ax, [count + 0.06 * max(counts) for count in counts], states):
+        for line in state_markers(ax, tops, states):
             line.set_markersize(4)
     if len(counts) <= _MOST_BARS // 3:
-        for k, count in enumerate(counts):
-            ax.annotate(str(count), (k, count), xytext=(0, 8), textcoords="offset points", ha="center", size="small")
+        for k, (count, top) in enumerate(zip(counts, tops, strict=True)):
+            ax.annotate(str(count), (k, top), xytext=(0, 4), textcoords="offset points", ha="center", size="small")
     ax.set_ylim(0, 1.22 * max(counts))
     ax.set_ylabel("samples")
     name_classes(ax, marked_names(record))

@@ -39,7 +39,7 @@ _MOST_CELLS = 40
 _CELL, _LONGEST_NAME = 10.0, 14
 _LETTER = 0.56  # width of a letter, of the size of its font
 _INDEX = {"z": "Z", "w": "W", "h": "H"}  # matrices; the bias is a vector
-_FIGURE = re.compile(r"[−+≥]? ?\d|[–—]$")
+_FIGURE = re.compile(r"[−+≥≈]? ?\d(?!.*[^\W\d_]{4})|[–—]$")  # "0.1", "10 of 12", but not "10 separated"
 _LAMBDA = re.compile(r"\blambda_([wzhb])\b")
 
 
@@ -80,6 +80,7 @@ def _environment() -> Environment:
         "number": number_text,
         "share": share_text,
         "prose": _prose,
+        "setting": lambda value: _prose(_setting(value)),
         "plain": lambda text: _LAMBDA.sub(lambda found: f"λ_{_INDEX.get(found[1], found[1])}", text),
         "entry": lambda value: f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT,
     }
@@ -91,6 +92,17 @@ def _environment() -> Environment:
 def _prose(text: str) -> Markup:
     """A sentence of a record with the letters of the page: lambda_z is λ with an index."""
     return Markup(_LAMBDA.sub(lambda found: f"λ<sub>{_INDEX.get(found[1], found[1])}</sub>", str(escape(text))))
+
+
+def _setting(value: Any) -> str:
+    """What a training was told, for a reader: no braces, no digits beyond the fourth."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_setting(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(f"({_setting(item)})" if isinstance(item, list) else _setting(item) for item in value)
+    if value is None or isinstance(value, bool):
+        return {None: "not recorded", True: "yes", False: "no"}[value]
+    return number_text(value, 4) if isinstance(value, float) else str(value) or "none"
 
 
 def _worded(rows: Sequence[Sequence[Any]]) -> list[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ PANEL_WORDS = {"signed": "signed features", "nonnegative": "nonnegative features
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _LETTER = 0.047  # width of a letter of a curve's label, inches
 _LABEL_SIZE = 6.0
+_LINE = 75  # characters of a line above the panels, some of which only say how others are set
 _STEP = 0.01  # between the points of a curve beside which its label is placed, inches
 
 
@@ -171,7 +173,9 @@ def _fixed(config: Mapping[str, Any]) -> str:
         parts.append(words.get(price, rf"$\lambda_b$ = {number_text(price)}"))
     if s["oversampling"] != 1 and "oversampling" not in moved:
         parts.append(f"$s$ = {s['oversampling']:g}")
-    return ", ".join(parts)
+    # lines break between the parts, never inside one
+    held = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+    return textwrap.fill(held, _LINE).replace("\N{NO-BREAK SPACE}", " ")
 
 
 # --- labels on curves

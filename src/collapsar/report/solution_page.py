@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from collapsar.report.advice import class_words
-from collapsar.report.network_axis import threshold_view
+from collapsar.report.network_axis import gradual, threshold_view
 from collapsar.report.network_words import first_thresholds, price_of, solution_headline
 from collapsar.report.page import colour_bar, drawn, plane_views, score_map
 from collapsar.report.plots import largest_score, legend_above, log_ticks
@@ -50,6 +50,7 @@ def solution_view(record: Record, ident: str, source: str) -> Record:
         "reason": why,
         "unit": unit,
         "threshold_svg": threshold_view(data, ident, f"Thresholds of theory and this optimum among them. {why}"),
+        "gradual": gradual(own),
         "columns": _COLUMNS,
         "rows": _rows(record),
         "class_counts": record["class_counts"],
@@ -92,14 +93,15 @@ def _certificate(record: Record) -> str:
 def _rows(record: Record) -> list[tuple[Any, ...]]:
     """One for each group of classes that are alike."""
     theory, rows = record["prediction"], []
+    first, alone = first_thresholds(theory).tolist(), gradual(theory)
     for group in record["groups"]:
         k = group["classes"][0]
-        levels = (number_text(theory[name][k]) for name in ("merge", "vanish"))
+        merge = f"≈ {number_text(first[k])}" if k in alone else number_text(theory["merge"][k])
         numbers = (number_text(group[name], 4) for name in ("own", "sibling", "bias", "length"))
         lengths = (number_text(record[side]["lengths"][k], 3) for side, _ in _SIDES)
         rows.append(
-            (class_words(group, record["class_names"]), str(group["samples"]), {"state": group["state"]}, *levels,
-             *numbers, *lengths)
+            (class_words(group, record["class_names"]), str(group["samples"]), {"state": group["state"]}, merge,
+             number_text(theory["vanish"][k]), *numbers, *lengths)
         )  # fmt: skip
     return rows
 
