@@ -9,6 +9,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 import collapsar as cs
 from collapsar.advise.advice import Advice, advise
@@ -215,10 +216,12 @@ def test_levels_that_help_are_found_in_however_narrow_a_window(
         t = cs.thresholds(cs.Problem(n, 1.0, 0.02, features=features))
         return float(np.min(t.merge if features == "signed" else t.vanish))
 
-    found = {floor: least_threshold(floor) for floor in range(low, high, 10)}
-    best = max(found, key=found.__getitem__)
+    widest: Any = minimize_scalar(
+        lambda floor: -least_threshold(round(floor)), bounds=(low, high), options={"xatol": 1}
+    )
+    best, most = round(widest.x), -widest.fun
     for share, there in ((0.9985, True), (1.003, False)):
-        problem = cs.Problem(counts, share * found[best] / 1.1, 0.02, features=features)
+        problem = cs.Problem(counts, share * most / 1.1, 0.02, features=features)
         treatment = least_treatment(FAMILIES[family], problem, 0.1, slack=2e-4)
         assert (treatment is not None) == there
         if treatment is not None:

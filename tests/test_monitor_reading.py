@@ -572,8 +572,8 @@ def test_a_summed_loss_divides_the_penalty_by_the_samples_of_a_step() -> None:
     y, features = torch.arange(40) % 4, nn.Parameter(torch.randn(40, 8).double() * 0.3)
     model = nn.Sequential(nn.Linear(8, 4, bias=False).double())
     criterion = nn.CrossEntropyLoss(reduction="sum")
-    optimizer = torch_optim.SGD([features, *model.parameters()], lr=0.05, weight_decay=decay)
-    for _ in range(3000):
+    optimizer = torch_optim.SGD([features, *model.parameters()], lr=0.02, momentum=0.9, weight_decay=decay)
+    for _ in range(600):
         optimizer.zero_grad()
         criterion(model(features), y).backward()
         optimizer.step()
@@ -604,8 +604,9 @@ def test_weights_that_are_not_divided_by_their_sum_divide_the_penalty(summed: bo
         each = weights.to(x.dtype)[target] * F.cross_entropy(x, target, reduction="none")
         return each.sum() if summed else each.mean()
 
-    optimizer = torch_optim.SGD([features, *model.parameters()], lr=0.05 if summed else 1.0, weight_decay=decay)
-    for _ in range(3000):
+    rate = 0.02 if summed else 0.5
+    optimizer = torch_optim.SGD([features, *model.parameters()], lr=rate, momentum=0.9, weight_decay=decay)
+    for _ in range(600):
         optimizer.zero_grad()
         criterion(model(features), y).backward()
         optimizer.step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -103,8 +102,8 @@ def test_advice_has_the_certified_states(name: str) -> None:
 @pytest.mark.parametrize("over", ["sample", "batch"])
 @pytest.mark.parametrize("lambda_b", [0.0, 0.02])
 def test_phase_diagrams_of_normalised_features_have_the_states_of_single_solves(over: Over, lambda_b: float) -> None:
-    settings = PhaseSettings(n_a=100.0, n_b=5.0, over=over, norm=NORM, lambda_b=lambda_b)
-    d = phase_diagram(Axis("lambda_w", 1.0, 3.0, 2), Axis("r", 20.0, 21.0, 2), replace(settings, n_a=1.0))
+    settings = PhaseSettings(n_a=100.0, n_b=5.0, over=over, lambda_b=lambda_b)
+    d = phase_diagram(Axis("lambda_w", 1.0, 3.0, 2), Axis("norm", NORM, 1.1 * NORM, 2), settings)
     for column, lambda_w in enumerate((1.0, 3.0)):
         states = solved(f"normalised {over} {lambda_w} {lambda_b}").class_states
         codes = d.model("signed").states[:, 0, column]

@@ -288,7 +288,7 @@ def test_without_a_bias_price_nonnegative_classes_share_and_the_curve_says_so():
 @pytest.mark.parametrize(
     ("over", "x", "y"),
     [
-        ("sample", "r:2:20:3", "lambda_w:0.5:12:3:log"),
+        ("sample", "r:2:20:2", "lambda_w:0.5:12:3:log"),
         ("sample", "norm:4:14:3", "lambda_w:0.5:12:3:log"),
         ("batch", "norm:4:14:4", "r:2:20:3"),
     ],
@@ -358,11 +358,22 @@ def test_records_come_back(diagram):
 # --- the sweep
 
 
+SMALL = Axis("lambda_z", 1e-3, 1e-2, 6, "log"), Axis("r", 2, 8, 4)
+
+
 @pytest.fixture
 def small(monkeypatch) -> PhaseConfig:
     """Four parts of a few cells."""
     monkeypatch.setattr(phase_grid, "CHUNK_CELLS", 6)
-    return PhaseConfig(Axis("lambda_z", 1e-3, 1e-2, 6, "log"), Axis("r", 2, 8, 4))
+    return PhaseConfig(*SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict:
+    """The same diagram of the same parts in one go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phase_grid, "CHUNK_CELLS", 6)
+        return phase_diagram(*SMALL).to_dict()
 
 
 @pytest.fixture
@@ -386,7 +397,7 @@ def interrupt_after(parts: int):
     return progress
 
 
-def test_a_killed_sweep_continues_and_a_finished_one_computes_nothing(small, computed, tmp_path):
+def test_a_killed_sweep_continues_and_a_finished_one_computes_nothing(small, whole, computed, tmp_path):
     out = tmp_path / "phase.json"
     with pytest.raises(KeyboardInterrupt):
         sweep(small, out, progress=interrupt_after(2))
@@ -396,7 +407,7 @@ def test_a_killed_sweep_continues_and_a_finished_one_computes_nothing(small, com
     d = sweep(small, out, progress=lambda *at: steps.append(at))
     assert computed == [0, 1, 2, 3]
     assert steps == [(2, 4), (3, 4), (4, 4)]
-    assert d.to_dict() == phase_diagram(small.x, small.y).to_dict()  # as if it had never been interrupted
+    assert d.to_dict() == whole  # as if it had never been interrupted
     assert not parts_folder(out).exists()
     before = out.read_bytes(), out.stat().st_mtime_ns
     assert sweep(small, out).to_dict() == d.to_dict()
@@ -412,10 +423,9 @@ def test_a_killed_sweep_continues_and_a_finished_one_computes_nothing(small, com
         (lambda text: text.replace('"chunk": 1', '"chunk": 2'), "another sweep"),
         (lambda text: "", "Expecting"),
         (lambda text: "[1, 2]", "list"),
-        (lambda text: "\x00garbage", "Expecting"),
     ],
 )
-def test_a_damaged_part_is_named_and_computed_again(small, computed, tmp_path, damage, words):
+def test_a_damaged_part_is_named_and_computed_again(small, whole, computed, tmp_path, damage, words):
     out = tmp_path / "phase.json"
     with pytest.raises(KeyboardInterrupt):
         sweep(small, out, progress=interrupt_after(3))
@@ -427,7 +437,7 @@ def test_a_damaged_part_is_named_and_computed_again(small, computed, tmp_path, d
     assert len(notes) == 1
     assert str(path) in notes[0]
     assert any(word in notes[0] for word in words.split("|"))
-    assert d.to_dict() == phase_diagram(small.x, small.y).to_dict()
+    assert d.to_dict() == whole
 
 
 def test_a_damaged_record_is_named_and_computed_again(small, computed, tmp_path):

@@ -87,6 +87,7 @@ def test_the_page_says_what_the_solution_says(records, solutions, name):
     assert ("λ$_W$" in text or "head decay" in text) == (s.problem.normalization is not None)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_class_alone_in_its_size_is_said_to_change_gradually(records):
     text = Page(report_page({"kind": "report", "runs": [], "solutions": [records["distinct"]]})).by_tag["body"][0]
     assert "merged" in records["distinct"]["class_states"]

@@ -65,11 +65,11 @@ def test_without_eps_the_layers_below_are_free() -> None:
 def test_what_is_paid_for_is_lost_sooner() -> None:
     """Four layers below cost much, one costs little; a shorter reach costs more. And L = 1 jumps like any other."""
     ratios = []
+    unpaid = {layers: decay_switches(DeepPair(5, 5, 100, 20, layers, 1.0), 0.025, 1.0).deep for layers in (1, 4)}
     for layers, reach in ((1, 3.0), (1, 1.0), (4, 3.0)):
-        pair = DeepPair(5, 5, 100, 20, layers, 1.0)
         bodies = (Body(5 - layers, reach), Body(5 - layers, reach))
-        found = decay_switches(DeepPair(5, 5, 100, 20, layers, 1.0, bodies=bodies), 0.01, 1.0)
-        ratios.append(found.deep / decay_switches(pair, 0.01, 1.0).deep)
+        found = decay_switches(DeepPair(5, 5, 100, 20, layers, 1.0, bodies=bodies), 0.025, 1.0)
+        ratios.append(found.deep / unpaid[layers])
         assert found.deep < found.spinodal / 1.1
     assert ratios[1] < ratios[0] < 0.6
     assert ratios[2] == pytest.approx(1.0, abs=0.03)
