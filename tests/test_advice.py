@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import pytest

@@ -12,7 +12,7 @@ from collapsar.advise.weight_decay import evidence
 from collapsar.theory.deep_switch import decay_switch
 from collapsar_studies.advice_evidence import evidence_of
 from collapsar_studies.deep import deep_column, deep_price
-from collapsar_studies.effective import switches
+from collapsar_studies.deep_two_cluster import DeepPair, decay_switches
 
 
 def test_what_advice_reads_is_what_the_record_says() -> None:
@@ -44,7 +44,8 @@ def test_evidence_of_by_hand() -> None:
 def test_the_switch_of_advice_is_that_of_the_experiment(n_b: int, layers: int) -> None:
     """Newton on bias and decay against descent on whole columns along a grid of 2%."""
     found = decay_switch(f"100x5,{n_b}x5", layers)
-    assert 0.98 <= found / switches(100, n_b, layers).deep <= 1 + 1e-9
+    followed = decay_switches(DeepPair(5, 5, 100, n_b, layers, 1.0), 0.6 * found, 1.1 * found)
+    assert 0.98 <= found / followed.deep <= 1 + 1e-9
 
 
 def test_the_switch_without_imbalance_is_that_of_the_scalar_problem_without_bias() -> None:
