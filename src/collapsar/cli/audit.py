@@ -13,7 +13,9 @@ from typer import Argument, Option
 from collapsar.cli.options import BEHIND_A_NORM, ClassNames, Html, Json, Prices, command, names_in
 from collapsar.cli.output import console, plain_table, print_json, refuse
 from collapsar.core.files import write_atomically
-from collapsar.diagnose.head_audit import Audit, AuditOptions
+from collapsar.core.types import Record
+from collapsar.diagnose.head_audit import AuditOptions
+from collapsar.report.class_rows import DEAD_COLUMNS, dead_rows
 
 __all__ = ["audit"]
 
@@ -104,7 +106,7 @@ def audit(
     if as_json:
         print_json(record)
     else:
-        _print(result, f"{found.name} {found.weight.shape}: {found.reason}")
+        _print(record, f"{found.name} {found.weight.shape}: {found.reason}")
     dead = int(result.dead.sum())
     if max_dead is not None and dead > max_dead:
         refuse([f"{dead} {'class is' if dead == 1 else 'classes are'} dead, more than {max_dead}"])
@@ -135,33 +137,14 @@ def _samples(path: Path) -> tuple[NDArray, NDArray]:
         raise ValueError(f"`--features` {path} is not a readable .npz file ({type(error).__name__})") from None
 
 
-def _print(found: Audit, origin: str) -> None:
+def _print(record: Record, origin: str) -> None:
     """The sentence, the findings, and a row per dead class."""
-    shown = console()
-    shown.print(found.summary, style="bold", soft_wrap=True)
+    shown, rows = console(), dead_rows(record)
+    shown.print(record["summary"], style="bold", soft_wrap=True)
     shown.print(f"Head: {origin}.", soft_wrap=True)
-    for sentence in (*found.words, *found.notes):
+    for sentence in (*record["words"], *record["notes"]):
         shown.print(f"- {sentence}", soft_wrap=True)
-    dead = np.flatnonzero(found.dead).tolist()
-    if not dead:
-        return
-    group = {k: g + 1 for g, members in enumerate(found.groups) for k in members}
-    reasons = (
-        ("shares a row", [k in group for k in range(len(found.dead))]),
-        ("shrunk", found.shrunk),
-        ("as initialised", found.at_initialisation),
-        ("unreachable", found.unreachable),
-    )
-    rows = [
-        (
-            str(k) if found.class_names is None else found.class_names[k],
-            "-" if found.class_counts is None else str(found.class_counts[k]),
-            f"{found.lengths[k]:.3f}",
-            str(group.get(k, "-")),
-            ", ".join(name for name, mask in reasons if mask[k]),
-        )
-        for k in dead[:_MOST_ROWS]
-    ]
-    shown.print(plain_table("class", "samples", "length", "group", "why", rows=rows))
-    if len(dead) > _MOST_ROWS:
-        shown.print(f"... and {len(dead) - _MOST_ROWS} more dead classes; --json has them all")
+    if rows:
+        shown.print(plain_table(*DEAD_COLUMNS, rows=rows[:_MOST_ROWS]))
+    if len(rows) > _MOST_ROWS:
+        shown.print(f"... and {len(rows) - _MOST_ROWS} more dead classes; --json has them all")

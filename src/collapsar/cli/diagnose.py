@@ -13,7 +13,11 @@ from collapsar.cli.output import console, plain_table, print_json, refuse, write
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss
+from collapsar.core.types import Record
 from collapsar.diagnose.record import Diagnosis
+from collapsar.report.class_marks import part_of, shown_classes
+from collapsar.report.class_rows import class_rows
+from collapsar.report.words import number_text
 
 __all__ = ["diagnose"]
 
@@ -102,7 +106,7 @@ def diagnose(
     if as_json:
         print_json(record)
     else:
-        _print(found)
+        _print(record)
     refuse(_failures(found, max_merged, min_recall))
 
 
@@ -128,51 +132,28 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
     return failures
 
 
-def _print(d: Diagnosis) -> None:
+def _print(record: Record) -> None:
     """The headline, a row per class, the findings, the metrics."""
-    shown, classes = console(), _order(d)
-    shown.print(d.headline, style="bold", soft_wrap=True)
+    shown, classes = console(), shown_classes(record, _MOST_ROWS)
+    shown.print(record["headline"], style="bold", soft_wrap=True)
     columns = ("class", "samples", "right", "measured", "theory", "length", "lambda_z")
-    shown.print(plain_table(*columns, rows=[_row(d, k) for k in classes[:_MOST_ROWS]]))
-    if len(classes) > _MOST_ROWS:
-        shown.print(f"... and {len(classes) - _MOST_ROWS} more classes; --json has them all")
+    rows = [
+        (r.name, r.samples, r.recognised, ", ".join((r.state, *r.marks)), r.theory, r.length, r.price)
+        for r in class_rows(part_of(record, classes), record["class_names"])
+    ]
+    shown.print(plain_table(*columns, rows=rows))
+    if more := len(record["class_names"]) - len(rows):
+        shown.print(f"... and {more} more classes; --json has them all")
     shown.print(
         "right: share of its samples that the head recognises; length: of its mean prediction, relative to the "
-        "longest; lambda_z: read from its predictions (>=: it is not separated, and gives a bound).",
+        "longest; lambda_z: read from its predictions (≥: it is not separated, and gives a bound).",
         soft_wrap=True,
     )
-    for sentence in (*d.words, *d.notes):
+    for sentence in (*record["words"], *record["notes"]):
         shown.print(f"- {sentence}", soft_wrap=True)
-    rows = [(m["name"], _value(m["value"]), m["meaning"]) for m in d.to_dict()["metrics"]]
-    if rows:
-        shown.print(plain_table("metric", "value", "meaning", rows=rows, folds=(2,)))
+    if metrics := [(m["name"], _value(m["value"]), m["meaning"]) for m in record["metrics"]]:
+        shown.print(plain_table("metric", "value", "meaning", rows=metrics, folds=(2,)))
 
 
-def _value(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _order(d: Diagnosis) -> list[int]:
-    """Collapsed classes first where there are too many rows, else by number."""
-    states = d.separation.states
-    if len(states) <= _MOST_ROWS:
-        return list(range(len(states)))
-    gone = {*d.lost, *d.dead}
-    return sorted(range(len(states)), key=lambda k: (states[k] == "separated" and k not in gone, k))
-
-
-def _row(d: Diagnosis, k: int) -> list[str]:
-    m, theory = d.measurement, d.prediction
-    reading = "-"
-    if d.effective is not None and d.effective.by_class[k] == d.effective.by_class[k]:  # not NaN
-        reading = f"{'' if d.effective.tells[k] else '>= '}{d.effective.by_class[k]:.4g}"
-    counts = int(m.class_counts[k])
-    return [
-        d.class_names[k],
-        str(counts),
-        f"{100 * m.accuracies[k]:.0f}%" if counts else "-",
-        f"{d.separation.states[k]}{', lost' if k in d.lost else ''}{', dead' if k in d.dead else ''}",
-        "-" if theory is None else theory.seen[k],
-        f"{d.separation.relative_norms[k]:.3f}" if counts else "-",
-        reading,
-    ]
+def _value(value: float | str) -> str:
+    return value if isinstance(value, str) else number_text(value, 4)

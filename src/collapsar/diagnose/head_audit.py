@@ -161,8 +161,12 @@ class Audit:
     tolerance: float
 
     def to_dict(self) -> Record:
-        """The audit as JSON-able values: classes by number, NaN as None; lengths of every class up to 20 000."""
+        """The audit as JSON-able values: classes by number, NaN as None.
+
+        Of every dead class "dead_classes" has the name, samples and length; of all classes up to 20 000 of them.
+        """
         full, reached = self.num_classes <= _LISTED, self.reach
+        dead, names, counts = np.flatnonzero(self.dead).tolist(), self.class_names, self.class_counts
         return to_json({
             "kind": "audit",
             "summary": self.summary,
@@ -174,7 +178,12 @@ class Audit:
             "class_counts": self.class_counts if full else None,
             "tolerance": self.tolerance,
             "groups": self.group_details,
-            "dead": np.flatnonzero(self.dead),
+            "dead": dead,
+            "dead_classes": [
+                {"index": k, "name": str(k) if names is None else names[k], "length": self.lengths[k],
+                 "samples": None if counts is None else counts[k]}
+                for k in dead
+            ],
             "unreachable": None if reached is None else np.flatnonzero(self.unreachable),
             "undecided": None if reached is None else np.flatnonzero(reached.undecided),
             "feature_space": None if reached is None else reached.space,

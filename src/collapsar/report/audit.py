@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from collapsar.report.class_rows import DEAD_COLUMNS, causes_of_death, dead_rows
 from collapsar.report.page import drawn, page
 from collapsar.report.plots import legend_above
 from collapsar.report.record import Record, checked
@@ -17,8 +18,9 @@ from collapsar.report.style import COLOURS, PAGE_INCHES, styled
 __all__ = ["audit_figure", "audit_page", "row_lengths"]
 
 _MOST_ROWS = 400
-# How each kind of death is drawn: the first kind that a class is of, then colour and marker.
-_KINDS = (
+# Colour and marker of each cause of death, and of classes that are none of them.
+_STYLES = (
+    ("alive", "muted", "."),
     ("shares a row", "vermilion", "X"),
     ("shrunk to the mean", "purple", "v"),
     ("as initialised", "orange", "s"),
@@ -36,20 +38,7 @@ def audit_page(record: Mapping[str, Any]) -> str:
         ValueError: the record is of another kind.
     """
     data = _checked(record)
-    kinds = _kinds(data)
-    dead = data["dead"]
-    group = {k: str(g + 1) for g, members in enumerate(data["groups"]) for k in members["classes"]}
-    lengths, counts, names = data["lengths"], data["class_counts"], data["class_names"]
-    rows = [
-        (
-            str(k) if names is None else names[k],
-            "—" if counts is None else counts[k],
-            "—" if lengths is None else f"{lengths[k]:.3f}",
-            group.get(k, "—"),
-            ", ".join(kind for kind, members in kinds.items() if k in members),
-        )
-        for k in dead[:_MOST_ROWS]
-    ]
+    lengths, counts, rows = data["lengths"], data["class_counts"], dead_rows(data)
     over = "class by number of training samples" if counts is not None else "class by its number"
     caption = f"Length of each class's row, relative to the longest, over the {over}. Dead classes are marked."
     return page(
@@ -60,9 +49,9 @@ def audit_page(record: Mapping[str, Any]) -> str:
         if lengths is not None
         else "",
         caption=caption if lengths is not None else "Too many classes for a picture of each.",
-        columns=("class", "samples", "length", "group", "why"),
-        rows=rows,
-        more=max(0, len(dead) - _MOST_ROWS),
+        columns=DEAD_COLUMNS,
+        rows=rows[:_MOST_ROWS],
+        more=max(0, len(rows) - _MOST_ROWS),
     )
 
 
@@ -74,9 +63,9 @@ def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
     """
     lengths, counts = np.array(record["lengths"]), record["class_counts"]
     place = np.arange(len(lengths)) if counts is None else np.maximum(np.array(counts, dtype=float), 0.5)
-    first = {k: kind for kind, members in reversed(_kinds(record).items()) for k in members}
+    first = {k: kind for kind, members in reversed(causes_of_death(record).items()) for k in members}
     drawn_of = {}
-    for kind, colour, marker in (("alive", "muted", "."), *_KINDS):
+    for kind, colour, marker in _STYLES:
         mine = [k for k in range(len(lengths)) if first.get(k, "alive") == kind]
         drawn_of[kind] = len(mine)
         if mine:
@@ -114,10 +103,3 @@ def audit_figure(record: Mapping[str, Any]) -> Figure:
 
 def _checked(record: Mapping[str, Any]) -> Record:
     return {"source": "a head", "tensor": "weight", "why": "it was given"} | checked(record, "audit")
-
-
-def _kinds(record: Mapping[str, Any]) -> dict[str, set[int]]:
-    """The dead classes of each kind."""
-    shared = {k for group in record["groups"] for k in group["classes"]}
-    parts = (shared, record["shrunk"], record["at_initialisation"], record["unreachable"] or ())
-    return {kind: set(members) for (kind, _, _), members in zip(_KINDS, parts, strict=True)}

@@ -25,8 +25,8 @@ __all__ = ["MARKS", "class_marks", "lost_and_dead", "marked_names", "part_of", "
 
 MARKS: Mapping[str, str] = {"lost": "▽", "dead": "†"}
 
-# What is drawn and listed of a head with more classes than this.
-_MOST_CLASSES, _MOST_TOLD = 400, 300
+# What is drawn and listed of a head with more classes than this, and the share of those in trouble among them.
+_MOST_CLASSES, _TOLD = 400, 0.75
 _MOST_NAMES = 8
 _BY_CLASS = ("states", "seen", "lengths", "merge", "vanish", "edge", "b")  # of a prediction
 
@@ -76,15 +76,15 @@ def _why(lost: Mapping[str, Any], names: Sequence[str]) -> str:
     return f"{name} (outvoted by {rival}{by})"
 
 
-def shown_classes(record: Mapping[str, Any]) -> list[int]:
-    """The classes that a page draws and lists: all; of very many those in trouble first, then some of each size."""
+def shown_classes(record: Mapping[str, Any], most: int = _MOST_CLASSES) -> list[int]:
+    """The classes that are drawn and listed: all; of very many those in trouble first, then some of each size."""
     states, K = record["separation"]["states"], len(record["class_names"])
-    if K <= _MOST_CLASSES:
+    if most >= K:
         return list(range(K))
     marks = class_marks(record)
-    told = [k for k in range(K) if states[k] != "separated" or marks[k]][:_MOST_TOLD]
+    told = [k for k in range(K) if states[k] != "separated" or marks[k]][: round(_TOLD * most)]
     others = sorted(set(range(K)) - set(told), key=lambda k: (-record["class_counts"][k], k))
-    places = np.linspace(0, len(others) - 1, min(_MOST_CLASSES - len(told), len(others))).round().astype(int)
+    places = np.linspace(0, len(others) - 1, min(most - len(told), len(others))).round().astype(int)
     return sorted({*told, *(others[i] for i in places)})
 
 

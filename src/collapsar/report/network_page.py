@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from collapsar.report.advice_page import advice_view
 from collapsar.report.class_marks import class_marks, lost_and_dead, marked_names, part_of, shown_classes
+from collapsar.report.class_rows import ClassRow, class_rows
 from collapsar.report.diagnosis import class_lengths, class_recalls, class_sizes, price_readings
 from collapsar.report.network_axis import gradual, joint_axis, threshold_view
 from collapsar.report.network_words import (
@@ -144,7 +145,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         "lengths_svg": drawn(lambda ax: class_lengths(part, ax), wide, f"{ident}-lengths", lengths),
         "recalls_svg": drawn(lambda ax: class_recalls(part, ax), wide, f"{ident}-recalls", recalls),
         "columns": _COLUMNS,
-        "rows": _class_rows(part, data["class_names"]),
+        "rows": [_class_row(row) for row in class_rows(part, data["class_names"])],
         "distances": _distances(data),
         "many": len(data["class_names"]) > _MOST_ROWS,
         "maps": maps,
@@ -259,25 +260,8 @@ def _distances(data: Record) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def _class_rows(data: Record, every: Sequence[str]) -> list[tuple[Any, ...]]:
-    """A row for each class, as ``_COLUMNS``; ``every`` names all classes, also those without one."""
-    separation, effective, theory = data["separation"], data["effective"], data["prediction"]
-    marks, rows = class_marks(data), []
-    for k, name in enumerate(data["class_names"]):
-        price, tells = (None, True) if effective is None else (effective["by_class"][k], effective["tells"][k])
-        bound = "≥ " if defined(price) and not tells else ""
-        nearest = separation["nearest"][k]
-        rows.append(
-            (
-                name,
-                data["class_counts"][k],
-                share_text(data["accuracies"][k]),
-                {"state": separation["states"][k], "marks": marks[k]},
-                ABSENT if theory is None else {"state": theory["seen"][k]},
-                number_text(separation["relative_norms"][k]),
-                every[nearest] if nearest >= 0 else ABSENT,
-                number_text(separation["nearest_separation"][k]),
-                bound + number_text(price),
-            )
-        )
-    return rows
+def _class_row(row: ClassRow) -> tuple[Any, ...]:
+    """A line of the table of classes, as ``_COLUMNS``."""
+    theory = row.theory if row.theory == ABSENT else {"state": row.theory}
+    state = {"state": row.state, "marks": row.marks}
+    return row.name, row.samples, row.recognised, state, theory, row.length, row.nearest, row.distance, row.price
