@@ -112,7 +112,7 @@ def _note(sentence: str) -> None:
 
 def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | None) -> None:
     """One row per feature model: how many cells in which state, and how well states and thresholds agree."""
-    from collapsar.phase.diagram import STATES
+    from collapsar.phase.cells import STATES
 
     shown, models = console(), diagram.models
     rows: list[tuple[str, ...]] = []

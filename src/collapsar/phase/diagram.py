@@ -9,32 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel
-from collapsar.core.states import CLASS_STATES
-from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Array, Record
+from collapsar.phase.cells import FEATURES, FIELDS, STATES, Cells, Codes, Part, phase_chunk
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
-from collapsar.phase.normalized import solved_cells
-from collapsar.solver.batched import ProblemBatch, solve_batch
-from collapsar.solver.status import Status
-from collapsar.theory.clusters import Clusters
-from collapsar.theory.thresholds import cluster_thresholds
 
-__all__ = ["Agreement", "ModelPhase", "PhaseDiagram", "assemble", "phase_chunk", "phase_diagram"]
+__all__ = ["Agreement", "ModelPhase", "PhaseDiagram", "assemble", "phase_diagram"]
 
-Codes = NDArray[np.int64]
-
-FEATURES: tuple[FeatureModel, ...] = get_args(FeatureModel)
-STATES = CLASS_STATES
 UNKNOWN = -1  # predicted state where classes share a feature direction, which the closed forms do not follow
 _CELLS = ("states", "gap", "status", "one_by_one")
-_FIELDS = ("merge_a", "merge_b", "vanish_a", "vanish_b", "complete", "exact_a", "exact_b", "exact_complete")
 
 
 @dataclass(frozen=True)
@@ -217,107 +206,21 @@ def phase_diagram(
     return assemble(config, parts)
 
 
-def phase_chunk(config: PhaseConfig, chunk: int) -> Record:
-    """One part of the work: the same for the same configuration, wherever it is computed.
-
-    Args:
-        config: the whole diagram.
-        chunk: which part, from 0.
-
-    Returns:
-        Per feature model arrays over the part's cells: "states" (first A, then B), "gap", "status", "one_by_one", and
-        "thresholds", NaN where there is none; one line of them where they repeat.
-    """
-    cells = _normalized_cells if config.is_normalized else _cells
-    return {features: cells(config, chunk, features) for features in FEATURES}
-
-
-def _cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Record:
-    grids = (config.parameter("lambda_z"), config.parameter("lambda_b"), config.counts_a, config.counts_b)
-    lambda_z, lambda_b, n_a, n_b = (config.cut(grid, chunk) for grid in grids)
-    sizes, counts = config.cut(config.sizes, chunk).reshape(-1, 2), np.stack([n_a, n_b], axis=-1).reshape(-1, 2)
-    batch = ProblemBatch.plain(sizes, counts, lambda_z.ravel(), lambda_b.ravel(), features)
-    result = solve_batch(batch, config.tol, line=n_a.shape[1])
-    codes = np.argmax(result.states[..., None] == np.array(STATES), axis=-1)
-    names = np.full(result.status.size, Status.OPTIMAL.name, dtype=object)
-    for i in np.flatnonzero(result.status != Status.OPTIMAL):
-        names[i] = result.status[i].name
-    fields = _threshold_fields(config, batch, n_a.shape)
-    return _part(n_a.shape, codes.T, result.relative_gap, names, result.one_by_one, fields)
-
-
-def _normalized_cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Record:
-    """The same for normalised features, cell by cell."""
-    rows, columns = (config.cut(grid, chunk) for grid in np.indices(config.shape))
-    cells = [(int(i), int(j)) for i, j in zip(rows.ravel(), columns.ravel(), strict=True)]
-    found, levels = solved_cells(config, cells, features)
-    codes = [[STATES.index(s.class_states[k]) for s in found] for k in (0, -1)]
-    fields = np.transpose([_row(t) for t in levels]).reshape(-1, *rows.shape)
-    names = [s.status.name for s in found]
-    return _part(rows.shape, codes, [s.certificate.relative_gap for s in found], names, [True] * len(found), fields)
-
-
-def _part(
-    shape: tuple[int, ...], codes: ArrayLike, gap: ArrayLike, names: ArrayLike, one_by_one: ArrayLike, fields: Array
-) -> Record:
-    digits = np.asarray(gap)  # to three of them, the float64 nearest to the decimal number
-    scale = 10.0 ** np.clip(2 - np.floor(np.log10(np.maximum(digits, 1e-300))), 0, 22)  # powers that are exact
-    return {
-        "states": np.reshape(codes, (2, *shape)),
-        "gap": np.reshape(np.rint(digits * scale) / scale, shape),
-        "status": np.reshape(names, shape),
-        "one_by_one": np.reshape(one_by_one, shape),
-        "thresholds": dict(zip(_FIELDS, np.where(np.isfinite(fields), fields, np.nan), strict=True)),
-    }
-
-
-def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int, ...]) -> Array:
-    """Thresholds per cell, in the order of ``_FIELDS``; one line of them along lambda_z, where they repeat."""
-    grid = np.arange(batch.num_problems).reshape(shape)
-    wanted = np.take(grid, [0], axis=config.along) if config.has_penalty else grid
-    names = [f.name for f in fields(Clusters) if f.name != "labels"]
-    c = Clusters(np.empty(0, dtype=np.intp), **{name: getattr(batch, name)[wanted.ravel()] for name in names})
-    found = np.empty((len(_FIELDS), wanted.size))
-    alike = (c.share[:, 0] == c.share[:, 1]) & (c.mass[:, 0] == c.mass[:, 1])  # A and B are one kind of classes
-    for part, some in ((~alike, c.taken(~alike)), (alike, c.taken(alike).joined())):
-        if part.any():
-            merge, v = cluster_thresholds(some, batch.features)
-            certain = v.complete_bound <= v.complete * (1 + 1e-9)
-            ends = [array[:, side] for array in (merge, v.vanish, v.exact) for side in (0, -1)]
-            found[:, part] = np.stack([*ends[:4], v.complete, *ends[4:], certain])
-    return found.reshape(-1, *wanted.shape)
-
-
-def _row(t: Thresholds) -> list[float]:
-    """In the order of ``_FIELDS``; the classes of A come first, those of B last."""
-    certain = (*t.exact[[0, -1]], t.complete_bound <= t.complete * (1 + 1e-9))
-    return [*t.merge[[0, -1]], *t.vanish[[0, -1]], t.complete, *map(float, certain)]
-
-
-def assemble(config: PhaseConfig, parts: Sequence[Record]) -> PhaseDiagram:
+def assemble(config: PhaseConfig, parts: Sequence[Part]) -> PhaseDiagram:
     """The diagram from all parts of its work, in order.
 
     Args:
         config: what they were computed from.
-        parts: one record of :func:`phase_chunk` per chunk, or what JSON made of it.
+        parts: one of :func:`phase_chunk` per chunk.
     """
-    axis = 1 - config.along
-
-    def joined(features: FeatureModel, name: str) -> NDArray[Any]:
-        return np.concatenate([np.array(part[features][name]) for part in parts], axis=axis - 2)
-
-    def threshold(features: FeatureModel, name: str) -> Array:
-        lines = [np.array(part[features]["thresholds"][name], dtype=np.float64) for part in parts]
-        shapes = [np.shape(part[features]["gap"]) for part in parts]
-        grids = [np.broadcast_to(line, shape) for line, shape in zip(lines, shapes, strict=True)]
-        return np.concatenate(grids, axis=axis)
-
     models = []
     for features in FEATURES:
-        fields = {name: threshold(features, name) for name in _FIELDS}
-        states, *cells = (joined(features, name) for name in _CELLS)
-        predicted = np.stack([_predicted(config, fields, side) for side in "ab"])
-        models.append(ModelPhase(features, states, predicted, *cells, curves=curves_of(config, fields)))
+        arrays = [[getattr(part[features], f.name) for part in parts] for f in fields(Cells)]
+        states, gap, status, one_by_one, levels = (np.concatenate(each, axis=-1 - config.along) for each in arrays)
+        found: dict[str, Array] = dict(zip(FIELDS, levels, strict=True))
+        predicted = np.stack([_predicted(config, found, side) for side in "ab"])
+        curves = curves_of(config, found)
+        models.append(ModelPhase(features, states, predicted, gap, status, one_by_one, curves))
     return PhaseDiagram(config, tuple(models))
 
 

@@ -7,19 +7,21 @@ computes nothing.
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from collapsar.core.files import write_atomically
-from collapsar.core.types import Record
-from collapsar.phase.diagram import PhaseDiagram, assemble, phase_chunk
+from collapsar.phase.cells import FEATURES, Cells, Part, phase_chunk
+from collapsar.phase.diagram import PhaseDiagram, assemble
 from collapsar.phase.grid import PhaseConfig
 
 __all__ = ["parts_folder", "sweep"]
@@ -77,7 +79,7 @@ def sweep(
     for i, part in _computed(config, missing, jobs, dask_scheduler):
         found[i] = part
         if folder is not None:
-            write_atomically(_part_file(folder, config, i), _sealed(config, i, part))
+            write_atomically(_part_file(folder, config, i), _packed(config, i, part))
         tell(len(found), all_parts)
     diagram = assemble(config, [found[i] for i in range(all_parts)])
     if out is not None and folder is not None:
@@ -105,7 +107,7 @@ def _silent(*told: object) -> None:
 
 def _computed(
     config: PhaseConfig, missing: Sequence[int], jobs: int | None, dask_scheduler: str | None
-) -> Iterator[tuple[int, Record]]:
+) -> Iterator[tuple[int, Part]]:
     """Parts as they get ready, in any order."""
     if not missing:
         return
@@ -130,7 +132,7 @@ def _computed(
         yield from results
 
 
-def _numbered(config: PhaseConfig, chunk: int) -> tuple[int, Record]:
+def _numbered(config: PhaseConfig, chunk: int) -> tuple[int, Part]:
     return chunk, phase_chunk(config, chunk)
 
 
@@ -138,37 +140,32 @@ def _numbered(config: PhaseConfig, chunk: int) -> tuple[int, Record]:
 
 
 def _part_file(folder: Path, config: PhaseConfig, chunk: int) -> Path:
-    return folder / f"{config.digest[:16]}-{chunk:05d}-of-{config.num_chunks:05d}.json"
+    return folder / f"{config.digest[:16]}-{chunk:05d}-of-{config.num_chunks:05d}.npz"
 
 
-def _sealed(config: PhaseConfig, chunk: int, part: Record) -> str:
-    """A part with what it belongs to and a checksum of its content."""
-    content = json.dumps(part, allow_nan=False, default=_listed)
-    check = hashlib.sha256(content.encode()).hexdigest()
-    return json.dumps({"config_digest": config.digest, "chunk": chunk, "check": check, "content": content})
+def _packed(config: PhaseConfig, chunk: int, part: Part) -> bytes:
+    """A part as an archive of arrays, whose checksums tell damage, with what it belongs to."""
+    arrays = {f"{model}_{f.name}": getattr(cells, f.name) for model, cells in part.items() for f in fields(cells)}
+    buffer = io.BytesIO()
+    np.savez(buffer, config_digest=config.digest, chunk=chunk, **arrays)
+    return buffer.getvalue()
 
 
-def _listed(array: NDArray[Any]) -> list[Any]:
-    """An array as JSON values, NaN as null."""
-    return np.where(array == array, array, np.array(None)).tolist()
-
-
-def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Record]:
+def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Part]:
     """The parts that are there and whole; files of other configurations are left alone."""
-    parts: dict[int, Record] = {}
+    parts: dict[int, Part] = {}
     for i in range(config.num_chunks):
         path = _part_file(folder, config, i)
         if not path.exists():
             continue
         try:
-            sealed = json.loads(path.read_text(encoding="utf-8"))
-            content = sealed["content"]
-            if hashlib.sha256(content.encode()).hexdigest() != sealed["check"]:
-                raise ValueError("its checksum does not fit")  # noqa: TRY301 - one place for every way to be damaged
-            if sealed["config_digest"] != config.digest or sealed["chunk"] != i:
-                raise ValueError("it belongs to another sweep")  # noqa: TRY301
-            parts[i] = json.loads(content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                if str(file["config_digest"]) != config.digest or int(file["chunk"]) != i:
+                    raise ValueError("it belongs to another sweep")  # noqa: TRY301 - one place for all that is wrong
+                parts[i] = {
+                    model: Cells(**{f.name: file[f"{model}_{f.name}"] for f in fields(Cells)}) for model in FEATURES
+                }
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             note(f"{path} is damaged ({error}); this part is computed again")
     return parts
 
