@@ -323,7 +323,7 @@ def test_a_range_without_transitions_says_so():
     high = phase_diagram("lambda_z:0.1:0.2:3", "r:2:3:3")
     for part in high.models:
         assert "everything collapses: everywhere in this range" in part.notes
-        assert "B vanishes: nowhere in this range, it is past it everywhere" in part.notes
+        assert "B vanishes: nowhere in this range, which lies beyond" in part.notes
         assert part.zero.all()
 
 

@@ -155,5 +155,5 @@ def _note(config: PhaseConfig, transition: Transition, side: str, field: Array, 
     below = bool((config.penalty < field)[np.isfinite(field)].all())
     if not side:
         return f"{what}: {'nowhere' if below else 'everywhere'} in this range"
-    state = "past it" if not below else "separated" if transition == "merge" else ""
-    return f"{what}: nowhere in this range{f', it is {state} everywhere' if state else ''}"
+    where = ", which lies beyond" if not below else ", it is separated everywhere" if transition == "merge" else ""
+    return f"{what}: nowhere in this range{where}"
