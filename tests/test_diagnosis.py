@@ -434,8 +434,8 @@ LAYER = HeadNorm("LayerNorm", "sample", 16, 4.0, None, free_gain=False)
 @pytest.mark.parametrize(
     ("over", "norm", "words"),
     [
-        ("sample", LAYER, "A LayerNorm feeds the head (features of length 4, equal to 0.0%): per-sample model"),
-        ("sample", None, "The norms of the features are equal to 0.0%: per-sample model"),
+        ("sample", LAYER, "A LayerNorm feeds the head (features of length 4, equal to 0 %): per-sample model"),
+        ("sample", None, "The norms of the features are equal to 0 %: per-sample model"),
         ("batch", replace(LAYER, layer="BatchNorm1d", over="batch"), "A BatchNorm1d feeds the head (features of len"),
     ],
 )
@@ -492,11 +492,11 @@ def test_a_gradient_far_from_any_penalty_tells_none():
     [
         (KnownTraining(norm=replace(LAYER, gain_penalty=0.0, free_gain=True)), "none", "no optimum and no threshold"),
         (KnownTraining(bounded_by="Tanh"), "none", "A Tanh feeds the head"),
-        (KnownTraining(norm=replace(LAYER, length=40.0)), "sample", "have 10.0% of its length"),
+        (KnownTraining(norm=replace(LAYER, length=40.0)), "sample", "have 10 % of its length"),
         (KnownTraining(norm=replace(LAYER, gain_penalty=0.1)), "none", "its gain is decayed, one for each feature"),
         (KnownTraining(norm=replace(LAYER, over="batch", gain_penalty=0.1)), "batch", "model of a decayed gain"),
-        (KnownTraining(norm=replace(LAYER, trained_gain=True, uneven=0.5)), "none", "now (uneven by 50%)"),
-        (KnownTraining(norm=replace(LAYER, uneven=0.1)), "sample", "(uneven by 10.0%, about as far"),
+        (KnownTraining(norm=replace(LAYER, trained_gain=True, uneven=0.5)), "none", "now (uneven by 50 %)"),
+        (KnownTraining(norm=replace(LAYER, uneven=0.1)), "sample", "(uneven by 10 %, about as far"),
         (KnownTraining(norm=replace(LAYER, length=1.0)), "sample", "The norms of the features are equal"),
         (KnownTraining(0.4, norm=LAYER, body="decayed"), "sample", "Decay acts on the layers below as well"),
     ],

@@ -1,11 +1,11 @@
-"""Names of classes, and lists in a sentence."""
+"""Names of classes, lists and shares in a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["listed", "names_of"]
+__all__ = ["listed", "names_of", "percent"]
 
 
 def names_of(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
@@ -31,3 +31,13 @@ def listed(items: Iterable[Any], most: int = 10, *, last: str = ", ") -> str:
     if len(texts) > most:
         return f"{', '.join(texts[:most])} and {len(texts) - most} more"
     return last.join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
+
+
+def percent(share: float) -> str:
+    """A share in per cent, to two digits.
+
+    Example:
+        >>> percent(0.0123), percent(0.5), percent(1.234)
+        ('1.2 %', '50 %', '123 %')
+    """
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"

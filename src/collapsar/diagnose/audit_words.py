@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collapsar.core.sentences import listed
+from collapsar.core.sentences import listed, percent
 from collapsar.diagnose.audit_samples import CountEffect
 from collapsar.diagnose.reach import Reach
 from collapsar.metrics.predictions import Decisions
@@ -120,7 +120,7 @@ def _group_words(a: Audit, group: Group) -> str:
         else (f"their biases, {group.bias_spread:.2g} nats from smallest to largest, {biases}")
     )
     return (
-        f"{len(group.classes)} classes lie on one row{same} (radius {100 * group.radius:.2g} % of the longest row): "
+        f"{len(group.classes)} classes lie on one row{same} (radius {percent(group.radius)} of the longest row): "
         f"{_named(a, group.classes)}. {told}; {tail}."
     )
 
@@ -167,8 +167,8 @@ def _count_words(a: Audit, effect: CountEffect) -> str:
         )
     if a.dead.any() and effect.dies_below:
         text += (
-            f". Below {effect.dies_below} samples {100 * effect.dead_below:.0f} % of the classes are dead, from there "
-            f"on {100 * effect.dead_above:.0f} %"
+            f". Below {effect.dies_below} samples {percent(effect.dead_below)} of the classes are dead, from there "
+            f"on {percent(effect.dead_above)}"
         )
     return text + "."
 
@@ -176,15 +176,15 @@ def _count_words(a: Audit, effect: CountEffect) -> str:
 def _recall_words(a: Audit, seen: Decisions) -> str:
     had = np.flatnonzero(a.dead & (seen.counts > 0))
     if not len(had):
-        return f"The head is right on {100 * seen.accuracy:.1f} % of the samples given; no dead class has any."
+        return f"The head is right on {percent(seen.accuracy)} of the samples given; no dead class has any."
     recall = float((seen.recall[had] * seen.counts[had]).sum() / seen.counts[had].sum())
     takers, times = np.unique(seen.taken_by[had][seen.taken_by[had] >= 0], return_counts=True)
     taken = ""
     if len(takers):
         taken = f"; {_named(a, takers[np.argsort(-times, kind='stable')][:3].tolist())} take most of the others"
     return (
-        f"{_several(len(had), 'dead class')} have samples here: {100 * recall:.1f} % of those are recognised, of all "
-        f"samples {100 * seen.accuracy:.1f} %{taken}."
+        f"{_several(len(had), 'dead class')} have samples here: {percent(recall)} of those are recognised, of all "
+        f"samples {percent(seen.accuracy)}{taken}."
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from collapsar.core.sentences import percent
 from collapsar.diagnose.measurement import Measurement
 from collapsar.diagnose.record import Diagnosis
 from collapsar.metrics.evidence import LostClass
 
-__all__ = ["cost", "headline", "lost", "outscored", "percent", "rule", "shared_rows"]
+__all__ = ["cost", "headline", "lost", "outscored", "rule", "shared_rows"]
 
 _MOST_LOST = 5
 _MOST_LISTED = 100
@@ -83,11 +84,6 @@ def _dead(d: Diagnosis, seen: int) -> str:
         return ""
     verb, own = ("is", "its row") if len(dead) == 1 else ("are", "their rows")
     return f"{len(dead)} of {seen} classes {verb} dead, {own} of the head the same as others': {d.named(dead)}."
-
-
-def percent(share: float) -> str:
-    """A share in per cent, to two digits."""
-    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
 def _nats(value: float) -> str:
@@ -197,7 +193,7 @@ def rule(d: Diagnosis) -> str:
     found = d.separation
     longest = found.scale * float(np.nanmax(found.relative_norms, initial=0.0))
     return (
-        f"A class has vanished if its mean prediction is shorter than {found.vanish_threshold:.0%} of the longest one "
-        f"({longest:.3g} nats) or than 0.05 nats: its samples move no score. Classes are merged if every two of "
-        f"them differ by less than {found.merge_threshold:.0%}: the head gives them the same scores."
+        f"A class has vanished if its mean prediction is shorter than {percent(found.vanish_threshold)} of the longest "
+        f"one ({longest:.3g} nats) or than 0.05 nats: its samples move no score. Classes are merged if every two of "
+        f"them differ by less than {percent(found.merge_threshold)}: the head gives them the same scores."
     )

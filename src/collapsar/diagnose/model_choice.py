@@ -10,8 +10,8 @@ Example:
     >>> W, H, b = solve(p).factors(8)
     >>> labels = np.repeat(np.arange(4), p.class_counts)
     >>> found = choose_model(measure(H.T[labels], labels, W.T, b), KnownTraining(lambda_w=0.4, lambda_b=0.0))
-    >>> found.name, found.sentence[:48]
-    ('sample', 'The norms of the features are equal to 0.0%: per')
+    >>> found.name, found.sentence[:46]
+    ('sample', 'The norms of the features are equal to 0 %: pe')
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from collapsar.core.known import HeadNorm, KnownTraining
 from collapsar.core.normalization import Over
 from collapsar.core.problem import Problem
+from collapsar.core.sentences import percent
 from collapsar.core.thresholds import Thresholds
 from collapsar.diagnose.agreement import bias_price, head_forces
 from collapsar.diagnose.fit import Distance, distance_beside
@@ -127,10 +128,11 @@ def choose_model(m: Measurement, known: KnownTraining) -> Choice:
 def _of_lengths(m: Measurement, known: KnownTraining, lengths: Lengths) -> Choice | None:
     """The model that the features' lengths show; None where they show none."""
     if lengths.spread < _EQUAL and lengths.offset_share < _OFFSET:
-        found = f"The norms of the features are equal to {lengths.spread:.1%}: per-sample model"
+        found = f"The norms of the features are equal to {percent(round(lengths.spread, 3))}: per-sample model"
         return _priced(m, known, found, "sample", partial(Problem.from_normalized, norm=lengths.mean))
     if lengths.variance_spread < _EQUAL_VARIANCES and lengths.offset_share < _CENTRED and not m.nonnegative:
-        found = f"The features are centred, and their variances equal to {lengths.variance_spread:.1%}: per-batch model"
+        equal = percent(round(lengths.variance_spread, 3))
+        found = f"The features are centred, and their variances equal to {equal}: per-batch model"
         norm = float(np.sqrt(lengths.mean_square))
         return _priced(m, known, found, "batch", partial(Problem.from_normalized, norm=norm))
     return None
@@ -182,11 +184,11 @@ def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:
     if norm.uneven > _TOO_UNEVEN:
         return Choice(
             "none",
-            f"{found} (uneven by {norm.uneven:.0%}): directions with a large gain are cheaper than others, which no "
-            "model here has, so no optimum is compared.",
+            f"{found} (uneven by {percent(norm.uneven)}): directions with a large gain are cheaper than others, which "
+            "no model here has, so no optimum is compared.",
         )
     if norm.uneven > _UNEVEN:
-        found += f" (uneven by {norm.uneven:.1%}, about as far as the model may be off)"
+        found += f" (uneven by {percent(norm.uneven)}, about as far as the model may be off)"
     make = partial(Problem.from_normalized, norm=norm.length)
     return _priced(m, known, f"{found}: {_PER[norm.over]} model", norm.over, make, shifted)
 
@@ -203,8 +205,10 @@ def _lengths(m: Measurement, norm: HeadNorm) -> str:
     share = float(np.sqrt(m.lengths.mean_square)) / norm.length
     if share < _SHORT:
         why = "averaging" if norm.pooled else "pooling in forward, or a norm that saw other samples,"
-        return f" (the features have {share:.1%} of its length, {norm.length:.4g}: {why} makes them shorter)"
-    equal = f", equal to {m.lengths.spread:.1%}" if norm.over == "sample" and norm.uneven < _UNEVEN else ""
+        return f" (the features have {percent(share)} of its length, {norm.length:.4g}: {why} makes them shorter)"
+    equal = (
+        f", equal to {percent(round(m.lengths.spread, 3))}" if norm.over == "sample" and norm.uneven < _UNEVEN else ""
+    )
     return f" (features of length {m.lengths.mean:.4g}{equal})"
 
 

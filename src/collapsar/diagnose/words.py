@@ -9,8 +9,9 @@ import numpy as np
 
 from collapsar.core.known import NORMALISED, UNPENALISED, KnownTraining, rests_by_rows
 from collapsar.core.normalization import own_penalties
+from collapsar.core.sentences import percent
 from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, agreement_words
-from collapsar.diagnose.class_words import cost, headline, lost, outscored, percent, rule, shared_rows
+from collapsar.diagnose.class_words import cost, headline, lost, outscored, rule, shared_rows
 from collapsar.diagnose.fit import Fit, ModelFit
 from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.model_choice import NormalizedFit

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.core.known import NORMALISED, UNPENALISED, HeadNorm
 from collapsar.core.problem import Penalties
+from collapsar.core.sentences import percent
 from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
 from collapsar.monitor.exposure import Exposure, batch_size, exposure
 from collapsar.monitor.layers import above_norm, head_norm, is_linear
@@ -244,7 +245,7 @@ def _of_rows(facts: Facts) -> str:
         return f"No penalty can be read from its state: {rows.reason}. {fallback}"
     agreement, rest = "", rows.rest
     if rest is not None:
-        off = f", off balance by {rest.imbalance:.0%}" if rest.correlation > 0 else ""
+        off = f", off balance by {percent(rest.imbalance)}" if rest.correlation > 0 else ""
         agreement = f" (slope {rest.slope:.3g}, correlation {rest.correlation:.3g}{off})"
     low, high = float(rows.rows.min()), float(rows.rows.max())
     if facts.at_rest:

@@ -34,7 +34,7 @@ def theory(
     only: Annotated[list[str] | None, typer.Option("--only", help="Only this one; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw every picture of the theory and its record: a quarter of a minute, the same bytes each time."""
+    """Draw every picture of the theory, with its record: a quarter of a minute, the same bytes each time."""
     from collapsar_studies.theory_figures import FIGURES, theory_figures
 
     log = Console(stderr=True, highlight=False)
