@@ -6,8 +6,9 @@ one convex program, so that each has an exact optimum and exact thresholds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -85,19 +86,22 @@ class Remedy:
 
 
 def _joined(first: Loss, second: Loss) -> Loss:
-    """Factors multiply, offsets add."""
-    values: dict[str, Any] = {}
-    for f in fields(Loss):
-        a, b = getattr(first, f.name), getattr(second, f.name)
-        if f.name == "smoothing":
-            if a and b:
-                raise ValueError("`smoothing` can be given once only; leave one of the two remedies out")
-            values[f.name] = a or b
-        elif a is None or b is None:
-            values[f.name] = b if a is None else a
-        else:
-            values[f.name] = a + b if f.name == "offsets" else a * b
-    return Loss(**values)
+    if first.smoothing and second.smoothing:
+        raise ValueError("`smoothing` can be given once only; leave one of the two remedies out")
+    return Loss(
+        _either(first.class_weights, second.class_weights),
+        _either(first.offsets, second.offsets, np.add),
+        _either(first.scales, second.scales),
+        _either(first.temperatures, second.temperatures),
+        first.smoothing or second.smoothing,
+    )
+
+
+def _either(
+    first: Vector | None, second: Vector | None, join: Callable[[Vector, Vector], Vector] = np.multiply
+) -> Vector | None:
+    """The two joined, or the one that there is."""
+    return second if first is None else first if second is None else join(first, second)
 
 
 def combined(*remedies: Remedy) -> Remedy:
@@ -116,7 +120,7 @@ def combined(*remedies: Remedy) -> Remedy:
     loss, mass, decay = remedies[0].loss, remedies[0].mass_factor, remedies[0].head_decay
     for r in remedies[1:]:
         loss, decay = _joined(loss, r.loss), decay * r.head_decay
-        mass = r.mass_factor if mass is None else mass if r.mass_factor is None else mass * r.mass_factor
+        mass = _either(mass, r.mass_factor)
     return Remedy("+".join(r.name for r in remedies), " + ".join(r.words for r in remedies), loss, mass, decay)
 
 

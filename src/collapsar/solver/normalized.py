@@ -25,8 +25,7 @@ from collapsar.solver.normalized_certificate import (
     scaled_quotient,
 )
 from collapsar.solver.objective import dual_entropy, predict, residual, target
-from collapsar.solver.shared import SharedResult
-from collapsar.solver.solution import SharedProof
+from collapsar.solver.solution import SharedProof, shared_proof
 from collapsar.solver.spheres import (
     DENSE,
     PATIENCE,
@@ -44,7 +43,7 @@ from collapsar.solver.symmetry import Blocks, Quotient
 if TYPE_CHECKING:
     from collapsar.solver.solve import Settings
 
-__all__ = ["FEW", "MERGED", "NormalizedResult", "Solver", "awake", "minimise_normalized", "shared_proof", "shifted"]
+__all__ = ["FEW", "MERGED", "NormalizedResult", "Solver", "awake", "minimise_normalized", "shifted"]
 
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
@@ -287,13 +286,6 @@ def _collapsed(n: NormalizedQuotient, gain: float, how: Settings) -> NormalizedR
     if not certificate.relative_gap <= how.tol:
         return None
     return NormalizedResult(x.blocks(n.q), certificate, 1, Status.OPTIMAL, spheres=x, price=np.inf)
-
-
-def shared_proof(result: Result) -> SharedProof | None:
-    """What certifies nonnegative features that share directions; None where the column form is its own proof."""
-    if isinstance(result, SharedResult) and result.penalty is not None:
-        return SharedProof(result.atoms, result.witness)
-    return None
 
 
 def shifted(problem: Problem, proof: SharedProof, q: Quotient, b: Vector) -> Certificate:

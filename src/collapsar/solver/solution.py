@@ -20,12 +20,20 @@ from collapsar.core.states import ClassState, past
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver.certificate import Certificate, certify_blocks
 from collapsar.solver.objective import Columns, predict, residual
-from collapsar.solver.shared import Atoms, certify_atoms, factors
-from collapsar.solver.status import Status
+from collapsar.solver.shared import Atoms, SharedResult, certify_atoms, factors
+from collapsar.solver.status import Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
 from collapsar.solver.witness import Witness
 
-__all__ = ["NotConvergedError", "SharedProof", "Solution", "is_solution", "load_solution", "saved_class_names"]
+__all__ = [
+    "NotConvergedError",
+    "SharedProof",
+    "Solution",
+    "is_solution",
+    "load_solution",
+    "saved_class_names",
+    "shared_proof",
+]
 
 _FORMAT = 1  # of saved files
 _TIE = 1e-6  # entries of a column this close, relatively, are equal to the accuracy of a solution
@@ -54,6 +62,14 @@ class SharedProof:
     def certificate(self, q: Quotient, b: Vector) -> Certificate:
         """Primal from the atoms, dual from the witness."""
         return certify_atoms(q, self.atoms, b, self.witness)
+
+
+def shared_proof(result: Result) -> SharedProof | None:
+    """What certifies nonnegative features that share directions; None where the column form is its own proof."""
+    # where the column form came back as it was, its own certificate is as good and its directions are its own
+    if isinstance(result, SharedResult) and result.penalty is not None:
+        return SharedProof(result.atoms, result.witness)
+    return None
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from collapsar.solver.contraction import contraction_point
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.rotation import SOME, rotation_point
-from collapsar.solver.shared import Atoms, SharedResult, continued, minimise_shared
+from collapsar.solver.shared import Atoms, continued, minimise_shared
 from collapsar.solver.signed import minimise_signed
-from collapsar.solver.solution import NotConvergedError, SharedProof, Solution
+from collapsar.solver.solution import NotConvergedError, Solution, shared_proof
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
@@ -181,8 +181,5 @@ def _from_dual(q: Quotient, tol: float, max_steps: int) -> Result | None:
 
 
 def _solution(problem: Problem, q: Quotient, result: Result) -> Solution:
-    # where the column form came back as it was, its own certificate is as good and its directions are its own
-    proof = None
-    if isinstance(result, SharedResult) and result.penalty is not None:
-        proof = SharedProof(result.atoms, result.witness)
+    proof = shared_proof(result)
     return Solution(problem, result.blocks, result.certificate, result.status, result.num_steps, q, proof)
