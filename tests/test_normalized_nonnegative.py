@@ -128,7 +128,7 @@ def test_balanced_classes_own_orthogonal_directions(lambda_b: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "lambda_b"), [("100x5,20x5", 0.0), ("100x5,20x5", 0.02), ("1000x3,300x3,100x3,20x4", 0.0)]
+    ("counts", "lambda_b"), [("100x5,20x5", 0.0), ("100x5,20x5", 0.02), ("1000x2,200x2,20x2", 0.0)]
 )
 def test_thresholds_hold_on_both_sides(counts: str, lambda_b: float) -> None:
     p = nonnegative(counts, lambda_b=lambda_b)

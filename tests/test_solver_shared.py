@@ -231,7 +231,7 @@ def optimum(p: Problem):
     return cs.solve(p)
 
 
-@pytest.mark.parametrize("factor", [0.8, 0.999, 1.0, 1.05])
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.05])
 def test_a_start_leads_to_the_same_optimum(solved, factor):
     """From the directions of a near problem, also where some are born or die between the two."""
     near = optimum(solved[0])

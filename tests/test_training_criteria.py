@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import collapsar as cs
 from collapsar.training.criteria import MatchedCrossEntropy
@@ -38,24 +40,21 @@ def descend(problem: cs.Problem, lambda_b: float, *, squared: bool) -> tuple[np.
     b = torch.zeros(K, dtype=torch.float64)
     parameters = [t.requires_grad_() for t in (W, V, b)]
     criterion = MatchedCrossEntropy(problem)
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=4000, max_eval=8000, history_size=60, tolerance_grad=1e-11, tolerance_change=1e-16,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
     lambda_w, lambda_h = 4 * problem.lambda_z, problem.lambda_z / 4
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
+    def value(x: np.ndarray) -> tuple[float, np.ndarray]:
+        with torch.no_grad():
+            vector_to_parameters(torch.from_numpy(x), parameters)
         H = V.square() if squared else V
         loss = criterion(H @ W.T + b, labels)
         loss = (
             loss + lambda_w / 2 * W.square().sum() + lambda_h / 2 * H.square().sum() + lambda_b / 2 * b.square().sum()
         )
-        loss.backward()
-        return loss
+        return loss.item(), parameters_to_vector(torch.autograd.grad(loss, parameters)).numpy()
 
-    for _ in range(2):
-        optimizer.step(closure)
+    start = parameters_to_vector(parameters).detach().numpy()
+    options = {"maxiter": 4000, "maxfun": 8000, "maxcor": 60, "ftol": 1e-16, "gtol": 1e-11}
+    value(minimize(value, start, jac=True, method="L-BFGS-B", options=options).x)
     with torch.no_grad():
         H = V.square() if squared else V
         logits = (H @ W.T).numpy()

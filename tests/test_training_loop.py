@@ -531,7 +531,9 @@ class _FakeRecorder:
         return replay
 
 
-@pytest.mark.parametrize("change", [{}, {"clip_norm": math.inf}, {"model": ModelSpec("resnet18", (3, 4, 5, 12))}])
+@pytest.mark.parametrize(
+    "change", [{}, {"clip_norm": math.inf}, {"model": ModelSpec("cnn", (3, 4, 12), batch_norm=True)}]
+)
 def test_recorded_steps_train_the_same_network(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
     """Four stages of penalties and learning rates, batches of 20 and one of 5: eight kinds of steps."""
     config = replace(CONFIG, epochs=12, cuda_graphs=True, warm_fraction=0.5, **change)

@@ -64,10 +64,18 @@ def run_and_die_late(folder: Path, chains: list[tuple[Cell, ...]]) -> None:
         run_sweep(chains, interrupted)
 
 
+LONG = [chain(40, seed) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The records of the long chains, never interrupted."""
+    return run_sweep(LONG, settings(tmp_path_factory.mktemp("whole")))
+
+
 @pytest.mark.parametrize("draw", range(2))
-def test_a_killed_sweep_ends_in_the_same_records(tmp_path: Path, draw: int) -> None:
-    chains = [chain(40, seed) for seed in range(2)]
-    whole = run_sweep(chains, settings(tmp_path / "whole"))
+def test_a_killed_sweep_ends_in_the_same_records(tmp_path: Path, whole: dict[str, Any], draw: int) -> None:
+    chains = LONG
     process = multiprocessing.get_context("fork").Process(target=run_and_die_late, args=(tmp_path / "cut", chains))
     process.start()
     while not any((tmp_path / "cut" / "scratch").glob("*/checkpoint.safetensors")) and process.is_alive():
