@@ -144,6 +144,8 @@ def test_records_can_be_read_again_alone_and_beside_others(record, tmp_path):
     (tmp_path / "demo.json").write_text(json.dumps(demonstration(record)))
     again = report_record([tmp_path / "old.json", tmp_path / "apart.npz.json", tmp_path / "demo.json"])
     assert again["runs"][:3] == record["runs"]
+    (tmp_path / "page.html").write_text(report_page(record), encoding="utf-8")
+    assert report_record([tmp_path / "page.html"])["runs"] == record["runs"]
     assert [run["name"] for run in again["runs"][3:]] == ["apart.npz (2)", "digits between"]
     assert again["runs"][3]["diagnosis"] == record["runs"][0]["diagnosis"]
     assert again["runs"][4]["advice"]["verdict"] == "merging"

@@ -6,6 +6,7 @@ A run's folder needs torch and the run's data; a record that was written before 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = ["report_record"]
 Progress = Callable[[str], None]
 
 _CHECKPOINT = "checkpoint.safetensors"
+_IN_PAGE = re.compile(r'<script type="application/json" id="record">(.*?)</script>', re.DOTALL)
 _PER_CLASS = ("train_class_accuracies", "test_class_accuracies")
 
 
@@ -33,8 +35,8 @@ def report_record(
 
     Args:
         sources: folders of a run, or of several (``collapsar demo``); files of ``collapsar diagnose --json`` or ``solve
-            --json`` (whose problem is solved again), of a demonstration, of a report, or of features; optima that
-            ``Solution.save`` wrote.
+            --json`` (whose problem is solved again), of a demonstration, of a report, or of features; pages of
+            these; optima that ``Solution.save`` wrote.
         data_dir: where the runs' data lies, if not in a standard place.
         progress: called with the name of each network that has to be measured.
 
@@ -107,7 +109,9 @@ def _of_folder(folder: Path, data_dir: str | Path | None) -> Record:
 
 def _of_json(path: Path) -> list[Record]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        inside = _IN_PAGE.search(text)
+        record = json.loads(inside[1] if inside else text)
     except ValueError as error:
         raise ValueError(
             f"{path} is no JSON record of Collapsar ({error}); give the folder of a run, or what `collapsar diagnose` "

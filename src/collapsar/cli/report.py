@@ -27,8 +27,9 @@ def report(
     runs: list[Path] = Argument(
         ...,
         metavar="RUN...",
-        help="Folders of `collapsar train` or `collapsar demo`, JSON of `collapsar diagnose`, `collapsar solve` or "
-        "another report, files of features as `collapsar diagnose` takes them, or optima of `collapsar solve --out`.",
+        help="Folders of `collapsar train` or `collapsar demo`, JSON of `collapsar diagnose` or `collapsar solve`, "
+        "other reports (page or record), files of features as `collapsar diagnose` takes them, or optima of "
+        "`collapsar solve --out`.",
         show_default=False,
     ),
     out: Path = Option(Path("report.html"), help="Where to write the page."),
