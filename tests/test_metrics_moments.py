@@ -118,9 +118,8 @@ def test_accumulating_batches_in_place_equals_one_batch(monkeypatch):
     state = torch.zeros(packed_size(5, 7), dtype=torch.float64)
     from collapsar.metrics import moments as module
 
-    # Blocks of 3 rows and strips of 2 columns: every seam of the blocked product is crossed.
-    monkeypatch.setitem(module._BLOCK_NUMBERS, "cpu", 21)
-    monkeypatch.setattr(module, "_STRIP", 2)
+    # Pieces of 3 rows, two of them merged at once, and strips of 2 columns: every seam is crossed.
+    monkeypatch.setitem(module._SIZES, "cpu", module._Sizes(numbers=21, pieces=2, strip=2))
     for a, b in ((0, 1), (1, 1), (1, 230), (230, 500)):
         batch = torch.from_numpy(features[a:b]), torch.from_numpy(labels[a:b])
         accumulate_(*module.packed_views(state, 5, 7), *batch)
@@ -130,6 +129,15 @@ def test_accumulating_batches_in_place_equals_one_batch(monkeypatch):
         running.update(features[part], labels[part])
     assert_moments(running.moments, expected)
     assert torch.equal(pack(unpack(state, 5, 7))[:5], state[:5])
+
+
+def test_finite_features_whose_sums_overflow_are_accepted():
+    features = np.array([[3e38, 3e38], [-3e38, -3e38], [1.0, 2.0]], dtype=np.float32)
+    moments = class_moments(features, [0, 0, 1], 2)
+    np.testing.assert_array_equal(moments.class_means.numpy(), [[0.0, 0.0], [1.0, 2.0]])
+    features[1, 0] = np.nan
+    with pytest.raises(ValueError, match="in 1 of 3 rows: class 0"):
+        class_moments(features, [0, 0, 1], 2)
 
 
 def test_empty_moments_are_the_neutral_element():

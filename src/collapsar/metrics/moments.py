@@ -20,7 +20,7 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,13 +42,20 @@ __all__ = [
     "unpack",
 ]
 
-# Rows of float64 work space are bounded so that one call over a whole data set does not double its memory, and on
-# the CPU so that they stay in its cache: 2^18 numbers are 2 MiB, and four times as many take 1.4 times as long. An
-# accelerator wants fewer and larger products.
-_BLOCK_NUMBERS = {"cpu": 1 << 18}
-_BLOCK_NUMBERS_ELSEWHERE = 1 << 21
-# Columns per strip of the symmetric product: narrower strips save more flops but run less efficiently.
-_STRIP = 128
+
+class _Sizes(NamedTuple):
+    """How batches are cut: numbers of a piece, how many pieces are merged at once, least columns of a strip."""
+
+    numbers: int
+    pieces: int
+    strip: int
+
+
+# Work space is bounded, so that one call over a whole data set does not double its memory. On the CPU a piece stays in
+# the cache (2^18 numbers are 2 MiB), and means are updated once for several; an accelerator wants fewer and larger
+# operations. Narrower strips of the symmetric product save more flops but run less efficiently.
+_SIZES = {"cpu": _Sizes(1 << 18, 4, 64)}
+_SIZES_ELSEWHERE = _Sizes(1 << 21, 1, 128)
 WITHOUT_FLOAT64 = ("mps",)
 """Types of device on which no moments can be kept."""
 
@@ -273,10 +280,10 @@ def checked_batch(
             "without a label say ignore_index=..., or drop them"
         )
     if features.is_floating_point() and features.numel() > 0:
-        # aminmax passes NaN on: both extremes are finite exactly when every entry is, without a mask of N·d.
-        low, high = torch.aminmax(features)
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            bad = labels[~torch.isfinite(features).all(dim=1)]
+        # A row with a finite sum has finite entries: only others, some of which merely overflow, are looked at again.
+        suspects = (~torch.isfinite(features.sum(dim=1))).nonzero().flatten()
+        bad = labels[suspects[~torch.isfinite(features[suspects]).all(dim=1)]]
+        if len(bad):
             raise ValueError(
                 f"`features` must be finite; got NaN or infinity in {len(bad)} of {len(labels)} rows: class "
                 f"{listed(bad.unique().tolist())}. Look for a diverged run or an overflow in half precision"
@@ -291,7 +298,7 @@ def accumulate_(
     """Merge a checked batch into buffers in place, touching only the rows of classes that occur in it.
 
     The upper triangle of ``scatter`` is kept up to date, the part below it is left unspecified: half of the
-    product is saved, and ``unpack`` mirrors once. Work space is bounded (``_BLOCK_NUMBERS``), never O(K·d).
+    product is saved, and ``unpack`` mirrors once. Work space is bounded (``_SIZES``), never O(K·d).
 
     Args:
         counts: Shape (K,), int64 or float64 (exact up to 2⁵³).
@@ -301,32 +308,37 @@ def accumulate_(
         features: Shape (B, d), finite, on the device of the buffers.
         labels: Shape (B,), int64, in range, on the device of the buffers.
     """
-    block_numbers = _BLOCK_NUMBERS.get(means.device.type, _BLOCK_NUMBERS_ELSEWHERE)
-    rows_per_block = max(1, block_numbers // max(1, means.shape[1]))
-    work = means.new_empty(2, min(rows_per_block, len(features)), means.shape[1])
-    for block, block_labels in zip(features.split(rows_per_block), labels.split(rows_per_block), strict=True):
+    sizes, d = _SIZES.get(means.device.type, _SIZES_ELSEWHERE), means.shape[1]
+    piece = max(1, sizes.numbers // max(1, d))
+    work = means.new_empty(2, min(piece, len(features)), d)
+    merged = sizes.pieces * piece
+    for block, block_labels in zip(features.split(merged), labels.split(merged), strict=True):
         occurring = torch.bincount(block_labels, minlength=len(counts))
         classes = occurring.nonzero().flatten()
         position = (torch.cumsum(occurring > 0, dim=0) - 1)[block_labels]
         n_old, n_new = counts[classes].double(), occurring[classes].double()
         share = n_new / (n_old + n_new)
 
-        rows = work[0, : len(block)].copy_(block)
-        centres = rows.new_zeros(len(classes), means.shape[1]).index_add_(0, position, rows)
-        centres.div_(n_new[:, None])
-        old = means[classes]
-        step = centres - old
+        fresh = means.new_zeros(len(classes), d)
+        pieces = list(zip(block.split(piece), position.split(piece), strict=True))
+        for features_of_piece, its in pieces:
+            fresh.index_add_(0, its, work[0, : len(its)].copy_(features_of_piece))
+        old = means.index_select(0, classes)
+        step = fresh.div_(n_new[:, None]).sub_(old)
         # Chan et al. (1979), (2.1): the scatter about the fresh means, and n_new (1 - share) step stepᵀ for each
         # class. Rows centred at fresh - sqrt(1 - share) step sum to both at once, because rows about their own
         # mean are orthogonal to any constant. A class met for the first time has mean 0 and share 1: it takes the
         # fresh mean as it is, and its step adds nothing.
-        centres.addcmul_(step, (1 - share).sqrt()[:, None], value=-1)
-        rows -= torch.index_select(centres, 0, position, out=work[1, : len(block)])
-        spread = torch.linalg.vector_norm(rows, dim=1).square_()
-        traces.index_add_(0, classes, spread.new_zeros(len(classes)).index_add_(0, position, spread))
-        if scatter is not None:
-            _add_gram_(scatter, rows)
-        means[classes] = old.addcmul_(step, share[:, None])
+        centres = old.addcmul_(step, (1 - (1 - share).sqrt())[:, None])
+        spread = torch.zeros_like(share)
+        for features_of_piece, its in pieces:
+            rows, own = work[:, : len(its)].unbind()
+            rows.copy_(features_of_piece).sub_(torch.index_select(centres, 0, its, out=own))
+            spread.index_add_(0, its, torch.linalg.vector_norm(rows, dim=1).square_())
+            if scatter is not None:
+                _add_gram_(scatter, rows, max(sizes.strip, d // 8))
+        traces.index_add_(0, classes, spread)
+        means.index_add_(0, classes, step.mul_(share[:, None]))
         counts[classes] += occurring[classes].to(counts.dtype)
 
 
@@ -355,10 +367,10 @@ def unpack(packed: Tensor, num_classes: int, num_features: int) -> ClassMoments:
     return ClassMoments(counts.round().long(), means, unknown if scatter is None else _mirrored(scatter), traces)
 
 
-def _add_gram_(out: Tensor, rows: Tensor) -> None:
+def _add_gram_(out: Tensor, rows: Tensor, strip: int) -> None:
     """Add the upper triangle of rowsᵀ rows to ``out`` strip by strip: torch exposes no symmetric product."""
-    for start in range(0, rows.shape[1], _STRIP):
-        stop = start + _STRIP
+    for start in range(0, rows.shape[1], strip):
+        stop = start + strip
         out[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
 
 
