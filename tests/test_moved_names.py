@@ -54,6 +54,15 @@ def test_a_name_that_left_a_door_is_found_there_with_a_warning_that_names_its_mo
     assert not set(left) & set(package.__all__)
 
 
+def test_what_went_to_the_studies_says_how_to_get_them(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "collapsar_studies", None)  # as where they are not installed
+    monkeypatch.delitem(sys.modules, "collapsar_studies.deep", raising=False)
+    theory = importlib.import_module("collapsar.theory")
+    said = pytest.warns(DeprecationWarning, match="collapsar_studies.deep$")
+    with said, pytest.raises(ModuleNotFoundError, match=r"pip install \./studies"):
+        theory.deep_price  # noqa: B018 - looked up for its error
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_every_public_name_is_there(door: str) -> None:
     package = importlib.import_module(f"collapsar{door}")

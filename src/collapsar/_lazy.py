@@ -31,7 +31,7 @@ def lazy_names(
     def find(name: str) -> Any:
         if name in gone:
             warnings.warn(f"{package}.{name}: import it from {gone[name]}", DeprecationWarning, stacklevel=2)
-            return getattr(import_module(gone[name]), name)
+            return getattr(_imported(gone[name]), name)
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(home[name]), name)
@@ -59,8 +59,19 @@ class _Moved(MetaPathFinder, Loader):
         old = module.__name__
         new = self.moved[old]
         warnings.warn(f"{old} has moved: import from {new}", DeprecationWarning, stacklevel=2)
-        real = import_module(new)
+        real = _imported(new)
         vars(module).update(__getattr__=lambda name: getattr(real, name), __doc__=real.__doc__)
+
+
+def _imported(module: str) -> ModuleType:
+    """The module, which may have gone to the studies: then the error says how to get them."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "collapsar_studies":
+            raise
+        how = f"{module} comes with the studies: in a clone of the repository, pip install ./studies"
+        raise ModuleNotFoundError(how, name=error.name) from None
 
 
 def forward_moved_modules(moved: Mapping[str, str]) -> None:
