@@ -9,6 +9,7 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.core.normalization import own_penalties
+from collapsar.core.sentences import names_of
 from collapsar.core.states import past
 from collapsar.core.types import Mask, Record, Vector
 
@@ -26,7 +27,7 @@ def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Recor
     return {
         "kind": "solution",
         "problem": s.problem.to_dict(),
-        "class_names": _names(s.problem, names),
+        "class_names": list(names_of(names, s.problem.num_classes)),
         "status": s.status.name.lower(),
         "num_steps": s.num_steps,
         "primal": c.primal,
@@ -47,7 +48,7 @@ def thresholds_record(
     """Every threshold, which of them are approximate, and the states of the optimum ``here``, for --json."""
     record: Record = {
         "problem": problem.to_dict(),
-        "class_names": _names(problem, names),
+        "class_names": list(names_of(names, problem.num_classes)),
         "merge": t.merge,
         "merge_approximate": near_merge(problem, t),
         "vanish": t.vanish,
@@ -104,7 +105,3 @@ def exact_vanish(t: Thresholds, here: cs.Solution | None) -> Mask:
         return t.exact
     alive = np.array([state != "vanished" for state in here.class_states])
     return t.exact & (alive != past(own_penalties(here.problem), t.vanish))
-
-
-def _names(problem: cs.Problem, names: Sequence[str] | None) -> list[str]:
-    return [str(k) for k in range(problem.num_classes)] if names is None else list(names)

@@ -35,7 +35,7 @@ from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
 from collapsar.report import advice as words
-from collapsar.report.words import number_text, problem_words
+from collapsar.report.words import problem_words
 
 __all__ = ["advise"]
 
@@ -274,16 +274,7 @@ def _print_advice(record: Record) -> None:
 
 def _state_rows(record: Record) -> list[tuple[str, ...]]:
     """A row per group, the middle ones left out where there are many."""
-    groups = record["groups"]
-    rows = [
-        (
-            words.class_words(g, record["class_names"]),
-            str(g["samples"]),
-            g["state"],
-            *(number_text(g[name], 3) for name in ("threshold", "safety", "margin", "corrected_margin")),
-        )
-        for g in groups
-    ]
+    rows = words.group_rows(record)
     return (
         rows if len(rows) <= MOST_ROWS else [*rows[:3], (f"... {len(rows) - MOST_ROWS} more",), *rows[3 - MOST_ROWS :]]
     )

@@ -15,6 +15,7 @@ __all__ = [
     "class_words",
     "decay_rows",
     "decay_words",
+    "group_rows",
     "prior_words",
     "remedy_words",
     "room_words",
@@ -179,6 +180,20 @@ def _down(value: float) -> str:
     """Three digits, none of them rounded up."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 2)
     return number_text(math.floor(value / unit) * unit)
+
+
+def group_rows(record: Record) -> list[tuple[str, ...]]:
+    """One row per group of classes at the present optimum: who, samples of each, state, distance from the threshold."""
+    numbers = ("threshold", "safety", "margin", "corrected_margin")
+    return [
+        (
+            class_words(group, record["class_names"]),
+            str(group["samples"]),
+            group["state"],
+            *(number_text(group[name]) for name in numbers),
+        )
+        for group in record["groups"]
+    ]
 
 
 def suggestion_rows(record: Record) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 from collapsar.core.problem import Problem
 from collapsar.report.advice import (
     SUGGESTION_COLUMNS,
-    class_words,
+    group_rows,
     prior_words,
     room_words,
     suggestion_rows,
@@ -18,7 +18,7 @@ from collapsar.report.advice_plots import margins, safety
 from collapsar.report.page import drawn, page
 from collapsar.report.record import Record, checked
 from collapsar.report.style import PAGE_INCHES
-from collapsar.report.words import number_text, problem_words
+from collapsar.report.words import problem_words
 
 __all__ = ["advice_page", "advice_view"]
 
@@ -42,7 +42,6 @@ def advice_page(record: Mapping[str, Any]) -> str:
 
 def advice_view(data: Record, name: str) -> Record:
     """What the templates show of an advice record in plain values; ``name`` begins the ids of its picture."""
-    numbers = ("threshold", "safety", "margin", "corrected_margin")
     verdict = verdict_words(data)
     return {
         "verdict": verdict,
@@ -57,15 +56,7 @@ def advice_view(data: Record, name: str) -> Record:
             )
             for i, (draw, label) in enumerate(((safety, verdict), (margins, "Decision margins of the same classes.")))
         ],
-        "groups": [
-            (
-                class_words(g, data["class_names"]),
-                g["samples"],
-                {"state": g["state"]},
-                *(number_text(g[n]) for n in numbers),
-            )
-            for g in data["groups"]
-        ],
+        "groups": [(who, samples, {"state": state}, *rest) for who, samples, state, *rest in group_rows(data)],
         "room": f"{100 * data['margin']:.0f} %",
         "columns": SUGGESTION_COLUMNS,
         "rows": suggestion_rows(data),
