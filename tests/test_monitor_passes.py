@@ -298,3 +298,52 @@ def test_labels_that_are_no_integers_are_refused_whatever_the_batch(size, labels
         model(torch.randn(size, 4))
         with pytest.raises(ValueError, match="class indices, integers"):
             monitor.step(labels(size))
+
+
+class Accepting(Classifier):
+    """Takes any keyword, as classifiers of transformers do; divides by the step's samples, or by its batch's."""
+
+    divides = True
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+        out = super().forward(x, labels)
+        samples = kwargs.get("num_items_in_batch")
+        if self.divides and labels is not None and samples is not None:
+            out["loss"] = nn.functional.cross_entropy(out["logits"], labels, reduction="sum") / samples
+        return out
+
+
+@pytest.mark.parametrize(("divides", "accumulate", "times"), [(True, 3, 1), (False, 1, 1), (False, 3, 3)])
+def test_a_loss_added_up_over_accumulated_batches_divides_the_penalty(
+    divides: bool, accumulate: int, times: int, tmp_path: Any
+) -> None:
+    """Against the gradient itself: one step of plain SGD moves the head by lr times that of the mean, so many times."""
+    model = Accepting()
+    model.divides = divides
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=60 // accumulate,
+        gradient_accumulation_steps=accumulate,
+        max_grad_norm=0,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    data: Any = [{"x": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.03)
+    trainer: Any = transformers.Trainer(model, args, train_dataset=data, optimizers=(optimizer, None))
+    callback = HuggingFaceCallback(head="net.2", options=options(tmp_path)).attach(trainer)
+    trainer.train()
+
+    reference = network()
+    before, after = reference.get_parameter("2.weight"), model.net.get_parameter("2.weight")
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(reference(IMAGES), LABELS), before)
+    assert torch.allclose(before - after, 0.1 * (times * gradient + 0.03 * before), rtol=1e-3, atol=1e-7)
+    assert callback.monitor is not None
+    known = callback.monitor.known
+    assert known is not None
+    assert known.lambda_w == pytest.approx(0.03 / times)
+    assert any(f"{times} times the mean" in caution for caution in known.cautions) is (times > 1)

@@ -626,6 +626,32 @@ def test_weights_that_are_not_divided_by_their_sum_divide_the_penalty(summed: bo
     assert np.allclose(known.loss.class_weights, weights, rtol=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("factor", "classes"), [(0.125, 3), (8.0, 3), (8.0, 3000)])  # a batch of trial has 8 samples
+def test_a_multiplied_loss_is_the_same_loss_beside_a_smaller_penalty(
+    factor: float, classes: int, reduction: str
+) -> None:
+    def criterion(x, y):
+        return factor * F.cross_entropy(x, y, reduction=reduction)
+
+    found = read_criterion(criterion, classes)
+    assert found.loss is not None
+    assert found.loss.is_plain
+    assert found.summed is (reduction == "sum")
+    assert found.factor == pytest.approx(factor)
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, classes))
+    optimizer = torch_optim.SGD(model.parameters(), lr=0.1, weight_decay=0.02)
+    data = DataLoader(TensorDataset(torch.zeros(60, 8), torch.arange(60) % 3), batch_size=20)
+    known, kinds = quietly(model, model[2], optimizer, criterion=criterion, data=data)
+    assert known.lambda_w == pytest.approx(0.02 / factor / (20 if reduction == "sum" else 1))
+    assert "multiplied-loss" in kinds
+    if factor == 0.125:
+        plain = torch_optim.SGD(model.parameters(), lr=0.1 * factor, weight_decay=0.02 / factor)
+        same = advise_training([20, 20, 20], model, plain, Loop(nn.CrossEntropyLoss(reduction=reduction), data=data))
+        ours = advise_training([20, 20, 20], model, optimizer, Loop(criterion, data=data))
+        assert ours.advice.to_dict() == same.advice.to_dict()
+
+
 @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(W), nn.CrossEntropyLoss(label_smoothing=0.3), Adjusted()])
 def test_advice_on_weight_decay_alone_does_not_ignore_the_loss(criterion: nn.Module) -> None:
     below = [nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU()]

@@ -146,7 +146,8 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     own = "sgd" if not adaptive else "adamw" if preconditioner(facts.weight, optimizers) else "other"
     if batch is None and own == "adamw" and clock >= ACTED and norm is not None:
         raise ValueError("`loop.data` must be given: AdamW's decay at rest depends on the samples of a step")
-    step = batch if batch is not None and facts.loss.summed and not adaptive else 1
+    # AdamW's steps are those of the mean, by whatever the loss is multiplied.
+    step = 1.0 if adaptive else (batch or 1 if facts.loss.summed else 1) * facts.loss.factor
     gain = None if norm is None or not norm.trained_gain or norm.free_gain else norm.gain_penalty or wd
     group = group_of(facts.weight, facts.optimizer)
     return Recipe(
@@ -212,7 +213,7 @@ def _one_decay(facts: Facts) -> float:
     if step is None:
         raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
     factor = 1.0 if facts.decay is None or facts.decay.kind != "linear" else facts.decay.factor
-    return decays.pop() * factor / step
+    return decays.pop() * factor / (step * facts.loss.factor)
 
 
 def _check_counts(n: NDArray[np.int64], facts: Facts) -> None:

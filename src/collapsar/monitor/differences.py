@@ -66,6 +66,8 @@ _TEXTS: Mapping[str, str] = {
     "step, {}.",
     "unnormalised-weights": "The loss does not divide its class weights by their sum: a penalty beside it counts as if "
     "divided by their mean over the samples, {}.",
+    "multiplied-loss": "The loss is {:.4g} times the mean over the samples: a penalty beside it counts as if divided "
+    "by that.",
 }
 
 
@@ -75,8 +77,8 @@ class PenaltyWarning(UserWarning):
     Attributes:
         kind: "decoupled-decay", "linear-decay", "unknown-decay", "unused-decay", "wrapped-optimizer", "decay-clock",
             "frozen-head", "frozen-backbone", "normalised-features", "normalised-below", "decayed-layers",
-            "no-feature-penalty", "augmentation", "mixup", "resampled", "compounded", "loss", "summed-loss" or
-            "unnormalised-weights".
+            "no-feature-penalty", "augmentation", "mixup", "resampled", "compounded", "loss", "summed-loss",
+            "unnormalised-weights" or "multiplied-loss".
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -322,6 +324,8 @@ def _of_data(facts: Facts) -> Iterator[PenaltyWarning]:
         scale = facts.loss_scale
         unknown = "which is not known here: pass data=, whose labels tell the class counts"
         yield _warning("unnormalised-weights", unknown if scale is None else f"{scale:.4g} here")
+    if loss.factor != 1:
+        yield _warning("multiplied-loss", loss.factor)
     if seen is None or not seen.resampled:
         return
     yield _warning("resampled", seen.name, "" if seen.factors is None else f" ({_times(seen.factors)})")

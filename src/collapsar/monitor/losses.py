@@ -40,18 +40,20 @@ class Criterion:
         summed: whether it is the sum over the batch in place of the mean.
         reason: why ``loss`` is None, a sentence; "" otherwise.
         normalised: whether the class weights of a batch are divided by their sum, as the theory has it.
+        factor: by which the loss of every sample is multiplied, whatever its class.
     """
 
     loss: Loss | None
     summed: bool = False
     reason: str = ""
     normalised: bool = True
+    factor: float = 1.0
 
     def scale(self, counts: NDArray[np.int64] | None) -> float | None:
         """How many times the theory's loss this one is for a sample on average, sum w n / N; None without counts."""
         weights = None if self.loss is None else self.loss.class_weights
         if self.normalised or weights is None:
-            return 1.0
+            return self.factor
         if counts is None or len(counts) > len(weights) or not counts.any():
             return None
         return float(weights[: len(counts)] @ counts / counts.sum())
@@ -113,16 +115,24 @@ def _matching(criterion: Any, num_classes: int) -> Criterion | None:
     smoothing = float(getattr(criterion, "label_smoothing", 0.0))
     weights = torch.ones(num_classes) if given is None else given.detach().float().cpu()
     found = _with_weights(criterion, weights, smoothing, kind)
+    if found is None:  # all samples multiplied by one number
+        weights = torch.full((num_classes,), _weight(criterion, num_classes, 0, smoothing, kind))
+        found = _with_weights(criterion, weights, smoothing, kind) if bool((weights > 0).all()) else None
     if found is None and num_classes <= _MOST_READ:
-        weights = _weights(criterion, num_classes, smoothing, kind)
+        pulls = [_weight(criterion, num_classes, label, smoothing, kind) for label in range(num_classes)]
+        weights = torch.tensor(pulls)
         found = _with_weights(criterion, weights, smoothing, kind) if bool((weights > 0).all()) else None
     if found is None:
         return None
     offsets, summed, normalised = found
     shift = (offsets - offsets.mean()).double().numpy()
     plain = bool(np.abs(shift).max() < _CLOSE)
-    w = None if given is None and bool((weights == 1).all()) else weights.double().numpy()
-    return Criterion(Loss(w, None if plain else shift, smoothing=smoothing), summed, normalised=normalised or w is None)
+    even = bool((weights == weights[0]).all())
+    factor = float(weights[0]) if even and not normalised else 1.0
+    w = None if even and (given is None or not normalised) else weights.double().numpy()
+    return Criterion(
+        Loss(w, None if plain else shift, smoothing=smoothing), summed, "", normalised or w is None, factor=factor
+    )
 
 
 def _with_weights(
@@ -130,8 +140,9 @@ def _with_weights(
 ) -> tuple[Tensor, bool, bool] | None:
     """Offsets, whether it is a sum, and whether a batch's weights are divided by their sum; None: none of these."""
     num_classes, generator = len(w), torch.Generator().manual_seed(0)
-    labels = [(torch.arange(_ROWS) * 7 + batch) % num_classes for batch in range(_BATCHES)]
-    logits = [(2 * torch.randn(_ROWS, num_classes, generator=generator)).to(**kind) for _ in labels]
+    # Of different sizes, which tell a sum from a mean that is multiplied.
+    labels = [(torch.arange(_ROWS + batch) * 7 + batch) % num_classes for batch in range(_BATCHES)]
+    logits = [(2 * torch.randn(len(y), num_classes, generator=generator)).to(**kind) for y in labels]
     values = [float(criterion(x, y.to(x.device))) for x, y in zip(logits, labels, strict=True)]
     for normalised in (True, False):
         offsets = _offsets(criterion, torch.ones_like(w) if normalised else w, smoothing, kind)
@@ -142,7 +153,7 @@ def _with_weights(
             )
             for x, y in zip(logits, labels, strict=True)
         ]
-        sizes = [float(w[y].sum()) if normalised else float(_ROWS) for y in labels]
+        sizes = [float(w[y].sum()) if normalised else float(len(y)) for y in labels]
         for summed in (False, True)[: 1 if normalised else 2]:
             means = sums if summed else [total / size for total, size in zip(sums, sizes, strict=True)]
             if all(abs(value / mean - 1) <= _CLOSE for value, mean in zip(values, means, strict=True)):
@@ -150,15 +161,11 @@ def _with_weights(
     return None
 
 
-def _weights(criterion: Any, num_classes: int, smoothing: float, kind: dict[str, Any]) -> Tensor:
-    """Class weights that are not divided by their sum, if it has any: the pull on a logit far below the others."""
-    w = torch.zeros(num_classes)
-    for label in range(num_classes):
-        x = torch.zeros(1, num_classes, **kind)
-        x[0, label] = -_FAR
-        gradient = _gradient(criterion, x, label)
-        w[label] = -gradient[label] / (1 - smoothing + smoothing / num_classes)
-    return w
+def _weight(criterion: Any, num_classes: int, label: int, smoothing: float, kind: dict[str, Any]) -> float:
+    """A class's weight where it is not divided by the batch's sum: the pull on its logit, far below the others."""
+    x = torch.zeros(1, num_classes, **kind)
+    x[0, label] = -_FAR
+    return -float(_gradient(criterion, x, label)[label]) / (1 - smoothing + smoothing / num_classes)
 
 
 def _offsets(criterion: Any, weights: Tensor, smoothing: float, kind: dict[str, Any]) -> Tensor:

@@ -67,6 +67,8 @@ class CollapseCallback(TrainerCallback):
         self._options = MonitorOptions() if options is None else options
         self._log: Callable[[dict[str, float]], None] | None = None
         self._labels: Any = None
+        self._samples: Any = None
+        self._times: float | None = None
         self._model: nn.Module | None = None
         self._added = False
         self._hooks: list[Any] = []
@@ -117,7 +119,7 @@ class CollapseCallback(TrainerCallback):
         if _STATE in saved:
             self.monitor.load_state_dict(saved[_STATE])
         if self._loader is None:
-            self._model, self._added = model, False
+            self._model, self._added, self._times = model, False, None
             keep_labels: Any = Hook(self._keep_labels)
             add_batch: Any = Hook(self._add_batch)
             self._hooks = [
@@ -163,7 +165,7 @@ class CollapseCallback(TrainerCallback):
             schedule = getattr(schedule, "scheduler", schedule)  # within Accelerate's
             self.monitor.read_training(
                 kwargs.get("optimizer"),
-                criterion=nn.CrossEntropyLoss(label_smoothing=args.label_smoothing_factor),
+                criterion=_Multiplied(self._times or 1.0, label_smoothing=args.label_smoothing_factor),
                 schedule=schedule if isinstance(schedule, LRScheduler) else state.global_step,
             )
             self.monitor.close()
@@ -171,7 +173,7 @@ class CollapseCallback(TrainerCallback):
 
     def _keep_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if model is self._model:  # not a copy of it, such as a teacher
-            self._labels = kwargs.get("labels")
+            self._labels, self._samples = kwargs.get("labels"), kwargs.get("num_items_in_batch")
 
     def _add_batch(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.monitor is None or model is not self._model or not model.training:
@@ -180,9 +182,38 @@ class CollapseCallback(TrainerCallback):
             self.monitor.forget()
             return
         self._added = True
+        if self._times is None:
+            self._times = _times_the_mean(output, self._labels, self._samples)
         if self._labels is None:
             raise ValueError(
                 "`labels` did not reach the model, as with label smoothing or a loss function of the trainer's. "
                 "Pass CollapseCallback(loader=...), which makes a pass of its own"
             )
         self.monitor.step(self._labels)
+
+
+class _Multiplied(nn.CrossEntropyLoss):
+    """Cross-entropy, times a number."""
+
+    def __init__(self, times: float, label_smoothing: float) -> None:
+        super().__init__(label_smoothing=label_smoothing)
+        self.times = times
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        return self.times * super().forward(input, target)
+
+
+def _times_the_mean(output: Any, labels: Any, samples: Any) -> float:
+    """How many times the mean loss over a step is what the trainer adds up over its batches.
+
+    To a model whose ``forward`` takes any keyword, the trainer gives the number of samples of the step,
+    ``num_items_in_batch``, and leaves the division to it. Most classifiers of transformers 5.23 divide by their own
+    batch all the same (its issue 47688): with gradients accumulated over four batches the loss is then four times its
+    mean, beside the same weight decay.
+    """
+    loss, logits = (output.get(name) if isinstance(output, Mapping) else None for name in ("loss", "logits"))
+    if samples is None or labels is None or loss is None or logits is None or labels.ndim != 1:
+        return 1.0
+    own, times = float(loss.detach()), float(samples) / len(labels)
+    mean = float(nn.functional.cross_entropy(logits.detach().float(), labels))
+    return times if abs(own - mean) < abs(own - mean / times) else 1.0
