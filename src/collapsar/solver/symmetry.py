@@ -1,8 +1,8 @@
 """Classes that the problem cannot tell apart share one block: reduce by clusters, and lift back.
 
-A cluster is the set of classes with equal (n, q, m, delta, tau, iota). The optimum is block-structured over clusters
-(Hong & Ling, JMLR 25(192), 2024, Thm 2b): inside cluster j it is alpha_j (I - J/k_j) plus a constant, between clusters
-it is constant. K classes in J clusters are J^2 + 2J unknowns whatever K is.
+The optimum is block-structured over clusters (Hong & Ling, JMLR 25(192), 2024, Thm 2b): inside cluster j it is
+alpha_j (I - J/k_j) plus a constant, between clusters it is constant. K classes in J clusters are J^2 + 2J unknowns
+whatever K is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.clusters import ClusteredProblem, alike
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.types import Matrix, Vector
 
@@ -20,34 +21,18 @@ __all__ = ["Blocks", "Quotient", "centred", "grid", "lift", "project", "quotient
 
 
 @dataclass(frozen=True)
-class Quotient:
-    """A problem per cluster. J clusters of ``sizes`` classes; every vector has shape (J,).
+class Quotient(ClusteredProblem):
+    """A problem per cluster.
 
     Attributes:
-        labels: shape (K,), the cluster of each class.
-        sizes: k, classes per cluster.
-        share: q, loss share of one class.
-        mass: m, feature mass of one class.
-        scales: delta, per logit.
-        temperatures: tau, per class of the sample.
-        offsets: iota, per logit.
-        smoothing: eps.
         lambda_z: price of Z.
-        lambda_b: price of b.
         features: "signed" or "nonnegative".
         bias_rows: factors of ``lambda_b`` per logit where they differ, None otherwise; signed features only.
     """
 
-    labels: NDArray[np.intp]
-    sizes: Vector
-    share: Vector
-    mass: Vector
-    scales: Vector
-    temperatures: Vector
-    offsets: Vector
     smoothing: float
-    lambda_z: float
     lambda_b: float
+    lambda_z: float
     features: FeatureModel
     bias_rows: Vector | None = None
 
@@ -59,11 +44,6 @@ class Quotient:
     def bias_cost(self, b: Vector) -> float:
         """(lambda_b / 2) ||b||^2 over all logits; 0 without a bias."""
         return 0.0 if self.lambda_b == np.inf else 0.5 * float(self.sizes @ (self.bias_price * b**2))
-
-    @property
-    def num_clusters(self) -> int:
-        """J."""
-        return self.sizes.size
 
     @property
     def num_classes(self) -> int:
@@ -105,43 +85,13 @@ class Blocks:
 
 def quotient(problem: Problem) -> Quotient:
     """The problem reduced by its clusters, in order of first appearance."""
-    loss = problem.loss
-    rows = None if problem.normalization is None else problem.normalization.lambda_w
-    vectors = (loss.class_weights, problem.feature_mass, loss.scales, loss.temperatures, loss.offsets, rows)
-    # q and m follow from the counts where nothing else is given
-    given = [problem.class_counts.tolist(), *(v.tolist() for v in vectors if isinstance(v, np.ndarray))]
-    keys = given[0] if len(given) == 1 else list(zip(*given, strict=True))
-    number = {key: j for j, key in enumerate(dict.fromkeys(keys))}
-    labels = [number[key] for key in keys]
-    first = dict(zip(reversed(labels), range(len(labels) - 1, -1, -1), strict=True))  # the last one written stays
-    return _reduced(problem, np.array(labels), np.array([first[j] for j in range(len(first))]))
+    return Quotient.of(problem, *alike(problem), lambda_z=problem.lambda_z, features=problem.features)
 
 
 def trivial_quotient(problem: Problem) -> Quotient:
     """Every class a cluster of its own: the unreduced problem in the same form."""
     classes = np.arange(problem.num_classes)
-    return _reduced(problem, classes, classes)
-
-
-def _reduced(problem: Problem, labels: NDArray[np.intp], first: NDArray[np.intp]) -> Quotient:
-    loss = problem.loss
-
-    def picked(value: Vector | None, constant: float) -> Vector:
-        return np.full(first.size, constant) if value is None else value[first]
-
-    return Quotient(
-        labels=labels,
-        sizes=np.bincount(labels).astype(np.float64),
-        share=problem.loss_share[first],
-        mass=problem.mass[first],
-        scales=picked(loss.scales, 1.0),
-        temperatures=picked(loss.temperatures, 1.0),
-        offsets=picked(loss.offsets, 0.0),
-        smoothing=loss.smoothing,
-        lambda_z=problem.lambda_z,
-        lambda_b=problem.lambda_b,
-        features=problem.features,
-    )
+    return Quotient.of(problem, classes, classes, lambda_z=problem.lambda_z, features=problem.features)
 
 
 def lift(q: Quotient, blocks: Blocks) -> tuple[Matrix, Vector]:

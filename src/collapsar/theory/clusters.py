@@ -1,8 +1,7 @@
 """Columns per cluster and the bias that balances them: what the threshold formulas stand on.
 
-Classes with equal (n, q, m, delta, tau, iota) form a cluster and share one column of the optimum up to the
-order of its entries (Hong & Ling, JMLR 25(192), 2024, Thm 2b). A column of cluster j is stored as J + 1
-numbers: one for each cluster of logits (for the own cluster: the siblings) and, last, the own class;
+Classes of one cluster share one column of the optimum up to the order of its entries. A column of cluster j is stored
+as J + 1 numbers: one for each cluster of logits (for the own cluster: the siblings) and, last, the own class;
 ``multiplicity`` says how often each occurs. Every array may have leading axes: many problems of J clusters at once.
 """
 
@@ -15,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.clusters import ClusteredProblem, alike
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Vector
 
@@ -41,30 +41,8 @@ _PER_PROBLEM = ("labels", "smoothing", "lambda_b")
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """J clusters of indistinguishable classes; vectors have shape (..., J), column arrays (..., J + 1, J).
-
-    Attributes:
-        labels: shape (K,), the cluster of each class; empty for several problems at once.
-        sizes: k, classes per cluster.
-        share: q, loss share of one class.
-        mass: m, feature mass of one class.
-        scales: delta, per logit.
-        temperatures: tau, per class of the sample.
-        offsets: iota, per logit.
-        smoothing: eps, a number per problem.
-        lambda_b: price of the bias, a number per problem.
-    """
-
-    labels: NDArray[np.intp]
-    sizes: Vector
-    share: Vector
-    mass: Vector
-    scales: Vector
-    temperatures: Vector
-    offsets: Vector
-    smoothing: float | Vector
-    lambda_b: float | Vector
+class Clusters(ClusteredProblem):
+    """J clusters of indistinguishable classes; vectors have shape (..., J), column arrays (..., J + 1, J)."""
 
     @classmethod
     def stacked(cls, clusters: Sequence[Clusters]) -> Clusters:
@@ -88,11 +66,6 @@ class Clusters:
         alone = {f.name: getattr(self, f.name)[..., :1] for f in fields(self) if f.name not in _PER_PROBLEM}
         alone["sizes"] = self.sizes.sum(axis=-1, keepdims=True)
         return Clusters(self.labels, **alone, smoothing=self.smoothing, lambda_b=self.lambda_b)
-
-    @property
-    def num_clusters(self) -> int:
-        """J."""
-        return self.sizes.shape[-1]
 
     @cached_property
     def num_classes(self) -> Vector:
@@ -243,23 +216,7 @@ class Response:
 
 def clusters_of(problem: Problem) -> Clusters:
     """The problem's classes grouped into clusters, in order of first appearance."""
-    counts = problem.class_counts.astype(np.float64)
-    keys = np.stack([counts, problem.loss_share, problem.mass, problem.scales, problem.temperatures, problem.offsets])
-    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    labels = np.argsort(order)[inverse.ravel()]
-    at = first[order]
-    return Clusters(
-        labels=labels,
-        sizes=np.bincount(labels).astype(np.float64),
-        share=problem.loss_share[at],
-        mass=problem.mass[at],
-        scales=problem.scales[at],
-        temperatures=problem.temperatures[at],
-        offsets=problem.offsets[at],
-        smoothing=problem.loss.smoothing,
-        lambda_b=problem.lambda_b,
-    )
+    return Clusters.of(problem, *alike(problem))
 
 
 def softmax(c: Clusters, u: Matrix) -> tuple[Matrix, Vector]:
