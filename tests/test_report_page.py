@@ -20,7 +20,7 @@ from collapsar.report.advice_page import advice_page, advice_view
 from collapsar.report.class_marks import marked_names, shown_classes
 from collapsar.report.class_plane import principal_plane
 from collapsar.report.diagnosis import class_recalls
-from collapsar.report.network_words import reason
+from collapsar.report.network_words import reason, report_finding
 from collapsar.report.style import styled
 from collapsar.report.words import number_text
 from test_report import EVIL, Page, fake_record
@@ -222,12 +222,13 @@ def test_several_networks_are_compared(record, page):
         "2 of 3 networks have merged, vanished, lost or dead classes: merged.npz, vanished.npz."
     ]
     cells = [cell.strip() for cell in page.by_tag["td"]]
-    for text in ("6 separated", "3 × 50, 3 × 10", "65 %", "40 %"):
+    for text in ("6 separated", "3 × 50, 3 × 10", "65 %", "40 %", "0.0185 (λ_Z)"):
         assert text in cells
     columns = re.findall(r'<th scope="col"( class="words")?>', report_page(record))
     assert [i for i, words in enumerate(columns[:9]) if words] == [0, 3, 8]  # names, states, at rest
     for text in ("3 separated, 3 merged, ", "3 separated, 3 vanished, 3 lost"):
         assert any(cell.startswith(text) for cell in cells), cells
+    assert report_finding({"runs": record["runs"][1:]}).startswith("Both networks have merged, vanished")
     assert page.count("section", "network") == 3
     # theories differ (two feature models), so no axis holds all; of the two with one theory it does
     assert "each column of markers is one network" not in words_of(page)

@@ -37,7 +37,9 @@ def percent(share: float) -> str:
     """A share in per cent, to two digits.
 
     Example:
-        >>> percent(0.0123), percent(0.5), percent(1.234)
-        ('1.2 %', '50 %', '123 %')
+        >>> percent(0.0123), percent(0.5), percent(1.234), percent(1e-9)
+        ('1.2 %', '50 %', '123 %', 'less than 0.0001 %')
     """
+    if 0 < share < 1e-6:
+        return "less than 0.0001 %"
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"

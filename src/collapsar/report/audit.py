@@ -39,8 +39,8 @@ def audit_page(record: Mapping[str, Any]) -> str:
     """
     data = _checked(record)
     lengths, counts, rows = data["lengths"], data["class_counts"], dead_rows(data)
-    over = "class by number of training samples" if counts is not None else "class by its number"
-    caption = f"Length of each class's row, relative to the longest, over the {over}. Dead classes are marked."
+    over = "in the order of the classes" if counts is None else "over its number of training samples"
+    caption = f"Length of each class's row, relative to the longest, {over}. Dead classes are marked."
     return page(
         "audit.html",
         data,

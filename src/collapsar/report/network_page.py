@@ -34,12 +34,13 @@ __all__ = ["diagnosis_page", "report_page"]
 
 _RUN_KEYS = ("name", "training", "diagnosis", "history", "geometry", "advice")
 _MOST_ROWS = 30
+_PENALTY = {"lambda_z": "λ_Z", "lambda_w": "λ_W"}
 _COLUMNS = (
     *("class", "samples", "recognised", "measured", "theory", "relative length", "nearest class"),
     *("relative distance to it", "lambda_z implied"),
 )
 _COMPARED = (
-    *("network", "classes × samples", {"text": "penalty lambda_z", "to": "def-lambda"}),
+    *("network", "classes × samples", {"text": "penalty", "to": "def-lambda"}),
     *({"text": "classes", "to": "def-states"}, "as predicted", {"text": "from theory", "to": "def-distance"}),
     *("test images recognised", "in the smallest classes", {"text": "at rest", "to": "def-rest"}),
 )
@@ -184,7 +185,8 @@ def _row(run: Record, ident: str) -> tuple[Any, ...]:
     if theory is not None:
         states = data["separation"]["states"]
         right = sum(a == b for a, b in zip(theory["seen"], states, strict=True))
-        price, agreed = number_text(price_of(theory)), f"{right} of {len(states)}"
+        price = f"{number_text(price_of(theory))} ({_PENALTY[theory.get('unit', 'lambda_z')]})"
+        agreed = f"{right} of {len(states)}"
         away = share_text(model_distance(data))
     recognised = (share_text(accuracy(run, which)) for which in ("balanced", "minority"))
     rest = "yes" if data["at_rest"] else "no"

@@ -6,7 +6,7 @@ import numpy as np
 
 from collapsar.core.sentences import listed
 from collapsar.report.record import Record, defined
-from collapsar.report.words import number_text, range_text, share_text
+from collapsar.report.words import number_text, range_text, sentence, share_text
 
 __all__ = [
     "accuracy",
@@ -188,16 +188,17 @@ def report_finding(record: Record) -> str:
         return solution_headline(record["solutions"][0])
     if len(runs) == 1:
         return runs[0]["diagnosis"]["headline"]
+    every = "both" if len(runs) == 2 else f"all {len(runs)}"
     gone = [run["name"] for run in runs if _num_gone(run["diagnosis"])]
     if not gone:
-        return f"All classes are separated, and none is lost, in all {len(runs)} networks."
+        return f"All classes are separated, and none is lost, in {every} networks."
     found = [run["diagnosis"] for run in runs]
     collapsed = {state for d in found if d["num_collapsed"] for state in d["separation"]["states"]}
     kinds = [state for state in ("merged", "vanished") if state in collapsed]
     kinds += [word for word in ("lost", "dead") if any(d.get(f"num_{word}") for d in found)]
     what = f"{', '.join(kinds[:-1])} or {kinds[-1]}" if len(kinds) > 1 else kinds[0]
     if len(gone) == len(runs):
-        return f"All {len(runs)} networks have {what} classes."
+        return f"{sentence(every)} networks have {what} classes."
     verb = "network has" if len(gone) == 1 else "networks have"
     return f"{len(gone)} of {len(runs)} {verb} {what} classes: {listed(gone, 6)}."
 
