@@ -39,6 +39,9 @@ def dual(p: cs.Problem) -> cp.Problem:
 
 def main() -> None:
     K = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    few = cs.Problem("exp:50:10:3", 1e-2, 0.0, features="nonnegative")
+    cs.solve(few)  # what is imported at the first use is no part of either time
+    dual(few).solve(solver="CLARABEL")
     for lambda_b in LAMBDAS_B:
         for lambda_z in LAMBDAS_Z:
             p = cs.Problem(f"exp:5000:10:{K}", lambda_z, lambda_b, features="nonnegative")

@@ -10,11 +10,12 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Residual
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["Atoms", "combined", "own_directions", "pruned"]
+__all__ = ["Atoms", "combined", "own_directions", "pruned", "with_overlaps"]
 
 
 _PARALLEL = 1e-12  # 1 - cosine of two directions that are one
 _TRACE = 1e-4  # relative
+_NEGATIVE = 1e-9  # a correlation that is rounding of zero
 _DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom is none
 
 
@@ -107,3 +108,42 @@ def pruned(atoms: Atoms) -> Atoms:
     own = np.where(atoms.own > least, atoms.own, 0.0)
     within = np.where(own > 0, atoms.within, 0.0)
     return Atoms(atoms.between, within, own, np.where(atoms.common > least, atoms.common, 0.0))
+
+
+def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix] | None:
+    """Features >= 0 with given overlaps, as many as living classes: Cholesky's factor, in an order that keeps it >= 0.
+
+    What a class overlaps with is taken off the overlaps of the others as soon as nothing turns negative by it. The
+    classes that share least come first: between those that share with it, more is shared.
+
+    Args:
+        q: J clusters.
+        S: C = H'H between clusters, >= 0, shape (J, J), without ``gamma`` on its diagonal.
+        gamma: H'H on the contrasts within each cluster, >= 0, shape (J,).
+
+    Returns:
+        The parts ``own`` and ``common`` of :class:`Atoms`; None where no such order was found.
+    """
+    own, common, left = np.zeros_like(S), np.zeros_like(S), np.flatnonzero(np.diag(S) + gamma > 0)
+    S, gamma, single = S[np.ix_(left, left)], gamma[left], q.sizes[left] == 1
+    while left.size:
+        square = S.diagonal() + gamma
+        if not np.all(square > 0):
+            return None
+        size = np.sqrt(square)
+        least = -_NEGATIVE * np.multiply.outer(size, size)
+        for i in np.argsort(S.dot(1 / size) / size - single):
+            row = S[i] / size[i]
+            row[i] = 0.0
+            after = S - np.multiply.outer(row, row)
+            if np.all(after >= least):
+                break
+        else:
+            return None
+        j = left[i]
+        own[j, j] = np.sqrt(gamma[i])
+        common[j, left] = row
+        common[j, j] = size[i] - own[j, j]
+        keep = np.arange(left.size) != i
+        S, left, gamma, single = np.maximum(after[keep][:, keep], 0.0), left[keep], gamma[keep], single[keep]
+    return own, common

@@ -77,7 +77,7 @@ class SharedResult(Result):
     witness: Witness
 
 
-def certify_atoms(q: Quotient, atoms: Atoms, b: Vector, witness: Witness) -> Certificate:
+def certify_atoms(q: Quotient, atoms: Atoms, b: Vector, witness: Witness, *, search: bool = True) -> Certificate:
     """The certificate of factors with features >= 0 and a dual witness. Shares no step with the algorithm.
 
     Args:
@@ -85,13 +85,14 @@ def certify_atoms(q: Quotient, atoms: Atoms, b: Vector, witness: Witness) -> Cer
         atoms: the factors.
         b: the bias, shape (J,).
         witness: a point of the dual.
+        search: as for :func:`collapsar.solver.certificate.dual_on_ray`.
 
     Returns:
         The objective of the factors, and what the witness proves.
     """
     price = 0.0 if q.lambda_b == np.inf else 0.5 * q.lambda_b * float(q.sizes @ b**2)
     primal = cross_entropy(q, atoms.blocks(q, b)) + q.lambda_z * atoms.price(q) + price
-    return Certificate(primal, lower_bound(as_free(q), witness))
+    return Certificate(primal, lower_bound(as_free(q), witness, search=search))
 
 
 def factors(q: Quotient, atoms: Atoms, max_rows: int = 100_000, *, balanced: bool = True) -> tuple[Matrix, Matrix]:

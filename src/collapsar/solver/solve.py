@@ -14,6 +14,7 @@ from collapsar.solver.certificate import Certificate, as_free
 from collapsar.solver.contraction import contraction_point
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
+from collapsar.solver.overlaps import minimise_overlaps
 from collapsar.solver.rotation import SOME, rotation_point
 from collapsar.solver.shared import Atoms, continued, minimise_shared
 from collapsar.solver.signed import minimise_signed
@@ -118,11 +119,7 @@ def solve_quotient(
         NotConvergedError: as for :func:`solve`.
     """
     with one_thread_below(q.num_clusters):
-        result = None
-        if atoms is not None and first is not None and q.features == "nonnegative":
-            result = continued(q, atoms, first.b, how.tol)
-        if result is None:
-            result = _minimise(q, first, how.tol, how.max_steps, how.progress)
+        result = _minimise(q, first, how.tol, how.max_steps, how.progress, atoms)
         solution = _solution(problem, q, result)
     if how.throw and result.status is not Status.OPTIMAL:
         raise NotConvergedError(solution)
@@ -144,20 +141,32 @@ def solve_normalized(problem: Problem, q: Quotient, start: Solution | None, how:
     return solution
 
 
-def _minimise(q: Quotient, first: Blocks | None, tol: float, max_steps: int, progress: Progress | None) -> Result:
+def _minimise(
+    q: Quotient,
+    first: Blocks | None,
+    tol: float,
+    max_steps: int,
+    progress: Progress | None,
+    atoms: Atoms | None = None,
+) -> Result:
     """One algorithm after the other, until one closes the certificate."""
     free = as_free(q)
     if free is not q:
-        result = _minimise(free, first, tol, max_steps, progress)
+        result = _minimise(free, first, tol, max_steps, progress, atoms)
         price = q.bias_cost(result.blocks.b)
         own = result.certificate
         return replace(result, certificate=Certificate(own.primal + price, own.dual))
+    result = None
     if q.features == "signed" and q.num_clusters <= SOME and q.bias_rows is None:
         result = _from_dual(q, tol, max_steps)
-        if result is not None:
-            if progress is not None:
-                progress(result.num_steps, result.certificate)
-            return result
+    elif q.features == "nonnegative":
+        result = minimise_overlaps(q, tol=tol, max_steps=min(max_steps, 12))
+        if result is None and atoms is not None and first is not None:
+            result = continued(q, atoms, first.b, tol)
+    if result is not None:
+        if progress is not None:
+            progress(result.num_steps, result.certificate)
+        return result
     if first is not None and q.lambda_b == np.inf:
         first = Blocks(first.alpha, first.C, np.zeros_like(first.b))
     if q.features == "signed":

@@ -45,7 +45,7 @@ class Witness:
     within: Vector
 
 
-def lower_bound(q: Quotient, witness: Witness) -> float:
+def lower_bound(q: Quotient, witness: Witness, *, search: bool = True) -> float:
     """The lower bound of the optimum that a witness proves, nats; -inf if none.
 
     R'R + N need not be below lambda_Z^2: the bound is taken on the ray from the targets through S, where it is.
@@ -53,13 +53,14 @@ def lower_bound(q: Quotient, witness: Witness) -> float:
     Args:
         q: J clusters.
         witness: a point of the dual, feasible or nearly so.
+        search: as for :func:`collapsar.solver.certificate.dual_on_ray`.
     """
     if min(witness.between.min(), witness.within.min()) < 0:
         return -np.inf
     R = residual(q, witness.S)
     gram = R.between.T @ R.between + witness.between + np.diag((q.sizes - 1) * witness.within)
     largest = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(R.within**2 - witness.within)), 0.0)
-    return dual_on_ray(q, witness.S, R, float(np.sqrt(largest)))
+    return dual_on_ray(q, witness.S, R, float(np.sqrt(largest)), search=search)
 
 
 def witness_of(q: Quotient, S: Columns, C: Matrix, gamma: Vector) -> Witness:

@@ -1,0 +1,116 @@
+"""Newton's method on the overlaps of nonnegative features, against the descent on their factors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import collapsar as cs
+from collapsar.core.problem import Loss, Problem
+from collapsar.solver.atoms import with_overlaps
+from collapsar.solver.nonnegative import minimise_nonnegative
+from collapsar.solver.objective import predict, residual
+from collapsar.solver.overlaps import minimise_overlaps
+from collapsar.solver.shared import SharedResult, certify_atoms, minimise_shared
+from collapsar.solver.status import Status
+from collapsar.solver.symmetry import quotient, trivial_quotient
+
+INF = math.inf
+
+SHARING = {
+    "merged-minority": Problem("500x5,20x5", 0.0018, 0.001),
+    "mixed": Problem("500x2,100x2,20x2", 0.002, 0.0),
+    "long-tail": Problem("exp:5000:10:12", 1e-4, 0.0),
+    "priced-bias": Problem("exp:5000:10:20", 4e-5, 1e-4),
+    "weighted": Problem("300x2,30x2,5", 0.003, 0.0, Loss(class_weights=[1, 1, 2, 2, 3])),
+    "vs-loss": Problem("300x2,30x3", 0.003, 1e-4, Loss(offsets=[0.5] * 2 + [-0.5] * 3, scales=[1.0] * 2 + [0.8] * 3)),
+    "ldt-smoothed": Problem("200x2,20x2", 0.003, 0.0, Loss(temperatures=[1, 1, 1.5, 1.5], smoothing=0.05)),
+}
+OWN = {
+    "no-bias": Problem("exp:5000:10:12", 1e-4, INF),
+    "dear-bias": Problem("exp:5000:50:12", 4e-5, 1e-2),
+    "clusters": Problem("500x3,300x1,200x2", 5e-4, 0.05),
+    "vanished-classes": Problem("500x3,20x3", 5e-3, INF),
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_it_meets_the_descent_on_the_factors(name):
+    q = quotient(SHARING[name].replace(features="nonnegative"))
+    result = minimise_overlaps(q)
+    assert isinstance(result, SharedResult)
+    assert certify_atoms(q, result.atoms, result.blocks.b, result.witness).relative_gap <= 1e-10
+    assert (result.atoms.own >= 0).all()
+    assert (result.atoms.common >= 0).all()
+    other = minimise_shared(q, minimise_nonnegative(q).blocks, tol=1e-12)
+    assert result.certificate.primal == pytest.approx(other.certificate.primal, rel=1e-11)
+    np.testing.assert_allclose(result.blocks.C, other.blocks.C, atol=2e-5)  # as far as a gap of 1e-12 tells
+    np.testing.assert_allclose(result.blocks.b, other.blocks.b, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_where_no_direction_is_shared_it_is_the_column_form(name):
+    q = quotient(OWN[name].replace(features="nonnegative"))
+    result, column = minimise_overlaps(q), minimise_nonnegative(q, tol=1e-12)
+    assert result is not None
+    assert not isinstance(result, SharedResult)
+    assert column.status is Status.OPTIMAL
+    np.testing.assert_allclose(result.blocks.C, column.blocks.C, atol=1e-6)
+    np.testing.assert_allclose(result.blocks.alpha, column.blocks.alpha, atol=1e-6)
+
+
+def test_residuals_are_orthonormal_where_directions_are_shared_and_obtuse_elsewhere():
+    q = quotient(SHARING["long-tail"].replace(features="nonnegative"))
+    result = minimise_overlaps(q)
+    assert isinstance(result, SharedResult)
+    C, _ = result.atoms.gram()
+    R = residual(q, predict(q, result.blocks)[0]).between / q.lambda_z
+    cosines, shared = R.T @ R, C > 0
+    np.testing.assert_allclose(cosines[shared], np.eye(12)[shared], atol=1e-7)
+    assert 10 < shared.sum() - 12 < 12 * 11
+    assert (cosines[~shared] < 0).all()
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, 1e-4, INF])
+def test_clusters_change_nothing(lambda_b):
+    p = Problem("500x3,100x2,20x3", 5e-4, lambda_b, features="nonnegative")
+    one, all_ = minimise_overlaps(quotient(p)), minimise_overlaps(trivial_quotient(p))
+    assert one is not None
+    assert all_ is not None
+    assert one.certificate.primal == pytest.approx(all_.certificate.primal, rel=1e-11)
+
+
+def test_a_certificate_that_stays_open_is_left_to_the_descent():
+    p = Problem("exp:5000:10:12", 2e-3, 0.0, features="nonnegative")  # fewer directions than classes
+    assert minimise_overlaps(quotient(p)) is None
+    assert cs.solve(p).certificate.relative_gap <= 1e-9
+
+
+def test_features_with_given_overlaps():
+    q = trivial_quotient(Problem([5, 4, 3, 2, 1], 0.01))
+    H = np.triu(np.random.default_rng(1).random((5, 5)))
+    H[0, 2] = H[1, 3] = H[0, 3] = 0.0
+    found = with_overlaps(q, H.T @ H, np.zeros(5))
+    assert found is not None
+    own, common = found
+    assert not own.any()
+    assert (common >= 0).all()
+    np.testing.assert_allclose(common.T @ common, H.T @ H, atol=1e-12)
+    # five vectors, each at right angles to two others: positive semidefinite and >= 0, but no vectors >= 0 are so
+    ring = np.eye(5) + 0.61 * (np.roll(np.eye(5), 1, axis=0) + np.roll(np.eye(5), -1, axis=0))
+    assert np.linalg.eigvalsh(ring)[0] > 0
+    assert with_overlaps(q, ring, np.zeros(5)) is None
+
+
+def test_contrasts_of_a_cluster_stay_in_its_own_direction():
+    q = quotient(Problem("50x3,20x2", 0.01))
+    S, gamma = np.array([[0.0, 0.3], [0.3, 0.5]]), np.array([1.0, 0.2])
+    found = with_overlaps(q, S, gamma)
+    assert found is not None
+    own, common = found
+    np.testing.assert_allclose((own + common).T @ (own + common), S + np.diag(gamma), atol=1e-12)
+    np.testing.assert_allclose(np.sum(own**2, axis=0), gamma, atol=1e-12)
+    # siblings that share nothing cannot both lean on a class that is taken off first
+    assert with_overlaps(q, np.array([[0.0, 1.1], [1.1, 0.5]]), gamma) is None
