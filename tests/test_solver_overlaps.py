@@ -24,6 +24,8 @@ SHARING = {
     "mixed": Problem("500x2,100x2,20x2", 0.002, 0.0),
     "long-tail": Problem("exp:5000:10:12", 1e-4, 0.0),
     "priced-bias": Problem("exp:5000:10:20", 4e-5, 1e-4),
+    "fewer-directions": Problem("exp:5000:10:12", 2e-3, 0.0),
+    "leaning-alone": Problem([1000, 500, 10], 0.01, 0.1),
     "weighted": Problem("300x2,30x2,5", 0.003, 0.0, Loss(class_weights=[1, 1, 2, 2, 3])),
     "vs-loss": Problem("300x2,30x3", 0.003, 1e-4, Loss(offsets=[0.5] * 2 + [-0.5] * 3, scales=[1.0] * 2 + [0.8] * 3)),
     "ldt-smoothed": Problem("200x2,20x2", 0.003, 0.0, Loss(temperatures=[1, 1, 1.5, 1.5], smoothing=0.05)),
@@ -82,10 +84,24 @@ def test_clusters_change_nothing(lambda_b):
     assert one.certificate.primal == pytest.approx(all_.certificate.primal, rel=1e-11)
 
 
-def test_a_certificate_that_stays_open_is_left_to_the_descent():
-    p = Problem("exp:5000:10:12", 2e-3, 0.0, features="nonnegative")  # fewer directions than classes
-    assert minimise_overlaps(quotient(p)) is None
-    assert cs.solve(p).certificate.relative_gap <= 1e-9
+def test_a_class_without_a_direction_leans_on_others():
+    q = quotient(SHARING["fewer-directions"].replace(features="nonnegative"))
+    result = minimise_overlaps(q)
+    assert isinstance(result, SharedResult)
+    C, _ = result.atoms.gram()
+    assert np.linalg.matrix_rank(C, tol=1e-9 * C.max()) == len(result.atoms.own) < 12
+    lengths = np.linalg.norm(residual(q, predict(q, result.blocks)[0]).between, axis=0) / q.lambda_z
+    assert lengths.min() < 0.9
+    assert (C.diagonal()[lengths < 0.9] > 0).any()
+
+
+def test_what_it_cannot_do_is_left_to_the_descent():
+    p = Problem("exp:5000:10:12", 2e-3, 0.0, features="nonnegative")
+    assert minimise_overlaps(quotient(p), max_steps=2) is None
+    solution = cs.solve(p, max_steps=2, throw=False)
+    assert solution.num_steps <= 2
+    many = Problem(list(range(1, 202)), 1e-4, 0.1, features="nonnegative")
+    assert minimise_overlaps(quotient(many)) is None
 
 
 def test_features_with_given_overlaps():

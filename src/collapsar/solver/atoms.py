@@ -16,6 +16,7 @@ __all__ = ["Atoms", "combined", "own_directions", "pruned", "with_overlaps"]
 _PARALLEL = 1e-12  # 1 - cosine of two directions that are one
 _TRACE = 1e-4  # relative
 _NEGATIVE = 1e-9  # a correlation that is rounding of zero
+_NOTHING = 1e-11  # of a squared feature: rounding
 _DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom is none
 
 
@@ -126,12 +127,14 @@ def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix
     """
     own, common, left = np.zeros_like(S), np.zeros_like(S), np.flatnonzero(np.diag(S) + gamma > 0)
     S, gamma, single = S[np.ix_(left, left)], gamma[left], q.sizes[left] == 1
-    while left.size:
-        square = S.diagonal() + gamma
-        if not np.all(square > 0):
-            return None
-        size = np.sqrt(square)
-        least = -_NEGATIVE * np.multiply.outer(size, size)
+    first = S.diagonal() + gamma
+    while True:
+        keep = S.diagonal() + gamma > _NOTHING * first
+        S, left, gamma, single, first = S[keep][:, keep], left[keep], gamma[keep], single[keep], first[keep]
+        if not left.size:
+            return own, common
+        size = np.sqrt(S.diagonal() + gamma)
+        least = -_NEGATIVE * np.multiply.outer(size, np.sqrt(first))
         for i in np.argsort(S.dot(1 / size) / size - single):
             row = S[i] / size[i]
             row[i] = 0.0
@@ -144,6 +147,5 @@ def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix
         own[j, j] = np.sqrt(gamma[i])
         common[j, left] = row
         common[j, j] = size[i] - own[j, j]
-        keep = np.arange(left.size) != i
-        S, left, gamma, single = np.maximum(after[keep][:, keep], 0.0), left[keep], gamma[keep], single[keep]
-    return own, common
+        S = np.maximum(after, 0.0)
+        S[i] = S[:, i] = gamma[i] = 0.0
