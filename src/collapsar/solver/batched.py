@@ -21,7 +21,7 @@ from collapsar.solver.batch_model import BatchModel
 from collapsar.solver.batch_newton import minimise_lines
 from collapsar.solver.certificate import GAP_FLOOR
 from collapsar.solver.solution import Solution
-from collapsar.solver.solve import solve_near
+from collapsar.solver.solve import checked_settings, solve_near
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
@@ -267,10 +267,7 @@ def solve_batch(
         >>> r.states[:, 1].tolist(), bool((r.relative_gap <= 1e-9).all())
         (['separated', 'merged', 'vanished', 'vanished'], True)
     """
-    if not 0 < tol < 1:
-        raise ValueError(f"`tol` must be in (0, 1), got {tol!r}")
-    if not max_steps >= 1:
-        raise ValueError(f"`max_steps` must be at least 1, got {max_steps!r}")
+    checked_settings(tol, max_steps, None, throw=False)
     batch = problems if isinstance(problems, ProblemBatch) else ProblemBatch.of(problems)
     B, J = batch.sizes.shape
     if line < 1 or B % line:

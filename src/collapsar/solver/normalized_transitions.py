@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from collapsar.core.problem import Loss, Problem
+from collapsar.core.problem import Problem
 from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Vector
 from collapsar.solver.certificate import penalty
@@ -239,22 +239,15 @@ def _settled(
 
 
 def plain_problem(problem: Problem, lambda_z: float = 1.0) -> Problem:
-    """The program with a feature penalty that has the same optima per batch, at another price."""
-    how = problem.normalization
-    assert how is not None
-    loss = problem.loss
-    if isinstance(how.lambda_w, np.ndarray):
-        loss = _with_rows(problem)
-    return Problem(problem.class_counts, lambda_z, problem.lambda_b, loss, problem.feature_mass, problem.features)
+    """The program with a feature penalty that has the same optima per batch, at another price.
 
-
-def _with_rows(problem: Problem) -> Loss:
-    """The loss with row penalties taken into its scales."""
+    Row penalties become scales of their logits.
+    """
     how, loss = problem.normalization, problem.loss
     assert how is not None
-    return Loss(
-        loss.class_weights, loss.offsets, problem.scales * how.row_scales, loss.temperatures, smoothing=loss.smoothing
-    )
+    if isinstance(how.lambda_w, np.ndarray):
+        loss = replace(loss, scales=problem.scales * how.row_scales)
+    return Problem(problem.class_counts, lambda_z, problem.lambda_b, loss, problem.feature_mass, problem.features)
 
 
 def merge_per_batch(problem: Problem, plain: Vector) -> Vector:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from collapsar.core.files import write_atomically
 from collapsar.core.problem import Problem
+from collapsar.core.sentences import names_of
 from collapsar.core.states import ClassState, past
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver.certificate import Certificate, certify_blocks
@@ -264,11 +265,7 @@ class Solution:
         """
         header, arrays = self._saved()
         if class_names is not None:
-            if len(class_names) != self.problem.num_classes:
-                raise ValueError(
-                    f"`class_names` must name each of the {self.problem.num_classes} classes, got {len(class_names)}"
-                )
-            header["class_names"] = list(class_names)
+            header["class_names"] = list(names_of(class_names, self.problem.num_classes))
         buffer = io.BytesIO()
         named: dict[str, Any] = dict(arrays)
         np.savez(buffer, header=np.array(json.dumps(header)), **named)
