@@ -4,7 +4,7 @@ Example:
     >>> bee = {"index": 1, "name": "bee", "samples": None, "length": 0.0}
     >>> audited = {"dead_classes": [bee], "groups": [], "shrunk": [1], "at_initialisation": [], "unreachable": None}
     >>> dead_rows(audited)
-    [('bee', '–', '0', '–', 'shrunk to the mean')]
+    [('bee', '–', '0.000', '–', 'shrunk to the mean')]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from collapsar.report.class_marks import class_marks
 from collapsar.report.record import Record, defined
-from collapsar.report.words import ABSENT, number_text, share_text
+from collapsar.report.words import ABSENT, fixed_text, number_text, share_text
 
 __all__ = ["DEAD_COLUMNS", "ClassRow", "causes_of_death", "class_rows", "dead_rows"]
 
@@ -52,10 +52,10 @@ def class_rows(data: Record, every: list[str]) -> list[ClassRow]:
                 state=separation["states"][k],
                 marks=marks[k],
                 theory=ABSENT if theory is None else theory["seen"][k],
-                length=number_text(separation["relative_norms"][k]),
+                length=fixed_text(separation["relative_norms"][k]),
                 nearest=every[nearest] if nearest >= 0 else ABSENT,
-                distance=number_text(separation["nearest_separation"][k]),
-                price=bound + number_text(price),
+                distance=fixed_text(separation["nearest_separation"][k]),
+                price=bound + number_text(price, 4),
             )
         )
     return rows
@@ -79,7 +79,7 @@ def dead_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             dead["name"],
             ABSENT if dead["samples"] is None else str(dead["samples"]),
-            number_text(dead["length"]),
+            fixed_text(dead["length"]),
             group.get(dead["index"], ABSENT),
             ", ".join(cause for cause, members in causes.items() if dead["index"] in members),
         )

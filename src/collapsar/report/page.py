@@ -29,7 +29,7 @@ from collapsar.report.class_marks import MARKS
 from collapsar.report.class_plane import class_means_plane, principal_plane
 from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
-from collapsar.report.words import ABSENT, cluster_names, number_text, share_text, shortened
+from collapsar.report.words import cluster_names, fixed_text, number_text, share_text, shortened
 
 __all__ = ["SIDES", "colour_bar", "drawn", "page", "plane_views", "score_map"]
 
@@ -82,7 +82,7 @@ def _environment() -> Environment:
         "prose": _prose,
         "setting": lambda value: _prose(_setting(value)),
         "plain": lambda text: _LAMBDA.sub(lambda found: f"λ_{_INDEX.get(found[1], found[1])}", text),
-        "entry": lambda value: f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT,
+        "entry": fixed_text,
     }
     environment.filters["worded"] = _worded
     environment.tests["number"] = lambda value: not isinstance(value, str) and defined(value)

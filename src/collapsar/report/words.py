@@ -16,6 +16,7 @@ __all__ = [
     "consequence",
     "data_words",
     "finding",
+    "fixed_text",
     "meaning",
     "norm_name",
     "number_text",
@@ -58,6 +59,11 @@ def number_text(value: float | str | None, digits: int = 3) -> str:
     elif "e" in text:
         text = f"{value:.0f}"
     return text.replace("-", "−")
+
+
+def fixed_text(value: float | None) -> str:
+    """A number of order one to three decimals: what is smaller is noise."""
+    return f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT
 
 
 def power_text(value: float) -> str:
