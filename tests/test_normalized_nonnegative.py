@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
 
 import collapsar as cs
+from collapsar.solver.nonnegative_spheres import _descended, _tightened, _widened, ridge
+from collapsar.solver.normalized_certificate import certify_nonnegative, normalized_quotient
+from collapsar.solver.shared_directions import missing_directions
+from collapsar.solver.symmetry import quotient
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -181,3 +185,15 @@ def test_nonnegative_batch_factors_stay_nonnegative_where_directions_are_shared(
     assert objective(p, W, H, b)[0] == pytest.approx(s.certificate.primal, rel=1e-9)
     with pytest.raises(ValueError, match="the directions this optimum uses"):
         s.factors(2)
+
+
+def test_a_point_that_lacks_directions_says_so_where_its_bound_comes_from_the_relaxation() -> None:
+    p = nonnegative("100x5,20x5", 10.0)
+    n = normalized_quotient(p, quotient(p))
+    own, before = ridge(n)[0], certify_nonnegative(n, ridge(n)[0])
+    x, certificate = _tightened(n, own, 1e-9)
+    assert certificate.dual > before.dual
+    assert missing_directions(n.lagrangian(x.y), x.witness.S) is None  # the relaxation's point lacks none
+    wider = _widened(n, x)
+    assert wider is not None
+    assert certify_nonnegative(n, _descended(n, wider, 1e-9)).primal < before.primal

@@ -16,9 +16,10 @@ from collapsar.solver import factored
 from collapsar.solver.atoms import Atoms
 from collapsar.solver.certificate import balance_bias
 from collapsar.solver.nonnegative import minimise_nonnegative
-from collapsar.solver.objective import predict
+from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.relaxed import _Round, beginning, relaxed
 from collapsar.solver.shared import certify_atoms, factors, minimise_shared
+from collapsar.solver.shared_directions import missing_directions
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import lift, quotient
 from collapsar.solver.witness import lower_bound
@@ -204,6 +205,26 @@ def test_at_the_optimum_no_feature_direction_pays(name):
     P = softmax(Z + b[:, None], axis=0)
     R = (np.eye(p.num_classes) - P) * np.sqrt(p.class_counts) / p.num_samples
     assert math.sqrt(copositive_norm(R.T @ R)) == pytest.approx(p.lambda_z, rel=1e-6)
+
+
+def test_every_pair_of_classes_whose_direction_pays_is_found_among_many():
+    # fifteen pairs of clusters, whose classes are taken for a third and everybody else for them: R is longest on one
+    # class of each of a pair, and a start on which many classes take part loses them
+    clusters, k = 45, 3
+    p = Problem({i: 1000 - 5 * (i // k) for i in range(clusters * k)}, 1e-3, 1e-3, features="nonnegative")
+    q, other, paired = quotient(p), np.zeros((clusters, clusters)), np.arange(30)
+    other[:30] = 0.002
+    other[paired, paired] = other[30 + paired // 2, paired] = 0.1
+    S = Columns(np.sum(q.others * other, axis=0), other)
+    R = residual(q, S)
+    gram = R.between.T @ R.between / k  # of single classes of different clusters
+    np.fill_diagonal(gram, np.diag(gram) + R.within**2 * (1 - 1 / k))
+    least = min(np.linalg.eigvalsh(gram[i : i + 2, i : i + 2])[-1] for i in range(0, 30, 2)) ** 0.5
+    missing = missing_directions(replace(q, lambda_z=0.999 * least), S)
+    assert missing is not None
+    own, common, _ = missing
+    found = {tuple(np.flatnonzero(h > 1e-3)) for h in own[np.all(common < 1e-3, axis=1)]}
+    assert found >= {(i, i + 1) for i in range(0, 30, 2)}
 
 
 @pytest.mark.parametrize("lambda_b", [0.0, 1e-2, INF])

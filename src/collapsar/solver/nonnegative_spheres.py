@@ -27,7 +27,8 @@ from collapsar.solver.hessian import loss_hessian
 from collapsar.solver.normalized_certificate import NonnegativeSpheres, certify_nonnegative, nonnegative_point
 from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.relaxed import beginning, relaxed
-from collapsar.solver.shared import leaning, missing_directions, with_directions
+from collapsar.solver.shared import leaning
+from collapsar.solver.shared_directions import missing_directions, with_directions
 from collapsar.solver.spheres import NormalizedQuotient, sphere_start
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks
@@ -61,11 +62,10 @@ def minimise_nonnegative_spheres(
     """
     x, step = ridge(n)
     best, certificate = x, certify_nonnegative(n, x)
-    if not certificate.relative_gap <= how.tol:
-        x = _leaning(n, x)
+    if certificate.relative_gap <= how.tol:
+        return x, certificate, Status.OPTIMAL, step
+    x = _leaning(n, x)
     for round_ in range(min(_ROUNDS, how.max_steps)):
-        if certificate.relative_gap <= how.tol:
-            break
         step += 1
         x = _descended(n, x, how.tol)
         x, found = _tightened(n, x, how.tol)
@@ -74,11 +74,12 @@ def minimise_nonnegative_spheres(
             best, certificate = x, found
         if how.progress is not None:
             how.progress(step, certificate)
-        missing = missing_directions(n.lagrangian(x.y), x.witness.S)
-        if missing is not None:
-            x = _unit(n, with_directions(n.lagrangian(x.y), _priced(n, x), missing), x)
-        elif round_ and not nearer:
+        if certificate.relative_gap <= how.tol:
             break
+        wider = _widened(n, x)
+        if wider is None and round_ and not nearer:
+            break
+        x = x if wider is None else wider
     closed = certificate.relative_gap <= how.tol
     return best, certificate, Status.OPTIMAL if closed else Status.SHARED_DIRECTIONS, step
 
@@ -99,6 +100,16 @@ def _tightened(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float) -> tupl
         if certificate.relative_gap <= tol or settled:
             break
     return best, certificate
+
+
+def _widened(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres | None:
+    """The point with the directions that it lacks; None where it lacks none.
+
+    What it lacks is asked at its own softmax: the witness's may be the relaxation's, which is feasible for the dual.
+    """
+    q = n.lagrangian(x.y)
+    missing = missing_directions(q, predict(n.q, x.blocks(n.q))[0])
+    return None if missing is None else _unit(n, with_directions(q, _priced(n, x), missing), x)
 
 
 def held_equal(n: NormalizedQuotient, j: int) -> NonnegativeSpheres:

@@ -29,8 +29,9 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms, combined, own_directions, pruned
 from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.factored import approach, descend, newton
-from collapsar.solver.objective import Columns, Residual, cross_entropy, predict, residual
+from collapsar.solver.objective import Columns, cross_entropy, predict, residual
 from collapsar.solver.relaxed import Relaxed, beginning, relaxed
+from collapsar.solver.shared_directions import ascent, missing_directions, with_directions
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 from collapsar.solver.witness import Witness, lower_bound, witness_of
@@ -43,23 +44,17 @@ __all__ = [
     "factors",
     "leaning",
     "minimise_shared",
-    "missing_directions",
-    "with_directions",
 ]
 
 
-_ROUNDS = 8  # of descent, Newton's method and the bound: one or two are usual
+_ROUNDS = 16  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
 _FINE = 1e-8  # a tolerance from here on needs no digits that Newton's method on the gradient would add
-_FINER = 0.03  # where a gap stays open the next descent goes further
+_FINER = 0.03  # of the gap that stays open: how far the next descent goes
 _UNDER_WAY = 0.1  # of the gap, gained in a round: descent goes on
 _STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
-_STARTS = 100  # of the search for a direction that pays, of either kind
-_ASCENT = 300  # its steps
 _SKETCH = 60  # where it only says where descent begins
-_SETTLED = 1e-7  # of a unit direction from step to step: what it pays is then right to the square of that
-_PAYS = 1e-8  # relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +170,10 @@ def minimise_shared(
     best = _column_result(q, start, tol)
     if best.status is Status.OPTIMAL:
         return best
-    (atoms, b), rooted, beyond = leaning(q, start, best.witness.S), False, None
+    (atoms, b), fine, beyond, added, rooted = leaning(q, start, best.witness.S), tol, None, False, False
     for num_steps in range(1, min(_ROUNDS, max_steps) + 1):
         report = None if progress is None else _reporting(progress, num_steps, best.certificate.dual)
-        atoms, b = descend(q, atoms, b, report, tol * _FINER ** (num_steps - 1))
+        atoms, b = descend(q, atoms, b, report, fine)
         if tol < _FINE:
             atoms, b = newton(q, atoms, b)
         before, (found, beyond) = best.certificate, _certified(q, atoms, b, num_steps, tol, beyond)
@@ -187,16 +182,17 @@ def minimise_shared(
             progress(num_steps, best.certificate)
         if best.status is Status.OPTIMAL:
             break
-        gained, left = before.primal - best.certificate.primal, best.certificate.gap
-        missing = None if gained > left else missing_directions(q, _softmax(q, found.blocks))
-        if missing is not None:
-            atoms, b = with_directions(q, found.atoms, missing), found.blocks.b
-        elif gained > _UNDER_WAY * left:
+        under_way = before.primal - best.certificate.primal > _UNDER_WAY * best.certificate.gap
+        missing = missing_directions(q, _softmax(q, found.blocks))
+        if missing is not None and (under_way or not added):
+            atoms, b, added = with_directions(q, found.atoms, missing), found.blocks.b, True
+        elif under_way:
             atoms, b = found.atoms, found.blocks.b
-        elif beyond is not None and not rooted:  # descent may have ended in a minimum that is not global
-            atoms, b, rooted = _rooted(q, beyond), beyond.b, True
+        elif missing is None and beyond is not None and not rooted:  # a minimum that is not global, perhaps
+            atoms, b, added, rooted = _rooted(q, beyond), beyond.b, False, True
         else:
             break
+        fine = _FINER * best.certificate.relative_gap
     return best
 
 
@@ -261,70 +257,10 @@ def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
     size = np.maximum(size, _LEAN * typical)
     own = np.diag(np.where(several, size, 0.0))
     common = np.diag(np.where(several, _LEAN * typical, size)) + lean
-    _, h = _ascent(q, R, np.zeros((1, J)), np.ones((1, J)), _SKETCH)
+    _, h = ascent(q, R, np.zeros((1, J)), np.ones((1, J)), _SKETCH)
     own, common = np.vstack([own, np.zeros(J)]), np.vstack([common, 0.1 * typical * h])
     atoms = Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
     return atoms, start.b
-
-
-def _ascent(q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = _ASCENT) -> tuple[Matrix, Matrix]:
-    """Projected power iteration on ||R h|| over unit h >= 0, from several h at once: one a row, in both of its parts.
-
-    With m = own + common, R'R h has the part G m on the u_j, G = R'R there, and rho^2 own on the contrasts; what that
-    makes of the one class and of all others of its cluster is cut off at zero.
-    """
-    gram, inner, contrasts = R.between.T @ R.between, R.within**2, q.sizes - 1
-    for _ in range(steps):
-        mean, contrast = (own + common) @ gram, inner * own
-        common = np.maximum(mean - contrast, 0.0)
-        own = np.where(contrasts > 0, (np.maximum(mean + contrasts * contrast, 0.0) - common) / q.sizes, 0.0)
-        length = np.sqrt(np.sum((own + common) ** 2, axis=1) + own**2 @ contrasts)[:, None]
-        length = np.where(length > 0, length, 1.0)
-        last, own, common = own + common, own / length, common / length
-        if np.abs(own + common - last).max() <= _SETTLED:
-            break
-    return own, common
-
-
-def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Matrix, Residual] | None:
-    """Directions that would pay, ||R h|| > lambda_Z, one a row in both of its parts, and the residual; None if none.
-
-    At most J, the best first. The search begins at what all classes would share, at the smallest classes, and at
-    mixtures of many and of few directions: from those of all alone the same few maxima are found.
-
-    Args:
-        q: J clusters.
-        S: the softmax at the point that lacks them; at the dual's own point, which is feasible, none would pay.
-    """
-    R, J, rng = residual(q, S), q.num_clusters, np.random.default_rng(0)
-    mixed = rng.random((2, 2 * _STARTS, J))
-    mixed[:, _STARTS:] *= rng.random((2, _STARTS, J)) < rng.random((2, _STARTS, 1))
-    common = np.vstack([np.ones(J), np.eye(J)[np.argsort(q.mass)[:_STARTS]] + 1e-2, mixed[0]])
-    own = np.vstack([np.zeros((len(common) - 2 * _STARTS, J)), mixed[1] * (q.sizes > 1)])
-    own, common = _ascent(q, R, own, common)
-    image, inside = (own + common) @ R.between.T, own * R.within
-    length = np.sqrt(np.sum(image**2, axis=1) + inside**2 @ (q.sizes - 1))
-    unit = np.hstack([own + common, own * np.sqrt(q.sizes - 1)])
-    found: list[int] = []
-    for i in np.argsort(-length, kind="stable"):
-        if length[i] > q.lambda_z * (1 + _PAYS) and all(unit[i] @ unit[other] < 0.999 for other in found):
-            found.append(int(i))
-    found = found[:J]
-    return (own[found], common[found], R) if found else None
-
-
-def with_directions(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Matrix, Residual]) -> Atoms:
-    """The atoms and small ones along the missing directions."""
-    own, common, R = missing
-    size = 0.03 * float(np.max(np.linalg.norm(atoms.mean, axis=1), initial=1.0))
-    own, common = size * own, size * common
-    parts = (
-        (atoms.between, (own + common) @ R.between.T / q.lambda_z),
-        (atoms.within, own * R.within / q.lambda_z),
-        (atoms.own, own),
-        (atoms.common, common),
-    )
-    return Atoms(*(np.vstack(part) for part in parts))
 
 
 def _certified(

@@ -25,8 +25,8 @@ class Status(enum.Enum):
         "weights or feature masses that span more than 20 orders of magnitude are beyond it: bring them closer together"
     )
     SHARED_DIRECTIONS = (
-        "classes share a feature direction (weak bias penalty and strong imbalance) and the bound for that stays open; "
-        "the gap says how much at most is lost: take the point, or raise tol"
+        "classes share a feature direction (weak bias penalty and strong imbalance) and the bound for that, which is "
+        "not always tight, stays open; the gap says how much at most is lost: take the point, or raise tol"
     )
 
 
