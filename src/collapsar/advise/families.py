@@ -135,7 +135,7 @@ def least_treatment(
                 return None if guess is None else family.at(problem, guess)
             low = guess / FINE**0.9  # by the closed form not enough: if the optimum confirms the guess, it is the least
     else:
-        guess = ceil(like.level / FINE)
+        guess, near = ceil(like.level / FINE), like.target
         low = max(low, guess - 1.0)
     looks = _Looks(family, problem, margin, near)
     level = least_level(looks.clear, (low, family.highest(problem)), guess, FINE, whole=family.whole)

@@ -20,7 +20,7 @@ from collapsar.solver.shared import Atoms, continued, minimise_shared
 from collapsar.solver.signed import minimise_signed
 from collapsar.solver.solution import NotConvergedError, Solution, shared_proof
 from collapsar.solver.status import Progress, Result, Status
-from collapsar.solver.symmetry import Blocks, Quotient, quotient
+from collapsar.solver.symmetry import Blocks, Quotient, finer_quotient, quotient
 
 __all__ = ["Settings", "checked_settings", "solve", "solve_near", "solve_normalized", "solve_quotient"]
 
@@ -76,7 +76,9 @@ def _solved(problem: Problem, q: Quotient, start: Solution | None, how: Settings
 
 
 def solve_near(problem: Problem, near: Solution | None, tol: float = 1e-9) -> Solution:
-    """The optimum, started from that of a problem like it where both have the same clusters; reports failure in status.
+    """The optimum, started from that of a problem like it where that has the same clusters; reports failure in status.
+
+    With nonnegative features, whose directions are dear to find, also where its clusters are finer, which then stay.
 
     Args:
         problem: the convex program.
@@ -84,6 +86,8 @@ def solve_near(problem: Problem, near: Solution | None, tol: float = 1e-9) -> So
         tol: as for :func:`solve`.
     """
     q = quotient(problem)
+    if near is not None and problem.features == "nonnegative" and problem.normalization is None:
+        q = finer_quotient(problem, q, near.quotient.labels) or q
     alike = near is not None and np.array_equal(near.quotient.labels, q.labels)
     return _solved(problem, q, near if alike else None, Settings(tol, 300, None, throw=False))
 

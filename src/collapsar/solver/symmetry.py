@@ -17,7 +17,7 @@ from collapsar.core.clusters import ClusteredProblem, alike
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.types import Matrix, Vector
 
-__all__ = ["Blocks", "Quotient", "centred", "grid", "lift", "project", "quotient", "trivial_quotient"]
+__all__ = ["Blocks", "Quotient", "centred", "finer_quotient", "grid", "lift", "project", "quotient", "trivial_quotient"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,12 @@ class Blocks:
 def quotient(problem: Problem) -> Quotient:
     """The problem reduced by its clusters, in order of first appearance."""
     return Quotient.of(problem, *alike(problem), lambda_z=problem.lambda_z, features=problem.features)
+
+
+def finer_quotient(problem: Problem, q: Quotient, labels: NDArray[np.intp]) -> Quotient | None:
+    """The problem reduced by the clusters of another one like it; None where those of ``q``, its own, are not unions."""
+    first = np.unique(labels, return_index=True)[1]
+    return _reduced(problem, labels, first) if np.array_equal(q.labels[first][labels], q.labels) else None
 
 
 def trivial_quotient(problem: Problem) -> Quotient:
