@@ -86,7 +86,7 @@ def residual(q: Quotient, P: Columns) -> Residual:
     miss, other = P.miss - even * (q.num_classes - 1), even - P.other
     r_own, siblings = q.scales * miss * share / np.sqrt(q.mass), np.diag(other) * q.scales * share / np.sqrt(q.mass)
     between = (root * q.scales)[:, None] * other * (root * share / np.sqrt(q.mass))
-    between[np.diag_indices_from(between)] = r_own + (q.sizes - 1) * siblings
+    np.einsum("jj->j", between)[:] = r_own + (q.sizes - 1) * siblings
     within = np.where(q.sizes > 1, r_own - siblings, 0.0)
     # of cluster j's classes, k_j - [i=j] see a logit of cluster i as "other"
     bias = q.scales * (miss * share + (q.others.T * other) @ share)
