@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.theory import column_path
 from collapsar.theory.clusters import balanced_bias, clusters_of
-from collapsar.theory.column_form import without_columns
+from collapsar.theory.column_form import resting, without_columns
 from collapsar.theory.roots import root_between
 from collapsar.theory.thresholds import Thresholds, thresholds, thresholds_of_many
 
@@ -329,6 +329,16 @@ def test_the_path_meets_what_each_class_finds_by_itself(name: str) -> None:
         value, exact = column_path._alone(c, int(j), float(at_rest.max()), float(at_rest[j]))
         assert t.vanish[k] == pytest.approx(value, rel=1e-11, nan_ok=True)
         assert t.exact[k] == exact
+
+
+@pytest.mark.parametrize("name", [*CASES, *LONG_TAILS])
+def test_the_bias_alone_by_one_softmax_is_the_one_that_balances_all_columns(name: str) -> None:
+    """Newton on the log-probabilities of one column, against Newton on the bias with every column as it may come."""
+    c = clusters_of((CASES | LONG_TAILS)[name])
+    wanted, at = balanced_bias(c, partial(without_columns, c))
+    b, P = resting(c)
+    np.testing.assert_allclose(b, wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(P, at.P, rtol=1e-12)
 
 
 @pytest.mark.parametrize("features", ["signed", "nonnegative"])

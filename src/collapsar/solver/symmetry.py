@@ -89,7 +89,7 @@ def quotient(problem: Problem) -> Quotient:
 
 
 def finer_quotient(problem: Problem, q: Quotient, labels: NDArray[np.intp]) -> Quotient | None:
-    """The problem reduced by the clusters of another one like it; None where those of ``q``, its own, are not unions."""
+    """The problem reduced by another one's clusters; None where those of ``q``, its own, are not unions of them."""
     first = np.unique(labels, return_index=True)[1]
     return _reduced(problem, labels, first) if np.array_equal(q.labels[first][labels], q.labels) else None
 

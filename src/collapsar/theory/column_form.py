@@ -6,13 +6,20 @@ z_k = 0 where ||r_k|| is smaller.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.types import Matrix, Vector
-from collapsar.theory.clusters import Clusters, Response, cross_entropy, softmax
+from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_entropy, softmax
 
-__all__ = ["alive_columns", "columns", "gauge_bounds", "gauge_within", "tilted", "without_columns"]
+__all__ = ["alive_columns", "columns", "gauge_bounds", "gauge_within", "resting", "tilted", "without_columns"]
+
+
+NEWTON_STEPS = 100
+# Newton squares its error.
+LAST_STEP = 1e-9
 
 
 def without_columns(c: Clusters, b: Vector, start: Response | None = None) -> Response:
@@ -21,6 +28,41 @@ def without_columns(c: Clusters, b: Vector, start: Response | None = None) -> Re
     u = c.logits(b)
     P, log_normaliser = softmax(c, u)
     return Response(cross_entropy(c, u, log_normaliser), P, P, np.zeros_like(P), np.zeros_like(c.sizes))
+
+
+def resting(c: Clusters) -> tuple[Vector, Matrix]:
+    """The bias that is best where Z = 0, and the predictions (column arrays); of any number of problems.
+
+    Where all temperatures are equal every column is the same softmax p, and tau delta (y - p) = lambda_b b logit by
+    logit, y the mean target: mu (x - iota + L) + e^x = y for x = log p and mu = lambda_b / (tau delta)^2. Newton on x
+    and L, whose matrix is diagonal but for one row and one column, from the free bias, x = log y.
+
+    Raises:
+        ArithmeticError: Newton did not settle.
+    """
+    if not c.one_temperature:
+        b, at = balanced_bias(c, partial(without_columns, c))
+        return b, at.P
+    aim = c.pooled(c.target, c.sizes * c.share) / c.sizes
+    mu = c.price / (c.temperatures * c.scales) ** 2
+    x, L = np.log(aim), np.zeros_like(c.num_classes)
+    for _ in range(NEWTON_STEPS):
+        p = np.exp(x)
+        off, held = mu * (x - c.offsets + L) + p - aim, c.sizes * p / (mu + p)
+        missing = 1 - np.sum(c.sizes * p - held * off, axis=-1, keepdims=True)
+        pinned = np.sum(held * mu, axis=-1, keepdims=True)
+        dL = -missing / np.where(pinned > 0, pinned, np.inf)  # a free bias has no use for L
+        dx = -(off + mu * dL) / (mu + p)
+        x, L = x + np.where(dx > 1, 1 + np.log(np.maximum(dx, 1.0)), dx), L + dL
+        if np.max(np.abs(dx)) <= LAST_STEP:
+            break
+    else:
+        raise ArithmeticError("the bias did not settle; the problem may be scaled too badly for float64")
+    along = c.sizes / c.scales
+    b = (x - c.offsets + L) / (c.temperatures * c.scales)
+    b -= np.sum(along * b, axis=-1, keepdims=True) / np.sum(along / c.scales, axis=-1, keepdims=True) / c.scales
+    b = np.where(c.bias_price < np.inf, b, 0.0)
+    return b, softmax(c, c.logits(b))[0]
 
 
 def columns(c: Clusters, lambda_z: float, dead: NDArray[np.bool_], b: Vector, start: Response | None) -> Response:

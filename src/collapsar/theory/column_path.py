@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias
-from collapsar.theory.column_form import columns, gauge_bounds, gauge_within, without_columns
+from collapsar.theory.column_form import columns, gauge_bounds, gauge_within, resting
 from collapsar.theory.column_newton import Cast, Point, Sheet, settled
 from collapsar.theory.roots import FLOOR, largest_roots, roots_between
 
@@ -65,10 +65,10 @@ def column_thresholds(c: Clusters) -> Vanishing:
     Args:
         c: problems side by side, from :meth:`Clusters.stacked`.
     """
-    b, rest = balanced_bias(c, partial(without_columns, c))
-    at_rest = c.column_norms(rest.P)
+    b, rest = resting(c)
+    at_rest = c.column_norms(rest)
     top = at_rest.max(axis=-1)
-    complete, bound = gauge_bounds(c, rest.P)
+    complete, bound = gauge_bounds(c, rest)
     in_columns = bound <= top * (1 + 1e-12)  # the column regime: the same number, to the last digit
     complete, bound = np.where(in_columns, top, complete), np.where(in_columns, top, bound)
     vanish = at_rest.copy()
@@ -80,7 +80,7 @@ def column_thresholds(c: Clusters) -> Vanishing:
     wanted = (at_rest < top[:, None]) & ~decided[:, None]
     opening = np.where(exact[:, 0], 0.0, bound)
     if wanted.any():
-        found, closed, lost, ends = _events(c, b, rest.P, top, wanted)
+        found, closed, lost, ends = _events(c, b, rest, top, wanted)
         for i, j in np.argwhere(lost):
             found[i, j], closed[i, j] = _alone(c.taken(int(i)), int(j), float(top[i]), float(at_rest[i, j]))
         vanish, exact = np.where(wanted, found, vanish), np.where(wanted, closed, exact)

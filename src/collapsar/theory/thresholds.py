@@ -16,6 +16,7 @@ from collapsar.core.threads import one_thread_below
 from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
+from collapsar.theory.column_form import resting
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
 
@@ -125,8 +126,8 @@ def _cluster_part_vanishes(c: Clusters, within: Vector) -> Vector:
     if c.num_clusters == 1:
         return np.zeros(c.sizes.shape[0])
     top = np.max(np.nan_to_num(within), axis=-1)
-    warm = balanced_bias(c, partial(_without_cluster_part, c, np.full_like(top, np.inf)))
-    at_zero = _between_norm(c, warm[1].P)
+    warm, at_rest = resting(c)
+    at_zero = _between_norm(c, at_rest)
     inside = at_zero < top  # not where every class is alone
     if not inside.any():
         return at_zero
@@ -135,7 +136,7 @@ def _cluster_part_vanishes(c: Clusters, within: Vector) -> Vector:
 
     def excess(lambda_z: Vector) -> Vector:
         respond = partial(_without_cluster_part, some, lambda_z)
-        start = known[-1][1] if known else warm[0][inside]
+        start = known[-1][1] if known else warm[inside]
         if len(known) == 2:
             (x0, b0), (x1, b1) = known
             apart = x1 != x0
