@@ -91,7 +91,9 @@ def quotient(problem: Problem) -> Quotient:
 def finer_quotient(problem: Problem, q: Quotient, labels: NDArray[np.intp]) -> Quotient | None:
     """The problem reduced by another one's clusters; None where those of ``q``, its own, are not unions of them."""
     first = np.unique(labels, return_index=True)[1]
-    return _reduced(problem, labels, first) if np.array_equal(q.labels[first][labels], q.labels) else None
+    if not np.array_equal(q.labels[first][labels], q.labels):
+        return None
+    return Quotient.of(problem, labels, first, lambda_z=problem.lambda_z, features=problem.features)
 
 
 def trivial_quotient(problem: Problem) -> Quotient:
