@@ -27,10 +27,10 @@ from collapsar.theory import thresholds
 
 __all__ = [
     "Prediction",
+    "as_measured",
     "by_rows",
     "compared",
     "model_record",
-    "optimum_separation",
     "predicted",
     "predicted_of_normalized",
     "prediction_of",
@@ -174,7 +174,7 @@ def prediction_of(
     edge = np.fmin(merge, alone)
     if how is None and problem.features == "signed":
         edge = np.fmin(edge, edges(problem, solution.b))
-    seen, groups, lengths = _as_measured(solution, rows)
+    seen, groups, lengths = as_measured(solution, rows)
     return Prediction(
         features=problem.features,
         lambda_z=problem.lambda_z,
@@ -211,10 +211,10 @@ def model_record(choice: Choice, fit: NormalizedFit | None) -> Record:
     return record
 
 
-def optimum_separation(
+def as_measured(
     solution: Solution, rows: Vector | None = None
-) -> tuple[tuple[MeasuredState, ...], tuple[tuple[int, ...], ...]]:
-    """States and groups that ``class_separation`` of the evidence finds at an optimum, without its K x K table.
+) -> tuple[tuple[ClassState, ...], tuple[tuple[int, ...], ...], Vector]:
+    """What ``class_separation`` of the evidence finds at an optimum, without its K x K table.
 
     A column is its cluster's plus alpha (e_k - 1/k), so that it has coordinates in J + K orthonormal directions. All
     classes of a cluster are equally far from each other and from any other class: three of them stand for all.
@@ -224,21 +224,15 @@ def optimum_separation(
         rows: shape (K,), what its logits are multiplied by, the same for classes of a cluster; 1 by default.
 
     Returns:
-        State of each class, and the groups of classes that have merged, or vanished, with each other.
+        State of each class, the groups of classes that have merged, or vanished, with each other, and the relative
+        lengths of the columns.
 
     Example:
         >>> from collapsar import Problem, solve
         >>> s = solve(Problem("500x5,100x5", lambda_z=0.0037, lambda_b=0.02))
-        >>> optimum_separation(s)[1]
+        >>> as_measured(s)[1]
         ((5, 6, 7, 8, 9),)
     """
-    return _as_measured(solution, rows)[:2]
-
-
-def _as_measured(
-    solution: Solution, rows: Vector | None
-) -> tuple[tuple[ClassState, ...], tuple[tuple[int, ...], ...], Vector]:
-    """States, groups and relative lengths that the measuring rule finds at an optimum."""
     q, problem = solution.quotient, solution.problem
     C, alpha, sizes = solution.blocks.C, solution.blocks.alpha, q.sizes
     members = np.split(np.argsort(q.labels, kind="stable"), np.cumsum(sizes.astype(int))[:-1])
