@@ -62,7 +62,7 @@ def descended(p: cs.Problem, wanted: float) -> float:
     for seed in range(4):
         noise = np.random.default_rng(seed)
         x = np.concatenate([0.03 * noise.standard_normal(d * K), np.abs(noise.standard_normal(d * K)), np.zeros(K)])
-        options = {"maxiter": 20000, "maxfun": 40000, "ftol": 1e-13, "gtol": 1e-9}
+        options = {"maxiter": 20000, "maxfun": 40000, "ftol": 1e-15, "gtol": 1e-10}
         best = min(best, float(minimize(value, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun))
         if best <= wanted * (1 + 2e-7):
             break
