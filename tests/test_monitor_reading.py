@@ -246,7 +246,7 @@ def layer_norm_network(weight_decay: float, steps: int, **settings: Any) -> tupl
     return model, optimizer, scheduler, x, y
 
 
-@pytest.mark.parametrize("settings", [{}, {"amsgrad": True}, {"fused": True}])
+@pytest.mark.parametrize("settings", [{}, {"amsgrad": True}, {"foreach": True}, {"fused": True}])
 def test_adamw_at_rest_is_a_penalty_for_each_class(settings: dict[str, bool]) -> None:
     steps = 1000 if settings else 1800  # the diagnosis below asks for more rest than the rows do
     model, optimizer, scheduler, x, y = layer_norm_network(10.0, steps, **settings)
@@ -271,11 +271,6 @@ def test_adamw_at_rest_is_a_penalty_for_each_class(settings: dict[str, bool]) ->
     assert known.lambda_b == 0.0
     assert known.norm is not None
     assert (known.norm.over, known.norm.length) == ("sample", pytest.approx(32**0.5))
-    for group in optimizer.param_groups:  # its steps are rounded otherwise, and its state is read as the same
-        group |= {"foreach": True, "fused": False}
-    again, _ = quietly(model, head, optimizer, schedule=scheduler)
-    assert again.rest == known.rest
-    assert again.cautions == known.cautions
     if not settings:  # the diagnosis chooses that model with these rows, and finds the network near its optimum
         found = diagnose(model, [(x, y)], head=head, known=known)
         assert (found.model.name, found.at_rest) == ("sample", True)
