@@ -135,6 +135,46 @@ def test_verdicts_on_both_sides() -> None:
     assert calm.suggestions == ()
 
 
+@pytest.mark.parametrize("counts", [(500, 1), (295, 13), (1000, 999)])
+@pytest.mark.parametrize("bias", [0.0, 0.02, float("inf")])
+@pytest.mark.parametrize("factor", [0.05, 0.5, 0.9, 0.92, 1.01])
+def test_two_classes_are_separated_until_everything_vanishes(
+    counts: tuple[int, int], bias: float, factor: float
+) -> None:
+    """Columns that sum to zero are opposite: neither sqrt(n_k)/N is a threshold of two classes of unequal size."""
+    complete = cs.thresholds(cs.Problem(counts, 1.0, bias)).complete
+    problem = cs.Problem(counts, factor * complete, bias)
+    advice, states = advise(problem, 0.1), cs.solve(problem).class_states
+    assert states == (("separated" if factor < 1 else "vanished"),) * 2
+    lost_by_score = any(o.lost and o.state == "separated" for o in advice.outlooks)
+    expected = "collapsed" if factor > 1 else "separated" if factor < 0.91 else "close"
+    assert lost_by_score or advice.verdict == expected
+    for outlook in advice.outlooks:
+        assert outlook.threshold == pytest.approx(complete, rel=1e-9)
+        assert outlook.safety == pytest.approx(1 / factor, rel=1e-9)
+    assert np.isnan(cs.thresholds(problem).merge).all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "lambda_z", "bias"),
+    [
+        ((2, 53, 160, 1044), 0.0013836652554487325, float("inf")),
+        ((14, 21, 518, 2842), 0.0010043885812476272, 0.02),
+        ((5, 91, 996), 0.0033045377417829053, float("inf")),
+    ],
+)
+def test_the_optimum_decides_what_is_close_where_thresholds_are_approximate(
+    counts: tuple[int, ...], lambda_z: float, bias: float
+) -> None:
+    advice = advise(cs.Problem(counts, lambda_z, bias), 0.1)
+    harder = cs.solve(cs.Problem(counts, 1.1 * lambda_z, bias))
+    assert set(harder.class_states) == {"separated"}
+    assert advice.verdict == "separated"
+    words = verdict_words(advice.to_dict())
+    doubtful = any(np.isnan(o.safety) for o in advice.outlooks)
+    assert ("by a factor of" in words) is not doubtful
+
+
 def test_a_large_class_carried_by_its_bias_is_no_problem() -> None:
     """Nonnegative features: one class of nearly all samples needs no feature of its own."""
     s = cs.solve(cs.Problem([2000, 20, 20], 0.0012, 0.0001, features="nonnegative"), throw=False)

@@ -301,8 +301,7 @@ def _verdict(now: Solution, margin: float) -> Verdict:
         return "collapsed"
     if lost.any():
         return "merging"
-    target = now.problem, margin
-    return "separated" if has_crossed(*target) and has_crossed_certified(*target) else "close"
+    return "separated" if has_crossed_certified(now.problem, margin) else "close"
 
 
 def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float) -> Suggestion:

@@ -18,7 +18,7 @@ from collapsar.solver.objective import predict, residual
 from collapsar.solver.shared import Atoms
 from collapsar.solver.symmetry import Quotient, quotient
 from collapsar.theory import thresholds
-from collapsar.theory.thresholds import merge_strength
+from collapsar.theory.thresholds import gradual_merge, merge_strength
 
 __all__ = [
     "Outlook",
@@ -190,7 +190,8 @@ def edges(problem: Problem, bias: Vector) -> Vector:
     """The penalty (lambda_z, or lambda_w of normalised features) from which on each class is no longer separated, (K,).
 
     Signed features: tau delta (1 - eps) q / sqrt(m), where a class and its like merge; a class alone in its kind has
-    no transition there, but loses its own direction around it, at the latest where all classes vanish. Nonnegative
+    no transition there, but loses its own direction around it, at the latest where all classes vanish, one of two
+    classes exactly there. Nonnegative
     features: where the class vanishes, exactly for up to four kinds of classes; for more, the length of its residual at
     ``bias``. Normalised features: where the class merges, NaN where it never does.
 
@@ -209,9 +210,9 @@ def edges(problem: Problem, bias: Vector) -> Vector:
         return merge_per_batch(problem, own)
     strength = problem.temperatures * problem.loss_share / np.sqrt(problem.mass)
     if problem.features == "signed":
-        strength, sizes = merge_strength(problem), quotient(problem).sizes
         # only a class alone in its kind can be past the end of all classes
-        return np.fmin(strength, thresholds(problem).complete) if np.any(sizes == 1) else strength
+        gradual = np.any(quotient(problem).sizes == 1)
+        return gradual_merge(problem, thresholds(problem).complete) if gradual else merge_strength(problem)
     kinds = np.stack([problem.class_counts, problem.loss_share, problem.mass, problem.scales, problem.temperatures])
     if np.unique(kinds, axis=1).shape[1] <= EXACT_KINDS:
         return thresholds(problem).vanish

@@ -93,10 +93,10 @@ def solution_groups(s: cs.Solution) -> list[Record]:
 
 def near_merge(problem: cs.Problem, t: Thresholds) -> Vector:
     """Where the predictions of a class alone in its cluster turn parallel to others', NaN for all other classes."""
-    from collapsar.theory.thresholds import merge_strength  # with scipy's roots, which --version need not wait for
+    from collapsar.theory.thresholds import gradual_merge  # with scipy's roots, which --version need not wait for
 
     alone = np.isnan(t.merge) & (problem.features == "signed") & (problem.normalization is None)
-    return np.where(alone, np.fmin(merge_strength(problem), t.complete), np.nan)
+    return np.where(alone, gradual_merge(problem, t.complete), np.nan)
 
 
 def exact_vanish(t: Thresholds, here: cs.Solution | None) -> Mask:

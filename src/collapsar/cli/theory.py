@@ -174,7 +174,9 @@ def _print_thresholds(
     alone = np.bincount(labels)[labels] == 1
     kinds: dict[tuple[str, ...], list[int]] = {}
     for k, samples in enumerate(problem.class_counts):
-        merge = f"≈ {near[k]:.3g}" if not np.isnan(near[k]) else _level(t.merge[k], "gradual" if alone[k] else none)
+        merge = _level(t.merge[k], "gradual" if alone[k] else none)
+        if not np.isnan(near[k]):  # two classes are opposite until both vanish
+            merge = _level(near[k], none, exact=len(near) == 2)
         vanish = f"≤ {t.vanish_bound[k]:.6g}" if late[k] else _level(t.vanish[k], none, exact=bool(exact[k]))
         row = (str(samples), *([merge] if signed else []), vanish, *([] if here is None else [here.class_states[k]]))
         kinds.setdefault(row, []).append(k)
@@ -210,7 +212,7 @@ def _normalised_notes(t: Thresholds, alone: Mask) -> list[str]:
 
 def _notes(problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask) -> list[str]:
     notes = []
-    if not np.isnan(near).all():
+    if not np.isnan(near).all() and len(near) > 2:
         notes.append(
             "≈ approximate: a class without another of as many samples merges with none; around this value its "
             "predictions turn parallel to those of other classes."

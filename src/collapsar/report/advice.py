@@ -86,8 +86,13 @@ def verdict_words(record: Record) -> str:
 def _optimum_words(record: Record) -> str:
     groups, room = record["groups"], f"{100 * record['margin']:.0f} %"
     lost = [g for g in groups if not g["apart"]]
-    near = min((g for g in groups if defined(g["safety"])), key=lambda g: g["safety"], default=None)
-    factor = "" if near is None else number_text(near["safety"], 3)
+    least = min((g["safety"] for g in groups if defined(g["safety"])), default=math.inf)
+    near = [g for g in groups if defined(g["safety"]) and g["safety"] <= least * (1 + 1e-9)]
+    if not record["problem"].get("normalization") and any(
+        g["state"] == "separated" and not defined(g["safety"]) for g in groups
+    ):
+        near = []  # a class whose approximate threshold the optimum contradicts may be nearer to its own
+    factor = number_text(least, 3) if near else ""
     outvoted = [g for g in groups if g["apart"] and g["margin"] < 0]
     if record["verdict"] == "separated":
         by = f", by a factor of {factor}" if factor else ""
@@ -98,10 +103,10 @@ def _optimum_words(record: Record) -> str:
             text += " If small classes do badly, look at the number and variety of their samples, and the prior."
         return text
     if record["verdict"] == "close":
-        if near is None:
+        if not near or least >= 1 + record["margin"]:  # approximate thresholds
             return f"Close: every class is separated at the optimum, but not at a penalty {room} larger."
         return (
-            f"Close: every class is separated at the optimum, but {_group_words([near])} less than {room} below the "
+            f"Close: every class is separated at the optimum, but {_group_words(near)} less than {room} below the "
             f"threshold (safety {factor})."
         )
     if record["verdict"] == "collapsed":

@@ -20,7 +20,7 @@ from collapsar.theory.column_form import resting
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
 
-__all__ = ["Thresholds", "cluster_thresholds", "merge_strength", "thresholds", "thresholds_of_many"]
+__all__ = ["Thresholds", "cluster_thresholds", "gradual_merge", "merge_strength", "thresholds", "thresholds_of_many"]
 
 
 def thresholds(problem: Problem) -> Thresholds:
@@ -116,6 +116,20 @@ def merge_strength(problem: Problem) -> Vector:
     """
     loss = problem.temperatures * problem.scales * problem.loss_share / np.sqrt(problem.mass)
     return (1 - problem.loss.smoothing) * loss
+
+
+def gradual_merge(problem: Problem, complete: float) -> Vector:
+    """Up to which lambda_z classes alone in their clusters have directions of their own, signed features, shape (K,).
+
+    About ``merge_strength``, at the latest ``complete``, where everything vanishes. Of two classes it is ``complete``,
+    exactly: as long as their columns are not zero they are opposite.
+
+    Example:
+        >>> p = Problem([500, 1], 1.0)
+        >>> gradual_merge(p, thresholds(p).complete).round(6).tolist(), merge_strength(p).round(6).tolist()
+        ([0.031591, 0.031591], [0.044632, 0.001996])
+    """
+    return np.full(2, complete) if problem.num_classes == 2 else np.fmin(merge_strength(problem), complete)
 
 
 # --- signed features
