@@ -99,6 +99,7 @@ def test_the_forecast_is_consistent_with_its_optimum() -> None:
     recipe = Recipe("adamw", 30.0, 1e-3, 1000, 64, "layernorm", 128)
     f = forecast_rows("100x5,20x5", recipe)
     assert f.settled
+    assert f.solution.quotient.num_clusters == 2  # rows of classes of one size are equal to the last bit
     # theory.md, section 11: .346 and .268
     assert f.rows[[0, -1]] == pytest.approx([0.346, 0.268], abs=2e-3)
     # v by sampling batches of 64 at the optimum, entry by entry
