@@ -20,10 +20,12 @@ from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.relaxed import _Round, beginning, relaxed
 from collapsar.solver.shared import certify_atoms, factors, minimise_shared
 from collapsar.solver.shared_directions import missing_directions
+from collapsar.solver.solution import shared_proof
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import lift, quotient
 from collapsar.solver.witness import lower_bound
 from problems import naive_loss
+from test_solver_sweep import draw
 
 INF = math.inf
 
@@ -312,6 +314,17 @@ def test_a_long_tail_of_forty_different_classes_is_certified(lambda_z, lambda_b)
     price = 0.5 * (np.sum(W**2) + np.sum(p.mass * H**2))
     own = naive_loss(p, Z, b) + lambda_z * price
     assert own == pytest.approx(result.certificate.primal, rel=1e-10)
+
+
+def test_a_column_form_that_only_a_witness_certifies_keeps_it():
+    q = quotient(draw(1205))
+    column = minimise_nonnegative(q)
+    result = minimise_shared(q, column.blocks)
+    assert column.certificate.relative_gap > 1e-5
+    assert result.certificate.primal == pytest.approx(column.certificate.primal, rel=1e-12)
+    proof = shared_proof(result)
+    assert proof is not None
+    assert certify_atoms(q, proof.atoms, result.blocks.b, proof.witness).relative_gap <= 1e-9
 
 
 def test_progress_tells_a_rising_bound_and_may_interrupt():

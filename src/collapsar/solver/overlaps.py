@@ -50,6 +50,7 @@ _FALL = 0.9  # a probability may lose as much in a step
 _LAST = 2e-5  # relative: Newton's method squares the error
 _FORCING = 0.1
 _ROUNDING = 1e-8
+_PAYS = 1e-9  # relative: by how much a column is longer than one
 _SMALL = 1e-3  # of the feature that a logit of one nat asks for: a direction that is new
 _CALM = 0.5  # relative change of the probabilities beyond which an indefinite C means nothing
 
@@ -116,7 +117,7 @@ def _optimum(q: Quotient, max_steps: int) -> tuple[OverlapPoint | None, int]:
         fall, most = -float(rise.min()), float(np.abs(rise).max())
         if fall > _FALL:
             new = _moved(at, _FALL / fall * dQ, _FALL / fall * dD)
-        elif most <= _LAST and np.abs(dD).max() <= _LAST * np.abs(at.D).max():
+        elif most <= _LAST and np.abs(dD).max() <= _LAST * np.abs(at.D).max() and np.array_equal(new.lost, at.lost):
             return new, step
         at = new
     return None, max_steps
@@ -192,8 +193,8 @@ def _moved(at: OverlapPoint, dQ: Matrix, dD: Matrix) -> OverlapPoint:
         D[np.ix_(gone, gone)] = B.T @ np.linalg.solve(C[np.ix_(has, has)], B)
     new = OverlapPoint(q, at.model, Q, D, lost)
     if gone.size:
-        several = lost & (q.sizes > 1) & (new.excess[-1] > 0)
-        found = several | (lost & (diagonal(new.excess) > 0))
+        several = lost & (q.sizes > 1) & (new.excess[-1] > _PAYS)
+        found = several | (lost & (diagonal(new.excess) > _PAYS))
         if found.any():
             small, D = _SMALL * at.model.u * at.model.g / q.temperatures, D.copy()
             diagonal(D)[found & ~several] += small[found & ~several]
@@ -222,8 +223,9 @@ def _start(q: Quotient, model: DualModel) -> OverlapPoint:
         x = np.sqrt(x * np.minimum(want, most)) if biased else np.minimum(want, most)
     taken = x if biased else taken
     worst = float(np.max(x / share * (k @ taken - taken)))
-    if biased and worst > _WRONG:
-        x = taken = x * math.sqrt(_WRONG / worst)
+    most_wrong = _WRONG * (1 - q.smoothing)
+    if biased and worst > most_wrong:
+        x = taken = x * math.sqrt(most_wrong / worst)
     wrong = np.vstack([-np.multiply.outer(taken, x / share), x / share * (k @ taken - taken)])
     slope = model.slope.reshape(wrong.shape)
     spread = wrong / np.where(slope > 0, slope, 1.0)

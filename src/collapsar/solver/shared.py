@@ -177,7 +177,7 @@ def minimise_shared(
         if tol < _FINE:
             atoms, b = newton(q, atoms, b)
         before, (found, beyond) = best.certificate, _certified(q, atoms, b, num_steps, tol, beyond)
-        best = _better(best, found, tol, last=num_steps == max_steps)
+        best = _better(q, best, found, tol, last=num_steps == max_steps)
         if progress is not None:
             progress(num_steps, best.certificate)
         if best.status is Status.OPTIMAL:
@@ -300,11 +300,13 @@ def _certified(
     return found, beyond
 
 
-def _better(one: SharedResult, other: SharedResult, tol: float, *, last: bool) -> SharedResult:
+def _better(q: Quotient, one: SharedResult, other: SharedResult, tol: float, *, last: bool) -> SharedResult:
     """The lower point of two with the better bound of two."""
     # of points that are equal to rounding the first, which is the column form's: one direction a class
     low = one if one.certificate.primal <= other.certificate.primal * (1 + 1e-13) else other
     tight = one if one.certificate.dual >= other.certificate.dual else other
+    if tight is not low and low.penalty is None:  # its certificate is the witness's: it goes with its atoms
+        low = replace(low, penalty=low.atoms.price(q))
     certificate = Certificate(low.certificate.primal, tight.certificate.dual)
     status = Status.MAX_STEPS if last else Status.SHARED_DIRECTIONS
     if certificate.relative_gap <= _ROUNDING:
