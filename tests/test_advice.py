@@ -175,6 +175,23 @@ def test_the_optimum_decides_what_is_close_where_thresholds_are_approximate(
     assert ("by a factor of" in words) is not doubtful
 
 
+@pytest.mark.parametrize(
+    ("counts", "lambda_z", "bias"),
+    [((39, 2), 0.0149, 0.02), ((500, 10, 10), 0.002, 0.0), ((331, 158, 21, 2), 0.0026, 0.0)],
+)
+def test_a_class_without_features_of_its_own_is_not_called_separated(
+    counts: tuple[int, ...], lambda_z: float, bias: float
+) -> None:
+    """Its bias alone has it right; its threshold is behind it, and no room for the others."""
+    advice = advise(cs.Problem(counts, lambda_z, bias, features="nonnegative"))
+    large, *others = advice.outlooks
+    assert (large.state, large.lost, advice.verdict) == ("vanished", False, "separated")
+    words = verdict_words(advice.to_dict())
+    assert f"the class of {counts[0]} samples is right without features of its own" in words
+    assert "every class is separated" not in words.lower()
+    assert f"by a factor of {min(o.safety for o in others):.3g}" in words
+
+
 def test_a_large_class_carried_by_its_bias_is_no_problem() -> None:
     """Nonnegative features: one class of nearly all samples needs no feature of its own."""
     s = cs.solve(cs.Problem([2000, 20, 20], 0.0012, 0.0001, features="nonnegative"), throw=False)

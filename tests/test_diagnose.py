@@ -23,6 +23,7 @@ import collapsar as cs
 from collapsar.core.known import KnownTraining
 from collapsar.diagnose import feature_files
 from collapsar.diagnose.readers import diagnose
+from collapsar.metrics import class_moments
 from networks import nonnegative_network, samples, signed_network
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +72,23 @@ def test_safetensors_and_other_names_and_half_precision(tmp_path, npz):
     half = {"features": torch.from_numpy(held["features"]).bfloat16(), "labels": torch.from_numpy(held["labels"])}
     save_torch({**half, "weight": torch.from_numpy(held["weight"]), "bias": torch.from_numpy(held["bias"])}, path)
     assert diagnose(path).separation.vanished_classes == (5, 6, 7, 8, 9)
+
+
+@pytest.mark.parametrize("order", [">", "<"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_numbers_in_either_byte_order_are_read(tmp_path, npz, order, folder):
+    """Both are valid .npy; torch takes the machine's own only."""
+    held = {name: values.astype(values.dtype.newbyteorder(order)) for name, values in arrays().items()}
+    path = tmp_path / ("folder" if folder else "f.npz")
+    if folder:
+        path.mkdir()
+        for name, values in held.items():
+            np.save(path / f"{name}.npy", values)
+    else:
+        np.savez(path, **held)
+    np.testing.assert_array_equal(diagnose(path).measurement.Z, diagnose(npz).measurement.Z)
+    moments = class_moments(held["features"], held["labels"], 10)
+    assert torch.equal(moments.class_means, class_moments(arrays()["features"], arrays()["labels"], 10).class_means)
 
 
 def test_penalties_and_names_in_the_file_give_way_to_the_callers(tmp_path):
@@ -251,6 +269,7 @@ def test_a_file_needs_neither_torch_nor_matplotlib(npz):
 import sys
 sys.modules["torch"] = None
 from collapsar.diagnose.readers import diagnose
+from collapsar.metrics import class_moments
 d = diagnose({str(npz)!r})
 assert d.num_collapsed == 5 and d.effective.agree
 assert any("need torch" in note for note in d.notes)

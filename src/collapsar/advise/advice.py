@@ -37,8 +37,8 @@ Verdict = Literal["separated", "close", "merging", "collapsed"]
 ROOM = 2.0
 
 _VERDICTS: dict[Verdict, str] = {
-    "separated": "Every class is separated: the penalties are not the cause of trouble.",
-    "close": "Every class is separated, but some are close to their threshold.",
+    "separated": "No class is lost: the penalties are not the cause of trouble.",
+    "close": "No class is lost, but some are close to their threshold.",
     "merging": "The penalties are the cause: some classes have no predictions of their own.",
     "collapsed": "The penalties are too strong for every class.",
 }
@@ -242,7 +242,7 @@ def advise(
         ('merging', ['penalty', 'scales'])
         >>> print(advise(Problem("300x5,50x5", lambda_z=0.002, lambda_b=0.02)))
         10 classes, 1750 samples, signed features, lambda_z 0.002, lambda_b 0.02
-        Every class is separated: the penalties are not the cause of trouble.
+        No class is lost: the penalties are not the cause of trouble.
           5 classes of 300 samples: separated, safety 4.95
           5 classes of 50 samples: separated, safety 2.02
     """

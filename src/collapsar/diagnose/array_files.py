@@ -104,7 +104,15 @@ def _announced(stream: Any, read: Callable[[], Any]) -> ArrayEntry:
     version = npy.read_magic(stream)
     header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = header(stream)
-    return ArrayEntry("O" if dtype.hasobject else dtype.kind, shape, math.prod(shape) * dtype.itemsize, read)
+    kind = "O" if dtype.hasobject else dtype.kind
+    # torch takes numbers in the machine's own byte order only
+    return ArrayEntry(
+        kind, shape, math.prod(shape) * dtype.itemsize, read if dtype.isnative else lambda: _native(read())
+    )
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("="))
 
 
 def safetensors_arrays(path: Path) -> dict[str, ArrayEntry]:

@@ -383,5 +383,6 @@ def _tensor(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes the machine's own byte order only
     # torch warns about read-only memory, although nothing here writes to it.
     return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -86,17 +86,20 @@ def verdict_words(record: Record) -> str:
 def _optimum_words(record: Record) -> str:
     groups, room = record["groups"], f"{100 * record['margin']:.0f} %"
     lost = [g for g in groups if not g["apart"]]
-    least = min((g["safety"] for g in groups if defined(g["safety"])), default=math.inf)
-    near = [g for g in groups if defined(g["safety"]) and g["safety"] <= least * (1 + 1e-9)]
-    if not record["problem"].get("normalization") and any(
-        g["state"] == "separated" and not defined(g["safety"]) for g in groups
-    ):
+    separated = [g for g in groups if g["state"] == "separated"]
+    least = min((g["safety"] for g in separated if defined(g["safety"])), default=math.inf)
+    near = [g for g in separated if defined(g["safety"]) and g["safety"] <= least * (1 + 1e-9)]
+    if not record["problem"].get("normalization") and not all(defined(g["safety"]) for g in separated):
         near = []  # a class whose approximate threshold the optimum contradicts may be nearer to its own
     factor = number_text(least, 3) if near else ""
     outvoted = [g for g in groups if g["apart"] and g["margin"] < 0]
+    standing = "every class is separated"
+    if carried := [g for g in groups if g["state"] != "separated" and g["apart"]]:
+        own = "its own" if _count(carried) == 1 else "their own"
+        standing = f"{_group_words(carried)} right without features of {own}, and every other class is separated"
     if record["verdict"] == "separated":
         by = f", by a factor of {factor}" if factor else ""
-        text = f"Your penalties are not the cause: at the optimum every class is separated{by}."
+        text = f"Your penalties are not the cause: at the optimum {standing}{by}."
         if outvoted:
             text += f" But {_group_words(outvoted)} outvoted by larger ones even at the class mean: correct the prior."
         elif not record.get("measured"):
@@ -104,9 +107,9 @@ def _optimum_words(record: Record) -> str:
         return text
     if record["verdict"] == "close":
         if not near or least >= 1 + record["margin"]:  # approximate thresholds
-            return f"Close: every class is separated at the optimum, but not at a penalty {room} larger."
+            return f"Close: {standing} at the optimum, but not at a penalty {room} larger."
         return (
-            f"Close: every class is separated at the optimum, but {_group_words(near)} less than {room} below the "
+            f"Close: {standing} at the optimum, but {_group_words(near)} less than {room} below the "
             f"threshold (safety {factor})."
         )
     if record["verdict"] == "collapsed":
