@@ -66,8 +66,7 @@ def beside_the_peer(num_samples=50_000, dim=512, num_classes=100):
     centres = torch.randn(num_classes, dim, generator=generator)
     labels = (num_classes * torch.rand(num_samples, generator=generator) ** 2).long()
     features = centres[labels] + 0.1 * torch.randn(num_samples, dim, generator=generator)
-    best = dict.fromkeys(("pass_s", "compute_s", "peer_pass_s", "peer_compute_s"), float("inf"))
-    peaks = []
+    rows, peaks, ours, theirs = [], [], {}, {}
     for _ in range(3):
         begin = time.process_time()
         metric = NeuralCollapse(num_classes=num_classes, num_features=dim)
@@ -78,11 +77,12 @@ def beside_the_peer(num_samples=50_000, dim=512, num_classes=100):
         end = time.process_time()
         peaks.append(peak_gib())
         theirs, passes, metrics = peer(features, labels, num_classes)
-        seconds = middle - begin, end - middle, passes, metrics
-        best = {name: min(best[name], value) for name, value in zip(best, seconds, strict=True)}
+        rows.append((middle - begin, end - middle, passes, metrics))
+    names = "pass_s", "compute_s", "peer_pass_s", "peer_compute_s"
+    record = {name: min(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    record |= {"peak_gib": peaks[0], "peak_gib_with_peer": peak_gib()}
     apart = {name: abs(value / ours[name] - 1) for name, value in theirs.items()}
-    peaks = {"peak_gib": peaks[0], "peak_gib_with_peer": peak_gib()}
-    return {"size": [num_samples, dim, num_classes], **best, **peaks, "apart": apart}
+    return {"size": [num_samples, dim, num_classes], **record, "apart": apart}
 
 
 def measure(num_samples, dim, num_classes, device="cpu"):

@@ -9,10 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import pdist, squareform
 
 from collapsar import metrics
 from collapsar.metrics import class_moments, class_separation, cluster_contrasts, collapse_report
-from collapsar.metrics.separation import class_logits, mean_separation, relative_norms, relative_separation
+from collapsar.metrics.separation import class_logits, mean_separation
+
+
+def relative(Z):
+    """Lengths of the centred columns, shape (K,), and their distances, (K, K), over the longest, at least .05."""
+    columns = (Z - Z.mean(axis=0)).T
+    lengths = np.linalg.norm(columns, axis=1)
+    longest = max(float(np.nanmax(lengths)), 0.05)
+    return lengths / longest, squareform(pdist(columns)) / longest
 
 
 def blocks(k_a, k_b, a, b, c, d):
@@ -73,15 +82,13 @@ def test_numbers_against_loops():
     Z = rng.normal(size=(5, 4)) + 7.0
     columns = (Z - Z.mean(axis=0)).T
     longest = max(math.sqrt(sum(x * x for x in z)) for z in columns)
-    found, distances = class_separation(Z), relative_separation(Z)
+    found = class_separation(Z)
     assert found.scale == pytest.approx(longest)
     for i in range(4):
-        assert relative_norms(Z)[i] == pytest.approx(np.linalg.norm(columns[i]) / longest)
-        for j in range(4):
-            assert distances[i, j] == pytest.approx(np.linalg.norm(columns[i] - columns[j]) / longest)
-        others = [j for j in range(4) if j != i]
-        assert found.nearest[i] == min(others, key=lambda j: distances[i, j])
-        assert found.nearest_separation[i] == distances[i, others].min()
+        assert found.relative_norms[i] == pytest.approx(np.linalg.norm(columns[i]) / longest)
+        distances = {j: np.linalg.norm(columns[i] - columns[j]) / longest for j in range(4) if j != i}
+        assert found.nearest[i] == min(distances, key=distances.__getitem__)
+        assert found.nearest_separation[i] == pytest.approx(min(distances.values()))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ def test_both_sides_of_the_merge_threshold(offset, merged, groups):
     logits = np.linalg.qr(np.column_stack([np.ones(6), np.eye(6)[:, :5]]))[0][:, 1:]  # orthonormal, centred
     Z = np.column_stack([logits[:, 0], *(0.5 * logits[:, 1] + offset / math.sqrt(2) * logits[:, k] for k in (2, 3, 4))])
     found = class_separation(Z)
-    np.testing.assert_allclose(relative_separation(Z)[1:, 1:], offset * (1 - np.eye(3)), atol=1e-12)
+    np.testing.assert_allclose(relative(Z)[1][1:, 1:], offset * (1 - np.eye(3)), atol=1e-12)
     assert found.merged_classes == merged
     assert found.groups == groups
 
@@ -116,7 +123,7 @@ def test_a_chain_of_shrinking_classes_is_not_one_group():
     lengths = np.linspace(1.0, 0.46, 10)
     Z = np.outer([1.0, -1.0], lengths)
     found = class_separation(Z)
-    distances = relative_separation(Z)
+    _, distances = relative(Z)
     assert len(found.groups) > 1
     for group in found.groups:
         assert distances[np.ix_(group, group)].max() < 0.1
@@ -146,7 +153,7 @@ def test_complete_collapse_is_not_blown_up_to_structure(noise):
     assert found.groups == ((0, 1, 2, 3),)
     assert found.num_distinct == 0
     assert np.isfinite(found.relative_norms).all()
-    assert np.isfinite(relative_separation(Z)).all()
+    assert np.isfinite(found.nearest_separation).all()
 
 
 @pytest.mark.parametrize(
@@ -215,14 +222,13 @@ def test_separation_is_importable_without_torch_and_the_rest_is_lazy():
 def test_states_from_means_and_head_are_those_of_all_pairs(K, d, seed):
     """Sets of near columns, linked one by one, are what one complete linkage of all of them gives."""
     from scipy.cluster.hierarchy import fcluster, linkage
-    from scipy.spatial.distance import squareform
 
     rng = np.random.default_rng(seed)
     means, weight = rng.standard_normal((K, d)), rng.standard_normal((K, d))
     means[K // 2 : K // 2 + 8] = means[K // 2] + 0.02 * rng.standard_normal((8, d))
     means[3], means[-5:], means[0] = means[4], 1e-3 * means[-5:], np.nan
     Z = class_logits(means, weight)
-    found, distances, norms = mean_separation(means, weight), relative_separation(Z), relative_norms(Z)
+    found, (norms, distances) = mean_separation(means, weight), relative(Z)
     alive = np.flatnonzero(norms >= 0.05)
     tree = linkage(squareform(distances[np.ix_(alive, alive)], checks=False), "complete")
     labels = fcluster(tree, np.nextafter(0.1, 0), "distance")
