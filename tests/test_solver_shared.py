@@ -359,6 +359,15 @@ def test_a_false_witness_proves_nothing_or_less(solved):
     assert lower_bound(q, without) <= bound + 1e-12
 
 
+def test_a_negative_feature_certifies_nothing(solved):
+    _, q, _, result = solved
+    common = result.atoms.common.copy()
+    common[0, 0] = -1e-12
+    certificate = certify_atoms(q, replace(result.atoms, common=common), result.blocks.b, result.witness)
+    assert certificate.primal == INF
+    assert not certificate.relative_gap <= 1e-9
+
+
 def test_factors_refuse_a_matrix_beyond_the_limit():
     q, _, result = shared_optimum(PROBLEMS["merged-minority"])
     with pytest.raises(ValueError, match="`max_rows` must be at least"):

@@ -142,6 +142,12 @@ def verdict(seed: int) -> tuple[str, float]:
     return ("WRONG" if wrong or open_ < -1e-10 else s.status.name), open_
 
 
+def test_an_overlap_that_ends_a_rounding_below_zero_is_no_negative_feature():
+    end, open_ = verdict(1571)  # asserts H >= 0
+    assert end == "OPTIMAL"
+    assert open_ <= 1e-9
+
+
 def test_a_sample_of_random_problems_is_solved_or_says_so():
     ends = Counter(verdict(seed)[0] for seed in range(24))
     assert ends["WRONG"] == 0

@@ -119,14 +119,15 @@ def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix
 
     Args:
         q: J clusters.
-        S: C = H'H between clusters, >= 0, shape (J, J), without ``gamma`` on its diagonal.
-        gamma: H'H on the contrasts within each cluster, >= 0, shape (J,).
+        S: C = H'H between clusters, >= 0 but for rounding, shape (J, J), without ``gamma`` on its diagonal.
+        gamma: H'H on the contrasts within each cluster, >= 0 but for rounding, shape (J,).
 
     Returns:
         The parts ``own`` and ``common`` of :class:`Atoms`; None where no such order was found.
     """
     own, common, left = np.zeros_like(S), np.zeros_like(S), np.flatnonzero(np.diag(S) + gamma > 0)
-    S, gamma, single = S[np.ix_(left, left)], gamma[left], q.sizes[left] == 1
+    # an overlap of 0 that Newton's method moves freely is left a rounding below it
+    S, gamma, single = np.maximum(S[np.ix_(left, left)], 0.0), np.maximum(gamma[left], 0.0), q.sizes[left] == 1
     first = S.diagonal() + gamma
     while True:
         keep = S.diagonal() + gamma > _NOTHING * first

@@ -83,8 +83,10 @@ def certify_atoms(q: Quotient, atoms: Atoms, b: Vector, witness: Witness, *, sea
         search: as for :func:`collapsar.solver.certificate.dual_on_ray`.
 
     Returns:
-        The objective of the factors, and what the witness proves.
+        The objective of the factors, infinite for a negative feature, and what the witness proves.
     """
+    if min(atoms.own.min(initial=0.0), atoms.common.min(initial=0.0)) < 0:
+        return Certificate(np.inf, lower_bound(as_free(q), witness, search=search))
     price = 0.0 if q.lambda_b == np.inf else 0.5 * q.lambda_b * float(q.sizes @ b**2)
     primal = cross_entropy(q, atoms.blocks(q, b)) + q.lambda_z * atoms.price(q) + price
     return Certificate(primal, lower_bound(as_free(q), witness, search=search))
