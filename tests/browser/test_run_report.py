@@ -65,13 +65,17 @@ def files(tmp_path_factory, record):
     return {name: folder / f"{name}.html" for name in pages}
 
 
-def test_it_opens_from_disk_in_under_a_second(files, open_page):
+def test_it_opens_from_disk_in_under_a_second_of_processor_time(files, open_page):
     page = open_page(files["report"])
     assert (
         page.inner_text("h1")
         == "2 of 3 networks have merged, vanished, lost or dead classes: merged.npz, vanished.npz."
     )
-    assert page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") < 1000
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})  # the clock of a busy machine says more of others
+    page.reload()
+    spent = {entry["name"]: entry["value"] for entry in session.send("Performance.getMetrics")["metrics"]}
+    assert 0 < spent["TaskDuration"] < 1, spent
     assert files["report"].stat().st_size < 2_000_000
 
 
