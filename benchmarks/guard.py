@@ -58,10 +58,10 @@ def thresholds(text: str, features: str, lambda_b: float = 0.02) -> Work:
     return lambda: cs.thresholds(problem)
 
 
-def advise(text: str, lambda_z: float, features: str) -> Work:
+def advise(text: str, lambda_z: float, features: str, lambda_b: float = 1e-3) -> Work:
     import collapsar as cs
 
-    return lambda: cs.advise(cs.Problem(text, lambda_z, 1e-3, features=features))
+    return lambda: cs.advise(cs.Problem(text, lambda_z, lambda_b, features=features))
 
 
 def phase(x: str, y: str) -> Work:
@@ -113,6 +113,7 @@ def one_pass(n: int, d: int, K: int) -> tuple[Work, Work]:
 
 
 EIGHT = "5000,2600,1400,700,400,200,100,50"
+OTHERS = "400,300,150,80,40,20,10,5"
 ROWS: dict[str, Callable[[], tuple[Work, Work]]] = {
     "solve exp:5000:50:20, signed": lambda: (solve("exp:5000:50:20", 3e-4, "signed"), small_operations),
     "solve exp:50000:50:100, signed": lambda: (solve("exp:50000:50:100", 3e-6, "signed"), svds(100, 20)),
@@ -122,6 +123,7 @@ ROWS: dict[str, Callable[[], tuple[Work, Work]]] = {
     "the same, free bias": lambda: (thresholds("exp:500:5:100", "nonnegative", 0.0), svds(100, 50)),
     "advise exp:5000:50:10, signed": lambda: (advise("exp:5000:50:10", 1e-3, "signed"), small_operations),
     "advise 8 sizes, nonnegative": lambda: (advise(EIGHT, 1.2e-3, "nonnegative"), small_operations),
+    "advise 8 other sizes, nonnegative": lambda: (advise(OTHERS, 0.005, "nonnegative", 0.02), small_operations),
     "phase diagram, 100 x 100, lambda_z and r": lambda: (
         phase("lambda_z:1e-3:1e-2:100:log", "r:1:20:100"),
         small_operations,
