@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.clusters import NUMBERS
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.core.states import CLASS_STATES
 from collapsar.core.thresholds import Thresholds
@@ -133,8 +134,7 @@ def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int
     """Thresholds per cell, in the order of ``FIELDS``; one line of them along lambda_z, where they repeat."""
     grid = np.arange(batch.num_problems).reshape(shape)
     wanted = np.take(grid, [0], axis=config.along) if config.has_penalty else grid
-    names = [f.name for f in fields(Clusters) if f.name != "labels"]
-    c = Clusters(np.empty(0, dtype=np.intp), **{name: getattr(batch, name)[wanted.ravel()] for name in names})
+    c = Clusters(np.empty(0, dtype=np.intp), **{name: getattr(batch, name)[wanted.ravel()] for name in NUMBERS})
     found = np.empty((len(FIELDS), wanted.size))
     alike = (c.share[:, 0] == c.share[:, 1]) & (c.mass[:, 0] == c.mass[:, 1])  # A and B are one kind of classes
     for part, some in ((~alike, c.taken(~alike)), (alike, c.taken(alike).joined())):

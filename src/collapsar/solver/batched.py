@@ -13,6 +13,7 @@ from typing import Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.clusters import PER_CLUSTER
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.core.states import CLASS_STATES, past
 from collapsar.core.threads import one_thread_below
@@ -146,7 +147,7 @@ class ProblemBatch:
         labels = np.repeat(np.arange(self.sizes.shape[1]), self.sizes[i].astype(np.intp))
         return Quotient(
             labels,
-            *(getattr(self, name)[i] for name in _PER_CLUSTER),
+            *(getattr(self, name)[i] for name in PER_CLUSTER),
             smoothing=float(self.smoothing[i]),
             lambda_z=float(self.lambda_z[i]),
             lambda_b=float(self.lambda_b[i]),
@@ -177,7 +178,6 @@ _RULES: dict[str, _Rule] = {
     "lambda_b": (">= 0 (inf: no bias, 0: free bias)", lambda x: x >= 0),
 }
 _PER_PROBLEM = ("smoothing", "lambda_z", "lambda_b")
-_PER_CLUSTER = tuple(name for name in _RULES if name not in _PER_PROBLEM)
 
 
 def _check(name: str, value: Array, rule: str, good: NDArray[np.bool_]) -> None:
@@ -343,7 +343,7 @@ def _onto_clusters(solution: Solution, q: Quotient) -> Blocks:
 
 def _model(batch: ProblemBatch, part: slice) -> BatchModel:
     """A slice of the batch with the problems on the last axis, in the coordinates of the algorithm."""
-    k, share, mass, delta, tau, iota = (np.ascontiguousarray(getattr(batch, n)[part].T) for n in _PER_CLUSTER)
+    k, share, mass, delta, tau, iota = (np.ascontiguousarray(getattr(batch, n)[part].T) for n in PER_CLUSTER)
     J, B = k.shape
     basis = _complement(np.sqrt(k) / delta)
     on = np.eye(J)[:, :, None]

@@ -8,6 +8,7 @@ from math import log
 import numpy as np
 
 from collapsar.core.checks import must_be
+from collapsar.core.clusters import PER_CLUSTER
 from collapsar.core.problem import Problem
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.certificate import Certificate
@@ -92,9 +93,8 @@ def _side_by_side(problems: list[Problem], how: Settings) -> dict[int, Solution]
     # with signed features one solve is a few dozen operations on small arrays, and a batch pays from some number on
     if J > _FEW or B < 2 or (q.features == "signed" and B < 16 * (J - 1) ** 2):
         return {}
-    per_cluster = ("sizes", "share", "mass", "scales", "temperatures", "offsets")
     batch = ProblemBatch(
-        **{name: np.tile(getattr(q, name), (B, 1)) for name in per_cluster},
+        **{name: np.tile(getattr(q, name), (B, 1)) for name in PER_CLUSTER},
         smoothing=np.full(B, q.smoothing),
         lambda_z=np.array([p.lambda_z for p in problems]),
         lambda_b=np.full(B, q.lambda_b),

@@ -8,13 +8,13 @@ as J + 1 numbers: one for each cluster of logits (for the own cluster: the sibli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.core.clusters import ClusteredProblem, alike
+from collapsar.core.clusters import NUMBERS, PER_CLUSTER, ClusteredProblem, alike
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Vector
 
@@ -37,9 +37,6 @@ LAST_STEP = 1e-8
 DAMPING = 0.1
 
 
-_PER_PROBLEM = ("labels", "smoothing", "lambda_b")
-
-
 @dataclass(frozen=True)
 class Clusters(ClusteredProblem):
     """J clusters of indistinguishable classes; vectors have shape (..., J), column arrays (..., J + 1, J)."""
@@ -47,23 +44,20 @@ class Clusters(ClusteredProblem):
     @classmethod
     def stacked(cls, clusters: Sequence[Clusters]) -> Clusters:
         """Problems with the same number of clusters, side by side on a first axis."""
-        names = [f.name for f in fields(cls) if f.name != "labels"]
-        return cls(np.empty(0, dtype=np.intp), **{n: np.array([getattr(c, n) for c in clusters]) for n in names})
+        return cls(np.empty(0, dtype=np.intp), **{n: np.array([getattr(c, n) for c in clusters]) for n in NUMBERS})
 
     def taken(self, which: NDArray[np.bool_] | int) -> Clusters:
         """Some of several problems, or one of them by itself."""
-        names = [f.name for f in fields(self) if f.name != "labels"]
-        return Clusters(self.labels, **{n: getattr(self, n)[which] for n in names})
+        return Clusters(self.labels, **{n: getattr(self, n)[which] for n in NUMBERS})
 
     def ordered(self, turn: NDArray[np.intp]) -> Clusters:
         """The clusters of several problems in another order, shape (B, J)."""
-        names = [f.name for f in fields(self) if f.name not in _PER_PROBLEM]
-        arrays = {n: np.take_along_axis(getattr(self, n), turn, axis=-1) for n in names}
+        arrays = {n: np.take_along_axis(getattr(self, n), turn, axis=-1) for n in PER_CLUSTER}
         return Clusters(self.labels, **arrays, smoothing=self.smoothing, lambda_b=self.lambda_b)
 
     def joined(self) -> Clusters:
         """Every problem as one cluster, where all its clusters are alike."""
-        alone = {f.name: getattr(self, f.name)[..., :1] for f in fields(self) if f.name not in _PER_PROBLEM}
+        alone = {n: getattr(self, n)[..., :1] for n in PER_CLUSTER}
         alone["sizes"] = self.sizes.sum(axis=-1, keepdims=True)
         return Clusters(self.labels, **alone, smoothing=self.smoothing, lambda_b=self.lambda_b)
 

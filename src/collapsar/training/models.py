@@ -223,11 +223,10 @@ def _perceptron(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module, int]:
         layers.append(nn.Linear(fan_in, width, bias=not normed))
         if normed:
             layers.append(nn.BatchNorm1d(width))
-        if not last or spec.feature_relu:
+        if not last:
             layers.append(nn.ReLU())
         fan_in = width
-    layers += _feature_norm(spec, fan_in)
-    return nn.Sequential(*layers), fan_in
+    return nn.Sequential(*layers, *_feature_end(spec, fan_in)), fan_in
 
 
 def _small_convolutional(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module, int]:
@@ -247,13 +246,13 @@ def _small_convolutional(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
         fan_in, height, width = channel, height // 2, width // 2
     layers += [nn.Flatten(), nn.Linear(fan_in * height * width, num_features)]
+    return nn.Sequential(*layers, *_feature_end(spec, num_features)), num_features
+
+
+def _feature_end(spec: ModelSpec, num_features: int) -> list[nn.Module]:
+    """What the features pass last: a ReLU, a normalisation, or nothing."""
     if spec.feature_relu:
-        layers.append(nn.ReLU())
-    layers += _feature_norm(spec, num_features)
-    return nn.Sequential(*layers), num_features
-
-
-def _feature_norm(spec: ModelSpec, num_features: int) -> list[nn.Module]:
+        return [nn.ReLU()]
     return [FEATURE_NORMS[spec.feature_norm](num_features)] if spec.feature_norm else []
 
 
@@ -305,8 +304,7 @@ def _vision_transformer(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module,
         )
     count = (height // patch) * (width // patch)
     layers = [_Patches(channels, patch, widths[0], count), *map(_Attention, widths), _MeanToken()]
-    layers += [nn.ReLU()] if spec.feature_relu else _feature_norm(spec, widths[0])
-    return nn.Sequential(*layers), widths[0]
+    return nn.Sequential(*layers, *_feature_end(spec, widths[0])), widths[0]
 
 
 class _Resized(nn.Module):
@@ -369,9 +367,7 @@ def _vgg(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module, int]:
         layers.append(nn.MaxPool2d(2))
     layers += [nn.Flatten(), nn.Linear(512, units, bias=False), nn.BatchNorm1d(units), nn.ReLU()]
     layers.append(nn.Linear(units, num_features))
-    if spec.feature_relu:
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers), num_features
+    return nn.Sequential(*layers, *_feature_end(spec, num_features)), num_features
 
 
 def _as_many(spec: ModelSpec, default: tuple[int, ...]) -> tuple[int, ...]:
