@@ -90,6 +90,8 @@ def quotient(problem: Problem) -> Quotient:
 
 def finer_quotient(problem: Problem, q: Quotient, labels: NDArray[np.intp]) -> Quotient | None:
     """The problem reduced by another one's clusters; None where those of ``q``, its own, are not unions of them."""
+    if labels.size != q.labels.size:
+        return None
     first = np.unique(labels, return_index=True)[1]
     if not np.array_equal(q.labels[first][labels], q.labels):
         return None
