@@ -100,6 +100,8 @@ OPTIMIZERS = {
     "Muon": (torch_optim.Muon, "preconditioned"),
     "SGDW momentum": (lambda p, **k: po.SGDW(p, momentum=0.9, weight_decouple=True, **k), "linear"),
     "SGDSaI": (po.SGDSaI, "unknown"),
+    "ASGD": (torch_optim.ASGD, "unknown"),  # its lambd decays as well
+    "ASGD without lambd": (lambda p, **k: torch_optim.ASGD(p, lambd=0.0, **k), "coupled"),
     "SGDScheduleFree": (schedulefree.SGDScheduleFree, "coupled"),
     "AdamWScheduleFree": (schedulefree.AdamWScheduleFree, "preconditioned"),
     "RAdamScheduleFree": (schedulefree.RAdamScheduleFree, "preconditioned"),
@@ -125,6 +127,19 @@ OPTIMIZERS = {
         ]
     },
 }
+
+
+def test_a_decay_that_is_not_called_weight_decay_is_not_taken_for_none() -> None:
+    w = nn.Parameter(torch.ones(5, 4, dtype=torch.float64))
+    optimizer = torch_optim.ASGD([w], lr=0.01)
+    decay = decay_of(w, optimizer)
+    assert (decay.kind, decay.weight_decay) == ("unknown", 0.0)
+    assert math.isnan(decay.penalty)
+    w.grad = torch.zeros_like(w)
+    optimizer.step()
+    assert bool((w < 1).all())  # nothing pulls, and it shrinks
+    for settled in (torch_optim.SGD, torch_optim.Adam, torch_optim.RMSprop, torch_optim.Rprop, po.Yogi):
+        assert decay_of(w, settled([w], lr=0.01)).kind == "none"
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -36,8 +36,8 @@ _TEXTS: Mapping[str, str] = {
     "penalty of the loss. {}",
     "linear-decay": "{} shrinks weights beside the gradient step: with its momentum, weight_decay {:g} is the penalty "
     "{:.3g} of the loss.",
-    "unknown-decay": "What the weight_decay of {} amounts to cannot be told: a copy of it could not be tried. lambda_w "
-    "is read from the head's gradient instead.",
+    "unknown-decay": "What the weight_decay of {} amounts to cannot be told: a copy of it could not be tried, or "
+    "shrinks weights by another setting, as ASGD's lambd does. lambda_w is read from the head's gradient instead.",
     "unused-decay": "{} has a weight_decay and steps as if it had none: it penalises nothing.",
     "wrapped-optimizer": "{} wraps another optimizer: its decay is read from that one, and what else it does to the "
     "steps is not known here.",

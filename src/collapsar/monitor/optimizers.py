@@ -62,7 +62,8 @@ class Decay:
     Attributes:
         weight_decay: as the optimizer's group has it; 0 where the optimizer does not hold the parameter.
         kind: "none"; "coupled": the penalty ``weight_decay``; "linear": decoupled, of an optimizer whose step is linear
-            in the gradient; "preconditioned": decoupled and no penalty; "unknown": the optimizer could not be tried.
+            in the gradient; "preconditioned": decoupled and no penalty; "unknown": the optimizer could not be
+            tried, or shrinks weights whatever its ``weight_decay``.
         factor: penalty over ``weight_decay``: 1 for "coupled", measured for "linear", else NaN.
         clock_rate: by which lr * weight_decay must be multiplied to get the share of a weight that a step takes in the
             long run: 1 / (1 - momentum) for SGD with a coupled decay, 1 for AdamW, its present estimate of the step for
@@ -142,6 +143,12 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
     optimizer, group = found
     decay = group.get("weight_decay", 0.0)
     decay = float(decay) if isinstance(decay, int | float | Tensor) else math.nan
+    try:
+        with _without_traces():
+            if _shrinks(innermost(optimizer), group):
+                return Decay(decay, "unknown", math.nan, math.nan)
+    except Exception:  # without a weight decay it is taken to have none; with one, see below
+        pass
     if decay == 0:
         return Decay(0.0, "none", math.nan, math.nan)
     try:
@@ -149,6 +156,15 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
             return Decay(decay, *_tried(innermost(optimizer), group))
     except Exception:  # an optimizer that cannot step a copy: needs a closure, a process group, a device
         return Decay(decay, "unknown", math.nan, math.nan)
+
+
+def _shrinks(optimizer: Optimizer, group: Group) -> bool:
+    """Whether a step without gradient or weight decay takes a share of every weight, as the lambd of ASGD does."""
+    start = torch.tensor(_WEIGHTS, dtype=torch.float64)
+    twin, weight = _twin(optimizer, group, start, weight_decay=0.0)
+    _step(twin, weight, torch.zeros_like(start))
+    shares = 1 - weight.detach() / start
+    return bool(shares.min() > 0) and torch.allclose(shares, shares.mean(), rtol=_CLOSE, atol=0)
 
 
 def _tried(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]:
