@@ -24,6 +24,8 @@ from collapsar.solver.symmetry import Blocks, Quotient, finer_quotient, quotient
 
 __all__ = ["Settings", "checked_settings", "solve", "solve_near", "solve_normalized", "solve_quotient"]
 
+_FEW = 40  # clusters up to which Newton's method on the overlaps takes no longer than the column form
+
 
 def solve(
     problem: Problem,
@@ -160,24 +162,46 @@ def _minimise(
         price = q.bias_cost(result.blocks.b)
         own = result.certificate
         return replace(result, certificate=Certificate(own.primal + price, own.dual))
-    result = None
-    if q.features == "signed" and q.num_clusters <= SOME and q.bias_rows is None:
-        result = _from_dual(q, tol, max_steps)
-    elif q.features == "nonnegative":
-        result = minimise_overlaps(q, tol=tol, max_steps=min(max_steps, 12))
-        if result is None and atoms is not None and first is not None:
-            result = continued(q, atoms, first.b, tol)
-    if result is not None:
-        if progress is not None:
-            progress(result.num_steps, result.certificate)
-        return result
     if first is not None and q.lambda_b == np.inf:
         first = Blocks(first.alpha, first.C, np.zeros_like(first.b))
-    if q.features == "signed":
-        return minimise_signed(q, first, tol=tol, max_steps=max_steps, progress=progress)
-    result = minimise_nonnegative(q, first, tol=tol, max_steps=max_steps, progress=progress)
-    if result.status is Status.SHARED_DIRECTIONS:
-        result = minimise_shared(q, result.blocks, tol=tol, max_steps=max_steps, progress=progress)
+    if q.features == "nonnegative":
+        return _minimise_nonnegative(q, first, tol, max_steps, progress, atoms)
+    if q.num_clusters <= SOME and q.bias_rows is None:
+        result = _from_dual(q, tol, max_steps)
+        if result is not None:
+            return _reported(result, progress)
+    return minimise_signed(q, first, tol=tol, max_steps=max_steps, progress=progress)
+
+
+def _minimise_nonnegative(
+    q: Quotient,
+    first: Blocks | None,
+    tol: float,
+    max_steps: int,
+    progress: Progress | None,
+    atoms: Atoms | None,
+) -> Result:
+    """With many clusters the column form first, whose price grows slower, unless a near problem shared directions."""
+    result, few = None, q.num_clusters <= _FEW
+    if few or atoms is not None:
+        result = minimise_overlaps(q, tol=tol, max_steps=min(max_steps, 12))
+    if result is None and atoms is not None and first is not None:
+        result = continued(q, atoms, first.b, tol)
+    if result is not None:
+        return _reported(result, progress)
+    column = minimise_nonnegative(q, first, tol=tol, max_steps=max_steps, progress=progress)
+    if column.status is not Status.SHARED_DIRECTIONS:
+        return column
+    if not few and atoms is None:
+        result = minimise_overlaps(q, tol=tol, max_steps=min(max_steps, 12))
+    if result is not None:
+        return _reported(result, progress)
+    return minimise_shared(q, column.blocks, tol=tol, max_steps=max_steps, progress=progress)
+
+
+def _reported(result: Result, progress: Progress | None) -> Result:
+    if progress is not None:
+        progress(result.num_steps, result.certificate)
     return result
 
 
