@@ -45,6 +45,7 @@ __getattr__, __dir__ = lazy_names(
         "collapsar.metrics.collapse": "NC1 equinorm head_sum self_duality trace_ratio",
         "collapsar.metrics.evidence": "LostClass Standings class_evidence class_standings common_origin",
         "collapsar.metrics.pairs": "PairwiseCdnv cdnv_between_clusters cdnv_matrix centred_means within_variances",
-        "collapsar.metrics.separation": "ClassSeparation class_logits mean_separation",
+        "collapsar.metrics.separation": "ClassSeparation class_logits mean_separation relative_norms "
+        "relative_separation",
     },
 )

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 
 from collapsar.core.states import ClassState
 from collapsar.core.types import Mask
@@ -40,6 +40,8 @@ __all__ = [
     "class_separation",
     "cluster_contrasts",
     "mean_separation",
+    "relative_norms",
+    "relative_separation",
 ]
 
 # Many columns of a rank below one of these are compared in as many coordinates.
@@ -123,6 +125,21 @@ def class_logits(class_means: Any, weight: Any) -> NDArray[np.float64]:
     Z = np.full((len(weight), len(means)), np.nan)
     Z[:, seen] = weight @ means[seen].T
     return Z
+
+
+def relative_norms(Z: Any, min_norm: float = 0.05) -> NDArray[np.float64]:
+    """Return ‖z̄_k‖ / max‖z̄‖, shape (K,), of the columns centred over logits; see ``class_separation``."""
+    norms = np.linalg.norm(_columns(Z)[0], axis=0)
+    return norms / _scale(norms, min_norm)
+
+
+def relative_separation(Z: Any, min_norm: float = 0.05) -> NDArray[np.float64]:
+    """Return ‖z̄_i − z̄_j‖ / max‖z̄‖, shape (K, K), of the columns centred over logits; NaN if unseen."""
+    columns, seen = _columns(Z)
+    out = np.full((len(seen), len(seen)), np.nan)
+    # Differences are taken directly: through inner products they would cancel exactly where classes merge.
+    out[np.ix_(seen, seen)] = squareform(pdist(columns[:, seen].T)) / _scale(np.linalg.norm(columns, axis=0), min_norm)
+    return out
 
 
 def cluster_contrasts(Z: Any, clusters: Sequence[Any]) -> NDArray[np.float64]:
@@ -309,6 +326,12 @@ def _complete_linkage(
         groups = (tuple(chosen[assigned[member] == label].tolist()) for label in np.unique(assigned))
         found += [group for group in groups if len(group) > 1]
     return found
+
+
+def _columns(Z: Any) -> tuple[NDArray[np.float64], Mask]:
+    """Return the columns of Z centred over logits, and the mask of the seen classes."""
+    Z, seen = _checked(Z)
+    return Z - Z.mean(axis=0), seen
 
 
 def _checked(Z: Any) -> tuple[NDArray[np.float64], Mask]:
