@@ -294,10 +294,7 @@ def test_the_names_are_those_of_what_there_is() -> None:
     assert (set(names.PRESETS), set(names.ADVICE_PRESETS)) == (set(presets.PRESETS), set(advice_plans.PRESETS))
 
 
-# Figures 6 and 8 are 5 and 7 at other class counts, which the tests of the settings hold.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("fig6", "fig8"))) for name in names.NAMES]
-)
+@pytest.mark.parametrize("name", names.NAMES)
 def test_every_figure_at_the_tiny_size(everything: tuple[Path, Everything], name: str) -> None:
     folder, records = everything
     made, home = records[name], folder / "results" / name
