@@ -189,7 +189,11 @@ def test_a_class_without_features_of_its_own_is_not_called_separated(
     words = verdict_words(advice.to_dict())
     assert f"the class of {counts[0]} samples is right without features of its own" in words
     assert "every class is separated" not in words.lower()
-    assert f"by a factor of {min(o.safety for o in others):.3g}" in words
+    least = min(o.safety for o in others)
+    merging = cs.solve(cs.Problem(counts, 0.99 * least * lambda_z, bias, features="nonnegative"))
+    confirmed = all(merging.class_states[k] == "separated" for o in others for k in o.classes)
+    assert confirmed == (len(counts) == 2)  # small classes come to share a direction before that
+    assert (f"by a factor of {least:.3g}" in words) == confirmed
 
 
 def test_a_large_class_carried_by_its_bias_is_no_problem() -> None:
@@ -616,3 +620,28 @@ def test_the_command_refuses_with_the_reason(command, arguments: tuple[str, ...]
     assert code == 2
     assert words in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("counts", "lambda_z", "known"),
+    [
+        ((35, 35, 5, 5), 0.01, False),
+        ((331, 158, 21, 2), 2e-4, False),
+        ((40, 40, 30, 30), 0.01, True),
+        ((300, 40), 0.004, True),
+    ],
+)
+def test_a_factor_of_safety_is_claimed_where_the_optimum_confirms_it(
+    counts: tuple[int, ...], lambda_z: float, known: bool
+) -> None:
+    """Where classes share a direction the column form's threshold lies beyond the point at which they merge."""
+
+    def separated(factor: float) -> set[int]:
+        problem = cs.Problem(counts, factor * lambda_z, 0.02, features="nonnegative")
+        return {k for k, state in enumerate(cs.solve(problem).class_states) if state == "separated"}
+
+    factor = advise(cs.Problem(counts, lambda_z, 0.02, features="nonnegative")).safe_factor
+    assert (factor is not None) == known
+    if factor is not None:
+        assert all(separated(1.0) <= separated(share * factor) for share in (0.5, 0.9, 0.97))
+        assert not separated(1.0) <= separated(1.03 * factor)

@@ -22,7 +22,7 @@ from collapsar.advise.families import (
 )
 from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks
 from collapsar.core.checks import must_be
-from collapsar.core.normalization import own_penalties
+from collapsar.core.normalization import own_penalties, strengthened
 from collapsar.core.problem import Problem
 from collapsar.core.sentences import names_of
 from collapsar.core.types import Record
@@ -35,6 +35,8 @@ Verdict = Literal["separated", "close", "merging", "collapsed"]
 
 # In the efficacy study networks with this safety did better than those just across the threshold.
 ROOM = 2.0
+# How far below a threshold it is tried: as many digits of a factor of safety are shown.
+JUST_BELOW = 5e-3
 
 _VERDICTS: dict[Verdict, str] = {
     "separated": "No class is lost: the penalties are not the cause of trouble.",
@@ -147,6 +149,8 @@ class Advice:
         roomy_penalty: factor of the head's or the features' penalty that gives every class twice the room, a safety of
             2: separation begins at the threshold, good accuracy needs distance from it. None where there is enough
             already.
+        safe_factor: by which factor the penalty may grow before a separated class is no longer: the least safety, where
+            the optimum just below it confirms it; None where it does not, or the verdict is not "separated".
         class_names: as given, or the indices.
     """
 
@@ -158,6 +162,7 @@ class Advice:
     suggestions: tuple[Suggestion, ...]
     without_effect: tuple[str, ...]
     roomy_penalty: float | None
+    safe_factor: float | None
     class_names: tuple[str, ...]
 
     @property
@@ -207,6 +212,7 @@ class Advice:
             "suggestions": [s.to_dict() for s in self.suggestions],
             "without_effect": list(self.without_effect),
             "roomy_penalty": self.roomy_penalty,
+            "safe_factor": self.safe_factor,
         }
 
 
@@ -278,6 +284,7 @@ def advise(
         suggestions=tuple(found),
         without_effect=tuple(name for name, t in settings.items() if t is None),
         roomy_penalty=_roomy_penalty(problem, settings.get("penalty"), margin),
+        safe_factor=_safe_factor(problem, present) if verdict == "separated" else None,
         class_names=names,
     )
 
@@ -293,6 +300,17 @@ def _roomy_penalty(problem: Problem, penalty: Treatment | None, margin: float) -
         return None if penalty is None else float(penalty.factors[0])
     power = 2 if problem.normalization is None else 1
     return float(penalty.factors[0]) * ((1 + margin) / ROOM) ** power
+
+
+def _safe_factor(problem: Problem, present: tuple[Outlook, ...]) -> float | None:
+    """As the advice's ``safe_factor``: the threshold itself may be approximate, the optimum below it is not."""
+    separated = [o for o in present if o.state == "separated"]
+    known = [o.safety for o in separated if np.isfinite(o.safety)]
+    # A class whose approximate threshold is contradicted may be nearer to its own; after a norm, nothing merges it.
+    if not known or (problem.normalization is None and len(known) < len(separated)):
+        return None
+    states = solve(strengthened(problem, min(known) * (1 - JUST_BELOW)), throw=False).class_states
+    return min(known) if all(states[k] == "separated" for o in separated for k in o.classes) else None
 
 
 def _verdict(now: Solution, margin: float) -> Verdict:

@@ -91,14 +91,14 @@ def _optimum_words(record: Record) -> str:
     near = [g for g in separated if defined(g["safety"]) and g["safety"] <= least * (1 + 1e-9)]
     if not record["problem"].get("normalization") and not all(defined(g["safety"]) for g in separated):
         near = []  # a class whose approximate threshold the optimum contradicts may be nearer to its own
-    factor = number_text(least, 3) if near else ""
     outvoted = [g for g in groups if g["apart"] and g["margin"] < 0]
     standing = "every class is separated"
     if carried := [g for g in groups if g["state"] != "separated" and g["apart"]]:
         own = "its own" if _count(carried) == 1 else "their own"
         standing = f"{_group_words(carried)} right without features of {own}, and every other class is separated"
     if record["verdict"] == "separated":
-        by = f", by a factor of {factor}" if factor else ""
+        safe = record.get("safe_factor")
+        by = "" if safe is None else f", by a factor of {number_text(safe, 3)}"
         text = f"Your penalties are not the cause: at the optimum {standing}{by}."
         if outvoted:
             text += f" But {_group_words(outvoted)} outvoted by larger ones even at the class mean: correct the prior."
@@ -110,7 +110,7 @@ def _optimum_words(record: Record) -> str:
             return f"Close: {standing} at the optimum, but not at a penalty {room} larger."
         return (
             f"Close: {standing} at the optimum, but {_group_words(near)} less than {room} below the "
-            f"threshold (safety {factor})."
+            f"threshold (safety {number_text(least, 3)})."
         )
     if record["verdict"] == "collapsed":
         return "Your penalties are too strong for every class: at the optimum no class has predictions of its own."
