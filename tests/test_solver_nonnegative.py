@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+import collapsar as cs
 from collapsar.core.problem import Loss, Problem
 from collapsar.solver.certificate import balance_bias
 from collapsar.solver.nonnegative import column_certificate, minimise_nonnegative
@@ -287,6 +288,31 @@ def test_a_gap_below_rounding_stalls():
     result = minimise_nonnegative(quotient(nonnegative([50, 20, 5], 0.01, 0.1)), tol=1e-17)
     assert result.status is Status.STALLED
     assert 1e-17 < result.certificate.relative_gap < 1e-12
+
+
+def test_directions_are_looked_for_where_the_column_form_itself_stalls_above_tol():
+    mass = [2.9, 0.3, 0.3, 0.3, 1.1, 56.0, 0.12]
+    p = Problem([7] * 7, 0.018, 0.0, feature_mass=mass, features="nonnegative")
+    column = minimise_nonnegative(quotient(p), tol=1e-15)
+    assert column.status is Status.SHARED_DIRECTIONS
+    assert column.certificate.relative_gap > 1e-2
+    assert cs.solve(p, 1e-15, throw=False).certificate.relative_gap < 1e-12
+
+
+def test_a_column_at_its_threshold_has_a_direction_to_start_from():
+    offsets = [1.7080077298832077, 2.7658503181406187]
+    p = Problem([2, 2], 0.37113902264876714, INF, Loss(offsets=offsets), features="nonnegative")
+    s = cs.solve(p)  # by a rounding below the threshold: without numpy's warnings
+    assert s.class_states == ("vanished", "vanished")
+    assert np.isfinite(s.Z).all()
+
+
+def test_progress_is_called_where_no_step_was_needed():
+    seen = []
+    p = nonnegative(list(range(2, 44)), 1e-3)  # no bias: the columns do not know of each other
+    s = cs.solve(p, progress=lambda step, certificate: seen.append((step, certificate)))
+    assert s.num_steps == 0
+    assert seen == [(0, s.certificate)]
 
 
 def test_sharing_is_reported_with_an_honest_gap():

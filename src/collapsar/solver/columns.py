@@ -137,14 +137,15 @@ def _best_start(c: Stack, w: Matrix, x: Matrix, at_zero: Softmax) -> Matrix:
     """
     norm = np.sqrt(c.dot(at_zero.g, at_zero.g))
     unit = at_zero.g / norm
-    kept = (norm - c.radius) / _curvature(c, at_zero.p, unit)
+    kept = np.maximum(norm - c.radius, 1e-16 * c.radius) / _curvature(c, at_zero.p, unit)
     num_logits = c.mult[:, 0].sum()
     t = c.radius / (c.share * c.tau * c.scale[-1]) * np.sqrt(1 - 1 / num_logits)
     margin = np.log((num_logits - 1) * (1 / np.minimum(t, 0.5) - 1)) / (c.tau * c.scale[-1])
     simplex = np.vstack([np.tile(-margin / num_logits, (c.mult.shape[0] - 1, 1)), margin * (1 - 1 / num_logits)])
     best, lowest = x, np.where(c.dot(x, x) > 0, _value(c, w, x), np.inf)
     for trial in (kept * unit, kept / 16 * unit, kept / 256 * unit, simplex, simplex - w):
-        value = _value(c, w, trial)
+        # at its threshold a column is nothing but rounding, and the best may be 0, where Newton has no direction
+        value = np.where(c.dot(trial, trial) > 0, _value(c, w, trial), np.inf)
         best, lowest = np.where(value < lowest, trial, best), np.minimum(value, lowest)
     return best
 

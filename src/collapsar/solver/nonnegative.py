@@ -52,8 +52,8 @@ def minimise_nonnegative(
         progress: called after every step with the certificate of the point so far.
 
     Returns:
-        The point, certified for features >= 0. The status is ``SHARED_DIRECTIONS`` where the column form is solved
-        to ``tol`` by its own duality gap, while the certificate for features >= 0 stays open.
+        The point, certified for features >= 0. The status is ``SHARED_DIRECTIONS`` where the column form is solved by
+        its own duality gap, to ``tol`` or as far as float64 goes, while the certificate for features >= 0 stays open.
 
     Example:
         >>> from collapsar.core.problem import Problem
@@ -84,7 +84,7 @@ def minimise_nonnegative(
     certificate = certify_blocks(q, blocks)
     if certificate.relative_gap <= tol:
         status = Status.OPTIMAL
-    elif own.relative_gap <= tol:
+    elif own.relative_gap <= tol or (status is Status.STALLED and own.gap < 0.1 * certificate.gap):
         status = Status.SHARED_DIRECTIONS
     return Result(blocks, certificate, step, status)
 

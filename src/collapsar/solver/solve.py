@@ -191,7 +191,7 @@ def _minimise_nonnegative(
         return _reported(result, progress)
     column = minimise_nonnegative(q, first, tol=tol, max_steps=max_steps, progress=progress)
     if column.status is not Status.SHARED_DIRECTIONS:
-        return column
+        return column if column.num_steps else _reported(column, progress)
     if not few and atoms is None:
         result = minimise_overlaps(q, tol=tol, max_steps=min(max_steps, 12))
     if result is not None:
