@@ -24,6 +24,7 @@ from collapsar.core.problem import FeatureModel
 from collapsar.report.advice import verdict_words
 from collapsar.theory import best_oversampling, least_oversampling
 from collapsar.theory.deep_switch import decay_switch
+from collapsar.theory.thresholds import gradual_merge, merge_strength
 
 K_A, K_B, N_A, N_B = 5, 5, 300, 50
 COUNTS = (N_A,) * K_A + (N_B,) * K_B
@@ -153,6 +154,15 @@ def test_two_classes_are_separated_until_everything_vanishes(
         assert outlook.threshold == pytest.approx(complete, rel=1e-9)
         assert outlook.safety == pytest.approx(1 / factor, rel=1e-9)
     assert np.isnan(cs.thresholds(problem).merge).all()
+
+
+def test_smoothed_labels_beside_offsets_turn_a_column_to_the_side_of_the_other() -> None:
+    problem = cs.Problem((60489, 3829), 1.0, 0.0072, cs.Loss(offsets=(1.0, -5.0), smoothing=0.4))
+    complete = cs.thresholds(problem).complete
+    there = cs.solve(problem.replace(lambda_z=0.3 * complete))
+    assert there.Z[0, 0] < 0 < there.Z[1, 1]  # class 0 is right more often than its label asks
+    assert there.class_states == ("merged", "separated")
+    np.testing.assert_allclose(gradual_merge(problem, complete), np.fmin(merge_strength(problem), complete))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from collapsar.solver import Solution, solve
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.solve import solve_near
 from collapsar.solver.symmetry import quotient
-from collapsar.theory.thresholds import merge_strength, thresholds
+from collapsar.theory.thresholds import merge_strength, opposite, thresholds
 
 __all__ = [
     "FAMILIES",
@@ -215,8 +215,7 @@ def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple
     if problem.normalization is not None:
         found = solve_near(edge, near, SEARCH_TOL)
     elif problem.features == "signed":
-        two = edge.num_classes == 2  # which are separated until both vanish
-        last = thresholds(edge).complete if two else float(merge_strength(edge).min())
+        last = thresholds(edge).complete if opposite(edge) else float(merge_strength(edge).min())
         return float(np.log(last / edge.lambda_z)), None
     else:
         q = quotient(edge)

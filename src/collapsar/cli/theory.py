@@ -165,6 +165,7 @@ def _print_thresholds(
 ) -> None:
     """One row per kind of class, and the state at the optimum ``here``."""
     from collapsar.theory.clusters import clusters_of  # with scipy: the commands that need none do not wait for it
+    from collapsar.theory.thresholds import opposite
 
     normalised, signed = problem.normalization is not None, problem.features == "signed"
     unit, none = ("lambda_w", "never") if normalised else ("lambda_z", "always")
@@ -175,8 +176,8 @@ def _print_thresholds(
     kinds: dict[tuple[str, ...], list[int]] = {}
     for k, samples in enumerate(problem.class_counts):
         merge = _level(t.merge[k], "gradual" if alone[k] else none)
-        if not np.isnan(near[k]):  # two classes are opposite until both vanish
-            merge = _level(near[k], none, exact=len(near) == 2)
+        if not np.isnan(near[k]):
+            merge = _level(near[k], none, exact=opposite(problem))
         vanish = f"≤ {t.vanish_bound[k]:.6g}" if late[k] else _level(t.vanish[k], none, exact=bool(exact[k]))
         row = (str(samples), *([merge] if signed else []), vanish, *([] if here is None else [here.class_states[k]]))
         kinds.setdefault(row, []).append(k)
@@ -211,8 +212,10 @@ def _normalised_notes(t: Thresholds, alone: Mask) -> list[str]:
 
 
 def _notes(problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask) -> list[str]:
+    from collapsar.theory.thresholds import opposite  # with scipy
+
     notes = []
-    if not np.isnan(near).all() and len(near) > 2:
+    if not np.isnan(near).all() and not opposite(problem):
         notes.append(
             "≈ approximate: a class without another of as many samples merges with none; around this value its "
             "predictions turn parallel to those of other classes."

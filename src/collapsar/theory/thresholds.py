@@ -20,7 +20,15 @@ from collapsar.theory.column_form import resting
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
 
-__all__ = ["Thresholds", "cluster_thresholds", "gradual_merge", "merge_strength", "thresholds", "thresholds_of_many"]
+__all__ = [
+    "Thresholds",
+    "cluster_thresholds",
+    "gradual_merge",
+    "merge_strength",
+    "opposite",
+    "thresholds",
+    "thresholds_of_many",
+]
 
 
 def thresholds(problem: Problem) -> Thresholds:
@@ -122,14 +130,23 @@ def gradual_merge(problem: Problem, complete: float) -> Vector:
     """Up to which lambda_z classes alone in their clusters have directions of their own, signed features, shape (K,).
 
     About ``merge_strength``, at the latest ``complete``, where everything vanishes. Of two classes it is ``complete``,
-    exactly: as long as their columns are not zero they are opposite.
+    exactly, while their columns are :func:`opposite`.
 
     Example:
         >>> p = Problem([500, 1], 1.0)
         >>> gradual_merge(p, thresholds(p).complete).round(6).tolist(), merge_strength(p).round(6).tolist()
         ([0.031591, 0.031591], [0.044632, 0.001996])
     """
-    return np.full(2, complete) if problem.num_classes == 2 else np.fmin(merge_strength(problem), complete)
+    return np.full(2, complete) if opposite(problem) else np.fmin(merge_strength(problem), complete)
+
+
+def opposite(problem: Problem) -> bool:
+    """Whether there are two classes and their columns are opposite until both vanish, signed features.
+
+    Where labels are smoothed and logits offset, a class may be right more often than its label asks: its column then
+    lies on the other's side.
+    """
+    return problem.num_classes == 2 and not (problem.loss.smoothing and problem.loss.offsets is not None)
 
 
 # --- signed features
