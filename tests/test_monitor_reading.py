@@ -283,8 +283,10 @@ def test_adamw_at_rest_is_a_penalty_for_each_class(settings: dict[str, bool]) ->
     if not settings.get("amsgrad"):  # the largest v of a run is not the present one's mean square
         assert rows == pytest.approx(balanced, rel=0.25)
         assert rows[:5].mean() > 1.3 * rows[5:].mean()  # rare classes are decayed less
-    assert known.rest.slope == pytest.approx(1, abs=0.1)
-    assert known.rest.correlation > 0.98
+    slope, correlation = known.rest
+    assert slope == pytest.approx(1, abs=0.1)
+    assert correlation > 0.98
+    assert known.to_dict()["rest"] == {"slope": slope, "correlation": correlation}
     assert known.decay_clock == pytest.approx(10 * 1e-3 * steps / 2, rel=1e-3)
     assert known.lambda_b == 0.0
     assert known.norm is not None

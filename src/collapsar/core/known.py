@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from collapsar.core.loss import Loss, frozen_vector
 from collapsar.core.problem import FeatureModel
-from collapsar.core.records import JsonValue
-from collapsar.core.types import Vector
+from collapsar.core.records import JsonValue, to_json
+from collapsar.core.types import Record, Vector
 
 __all__ = ["NORMALISED", "UNPENALISED", "HeadNorm", "KnownTraining", "Rest", "rests_by_rows"]
 
@@ -21,8 +21,7 @@ UNPENALISED = "Nothing penalises the features"
 """How the caution begins that features may grow without end: not so where their lengths show a normalisation."""
 
 
-@dataclass(frozen=True)
-class Rest:
+class Rest(NamedTuple):
     """How well the loss's pull on the head, -dL/dW, agrees with the penalty that holds it; (1, 1) at rest.
 
     Attributes:
@@ -154,6 +153,10 @@ class KnownTraining(JsonValue):
         if not head or not self.lambda_h:
             return None
         return float(np.sqrt(head * self.lambda_h))
+
+    def to_dict(self) -> Record:
+        """The fields as JSON-able values."""
+        return {**super().to_dict(), "rest": self.rest and to_json(self.rest._asdict())}
 
 
 def rests_by_rows(known: KnownTraining) -> bool:
