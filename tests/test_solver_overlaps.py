@@ -9,7 +9,7 @@ import pytest
 
 import collapsar as cs
 from collapsar.core.problem import Loss, Problem
-from collapsar.solver.atoms import with_overlaps
+from collapsar.solver.atoms import near_overlaps, with_overlaps
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.objective import predict, residual
 from collapsar.solver.overlaps import minimise_overlaps
@@ -130,3 +130,29 @@ def test_contrasts_of_a_cluster_stay_in_its_own_direction():
     np.testing.assert_allclose(np.sum(own**2, axis=0), gamma, atol=1e-12)
     # siblings that share nothing cannot both lean on a class that is taken off first
     assert with_overlaps(q, np.array([[0.0, 1.1], [1.1, 0.5]]), gamma) is None
+
+
+def test_features_whose_overlaps_are_nearest():
+    q = quotient(Problem("50x3,20x2,9,7,5,3", 0.01))
+    rng = np.random.default_rng(2)
+    own, common = rng.random((2, 9, 6)) * (rng.random((2, 9, 6)) < 0.5)
+    own *= q.sizes > 1
+    S, gamma = (own + common).T @ (own + common), np.sum(own**2, axis=0)
+    found_own, found_common = near_overlaps(q, S - np.diag(gamma), gamma)
+    mean = found_own + found_common
+    assert found_own.min() >= 0
+    assert found_common.min() >= 0
+    assert not found_own[:, q.sizes == 1].any()
+    np.testing.assert_allclose(mean.T @ mean, S, rtol=0.0, atol=2e-3)
+    np.testing.assert_allclose(np.sum(found_own**2, axis=0), gamma, rtol=0.0, atol=2e-3)
+
+
+def test_the_distance_from_overlaps_that_no_features_have_is_that_of_a_copositive_form():
+    q = trivial_quotient(Problem([5, 4, 3, 2, 1], 0.01))
+    beside = np.roll(np.eye(5), 1, axis=0) + np.roll(np.eye(5), -1, axis=0)
+    ring = np.eye(5) + 0.6 * beside
+    _, common = near_overlaps(q, ring, np.zeros(5))
+    # Horn's form is >= 0 at all overlaps of features >= 0, and -1 here; its norm is 5
+    horn = np.ones((5, 5)) - 2 * beside
+    assert np.sum(horn * ring) == pytest.approx(-1.0)
+    assert np.linalg.norm(common.T @ common - ring) == pytest.approx(0.2, rel=1e-6)

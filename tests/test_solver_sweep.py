@@ -172,6 +172,13 @@ def test_a_minimum_of_the_factors_that_is_not_global_is_left_along_the_direction
     assert open_ <= 1e-8
 
 
+@pytest.mark.slow
+def test_overlaps_that_descent_did_not_meet_are_found_from_the_relaxations():
+    end, open_ = verdict(943)  # with as many directions as classes it ends at 3e-9
+    assert end == "OPTIMAL"
+    assert open_ <= 1e-8
+
+
 if __name__ == "__main__":
     tally, opens = Counter(), []
     first, last = (0, int(sys.argv[1])) if len(sys.argv) == 2 else (int(sys.argv[1]), int(sys.argv[2]))

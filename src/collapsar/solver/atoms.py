@@ -10,7 +10,7 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Residual
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["Atoms", "combined", "own_directions", "pruned", "with_overlaps"]
+__all__ = ["Atoms", "combined", "near_overlaps", "own_directions", "pruned", "with_overlaps"]
 
 
 _PARALLEL = 1e-12  # 1 - cosine of two directions that are one
@@ -18,6 +18,9 @@ _TRACE = 1e-4  # relative
 _NEGATIVE = 1e-9  # a correlation that is rounding of zero
 _NOTHING = 1e-11  # of a squared feature: rounding
 _DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom is none
+_DENSE = 0.3  # of the entries of random features are not zero
+_FITTING = 1500  # quasi-Newton steps: beyond them little is gained
+_SMALLEST = 1e-4  # of the longest feature: classes that have none are measured by it
 
 
 @dataclass(frozen=True)
@@ -150,3 +153,49 @@ def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix
         common[j, j] = size[i] - own[j, j]
         S = np.maximum(after, 0.0)
         S[i] = S[:, i] = gamma[i] = 0.0
+
+
+def near_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix]:
+    """Features >= 0 with overlaps as near to given ones as least squares from random features come.
+
+    With twice as many features as clusters different starts end at the same distance, with as many they did not.
+
+    Args:
+        q: J clusters.
+        S: C between clusters, shape (J, J), without ``gamma`` on its diagonal; it need be H'H of no H >= 0.
+        gamma: C on the contrasts within each cluster, shape (J,).
+
+    Returns:
+        The parts ``own`` and ``common`` of :class:`Atoms`.
+    """
+    from scipy.optimize import minimize
+
+    J, contrasts, several = q.num_clusters, q.sizes - 1, q.sizes > 1
+    C, shape = S + np.diag(gamma), (2, 2 * q.num_clusters, q.num_clusters)
+    size = np.sqrt(np.maximum(C.diagonal() + contrasts * gamma, 0.0))
+    size = np.maximum(size, _SMALLEST * (float(np.max(size)) or 1.0))
+    C, gamma = C / np.multiply.outer(size, size), gamma / size**2
+
+    def misfit(x: Vector) -> tuple[float, Vector]:
+        own, common = x.reshape(shape)
+        mean = own + common
+        between, within = mean.T @ mean - C, contrasts * (np.sum(own**2, axis=0) - gamma)
+        slope = mean @ between
+        value = float(np.sum(between**2) + np.sum(within**2)) / 4
+        return value, np.concatenate([(slope + contrasts * within * own).ravel(), slope.ravel()])
+
+    rng = np.random.default_rng(0)
+    start = rng.random(shape) * (rng.random(shape) < _DENSE) / np.sqrt(J)
+    start[0, :, ~several] = 0.0
+    upper = np.full(shape, np.inf)
+    upper[0, :, ~several] = 0.0
+    found = minimize(
+        misfit,
+        start.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=list(zip(np.zeros(start.size), upper.ravel(), strict=True)),
+        options={"maxiter": _FITTING, "maxfun": 2 * _FITTING, "ftol": 0.0, "gtol": 1e-14, "maxcor": 30},
+    )
+    own, common = found.x.reshape(shape) * size
+    return own, common

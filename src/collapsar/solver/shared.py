@@ -26,7 +26,7 @@ from itertools import product
 import numpy as np
 
 from collapsar.core.types import Matrix, Vector
-from collapsar.solver.atoms import Atoms, combined, own_directions, pruned
+from collapsar.solver.atoms import Atoms, combined, near_overlaps, own_directions, pruned
 from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.factored import approach, descend, newton
 from collapsar.solver.objective import Columns, cross_entropy, predict, residual
@@ -47,12 +47,12 @@ __all__ = [
 ]
 
 
-_ROUNDS = 16  # of descent, Newton's method and the bound: one or two are usual
+_ROUNDS = 10  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
 _FINE = 1e-8  # a tolerance from here on needs no digits that Newton's method on the gradient would add
 _FINER = 0.03  # of the gap that stays open: how far the next descent goes
-_UNDER_WAY = 0.1  # of the gap, gained in a round: descent goes on
+_UNDER_WAY = 0.25  # of the gap, gained in a round: descent goes on
 _STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
 _SKETCH = 60  # where it only says where descent begins
 
@@ -172,7 +172,7 @@ def minimise_shared(
     best = _column_result(q, start, tol)
     if best.status is Status.OPTIMAL:
         return best
-    (atoms, b), fine, beyond, added, rooted = leaning(q, start, best.witness.S), tol, None, False, False
+    (atoms, b), fine, beyond, added, anew = leaning(q, start, best.witness.S), tol, None, False, False
     for num_steps in range(1, min(_ROUNDS, max_steps) + 1):
         report = None if progress is None else _reporting(progress, num_steps, best.certificate.dual)
         atoms, b = descend(q, atoms, b, report, fine)
@@ -190,8 +190,8 @@ def minimise_shared(
             atoms, b, added = with_directions(q, found.atoms, missing), found.blocks.b, True
         elif under_way:
             atoms, b = found.atoms, found.blocks.b
-        elif missing is None and beyond is not None and not rooted:  # a minimum that is not global, perhaps
-            atoms, b, added, rooted = _rooted(q, beyond), beyond.b, False, True
+        elif beyond is not None and not anew:  # a minimum that is not global, perhaps, or too few directions
+            atoms, b, added, anew = _nearest(q, beyond), beyond.b, False, True
         else:
             break
         fine = _FINER * best.certificate.relative_gap
@@ -219,13 +219,11 @@ def continued(q: Quotient, atoms: Atoms, b: Vector, tol: float) -> SharedResult 
     return None
 
 
-def _rooted(q: Quotient, at: Relaxed) -> Atoms:
-    """Features >= 0 near the relaxation's: the positive part of the root of C, and W = H R' / lambda_Z."""
-    values, vectors = np.linalg.eigh(at.V.T @ at.V)
-    H = np.maximum((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T, 0.0)
-    own = np.diag(np.where(q.sizes > 1, np.minimum(np.abs(at.v), np.diag(H)), 0.0))
-    R = residual(q, _softmax(q, at.blocks(q)))
-    return Atoms(H @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, H - own)
+def _nearest(q: Quotient, at: Relaxed) -> Atoms:
+    """Features >= 0 whose overlaps are near the relaxation's, and W = H R' / lambda_Z."""
+    gamma, R = at.v**2, residual(q, _softmax(q, at.blocks(q)))
+    own, common = near_overlaps(q, at.V.T @ at.V - np.diag(gamma), gamma)
+    return Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
 
 
 def _reporting(progress: Progress, num_steps: int, dual: float) -> Callable[[float], None]:
