@@ -266,3 +266,10 @@ def test_the_commands_take_the_choices(tmp_path: Path) -> None:
         record = json.loads(result.stdout)
         assert record.get("class_counts", record["problem"]["class_counts"]) == COUNTS
         assert "2 without a label left out" in result.stderr
+
+
+def test_an_archive_that_is_called_an_array_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "y.npy").open("wb") as file:
+        np.savez(file, np.arange(3))
+    with pytest.raises(ValueError, match=r"y.npy is not a readable .npy array"):
+        cs.class_counts(tmp_path / "y.npy")

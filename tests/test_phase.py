@@ -422,12 +422,18 @@ def as_npy() -> bytes:
     return buffer.getvalue()
 
 
+def with_unknown_compression(archive: bytes) -> bytes:
+    first = archive.index(b"PK\x01\x02")  # its entry in the directory
+    return archive[: first + 10] + b"\x63\x00" + archive[first + 12 :]
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda here, other: here[: len(here) // 2], "zip"),
         (lambda here, other: here.replace("OPTIMAL".encode("utf-32-le"), "STALLED".encode("utf-32-le"), 1), "CRC"),
         (lambda here, other: other, "another sweep"),
+        (lambda here, other: with_unknown_compression(here), "compression method"),
         (lambda here, other: b"", "No data"),
         (lambda here, other: b"[1, 2]", "pickle"),
         (lambda here, other: as_npy(), "context manager"),

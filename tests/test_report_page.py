@@ -176,6 +176,13 @@ def test_other_files_are_refused(tmp_path, content, message):
         report_record([tmp_path / "x.json"])
 
 
+def test_half_an_archive_is_refused(tmp_path):
+    whole = cs.solve(cs.Problem("50x2,10x2", 0.01)).save(tmp_path / "optimum.npz")
+    whole.write_bytes(whole.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"optimum.npz is damaged or"):
+        report_record([whole])
+
+
 def test_missing_sources_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         report_record([tmp_path / "none"])

@@ -83,7 +83,7 @@ def _decoded(raw: bytes, path: Path) -> str:
 
 def _array(raw: bytes, path: Path) -> Labelled:
     try:
-        array = np.load(io.BytesIO(raw), allow_pickle=False)
+        array = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"`class_counts`: {path} is not a readable .npy array of labels ({error})") from None
     if array.ndim == 2 and array.shape[1] == 1:
