@@ -322,7 +322,7 @@ def _penalty_ratio(lambda_z: float, lambda_w: float | None, lambda_h: float | No
 def is_solution(path: str | os.PathLike[str]) -> bool:
     """Whether an .npz file is one that :meth:`Solution.save` wrote, rather than features of a network."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {"header", "alpha", "C", "b"} <= set(file.files)
     except Exception:  # zipfile and numpy raise a dozen kinds on a damaged file: what is wrong says whoever reads it
         return False
