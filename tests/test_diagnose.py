@@ -269,7 +269,6 @@ def test_a_file_needs_neither_torch_nor_matplotlib(npz):
 import sys
 sys.modules["torch"] = None
 from collapsar.diagnose.readers import diagnose
-from collapsar.metrics import class_moments
 d = diagnose({str(npz)!r})
 assert d.num_collapsed == 5 and d.effective.agree
 assert any("need torch" in note for note in d.notes)

@@ -148,6 +148,12 @@ def test_an_overlap_that_ends_a_rounding_below_zero_is_no_negative_feature():
     assert open_ <= 1e-9
 
 
+def test_thresholds_are_found_where_a_column_on_the_way_does_not_converge():
+    t = cs.thresholds(draw(1823))  # its penalty is drawn from thresholds as well
+    assert np.isfinite(t.vanish).all()
+    assert (t.vanish <= t.vanish_bound).all()
+
+
 def test_a_sample_of_random_problems_is_solved_or_says_so():
     ends = Counter(verdict(seed)[0] for seed in range(24))
     assert ends["WRONG"] == 0

@@ -329,6 +329,8 @@ def _opening(c: Clusters, cast: Cast, high: Point, low: Point) -> Vector:
         cross, square = c.residual_gram(cast.predictions(c, at))
         acute = np.where(beside, cross, -np.inf).reshape(-1, J * J).max(axis=-1)
         form = c.paired(np.where(dead, np.maximum(cross, 0.0), 0.0), np.where(alive, 0.0, square))
+        home &= np.isfinite(form).all(axis=(-2, -1))
+        form[~home] = 0.0
         return np.where(home, np.maximum(acute, np.linalg.eigvalsh(form)[:, -1] - level**2) / level**2, np.inf)
 
     return roots_between(excess, low.level, high.level)
