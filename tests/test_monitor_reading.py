@@ -142,6 +142,15 @@ def test_a_decay_that_is_not_called_weight_decay_is_not_taken_for_none() -> None
         assert decay_of(w, settled([w], lr=0.01)).kind == "none"
 
 
+@pytest.mark.parametrize(
+    ("lambd", "kinds"), [(1e-4, ["unknown-decay", "decayed-layers"]), (0.0, ["no-feature-penalty"])]
+)
+def test_layers_below_the_head_are_decayed_by_whatever_shrinks_them(lambd: float, kinds: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    known, found = quietly(model, model[2], torch_optim.ASGD(model.parameters(), lr=0.1, lambd=lambd))
+    assert (known.body, found) == ("decayed" if lambd else "free", kinds)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_is_known_by_what_it_does(name: str) -> None:
     make, kind = OPTIMIZERS[name]

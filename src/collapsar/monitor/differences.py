@@ -277,7 +277,7 @@ def _of_layers(facts: Facts) -> Iterator[PenaltyWarning]:
         return
     above, normed = above_norm(facts.model, facts.head)
     weights = [leaf.weight for leaf in above if is_linear(leaf)] if facts.optimizer is not None else []
-    decayed = sum(bool(decay_of(w, facts.optimizer).weight_decay) for w in weights)  # pyright: ignore[reportArgumentType]
+    decayed = sum(decay_of(w, facts.optimizer).kind != "none" for w in weights)  # pyright: ignore[reportArgumentType]
     if normed:
         yield _warning("normalised-below")
     if decayed:

@@ -166,7 +166,7 @@ def _body(facts: Facts) -> Literal["frozen", "decayed", "free"] | None:
     if not below:
         return "frozen"
     matrices = (p for p in below if p.ndim > 1)
-    return "decayed" if any(decay_of(p, facts.optimizer).weight_decay for p in matrices) else "free"
+    return "decayed" if any(decay_of(p, facts.optimizer).kind != "none" for p in matrices) else "free"
 
 
 def _of_batch_norm(facts: Facts) -> float | None:
