@@ -158,7 +158,7 @@ def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix
 def near_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix]:
     """Features >= 0 with overlaps as near to given ones as least squares from random features come.
 
-    With twice as many features as clusters different starts end at the same distance, with as many they did not.
+    Twice as many features as clusters: with as many least squares ended farther off.
 
     Args:
         q: J clusters.
