@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,7 +252,8 @@ def test_bad_arguments_and_problems_that_are_not_alike():
     ):
         with pytest.raises(ValueError, match=message):
             solve_batch(problems)
-    for tol in (0.0, 1.0, math.nan):
+    no_number: Any = "1e-9"
+    for tol in (0.0, 1.0, math.nan, no_number):
         with pytest.raises(ValueError, match="`tol` must be"):
             solve_batch([p], tol)
     with pytest.raises(ValueError, match="`max_steps` must be"):

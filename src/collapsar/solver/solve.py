@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from collapsar.core.checks import must_be
+from collapsar.core.checks import must_be, number
 from collapsar.core.problem import Problem
 from collapsar.core.threads import one_thread_below
 from collapsar.solver.certificate import Certificate, as_free
@@ -107,11 +107,11 @@ def checked_settings(tol: float, max_steps: int, progress: Progress | None, thro
     """The arguments of :func:`solve`, once for any number of problems.
 
     Raises:
-        ValueError: ``tol`` or ``max_steps`` is out of range.
+        ValueError: ``tol`` or ``max_steps`` is no number, or out of range.
     """
-    if not 0 < tol < 1:
+    if not 0 < number("tol", tol) < 1:
         raise ValueError(f"`tol` must be in (0, 1), got {tol!r}")
-    if not max_steps >= 1:
+    if not number("max_steps", max_steps) >= 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps!r}")
     return Settings(tol, max_steps, progress, throw)
 
