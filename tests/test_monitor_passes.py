@@ -232,6 +232,18 @@ def test_the_callback_reads_what_the_optimizer_does(tmp_path: Any) -> None:
 # --- Hugging Face
 
 
+def in_silence(tmp_path: Any, **settings: Any) -> transformers.TrainingArguments:
+    return transformers.TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **settings,
+    )
+
+
 class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -259,18 +271,13 @@ class TwoPasses(transformers.Trainer):
 def test_more_passes_in_a_hugging_face_step_change_nothing(accumulate: int, tmp_path: Any) -> None:
     scalars = []
     for again in (False, True):
-        args = transformers.TrainingArguments(
-            output_dir=str(tmp_path),
+        args = in_silence(
+            tmp_path,
             num_train_epochs=2,
             per_device_train_batch_size=10,
             gradient_accumulation_steps=accumulate,
             learning_rate=1e-3,
             weight_decay=0.01,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
         )
         data: Any = [{"x": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
         trainer = TwoPasses(model=Classifier(), args=args, train_dataset=data)
@@ -320,17 +327,12 @@ def test_a_loss_added_up_over_accumulated_batches_divides_the_penalty(
     """Against the gradient itself: one step of plain SGD moves the head by lr times that of the mean, so many times."""
     model = Accepting()
     model.divides = divides
-    args = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
+    args = in_silence(
+        tmp_path,
         max_steps=1,
         per_device_train_batch_size=60 // accumulate,
         gradient_accumulation_steps=accumulate,
         max_grad_norm=0,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
     )
     data: Any = [{"x": x, "labels": y} for x, y in zip(IMAGES, LABELS, strict=True)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.03)
