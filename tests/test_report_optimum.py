@@ -100,9 +100,7 @@ def test_approximate_thresholds_are_called_so_and_a_separated_class_is_not_said_
     assert s.class_states[2] == "separated"  # past its approximate threshold
     page = Page(report_page({"kind": "report", "runs": [], "solutions": [solution_report(s)]}))
     words = " ".join(page.by_tag["body"][0].split())
-    assert (
-        "Below the line a class is past its threshold. A class that shares its size with no other has no sharp" in words
-    )
+    assert "Below the line a class is past its threshold. A threshold marked ≈ is approximate" in words
     assert f"≈ {np.sqrt(1797) / s.problem.num_samples:.3g}" in [cell.strip() for cell in page.by_tag["td"]]
 
 

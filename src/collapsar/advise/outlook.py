@@ -191,9 +191,8 @@ def edges(problem: Problem, bias: Vector) -> Vector:
 
     Signed features: tau delta (1 - eps) q / sqrt(m), where a class and its like merge; a class alone in its kind has
     no transition there, but loses its own direction around it, at the latest where all classes vanish, one of two
-    classes exactly there. Nonnegative
-    features: where the class vanishes, exactly for up to four kinds of classes; for more, the length of its residual at
-    ``bias``. Normalised features: where the class merges, NaN where it never does.
+    classes exactly there. Nonnegative features: where the class vanishes, exactly for up to four kinds of classes; for
+    more, the length of its residual at ``bias``. Normalised features: where the class merges, NaN where it never does.
 
     Args:
         problem: its ``lambda_z`` is ignored where the thresholds are exact.

@@ -76,8 +76,9 @@ def _reason(record: Record) -> str:
                 "scores approach those of other classes gradually."
             )
         return f"No value of {name} merges these classes, or lets one vanish."
+    about = "about " if int(np.argmin(first)) in gradual(theory) else ""
     return (
-        f"The first classes lose their own predictions at {name} = {number_text(level)}; this optimum is at "
+        f"The first classes lose their own predictions at {about}{name} = {number_text(level)}; this optimum is at "
         f"{number_text(price)}, {number_text(price / level, 3)} times that."
     )
 
