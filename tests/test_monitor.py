@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from collapsar.core.json_lines import JsonLines
 from collapsar.metrics import class_moments, collapse_report
 from collapsar.metrics.head import find_head
 from collapsar.monitor import CollapseMonitor, MergeRule, MonitorOptions, read_json_lines
-from collapsar.monitor.records import JsonLines
 from collapsar.monitor.undisturbed import undisturbed
 from ranks import monitored, on_two_ranks
 

@@ -19,6 +19,7 @@ OLD = {
     "collapsar.experiments.diagnose": ("collapsar.diagnose.readers", "diagnose"),
     "collapsar.integrations": ("collapsar.monitor", "CollapseMonitor"),
     "collapsar.integrations.lightning": ("collapsar.monitor.lightning", "CollapseCallback"),
+    "collapsar.monitor.records": ("collapsar.core.json_lines", "read_json_lines"),
     "collapsar.problem": ("collapsar.core.problem", "Problem"),
     "collapsar.theory.large_samples": ("collapsar.theory.limits", "etf_slope"),
     "collapsar.theory.siblings": ("collapsar_studies.siblings", "layer_peeled_ratio"),

@@ -87,7 +87,7 @@ __getattr__, __dir__ = lazy_names(
     },
 )
 
-# Until 0.3: the names of 0.1 that the documentation used.
+# Until 0.3: the names of 0.1 that the documentation used, and of 0.2 that have moved since.
 forward_moved_modules(
     {
         "collapsar.analysis": "collapsar.diagnose",
@@ -106,6 +106,7 @@ forward_moved_modules(
         "collapsar.integrations.head": "collapsar.metrics.head",
         "collapsar.integrations.lightning": "collapsar.monitor.lightning",
         "collapsar.integrations.transformers": "collapsar.monitor.transformers",
+        "collapsar.monitor.records": "collapsar.core.json_lines",
         "collapsar.problem": "collapsar.core.problem",
         "collapsar.theory.deep": "collapsar_studies.deep",
         "collapsar.theory.deep_body": "collapsar_studies.deep_body",

@@ -5,10 +5,10 @@
 """
 
 from collapsar._lazy import lazy_names
+from collapsar.core.json_lines import read_json_lines
 from collapsar.monitor.advising import Loop, advise_training
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 from collapsar.monitor.known import known_training, penalty_warnings
-from collapsar.monitor.records import read_json_lines
 from collapsar.monitor.watch import MergeRule
 
 __all__ = [

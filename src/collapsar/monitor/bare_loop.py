@@ -32,6 +32,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from collapsar.core.json_lines import JsonLines
 from collapsar.core.known import KnownTraining
 from collapsar.core.types import Record
 from collapsar.metrics.head import linear_map, unwrapped
@@ -41,7 +42,6 @@ from collapsar.monitor.features import HeadTap
 from collapsar.monitor.head import head_sizes, told_head
 from collapsar.monitor.known import PenaltyWarning, known_training
 from collapsar.monitor.optimizers import Optimizers
-from collapsar.monitor.records import JsonLines
 from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
 from collapsar.monitor.watch import MergeRule, MergeWatch

@@ -15,10 +15,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from collapsar.core.files import write_atomically
-from collapsar.core.records import from_json, to_json
+from collapsar.core.json_lines import JsonLines, read_json_lines
+from collapsar.core.records import from_json
 from collapsar.core.types import Record
 
-__all__ = ["Checkpoint", "RunFolder", "as_read_back", "load_records", "read_checkpoint"]
+__all__ = ["Checkpoint", "RunFolder", "load_records", "read_checkpoint"]
 
 _FORMAT = "collapsar-run-1"
 
@@ -84,8 +85,7 @@ class RunFolder:
 
     def append_record(self, record: Mapping[str, Any]) -> None:
         """Write one record behind the others."""
-        with self.records_path.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+        JsonLines(self.records_path).append(record)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint; after a crash at any point the old or the new one is there, whole."""
@@ -116,11 +116,6 @@ class RunFolder:
         return self.records_path.stat().st_size
 
 
-def as_read_back(record: Mapping[str, Any]) -> Record:
-    """A record as ``load_records`` would give it: arrays as lists, every undefined or infinite number NaN."""
-    return _from_line(_line(record))
-
-
 def load_records(run_dir: str | Path) -> list[Record]:
     """The records of a run: first the header, then one for each evaluation.
 
@@ -135,19 +130,10 @@ def load_records(run_dir: str | Path) -> list[Record]:
     """
     path = Path(run_dir) / "records.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        records = read_json_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the records {path}: {error}") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = _from_line(line)
-        except ValueError:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise ValueError(f"line {number} of {path} is not a JSON object; the file is damaged") from None
-        records.append(record)
-    return records
+    return [record if record.get("kind") == "header" else from_json(record) for record in records]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -168,14 +154,3 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} is not a checkpoint of a training run of this version; train again with resume=False")
     about["image_shape"] = tuple(about["image_shape"])
     return Checkpoint(tensors=tensors, **about)
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(to_json(record), allow_nan=False) + "\n"
-
-
-def _from_line(line: str) -> Record:
-    record = json.loads(line)
-    if not isinstance(record, dict):
-        raise ValueError("not an object")  # noqa: TRY004 -- about a file, not an argument
-    return record if record.get("kind") == "header" else from_json(record)

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from collapsar.core.records import from_json, to_json
 from collapsar.core.types import Record
-from collapsar.training.checkpoint import Checkpoint, RunFolder, as_read_back
+from collapsar.training.checkpoint import Checkpoint, RunFolder
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData, imbalanced
 from collapsar.training.distributed import Team, leading
@@ -304,7 +305,7 @@ def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
         **(job.measure(state.model, job.data) if job.measure is not None else {}),
     }
     record["seconds"] = round(state.seconds + time.monotonic() - begin, 3)
-    record = as_read_back(record)
+    record = from_json(to_json(record))  # as ``load_records`` will give it
     if job.folder is not None:
         job.folder.append_record(record)
     state.records.append(record)

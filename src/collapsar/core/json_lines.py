@@ -52,10 +52,22 @@ class JsonLines:
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[Record]:
-    """Return the complete records of a file that ``JsonLines`` wrote.
+    """Return the complete records of a file that ``JsonLines`` wrote; a last line cut short by a kill is left out.
 
     Raises:
         OSError: The file cannot be read.
+        ValueError: A line is not a JSON object, or the file is not text.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
+    *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")  # what follows the last newline is unfinished
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(  # noqa: TRY004 - about a file, not an argument
+                f"line {number} of {path} is not a JSON object; the file is damaged"
+            )
+        records.append(record)
+    return records
