@@ -13,6 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from collapsar.diagnose.head_audit import audit
+from collapsar.diagnose.head_files import read_head
 from collapsar.diagnose.readers import diagnose
 from collapsar.metrics import NeuralCollapse
 from collapsar.metrics.head import find_head
@@ -508,6 +510,19 @@ def test_labels_in_a_column_and_features_before_flattening_are_read(tmp_path):
     arrays = {"weight": model.fc.weight.detach(), "bias": model.fc.bias.detach()}
     np.savez(tmp_path / "f.npz", allow_pickle=False, features=X[:, :, None, None], labels=Y[:, None], **arrays)
     assert diagnose(tmp_path / "f.npz").headline == d.headline
+
+
+@pytest.mark.parametrize("shape", [(-1, 1), (1, -1)])
+@pytest.mark.parametrize("labels", [Y.float(), torch.eye(4)[Y], torch.eye(4, dtype=torch.bool)[Y]])
+def test_a_bias_with_two_axes_and_labels_one_hot_in_a_file_are_read(shape, labels, tmp_path):
+    head = shut([3])
+    W, b = head.weight.detach().numpy(), head.bias.detach().numpy()
+    np.savez(tmp_path / "plain.npz", features=X, labels=Y, weight=W, bias=b)
+    np.savez(tmp_path / "f.npz", features=X, labels=labels, weight=W, bias=b.reshape(shape))
+    assert diagnose(tmp_path / "f.npz").words == diagnose(tmp_path / "plain.npz").words
+    for found in (read_head(tmp_path / "f.npz"), audit(W, b.reshape(shape))):
+        assert found.bias is not None
+        assert found.bias.tolist() == b.tolist()
 
 
 def test_one_option_for_samples_without_a_label(tmp_path):

@@ -70,6 +70,8 @@ READ: dict[str, tuple[str, str | bytes, dict[str, Any], tuple[str, ...]]] = {
     "pandas floats": ("y.txt", lines(f"{k}.0" for k in Y), {}, NUMBERS),
     "nan": ("y.txt", lines([*Y, *["nan"] * 5]), {}, NUMBERS),
     "empty cells": ("y.csv", "id,label\n" + lines(f"{i},{k}.0" for i, k in enumerate(Y)) + "\n100,\n101,", {}, NUMBERS),
+    "-1 beside 0, 1, 2": ("y.txt", lines([*Y, *[-1] * 500]), {}, NUMBERS),
+    "-100": ("y.txt", lines([*Y, *[-100] * 500]), {}, NUMBERS),
     "-1 said": ("y.txt", lines([*Y, *[-1] * 500]), {"ignore_index": -1}, NUMBERS),
     "255 said": ("y.txt", lines([*Y, *[255] * 500]), {"ignore_index": 255}, NUMBERS),
     "JSON object": ("n.json", json.dumps({"0": 60, "1": 30, "2": 10}, indent=1), {}, NUMBERS),
@@ -114,10 +116,57 @@ def test_what_has_one_reading_is_read(case: str, tmp_path: Path) -> None:
     assert "3 classes, 100 samples" in found.note
 
 
-@pytest.mark.parametrize("array", [np.array(Y, float), np.array(Y)[:, None], np.array(WORDS), np.array(Y, np.uint8)])
+ARRAYS = [np.array(Y, float), np.array(Y)[:, None], np.array(Y)[None], np.array(WORDS), np.array(Y, np.uint8)]
+ARRAYS += [np.eye(3)[Y], np.eye(3, dtype=bool)[Y], np.array([*Y, -1, -1]), np.array([*Y, -100])]
+
+
+@pytest.mark.parametrize("array", ARRAYS)
 def test_arrays_are_read(array: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", array)
     assert cs.class_counts(tmp_path / "y.npy").tolist() == COUNTS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (
+            "y.txt",
+            lines([*Y, -1]).encode(),
+            "1 without a label left out; the label -1 is taken for samples without one",
+        ),
+        ("y.txt", "\n".join(["kläffer"] * 60 + ["dog"] * 30 + ["elk"] * 10).encode("latin-1"), "not UTF-8"),
+        ("y.npy", np.eye(4)[Y], "one-hot, a class for each of 4 columns"),
+    ],
+)
+def test_what_was_assumed_is_said(name: str, content: Any, says: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    np.save(path, content) if isinstance(content, np.ndarray) else path.write_bytes(content)
+    found = cs.label_counts(path)
+    assert says in found.note
+    assert sorted(found.counts.tolist()) == sorted(COUNTS)
+
+
+def test_names_in_latin_1_are_names(tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_bytes("name,count\nkläffer,60\nélan,30\n".encode("latin-1"))
+    assert cs.label_counts(tmp_path / "n.csv").names == ("kläffer", "élan")
+
+
+@pytest.mark.parametrize("name", ["y.npy", "y.json", "y.txt"])
+def test_truth_values_are_two_classes(name: str, tmp_path: Path) -> None:
+    truth = [True] * 60 + [False] * 30
+    if name == "y.npy":
+        np.save(tmp_path / name, np.array(truth))
+    else:
+        (tmp_path / name).write_text(json.dumps(truth) if name == "y.json" else lines(truth))
+    found = cs.label_counts(tmp_path / name)
+    assert (found.names, found.counts.tolist()) == (("False", "True"), [30, 60])
+    assert cs.counts_from_labels(truth)[0] == ["False", "True"]
+
+
+def test_two_classes_by_sign_are_two_classes(tmp_path: Path) -> None:
+    (tmp_path / "y.libsvm").write_text(lines(f"{y} 1:0.5" for y in [1] * 60 + [-1] * 30))
+    found = cs.label_counts(tmp_path / "y.libsvm")
+    assert (found.names, found.counts.tolist()) == (("-1", "1"), [30, 60])
 
 
 def test_a_long_step_profile_one_count_per_line_is_counts(tmp_path: Path) -> None:
@@ -153,7 +202,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "--column",
     ),
     "ids": ("y.txt", lines(f"sample-{i}" for i in range(100)), "100 different labels in 100 samples"),
-    "negative": ("y.txt", lines([*Y, *[-1] * 500]), "--ignore-index -1"),
+    "negative, neutral, positive": ("y.txt", lines(k - 1 for k in Y), "--ignore-index -1"),
+    "-1 beside classes from 1": ("y.txt", lines([-1 if k == 0 else k for k in Y]), "--ignore-index -1"),
+    "several negative labels": ("y.txt", lines([*Y, -1, -2]), "--ignore-index -2"),
+    "nothing but -1": ("y.txt", lines([-1] * 9), "--ignore-index -1"),
+    "no text": ("y.txt", "\x80\x02cnumpy\x00", "UTF-8"),
     "void": ("y.txt", lines([*Y, *[255] * 500]), "--ignore-index 255"),
     "from 1": ("y.txt", lines(k + 1 for k in Y), "60,30,10"),
     "regression": ("y.txt", lines(f"{k / 7:.3f}" for k in Y), "not whole"),
@@ -174,7 +227,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_has_several_readings_is_refused(case: str, tmp_path: Path) -> None:
     name, content, says = REFUSED[case]
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(ValueError) as error:
         cs.class_counts(tmp_path / name)
     assert says in str(error.value)
@@ -218,14 +271,25 @@ def test_counts_by_class(spec: Any, names: tuple[str, ...]) -> None:
     assert cs.Problem(spec, 0.01).class_counts.tolist() == COUNTS
 
 
-@pytest.mark.parametrize("labels", [Y, np.array(Y, float), np.array(WORDS), WORDS, np.array(WORDS, object)])
+@pytest.mark.parametrize(
+    "labels", [Y, np.array(Y, float), np.eye(3)[Y], np.array(WORDS), WORDS, np.array(WORDS, object)]
+)
 def test_labels_are_counted(labels: Any) -> None:
     names, counts = cs.counts_from_labels(labels)
     assert counts.tolist() == COUNTS
     assert names == (list(BY_NAME) if isinstance(labels[0], str) else list(NUMBERS))
 
 
-@pytest.mark.parametrize("labels", [[0.5, 1.0], np.eye(3)[Y], [float("nan"), 1.0], [], [0, 1, -100]])
+def test_labels_of_no_class_are_left_out_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="ignore_index=-100"):
+        assert cs.counts_from_labels([*Y, -100])[1].tolist() == COUNTS
+    with pytest.warns(UserWarning, match="ignore_index=-1`"):
+        assert cs.counts_from_labels([*Y, -1])[0] == list(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.5, 1.0], np.eye(3)[Y] * 0.9, np.ones((4, 3)), [float("nan"), 1.0], [], [0, 1, -1]]
+)
 def test_what_is_no_label_is_refused(labels: Any) -> None:
     with pytest.raises(ValueError, match="`labels`"):
         cs.counts_from_labels(labels)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 import numpy as np
 
-__all__ = ["bias_price", "must_be", "must_be_positive", "number"]
+__all__ = ["bias_price", "flat_bias", "must_be", "must_be_positive", "number"]
 
 
 def must_be(kind: type, problem: object) -> None:
@@ -55,3 +56,8 @@ def bias_price(lambda_b: object) -> float:
     if not price >= 0:
         raise ValueError(f"`lambda_b` must be >= 0 (inf: no bias, 0: free bias), got {lambda_b!r}")
     return price
+
+
+def flat_bias(bias: Any) -> Any:
+    """A bias, array or tensor, that is stored as a column (K, 1) or a row (1, K) as shape (K,); any other as it is."""
+    return bias.ravel() if bias.ndim == 2 and 1 in bias.shape else bias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.label_files import read_label_file, whole_numbers
+from collapsar.core.label_files import labels_of_array, read_label_file, whole_numbers
 
 __all__ = ["CheckedCounts", "CountsLike", "LabelCounts", "class_counts", "counts_from_labels", "label_counts"]
 
@@ -125,14 +126,16 @@ def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) ->
     """Class names and samples per class of a list of labels.
 
     Args:
-        labels: shape (N,), whole numbers, also as floats, or strings: a list, an array, a tensor or a pandas Series.
-        ignore_index: A label that marks samples without one, such as -1, -100 or 255; they are left out.
+        labels: shape (N,), whole numbers, also as floats, truth values or strings, or (N, K), one-hot: a list, an
+            array, a tensor or a pandas Series.
+        ignore_index: A label that marks samples without one, such as -1, -100 or 255; they are left out. Without it
+            -100 and a -1 beside classes 0, 1, 2, ... are taken for such a mark, with a warning.
 
     Returns:
         The names, sorted (numbers by value), and the counts of shape (K,) in the same order.
 
     Raises:
-        ValueError: There are no labels, they are negative, or they are not one-dimensional whole numbers or strings.
+        ValueError: There are no labels, others are negative, or they are neither whole numbers nor strings.
 
     Example:
         >>> counts_from_labels(["cat", "dog", "cat"])
@@ -140,7 +143,7 @@ def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) ->
         >>> counts_from_labels([0, 1, -100, 1], ignore_index=-100)
         (['0', '1'], array([1, 2]))
     """
-    array = np.asarray(labels)
+    array, _ = labels_of_array(np.asarray(labels))
     if array.dtype.kind == "O" and all(isinstance(label, str) for label in array.flat):
         array = array.astype(str)
     whole = array.dtype.kind in "iubU" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
@@ -151,22 +154,37 @@ def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) ->
     if array.ndim != 1 or array.size == 0 or not whole:
         raise ValueError(
             f"`labels` must be a non-empty list of whole numbers or strings, got shape {array.shape} of {array.dtype}; "
-            "soft and one-hot labels and numbers to be regressed have no classes to count"
+            "soft labels and numbers to be regressed have no classes to count"
         )
     if array.dtype.kind == "f":
         array = array.astype(np.int64)
+    names, counts, assumed = _counted(array, ignore_index, "`labels`")
+    if assumed:
+        warnings.warn(f"`labels`: {assumed}", stacklevel=2)
+    return names, counts
+
+
+def _counted(labels: NDArray[Any], ignore_index: int | None, where: str) -> tuple[list[str], NDArray[np.int64], str]:
+    """Names and counts of the labels of classes, and which labels were taken for none without being told."""
     if ignore_index is not None:
-        array = array[array != (str(ignore_index) if array.dtype.kind == "U" else ignore_index)]
-    names, counts = np.unique(array, return_counts=True)
-    if array.dtype.kind == "i" and names.size and names[0] < 0:
-        raise ValueError(_negative("`labels`", int(names[0]), int(counts[0])))
-    return [str(name) for name in names], counts.astype(np.int64)
+        labels = labels[labels != (str(ignore_index) if labels.dtype.kind == "U" else ignore_index)]
+    found, counts = np.unique(labels, return_counts=True)
+    counts, assumed = counts.astype(np.int64), ""
+    if found.dtype.kind == "i" and found.size and found[0] < 0 and found.tolist() != [-1, 1]:  # two classes by sign
+        mark = int(found[0])
+        # -100 is torch's mark. A -1 beside 0 and 1 may be a class of its own.
+        marks = found.size > 1 and found[1] >= 0 and (mark == -100 or (mark == -1 and found[1] == 0 and found.size > 3))
+        if not marks:
+            raise ValueError(_negative(where, mark, int(counts[0])))
+        assumed = f"the label {mark} is taken for samples without one (`ignore_index={mark}`)"
+        found, counts = found[1:], counts[1:]
+    return [str(name) for name in found], counts, assumed
 
 
 def _negative(where: str, label: int, rows: int) -> str:
     return (
-        f"{where}: {rows} labels are {label}, which is no class; if that means without a label, leave them out with "
-        f"`ignore_index={label}` (on the command line --ignore-index {label})"
+        f"{where}: {rows} labels are {label}; if that means without a label, leave them out with "
+        f"`ignore_index={label}` (on the command line --ignore-index {label}); if it is a class, give classes names"
     )
 
 
@@ -174,20 +192,23 @@ def _negative(where: str, label: int, rows: int) -> str:
 
 
 def _from_file(path: Path, column: str | int | None, ignore_index: int | None) -> LabelCounts:
-    found = read_label_file(path, column)
+    found, assumed = read_label_file(path, column)
     if isinstance(found, dict):
         read = _from_pairs(found, by_name=False)
         note = f"{path.name} read as counts: {read.counts.size} classes, {read.counts.sum()} samples"
+        note += f"; {assumed}" if assumed else ""
         return LabelCounts(read.counts, read.names, note)
     labels = [label for label in found if str(label).strip().lower() not in _MISSING]
     whole = whole_numbers(labels)
     if whole is None and labels and all(_is_float(label) for label in labels):
         raise ValueError(f"`class_counts`: {path} holds numbers that are not whole, which are no labels of classes")
-    names, counts = counts_from_labels(_known(labels if whole is None else whole, ignore_index, path))
+    known = _known(labels if whole is None else whole, ignore_index, path)
+    names, counts, unlabelled = _counted(known, None, f"`class_counts`: {path}")
     _check_file(path, names, counts, whole is not None)
     without = len(found) - int(counts.sum())
     note = f"{path.name} read as labels: {len(names)} classes, {counts.sum()} samples"
     note += f"; {without} without a label left out" if without else ""
+    note += "".join(f"; {each}" for each in (unlabelled, assumed) if each)
     if whole is not None and names[0] == "0" and int(names[-1]) >= len(names):
         missing = sorted(set(range(int(names[-1]))) - {int(name) for name in names})
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")

@@ -5,6 +5,7 @@ What has one reading is read; what has several is refused with the way to say wh
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Counted", "Labelled", "read_label_file"]
+__all__ = ["Counted", "Labelled", "labels_of_array", "read_label_file"]
 
 Labelled = list[Any]
 """One label per sample."""
@@ -37,11 +39,12 @@ _CHOOSE = "`column` (on the command line --column)"
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 _FILE_NAME = re.compile(r"[/\\]|\.[A-Za-z]\w{1,4}$")
 _LIBSVM = re.compile(r"(\S+)(\s+\d+:\S+)+")
+_BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f]")  # no text has them
 _PATH_LABEL = re.compile(r"(\S.*?)\s+(\S+)")
 
 
-def read_label_file(path: Path, column: str | int | None = None) -> Labelled | Counted:
-    """One label per sample, or samples by class, whichever the file holds.
+def read_label_file(path: Path, column: str | int | None = None) -> tuple[Labelled | Counted, str]:
+    """One label per sample, or samples by class, whichever the file holds, and what was assumed to read it so.
 
     Args:
         path: A text file (one label or one count per line, ``path label``, ``class count``, CSV, TSV, LIBSVM), JSON
@@ -54,7 +57,7 @@ def read_label_file(path: Path, column: str | int | None = None) -> Labelled | C
         ValueError: The file cannot be read, or has no reading or several.
     """
     if path.is_dir():
-        return _folder(path)
+        return _folder(path), ""
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
@@ -62,38 +65,50 @@ def read_label_file(path: Path, column: str | int | None = None) -> Labelled | C
         raise ValueError(f"`class_counts`: {path} cannot be read ({error})") from None
     if raw[:6] == b"\x93NUMPY" or path.suffix == ".npy":
         return _array(raw, path)
-    text = _decoded(raw, path)
+    text, assumed = _decoded(raw, path)
     if path.name.removesuffix(".gz").endswith(".json") or text.lstrip()[:1] in ("{", "["):
-        return _json(text, path, column)
+        return _json(text, path, column), assumed
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"`class_counts`: {path} holds no labels; give one label per line")
-    return _table(lines, path, column)
+    return _table(lines, path, column), assumed
 
 
-def _decoded(raw: bytes, path: Path) -> str:
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
+    wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
-        return raw.decode(encoding)
+        return raw.decode("utf-16" if wide else "utf-8-sig"), ""
     except UnicodeDecodeError:
-        raise ValueError(
-            f"`class_counts`: {path} is no text in UTF-8; save it as UTF-8 with one label per line, or as a .npy array"
-        ) from None
+        pass
+    if not wide and not _BINARY.search(raw):  # one byte is one letter: whichever it is, equal names stay equal
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode("cp1252"), "not UTF-8, so letters with accents are taken for Latin-1"
+    raise ValueError(
+        f"`class_counts`: {path} is no text in UTF-8; save it as UTF-8 with one label per line, or as a .npy array"
+    )
 
 
-def _array(raw: bytes, path: Path) -> Labelled:
+def _array(raw: bytes, path: Path) -> tuple[Labelled, str]:
     try:
         array = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"`class_counts`: {path} is not a readable .npy array of labels ({error})") from None
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
+    labels, assumed = labels_of_array(array)
+    if labels.ndim != 1:
         raise ValueError(
-            f"`class_counts`: {path} has shape {array.shape}, labels have shape (N,); of one-hot labels store "
-            "argmax(axis=1)"
+            f"`class_counts`: {path} has shape {array.shape}, labels have shape (N,), or (N, K) with one 1 in each row"
         )
-    return array.tolist()
+    return (labels.astype(str) if labels.dtype.kind == "b" else labels).tolist(), assumed
+
+
+def labels_of_array(array: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """Labels stored as a column, a row or one-hot as shape (N,), and what was assumed; any other array as it is."""
+    if array.ndim == 2 and 1 in array.shape:
+        return array.ravel(), ""
+    one_hot = array.ndim == 2 and array.size > 0 and array.dtype.kind in "biuf"
+    if one_hot and bool(((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
+        return array.argmax(axis=1), f"one-hot, a class for each of {array.shape[1]} columns"
+    return array, ""
 
 
 def _folder(path: Path) -> Counted:
@@ -134,6 +149,8 @@ def _json(text: str, path: Path, column: str | int | None) -> Labelled | Counted
 
 
 def _scalars(values: list[Any], path: Path) -> list[Any]:
+    if all(isinstance(v, bool) for v in values):
+        return [str(v) for v in values]
     if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values):
         raise ValueError(f'`class_counts`: {path} must hold one number per class, such as {{"cat": 60, "dog": 30}}')
     return values

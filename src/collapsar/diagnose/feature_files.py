@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.label_files import labels_of_array
 from collapsar.diagnose.array_files import ArrayEntry, Refused, numpy_arrays, safetensors_arrays, said_plainly
 
 __all__ = ["MAX_BYTES", "FeatureFile", "read_features"]
@@ -81,6 +82,7 @@ def _read(file: Path, entries: Mapping[str, ArrayEntry]) -> FeatureFile:
     assert features is not None  # what is missing was refused
     assert labels is not None
     assert weight is not None
+    labels, _ = labels_of_array(labels)
     scalars = {}
     for name in _SCALARS:
         if name in entries:
@@ -88,6 +90,8 @@ def _read(file: Path, entries: Mapping[str, ArrayEntry]) -> FeatureFile:
             if value.size != 1:
                 raise Refused(f"`{name}` in {file} must be one number, got shape {value.shape}")
             scalars[name] = float(value.reshape(()))
+    if labels.dtype.kind in "fb" and bool((labels == np.floor(labels)).all()):  # as pandas and MATLAB store them
+        labels = labels.astype(np.int64)
     if labels.dtype.kind == "U":
         labels, names = _numbered(file, labels, names, len(weight))
     return FeatureFile(features, labels, weight, bias, scalars, names)
@@ -100,7 +104,7 @@ def _named(file: Path, name: str, entries: Mapping[str, ArrayEntry], *, optional
     if len(found) > 1:
         raise Refused(f"{file} names the same array twice: {' and '.join(found)}; keep one")
     if found:
-        return _array(file, found[0], entries, _NUMBERS + ("U" if name == "labels" else ""))
+        return _array(file, found[0], entries, _NUMBERS + ("bU" if name == "labels" else ""))
     if optional:
         return None
     held = ", ".join(sorted(entries)[:10]) or "nothing"

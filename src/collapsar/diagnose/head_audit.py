@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.checks import flat_bias
 from collapsar.core.records import to_json
 from collapsar.core.sentences import names_of
 from collapsar.core.types import Mask, Record, Vector
@@ -314,7 +315,7 @@ def _bias(bias: Any, K: int) -> Vector | None:
         return None
     if hasattr(bias, "detach"):
         bias = bias.detach().cpu().double().numpy()
-    b = np.asarray(bias, dtype=np.float64)
+    b = flat_bias(np.asarray(bias, dtype=np.float64))
     if b.shape != (K,):
         raise ValueError(f"`bias` must be (K,) = ({K},), a number for each row of `weight`; got shape {b.shape}")
     if not np.isfinite(b).all():

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.checks import flat_bias
 from collapsar.core.sentences import listed
 from collapsar.diagnose.array_files import (
     ArrayEntry,
@@ -118,7 +119,7 @@ def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None) -> Hea
     names = extra.get("class_names")
     return HeadFile(
         weight=weight,
-        bias=None if bias is None else np.asarray(tensors[bias].read()[:], dtype=np.float64),
+        bias=None if bias is None else flat_bias(np.asarray(tensors[bias].read()[:], dtype=np.float64)),
         name=name,
         reason=reason + ("" if bias is None else f"; its bias is {bias!r}"),
         class_names=None if names is None else tuple(str(entry) for entry in np.ravel(names)),
@@ -130,7 +131,7 @@ def _beside(path: Path, tensors: Mapping[str, ArrayEntry], name: str, shape: tup
     """The bias that goes with a weight."""
     own = re.sub(r"weight$", "bias", name) if name.endswith("weight") else f"{name}_bias"
     for candidate in (own, "bias"):
-        if candidate in tensors and tensors[candidate].shape == shape[:1]:
+        if candidate in tensors and tensors[candidate].shape in (shape[:1], (shape[0], 1), (1, shape[0])):
             return candidate
     if own in tensors:
         length = tensors[own].shape

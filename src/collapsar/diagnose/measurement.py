@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.checks import flat_bias
 from collapsar.core.problem import FeatureModel, Loss
 from collapsar.core.sentences import listed
 from collapsar.core.types import Matrix, Vector
@@ -192,7 +193,7 @@ class Pass:
                 f"`weight` has {K} classes, more than the {MAX_CLASSES} that a diagnosis compares pair by pair; "
                 "`collapsar audit` reads the head alone, collapsar.metrics.NeuralCollapse(pairwise=False) the features"
             )
-        self.bias = None if bias is None else _finite("bias", bias)
+        self.bias = None if bias is None else flat_bias(_finite("bias", bias))
         if self.bias is not None and self.bias.shape != (K,):
             raise ValueError(f"`bias` must have one entry per row of `weight`, ({K},), got {self.bias.shape}")
         self.loss = Loss() if loss is None else loss

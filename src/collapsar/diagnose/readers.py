@@ -113,8 +113,6 @@ def _of_file(
     file = read_features(path)
     if file.features.ndim > 2 and file.features.shape[2:] == (1,) * (file.features.ndim - 2):  # pooled, not flattened
         file = replace(file, features=file.features.reshape(file.features.shape[:2]))
-    if file.labels.ndim == 2 and file.labels.shape[1] == 1:
-        file = replace(file, labels=file.labels[:, 0])
     labelled = file.labels != ignore_index
     if labelled.shape == file.features.shape[:1] and not labelled.all():
         file = replace(file, features=file.features[labelled], labels=file.labels[labelled])

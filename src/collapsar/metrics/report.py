@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from collapsar.core.checks import flat_bias
 from collapsar.metrics.collapse import equinorm, head_sum, nc1, ratio_of_traces, self_duality, variance_traces
 from collapsar.metrics.evidence import Standings, class_evidence, class_standings, common_origin
 from collapsar.metrics.moments import ClassMoments
@@ -274,7 +275,7 @@ def _checked_head(moments: ClassMoments, weight: Any, bias: Any) -> tuple[Tensor
         return None, None
     shape = (moments.num_classes, moments.num_features)
     W = torch.as_tensor(weight).detach().to(moments.class_means)
-    b = W.new_zeros(len(W)) if bias is None else torch.as_tensor(bias).detach().to(moments.class_means)
+    b = W.new_zeros(len(W)) if bias is None else flat_bias(torch.as_tensor(bias).detach().to(moments.class_means))
     if W.shape != shape or b.shape != shape[:1]:
         raise ValueError(
             f"`head_weight` must be (K, d) = {shape} and `head_bias` (K,); got {tuple(W.shape)} and "
