@@ -407,6 +407,18 @@ def test_the_relaxation_meets_the_factors_from_a_rough_start():
         assert optimum * (1 - 1e-9) <= lower_bound(q, at.witness(q, S)) <= optimum * (1 + 1e-13)
 
 
+def test_the_relaxation_gives_classes_their_contrasts_back():
+    """Contrasts that are zero stay zero along the gradient: the residual inside the cluster says that they pay."""
+    q, _, result = shared_optimum(PROBLEMS["mixed"])
+    atoms, none = result.atoms, np.zeros_like(result.atoms.own)
+    assert atoms.own.any()
+    merged = Atoms(atoms.between, none, none, atoms.mean)
+    *_, at = relaxed(q, beginning(q, merged, result.blocks.b, result.witness), 1e-12)
+    S = predict(q, balance_bias(q, at.blocks(q)))[0]
+    optimum = result.certificate.primal
+    assert optimum * (1 - 1e-9) <= lower_bound(q, at.witness(q, S)) <= optimum * (1 + 1e-13)
+
+
 def test_the_relaxation_has_the_derivatives_it_says():
     q = quotient(PROBLEMS["ldt-smoothed"])
     rng, J = np.random.default_rng(0), q.num_clusters

@@ -214,15 +214,18 @@ def _typical(V: Matrix) -> float:
 
 
 def _with_rows(q: Quotient, at: Relaxed) -> Relaxed:
-    """The factors with small rows along which the Lagrangian still falls."""
+    """The factors with small rows along which the Lagrangian still falls, and contrasts where it falls along these."""
     R = residual(q, predict(q, at.blocks(q))[0])
+    small = np.where(R.within**2 / q.lambda_z**2 > 1 + at.nu + _PAYS, _SMALL * _typical(at.V), 0.0)
+    born = np.abs(at.v) < small
+    v, w = np.where(born, small, at.v), np.where(born, small * R.within / q.lambda_z, at.w)
     values, vectors = np.linalg.eigh(R.between.T @ R.between / q.lambda_z**2 + at.N + np.diag((q.sizes - 1) * at.nu))
     rows = _SMALL * _typical(at.V) * vectors[:, values > 1 + _PAYS].T
     V, W = np.vstack([at.V, rows]), np.vstack([at.W, rows @ R.between.T / q.lambda_z])
     if len(V) > q.num_clusters:
         turn = np.linalg.svd(V, full_matrices=False)[0].T  # what lies outside of V's columns is no part of V'V or W'V
         V, W = turn @ V, turn @ W
-    return replace(at, V=V, W=W)
+    return replace(at, V=V, W=W, v=v, w=w)
 
 
 def _minimised(problem: _Round, x: Vector, rest: float) -> Vector:
