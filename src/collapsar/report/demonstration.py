@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
@@ -18,7 +17,6 @@ from collapsar.report.plots import VANISHED_REMARK, largest_score, legend_above,
 from collapsar.report.record import Record, checked, checked_demo, defined
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import (
-    ABSENT,
     cluster_counts,
     cluster_names,
     consequence,
@@ -42,7 +40,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
     """The record of a demonstration as one self-contained page, for a reader who is new to all of it.
 
     Args:
-        record: As ``plots.demo_figure`` takes it. Undefined numbers (None, NaN) appear as "–" with the reason.
+        record: As ``plots.demo_figure`` takes it. Undefined numbers (None, NaN) appear as "–".
 
     Returns:
         The text of an HTML file, to be written as UTF-8.
@@ -60,7 +58,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
             "diagnosis": found,
             "readings_svg": found and readings_view(found, f"readings-{i}"),
             "planes": [] if found is None else network_planes(run.get("geometry"), found, f"run-{i}"),
-            "vanished": "vanished" in run["measured"]["states"],
+            "vanished": _vanished(run),
             "lengths": run["measured"].get("relative_norm") or [None] * len(data["class_names"]),
         }
     advised = [(view, view["run"]["advice"]) for view in views if view["run"].get("advice") is not None]
@@ -146,11 +144,15 @@ def _threshold_svg(data: Record) -> Markup:
     return axis_svg(data, "threshold", label)
 
 
+def _vanished(run: Record) -> bool:
+    return "vanished" in run["measured"]["states"]
+
+
 def _curve(run: Record, limits: tuple[float, float] | None, ident: str) -> Markup:
     """A small NC1 chart; ``limits`` are those of all runs."""
 
     def draw(ax: Axes) -> None:
-        curves = nc1_curve(run["history"], ax, remark=_vanished(run) and VANISHED_REMARK)
+        curves = nc1_curve(run["history"], ax, remark=VANISHED_REMARK if _vanished(run) else "")
         if curves.lines and limits is not None:
             ax.set_ylim(limits)
             legend_above(ax)
@@ -160,135 +162,63 @@ def _curve(run: Record, limits: tuple[float, float] | None, ident: str) -> Marku
     return drawn(draw, (PAGE_INCHES * 0.7, 1.75), ident, label)
 
 
-# --- the tables: a row per quantity, a column per run, a reason for every number that is missing
+# --- the tables: a row per quantity, a column per run
 
-Reason = Callable[[Record], str]
-
-
-class _Quantity(NamedTuple):
-    """Where a number lies in a run (keys joined by points), why it may be missing, how it is written."""
-
-    name: str
-    definition: str
-    place: str
-    missing: str | Reason
-    text: Callable[[float | None], str] = share_text
-    caution: Reason | None = None
-
-
-def _no_distance(name: str, key: str, run: Record) -> str:
-    if not np.any(np.array(run["predicted"][key], dtype=float)):
-        return f"Theory predicts zero for the {name} at this penalty; a distance relative to zero is undefined."
-    return f"The distance of the {name} was not recorded."
-
-
-def _vanished(run: Record) -> str:
-    if "vanished" not in run["measured"]["states"]:
-        return ""
-    return (
-        "Classes have vanished in this run: differences between their means are noise, and NC1 divides by them. "
-        "It says nothing here."
-    )
-
-
-_SCORES, _BIAS = partial(_no_distance, "mean scores", "Z"), partial(_no_distance, "bias", "b")
-_FOREIGN = "The signed model predicts zero at this penalty, or its distance was not recorded."
-_NO_IMAGES = "There are no such images, or their share was not recorded."
-_NO_MEANS = "NC1 compares with the differences between class means, and there were none."
-_NO_FORCE = "Not recorded, or the penalties exert no force to compare with."
+# A name, the id of its definition, its place in a run (keys joined by points), and how it is written.
+Quantity = tuple[str, str, str, Callable[[float | None], str]]
 _two_digits = partial(number_text, digits=2)
-_FORCES = _Quantity("Imbalance of forces", "def-rest", "stationarity", _NO_FORCE, _two_digits)
-_GAP = _Quantity("Certificate gap", "def-gap", "predicted.gap", "The solver gave no certificate.", _two_digits)
-
-Table = Mapping[str, tuple[_Quantity, ...]]
-_QUANTITIES: Table = {
-    "Distance from network to theory": (
-        _Quantity("Mean scores Z̄", "def-distance", "distance.Z", _SCORES),
-        _Quantity("Mean scores Z̄, largest entry", "def-distance", "distance.Z_max", _SCORES),
-        _Quantity("Bias b", "def-distance", "distance.b", _BIAS),
-        _Quantity("Mean scores Z̄, signed model", "def-models", "distance.Z_signed", _FOREIGN),
-        _Quantity("Bias b, signed model", "def-models", "distance.b_signed", _FOREIGN),
-    ),
-    "Training images recognised": (
-        _Quantity("Minority", "", "accuracy.train_minority", _NO_IMAGES),
-        _Quantity("Majority", "", "accuracy.train_majority", _NO_IMAGES),
-    ),
-    "Unseen (test) images recognised": (
-        _Quantity("Minority", "", "accuracy.test_minority", _NO_IMAGES),
-        _Quantity("Majority", "", "accuracy.test_majority", _NO_IMAGES),
-        _Quantity("Mean over all classes", "", "accuracy.test_balanced", _NO_IMAGES),
-    ),
-    "Spread within classes": (
-        _Quantity("NC1, uniform", "def-nc1", "measured.nc1_uniform", _NO_MEANS, number_text, _vanished),
-        _Quantity("NC1, weighted", "def-nc1", "measured.nc1_weighted", _NO_MEANS, number_text, _vanished),
-    ),
-    "How far to trust the numbers": (
-        _GAP,
-        _FORCES,
-        _Quantity("Epochs trained", "", "epochs", "Not recorded.", number_text),
-        _Quantity("Seconds", "", "seconds", "Not recorded.", number_text),
-    ),
-}
-_STANDARD: Table = {
-    "Mean cosine of two small classes": tuple(
-        _Quantity(f"Class means, {side}", "", f"{side}.cosines.minority", "Not recorded.", number_text)
-        for side, _ in reversed(SIDES)
-    ),
-    "Distance from network to theory": (
-        _Quantity("Mean scores Z̄", "def-distance", "distance.Z", _SCORES),
-        _Quantity("Bias b", "def-distance", "distance.b", _BIAS),
-    ),
-    "Minority images recognised": (
-        _Quantity("Training images", "", "accuracy.train_minority", _NO_IMAGES),
-        _Quantity("Unseen (test) images", "", "accuracy.test_minority", _NO_IMAGES),
-    ),
-    "How far to trust the numbers": (_GAP, _FORCES),
-}
+_FORCES: Quantity = ("Imbalance of forces", "def-rest", "stationarity", _two_digits)
+_GAP: Quantity = ("Certificate gap", "def-gap", "predicted.gap", _two_digits)
+_QUANTITIES: tuple[Quantity, ...] = (
+    ("Distance to theory, mean scores Z̄", "def-distance", "distance.Z", share_text),
+    ("The same, largest entry", "def-distance", "distance.Z_max", share_text),
+    ("Distance to theory, bias b", "def-distance", "distance.b", share_text),
+    ("Distance to the signed model, mean scores Z̄", "def-models", "distance.Z_signed", share_text),
+    ("Distance to the signed model, bias b", "def-models", "distance.b_signed", share_text),
+    ("Training images recognised, minority", "", "accuracy.train_minority", share_text),
+    ("Training images recognised, majority", "", "accuracy.train_majority", share_text),
+    ("Unseen (test) images recognised, minority", "", "accuracy.test_minority", share_text),
+    ("Unseen (test) images recognised, majority", "", "accuracy.test_majority", share_text),
+    ("Unseen (test) images recognised, mean over classes", "", "accuracy.test_balanced", share_text),
+    ("Spread within classes, NC1 uniform", "def-nc1", "measured.nc1_uniform", number_text),
+    ("Spread within classes, NC1 weighted", "def-nc1", "measured.nc1_weighted", number_text),
+    _GAP,
+    _FORCES,
+    ("Epochs trained", "", "epochs", number_text),
+    ("Seconds", "", "seconds", number_text),
+)
+_STANDARD: tuple[Quantity, ...] = (
+    ("Cosine of two small classes, predicted", "", "predicted.cosines.minority", number_text),
+    ("Cosine of two small classes, measured", "", "measured.cosines.minority", number_text),
+    ("Distance to theory, mean scores Z̄", "def-distance", "distance.Z", share_text),
+    ("Distance to theory, bias b", "def-distance", "distance.b", share_text),
+    ("Minority images recognised, training", "", "accuracy.train_minority", share_text),
+    ("Minority images recognised, unseen (test)", "", "accuracy.test_minority", share_text),
+    _GAP,
+    _FORCES,
+)
 
 
-def comparison(data: Record, runs: Sequence[Record], quantities: Table) -> Record:
-    """A table of some runs of a demonstration: groups of rows, and footnotes.
-
-    A cell has its ``text``, the ``state`` that it names, a ``mark`` ("hit" or "miss") beside a measured state, and the
-    number of its ``note``, 0 for none.
-    """
-    notes: list[str] = []
-    groups = [{"heading": "State of the classes", "rows": _state_rows(data, runs)}]
-    for heading, wanted in quantities.items():
-        rows = [
-            {"name": q.name, "definition": q.definition, "cells": [_cell(q, run, notes) for run in runs]}
-            for q in wanted
-        ]
-        groups.append({"heading": heading, "rows": rows})
-    return {"groups": groups, "notes": notes}
-
-
-def _state_rows(data: Record, runs: Sequence[Record]) -> list[Record]:
-    """Predicted and measured state of each cluster, the minority first."""
-    rows = []
+def comparison(data: Record, runs: Sequence[Record], quantities: Sequence[Quantity]) -> list[tuple[Any, ...]]:
+    """The rows of a table of some runs of a demonstration: the states of each cluster, then the quantities."""
+    rows: list[tuple[Any, ...]] = []
     for name, cluster in reversed(list(zip(cluster_names(data), data["clusters"], strict=True))):
+        title = sentence(name) if name.isalpha() else name
         for side, _ in reversed(SIDES):
-            cells = []
-            for run in runs:
-                theory, here = run["predicted"]["states"], run[side]["states"]
-                found = summary_of_states(here, cluster)
-                hit = "hit" if all(theory[k] == here[k] for k in cluster) else "miss"
-                cells.append({"text": found, "state": found, "mark": hit if side == "measured" else "", "note": 0})
-            title = sentence(name) if name.isalpha() else name
-            rows.append({"name": f"{title}, {side}", "definition": "def-states", "cells": cells})
+            found = [summary_of_states(run[side]["states"], cluster) for run in runs]
+            rows.append(({"text": f"{title}, {side}", "to": "def-states"}, *({"state": state} for state in found)))
+    right = [
+        sum(a == b for a, b in zip(run["predicted"]["states"], run["measured"]["states"], strict=True)) for run in runs
+    ]
+    rows.append(("Classes as predicted", *(f"{n} of {len(data['class_names'])}" for n in right)))
+    for name, definition, place, text in quantities:
+        cells = [text(_number(run, place)) for run in runs]
+        rows.append(({"text": name, "to": definition} if definition else name, *cells))
     return rows
 
 
-def _cell(quantity: _Quantity, run: Record, notes: list[str]) -> Record:
-    """The number, with a footnote where it is missing or must be read with caution; new footnotes join ``notes``."""
+def _number(run: Record, place: str) -> float | None:
     value: Any = run
-    for key in quantity.place.split("."):
+    for key in place.split("."):
         value = (value or {}).get(key)
-    missing, caution = quantity.missing, quantity.caution
-    if defined(value):
-        text, note = quantity.text(value), caution(run) if caution else ""
-    else:
-        text, note = ABSENT, missing if isinstance(missing, str) else missing(run)
-    if note and note not in notes:
-        notes.append(note)
-    return {"text": text, "state": "", "mark": "", "note": notes.index(note) + 1 if note else 0}
+    return value

@@ -34,10 +34,9 @@ __all__ = ["diagnosis_page", "report_page"]
 
 _RUN_KEYS = ("name", "training", "diagnosis", "history", "geometry", "advice")
 _MOST_ROWS = 30
-_PENALTY = {"lambda_z": "λ_Z", "lambda_w": "λ_W"}
 _COLUMNS = (
     *("class", "samples", "recognised", "measured", "theory", "relative length", "nearest class"),
-    *("relative distance to it", "lambda_z implied"),
+    *("relative distance to it", "implied penalty lambda_z"),
 )
 _COMPARED = (
     *("network", "classes × samples", {"text": "penalty", "to": "def-lambda"}),
@@ -185,7 +184,8 @@ def _row(run: Record, ident: str) -> tuple[Any, ...]:
     if theory is not None:
         states = data["separation"]["states"]
         right = sum(a == b for a, b in zip(theory["seen"], states, strict=True))
-        price = f"{number_text(price_of(theory))} ({_PENALTY[theory.get('unit', 'lambda_z')]})"
+        unit = theory.get("unit", "lambda_z")
+        price = {"text": f"{number_text(price_of(theory))} ({unit})", "to": "def-lambda"}
         agreed = f"{right} of {len(states)}"
         away = share_text(model_distance(data))
     recognised = (share_text(accuracy(run, which)) for which in ("balanced", "minority"))

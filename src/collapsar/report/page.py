@@ -81,7 +81,7 @@ def _environment() -> Environment:
         "share": share_text,
         "prose": _prose,
         "setting": lambda value: _prose(_setting(value)),
-        "plain": lambda text: _LAMBDA.sub(lambda found: f"λ_{_INDEX.get(found[1], found[1])}", text),
+        "plain": lambda text: _LAMBDA.sub("", text).strip(),
         "entry": fixed_text,
     }
     environment.filters["worded"] = _worded
