@@ -34,7 +34,6 @@ __all__ = [
     "equinorm",
     "head_sum",
     "nc1",
-    "ratio_of_traces",
     "self_duality",
     "trace_ratio",
     "variance_traces",
@@ -127,11 +126,7 @@ def trace_ratio(moments: ClassMoments) -> float:
     two traces add up to the total variance. inf when all class means coincide, NaN when the total
     variance is 0. Large classes dominate both traces: a merged minority hardly shows.
     """
-    return ratio_of_traces(*variance_traces(moments))
-
-
-def ratio_of_traces(within: float, between: float) -> float:
-    """Return the first over the second, by the rule of :func:`trace_ratio`."""
+    within, between = variance_traces(moments)
     if between == 0:
         return math.inf if within > 0 else math.nan
     return within / between

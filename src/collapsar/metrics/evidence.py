@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 
 from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.predictions import MeanPredictions
-from collapsar.metrics.separation import ClassSeparation, class_logits
+from collapsar.metrics.separation import ClassSeparation, as_array, class_logits
 
 __all__ = [
     "LostClass",
@@ -140,8 +140,7 @@ def class_evidence(class_means: Any, weight: Any, class_counts: ArrayLike) -> Ma
         >>> np.array_equal(class_evidence(means + 8, W, [5, 5]), class_evidence(means, W, [5, 5]))
         True
     """
-    means = class_means.detach().cpu().double().numpy() if hasattr(class_means, "detach") else class_means
-    means = np.asarray(means, dtype=np.float64)
+    means = as_array(class_means)
     return class_logits(means - common_origin(means, class_counts), weight)
 
 

@@ -143,10 +143,9 @@ def cdnv_matrix(
     out = points.halves.new_full((len(rows), len(columns)), math.nan)
     i, j = (rows >= 0).nonzero().flatten(), (columns >= 0).nonzero().flatten()
     if len(i) and len(j):
-        a, b = rows[i], columns[j]
-        distances = _squared_distances(points.means[a], points.means[b], points.floor)
-        values = (points.halves[a, None] + points.halves[b]) / distances
-        out[i[:, None], j] = values.masked_fill_(a[:, None] == b, math.nan)
+        a, b = torch.cartesian_prod(rows[i], columns[j]).unbind(dim=1)
+        values = points.cdnv_of(a, b).masked_fill_(a == b, math.nan)
+        out[i[:, None], j] = values.view(len(i), len(j))
     return out
 
 
@@ -345,12 +344,6 @@ def _full_precision(means: Tensor) -> torch.autocast:
 def noise_floor(means: Tensor) -> float:
     """Return the length below which differences of these means (rows) are rounding noise; 0 without rows."""
     return NOISE * float(torch.linalg.vector_norm(means, dim=1).max()) if len(means) else 0.0
-
-
-def _squared_distances(left: Tensor, right: Tensor, floor: float) -> Tensor:
-    """Return ‖l − r‖² for all rows, shape (L, R): by a product, directly where that would cancel."""
-    scale = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
-    return _corrected(torch.addmm(scale, left, right.T, alpha=-2), left, right, floor)
 
 
 def _corrected(distances: Tensor, left: Tensor, right: Tensor, floor: float) -> Tensor:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapsar.core.checks import flat_bias
-from collapsar.metrics.collapse import equinorm, head_sum, nc1, ratio_of_traces, self_duality, variance_traces
+from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
 from collapsar.metrics.evidence import Standings, class_evidence, class_standings, common_origin
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import (
@@ -238,7 +238,7 @@ def collapse_report(
         nc1_weighted=nc1(moments, "weighted").value,
         nc1_rank=uniform.rank,
         nc1_tolerance=uniform.tolerance,
-        nc1_trace_ratio=ratio_of_traces(within, between),
+        nc1_trace_ratio=trace_ratio(moments),
         within_trace=within,
         between_trace=between,
         cdnv=worst.mean if worst else math.nan,

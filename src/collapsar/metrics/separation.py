@@ -36,6 +36,7 @@ from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
 __all__ = [
     "ClassSeparation",
     "MeasuredState",
+    "as_array",
     "class_logits",
     "class_separation",
     "cluster_contrasts",
@@ -113,7 +114,7 @@ def class_logits(class_means: Any, weight: Any) -> NDArray[np.float64]:
     Raises:
         ValueError: If the shapes do not fit or the weight is not finite.
     """
-    means, weight = _array(class_means), _array(weight)
+    means, weight = as_array(class_means), as_array(weight)
     if means.ndim != 2 or weight.ndim != 2 or means.shape[1] != weight.shape[1]:
         raise ValueError(
             f"`class_means` (K, d) and `weight` (L, d) must share d; got {means.shape} and "
@@ -159,7 +160,7 @@ def cluster_contrasts(Z: Any, clusters: Sequence[Any]) -> NDArray[np.float64]:
     Raises:
         ValueError: If ``Z`` is not square or ``clusters`` does not have K entries.
     """
-    Z = _array(Z)
+    Z = as_array(Z)
     labels = np.asarray(clusters)
     if Z.ndim != 2 or Z.shape[0] != Z.shape[1] or labels.shape != Z.shape[1:]:
         raise ValueError(
@@ -237,7 +238,7 @@ def mean_separation(
         >>> mean_separation([[1.0, 0], [0, 1], [0, 1]], [[1.0, 0], [0, 1], [0, 1]]).groups
         ((1, 2),)
     """
-    means, W = _array(class_means), _array(weight)
+    means, W = as_array(class_means), as_array(weight)
     class_logits(means[:1], W)  # the same checks
     seen = np.asarray(np.isfinite(means).all(axis=1))
     # what the columns are in the coordinates of an orthonormal basis of the head's columns
@@ -336,7 +337,7 @@ def _columns(Z: Any) -> tuple[NDArray[np.float64], Mask]:
 
 def _checked(Z: Any) -> tuple[NDArray[np.float64], Mask]:
     """Return Z as an array, and the mask of the seen classes."""
-    Z = _array(Z)
+    Z = as_array(Z)
     if Z.ndim != 2 or Z.shape[0] < 1 or Z.shape[1] < 1:
         raise ValueError(f"`Z` must be a matrix (logit, class); got shape {Z.shape}. See class_logits")
     seen = ~np.isnan(Z).all(axis=0)
@@ -351,7 +352,7 @@ def _scale(norms: NDArray[np.float64], min_norm: float) -> float:
     return float(max(norms[np.isfinite(norms)].max(initial=0.0), min_norm))
 
 
-def _array(values: Any) -> NDArray[np.float64]:
+def as_array(values: Any) -> NDArray[np.float64]:
     """A float64 array from an array or, without importing torch, from a tensor of any device and dtype."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from collapsar.core.checks import must_be_positive
+from collapsar.core.loss import class_vector
 from collapsar.core.types import Matrix, Vector
 
 __all__ = [
@@ -102,8 +103,8 @@ def seli(
                [-0.33, -0.33,  0.67]])
     """
     m = _positive("feature_mass", feature_mass)
-    delta = np.ones_like(m) if scales is None else _positive("scales", scales)
-    tau = np.ones_like(m) if temperatures is None else _positive("temperatures", temperatures)
+    delta = np.ones_like(m) if scales is None else class_vector("scales", scales, positive=True)
+    tau = np.ones_like(m) if temperatures is None else class_vector("temperatures", temperatures, positive=True)
     for name, value in (("scales", delta), ("temperatures", tau)):
         if value.shape != m.shape:
             raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {m.size} classes")
@@ -294,9 +295,7 @@ def column_cosines(Z: ArrayLike) -> Matrix:
 
 
 def _positive(name: str, values: ArrayLike) -> Vector:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size < 2:
+    array = class_vector(name, values, positive=True)
+    if array.size < 2:
         raise ValueError(f"`{name}` must have one entry for each of at least two classes, got shape {array.shape}")
-    if not (np.isfinite(array) & (array > 0)).all():
-        raise ValueError(f"`{name}` must be finite and > 0, got {array.tolist()}")
     return array

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from collapsar.core.types import Vector
 from collapsar.theory.roots import root_between
+from collapsar.theory.two_cluster import two_blocks
 
 __all__ = ["NormalizedTwoCluster", "normalized_merge", "normalized_two_cluster"]
 
@@ -69,17 +70,11 @@ class NormalizedTwoCluster:
 
     def Z(self) -> NDArray[np.float64]:  # noqa: N802 - the paper's letter
         """Mean predictions without the bias, shape (K, K), [logit, class], A first."""
-        k_a, k_b = self.k_a, self.k_b
-        K = k_a + k_b
-        v = sqrt(k_a * k_b / K) * np.repeat([1 / k_a, -1 / k_b], (k_a, k_b))
-        columns = np.outer(v, self.t * np.repeat([np.sin(self.u_a), -np.sin(self.u_b)], (k_a, k_b)))
-        for beta, u, k, part in (
-            (self.beta_a, self.u_a, k_a, slice(None, k_a)),
-            (self.beta_b, self.u_b, k_b, slice(k_a, None)),
-        ):
-            if k > 1:
-                columns[part, part] += beta * np.cos(u) * sqrt(k / (k - 1)) * (np.eye(k) - 1 / k)
-        return self.norm * columns
+        k, beta, u = np.array([self.k_a, self.k_b]), np.array([self.beta_a, self.beta_b]), [self.u_a, self.u_b]
+        v = sqrt(k.prod() / k.sum()) * np.array([1, -1]) / k
+        contrasts = self.norm * beta * np.cos(u) * np.sqrt(k / np.maximum(k - 1, 1))
+        between = self.norm * self.t * np.outer(v, np.sin(u) * [1, -1])
+        return two_blocks((self.k_a, self.k_b), between, (contrasts[0], contrasts[1]))
 
     def bias(self) -> Vector:
         """The bias, shape (K,), A first."""

@@ -11,12 +11,12 @@ from math import exp, expm1, inf, isfinite, log, log1p, nan, sqrt
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.checks import bias_price, must_be_positive
 from collapsar.theory.roots import root_between
 
-__all__ = ["Side", "TwoCluster", "balanced", "optimum_of_sides", "two_cluster"]
+__all__ = ["Side", "TwoCluster", "balanced", "optimum_of_sides", "two_blocks", "two_cluster"]
 
 State = Literal["apart", "merged", "vanished", "zero"]
 
@@ -52,19 +52,20 @@ class TwoCluster:
 
     def Z(self) -> NDArray[np.float64]:  # noqa: N802 - the paper's letter
         """Mean predictions without the bias, shape (K, K), [logit, class], A first."""
-        k, across = (self.k_a, self.k_b), np.array([[self.c * self.k_b / self.k_a, -self.b], [-self.c, 0.0]])
-        across[1, 1] = self.b * self.k_a / self.k_b
-        Z = np.repeat(np.repeat(across, k, axis=0), k, axis=1)
-        for alpha, size, part in (
-            (self.alpha_a, self.k_a, slice(None, self.k_a)),
-            (self.alpha_b, self.k_b, slice(self.k_a, None)),
-        ):
-            Z[part, part] += 0.0 if size == 1 else alpha * (np.eye(size) - 1 / size)
-        return Z
+        k_a, k_b, b, c = self.k_a, self.k_b, self.b, self.c
+        return two_blocks((k_a, k_b), [[c * k_b / k_a, -b], [-c, b * k_a / k_b]], (self.alpha_a, self.alpha_b))
 
     def bias(self) -> NDArray[np.float64]:
         """The bias, shape (K,), A first."""
         return np.repeat([self.m * self.k_b, -self.m * self.k_a], (self.k_a, self.k_b))
+
+
+def two_blocks(classes: tuple[int, int], between: ArrayLike, contrasts: tuple[float, float]) -> NDArray[np.float64]:
+    """Z from its entries between the clusters, [logit, class], and contrast (I - J/k) inside each, shape (K, K)."""
+    Z = np.repeat(np.repeat(np.asarray(between), classes, axis=0), classes, axis=1)
+    for k, contrast, part in zip(classes, contrasts, (slice(classes[0]), slice(classes[0], None)), strict=True):
+        Z[part, part] += 0.0 if k == 1 else contrast * (np.eye(k) - 1 / k)
+    return Z
 
 
 @dataclass(frozen=True)
