@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.solver.solve import solve
 from collapsar.theory import inverse
 from collapsar.theory.inverse import edge_of, fractional_problem
 from collapsar.theory.thresholds import thresholds
@@ -83,6 +84,25 @@ def test_figures_7_and_8(
     assert edge.value == pytest.approx(float(printed), abs=0.51 * 10.0 ** -len(printed.partition(".")[2]))
     assert edge.bracket[0] <= edge.value <= edge.bracket[1]
     assert edge.alive_below
+    assert edge.exact
+    assert "about" not in edge.note
+
+
+def test_an_approximate_threshold_is_called_so() -> None:
+    """Two small classes share a direction and outlive the value of the column form: the optimum beyond it says so."""
+
+    def at(lambda_z: float) -> Problem:
+        return fractional_problem([1000, 10, 10], lambda_z, 0.0, features="nonnegative")
+
+    edge = edge_of(at, -1, (0.001, 0.02), "vanish", points=8)
+    assert edge.value is not None
+    assert solve(at(1.1 * edge.value)).class_states[-1] == "merged"
+    assert not edge.exact
+    assert f"at about {edge.value:.6g}" in edge.note
+    assert "approximate" in edge_of(at, -1, (0.001, 0.002), "vanish", points=2).note
+    assert edge_of(at, -1, (0.001, 0.02), "complete", points=8).exact  # found and bound are one number here
+    with pytest.warns(UserWarning, match=r"about 0\.00432.*vanish_bound"):
+        inverse.largest_head_decay_factor(at(0.002), -1, "vanish")
 
 
 def test_a_range_without_a_transition_says_so() -> None:

@@ -15,6 +15,7 @@ from scipy.optimize import brentq, minimize
 from scipy.special import logsumexp
 
 from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.solver.solve import solve
 from collapsar.theory import column_path
 from collapsar.theory.clusters import balanced_bias, clusters_of
 from collapsar.theory.column_form import resting, without_columns
@@ -329,6 +330,17 @@ def test_the_path_meets_what_each_class_finds_by_itself(name: str) -> None:
         value, exact = column_path._alone(c, int(j), float(at_rest.max()), float(at_rest[j]))
         assert t.vanish[k] == pytest.approx(value, rel=1e-11, nan_ok=True)
         assert t.exact[k] == exact
+
+
+def test_a_class_that_shares_above_its_own_threshold_is_not_exact() -> None:
+    """The rarest class is alive at 3.4 times its own value, with the class that comes to life there."""
+    problem = Problem("exp:500:5:18", 1.0, 0.02, features="nonnegative")
+    t = thresholds(problem)
+    at = float(t.vanish[8]) * 0.9999
+    assert solve(problem.replace(lambda_z=at)).class_states[-1] != "vanished"
+    assert at > 3.3 * t.vanish[-1]
+    assert at < t.vanish_bound[-1]
+    assert t.exact.tolist() == [True] * 8 + [False] * 10
 
 
 @pytest.mark.parametrize("name", [*CASES, *LONG_TAILS])

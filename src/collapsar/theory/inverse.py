@@ -7,6 +7,7 @@ Merging of signed features is an equation that can be solved by hand (Hong & Lin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, sqrt
@@ -37,6 +38,7 @@ __all__ = [
 
 Transition = Literal["merge", "vanish", "complete"]
 
+_CLOSED = 1e-9  # bounds this close are one number
 _FAR = 1e6  # a threshold this many times the penalty, or none, is far away
 
 
@@ -49,12 +51,15 @@ class Edge:
         bracket: the last interval searched: around ``value``, or the whole range where there is none.
         alive_below: whether the class is alive (apart, not vanished) at the low end of the bracket.
         note: the finding in words.
+        exact: whether the thresholds it rests on are; where not, with nonnegative features whose classes share a
+            direction there or above, ``value`` is about where: the certified optimum on both sides decides.
     """
 
     value: float | None
     bracket: tuple[float, float]
     alive_below: bool
     note: str
+    exact: bool = True
 
 
 def edge_of(
@@ -68,18 +73,16 @@ def edge_of(
     """The first value of a parameter, from the low end, at which a class passes a transition.
 
     Args:
-        problem_at: the problem for a value of the parameter; its ``lambda_z`` (the class's ``lambda_w`` where features
-            are normalised) is the one to compare with.
+        problem_at: the problem for a value, with the ``lambda_z`` (``lambda_w`` where normalised) to compare with.
         class_index: which class; -1 is the last.
         bracket: 0 < low < high, the range to search.
         transition: which threshold.
-        points: how finely the range is scanned, in logarithm, before the root is refined. A pair of
-            transitions closer than one step can be missed.
+        points: how finely the range is scanned, in logarithm; of two transitions closer than a step both are missed.
         find: what finds thresholds; :func:`collapsar.thresholds` where features are normalised.
 
     Returns:
-        The edge, good to about 1e-11 relative; its ``value`` is None, and its ``note`` says so, where
-        nothing happens.
+        The edge, good to about 1e-11 relative where it is ``exact``; its ``value`` is None, and its ``note``
+        says so, where nothing happens.
 
     Raises:
         ValueError: the bracket is not 0 < low < high, ``transition`` is unknown, or the class has no such
@@ -94,33 +97,31 @@ def edge_of(
     if not 0 < low < high < inf:
         raise ValueError(f"`bracket` must be 0 < low < high, got {bracket!r}")
 
+    doubtful = False
+
     def excess(value: float) -> float:
+        nonlocal doubtful
         problem = problem_at(value)
-        value = np.nan_to_num(_threshold(problem, class_index, transition, find), nan=0.0)
-        return float(min(value / own_penalties(problem)[class_index], _FAR) - 1)
+        threshold, exact = _threshold(problem, class_index, transition, find)
+        doubtful = not exact
+        return float(min(np.nan_to_num(threshold, nan=0.0) / own_penalties(problem)[class_index], _FAR) - 1)
 
     grid = np.geomspace(low, high, points)
     left, before = float(grid[0]), excess(float(grid[0]))
-    start = before
+    start, ever = before, doubtful
     for right in (float(v) for v in grid[1:]):
         now = excess(right)
+        ever |= doubtful
         if (now > 0) != (before > 0):
             value = root_between(excess, left, right)
-            change = "ends" if before > 0 else "begins"
-            return Edge(
-                value,
-                (left, right),
-                before > 0,
-                f'class {class_index} crosses "{transition}" at {value:.6g}: being alive {change} there',
-            )
+            excess(value)
+            change, about = "ends" if before > 0 else "begins", "about " if doubtful else ""
+            note = f'class {class_index} crosses "{transition}" at {about}{value:.6g}: being alive {change} there'
+            return Edge(value, (left, right), before > 0, note, not doubtful)
         left, before = right, now
-    state = "alive" if start > 0 else "past it"
-    return Edge(
-        None,
-        (low, high),
-        start > 0,
-        f'no "{transition}" of class {class_index} between {low:g} and {high:g}: it is {state} throughout',
-    )
+    state, about = "alive" if start > 0 else "past it", ", as far as an approximate threshold tells" if ever else ""
+    note = f'no "{transition}" of class {class_index} between {low:g} and {high:g}: it is {state} throughout{about}'
+    return Edge(None, (low, high), start > 0, note, not ever)
 
 
 def fractional_problem(
@@ -266,7 +267,7 @@ def largest_head_decay_factor(
     lambda_z = sqrt(lambda_w lambda_h) grows with the root of the factor: c = (threshold / lambda_z)^2; where features
     are normalised (``find=collapsar.thresholds``) c = threshold / lambda_w, inf for a class that never merges. The
     bias's price is kept. Below 1: the class is past the transition, and this is the factor that brings it
-    back.
+    back. Where the threshold is approximate (``exact`` is false there), so is the factor, and a warning says so.
 
     Raises:
         ValueError: ``transition`` is unknown or the class has no such transition.
@@ -276,26 +277,37 @@ def largest_head_decay_factor(
         >>> round(largest_head_decay_factor(p, -1), 3)
         11.111
     """
-    threshold = _threshold(problem, class_index, transition, find)
+    threshold, exact = _threshold(problem, class_index, transition, find)
     if np.isnan(threshold):
         raise ValueError(f"`transition`: class {class_index} has no {transition!r} transition")
+    if not exact:
+        warnings.warn(
+            f"class {class_index}: the threshold for {transition!r} is about {threshold:.4g}, since classes share a "
+            "direction of nonnegative features; so is the factor: `solve` decides, `thresholds(...).vanish_bound` is "
+            "where the class is zero for certain",
+            stacklevel=2,
+        )
     ratio = float(threshold / own_penalties(problem)[class_index])
     return ratio**2 if problem.normalization is None else ratio
 
 
 def _threshold(
     problem: Problem, class_index: int, transition: Transition, find: Callable[[Problem], Thresholds]
-) -> float:
-    """The lambda_z of one transition; NaN where the column is zero whatever lambda_z."""
+) -> tuple[float, bool]:
+    """The lambda_z of one transition, NaN where the column is zero whatever lambda_z, and whether it is exact."""
     if transition not in get_args(Transition):
         raise ValueError(f"`transition` must be one of {get_args(Transition)}, got {transition!r}")
     t = find(problem)
-    value = t.complete if transition == "complete" else float(getattr(t, transition)[class_index])
+    if transition == "complete":
+        value, exact = t.complete, t.complete >= t.complete_bound * (1 - _CLOSED)
+    else:
+        value = float(getattr(t, transition)[class_index])
+        exact = transition == "merge" or bool(t.exact[class_index])
     if problem.normalization is not None and np.isnan(value):
-        return inf  # no penalty does it
+        return inf, exact  # no penalty does it
     if transition == "merge" and np.isnan(value):
         raise ValueError(
             f"`transition`: class {class_index} never merges (alone in its cluster, or nonnegative features); "
             'ask for "vanish"'
         )
-    return value
+    return value, exact

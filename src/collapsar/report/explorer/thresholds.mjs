@@ -63,6 +63,7 @@ function nonnegative(q) {
     single = bounds.upper <= top * (1 + 1e-12);
   const vanish = Array.from(norms),
     exact = norms.map(() => bounds.upper <= top * (1 + CLOSED));
+  let opening = exact[0] ? 0 : bounds.upper; // classes share a direction from here down, as far as is seen
   for (let j = 0; j < J; j++) {
     if (norms[j] >= top) continue;
     const at = heldAt(q, { column: j });
@@ -79,7 +80,10 @@ function nonnegative(q) {
     const value = Number.isNaN(vanish[j]) ? FLOOR * norms[j] : vanish[j],
       { m, P } = at(value);
     exact[j] = dualNorm(m, P) <= value * (1 + CLOSED);
+    if (!exact[j]) opening = Math.max(opening, value);
   }
+  // what shares above may outlive its own threshold
+  for (let j = 0; j < J; j++) exact[j] = exact[j] && !((Number.isNaN(vanish[j]) ? 0 : vanish[j]) < opening);
   return { merge: q.k.map(() => NaN), vanish, exact, complete: single ? top : bounds.best };
 }
 
