@@ -161,9 +161,7 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
 def _shrinks(optimizer: Optimizer, group: Group) -> bool:
     """Whether a step without gradient or weight decay takes a share of every weight, as the lambd of ASGD does."""
     start = torch.tensor(_WEIGHTS, dtype=torch.float64)
-    twin, weight = _twin(optimizer, group, start, weight_decay=0.0)
-    _step(twin, weight, torch.zeros_like(start))
-    shares = 1 - weight.detach() / start
+    shares = 1 - _twin(optimizer, group, start, weight_decay=0.0).stepped(torch.zeros_like(start)) / start
     return bool(shares.min() > 0) and torch.allclose(shares, shares.mean(), rtol=_CLOSE, atol=0)
 
 
@@ -172,10 +170,7 @@ def _tried(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]
     balance = -_DECAY * start
 
     def moved(gradient: Tensor, decay: float) -> Tensor:
-        twin, weight = _twin(optimizer, group, start, weight_decay=decay)
-        for _ in range(_STEPS):
-            _step(twin, weight, gradient)
-        return weight.detach() - start
+        return _twin(optimizer, group, start, weight_decay=decay).stepped(gradient, _STEPS) - start
 
     free, held = moved(balance, 0.0), moved(balance, _DECAY)
     if not (torch.isfinite(free).all() and torch.isfinite(held).all() and free.abs().max() > 0):
@@ -194,16 +189,14 @@ def _tried(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]
 def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]:
     """The penalty of a decoupled decay whose steps are linear: where a constant gradient lets the weights rest."""
     factors = []
-    uneven = torch.tensor(_WEIGHTS)
-    for rate, pull in ((0.25, torch.ones(4, 3)), (0.125, uneven), (0.125, uneven**3)):
-        gradient = -pull.double()
-        twin, weight = _twin(optimizer, group, -gradient, lr=rate, weight_decay=_DECAY)
+    uneven = torch.tensor(_WEIGHTS, dtype=torch.float64)
+    for rate, pull in ((0.25, torch.ones_like(uneven)), (0.125, uneven), (0.125, uneven**3)):
+        twin, now = _twin(optimizer, group, pull, lr=rate, weight_decay=_DECAY), pull
         for _ in range(3000):
-            before = weight.detach().clone()
-            _step(twin, weight, gradient)
-            if torch.allclose(weight.detach(), before, rtol=1e-10, atol=0):
+            before, now = now, twin.stepped(-pull)
+            if torch.allclose(now, before, rtol=1e-10, atol=0):
                 break
-        factors.append((-gradient / weight.detach()) / _DECAY)
+        factors.append((pull / now) / _DECAY)
     both = torch.cat(factors)
     factor = float(both.mean())
     # One that does not go with the learning rate, or that depends on the gradients, is another at each step: what is
@@ -218,13 +211,11 @@ def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float
 def _clock_rate(optimizer: Optimizer, group: Group) -> float:
     """The share of a weight that one step takes when nothing pulls, over lr * weight_decay; NaN if it is not steady."""
     rate, decay = 2.0**-6, 2.0**-12  # slow against any momentum
-    twin, weight = _twin(optimizer, group, torch.ones(4, 3, dtype=torch.float64), lr=rate, weight_decay=decay)
-    nothing, shares = torch.zeros_like(weight), []
-    for step in range(400):
-        before = weight.detach().clone()
-        _step(twin, weight, nothing)
-        if step in (199, 399):
-            shares.append(float((1 - weight.detach() / before).mean()) / (rate * decay))
+    twin = _twin(optimizer, group, torch.ones(4, 3, dtype=torch.float64), lr=rate, weight_decay=decay)
+    nothing, shares = torch.zeros_like(twin.weight), []
+    for _ in range(2):
+        before = twin.stepped(nothing, 199)
+        shares.append(float((1 - twin.stepped(nothing) / before).mean()) / (rate * decay))
     return round(shares[1], 2) if abs(shares[1] - shares[0]) <= _CLOSE * abs(shares[1]) else math.nan
 
 
@@ -234,14 +225,12 @@ def _share(optimizer: Optimizer, group: dict[str, Any]) -> float:
     for rate, pull, steps in ((_RATE, start, 3), (_RATE / 4, 4 * start, 3), (_RATE, start**3, _STEPS)):
         moved = []
         for decay in (0.0, _DECAY):  # in the last step alone, before which the two are the same
-            twin, weight = _twin(optimizer, group, start, weight_decay=0.0, lr=rate)
-            for _ in range(steps - 1):
-                _step(twin, weight, pull)
-            twin.param_groups[0]["weight_decay"] = decay
+            twin = _twin(optimizer, group, start, weight_decay=0.0, lr=rate)
+            before = twin.stepped(pull, steps - 1)
+            twin.group["weight_decay"] = decay
             # D-Adaptation and Prodigy keep the estimate that their steps are multiples of in the group.
-            before, d = weight.detach().clone(), float(twin.param_groups[0].get("d", math.nan))
-            _step(twin, weight, pull)
-            moved.append((weight.detach() - before) / (rate * _DECAY * before))
+            d = float(twin.group.get("d", math.nan))
+            moved.append((twin.stepped(pull) - before) / (rate * _DECAY * before))
         shares.append(moved[0] - moved[1])
         estimates.append(d)
     every, one = torch.stack(shares), torch.ones((), dtype=torch.float64)
@@ -264,17 +253,15 @@ def preconditioner(parameter: Tensor, optimizers: Optimizers) -> bool:
     try:
         with _without_traces():
             start = torch.tensor(_WEIGHTS, dtype=torch.float64)
-            twin, weight = _twin(optimizer, group, start, weight_decay=0.0)
-            before = start
-            for step in range(2 * _STEPS):
-                before = weight.detach().clone()
-                _step(twin, weight, start if step >= _STEPS else 4 * start)
-            (own,) = twin.param_groups
-            moments = corrected_moments(twin.state[weight], own)
+            twin = _twin(optimizer, group, start, weight_decay=0.0)
+            twin.stepped(4 * start, _STEPS)
+            before = twin.stepped(start, _STEPS - 1)
+            moved = twin.stepped(start) - before
+            moments = corrected_moments(twin.optimizer.state[twin.weight], twin.group)
             if moments is None:
                 return False
-            expected = -float(own["lr"]) * moments[0] / (moments[1].sqrt() + own["eps"])
-            return torch.allclose(weight.detach() - before, expected, rtol=_CLOSE, atol=0)
+            expected = -float(twin.group["lr"]) * moments[0] / (moments[1].sqrt() + twin.group["eps"])
+            return torch.allclose(moved, expected, rtol=_CLOSE, atol=0)
     except Exception:
         return False
 
@@ -290,9 +277,23 @@ def corrected_moments(state: Group, group: Group) -> tuple[Tensor, Tensor] | Non
     return m.detach().double() / (1 - first**t), v.detach().double() / (1 - second**t)
 
 
-def _twin(
-    optimizer: Optimizer, group: Group, start: Tensor, *, weight_decay: float, lr: float = _RATE
-) -> tuple[Optimizer, torch.nn.Parameter]:
+@dataclass(frozen=True)
+class _Twin:
+    """A copy of an optimizer that holds one small parameter, in one group."""
+
+    optimizer: Optimizer
+    group: Group
+    weight: torch.nn.Parameter
+
+    def stepped(self, gradient: Tensor, times: int = 1) -> Tensor:
+        """The weights after so many steps with this gradient."""
+        for _ in range(times):
+            self.weight.grad = gradient.clone()
+            self.optimizer.step()
+        return self.weight.detach().clone()
+
+
+def _twin(optimizer: Optimizer, group: Group, start: Tensor, *, weight_decay: float, lr: float = _RATE) -> _Twin:
     """The same optimizer with the same settings, no history, and one small parameter."""
     weight = torch.nn.Parameter(start.clone())
     settings = {name: value for name, value in group.items() if name != "params"}
@@ -317,12 +318,7 @@ def _twin(
     twin.param_groups, twin.state = [own], defaultdict(dict)
     if callable(getattr(twin, "train", None)):  # schedule-free optimizers step in training mode only
         twin.train()
-    return twin, weight
-
-
-def _step(twin: Optimizer, weight: torch.nn.Parameter, gradient: Tensor) -> None:
-    weight.grad = gradient.clone()
-    twin.step()
+    return _Twin(twin, own, weight)
 
 
 @contextmanager
