@@ -20,7 +20,7 @@ from collapsar.report.advice_page import advice_page, advice_view
 from collapsar.report.class_marks import marked_names, shown_classes
 from collapsar.report.class_plane import principal_plane
 from collapsar.report.diagnosis import class_recalls
-from collapsar.report.network_words import reason, report_finding
+from collapsar.report.network_words import report_finding
 from collapsar.report.style import styled
 from collapsar.report.words import number_text
 from test_report import EVIL, Page, fake_record
@@ -208,12 +208,15 @@ def test_one_network_which_classes_and_why(record, index, headline, threshold):
     page = Page(report_page(one(record, index)))
     assert [h.strip() for h in page.by_tag["h1"]] == [headline]
     text = words_of(page)
-    assert "The measurement agrees with the theory for every class." in text
-    assert ("A large score must be worth its price" in text) == (index > 0)
+    assert "as measured, for every class. " in text
+    assert "a large score must be worth its price" in text
+    first = "merge" if index == 1 else "vanish"
+    assert f"dog, eel and fox {first} first, from λZ = " in text
+    assert text.count(record["runs"][index]["diagnosis"]["reason"].split("= ")[-1]) >= 2  # as lead and as finding
     assert ("What to change" in text) == (index > 0)
     if threshold is not None:
-        assert f"collapse from penalty {threshold:.3g} on" in text
-        assert f"{CASES['merged'][1] / threshold:.3g} times that" in text
+        assert f"merge first, from λZ = {threshold:.4g} on" in text
+        assert f"this network is at {CASES['merged'][1] / threshold:.3g} times that" in text
 
 
 def test_every_mean_score_can_be_hovered(page):
@@ -243,29 +246,6 @@ def test_several_networks_are_compared(record, page):
     assert "each column of markers is one network" in words_of(same)
 
 
-@pytest.mark.parametrize(
-    ("price", "thresholds", "words"),
-    [
-        (0.02, [0.01, 0.015, 0.015], "all classes collapse from penalty 0.015 on, the first from 0.01 on. This"),
-        (0.02, [0.01, 0.01, 0.01], "all classes collapse from penalty 0.01 on. This network was trained at 0.02."),
-        (0.02, [0.01, 0.03, 0.03], "class a (9 samples) collapses from penalty 0.01 on. This network was trained at"),
-        (0.02, [0.01, 0.03, 0.03], "was trained at 0.02, 2 times that. The"),
-        (0.02, [0.01, 0.015, 0.03], "classes a, b (9 to 20 samples each) collapse from penalty 0.01 to 0.015 on."),
-        (0.02, [0.04, 0.05, 0.05], "would collapse at penalty 0.04; this network was trained at 0.02, 50 % of that"),
-        (0.02, [None, None, None], "no penalty makes any class"),
-    ],
-)  # fmt: skip
-def test_the_reason_in_words(price, thresholds, words):
-    states = ["separated", "separated", "merged"]
-    seen = ["vanished" if level is not None and level <= price else "separated" for level in thresholds]
-    theory = {"lambda_z": price, "merge": [None] * 3, "vanish": thresholds, "seen": seen}
-    classes = {"class_names": ["a", "b", "c"], "class_counts": [9, 20, 30]}
-    diagnosis = {"prediction": theory, "separation": {"states": states}, **classes}
-    assert words in reason(diagnosis)
-    wrong = sum(a != b for a, b in zip(seen, states, strict=True))
-    assert reason(diagnosis).endswith(f"The measurement differs from the theory for {wrong} of 3 classes.")
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_a_class_alone_in_its_size_has_no_sharp_threshold(tmp_path):
     counts, price = np.array([60, 40, 6, 5]), 0.022
@@ -278,7 +258,7 @@ def test_a_class_alone_in_its_size_has_no_sharp_threshold(tmp_path):
     text = words_of(Page(report_page(record)))
     assert record["runs"][0]["diagnosis"]["prediction"]["seen"] == ["separated"] * 4
     # sqrt(5) / 111; the class of 6 samples follows at 0.0221
-    assert "From penalty 0.0201 on, the scores of 3 gradually approach those of other classes; this network" in text
+    assert "3 comes to equal others first, from about λZ = 0.02014 on; this network is at 1.09 times that." in text
     assert "A threshold marked ≈ is approximate" in text
 
 
@@ -512,7 +492,7 @@ def test_networks_that_normalise_have_a_page_in_the_penalty_of_their_head(tmp_pa
     assert diagnosis["prediction"]["merge"][9] == pytest.approx(merge)
     assert merge < 1.5
     text = words_of(Page(report_page(found)))
-    assert f"collapse from penalty {number_text(merge)} on. This network was trained at 1.5" in text
+    assert f"merge first, from λW = {merge:.4g} on; this network is at " in text
     assert f"penalty of the head {number_text(1.5)}" in text
     assert f"from lambda_w = {merge:.4g} on; this network is at {1.5 / merge:.2f} times that" in text
     geometry = np.array(found["runs"][0]["geometry"]["theory"])

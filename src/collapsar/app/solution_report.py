@@ -11,9 +11,11 @@ from collapsar.app.network_records import coordinates
 from collapsar.app.theory_records import solution_groups, solution_record
 from collapsar.core.normalization import own_penalties
 from collapsar.core.records import to_json
+from collapsar.core.sentences import listed
 from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Matrix, Record
-from collapsar.diagnose.prediction import prediction_of
+from collapsar.diagnose.prediction import Prediction, prediction_of
+from collapsar.diagnose.words import first_lost
 from collapsar.report.words import problem_words
 
 __all__ = ["solution_report"]
@@ -36,8 +38,9 @@ def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] 
 
     Returns:
         ``solution_record``; ``solution_groups`` as "groups"; and "name", "class_counts", "setting"
-        (the problem in a line), "prediction" (as of a diagnosis), "norm" (of normalised features, else None), "heads"
-        and "features": lengths of the head's rows and of the class means (relative to the longest) and, up to 200
+        (the problem in a line), "prediction" (as of a diagnosis), "reason" (its first threshold in words), "norm" (of
+        normalised features, else None), "heads" and
+        "features": lengths of the head's rows and of the class means (relative to the longest) and, up to 200
         classes, their cosines, "geometry" (both in axes of their own) and "path" (None beyond 16 sizes of classes, and
         where each class has a penalty of its own).
     """
@@ -45,6 +48,7 @@ def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] 
     sides = {"heads": s.classifier_gram(), "features": s.feature_gram()}
     table = problem.num_classes <= _TABLE_CLASSES
     theory = cs.thresholds(problem)
+    prediction = prediction_of(s, theory)
     return to_json(
         {
             **record,
@@ -53,13 +57,29 @@ def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] 
             "class_counts": problem.class_counts,
             "setting": problem_words(problem),
             "Z": record["Z"] if table else None,
-            "prediction": prediction_of(s, theory),
+            "prediction": prediction,
+            "reason": _reason(s, prediction, record["class_names"]),
             "norm": getattr(s, "norm", None),
             **{side: _directions(gram, table) for side, gram in sides.items()},
             "geometry": {side: coordinates(gram) for side, gram in sides.items()} if table else None,
             "path": _path(s, theory),
         }
     )
+
+
+def _reason(s: cs.Solution, prediction: Prediction, names: Sequence[str]) -> str:
+    """The first threshold beside the penalty."""
+    scale = own_penalties(s.problem) / prediction.price
+    if first := first_lost(
+        prediction, lambda some: listed((names[k] for k in some), 8, last=" and "), "optimum", scale
+    ):
+        return first
+    if np.any(s.quotient.sizes == 1):
+        return (
+            "A class that shares its size with no other has no sharp threshold here: as the decay grows, its scores "
+            "approach those of other classes gradually."
+        )
+    return f"No value of {prediction.unit} merges these classes, or lets one vanish."
 
 
 def _directions(gram: Matrix, table: bool) -> Record:

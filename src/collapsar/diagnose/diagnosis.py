@@ -104,6 +104,7 @@ def diagnose_measurement(
     found = Diagnosis(
         headline="",
         words=(),
+        reason="",
         source=source,
         class_names=names,
         measurement=m,
@@ -122,7 +123,8 @@ def diagnose_measurement(
         prediction=theory.prediction,
         notes=tuple(notes),
     )
-    return replace(found, headline=words.headline(found), words=tuple(words.findings(found)))
+    said = tuple(words.findings(found))
+    return replace(found, headline=words.headline(found), words=said, reason=" ".join(words.reason(found)))
 
 
 class _Theory(NamedTuple):

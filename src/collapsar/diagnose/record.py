@@ -59,6 +59,7 @@ class Diagnosis:
     Attributes:
         headline: what happened to the classes, in one sentence.
         words: all that was found, a sentence or two per finding.
+        reason: those of ``words`` that say what theory predicts and from which penalty on; empty where it does not.
         source: where the network came from.
         class_names: shape (K,).
         measurement: what was measured.
@@ -80,6 +81,7 @@ class Diagnosis:
 
     headline: str
     words: tuple[str, ...]
+    reason: str
     source: str
     class_names: tuple[str, ...]
     measurement: Measurement
@@ -141,6 +143,7 @@ class Diagnosis:
             "kind": "diagnosis",
             "headline": self.headline,
             "words": list(self.words),
+            "reason": self.reason,
             "source": self.source,
             "class_names": list(self.class_names),
             "class_counts": m.class_counts.tolist(),

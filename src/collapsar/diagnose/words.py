@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from collapsar.core.known import NORMALISED, UNPENALISED, KnownTraining, rests_by_rows
 from collapsar.core.normalization import own_penalties
 from collapsar.core.sentences import percent
+from collapsar.core.types import Vector
 from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, agreement_words
 from collapsar.diagnose.class_words import cost, headline, lost, outscored, rule, shared_rows
 from collapsar.diagnose.fit import Fit, ModelFit
@@ -18,7 +19,7 @@ from collapsar.diagnose.model_choice import NormalizedFit
 from collapsar.diagnose.prediction import Prediction
 from collapsar.diagnose.record import Diagnosis
 
-__all__ = ["findings", "headline"]
+__all__ = ["findings", "first_lost", "headline", "reason"]
 
 
 def findings(d: Diagnosis) -> Iterator[str]:
@@ -32,9 +33,7 @@ def findings(d: Diagnosis) -> Iterator[str]:
         yield f"Model: {d.model.sentence}"
     if d.frozen is not None:
         yield from _frozen(d, d.frozen)
-    if d.prediction is not None:
-        yield _predicted(d, d.prediction)
-        yield from _margin(d, d.prediction)
+    yield from reason(d)
     yield _rest(d)
     if d.model_fit is not None:
         yield _own_distance(d, d.model_fit)
@@ -47,6 +46,16 @@ def findings(d: Diagnosis) -> Iterator[str]:
     told = [caution for caution in d.known.cautions if not any(text in caution for text in answered)]
     yield from (f"Caution: {caution}" for caution in told)
     yield rule(d)
+
+
+def reason(d: Diagnosis) -> Iterator[str]:
+    """What theory says of the states: those it predicts, and who goes first at which penalty."""
+    if d.prediction is None:
+        return
+    yield _predicted(d, d.prediction)
+    own = 1.0 if d.model_fit is None else own_penalties(d.model_fit.solution.problem) / d.prediction.price
+    if first := first_lost(d.prediction, d.named, "network", own):
+        yield first
 
 
 def _rest(d: Diagnosis) -> str:
@@ -96,23 +105,31 @@ def _predicted(d: Diagnosis, prediction: Prediction) -> str:
     return f"{text}: as measured for {len(states) - len(wrong)} of {len(states)} classes. Not so: {listed}{more}."
 
 
-def _margin(d: Diagnosis, prediction: Prediction) -> Iterator[str]:
-    """How far the class that goes first is from its threshold."""
-    first = np.where(np.isnan(prediction.edge), np.inf, prediction.edge)
+def first_lost(p: Prediction, named: Callable[[Iterable[int]], str], what: str, scale: Vector | float = 1.0) -> str:
+    """How far the class that goes first is from its threshold; empty where none goes at any penalty.
+
+    Args:
+        p: of a network or an optimum.
+        named: the names of classes in a sentence.
+        what: "network" or "optimum".
+        scale: each class's own penalty in units of ``p.price``, shape (K,), where the head's rows have several.
+    """
+    first = np.where(np.isnan(p.edge), np.inf, p.edge)
     level = float(first.min())
     if not np.isfinite(level):
-        return
+        return ""
     classes = np.flatnonzero(first <= level * (1 + 1e-9)).tolist()
-    verb = "merges" if level == prediction.merge[classes[0]] else "vanishes"
-    if level < np.fmin(prediction.merge, prediction.vanish)[classes[0]]:  # alone in its size: no transition
-        verb = "comes to equal others"
-    if len(classes) > 1:
-        verb = {"merges": "merge", "vanishes": "vanish"}.get(verb, "come to equal others")
-    ratio = prediction.price / level
+    many, about = len(classes) > 1, ""
+    verb = "merge" if level == p.merge[classes[0]] else "vanish"
+    verb += "" if many else "s" if verb == "merge" else "es"
+    if level < np.fmin(p.merge, p.vanish)[classes[0]]:  # approximate: it is alone in its size, or directions are shared
+        about = "about "
+        if p.features == "signed":
+            verb = "come to equal others" if many else "comes to equal others"
+    ratio = p.price / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{percent(ratio)} of it"
-    if d.model_fit is not None:  # said in the class's own penalty, where rows have several
-        level *= own_penalties(d.model_fit.solution.problem)[classes[0]] / prediction.price
-    yield f"{d.named(classes)} {verb} first, from {prediction.unit} = {level:.4g} on; this network is at {where}."
+    level *= np.broadcast_to(scale, first.shape)[classes[0]]
+    return f"{named(classes)} {verb} first, from {about}{p.unit} = {level:.4g} on; this {what} is at {where}."
 
 
 def _frozen(d: Diagnosis, head: FrozenHead) -> Iterator[str]:

@@ -18,7 +18,6 @@ from collapsar.report.network_words import (
     cautions,
     model_distance,
     price_of,
-    reason,
     report_finding,
     state_counts,
     trained,
@@ -126,7 +125,6 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         "id": ident,
         "name": run["name"],
         "trained": trained(run),
-        "reason": reason(data),
         "cautions": [*lost_and_dead(data), *cautions(data)],
         "marks": sorted({mark for marks in class_marks(data) for mark in marks}, reverse=True),
         "part": f"Of the {total} classes {len(shown)} are drawn and listed: those that are not separated, lost or dead "
@@ -137,7 +135,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         "training": run["training"],
         "order": [k for cluster in data["clusters"] for k in cluster],
         "threshold_svg": threshold_view(
-            data, ident, f"Thresholds of theory and the penalty of this network, {here}. {reason(data)}"
+            data, ident, f"Thresholds of theory and the penalty of this network, {here}. {data['reason']}"
         ),
         "price": here,
         "gradual": gradual(data["prediction"]),

@@ -6,7 +6,7 @@ import numpy as np
 
 from collapsar.core.sentences import listed
 from collapsar.report.record import Record, defined
-from collapsar.report.words import number_text, range_text, sentence, share_text
+from collapsar.report.words import number_text, sentence
 
 __all__ = [
     "accuracy",
@@ -14,7 +14,6 @@ __all__ = [
     "first_thresholds",
     "model_distance",
     "price_of",
-    "reason",
     "report_finding",
     "solution_headline",
     "state_counts",
@@ -77,60 +76,6 @@ def model_distance(data: Record) -> float | None:
         return None
     features = data["prediction"]["features"] if data["prediction"] is not None else "signed"
     return data["fit"]["models"][features]["distance"]["Z"]
-
-
-def reason(diagnosis: Record) -> str:
-    """Why the classes are as they are: penalty against thresholds. Empty where theory predicts nothing."""
-    theory = diagnosis["prediction"]
-    if theory is None:
-        return ""
-    first, price = first_thresholds(theory), price_of(theory)
-    states = diagnosis["separation"]["states"]
-    wrong = sum(a != b for a, b in zip(theory["seen"], states, strict=True))
-    agreed = (
-        "The measurement agrees with the theory for every class."
-        if not wrong
-        else f"The measurement differs from the theory for {wrong} of {len(states)} classes."
-    )
-    lost = np.flatnonzero((first <= price) & (np.array(theory["seen"]) != "separated"))
-    if len(lost) == 0:
-        level = float(first.min())
-        if level <= price:
-            who = listed([diagnosis["class_names"][k] for k in np.flatnonzero(first <= price)], 6)
-            return (
-                f"From penalty {number_text(level)} on, the scores of {who} gradually approach those of other classes; "
-                f"this network was trained at {number_text(price)}, where theory still finds every class separated. "
-                f"{agreed}"
-            )
-        if not np.isfinite(level):
-            return f"According to the theory, no penalty makes any class here collapse. {agreed}"
-        return (
-            f"Training pulls all scores towards zero, with a strength called the penalty. The first classes would "
-            f"collapse at penalty {number_text(level)}; this network was trained at {number_text(price)}, "
-            f"{share_text(price / level)} of that. {agreed}"
-        )
-    levels = first[lost]
-    start = (
-        "Training pulls all scores towards zero, with a strength called the penalty. A large score must be worth its "
-    )
-    if len(lost) == len(first):
-        early = f", the first from {number_text(levels.min())} on" if levels.max() > levels.min() * (1 + 1e-6) else ""
-        return (
-            f"{start}price, and here none is: all classes collapse from penalty {number_text(levels.max())} on"
-            f"{early}. This network was trained at {number_text(price)}. {agreed}"
-        )
-    where, times = number_text(levels.min()), f", {number_text(price / levels.min())} times that"
-    if levels.max() > levels.min() * (1 + 1e-6):
-        where, times = f"{where} to {number_text(levels.max())}", ""
-    size = range_text(diagnosis["class_counts"][k] for k in lost)
-    who = listed([diagnosis["class_names"][k] for k in lost], 6)
-    subject, samples, verb = (
-        ("class", "samples", "collapses") if len(lost) == 1 else ("classes", "samples each", "collapse")
-    )
-    return (
-        f"{start}price, and for a class with few samples it is not: {subject} {who} ({size} {samples}) {verb} "
-        f"from penalty {where} on. This network was trained at {number_text(price)}{times}. {agreed}"
-    )
 
 
 def cautions(diagnosis: Record) -> list[str]:

@@ -22,6 +22,7 @@ _KEYS = {
     "at_rest effective fit prediction notes",
     "report": "runs",
 }
+_DEFAULTS = {"diagnosis": {"reason": ""}}  # what records of earlier versions have not
 _RUN_KEYS = "lambda_z seed position predicted measured distance accuracy stationarity seconds epochs history"
 _STANDARD_RUN_KEYS = "lambda_w predicted measured distance accuracy stationarity"
 _MOST_SIZES = 8
@@ -56,7 +57,7 @@ def checked(record: Mapping[str, Any], kind: str) -> Record:
     got = record.get("kind") if isinstance(record, Mapping) else None
     if got != kind:
         raise ValueError(f'`record` must be the record {_KINDS[kind]} (kind "{kind}"), got kind {got!r}')
-    data: Record = to_json(record)
+    data: Record = {**_DEFAULTS.get(kind, {}), **to_json(record)}
     _require(data, _KEYS.get(kind, ""), "record")
     return data
 

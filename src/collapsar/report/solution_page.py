@@ -41,11 +41,11 @@ def solution_view(record: Record, ident: str, source: str) -> Record:
     own = record["prediction"]
     scale, scores = _scores(data, ident, source)
     unit = "head decay λ<sub>W</sub>" if own["unit"] == "lambda_w" else "penalty λ<sub>Z</sub>"
-    headline, why = solution_headline(record), _reason(record)
+    why = record.get("reason", "")  # records of earlier versions have none
     return {
         "id": ident,
         "name": record["name"],
-        "headline": headline,
+        "headline": solution_headline(record),
         "setting": record["setting"],
         "reason": why,
         "unit": unit,
@@ -62,25 +62,6 @@ def solution_view(record: Record, ident: str, source: str) -> Record:
         "path_svgs": _path(record, ident),
         "certificate": _certificate(record),
     }
-
-
-def _reason(record: Record) -> str:
-    """The first threshold beside the penalty."""
-    theory = record["prediction"]
-    first, price, name = first_thresholds(theory), price_of(theory), theory["unit"]
-    level = float(np.min(first))
-    if not np.isfinite(level):
-        if any(len(group["classes"]) == 1 for group in record["groups"]):
-            return (
-                "A class that shares its size with no other has no sharp threshold here: as the decay grows, its "
-                "scores approach those of other classes gradually."
-            )
-        return f"No value of {name} merges these classes, or lets one vanish."
-    about = "about " if int(np.argmin(first)) in gradual(theory) else ""
-    return (
-        f"The first classes lose their own predictions at {about}{name} = {number_text(level)}; this optimum is at "
-        f"{number_text(price)}, {number_text(price / level, 3)} times that."
-    )
 
 
 def _certificate(record: Record) -> str:
