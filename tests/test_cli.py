@@ -229,9 +229,22 @@ def test_classes_that_merge_gradually_are_not_said_to_merge_never(here):
 
 
 @pytest.mark.parametrize(
+    ("named", "length"),
+    [("layernorm --width 64", "8"), ("batchnorm --width 64", "8 --over batch"), ("cosine --width 9", "16")],
+)
+def test_a_norm_is_given_by_name_and_width_or_by_its_length(here, named, length):
+    solve = ["solve", "100x5,20x5", "--lambda-b", "0", "--lambda-w", "3", "--json", "--norm"]
+    assert json.loads(here(*solve, *named.split()).stdout) == json.loads(here(*solve, *length.split()).stdout)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("solve 5,3 --lambda-w 1 --norm layernorm", "'layernorm' is not a number: give the length of the features"),
+        ("solve 5,3 --lambda-w 1 --norm layernorm", "--norm layernorm goes with --width"),
+        ("thresholds 5,3 --norm batchnorm --width 9 --over sample", "without --over"),
+        ("thresholds 5,3 --norm groupnorm", "none of layernorm, rmsnorm, batchnorm, cosine"),
+        ("thresholds 5,3 --norm 2 --width 4", "--width goes with --norm layernorm"),
+        ("thresholds 5,3 --over batch", "--over batch goes with --norm"),
         ("advise 5,3", "or better --norm, --lr, --steps"),
         ("advise 5,3 --optimizer adamw --weight-decay 0.1", "say how far it has acted with --norm, --lr"),
         ("advise --diagnosis nothing.json", "nothing.json: no such file or directory"),

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
-
 from collapsar.core.checks import must_be_positive
-from collapsar.core.normalization import COSINE_SCALE
+from collapsar.core.normalization import norm_length
 
 __all__ = ["Norm", "Recipe", "Schedule"]
 
@@ -64,7 +62,7 @@ class Recipe:
     @property
     def norm_length(self) -> float:
         """The length of the features where it is given."""
-        return self.length or (COSINE_SCALE if self.norm == "cosine" else float(np.sqrt(self.width)))
+        return self.length or norm_length(self.norm, self.width)
 
     @property
     def clock(self) -> float:

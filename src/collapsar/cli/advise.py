@@ -29,7 +29,7 @@ from collapsar.cli.options import (
     command,
     picture_given,
 )
-from collapsar.cli.output import RELU_WORDS, console, plain_table, print_json, write_picture
+from collapsar.cli.output import RELU_WORDS, console, plain_table, tell, write_picture
 from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
@@ -132,7 +132,8 @@ def advise(
     _check_options(context)
     picture_given(picture)
     if recipe is not None:
-        _print_standard(advise_standard(_read(counts, file).counts, recipe), recipe, as_json=as_json)
+        advice = advise_standard(_read(counts, file).counts, recipe)
+        tell(advice.to_dict(), lambda: _print_standard(advice, recipe), as_json=as_json)
         return
     if training.optimizer == "adamw":
         raise ValueError(
@@ -141,7 +142,8 @@ def advise(
         )
     if training.weight_decay is not None:
         n, how = _read(counts, file).counts, {"layers": training.layers, "optimizer": training.optimizer}
-        _print_decay(advise_weight_decay(n, training.weight_decay, margin=margin, **how).to_dict(), as_json=as_json)
+        decay = advise_weight_decay(n, training.weight_decay, margin=margin, **how).to_dict()
+        tell(decay, lambda: _print_decay(decay), as_json=as_json)
         return
     if diagnosis is not None:
         record = advise_diagnosis(_diagnosis(diagnosis), margin, layers=training.layers)
@@ -155,10 +157,7 @@ def advise(
         advice = advise_on(problem, margin, class_names=read.names).to_dict()
         record = {**advice, "cautions": list(cautions), "from_diagnosis": False}
     _write(record, html, picture)
-    if as_json:
-        print_json(record)
-    else:
-        _print_advice(record)
+    tell(record, lambda: _print_advice(record), as_json=as_json)
 
 
 _OF_COUNTS = {"counts", "column", "ignore_index"}
@@ -280,10 +279,7 @@ def _state_rows(record: Record) -> list[tuple[str, ...]]:
     )
 
 
-def _print_standard(advice: StandardAdvice, recipe: Recipe, *, as_json: bool) -> None:
-    if as_json:
-        print_json(advice.to_dict())
-        return
+def _print_standard(advice: StandardAdvice, recipe: Recipe) -> None:
     for name, text in (("verdict", advice.verdict), ("why", advice.reason), ("cure", advice.cure)):
         typer.echo(f"{name:8} {text}")
     meaning = "sum of lr * wd over the run; far below 1 decay has not acted, well above 1 it has"
@@ -293,10 +289,7 @@ def _print_standard(advice: StandardAdvice, recipe: Recipe, *, as_json: bool) ->
         typer.echo(f"{'assumed':8} features of length {recipe.norm_length:.3g} before the head, {usual} (--length)")
 
 
-def _print_decay(record: Record, *, as_json: bool) -> None:
-    if as_json:
-        print_json(record)
-        return
+def _print_decay(record: Record) -> None:
     shown, n = console(), record["class_counts"]
     shown.print(f"{len(n)} classes, {sum(n)} samples, {max(n)} in the largest, {min(n)} in the smallest")
     for sentence in words.decay_words(record):

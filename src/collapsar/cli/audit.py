@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from typer import Argument, Option
 
 from collapsar.cli.options import BEHIND_A_NORM, ClassNames, Html, Json, Prices, command, names_in
-from collapsar.cli.output import console, plain_table, print_json, refuse
+from collapsar.cli.output import console, plain_table, refuse, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.types import Record
 from collapsar.diagnose.head_audit import AuditOptions
@@ -103,10 +103,7 @@ def audit(
         from collapsar.report import audit_page
 
         write_atomically(html, audit_page(record))
-    if as_json:
-        print_json(record)
-    else:
-        _print(record, f"{found.name} {found.weight.shape}: {found.reason}")
+    tell(record, lambda: _print(record, f"{found.name} {found.weight.shape}: {found.reason}"), as_json=as_json)
     dead = int(result.dead.sum())
     if max_dead is not None and dead > max_dead:
         refuse([f"{dead} {'class is' if dead == 1 else 'classes are'} dead, more than {max_dead}"])

@@ -9,7 +9,7 @@ from typing import Literal
 from typer import Argument, Option
 
 from collapsar.cli.options import ClassNames, DataDir, Html, Json, Picture, command, names_in, picture_given
-from collapsar.cli.output import console, plain_table, print_json, refuse, write_picture
+from collapsar.cli.output import console, plain_table, refuse, tell, write_picture
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.problem import Loss
@@ -103,10 +103,7 @@ def diagnose(
         from collapsar.report import diagnosis_figure
 
         write_picture(picture, diagnosis_figure(record), "diagnosis", record["headline"])
-    if as_json:
-        print_json(record)
-    else:
-        _print(record)
+    tell(record, lambda: _print(record), as_json=as_json)
     refuse(_failures(found, max_merged, min_recall))
 
 

@@ -16,6 +16,7 @@ from typer import Argument, Option
 import collapsar as cs
 from collapsar.cli.app import app
 from collapsar.core.counts import LabelCounts
+from collapsar.core.normalization import norm_length
 
 __all__ = [
     "BEHIND_A_NORM",
@@ -122,29 +123,39 @@ class Prices:
         raise ValueError(f"give either --lambda-z, or both --lambda-w and --lambda-h{more}")
 
 
-def _length(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a number: give the length of the features, sqrt(width) behind a LayerNorm, RMSNorm or "
-            "BatchNorm without a gain"
-        ) from None
-
-
 @dataclass(frozen=True)
 class NormOptions:
     """A norm before the head."""
 
-    norm: float | None = Option(
+    norm: str | None = Option(
         None,
-        parser=_length,
-        metavar="<float>",
-        help="Length of features behind a norm without gain, sqrt(width) for LayerNorm; with --lambda-w alone.",
+        metavar="<name or length>",
+        help="What normalises the features: layernorm, rmsnorm, batchnorm (without gain) or cosine, with --width; or "
+        "their length. With --lambda-w alone.",
     )
+    width: int | None = Option(None, min=1, help="With the name of a norm: features before the head.")
     over: Literal["sample", "batch"] | None = Option(
-        None, help="With --norm: sample (the default) for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm."
+        None, help="With a length: sample (the default) for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm."
     )
+
+    def normalised(self) -> tuple[float, Literal["sample", "batch"]] | None:
+        """The length of the features, and over what it is fixed; None without --norm."""
+        if self.norm in ("layernorm", "rmsnorm", "batchnorm", "cosine"):
+            if self.width is None or self.over is not None:
+                raise ValueError(f"--norm {self.norm} goes with --width, the number of features, and without --over")
+            return norm_length(self.norm, self.width), "batch" if self.norm == "batchnorm" else "sample"
+        if self.width is not None:
+            raise ValueError("--width goes with --norm layernorm, rmsnorm, batchnorm or cosine")
+        if self.norm is None:
+            if self.over is not None:
+                raise ValueError(f"--over {self.over} goes with --norm, the length of the features")
+            return None
+        try:
+            return float(self.norm), self.over or "sample"
+        except ValueError:
+            raise ValueError(
+                f"--norm {self.norm} is no length of features, and none of layernorm, rmsnorm, batchnorm, cosine"
+            ) from None
 
     def problem(
         self,
@@ -155,20 +166,12 @@ class NormOptions:
         features: Literal["signed", "nonnegative"],
     ) -> cs.Problem:
         """The problem at this lambda_z; behind a norm at this lambda_w."""
-        if self.over is not None and self.norm is None:
-            raise ValueError(
-                f"--over {self.over} goes with --norm, the length of the features: sqrt(width) for a LayerNorm"
-            )
-        if self.norm is None:
+        found = self.normalised()
+        if found is None:
             return cs.Problem(counts, level, lambda_b, loss, features=features)
+        length, over = found
         return cs.Problem.from_normalized(
-            counts,
-            lambda_w=level,
-            norm=self.norm,
-            over=self.over or "sample",
-            lambda_b=lambda_b,
-            loss=loss,
-            features=features,
+            counts, lambda_w=level, norm=length, over=over, lambda_b=lambda_b, loss=loss, features=features
         )
 
 

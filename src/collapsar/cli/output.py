@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "plain_table",
     "print_json",
     "refuse",
+    "tell",
     "write_picture",
 ]
 
@@ -58,6 +59,14 @@ def number_or_dash(value: float | None, form: str = ".3g") -> str:
 def print_json(record: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
     print(json.dumps(to_json(record), allow_nan=False))
+
+
+def tell(record: Mapping[str, Any], words: Callable[[], None], *, as_json: bool) -> None:
+    """What a command found: the record as JSON, or ``words`` for people."""
+    if as_json:
+        print_json(record)
+    else:
+        words()
 
 
 def refuse(failures: Sequence[str]) -> None:

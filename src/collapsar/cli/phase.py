@@ -11,7 +11,7 @@ from typer import Option
 
 import collapsar as cs
 from collapsar.cli.options import Json, command, picture_given
-from collapsar.cli.output import bars, console, plain_table, print_json, refuse, write_picture
+from collapsar.cli.output import bars, console, plain_table, refuse, tell, write_picture
 
 if TYPE_CHECKING:
     from collapsar.phase.diagram import ModelPhase, PhaseDiagram
@@ -98,10 +98,7 @@ def phase(
         from collapsar.report.phase_plot import phase_figure
 
         write_picture(out, phase_figure(record), "phase", "Phase diagram of the two feature models", dpi=300)
-    if as_json:
-        print_json(record)
-    else:
-        _print_phase(diagram, out, record_file)
+    tell(record, lambda: _print_phase(diagram, out, record_file), as_json=as_json)
     failed = sum(int((part.status != cs.Status.OPTIMAL.name).sum()) for part in diagram.models)
     refuse([f"{failed} cells did not reach the gap {tol:g}; they are marked"] if failed else [])
 

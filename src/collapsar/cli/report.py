@@ -9,7 +9,7 @@ from pathlib import Path
 from typer import Argument, Option
 
 from collapsar.cli.options import DataDir, Json, Show, command
-from collapsar.cli.output import print_json
+from collapsar.cli.output import tell
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
@@ -58,7 +58,7 @@ def report(
 
     record = to_json(report_record(runs, data_dir=data_dir, progress=say))
     page = write_atomically(out, report_page(record)).resolve()
-    _tell({**record, "page": str(page)}, f"{report_finding(record)}\nReport", page, as_json=as_json, show=show)
+    _tell_page({**record, "page": str(page)}, f"{report_finding(record)}\nReport", page, as_json=as_json, show=show)
 
 
 @command("collapsar explore", "collapsar explore --out explorer.html --no-open")
@@ -75,14 +75,11 @@ def explore(
     from collapsar.report.explorer import explorer_page
 
     page = write_atomically(out if output is None else output, explorer_page()).resolve()
-    _tell({"page": str(page), "bytes": page.stat().st_size}, "Explorer", page, as_json=as_json, show=show)
+    _tell_page({"page": str(page), "bytes": page.stat().st_size}, "Explorer", page, as_json=as_json, show=show)
 
 
-def _tell(record: Record, words: str, page: Path, *, as_json: bool, show: bool) -> None:
+def _tell_page(record: Record, words: str, page: Path, *, as_json: bool, show: bool) -> None:
     """Where the page lies; and open it."""
-    if as_json:
-        print_json(record)
-    else:
-        print(f"{words}: {page.as_uri()}")
+    tell(record, lambda: print(f"{words}: {page.as_uri()}"), as_json=as_json)
     if show and not webbrowser.open(page.as_uri()):
         print("No browser could be opened; open the page yourself.", file=sys.stderr)

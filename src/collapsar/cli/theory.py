@@ -31,7 +31,7 @@ from collapsar.cli.options import (
     Prices,
     command,
 )
-from collapsar.cli.output import RELU_WORDS, console, number_or_dash, plain_table, print_json
+from collapsar.cli.output import RELU_WORDS, console, number_or_dash, plain_table, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
 from collapsar.core.types import Mask, Vector
@@ -81,10 +81,8 @@ def solve(
 
         page = {"kind": "report", "runs": [], "solutions": [solution_report(solution, html.stem, read.names)]}
         write_atomically(html, report_page(page))
-    if as_json:
-        print_json(solution_record(solution, read.names))
-    else:
-        _print_solution(solution, read.names)
+    record = solution_record(solution, read.names)
+    tell(record, lambda: _print_solution(solution, read.names), as_json=as_json)
     if solution.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(solution)
 
@@ -152,10 +150,8 @@ def thresholds(
     problem = norm.problem(read.counts, 1.0 if at is None else at, lambda_b, loss.loss(read.counts.size), features)
     t = cs.thresholds(problem)
     here = None if at is None else _watched(problem, 1e-9, 300)
-    if as_json:
-        print_json(thresholds_record(problem, t, here, read.names))
-    else:
-        _print_thresholds(problem, t, here, read.names)
+    record = thresholds_record(problem, t, here, read.names)
+    tell(record, lambda: _print_thresholds(problem, t, here, read.names), as_json=as_json)
     if here is not None and here.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(here)
 

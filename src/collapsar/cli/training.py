@@ -12,7 +12,7 @@ from rich.progress import Progress
 from typer import Option
 
 from collapsar.cli.options import DataDir, Json, LabelFile, Prices, command
-from collapsar.cli.output import bars, console, number_or_dash, plain_table, print_json
+from collapsar.cli.output import bars, console, number_or_dash, plain_table, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
@@ -88,10 +88,7 @@ def train(
         result = train_network(config, images, out, progress=progress, resume=not fresh, measure=collapse_numbers)
     record = {"config": json.loads(config.to_json()), **run_record(result, images)}
     write_atomically(out / "result.json", json.dumps(to_json(record), allow_nan=False))
-    if as_json:
-        print_json(record)
-    else:
-        _print_training(record, out)
+    tell(record, lambda: _print_training(record, out), as_json=as_json)
 
 
 def _config(data: str, counts: list[int], prices: Prices, recipe: Recipe, machine: Machine) -> TrainConfig:
@@ -175,10 +172,7 @@ def demo(
     write_atomically(folder / "record.json", json.dumps(record, allow_nan=False))
     write_atomically(folder / "picture.png", png_bytes(demo_figure(record)))
     page = write_atomically(folder / "report.html", demo_page(record))
-    if as_json:
-        print_json(record)
-    else:
-        _print_demo(record, page)
+    tell(record, lambda: _print_demo(record, page), as_json=as_json)
 
 
 def _advance(bar: Progress, name: str) -> Callable[[int, int, Any], None]:

@@ -10,6 +10,7 @@ With a gain under decay the length is free and priced: + (lambda_gain / 2) norm^
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -25,12 +26,17 @@ from collapsar.core.types import Vector
 if TYPE_CHECKING:
     from collapsar.core.problem import Problem
 
-__all__ = ["COSINE_SCALE", "Normalization", "Over", "own_penalties", "strengthened"]
+__all__ = ["COSINE_SCALE", "Normalization", "Over", "norm_length", "own_penalties", "strengthened"]
 
 COSINE_SCALE = 16.0
 """What a cosine head usually multiplies its features of unit length by."""
 
 Over = Literal["sample", "batch"]
+
+
+def norm_length(norm: str, width: int) -> float:
+    """Length of ``width`` features behind a norm without a gain; of a ``"cosine"`` head its usual scale."""
+    return COSINE_SCALE if norm == "cosine" else math.sqrt(width)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from collapsar.core.normalization import COSINE_SCALE
+from collapsar.core.normalization import COSINE_SCALE, norm_length
 
 __all__ = ["BODIES", "FEATURE_NORMS", "FeatureNetwork", "ModelSpec", "build_model"]
 
@@ -101,7 +101,7 @@ class ModelSpec:
         """The length of the features (per batch: the root of their mean square) that ``feature_norm`` gives them."""
         if not self.feature_norm:
             return None
-        return COSINE_SCALE if self.feature_norm == "cosine" else math.sqrt(num_features)
+        return norm_length(self.feature_norm, num_features)
 
 
 class _Cosine(nn.Module):
