@@ -136,6 +136,12 @@ def test_verdicts_on_both_sides() -> None:
     assert calm.suggestions == ()
 
 
+def test_many_small_counts_by_class_are_no_labels() -> None:
+    """Copies and new samples give a hundred counts of 1 to 3, which as a bare list are labels."""
+    counts = {str(k): n for k, n in enumerate([2, 1, 2, 3, 1, 2, 1, 3] * 15)}
+    assert advise(cs.Problem(counts, 1.2 / 225)).verdict == "merging"
+
+
 @pytest.mark.parametrize("counts", [(500, 1), (295, 13), (1000, 999)])
 @pytest.mark.parametrize("bias", [0.0, 0.02, float("inf")])
 @pytest.mark.parametrize("factor", [0.05, 0.5, 0.9, 0.92, 1.01])

@@ -20,7 +20,7 @@ from collapsar.theory import column_path
 from collapsar.theory.clusters import balanced_bias, clusters_of
 from collapsar.theory.column_form import resting, without_columns
 from collapsar.theory.roots import root_between
-from collapsar.theory.thresholds import Thresholds, thresholds, thresholds_of_many
+from collapsar.theory.thresholds import Thresholds, complete_collapse, thresholds, thresholds_of_many
 
 INF = float("inf")
 
@@ -363,6 +363,12 @@ def test_many_problems_at_once_are_those_one_by_one(features: FeatureModel) -> N
 
 
 # --- undefined values, invariance, cost
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_complete_collapse_by_itself_is_the_last_of_all_transitions(name: str) -> None:
+    problem = CASES[name].replace(features="signed")
+    assert complete_collapse(problem) == pytest.approx(thresholds(problem).complete, rel=1e-12)
 
 
 def test_transitions_that_coincide_to_rounding_are_found() -> None:

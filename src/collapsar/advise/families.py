@@ -16,6 +16,7 @@ import numpy as np
 from collapsar.advise.mitigations import Remedy, oversampling
 from collapsar.advise.outlook import clearance
 from collapsar.advise.search import least_level, peak
+from collapsar.core.counts import CheckedCounts
 from collapsar.core.normalization import strengthened
 from collapsar.core.problem import Loss, Problem
 from collapsar.core.types import Vector
@@ -23,7 +24,8 @@ from collapsar.solver import Solution, solve
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.solve import solve_near
 from collapsar.solver.symmetry import quotient
-from collapsar.theory.thresholds import merge_strength, opposite, thresholds
+from collapsar.theory.roots import roots_between
+from collapsar.theory.thresholds import complete_collapse, merge_strength, opposite
 
 __all__ = [
     "FAMILIES",
@@ -200,9 +202,12 @@ def _quick_level(family: Family, problem: Problem, margin: float) -> float | Non
                 return None
             looks = list(found)
     (x, at_low), (y, at_high) = looks[-2:]
+    if closed and not family.whole:
+        ends = (np.array([value]) for value in (x, y, at_low, at_high))
+        root = roots_between(lambda z: np.array([clear(exp(z[0]))]), *ends)
+        return exp(float(root[0])) * (1 + EXACT)  # where it is positive for certain
     share = at_low / (at_low - at_high) if closed else 0.5
-    fine = 1 + EXACT if closed else FINE
-    return least_level(clear, (exp(x), exp(y)), exp(x + share * (y - x)), fine, whole=family.whole)
+    return least_level(clear, (exp(x), exp(y)), exp(x + share * (y - x)), FINE, whole=family.whole)
 
 
 def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple[float, Solution | None]:
@@ -211,12 +216,12 @@ def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple
     Signed features: by the closed form. Nonnegative ones: by the optimum in column form, which costs a tenth of the
     optimum; where it has every class apart, its certificate usually closes. Normalised features: by the optimum itself.
     """
+    if problem.features == "signed" and problem.normalization is None:
+        last = complete_collapse(problem) if opposite(problem) else float(merge_strength(problem).min())
+        return log(last / ((1 + margin) * problem.lambda_z)), None
     edge = strengthened(problem, 1 + margin)
     if problem.normalization is not None:
         found = solve_near(edge, near, SEARCH_TOL)
-    elif problem.features == "signed":
-        last = thresholds(edge).complete if opposite(edge) else float(merge_strength(edge).min())
-        return float(np.log(last / edge.lambda_z)), None
     else:
         q = quotient(edge)
         result = minimise_nonnegative(
@@ -251,7 +256,7 @@ def _lifting(remedy: Callable[[Any, Vector], Remedy], power: float = 1.0) -> Tre
 
     def treat(problem: Problem, floor: float) -> tuple[Vector, Problem]:
         factors = np.maximum(1.0, floor / problem.class_counts) ** power
-        return factors, remedy(problem.class_counts, factors)(problem)
+        return factors, remedy(CheckedCounts(problem.class_counts), factors)(problem)
 
     return treat
 
@@ -274,7 +279,7 @@ def _relieve(problem: Problem, level: float) -> tuple[Vector, Problem]:
 def _collect(problem: Problem, floor: float) -> tuple[Vector, Problem]:
     counts = np.ceil(np.maximum(problem.class_counts, floor) - 1e-9).astype(np.int64)
     mass = None if problem.feature_mass is None else problem.mass * counts / problem.class_counts
-    return counts.astype(np.float64), problem.replace(class_counts=counts, feature_mass=mass)
+    return counts.astype(np.float64), problem.replace(class_counts=CheckedCounts(counts), feature_mass=mass)
 
 
 def _largest(problem: Problem) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from collapsar._lazy import lazy_names
 from collapsar.advise.outlook import inference_margins
 from collapsar.core.checks import must_be_positive
-from collapsar.core.counts import class_counts
+from collapsar.core.counts import CheckedCounts, class_counts
 from collapsar.core.normalization import strengthened
 from collapsar.core.problem import Loss, Problem
 from collapsar.core.types import Vector
@@ -154,7 +154,9 @@ def effective_number_weights(counts: ArrayLike, beta: float = 0.999) -> Remedy:
     return Remedy(f"effective-number-{beta:g}", f"effective number, β={beta:g}", Loss(class_weights=np.exp(weights)))
 
 
-def oversampling(counts: ArrayLike, factors: ArrayLike | None = None, penalty: Penalty = "repeated") -> Remedy:
+def oversampling(
+    counts: ArrayLike | CheckedCounts, factors: ArrayLike | None = None, penalty: Penalty = "repeated"
+) -> Remedy:
     """Every sample of class k s_k times: loss share q ∝ s n.
 
     Args:
@@ -223,7 +225,7 @@ def head_decay(factor: float = 0.25) -> Remedy:
     return Remedy(f"head-decay-{factor:g}", f"head decay × {factor:g}", head_decay=float(factor))
 
 
-def _counts(counts: ArrayLike) -> Vector:
+def _counts(counts: ArrayLike | CheckedCounts) -> Vector:
     return class_counts(counts).astype(np.float64)
 
 

@@ -14,11 +14,10 @@ from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver import Solution
 from collapsar.solver.normalized_certificate import row_scales
 from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
-from collapsar.solver.objective import predict, residual
 from collapsar.solver.shared import Atoms
 from collapsar.solver.symmetry import Quotient, quotient
 from collapsar.theory import thresholds
-from collapsar.theory.thresholds import gradual_merge, merge_strength
+from collapsar.theory.thresholds import complete_collapse, gradual_merge, merge_strength
 
 __all__ = [
     "Outlook",
@@ -154,7 +153,7 @@ def _clearance(solution: Solution, own: NDArray[np.bool_], logits: Matrix, margi
     # the features' own lead: what a class just born has of its own, while its margin may be the bias's
     kept = np.where((q.sizes == 1)[q.labels], np.minimum(better, _margins(Z) + np.where(own, TIE, 0.0)), better)
     if not own.all():  # born where its residual is as long as the penalty
-        R = residual(q, predict(q, solution.blocks)[0])
+        R = solution.residual
         square = np.sum(R.between**2, axis=0) / q.sizes + R.within**2 * (1 - 1 / q.sizes)
         born = 0.5 * np.log(np.maximum(square[q.labels], np.finfo(np.float64).tiny)) - np.log(q.lambda_z)
         dead = solution.column_norms == 0
@@ -211,7 +210,7 @@ def edges(problem: Problem, bias: Vector) -> Vector:
     if problem.features == "signed":
         # only a class alone in its kind can be past the end of all classes
         gradual = np.any(quotient(problem).sizes == 1)
-        return gradual_merge(problem, thresholds(problem).complete) if gradual else merge_strength(problem)
+        return gradual_merge(problem, complete_collapse(problem)) if gradual else merge_strength(problem)
     kinds = np.stack([problem.class_counts, problem.loss_share, problem.mass, problem.scales, problem.temperatures])
     if np.unique(kinds, axis=1).shape[1] <= EXACT_KINDS:
         return thresholds(problem).vanish

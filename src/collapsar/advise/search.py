@@ -125,8 +125,9 @@ def _next_look(looks: list[Look], brackets: list[float], ends: tuple[float, floa
         before, slope = x - side, _SLOPE if value <= 0 else nan
     elif isfinite(value - old):
         slope = (value - old) / (x - before)
-    beyond = 0.4 * tolerance if value <= 0 else -0.4 * tolerance
-    aim = _root(looks, slope) + beyond if slope > 0 and isfinite(value) else nan
+    root = _root(looks, slope) if slope > 0 and isfinite(value) else nan
+    # beyond the root, unless a look below it leaves no more than the tolerance to the last
+    aim = root - 0.4 * tolerance if value > 0 and x - root <= 0.6 * tolerance else root + 0.4 * tolerance
     if brackets[-1] < inf:
         stale = len(brackets) > 2 and brackets[-1] > 0.5 * brackets[-3]
         aim = 0.5 * (low + high) if stale or not low < aim < high else aim

@@ -51,7 +51,7 @@ class CheckedCounts(NamedTuple):
 
 
 def class_counts(
-    spec: CountsLike | ArrayLike, *, column: str | int | None = None, ignore_index: int | None = None
+    spec: CountsLike | ArrayLike | CheckedCounts, *, column: str | int | None = None, ignore_index: int | None = None
 ) -> NDArray[np.int64]:
     """Samples per class, as a checked array of shape (K,).
 
@@ -83,6 +83,8 @@ def class_counts(
         >>> class_counts({2: 10, 0: 60, 1: 30})
         array([60, 30, 10])
     """
+    if isinstance(spec, CheckedCounts):
+        return spec.counts
     return label_counts(spec, column=column, ignore_index=ignore_index).counts
 
 

@@ -313,8 +313,6 @@ class Problem:
 
 
 def _counts(spec: CountsLike | ArrayLike | CheckedCounts) -> NDArray[np.int64]:
-    if isinstance(spec, CheckedCounts):
-        return spec.counts
     counts = class_counts(spec)
     counts.setflags(write=False)
     return counts

@@ -25,16 +25,17 @@ def one_thread_below(size: int, large: int = LARGE) -> Iterator[None]:
         >>> with one_thread_below(10):
         ...     pass
     """
-    if size >= large:
+    libraries = None if size >= large else _libraries("scipy.linalg" in sys.modules)
+    if libraries is None or all(library.num_threads == 1 for library in libraries.lib_controllers):
         yield
         return
-    with _controller("scipy.linalg" in sys.modules).limit(limits=1, user_api="blas"):
+    with libraries.limit(limits=1):
         yield
 
 
 @cache
-def _controller(with_scipy: bool) -> Any:  # once more when scipy is imported, which brings a library of its own
+def _libraries(with_scipy: bool) -> Any:  # once more when scipy is imported, which brings a library of its own
     from threadpoolctl import ThreadpoolController
 
     del with_scipy
-    return ThreadpoolController()
+    return ThreadpoolController().select(user_api="blas")

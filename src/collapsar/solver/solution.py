@@ -20,7 +20,7 @@ from collapsar.core.sentences import names_of
 from collapsar.core.states import ClassState, past
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver.certificate import Certificate, certify_blocks
-from collapsar.solver.objective import Columns, predict, residual
+from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.shared import Atoms, SharedResult, certify_atoms, factors
 from collapsar.solver.status import Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
@@ -114,6 +114,11 @@ class Solution:
         return np.sqrt(squared)[q.labels]
 
     @cached_property
+    def residual(self) -> Residual:
+        """R at the point, per cluster."""
+        return residual(self.quotient, predict(self.quotient, self.blocks)[0])
+
+    @cached_property
     def _live(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
         """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part.
 
@@ -124,7 +129,7 @@ class Solution:
         ball leaves open is taken as it stands at the point.
         """
         q, blocks = self.quotient, self.blocks
-        R = residual(q, predict(q, blocks)[0])
+        R = self.residual
         ball = np.max(q.share * q.temperatures**2 / q.mass) * np.max(q.scales) ** 2
         gap = max(
             self.certificate.gap, np.finfo(np.float64).eps * abs(self.certificate.primal)

@@ -23,6 +23,7 @@ from collapsar.theory.roots import largest_roots
 __all__ = [
     "Thresholds",
     "cluster_thresholds",
+    "complete_collapse",
     "gradual_merge",
     "merge_strength",
     "opposite",
@@ -104,7 +105,7 @@ def cluster_thresholds(c: Clusters, features: FeatureModel) -> tuple[Vector, Van
     """Merge, shape (B, J), and the other transitions of B problems of J different clusters each."""
     if features == "nonnegative":
         return np.full_like(c.sizes, np.nan), column_thresholds(c)
-    within = np.where(c.sizes > 1, c.scales * c.strength * (1 - c.eps), np.nan)
+    within = np.where(c.sizes > 1, _within_strength(c), np.nan)
     # A column of Z is zero when its within-cluster contrast is (above ``merge``) and the cluster part S is zero on it.
     # The left singular vectors of an alive S see every column of the residual: S vanishes for all classes at once.
     vanish = np.fmax(within, _cluster_part_vanishes(c, within)[:, None])
@@ -140,6 +141,23 @@ def gradual_merge(problem: Problem, complete: float) -> Vector:
     return np.full(2, complete) if opposite(problem) else np.fmin(merge_strength(problem), complete)
 
 
+def complete_collapse(problem: Problem) -> float:
+    """From which lambda_z on Z = 0, signed features: ``thresholds(problem).complete`` without the other transitions.
+
+    There the residual at the bias that is best alone is no longer than lambda_z (theory section 3): inside clusters
+    its length is :func:`merge_strength`, between them a spectral norm.
+
+    Example:
+        >>> p = Problem("500x5,100x5", 1.0, 0.02)
+        >>> abs(complete_collapse(p) / thresholds(p).complete - 1) < 1e-12
+        True
+    """
+    c = clusters_of(problem)
+    with one_thread_below(c.num_clusters):
+        between = float(_between_norm(c, resting(c)[1])) if c.num_clusters > 1 else 0.0
+    return max(between, float(np.max(np.where(c.sizes > 1, _within_strength(c), 0.0))))
+
+
 def opposite(problem: Problem) -> bool:
     """Whether there are two classes and their columns are opposite until both vanish, signed features.
 
@@ -150,6 +168,11 @@ def opposite(problem: Problem) -> bool:
 
 
 # --- signed features
+
+
+def _within_strength(c: Clusters) -> Vector:
+    """As :func:`merge_strength`, per cluster."""
+    return c.scales * c.strength * (1 - c.eps)
 
 
 def _cluster_part_vanishes(c: Clusters, within: Vector) -> Vector:
