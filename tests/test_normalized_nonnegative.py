@@ -57,7 +57,8 @@ def descended(p: cs.Problem, wanted: float) -> float:
         slope_free = NORM * (slope - unit * np.sum(unit * slope, axis=0)) / length
         return total, np.concatenate([(NORM * unit @ g.T + rows * W).ravel(), slope_free.ravel(), slope_b])
 
-    bounds = [(None, None)] * (d * K) + [(0, None)] * (d * K) + [(None, None)] * K
+    # not quite zero: a long step to a corner would leave a class no direction at all
+    bounds = [(None, None)] * (d * K) + [(1e-9, None)] * (d * K) + [(None, None)] * K
     best = np.inf
     for seed in range(4):
         noise = np.random.default_rng(seed)

@@ -27,7 +27,7 @@ from collapsar.solver.shared import factors
 from collapsar.solver.solution import SharedProof, Solution
 from collapsar.solver.solve import Settings
 from collapsar.solver.spheres import Spheres
-from collapsar.solver.symmetry import Blocks, Quotient, lift
+from collapsar.solver.symmetry import Blocks, Quotient
 
 __all__ = ["NormalizedSolution", "certified_again", "normalized_solution"]
 
@@ -130,13 +130,7 @@ class NormalizedSolution(Solution):
         return self._gram(self._symmetric.F, self._symmetric.u) * self.norm**2
 
     def _gram(self, between: Matrix, contrast: Vector) -> Matrix:
-        q = self.quotient
-        blocks = Blocks(
-            contrast**2 / np.maximum(q.sizes - 1, 1.0),
-            between.T @ between / np.sqrt(np.outer(q.sizes, q.sizes)),
-            np.zeros(q.num_clusters),
-        )
-        return lift(q, blocks)[0]
+        return self._lift_gram(contrast**2 / np.maximum(self.quotient.sizes - 1, 1.0), between.T @ between)
 
     def factors(
         self, dim: int, lambda_w: float | None = None, lambda_h: float | None = None
@@ -174,15 +168,9 @@ class NormalizedSolution(Solution):
         return np.pad(W, padding), np.pad(H, padding), self.b
 
     def _batch_factors(self) -> tuple[Matrix, Matrix]:
-        plain, how = self._plain, self._how
-        if self.quotient.features == "nonnegative":
-            W, H = plain._nonnegative_factors()
-            ratio = np.sqrt(self.price / how.level)
-            return W * ratio, H / ratio
-        root = np.sqrt(self.problem.mass)
-        U, sigma, Vt = np.linalg.svd(lift(plain.quotient, plain.blocks)[0] * root)
-        half, ratio = np.sqrt(sigma)[:, None], np.sqrt(self.price / how.level)
-        return half * U.T * ratio, half * Vt / root / ratio
+        W, H = self._plain._own_factors()
+        ratio = np.sqrt(self.price / self._how.level)
+        return W * ratio, H / ratio
 
     def _sphere_factors(self, x: Spheres | NonnegativeSpheres) -> tuple[Matrix, Matrix]:
         if isinstance(x, NonnegativeSpheres):

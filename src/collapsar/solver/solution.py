@@ -211,6 +211,15 @@ class Solution:
         q = self.quotient
         return lift(q, Blocks(within, between / np.sqrt(np.outer(q.sizes, q.sizes)), np.zeros(q.num_clusters)))[0]
 
+    def _own_factors(self) -> tuple[Matrix, Matrix]:
+        """W and H for lambda_w = lambda_h, both (directions in use, K)."""
+        if self.quotient.features == "nonnegative":
+            return self._nonnegative_factors()
+        root, rank = np.sqrt(self.problem.mass), self.rank
+        U, sigma, Vt = np.linalg.svd(self.Z * root)
+        half = np.sqrt(sigma[:rank])[:, None]
+        return half * U[:, :rank].T, half * Vt[:rank] / root
+
     def _nonnegative_factors(self) -> tuple[Matrix, Matrix]:
         """W, H >= 0, both (d, K): class k's feature along axis k, or the atoms where classes share directions."""
         if self.proof is not None:
@@ -244,14 +253,7 @@ class Solution:
             True
         """
         ratio = _penalty_ratio(self.problem.lambda_z, lambda_w, lambda_h)  # (lambda_h / lambda_w)^(1/4)
-        if self.quotient.features == "nonnegative":
-            W, H = self._nonnegative_factors()
-        else:
-            root = np.sqrt(self.problem.mass)
-            U, sigma, Vt = np.linalg.svd(self.Z * root)
-            rank = self.rank
-            half = np.sqrt(sigma[:rank])[:, None]
-            W, H = half * U[:, :rank].T, half * Vt[:rank] / root
+        W, H = self._own_factors()
         if not dim >= W.shape[0]:
             raise ValueError(f"`dim` must be at least {W.shape[0]}, the directions this optimum uses, got {dim}")
         padding = ((0, dim - W.shape[0]), (0, 0))

@@ -17,6 +17,7 @@ from torch import Tensor
 from collapsar.core.types import Record
 from collapsar.training.checkpoint import Checkpoint, RunFolder, load_records, read_checkpoint
 from collapsar.training.config import PRECISIONS, TrainConfig
+from collapsar.training.groups import param_groups
 from collapsar.training.models import FeatureNetwork, build_model
 
 __all__ = [
@@ -97,9 +98,9 @@ def _optimizer(config: TrainConfig, model: FeatureNetwork) -> torch.optim.Optimi
     common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": fused}
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
-    rest = [parameter for parameter in model.parameters() if parameter is not model.head.weight]
-    head = {"params": [model.head.weight], "weight_decay": config.weight_decay + config.head_decay}
-    return torch.optim.AdamW([{"params": rest}, head], **common)
+    head_decay = config.weight_decay + config.head_decay
+    groups = param_groups(model, weight_decay=config.weight_decay, head_weight_decay=head_decay, head=model.head)
+    return torch.optim.AdamW(groups, **common)
 
 
 def begin_from(state: RunState, start: Mapping[str, Tensor]) -> None:
