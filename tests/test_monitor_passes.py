@@ -320,12 +320,21 @@ class Accepting(Classifier):
         return out
 
 
+class AsTuple(Accepting):
+    """Returns loss, features and logits, as models with ``return_dict=False`` do."""
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        out = super().forward(x, labels, **kwargs)
+        return out["loss"], torch.zeros(len(x), 2, 3), out["logits"]
+
+
+@pytest.mark.parametrize("kind", [Accepting, AsTuple])
 @pytest.mark.parametrize(("divides", "accumulate", "times"), [(True, 3, 1), (False, 1, 1), (False, 3, 3)])
 def test_a_loss_added_up_over_accumulated_batches_divides_the_penalty(
-    divides: bool, accumulate: int, times: int, tmp_path: Any
+    kind: type[Accepting], divides: bool, accumulate: int, times: int, tmp_path: Any
 ) -> None:
     """Against the gradient itself: one step of plain SGD moves the head by lr times that of the mean, so many times."""
-    model = Accepting()
+    model = kind()
     model.divides = divides
     args = in_silence(
         tmp_path,

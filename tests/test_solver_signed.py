@@ -214,6 +214,23 @@ def test_random_problems_reach_the_gap():
     assert worst <= 1e-9
 
 
+@pytest.mark.parametrize("beyond", [1e-9, 1e-7, 1e-3, 0.1])
+def test_above_complete_collapse_nothing_is_merged(beyond):
+    """Whatever temperatures, scales and the price of the bias: Z is 0 there, not of the order of the gap's root."""
+    rng = np.random.default_rng(77)
+    for lambda_b in (0.0, 1e-9, 0.02, INF) * 10:
+        J = int(rng.integers(2, 6))
+        sizes = rng.integers(1, 4, J)
+        loss = cs.Loss(
+            temperatures=np.repeat(rng.uniform(0.3, 3, J), sizes), scales=np.repeat(rng.uniform(0.5, 2, J), sizes)
+        )
+        p = Problem(np.repeat(rng.integers(2, 1000, J), sizes), 1.0, lambda_b, loss)
+        s = cs.solve(p.replace(lambda_z=cs.thresholds(p).complete * (1 + beyond)))
+        assert set(s.class_states) == {"vanished"}
+        assert not s.Z.any()
+        assert s.certificate.relative_gap <= 1e-9
+
+
 @pytest.mark.parametrize("offset", [-1e-6, 0.0, 1e-6])
 @pytest.mark.parametrize("lambda_b", [0.0, 0.02, INF])
 def test_at_the_edge_of_a_transition(offset, lambda_b):

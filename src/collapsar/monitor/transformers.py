@@ -29,6 +29,7 @@ __all__ = ["CollapseCallback"]
 
 # Where the monitor's state lies within the trainer's.
 _STATE = "CollapseMonitor"
+_WITHOUT_LABEL = -100  # the samples that the trainer does not count, and torch's loss leaves out
 
 
 class CollapseCallback(TrainerCallback):
@@ -209,11 +210,19 @@ def _times_the_mean(output: Any, labels: Any, samples: Any) -> float:
     To a model whose ``forward`` takes any keyword, the trainer gives the number of samples of the step,
     ``num_items_in_batch``, and leaves the division to it. Most classifiers of transformers 5.23 divide by their own
     batch all the same (its issue 47688): with gradients accumulated over four batches the loss is then four times its
-    mean, beside the same weight decay.
+    mean, beside the same weight decay. A tuple has the loss first, as the trainer takes it, and the logits somewhere.
     """
-    loss, logits = (output.get(name) if isinstance(output, Mapping) else None for name in ("loss", "logits"))
-    if samples is None or labels is None or loss is None or logits is None or labels.ndim != 1:
+    if samples is None or labels is None or labels.ndim != 1:
         return 1.0
-    own, times = float(loss.detach()), float(samples) / len(labels)
+    if isinstance(output, Mapping):
+        loss, logits = output.get("loss"), output.get("logits")
+    else:
+        loss, *others = output if isinstance(output, tuple | list) and output else (None,)
+        rows = (x for x in others if isinstance(x, torch.Tensor) and x.ndim == 2 and len(x) == len(labels))
+        logits = next(rows, None)
+    known = int((labels != _WITHOUT_LABEL).sum())
+    if loss is None or logits is None or not known or loss.ndim != 0:
+        return 1.0
+    own, times = float(loss.detach()), float(samples) / known
     mean = float(nn.functional.cross_entropy(logits.detach().float(), labels))
     return times if abs(own - mean) < abs(own - mean / times) else 1.0

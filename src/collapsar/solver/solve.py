@@ -10,10 +10,11 @@ import numpy as np
 from collapsar.core.checks import must_be, number
 from collapsar.core.problem import Problem
 from collapsar.core.threads import one_thread_below
-from collapsar.solver.certificate import Certificate, as_free
+from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks, dual_norm
 from collapsar.solver.contraction import contraction_point
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
+from collapsar.solver.objective import predict, residual
 from collapsar.solver.overlaps import minimise_overlaps
 from collapsar.solver.rotation import SOME, rotation_point
 from collapsar.solver.shared import Atoms, continued, minimise_shared
@@ -24,6 +25,8 @@ from collapsar.solver.symmetry import Blocks, Quotient, finer_quotient, quotient
 
 __all__ = ["Settings", "checked_settings", "solve", "solve_near", "solve_normalized", "solve_quotient"]
 
+_NEAR_REST = 1e-3  # logits, in nats, below which Z = 0 itself is looked at
+_EDGE = 1e-12  # the dual norm at Z = 0, relative, and the gap there, in nats: rounding
 _FEW = 40  # clusters up to which Newton's method on the overlaps takes no longer than the column form
 
 
@@ -166,11 +169,23 @@ def _minimise(
         first = Blocks(first.alpha, first.C, np.zeros_like(first.b))
     if q.features == "nonnegative":
         return _minimise_nonnegative(q, first, tol, max_steps, progress, atoms)
-    if q.num_clusters <= SOME and q.bias_rows is None:
-        result = _from_dual(q, tol, max_steps)
-        if result is not None:
-            return _reported(result, progress)
-    return minimise_signed(q, first, tol=tol, max_steps=max_steps, progress=progress)
+    found = _from_dual(q, tol, max_steps) if q.num_clusters <= SOME and q.bias_rows is None else None
+    if found is not None:
+        return _resting(q, _reported(found, progress))
+    return _resting(q, minimise_signed(q, first, tol=tol, max_steps=max_steps, progress=progress))
+
+
+def _resting(q: Quotient, result: Result) -> Result:
+    """Z = 0 itself where that is the optimum: an iterate that only comes near it has logits within the gap."""
+    near = result.blocks
+    if not max(np.max(np.abs(near.C)), np.max(np.abs(near.alpha))) <= _NEAR_REST:
+        return result
+    rest = Blocks(np.zeros_like(near.alpha), np.zeros_like(near.C), near.b)
+    rest = balance_bias(q, rest) if q.lambda_b < np.inf else rest
+    if dual_norm(q, residual(q, predict(q, rest)[0])) > q.lambda_z * (1 + _EDGE):
+        return result
+    own = certify_blocks(q, rest)
+    return replace(result, blocks=rest, certificate=own) if own.gap <= max(result.certificate.gap, _EDGE) else result
 
 
 def _minimise_nonnegative(
