@@ -110,10 +110,22 @@ class Facts:
     schedule: LRScheduler | int | None = None
     counts: NDArray[np.int64] | None = None
 
+    def decay_of(self, parameter: Any) -> Decay:
+        """The decay of a parameter: one for a group, which is tried once."""
+        found = group_of(parameter, self.optimizer)
+        place = None if found is None else id(found[1])
+        if place not in self._decays:
+            self._decays[place] = decay_of(parameter, () if self.optimizer is None else self.optimizer)
+        return self._decays[place]
+
+    @cached_property
+    def _decays(self) -> dict[int | None, Decay]:
+        return {}
+
     @cached_property
     def decay(self) -> Decay | None:
         """The decay of the head's weight; None without an optimizer."""
-        return None if self.optimizer is None else decay_of(self.weight, self.optimizer)
+        return None if self.optimizer is None else self.decay_of(self.weight)
 
     @cached_property
     def decays(self) -> tuple[tuple[str, Decay], ...]:
@@ -124,7 +136,7 @@ class Facts:
                 own = [p for p in group["params"] if p.requires_grad]
                 # A matrix where there is one: some optimizers leave vectors alone.
                 own.sort(key=lambda p: p.ndim == 2, reverse=True)
-                found += [(own_name(optimizer), decay_of(own[0], optimizer))] if own else []
+                found += [(own_name(optimizer), self.decay_of(own[0]))] if own else []
         return tuple(found)
 
     @cached_property
@@ -169,7 +181,7 @@ class Facts:
     @cached_property
     def norm(self) -> HeadNorm | None:
         """The normalisation that feeds the head."""
-        return head_norm(self.model, self.head, self.optimizer)
+        return head_norm(self.model, self.head, self.optimizer, self.decay_of)
 
     @cached_property
     def num_samples(self) -> int | None:
@@ -277,7 +289,7 @@ def _of_layers(facts: Facts) -> Iterator[PenaltyWarning]:
         return
     above, normed = above_norm(facts.model, facts.head)
     weights = [leaf.weight for leaf in above if is_linear(leaf)] if facts.optimizer is not None else []
-    decayed = sum(decay_of(w, facts.optimizer).kind != "none" for w in weights)  # pyright: ignore[reportArgumentType]
+    decayed = sum(facts.decay_of(w).kind != "none" for w in weights)
     if normed:
         yield _warning("normalised-below")
     if decayed:

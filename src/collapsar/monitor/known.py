@@ -28,7 +28,7 @@ from collapsar.core.problem import Loss, Penalties
 from collapsar.metrics.norms import normalization
 from collapsar.monitor.differences import Facts, PenaltyWarning, differences
 from collapsar.monitor.layers import bounding, feeding
-from collapsar.monitor.optimizers import Optimizers, decay_of, each_of
+from collapsar.monitor.optimizers import Optimizers, each_of
 
 __all__ = ["PenaltyWarning", "known_training", "penalty_warnings", "training_of", "weight_decays"]
 
@@ -152,7 +152,7 @@ def _held(facts: Facts) -> float | NDArray[np.float64]:
 def _of_bias(facts: Facts) -> float | None:
     """The penalty of the head's bias; None where there is none, or where it is not known."""
     bias, own = getattr(facts.head, "bias", None), facts.penalties and facts.penalties.lambda_b
-    of_optimizer = None if bias is None or facts.optimizer is None else decay_of(bias, facts.optimizer).penalty
+    of_optimizer = None if bias is None or facts.optimizer is None else facts.decay_of(bias).penalty
     return None if of_optimizer is None and own is None else (of_optimizer or 0.0) + (own or 0.0)
 
 
@@ -166,7 +166,7 @@ def _body(facts: Facts) -> Literal["frozen", "decayed", "free"] | None:
     if not below:
         return "frozen"
     matrices = (p for p in below if p.ndim > 1)
-    return "decayed" if any(decay_of(p, facts.optimizer).kind != "none" for p in matrices) else "free"
+    return "decayed" if any(facts.decay_of(p).kind != "none" for p in matrices) else "free"
 
 
 def _of_batch_norm(facts: Facts) -> float | None:
@@ -176,7 +176,7 @@ def _of_batch_norm(facts: Facts) -> float | None:
         return None
     if found.gain is None or found.shift is None:
         return None
-    penalties = {decay_of(parameter, facts.optimizer).penalty for parameter in (found.gain, found.shift)}
+    penalties = {facts.decay_of(parameter).penalty for parameter in (found.gain, found.shift)}
     price = penalties.pop()
     return price / facts.num_samples if not penalties and 0 < price < math.inf else None
 

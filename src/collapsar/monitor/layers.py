@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from collapsar.core.known import HeadNorm
 from collapsar.metrics.norms import normalization
-from collapsar.monitor.optimizers import Optimizers, decay_of, group_of
+from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, group_of
 
 __all__ = ["above_norm", "bounding", "feeding", "head_norm", "is_linear", "layers_above_norm"]
 
@@ -88,10 +89,16 @@ def layers_above_norm(model: nn.Module, head: nn.Module) -> int:
     return 1 + sum(map(is_linear, leaves)) if normed else 0
 
 
-def head_norm(model: nn.Module, head: nn.Module, optimizers: Optimizers | None) -> HeadNorm | None:
+def head_norm(
+    model: nn.Module,
+    head: nn.Module,
+    optimizers: Optimizers | None,
+    decay_of_gain: Callable[[Tensor], Decay] | None = None,
+) -> HeadNorm | None:
     """The normalisation that feeds the head, its length and what prices its gain; None where there is none.
 
-    Without the training's optimizers the price of the gain is not known.
+    Without the training's optimizers the price of the gain is not known. ``decay_of_gain`` says what its decay amounts
+    to where others have asked before; it is tried otherwise.
     """
     (layer, pooled), weight = _pooled(model, head), getattr(head, "weight", None)
     width = int(weight.shape[1]) if isinstance(weight, Tensor) and weight.ndim > 1 else 0
@@ -102,7 +109,7 @@ def head_norm(model: nn.Module, head: nn.Module, optimizers: Optimizers | None) 
     length = math.sqrt(width) * (1.0 if gain is None else _rms(gain)) if found.length is None else found.length
     penalty, free, trained = None, False, gain is not None and gain.requires_grad
     if gain is not None and trained and optimizers is not None:
-        decay = decay_of(gain, optimizers)
+        decay = decay_of(gain, optimizers) if decay_of_gain is None else decay_of_gain(gain)
         penalty, free = None if math.isnan(decay.penalty) else decay.penalty, decay.kind == "none"
         trained = group_of(gain, optimizers) is not None
     return HeadNorm(

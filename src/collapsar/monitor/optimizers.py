@@ -209,14 +209,20 @@ def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float
 
 
 def _clock_rate(optimizer: Optimizer, group: Group) -> float:
-    """The share of a weight that one step takes when nothing pulls, over lr * weight_decay; NaN if it is not steady."""
+    """The share of a weight that one step takes when nothing pulls, over lr * weight_decay; NaN if it is not steady.
+
+    It nears its limit geometrically: once 25 steps change it by 1e-5 of itself, those to come change none of its two
+    decimals, with a momentum up to 0.98; with more all 400 steps are made.
+    """
     rate, decay = 2.0**-6, 2.0**-12  # slow against any momentum
     twin = _twin(optimizer, group, torch.ones(4, 3, dtype=torch.float64), lr=rate, weight_decay=decay)
     nothing, shares = torch.zeros_like(twin.weight), []
-    for _ in range(2):
-        before = twin.stepped(nothing, 199)
+    for _ in range(16):
+        before = twin.stepped(nothing, 24)
         shares.append(float((1 - twin.stepped(nothing) / before).mean()) / (rate * decay))
-    return round(shares[1], 2) if abs(shares[1] - shares[0]) <= _CLOSE * abs(shares[1]) else math.nan
+        if len(shares) > 1 and abs(shares[-1] - shares[-2]) <= 1e-5 * abs(shares[-1]):
+            return round(shares[-1], 2)
+    return round(shares[-1], 2) if abs(shares[-1] - shares[7]) <= _CLOSE * abs(shares[-1]) else math.nan
 
 
 def _share(optimizer: Optimizer, group: dict[str, Any]) -> float:

@@ -20,6 +20,8 @@ __all__ = ["alive_columns", "columns", "gauge_bounds", "gauge_within", "resting"
 NEWTON_STEPS = 100
 # Newton squares its error.
 LAST_STEP = 1e-9
+# What rounding leaves of a sum of predictions that is 1.
+SUM_ROUNDING = 4e-15
 
 
 def without_columns(c: Clusters, b: Vector, start: Response | None = None) -> Response:
@@ -129,11 +131,10 @@ def tilted(u: Matrix, kappa: Matrix, target: Matrix, count: Matrix, P: Matrix) -
     log_kappa, p = np.log(safe), P
     for _ in range(100):
         p = np.where(bent, wrightomega(log_kappa + base - L) / safe, np.exp(np.minimum(base - L, 700.0)))
-        fall = np.sum(count * p / (1 + kappa * p), axis=0)
-        step = (np.sum(count * p, axis=0) - 1) / fall  # the sum is convex in L: after one step Newton only climbs
-        L = L + step
-        if np.all(np.abs(step) <= 1e-15 * (1 + np.abs(L))):
+        excess = np.sum(count * p, axis=0) - 1
+        if np.all(np.abs(excess) <= SUM_ROUNDING):
             break
+        L = L + excess / np.sum(count * p / (1 + kappa * p), axis=0)  # convex in L: after one step Newton only climbs
     return p
 
 
