@@ -12,10 +12,11 @@ from collapsar.core.problem import Loss, Problem
 from collapsar.solver.atoms import near_overlaps, with_overlaps
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.objective import predict, residual
-from collapsar.solver.overlaps import minimise_overlaps
+from collapsar.solver.overlaps import follow_overlaps, minimise_overlaps
 from collapsar.solver.shared import SharedResult, certify_atoms, minimise_shared
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import quotient, trivial_quotient
+from test_solver_sweep import draw, verdict
 
 INF = math.inf
 
@@ -102,6 +103,24 @@ def test_what_it_cannot_do_is_left_to_the_descent():
     assert solution.num_steps <= 2
     many = Problem(list(range(1, 202)), 1e-4, 0.1, features="nonnegative")
     assert minimise_overlaps(quotient(many)) is None
+
+
+def test_overlaps_are_followed_from_stronger_penalties():
+    q = quotient(draw(1347))  # a penalty 5e4 times below complete collapse
+    assert minimise_overlaps(q) is None  # from its own start
+    followed = follow_overlaps(q)
+    assert followed is not None
+    assert followed.status is Status.OPTIMAL
+    end, open_ = verdict(1347)
+    assert end == "OPTIMAL"
+    assert open_ <= 1e-9
+    # where no path is needed it ends at the same optimum
+    q = quotient(SHARING["long-tail"].replace(features="nonnegative"))
+    cold, followed = minimise_overlaps(q), follow_overlaps(q)
+    assert cold is not None
+    assert followed is not None
+    assert followed.certificate.primal == pytest.approx(cold.certificate.primal, rel=1e-11)
+    assert follow_overlaps(q, max_steps=20) is None
 
 
 def test_features_with_given_overlaps():

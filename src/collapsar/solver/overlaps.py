@@ -17,14 +17,15 @@ Where a class loses its own direction C turns singular. Its features are then th
 overlaps with itself and its like V'AV for the overlaps A of the others: it is left out of the unknowns, and its column
 may be shorter than one by a slack that makes the others' longer (:class:`.overlap_model.Leaning`).
 
-Nothing guards the iteration but the positivity of the probabilities: where its certificate does not close, descent on
-the factors (:mod:`.shared`) takes over.
+Nothing guards the iteration but the positivity of the probabilities. Where it does not end Q and C are followed from a
+stronger penalty, of which they are nearly independent as it grows small: logits and features keep their proportions.
+Where the certificate does not close, descent on the factors (:mod:`.shared`) takes over.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,10 +41,11 @@ from collapsar.solver.status import Result, Status
 from collapsar.solver.symmetry import Quotient, centred
 from collapsar.solver.witness import Witness
 
-__all__ = ["minimise_overlaps"]
+__all__ = ["follow_overlaps", "minimise_overlaps"]
 
 _SOME = 200  # clusters up to which this is tried: J^3 numbers are kept
 
+_STEPS = 12  # of Newton's method: five to seven are usual
 _BALANCING = 20  # rounds of the start's scaling
 _WRONG = 0.95  # of a class's samples at the start, at most
 _FALL = 0.9  # a probability may lose as much in a step
@@ -52,10 +54,12 @@ _FORCING = 0.1
 _ROUNDING = 1e-8
 _PAYS = 1e-9  # relative: by how much a column is longer than one
 _SMALL = 1e-3  # of the feature that a logit of one nat asks for: a direction that is new
+_STRONGER = (1, 2, 3)  # decades: with fewer features and larger errors its start is nearer
+_STRIDE = 0.5  # decades; a shorter one is no cure for a set of lost classes that Newton's method does not find
 _CALM = 0.5  # relative change of the probabilities beyond which an indefinite C means nothing
 
 
-def minimise_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = 12) -> Result | None:
+def minimise_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = _STEPS) -> Result | None:
     """The optimum for features >= 0, whether classes share directions or not.
 
     Args:
@@ -73,10 +77,39 @@ def minimise_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = 12) ->
         >>> result.status.name, f"{result.certificate.primal:.6f}"
         ('OPTIMAL', '0.903299')
     """
-    at, num_steps = None, 0
-    if q.num_clusters <= _SOME:
-        with suppress(np.linalg.LinAlgError):
-            at, num_steps = _optimum(q, max_steps)
+    if q.num_clusters > _SOME:
+        return None
+    return _certified(q, *_optimum(q, max_steps), tol)
+
+
+def follow_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = 100) -> Result | None:
+    """The same, followed from the optimum at a penalty ten, a hundred or a thousand times as strong, by half decades.
+
+    Args:
+        q: J clusters, nonnegative features.
+        tol: relative duality gap to reach.
+        max_steps: Newton steps in all, at most.
+
+    Returns:
+        As for :func:`minimise_overlaps`, whose start it does not share.
+    """
+    if q.num_clusters > _SOME:
+        return None
+    for decades in _STRONGER:
+        at, total = None, 0
+        for left in np.arange(decades, -_STRIDE / 2, -_STRIDE):
+            problem = replace(q, lambda_z=q.lambda_z * 10.0**left)
+            at, num_steps = _optimum(problem, min(_STEPS, max_steps - total), at)
+            total += num_steps
+            if at is None:
+                break
+        if at is not None:
+            return _certified(q, at, total, tol)
+    return None
+
+
+def _certified(q: Quotient, at: OverlapPoint | None, num_steps: int, tol: float) -> Result | None:
+    """The features of a point with their certificate; None where these are not found or it stays open."""
     parts = None if at is None else with_overlaps(q, at.D[:-1], at.D[-1])
     if at is None or parts is None:
         return None
@@ -99,20 +132,23 @@ def minimise_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = 12) ->
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is left to the general algorithm
-def _optimum(q: Quotient, max_steps: int) -> tuple[OverlapPoint | None, int]:
-    """Newton's method, and its steps; None where it got stuck."""
+def _optimum(q: Quotient, max_steps: int, near: OverlapPoint | None = None) -> tuple[OverlapPoint | None, int]:
+    """Newton's method, from the optimum at a near penalty where it is known, and its steps; None where it got stuck."""
     model = dual_model(q)
-    at = _start(q, model)
+    at = _start(q, model) if near is None else OverlapPoint(q, model, near.Q, near.D, near.lost)
     if not bool((at.p > 0).all()):
         return None, 0
     for step in range(1, max_steps + 1):
-        moves = _newton_step(at)
-        if moves is None:
+        try:
+            moves = _newton_step(at)
+            if moves is None:
+                break
+            dQ, dD = moves
+            if not (np.isfinite(dQ).all() and np.isfinite(dD).all()):
+                break
+            new = _moved(at, dQ, dD)
+        except np.linalg.LinAlgError:
             break
-        dQ, dD = moves
-        if not (np.isfinite(dQ).all() and np.isfinite(dD).all()):
-            break
-        new = _moved(at, dQ, dD)
         rise = new.p / at.p - 1
         fall, most = -float(rise.min()), float(np.abs(rise).max())
         if fall > _FALL:

@@ -15,7 +15,7 @@ from collapsar.solver.contraction import contraction_point
 from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.objective import predict, residual
-from collapsar.solver.overlaps import minimise_overlaps
+from collapsar.solver.overlaps import follow_overlaps, minimise_overlaps
 from collapsar.solver.rotation import SOME, rotation_point
 from collapsar.solver.shared import Atoms, continued, minimise_shared
 from collapsar.solver.signed import minimise_signed
@@ -209,6 +209,7 @@ def _minimise_nonnegative(
         return column if column.num_steps else _reported(column, progress)
     if not few and atoms is None:
         result = minimise_overlaps(q, tol=tol, max_steps=min(max_steps, 12))
+    result = result or follow_overlaps(q, tol=tol, max_steps=max_steps)
     if result is not None:
         return _reported(result, progress)
     return minimise_shared(q, column.blocks, tol=tol, max_steps=max_steps, progress=progress)
