@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import collapsar as cs
-from collapsar.cli import main
+from collapsar.cli import main, output
 from collapsar.cli.app import COMMANDS, STUDIES, app
 
 
@@ -265,3 +265,20 @@ def test_names_of_classes_that_look_like_markup_are_printed_as_they_are(here, tm
         printed = here(verb, labels, "--lambda-z", 0.01).stdout
         assert "dog[bold]" in printed, verb
         assert ":cat:" in printed, verb
+
+
+LONG = {
+    "thresholds 500x5,100x5 --lambda-z 0.003": "10 classes of 2 sizes",
+    "advise 500x5,100x5 --lambda-z 0.003": "advice for 10 classes",
+    "advise 100x5,20x5 --norm layernorm --width 64 --weight-decay 0.1 --lr 0.1 --steps 100 --batch-size 8": "10 class",
+}
+
+
+@pytest.mark.parametrize("words", LONG)
+def test_long_work_says_that_it_goes_on_and_short_work_nothing(here, words, monkeypatch):
+    quick = here(*words.split(), "--json")
+    assert (quick.returncode, quick.stderr) == (0, "")
+    monkeypatch.setattr(output, "_FIRST", 0.0)
+    slow = here(*words.split(), "--json")
+    assert f"{LONG[words]}: 0 s so far" in slow.stderr
+    assert slow.stdout == quick.stdout

@@ -29,7 +29,7 @@ from collapsar.cli.options import (
     command,
     picture_given,
 )
-from collapsar.cli.output import RELU_WORDS, console, plain_table, tell, write_picture
+from collapsar.cli.output import RELU_WORDS, console, plain_table, taking_long, tell, write_picture
 from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
@@ -132,7 +132,9 @@ def advise(
     _check_options(context)
     picture_given(picture)
     if recipe is not None:
-        advice = advise_standard(_read(counts, file).counts, recipe)
+        n = _read(counts, file).counts
+        with taking_long(f"advice for {n.size} classes"):
+            advice = advise_standard(n, recipe)
         tell(advice.to_dict(), lambda: _print_standard(advice, recipe), as_json=as_json)
         return
     if training.optimizer == "adamw":
@@ -154,7 +156,8 @@ def advise(
             n, cautions = _joined(n)
         lambda_z = prices.price(f"; for weight decay alone --weight-decay, or better {_NEEDED}")
         problem = cs.Problem(n, lambda_z, prices.lambda_b, remedies, features=features)
-        advice = advise_on(problem, margin, class_names=read.names).to_dict()
+        with taking_long(f"advice for {n.size} classes"):
+            advice = advise_on(problem, margin, class_names=read.names).to_dict()
         record = {**advice, "cautions": list(cautions), "from_diagnosis": False}
     _write(record, html, picture)
     tell(record, lambda: _print_advice(record), as_json=as_json)

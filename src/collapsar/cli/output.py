@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +32,13 @@ __all__ = [
     "plain_table",
     "print_json",
     "refuse",
+    "taking_long",
     "tell",
     "write_picture",
 ]
+
+# Seconds after which a command that says nothing says that it works, and from then on.
+_FIRST, _AGAIN = 5.0, 30.0
 
 RELU_WORDS = "For a head fed by a ReLU, as in most networks: --features nonnegative."
 
@@ -67,6 +74,26 @@ def tell(record: Mapping[str, Any], words: Callable[[], None], *, as_json: bool)
         print_json(record)
     else:
         words()
+
+
+@contextmanager
+def taking_long(what: str) -> Iterator[None]:
+    """Say on stderr what is computed once that takes more than a few seconds, and now and then after."""
+    done, begun = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        wait = _FIRST
+        while not done.wait(wait):
+            typer.echo(f"{what}: {time.monotonic() - begun:.0f} s so far", err=True)
+            wait = _AGAIN
+
+    saying = threading.Thread(target=say, daemon=True)
+    saying.start()
+    try:
+        yield
+    finally:
+        done.set()
+        saying.join()
 
 
 def refuse(failures: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from collapsar.cli.options import (
     Prices,
     command,
 )
-from collapsar.cli.output import RELU_WORDS, console, number_or_dash, plain_table, tell
+from collapsar.cli.output import RELU_WORDS, console, number_or_dash, plain_table, taking_long, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
 from collapsar.core.types import Mask, Vector
@@ -90,13 +90,18 @@ def solve(
 def _watched(problem: cs.Problem, tol: float, max_steps: int) -> cs.Solution:
     """The solution; on a terminal, with a line that says how far the solver is."""
     if not sys.stderr.isatty():
-        return cs.solve(problem, tol, max_steps=max_steps, throw=False)
+        with taking_long(f"optimum of {_kinds(problem)}"):
+            return cs.solve(problem, tol, max_steps=max_steps, throw=False)
     with console(stderr=True).status("solving") as line:
 
         def say(step: int, certificate: cs.Certificate) -> None:
             line.update(f"step {step}: relative gap {certificate.relative_gap:.1e}, asked for {tol:g}")
 
         return cs.solve(problem, tol, max_steps=max_steps, progress=say, throw=False)
+
+
+def _kinds(problem: cs.Problem) -> str:
+    return f"{problem.num_classes} classes of {np.unique(problem.class_counts).size} sizes"
 
 
 def _print_solution(s: cs.Solution, names: Sequence[str] | None) -> None:
@@ -148,7 +153,8 @@ def thresholds(
         raise ValueError("give --lambda-z, or --norm with --lambda-w: features of a given length have no lambda_z")
     at = lambda_z if norm.norm is None else lambda_w
     problem = norm.problem(read.counts, 1.0 if at is None else at, lambda_b, loss.loss(read.counts.size), features)
-    t = cs.thresholds(problem)
+    with taking_long(f"thresholds of {_kinds(problem)}"):
+        t = cs.thresholds(problem)
     here = None if at is None else _watched(problem, 1e-9, 300)
     record = thresholds_record(problem, t, here, read.names)
     tell(record, lambda: _print_thresholds(problem, t, here, read.names), as_json=as_json)
