@@ -22,6 +22,7 @@ NAN, INF = float("nan"), float("inf")
         (" 7 , 3x2 ", [7, 3, 3]),
         ("exp:5000:50:3", [5000, 500, 50]),
         ("step:100:10:5", [100, 100, 10, 10, 10]),
+        (",".join(map(str, range(11, 311))), list(range(11, 311))),  # longer than the name of a file may be
         ([3.0, 2.0], [3, 2]),
         (np.array([4, 5], dtype=np.uint8), [4, 5]),
     ],

@@ -371,6 +371,23 @@ def test_complete_collapse_by_itself_is_the_last_of_all_transitions(name: str) -
     assert complete_collapse(problem) == pytest.approx(thresholds(problem).complete, rel=1e-12)
 
 
+@pytest.mark.parametrize("bias", [0.0, 0.01, INF])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_complete_collapse_of_many_clusters_is_the_norm_of_the_full_residual(bias: float, pairs: bool) -> None:
+    """Beyond 200 clusters no matrix of that size is built; the oracle is R of (K, K), class by class."""
+    n = np.arange(11, 251).repeat(2 if pairs else 1)
+    scales, offsets = 1 + 0.3 * np.sin(n), 0.2 * np.cos(n)
+    p = Problem(n, 1.0, bias, Loss(offsets=offsets, scales=scales, smoothing=0.1))
+    c = clusters_of(p)
+    b = resting(c)[0][c.labels]
+    u = scales * b + offsets
+    P = np.exp(u) / np.exp(u).sum()
+    if 0 < bias < INF:
+        np.testing.assert_allclose(scales * (0.9 * p.loss_share + 0.1 / n.size - P), bias * b, atol=1e-12)
+    R = scales[:, None] * (0.9 * np.eye(n.size) + 0.1 / n.size - P[:, None]) * (p.loss_share / np.sqrt(n))
+    assert complete_collapse(p) == pytest.approx(np.linalg.norm(R, 2), rel=1e-13)
+
+
 def test_transitions_that_coincide_to_rounding_are_found() -> None:
     scales = np.repeat([0.625, 2.5], 5) ** 0.5  # sqrt(n_k) delta_k is the same for all
     t = thresholds(Problem("200x5,50x5", 1.0, 0.0, Loss(scales=scales)))

@@ -112,7 +112,7 @@ def label_counts(
     """
     if isinstance(spec, str | os.PathLike):
         text = os.fspath(spec).strip()
-        if text and Path(text).exists():
+        if text and _exists(Path(text)):
             return _from_file(Path(text), column, ignore_index)
         if column is not None or ignore_index is not None:
             raise ValueError(f"`column` and `ignore_index` are for files of labels; {text!r} is none")
@@ -122,6 +122,13 @@ def label_counts(
         counted = isinstance(spec, Mapping)
         return _from_pairs(dict(pairs.items()), by_name=isinstance(spec, Counter) or not counted, counted=counted)
     return LabelCounts(_checked(spec))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # longer than any name may be: a list of counts
+        return False
 
 
 def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) -> tuple[list[str], NDArray[np.int64]]:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_entropy, softmax
 
-__all__ = ["alive_columns", "columns", "gauge_bounds", "gauge_within", "resting", "tilted", "without_columns"]
+__all__ = [
+    "alive_columns",
+    "columns",
+    "gauge_bounds",
+    "gauge_within",
+    "resting",
+    "resting_bias",
+    "tilted",
+    "without_columns",
+]
 
 
 NEWTON_STEPS = 100
@@ -35,6 +44,16 @@ def without_columns(c: Clusters, b: Vector, start: Response | None = None) -> Re
 def resting(c: Clusters) -> tuple[Vector, Matrix]:
     """The bias that is best where Z = 0, and the predictions (column arrays); of any number of problems.
 
+    Raises:
+        ArithmeticError: Newton did not settle.
+    """
+    b = resting_bias(c)
+    return b, softmax(c, c.logits(b))[0]
+
+
+def resting_bias(c: Clusters) -> Vector:
+    """The bias that is best where Z = 0, shape (..., J); of any number of problems.
+
     Where all temperatures are equal every column is the same softmax p, and tau delta (y - p) = lambda_b b logit by
     logit, y the mean target: mu (x - iota + L) + e^x = y for x = log p and mu = lambda_b / (tau delta)^2. Newton on x
     and L, whose matrix is diagonal but for one row and one column, from the free bias, x = log y.
@@ -43,9 +62,8 @@ def resting(c: Clusters) -> tuple[Vector, Matrix]:
         ArithmeticError: Newton did not settle.
     """
     if not c.one_temperature:
-        b, at = balanced_bias(c, partial(without_columns, c))
-        return b, at.P
-    aim = c.pooled(c.target, c.sizes * c.share) / c.sizes
+        return balanced_bias(c, partial(without_columns, c))[0]
+    aim = (1 - c.eps) * c.share + c.eps / c.num_classes
     mu = c.price / (c.temperatures * c.scales) ** 2
     x, L = np.log(aim), np.zeros_like(c.num_classes)
     for _ in range(NEWTON_STEPS):
@@ -63,8 +81,7 @@ def resting(c: Clusters) -> tuple[Vector, Matrix]:
     along = c.sizes / c.scales
     b = (x - c.offsets + L) / (c.temperatures * c.scales)
     b -= np.sum(along * b, axis=-1, keepdims=True) / np.sum(along / c.scales, axis=-1, keepdims=True) / c.scales
-    b = np.where(c.bias_price < np.inf, b, 0.0)
-    return b, softmax(c, c.logits(b))[0]
+    return np.where(c.bias_price < np.inf, b, 0.0)
 
 
 def columns(c: Clusters, lambda_z: float, dead: NDArray[np.bool_], b: Vector, start: Response | None) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from collapsar.core.threads import one_thread_below
 from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, clusters_of, cross_entropy, softmax
-from collapsar.theory.column_form import resting
+from collapsar.theory.column_form import resting_bias
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
 
@@ -30,6 +31,12 @@ __all__ = [
     "thresholds",
     "thresholds_of_many",
 ]
+
+# Clusters from which on singular values of a dense matrix cost more than importing scipy.sparse.
+MANY = 200
+# Vectors between restarts of Lanczos: counts that differ by 1e-4 of their size need 800 products, with scipy's 20 twice
+# as many.
+LANCZOS = 40
 
 
 def thresholds(problem: Problem) -> Thresholds:
@@ -154,7 +161,7 @@ def complete_collapse(problem: Problem) -> float:
     """
     c = clusters_of(problem)
     with one_thread_below(c.num_clusters):
-        between = float(_between_norm(c, resting(c)[1])) if c.num_clusters > 1 else 0.0
+        between = float(_norm_at_rest(c, resting_bias(c))) if c.num_clusters > 1 else 0.0
     return max(between, float(np.max(np.where(c.sizes > 1, _within_strength(c), 0.0))))
 
 
@@ -180,8 +187,8 @@ def _cluster_part_vanishes(c: Clusters, within: Vector) -> Vector:
     if c.num_clusters == 1:
         return np.zeros(c.sizes.shape[0])
     top = np.max(np.nan_to_num(within), axis=-1)
-    warm, at_rest = resting(c)
-    at_zero = _between_norm(c, at_rest)
+    warm = resting_bias(c)
+    at_zero = _norm_at_rest(c, warm)
     inside = at_zero < top  # not where every class is alone
     if not inside.any():
         return at_zero
@@ -242,6 +249,38 @@ def _sibling_odds(apart: Vector, sizes: Vector, rest: Vector) -> Vector:
         if np.all(np.abs(step) <= 1e-15 * x):
             break
     return np.minimum(x, 1.0)
+
+
+def _norm_at_rest(c: Clusters, b: Vector) -> Vector:
+    """The same where Z = 0: of many clusters at one temperature without a matrix of their size.
+
+    All columns of P are then the same p, and the residual is diag(d) + x y'.
+    """
+    if c.num_clusters <= MANY or not c.one_temperature:
+        return _between_norm(c, softmax(c, c.logits(b))[0])
+    u = c.temperatures * c.scales * b + c.offsets
+    p = np.exp(u - u.max(axis=-1, keepdims=True))
+    p /= np.sum(c.sizes * p, axis=-1, keepdims=True)
+    root = np.sqrt(c.sizes)
+    x, y = root * c.scales * (c.eps / c.num_classes - p), root * c.strength
+    rows = (v.reshape(-1, c.num_clusters) for v in (_within_strength(c), x, y))
+    return np.array([_rank_one_norm(*row) for row in zip(*rows, strict=True)]).reshape(b.shape[:-1])
+
+
+def _rank_one_norm(d: Vector, x: Vector, y: Vector) -> float:
+    """The spectral norm of R = diag(d) + x y': Lanczos on R'R, two sums over J a product."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    operator: Any = LinearOperator  # its stub knows the class, not what the class makes of a product
+
+    def product(v: Vector) -> Vector:
+        w = d * v + (y @ v) * x
+        return d * w + (x @ w) * y
+
+    square = operator((d.size, d.size), matvec=product, dtype=np.float64)
+    start = np.random.default_rng(0).normal(size=d.size)
+    found = eigsh(square, 1, which="LA", v0=start, ncv=LANCZOS, tol=0, return_eigenvectors=False)
+    return float(np.sqrt(found[0]))
 
 
 def _between_norm(c: Clusters, P: Matrix) -> Vector:
