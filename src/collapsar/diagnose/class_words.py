@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from collapsar.core.sentences import percent
 from collapsar.diagnose.measurement import Measurement
-from collapsar.diagnose.record import Diagnosis
 from collapsar.metrics.evidence import LostClass
+
+if TYPE_CHECKING:
+    from collapsar.diagnose.record import Diagnosis
 
 __all__ = ["cost", "headline", "lost", "outscored", "rule", "shared_rows"]
 

@@ -17,30 +17,25 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
-from typing import Literal, NamedTuple
 
 import numpy as np
 
 from collapsar.core.known import KnownTraining, rests_by_rows
-from collapsar.core.problem import FeatureModel
 from collapsar.core.sentences import names_of
-from collapsar.diagnose import words
 from collapsar.diagnose.agreement import (
     AT_REST,
     UNREAD,
-    EffectivePenalties,
     HeadForces,
     effective_penalties,
     head_forces,
 )
-from collapsar.diagnose.fit import Fit, near_optimum
+from collapsar.diagnose.fit import near_optimum
 from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.gauge import without_offset
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement
-from collapsar.diagnose.model_choice import Choice, NormalizedFit, choose_model, fit_normalized
-from collapsar.diagnose.prediction import Prediction, by_rows, compared, predicted, predicted_of_normalized
+from collapsar.diagnose.model_choice import choose_model, fit_normalized
+from collapsar.diagnose.prediction import by_rows, compared, predicted, prediction_of, priced
 from collapsar.diagnose.record import Diagnosis
 from collapsar.metrics.evidence import class_standings
 from collapsar.metrics.shared_rows import shared_rows
@@ -95,16 +90,23 @@ def diagnose_measurement(
     rowed, features, effective = by_rows(moved, known), known.features or m.features, None
     if alive and held and not m.unseen and m.linear and not saturated:
         effective = effective_penalties(rowed, features, known.one_lambda_w or None, known.lambda_b, separation)
-    theory = _beside_theory(m, rowed, known, effective, features)
+    solvable, optimum = not m.unseen and len(np.unique(m.class_counts)) <= _most_clusters(m), cache(near_optimum)
+    problems = priced(rowed, known, effective, features) if solvable else {}
+    fit, fit_source, prediction, model = None, "", None, choose_model(m, known)
+    if problems and held and m.linear and known.body != "frozen":
+        fit, fit_source = compared(rowed, problems, effective, optimum)
+    model_fit, why = fit_normalized(m, model)
+    if model_fit is not None and model_fit.thresholds is not None:
+        origin = "as trained" if known.one_lambda_w else "effective"
+        prediction = prediction_of(model_fit.solution, model_fit.thresholds, origin)
+    if model.name == "penalty" and problems:
+        prediction = predicted(rowed, known, problems, optimum)
     notes = _notes(m, alive=alive, lost=bool(separation.merged_classes or separation.vanished_classes))
     notes += [_SATURATED_WORDS.format(m.loss)] if saturated and held and m.linear else []
-    notes += [reason for reason in (theory.why, frozen[1]) if reason]
-    if theory.model.name == "penalty" and theory.prediction is None and _solvable(m) and not saturated:
+    notes += [reason for reason in (why, frozen[1]) if reason]
+    if model.name == "penalty" and solvable and not problems and not saturated:
         notes.append(_NO_PENALTY)
-    found = Diagnosis(
-        headline="",
-        words=(),
-        reason="",
+    return Diagnosis(
         source=source,
         class_names=names,
         measurement=m,
@@ -115,49 +117,14 @@ def diagnose_measurement(
         forces=forces,
         at_rest=held and m.linear and _rests(moved, forces, known, alive=alive),
         effective=effective,
-        model=theory.model,
-        model_fit=theory.model_fit,
+        model=model,
+        model_fit=model_fit,
         frozen=frozen[0],
-        fit=theory.fit,
-        fit_source=theory.fit_source,
-        prediction=theory.prediction,
+        fit=fit,
+        fit_source=fit_source,
+        prediction=prediction,
         notes=tuple(notes),
     )
-    said = tuple(words.findings(found))
-    return replace(found, headline=words.headline(found), words=said, reason=" ".join(words.reason(found)))
-
-
-class _Theory(NamedTuple):
-    """What theory has to say, as in :class:`Diagnosis`; ``why`` the fit to the model is left out."""
-
-    model: Choice
-    model_fit: NormalizedFit | None
-    fit: Fit | None
-    fit_source: Literal["effective", "as trained", ""]
-    prediction: Prediction | None
-    why: str
-
-
-def _beside_theory(
-    m: Measurement,
-    rowed: Measurement,
-    known: KnownTraining,
-    effective: EffectivePenalties | None,
-    features: FeatureModel,
-) -> _Theory:
-    fit, fit_source, optimum = None, "", cache(near_optimum)
-    if _solvable(m) and known.one_lambda_w != 0 and m.linear and known.body != "frozen":
-        fit, fit_source = compared(rowed, known, effective, optimum)
-    choice = choose_model(m, known)
-    model_fit, why = fit_normalized(m, choice)
-    prediction = None if model_fit is None else predicted_of_normalized(model_fit, known)
-    if choice.name == "penalty" and _solvable(m):
-        prediction = predicted(rowed, known, effective, features, optimum)
-    return _Theory(choice, model_fit, fit, fit_source, prediction, why)
-
-
-def _solvable(m: Measurement) -> bool:
-    return not m.unseen and len(np.unique(m.class_counts)) <= _most_clusters(m)
 
 
 def _most_clusters(m: Measurement) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,10 +32,13 @@ __all__ = [
     "compared",
     "model_record",
     "predicted",
-    "predicted_of_normalized",
     "prediction_of",
+    "priced",
 ]
 
+
+Source = Literal["as trained", "effective"]
+"""Whether a price is that of the training as known, or was read from the network."""
 
 # Classes of one cluster lie alike to all others: as many of them stand for the rest.
 _STAND_FOR = 3
@@ -69,7 +72,7 @@ class Prediction:
     features: FeatureModel
     lambda_z: float
     lambda_b: float
-    source: Literal["as trained", "effective"]
+    source: Source
     states: tuple[ClassState, ...]
     seen: tuple[MeasuredState, ...]
     groups: tuple[tuple[int, ...], ...]
@@ -104,57 +107,51 @@ def by_rows(m: Measurement, known: KnownTraining) -> Measurement:
     )
 
 
-def _problem(m: Measurement, lambda_z: float, lambda_b: float, features: FeatureModel) -> Problem:
-    return Problem(m.class_counts, lambda_z, lambda_b, m.loss_form, features=features)
+def priced(
+    m: Measurement, known: KnownTraining, effective: EffectivePenalties | None, features: FeatureModel
+) -> dict[Source, Problem]:
+    """The problem of penalised features at every price there is: that of the training, that read from the network."""
+    lambda_b = bias_price(m, known.lambda_b, 0.0 if effective is None else effective.lambda_b)
+    read = None if effective is None or not 0 < effective.lambda_z < math.inf else effective.lambda_z
+    prices: dict[Source, float | None] = {"as trained": known.lambda_z, "effective": read}
+    return {
+        source: Problem(m.class_counts, lambda_z, lambda_b, m.loss_form, features=features)
+        for source, lambda_z in prices.items()
+        if lambda_z is not None
+    }
 
 
 def compared(
-    m: Measurement, known: KnownTraining, effective: EffectivePenalties | None, optimum: Callable[[Problem], Solution]
-) -> tuple[Fit | None, Literal["effective", "as trained", ""]]:
+    m: Measurement,
+    problems: Mapping[Source, Problem],
+    effective: EffectivePenalties | None,
+    optimum: Callable[[Problem], Solution],
+) -> tuple[Fit, Source]:
     """Distances at the effective penalties; at those of the training where nothing is alive to read them from."""
-    lambda_b = bias_price(m, known.lambda_b, 0.0 if effective is None else effective.lambda_b)
     Z = m.Z if m.small else m.predictions
-    if effective is not None and 0 < effective.lambda_z < math.inf:
-        problem = _problem(m, effective.lambda_z, lambda_b, "signed")
+    if effective is not None and "effective" in problems:
         split = (effective.lambda_w, effective.lambda_h)
-        return fit_beside(both(problem, optimum), Z, m.b, m.weight, m.class_means, split), "effective"
-    if known.lambda_z is not None:
-        return fit_beside(both(_problem(m, known.lambda_z, lambda_b, "signed"), optimum), Z, m.b), "as trained"
-    return None, ""
+        return fit_beside(both(problems["effective"], optimum), Z, m.b, m.weight, m.class_means, split), "effective"
+    return fit_beside(both(problems["as trained"], optimum), Z, m.b), "as trained"
 
 
 def predicted(
     m: Measurement,
     known: KnownTraining,
-    effective: EffectivePenalties | None,
-    features: FeatureModel,
+    problems: Mapping[Source, Problem],
     optimum: Callable[[Problem], Solution],
-) -> Prediction | None:
+) -> Prediction:
     """Theory at the penalties of the training where they are known, else at the effective ones."""
-    lambda_z = known.lambda_z
-    source: Literal["as trained", "effective"] = "as trained"
-    if lambda_z is None:
-        if effective is None or not 0 < effective.lambda_z < math.inf:
-            return None
-        lambda_z, source = effective.lambda_z, "effective"
-    lambda_b = bias_price(m, known.lambda_b, 0.0 if effective is None else effective.lambda_b)
-    problem = _problem(m, lambda_z, lambda_b, features)
+    source, problem = next(iter(problems.items()))
     rows = known.row_scales if m.loss_form != known.loss else None  # as ``by_rows`` has it
     found = prediction_of(optimum(problem), thresholds(problem), source, rows)
     return found if m.small else replace(found, Z=None)
 
 
-def predicted_of_normalized(found: NormalizedFit, known: KnownTraining) -> Prediction | None:
-    """Theory of normalised features, its thresholds in ``lambda_w``, their rows' mean."""
-    if found.solution.problem.normalization is None or found.thresholds is None:
-        return None
-    return prediction_of(found.solution, found.thresholds, "as trained" if known.one_lambda_w else "effective")
-
-
 def prediction_of(
     solution: Solution,
     t: Thresholds,
-    source: Literal["as trained", "effective"] = "as trained",
+    source: Source = "as trained",
     rows: Vector | None = None,
 ) -> Prediction:
     """What an optimum and its thresholds say of a network.

@@ -6,15 +6,17 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.records import to_json
 from collapsar.core.sentences import listed
 from collapsar.core.types import Record
+from collapsar.diagnose import words
 from collapsar.diagnose.agreement import EffectivePenalties, HeadForces
 from collapsar.diagnose.fit import Fit
 from collapsar.diagnose.frozen import FrozenHead
@@ -57,9 +59,6 @@ class Diagnosis:
     """The result: plain values that a page, a test or a gate can read; ``to_dict`` makes JSON of it.
 
     Attributes:
-        headline: what happened to the classes, in one sentence.
-        words: all that was found, a sentence or two per finding.
-        reason: those of ``words`` that say what theory predicts and from which penalty on; empty where it does not.
         source: where the network came from.
         class_names: shape (K,).
         measurement: what was measured.
@@ -79,9 +78,6 @@ class Diagnosis:
         notes: what was left out, and why.
     """
 
-    headline: str
-    words: tuple[str, ...]
-    reason: str
     source: str
     class_names: tuple[str, ...]
     measurement: Measurement
@@ -99,6 +95,21 @@ class Diagnosis:
     fit_source: Literal["effective", "as trained", ""]
     prediction: Prediction | None
     notes: tuple[str, ...]
+
+    @cached_property
+    def headline(self) -> str:
+        """What happened to the classes, in one sentence."""
+        return words.headline(self)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """All that was found, a sentence or two per finding."""
+        return tuple(words.findings(self))
+
+    @cached_property
+    def reason(self) -> str:
+        """Those of ``words`` that say what theory predicts and from which penalty on; empty where it does not."""
+        return " ".join(words.reason(self))
 
     @property
     def collapsed(self) -> tuple[int, ...]:
@@ -131,54 +142,47 @@ class Diagnosis:
 
     def to_dict(self) -> Record:
         """The diagnosis as JSON-able values: NaN is None, infinity "inf", Z is None beyond 200 classes."""
-        m, known = self.measurement, self.known
-        forces = to_json(self.forces)
-        if m.bias is None:
-            forces["fitted_b"] = "inf"
-        prediction = None if self.prediction is None else to_json(self.prediction)
+        m, known, prediction = self.measurement, self.known, self.prediction
         table = m.num_classes <= _TABLE_CLASSES
         if prediction is not None and not table:
-            prediction["Z"] = None
-        return {
+            prediction = replace(prediction, Z=None)
+        return to_json({
             "kind": "diagnosis",
             "headline": self.headline,
-            "words": list(self.words),
+            "words": self.words,
             "reason": self.reason,
             "source": self.source,
-            "class_names": list(self.class_names),
-            "class_counts": m.class_counts.tolist(),
-            "accuracies": to_json(m.accuracies),
-            "loss": to_json(m.loss),
+            "class_names": self.class_names,
+            "class_counts": m.class_counts,
+            "accuracies": m.accuracies,
+            "loss": m.loss,
             "features_nonnegative": m.nonnegative,
-            "within_share": to_json(m.within_share),
-            "Z": to_json(m.Z) if table else None,
-            "b": to_json(m.b),
-            "separation": to_json(self.separation),
-            "standings": to_json(self.standings),
-            "shared_rows": [list(group) for group in self.shared_rows],
-            "dead": list(self.dead),
+            "within_share": m.within_share,
+            "Z": m.Z if table else None,
+            "b": m.b,
+            "separation": self.separation,
+            "standings": self.standings,
+            "shared_rows": self.shared_rows,
+            "dead": self.dead,
             "num_dead": len(self.dead),
             "num_collapsed": self.num_collapsed,
             "num_lost": len(self.lost),
             "num_gone": self.num_gone,
             "metrics": [
-                {"name": name, "value": to_json(m.metrics[name]), "meaning": meaning}
+                {"name": name, "value": m.metrics[name], "meaning": meaning}
                 for name, meaning in METRICS.items()
                 if name in m.metrics and not math.isnan(m.metrics[name])
             ],
-            "known": {**known.to_dict(), "lambda_z": known.lambda_z, "cautions": list(known.cautions)},
-            "forces": forces,
+            "known": {**known.to_dict(), "lambda_z": known.lambda_z, "cautions": known.cautions},
+            "forces": self.forces if m.bias is not None else replace(self.forces, fitted_b=math.inf),
             "at_rest": self.at_rest,
-            "effective": None if self.effective is None else {
-                **to_json(self.effective),
-                **{name: to_json(getattr(self.effective, name)) for name in _READINGS},
-            },
+            "effective": _with(self.effective, *_READINGS),
             "model": model_record(self.model, self.model_fit),
-            "frozen": None if self.frozen is None else {**to_json(self.frozen), "excess": to_json(self.frozen.excess)},
+            "frozen": _with(self.frozen, "excess"),
             "fit": None if self.fit is None else {**to_json(self.fit), "source": self.fit_source},
             "prediction": prediction,
-            "notes": list(self.notes),
-        }  # fmt: skip
+            "notes": self.notes,
+        })  # fmt: skip
 
     def to_json(self) -> str:
         """The record as one line of standard JSON."""
@@ -191,3 +195,8 @@ class Diagnosis:
             OSError: the folder does not exist or cannot be written.
         """
         return write_atomically(path, self.to_json() + "\n")
+
+
+def _with(value: Any, *properties: str) -> Record | None:
+    """The fields of a dataclass and some of its properties; None stays."""
+    return None if value is None else {**to_json(value), **{name: getattr(value, name) for name in properties}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from collapsar.diagnose.fit import Fit, ModelFit
 from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.model_choice import NormalizedFit
 from collapsar.diagnose.prediction import Prediction
-from collapsar.diagnose.record import Diagnosis
+
+if TYPE_CHECKING:
+    from collapsar.diagnose.record import Diagnosis
 
 __all__ = ["findings", "first_lost", "headline", "reason"]
 
