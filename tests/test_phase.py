@@ -14,9 +14,10 @@ from matplotlib.colors import to_rgb
 
 import collapsar as cs
 from collapsar.cli import main
+from collapsar.core.states import CLASS_STATES as STATES
 from collapsar.phase import grid as phase_grid
 from collapsar.phase import sweep as sweep_module
-from collapsar.phase.cells import STATES, phase_chunk
+from collapsar.phase.cells import phase_chunk
 from collapsar.phase.curves import zero_lines
 from collapsar.phase.diagram import UNKNOWN, ModelPhase, PhaseDiagram, phase_diagram
 from collapsar.phase.grid import Axis, PhaseConfig, PhaseSettings
@@ -86,7 +87,7 @@ def test_what_each_axis_moves():
 
     def counts(x, y):
         config = PhaseConfig(axes[x], axes[y], fixed)
-        return config.counts_a[0], config.counts_b[0], config.counts_a[:, 0], config.counts_b[:, 0]
+        return *config.counts[0].T, *config.counts[:, 0].T
 
     r_moves_a = counts("r", "oversampling")
     assert r_moves_a[0].tolist() == [120, 180, 240]
@@ -209,9 +210,8 @@ def test_signed_states_are_those_of_the_closed_form_optimum(diagram):
     config, part = diagram.config, diagram.model("signed")
     rng = np.random.default_rng(0)
     for i, j in zip(rng.integers(0, Y.num, 60), rng.integers(0, X.num, 60), strict=True):
-        exact = two_cluster(
-            5, 5, config.counts_a[i, j], config.counts_b[i, j], config.parameter("lambda_z")[i, j], 0.02
-        )
+        n_a, n_b = config.counts[i, j]
+        exact = two_cluster(5, 5, n_a, n_b, config.parameter("lambda_z")[i, j], 0.02)
         a, b = (STATES[code] for code in part.states[:, i, j])
         wanted = {"apart": "separated", "merged": "merged", "vanished": "vanished", "zero": "vanished"}[exact.state]
         assert b == wanted
@@ -260,7 +260,7 @@ def test_any_two_parameters(x, y, settings):
         assert any(curve.lines for curve in part.curves)
     # a cell, by the general solver, with the counts written out
     i, j = d.config.shape[0] // 2, d.config.shape[1] // 2
-    k, n_a, n_b = d.config.sizes[i, j].astype(int), d.config.counts_a[i, j], d.config.counts_b[i, j]
+    k, (n_a, n_b) = d.config.sizes[i, j].astype(int), d.config.counts[i, j]
     counts = np.array([n_a] * k[0] + [n_b] * k[1])
     problem = cs.Problem(
         [1] * counts.size,

@@ -109,14 +109,14 @@ def _note(sentence: str) -> None:
 
 def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | None) -> None:
     """One row per feature model: how many cells in which state, and how well states and thresholds agree."""
-    from collapsar.phase.cells import STATES
+    from collapsar.core.states import CLASS_STATES
 
     shown, models = console(), diagram.models
     rows: list[tuple[str, ...]] = []
     for a, b in [(a, b) for a in range(3) for b in range(3)]:
         counts = [int(((part.states[0] == a) & (part.states[1] == b)).sum()) for part in models]
         if any(counts):
-            name = "all zero" if (a, b) == (2, 2) else f"A {STATES[a]}, B {STATES[b]}"
+            name = "all zero" if (a, b) == (2, 2) else f"A {CLASS_STATES[a]}, B {CLASS_STATES[b]}"
             rows.append((name, *(f"{n / part.gap.size:.1%}" for n, part in zip(counts, models, strict=True))))
     rows.append(("largest gap, relative", *(f"{part.gap.max():.1e}" for part in models)))
     rows.append(("as the thresholds say", *(_agreement_words(part) for part in models)))

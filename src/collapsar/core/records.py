@@ -42,7 +42,9 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if hasattr(value, "tolist") and not isinstance(value, type):  # numpy's arrays and numbers, torch's tensors
-        return to_json(value.tolist())
+        kind = getattr(getattr(value, "dtype", None), "kind", "O")  # torch's types have none
+        standard = kind in "biuU" or (kind == "f" and bool((abs(value) < math.inf).all()))
+        return value.tolist() if standard else to_json(value.tolist())
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +11,7 @@ from collapsar.core.clusters import NUMBERS
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.core.states import CLASS_STATES
 from collapsar.core.thresholds import Thresholds
-from collapsar.core.types import Array
+from collapsar.core.types import Array, Mask
 from collapsar.phase.grid import PhaseConfig
 from collapsar.phase.transitions import thresholds
 from collapsar.solver import solve
@@ -20,17 +19,15 @@ from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.theory.clusters import Clusters
 from collapsar.theory.thresholds import cluster_thresholds
 
-__all__ = ["FEATURES", "FIELDS", "STATES", "Cells", "Codes", "Part", "phase_chunk"]
+__all__ = ["FEATURES", "FIELDS", "Cells", "Codes", "Part", "phase_chunk"]
 
 Codes = NDArray[np.int64]
 
 FEATURES: tuple[FeatureModel, ...] = get_args(FeatureModel)
-STATES = CLASS_STATES
 FIELDS = ("merge_a", "merge_b", "vanish_a", "vanish_b", "complete", "exact_a", "exact_b", "exact_complete")
 
 
-@dataclass(frozen=True, eq=False)
-class Cells:
+class Cells(NamedTuple):
     """What is found of some cells under one feature model; every array ends in (rows, columns).
 
     Attributes:
@@ -64,44 +61,44 @@ def phase_chunk(config: PhaseConfig, chunk: int) -> Part:
 
 
 def _cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Cells:
-    grids = (config.parameter("lambda_z"), config.parameter("lambda_b"), config.counts_a, config.counts_b)
-    lambda_z, lambda_b, n_a, n_b = (config.cut(grid, chunk) for grid in grids)
-    sizes, counts = config.cut(config.sizes, chunk).reshape(-1, 2), np.stack([n_a, n_b], axis=-1).reshape(-1, 2)
-    batch = ProblemBatch.plain(sizes, counts, lambda_z.ravel(), lambda_b.ravel(), features)
-    result = solve_batch(batch, config.tol, line=n_a.shape[1])
-    codes = np.argmax(result.states[..., None] == np.array(STATES), axis=-1)
+    grids = (config.sizes, config.counts, config.parameter("lambda_z"), config.parameter("lambda_b"))
+    sizes, counts, lambda_z, lambda_b = (config.cut(grid, chunk) for grid in grids)
+    prices = lambda_z.ravel(), lambda_b.ravel()
+    batch = ProblemBatch.plain(sizes.reshape(-1, 2), counts.reshape(-1, 2), *prices, features)
+    shape = lambda_z.shape
+    result = solve_batch(batch, config.tol, line=shape[1])
+    codes = np.argmax(result.states[..., None] == np.array(CLASS_STATES), axis=-1)
     names = [status.name for status in result.status]
-    levels = _threshold_fields(config, batch, n_a.shape)
-    return _shaped(n_a.shape, codes.T, result.relative_gap, names, result.one_by_one, levels)
+    levels = _threshold_fields(config, batch, shape)
+    return _shaped(shape, codes.T, result.relative_gap, names, result.one_by_one, levels)
 
 
 def _normalized_cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Cells:
     """The same for normalised features, every cell solved by itself."""
-    rows, columns = (config.cut(grid, chunk).astype(np.intp) for grid in np.indices(config.shape))
-    grids = (config.counts_a, config.counts_b, config.parameter("lambda_b"))
+    places = config.cut(np.moveaxis(np.indices(config.shape), 0, -1), chunk).astype(int)
     known: dict[tuple[float, ...], Thresholds] = {}
     found, levels = [], []
-    for i, j in zip(rows.ravel(), columns.ravel(), strict=True):
-        cell = int(i), int(j)
-        problem = _normalized_problem(config, cell, features)
+    for i, j in places.reshape(-1, 2).tolist():
+        problem = _normalized_problem(config, (i, j), features)
         found.append(solve(problem, config.tol, throw=False))
-        key = (*config.sizes[cell].tolist(), *(float(grid[cell]) for grid in grids))
+        key = (*config.sizes[i, j].tolist(), *config.counts[i, j].tolist(), problem.lambda_b)
         if key not in known:  # one root serves all cells that differ in lambda_w and norm only
             known[key] = thresholds(problem.replace(norm=1.0))
-        t, square = known[key], float(config.parameter("norm")[cell]) ** 2
+        t, square = known[key], float(config.parameter("norm")[i, j]) ** 2
         # with nonnegative features NaN may also mean a class that the bias carries
         exact = t.exact & (np.isfinite(t.vanish) | (features == "signed"))
-        certain = (*exact[[0, -1]], t.complete_bound <= t.complete * (1 + 1e-9))
-        levels.append([*t.merge[[0, -1]] * square, *t.vanish[[0, -1]] * square, t.complete, *certain])
-    codes = [[STATES.index(s.class_states[k]) for s in found] for k in (0, -1)]  # A's classes come first, B's last
+        levels.append(_levels(t.merge * square, t.vanish * square, exact, t.complete, t.complete_bound))
+    codes = [
+        [CLASS_STATES.index(s.class_states[k]) for s in found] for k in (0, -1)
+    ]  # A's classes come first, B's last
     gaps, names = [s.certificate.relative_gap for s in found], [s.status.name for s in found]
-    every = np.transpose(levels).reshape(-1, *rows.shape)
-    return _shaped(rows.shape, codes, gaps, names, [True] * len(found), every)
+    shape = places.shape[:2]
+    return _shaped(shape, codes, gaps, names, [True] * len(found), np.transpose(levels).reshape(-1, *shape))
 
 
 def _normalized_problem(config: PhaseConfig, cell: tuple[int, int], features: FeatureModel) -> Problem:
     """Counts need not be whole, so they are weights of one sample per class."""
-    n = np.repeat([config.counts_a[cell], config.counts_b[cell]], config.sizes[cell].astype(int))
+    n = np.repeat(config.counts[cell], config.sizes[cell].astype(int))
     over = config.settings.over
     assert over is not None
     return Problem.from_normalized(
@@ -140,7 +137,11 @@ def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int
     for part, some in ((~alike, c.taken(~alike)), (alike, c.taken(alike).joined())):
         if part.any():
             merge, v = cluster_thresholds(some, batch.features)
-            certain = v.complete_bound <= v.complete * (1 + 1e-9)
-            ends = [array[:, side] for array in (merge, v.vanish, v.exact) for side in (0, -1)]
-            found[:, part] = np.stack([*ends[:4], v.complete, *ends[4:], certain])
+            found[:, part] = _levels(merge, v.vanish, v.exact, v.complete, v.complete_bound)
     return found.reshape(-1, *wanted.shape)
+
+
+def _levels(merge: Array, vanish: Array, exact: Mask, complete: ArrayLike, bound: ArrayLike) -> Array:
+    """Thresholds in the order of ``FIELDS``; of classes or clusters, (..., J), A is the first and B the last."""
+    (merges, vanishes, certain) = ([values[..., side] for side in (0, -1)] for values in (merge, vanish, exact))
+    return np.stack([*merges, *vanishes, complete, *certain, np.less_equal(bound, np.multiply(complete, 1 + 1e-9))])

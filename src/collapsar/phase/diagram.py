@@ -8,22 +8,23 @@ repeats its samples and with them its feature penalty. The states come from cert
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel
+from collapsar.core.records import to_json
+from collapsar.core.states import CLASS_STATES
 from collapsar.core.types import Array, Record
-from collapsar.phase.cells import FEATURES, FIELDS, STATES, Cells, Codes, Part, phase_chunk
+from collapsar.phase.cells import FEATURES, FIELDS, Cells, Codes, Part, phase_chunk
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
 
 __all__ = ["Agreement", "ModelPhase", "PhaseDiagram", "assemble", "phase_diagram"]
 
 UNKNOWN = -1  # predicted state where classes share a feature direction, which the closed forms do not follow
-_CELLS = ("states", "gap", "status", "one_by_one")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class ModelPhase:
 
     Attributes:
         features: "signed" or "nonnegative".
+        predicted: as ``states``, by the thresholds; -1 where they are not certified to be exact.
         states: shape (2, ny, nx), per cluster A, B an index of "separated", "merged", "vanished". Both vanished: Z = 0.
-        predicted: the same by the thresholds; -1 where they are not certified to be exact.
         gap: relative duality gap, (ny, nx).
         status: names of :class:`collapsar.Status`, (ny, nx).
         one_by_one: whether the general solver had to take over from the batch, (ny, nx).
@@ -63,8 +64,8 @@ class ModelPhase:
     """
 
     features: FeatureModel
-    states: Codes
     predicted: Codes
+    states: Codes
     gap: Array
     status: NDArray[np.str_]
     one_by_one: NDArray[np.bool_]
@@ -73,7 +74,7 @@ class ModelPhase:
     @property
     def zero(self) -> NDArray[np.bool_]:
         """Where Z = 0, shape (ny, nx)."""
-        return np.asarray((self.states == STATES.index("vanished")).all(axis=0))
+        return np.asarray((self.states == CLASS_STATES.index("vanished")).all(axis=0))
 
     @property
     def agreement(self) -> Agreement:
@@ -114,17 +115,6 @@ class PhaseDiagram:
 
     def to_dict(self) -> Record:
         """The record as JSON values."""
-        models = [
-            {
-                "features": part.features,
-                **{name: getattr(part, name).tolist() for name in ("predicted", *_CELLS)},
-                "curves": [
-                    {**asdict(curve), "lines": [[list(point) for point in line] for line in curve.lines]}
-                    for curve in part.curves
-                ],
-            }
-            for part in self.models
-        ]
         return {
             "kind": "phase",
             "format": FORMAT,
@@ -132,8 +122,8 @@ class PhaseDiagram:
             "config_digest": self.config.digest,
             "x_values": self.config.x_values.tolist(),
             "y_values": self.config.y_values.tolist(),
-            "state_names": list(STATES),
-            "models": models,
+            "state_names": list(CLASS_STATES),
+            "models": to_json(self.models),
         }
 
     @classmethod
@@ -160,8 +150,8 @@ def _model_from(part: Mapping[str, Any]) -> ModelPhase:
         Curve(**{**curve, "lines": tuple(tuple((x, y) for x, y in line) for line in curve["lines"])})
         for curve in part["curves"]
     )
-    arrays = [np.array(part[name]) for name in ("states", "predicted", "gap", "status", "one_by_one")]
-    return ModelPhase(part["features"], *arrays, curves=curves)
+    arrays = {name: np.array(values) for name, values in part.items() if name not in ("features", "curves")}
+    return ModelPhase(features=part["features"], curves=curves, **arrays)
 
 
 def phase_diagram(
@@ -191,7 +181,7 @@ def phase_diagram(
 
     Example:
         >>> d = phase_diagram("lambda_z:0.003:0.005:5", "r:4:6:3")
-        >>> [STATES[code] for code in d.model("signed").states[1, 1]]
+        >>> [CLASS_STATES[code] for code in d.model("signed").states[1, 1]]
         ['separated', 'merged', 'vanished', 'vanished', 'vanished']
         >>> d.model("signed").notes
         ('everything collapses: nowhere in this range',)
@@ -215,22 +205,21 @@ def assemble(config: PhaseConfig, parts: Sequence[Part]) -> PhaseDiagram:
     """
     models = []
     for features in FEATURES:
-        arrays = [[getattr(part[features], f.name) for part in parts] for f in fields(Cells)]
-        states, gap, status, one_by_one, levels = (np.concatenate(each, axis=-1 - config.along) for each in arrays)
-        found: dict[str, Array] = dict(zip(FIELDS, levels, strict=True))
-        predicted = np.stack([_predicted(config, found, side) for side in "ab"])
-        curves = curves_of(config, found)
-        models.append(ModelPhase(features, states, predicted, gap, status, one_by_one, curves))
+        own = zip(*(part[features] for part in parts), strict=True)
+        cells = Cells(*(np.concatenate(arrays, axis=-1 - config.along) for arrays in own))
+        levels: dict[str, Array] = dict(zip(FIELDS, cells.thresholds, strict=True))
+        predicted = np.stack([_predicted(config, levels, side) for side in "ab"])
+        models.append(ModelPhase(features, predicted, *cells[:-1], curves=curves_of(config, levels)))
     return PhaseDiagram(config, tuple(models))
 
 
 def _predicted(config: PhaseConfig, fields: Mapping[str, Array], side: str) -> Codes:
     """State of a cluster by its thresholds; comparisons with NaN are false."""
     penalty = config.penalty
-    merged = np.where(penalty >= fields[f"merge_{side}"], STATES.index("merged"), STATES.index("separated"))
+    merged = np.where(penalty >= fields[f"merge_{side}"], CLASS_STATES.index("merged"), CLASS_STATES.index("separated"))
     vanish = fields[f"vanish_{side}"]  # NaN: zero at every lambda_z; never, where features are normalised
     carried = np.isnan(vanish) & (not config.is_normalized)
-    state = np.where((penalty >= vanish) | carried, STATES.index("vanished"), merged)
+    state = np.where((penalty >= vanish) | carried, CLASS_STATES.index("vanished"), merged)
     return np.where(fields[f"exact_{side}"] > 0, state, UNKNOWN)
 
 

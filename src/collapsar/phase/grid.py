@@ -156,7 +156,7 @@ class PhaseConfig:
 
     Example:
         >>> config = PhaseConfig(Axis("lambda_z", 0.002, 0.008, 4), Axis("r", 1, 9, 3))
-        >>> config.shape, config.num_chunks, config.counts_a[:, 0].tolist()
+        >>> config.shape, config.num_chunks, config.counts[:, 0, 0].tolist()
         ((3, 4), 1, [100.0, 500.0, 900.0])
     """
 
@@ -225,17 +225,14 @@ class PhaseConfig:
         return np.stack([k_a, K - k_a], axis=-1)
 
     @cached_property
-    def counts_a(self) -> Array:
-        """n_A, shape (ny, nx)."""
-        moved = "r" in self._axes and "n_a" not in self._axes
-        return self.parameter("r") * self.parameter("n_b") if moved else self.parameter("n_a")
-
-    @cached_property
-    def counts_b(self) -> Array:
-        """n_B, oversampled, shape (ny, nx)."""
-        moved = {"r", "n_a"} == self._axes
-        n_b = self.parameter("n_a") / self.parameter("r") if moved else self.parameter("n_b")
-        return n_b * self.parameter("oversampling")
+    def counts(self) -> Array:
+        """(n_A, n_B), that of B oversampled, shape (ny, nx, 2)."""
+        n_a, n_b = self.parameter("n_a"), self.parameter("n_b")
+        if self._axes == {"r", "n_a"}:
+            n_b = n_a / self.parameter("r")
+        elif "r" in self._axes:
+            n_a = self.parameter("r") * n_b
+        return np.stack([n_a, n_b * self.parameter("oversampling")], axis=-1)
 
     @property
     def is_normalized(self) -> bool:

@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def _part_file(folder: Path, config: PhaseConfig, chunk: int) -> Path:
 
 def _packed(config: PhaseConfig, chunk: int, part: Part) -> bytes:
     """A part as an archive of arrays, whose checksums tell damage, with what it belongs to."""
-    arrays = {f"{model}_{f.name}": getattr(cells, f.name) for model, cells in part.items() for f in fields(cells)}
+    arrays = {f"{model}_{name}": array for model, cells in part.items() for name, array in cells._asdict().items()}
     buffer = io.BytesIO()
     np.savez(buffer, config_digest=config.digest, chunk=chunk, **arrays)
     return buffer.getvalue()
@@ -160,9 +159,7 @@ def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Part]:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 if str(file["config_digest"]) != config.digest or int(file["chunk"]) != i:
                     raise ValueError("it belongs to another sweep")  # noqa: TRY301 - one place for all that is wrong
-                parts[i] = {
-                    model: Cells(**{f.name: file[f"{model}_{f.name}"] for f in fields(Cells)}) for model in FEATURES
-                }
+                parts[i] = {model: Cells(*(file[f"{model}_{name}"] for name in Cells._fields)) for model in FEATURES}
         except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on a damaged file
             note(f"{path} is damaged ({error}); this part is computed again")
     return parts
