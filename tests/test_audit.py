@@ -90,6 +90,16 @@ def test_no_verdict_depends_on_the_coordinates_of_the_features(seed: int) -> Non
         assert after.spectrum.effective_rank == pytest.approx(before.spectrum.effective_rank, rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-14, 1e-7, 1e7, 1e14])
+def test_no_verdict_depends_on_the_unit_of_the_features(scale: float) -> None:
+    W, b, _ = planted(np.random.default_rng(5), 300, 32, 9)
+    before, after = cs.audit(W, b), cs.audit(scale * W, scale * b)
+    assert after.groups == before.groups
+    assert after.spectrum.rank == before.spectrum.rank
+    for name in ("dead", "unreachable", "shrunk"):
+        assert np.array_equal(getattr(after, name), getattr(before, name)), name
+
+
 @pytest.mark.parametrize("scheme", ["torch.nn.Linear", "Kaiming (He)", "normal with deviation 0.02"])
 def test_an_untrained_head_is_known_by_its_scheme(scheme: str) -> None:
     rng = np.random.default_rng(1)
@@ -222,6 +232,8 @@ HOLED = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, GOOD)
         ({"weight": np.zeros((1, 4))}, "two or more classes"),
         ({"weight": HOLED}, "`weight` must be finite; row 2 is not"),
         ({"weight": 1e200 * GOOD}, r"`weight` must be below 1e\+100; row 0 is not"),
+        ({"weight": 1e20 * GOOD}, "multiply weight and bias by one number"),
+        ({"weight": 1e-40 * GOOD}, "multiply weight and bias by one number"),
         ({"weight": GOOD, "bias": np.zeros(5)}, r"`bias` must be \(K,\) = \(6,\)"),
         ({"weight": GOOD, "bias": np.full(6, np.inf)}, "`bias` must be finite"),
         ({"weight": GOOD, "class_names": ["a"]}, "hold 6 names; got 1"),

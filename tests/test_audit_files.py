@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,6 +197,74 @@ def test_a_npy_has_its_bias_beside_it(tmp_path: Path) -> None:
     found = read_head(tmp_path / "weight.npy")
     assert np.array_equal(found.weight, W)
     assert found.bias == pytest.approx(B)
+
+
+PLAIN = {
+    "body.weight": torch.zeros(9, 9),
+    "fc.weight": torch.from_numpy(W.copy()),
+    "fc.bias": torch.from_numpy(B.copy()),
+}
+OTHER = {name: 2 * value for name, value in PLAIN.items()}
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"epoch": 3, "net": PLAIN},
+        {"model_ema": PLAIN, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
+        {"algorithm": {"ema_state_dict": PLAIN}},
+        {"state_dict": PLAIN, "ema": OTHER},  # the training's own
+        PLAIN | {"fc.weight": PLAIN["fc.weight"].to_sparse()},
+        {"module." + name: value for name, value in PLAIN.items()},
+    ],
+)
+def test_a_checkpoint_is_opened_down_to_its_head(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(checkpoint, tmp_path / "c.pt")
+    found = read_head(tmp_path / "c.pt")
+    assert np.array_equal(found.weight, W)
+    assert found.bias == pytest.approx(B)
+
+
+def test_two_models_of_a_checkpoint_are_a_question(tmp_path: Path) -> None:
+    torch.save({"student": PLAIN, "teacher": OTHER}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"2 matrices.*student/fc.weight.*teacher/fc.weight"):
+        read_head(tmp_path / "c.pt")
+    assert np.array_equal(read_head(tmp_path / "c.pt", head="teacher/fc").weight, 2 * W)
+
+
+@pytest.mark.parametrize("dim", [0, None])
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_normalised_weight_is_the_one_that_acts(dim: int | None, old: bool, tmp_path: Path) -> None:
+    head = torch.nn.Linear(W.shape[1], W.shape[0])
+    normalise = torch.nn.utils.weight_norm if old else torch.nn.utils.parametrizations.weight_norm
+    model = torch.nn.Sequential(torch.nn.Linear(3, W.shape[1]), normalise(head, dim=dim))  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():  # away from where g is the length of v
+        for name, parameter in head.named_parameters():
+            if name != "bias":
+                parameter.copy_(torch.rand_like(parameter) + 0.1)
+    acting = model(torch.zeros(1, 3)) is not None and head.weight.detach().numpy()
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    assert read_head(tmp_path / "c.pt", head="1").weight == pytest.approx(acting, rel=1e-6)
+
+
+def test_peft_s_trained_copy_is_the_head_and_adapters_are_to_be_merged(tmp_path: Path) -> None:
+    stem, w = "base_model.model.classifier", PLAIN["fc.weight"]
+    copies = {f"{stem}.original_module.weight": 0 * w, f"{stem}.modules_to_save.default.weight": w}
+    torch.save(copies | {f"{stem}.modules_to_save.default.bias": PLAIN["fc.bias"]}, tmp_path / "c.pt")
+    found = read_head(tmp_path / "c.pt")
+    assert np.array_equal(found.weight, W)
+    assert found.bias == pytest.approx(B)
+    adapted = {f"{stem}.base_layer.weight": w, f"{stem}.lora_A.default.weight": w[:4]}
+    torch.save(PLAIN | adapted | {f"{stem}.lora_B.default.weight": w[:, :4]}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        read_head(tmp_path / "c.pt", head=f"{stem}.base_layer")
+
+
+def test_what_torch_has_packed_is_refused_by_its_name(tmp_path: Path) -> None:
+    torch.save({"fc.scale": torch.ones(()), "fc._packed_params._packed_params": (W.tolist(), None)}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="quantised and packed"):
+        read_head(tmp_path / "c.pt")
 
 
 class Unsafe:

@@ -41,6 +41,8 @@ __all__ = ["Audit", "AuditOptions", "Group", "audit"]
 
 # Rows this close, relative to the longest, are one row: float32 rounding of training and storage.
 _IDENTICAL = 1e-6
+# Rows are sketched in float32: squares of longer or shorter ones, with room for the products, leave its range.
+_SHORTEST, _LONGEST = 1e-15, 1e15
 # Records list every class up to this many, and only the dead ones beyond.
 _LISTED = 20_000
 
@@ -250,6 +252,11 @@ def _audited(W: Rows, b: Vector | None, counts: NDArray[np.int64] | None, option
     K, d = W.shape
     mean, lengths = row_geometry(W)
     scale = longest_row(lengths)
+    if scale > 0 and not _SHORTEST <= scale <= _LONGEST:
+        raise ValueError(
+            f"`weight` must have rows between {_SHORTEST:g} and {_LONGEST:g} long about their mean, or all equal; got "
+            f"{scale:.3g}. Look for a diverged run or a damaged file, or multiply weight and bias by one number"
+        )
     # a scale of zero: one row for all
     groups = row_groups(W, mean, options.tolerance * scale) if scale > 0 else [tuple(range(K))]
     spectrum = row_spectrum(W, mean)

@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ __all__ = ["HeadFile", "read_head"]
 
 # The names heads go by, the usual ones first.
 _HEAD_NAMES = re.compile(
-    r"(^|\.)(lm_head|embed_out|classifier|classification_head|cls_head|score|head|heads\.head|fc|linear|out_proj|output"
-    r"|output_layer|logits|last_linear|proj|classif)(\.\d+)?$"
+    r"(^|[./])(lm_head|embed_out|classifier|classification_head|cls_head|score|head|heads\.head|fc|linear|out_proj|output"
+    r"|output_layer|logits|last_linear|proj|classif)(\.\d+)?(\.base_layer|\.modules_to_save\.\w+)?$"
 )
-_EMBEDDING_NAMES = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|shared|embed_in)$")
+_EMBEDDING_NAMES = re.compile(r"(^|[./])(embed_tokens|wte|word_embeddings|tok_embeddings|shared|embed_in)$")
+# The names of direction and length of a weight under torch's normalisation of weights, new and old.
+_WEIGHT_NORM = (("parametrizations.weight.original1", "parametrizations.weight.original0"), ("weight_v", "weight_g"))
 _KINDS = ".npz, .npy, .safetensors, .pt, .pth, .bin or .onnx, or a folder of a model"
 
 
@@ -110,7 +113,15 @@ def _in_folder(path: Path) -> Path:
 
 
 def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None) -> HeadFile:
+    adapters = {name for name in tensors if ".lora_" in name}
+    tensors = {name: entry for name, entry in _acting(tensors).items() if name not in adapters}
     name, reason = _weight_name(path, tensors, head)
+    layer = name.removesuffix(".weight").removesuffix(".base_layer")
+    if any(other.startswith(f"{layer}.lora_") for other in adapters):
+        raise Refused(
+            f"{path} has LoRA adapters on {layer!r}, which change its weight by a scale that is not in the file; merge "
+            "them (model.merge_and_unload() of peft) and save the model again"
+        )
     weight = tensors[name].read()
     if len(weight.shape) > 2:  # a convolution of one pixel
         weight = np.reshape(weight, weight.shape[:2])
@@ -125,6 +136,30 @@ def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None) -> Hea
         class_names=None if names is None else tuple(str(entry) for entry in np.ravel(names)),
         class_counts=extra.get("class_counts"),
     )
+
+
+def _acting(tensors: Mapping[str, ArrayEntry]) -> dict[str, ArrayEntry]:
+    """The weights that act: of weight normalisation g v / ||v||, of PEFT's trained copies those, not the originals."""
+    found = dict(tensors)
+    for name in tensors:
+        if name.endswith(".original_module.weight"):
+            stem = name.removesuffix(".original_module.weight")
+            copies = [other for other in tensors if other.startswith(f"{stem}.modules_to_save.")]
+            for old in (name, f"{stem}.original_module.bias") if copies else ():
+                found.pop(old, None)
+        for v_name, g_name in _WEIGHT_NORM:
+            stem = name.removesuffix(v_name)
+            if stem != name and (g := tensors.get(stem + g_name)) is not None:
+                v = found.pop(name)
+                found.pop(stem + g_name, None)
+                found[f"{stem}weight"] = ArrayEntry("f", v.shape, v.num_bytes, partial(_normalised, g, v))
+    return found
+
+
+def _normalised(g: ArrayEntry, v: ArrayEntry) -> NDArray[np.float32]:
+    lengths, rows = (np.asarray(entry.read()[:] if entry.shape else entry.read(), dtype=np.float32) for entry in (g, v))
+    shared = tuple(i for i in range(rows.ndim) if not lengths.ndim or lengths.shape[i] == 1)
+    return lengths * rows / np.sqrt(np.sum(rows**2, axis=shared, keepdims=True))
 
 
 def _beside(path: Path, tensors: Mapping[str, ArrayEntry], name: str, shape: tuple[int, ...]) -> str | None:
@@ -224,21 +259,41 @@ def _torch(path: Path) -> dict[str, ArrayEntry]:
         if "Unsupported" not in str(error) and "global" not in str(error).lower():
             raise
         raise Refused(f"{path} holds Python objects, which are not loaded; save model.state_dict() alone") from None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
     if isinstance(state, torch.Tensor):
         state = {"weight": state}
     if not isinstance(state, Mapping):
         raise Refused(f"{path} holds a {type(state).__name__}, not a state dict; save model.state_dict()")
-    return {str(name): _of_torch(value) for name, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = _tensors_of(state)
+    packed = any("_packed_params" in str(name) for name in state)
+    if packed and not any(len(value.shape) == 2 for value in tensors.values()):
+        raise Refused(f"{path} holds layers that torch has quantised and packed; audit the model from before that")
+    return {name: _of_torch(value) for name, value in tensors.items()}
+
+
+def _tensors_of(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """The tensors of a state dict, or of those that a checkpoint holds; several keep the checkpoint's names."""
+    import torch
+
+    flat = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if any(value.ndim == 2 for value in flat.values()):
+        return flat
+    parts = {str(key): _tensors_of(part) for key, part in state.items() if isinstance(part, Mapping)}
+    parts = {key: part for key, part in parts.items() if any(value.ndim == 2 for value in part.values())}
+    for key in ("state_dict", "model_state_dict", "model"):
+        if key in parts:
+            return parts[key]
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return flat | {f"{key}/{name}": value for key, part in parts.items() for name, value in part.items()}
 
 
 def _of_torch(tensor: Any) -> ArrayEntry:
     import torch
 
     plain = tensor.detach()
+    if plain.is_meta:
+        raise Refused("a tensor of the file holds no numbers (device meta); save the model once it is loaded")
+    plain = plain if plain.layout == torch.strided else plain.to_dense()
     widened = {torch.bfloat16: ("BF16", torch.uint16), torch.float8_e4m3fn: ("F8_E4M3", torch.uint8),
                torch.float8_e5m2: ("F8_E5M2", torch.uint8)}  # fmt: skip
 
