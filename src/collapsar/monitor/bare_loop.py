@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -74,6 +75,10 @@ class MonitorOptions:
     say: Callable[[str], None] | None = None
     forward: Callable[[nn.Module, Any], Any] = inputs_and_labels
     first: bool = False
+
+    def file(self, folder: str | os.PathLike[str]) -> Path:
+        """The file of records, in this folder where none is named."""
+        return Path(folder) / "collapse.jsonl" if self.path is None else Path(self.path)
 
 
 class CollapseMonitor:
@@ -129,7 +134,7 @@ class CollapseMonitor:
         self.scalars: dict[str, float] = {}
         scatter = loader is not None if self.options.within_scatter is None else self.options.within_scatter
         self._samples = Samples(*self._sizes, within_scatter=scatter, ignore_index=ignore_index)
-        self._lines = JsonLines("collapse.jsonl" if self.options.path is None else self.options.path)
+        self._lines = JsonLines(self.options.file("."))
         self._complaints: set[str] = set()
         self._tap = HeadTap(self.model, self.head_name)
         self._tap.listening = self._reusing()

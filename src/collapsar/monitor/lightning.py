@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -84,9 +83,8 @@ class CollapseCallback(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Hook the head, before the first batch and so before anything is compiled."""
-        options = replace(self._options, first=True)  # what watches a scalar wants it in the first epoch
-        if options.path is None:
-            options = replace(options, path=Path(trainer.default_root_dir) / "collapse.jsonl")
+        # What watches a scalar wants it in the first epoch.
+        options = replace(self._options, first=True, path=self._options.file(trainer.default_root_dir))
         self.monitor = self._begin(pl_module, options=options)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)

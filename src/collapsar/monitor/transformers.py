@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,14 +106,13 @@ class CollapseCallback(TrainerCallback):
     ) -> None:
         """Hook model and head, before the first batch and so before anything is compiled."""
         self.close()  # of a training that ended with an exception
-        model, options = unwrapped(kwargs["model"]), self._options
+        model = unwrapped(kwargs["model"])
+        options = replace(self._options, path=self._options.file(args.output_dir or "."))
         config: Any = getattr(model, "config", None)
         _, head = find_head(model, self._head, getattr(config, "num_labels", None))
         names = self._names
         if names is None and len(getattr(config, "id2label", None) or {}) == head_sizes(head)[0]:
             names = [str(config.id2label[k]) for k in sorted(config.id2label)]
-        if options.path is None:
-            options = replace(options, path=Path(args.output_dir or ".") / "collapse.jsonl")
         self.monitor = self._begin(model, head=head, class_names=names, options=options)
         saved: Any = state.stateful_callbacks or {}  # a mapping, whatever its annotation says
         if _STATE in saved:
