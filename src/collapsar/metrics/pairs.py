@@ -203,6 +203,12 @@ class Points:
     floor: float
     exact: Tensor
 
+    @property
+    def none(self) -> Points:
+        """None of the classes: over no pairs everything is undefined."""
+        parts = (self.means[:0], self.norms[:0], self.halves[:0])
+        return Points(self.classes[:0], self.num_classes, *parts, self.floor, self.exact[:0])
+
     @cached_property
     def fast(self) -> Points:
         """The same in single precision where there are many classes; the longest mean is 1: squares stay finite.

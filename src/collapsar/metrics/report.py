@@ -228,11 +228,10 @@ def collapse_report(
     means[_numpy(counts) == 0] = math.nan
     points = points_of(moments)
     centred = points.means
-    worst, angles = cdnv_and_angles(points, num_worst) if pairwise else (None, None)
-    std, deviation = angles.equiangularity if angles else (math.nan, math.nan)
+    worst, angles = cdnv_and_angles(points if pairwise else points.none, num_worst)
+    std, deviation = angles.equiangularity
     nc0, nc0_relative = (math.nan, math.nan) if weight is None else head_sum(weight)
-    nan_row = torch.full((len(counts),), math.nan, dtype=torch.float64)
-    norms = nan_row.to(centred.device).index_copy(0, seen, torch.linalg.vector_norm(centred, dim=1))
+    norms = centred.new_full((len(counts),), math.nan).index_copy_(0, seen, points.norms)
     return CollapseReport(
         nc1_uniform=uniform.value,
         nc1_weighted=nc1(moments, "weighted").value,
@@ -241,16 +240,16 @@ def collapse_report(
         nc1_trace_ratio=trace_ratio(moments),
         within_trace=within,
         between_trace=between,
-        cdnv=worst.mean if worst else math.nan,
-        cdnv_undefined=worst.undefined if worst else 0,
-        cdnv_worst=_numpy(worst.worst if worst else nan_row),
-        cdnv_rival=_numpy(worst.rival if worst else torch.full((len(counts),), -1)),
-        worst_pairs=_numpy(worst.worst_pairs if worst else torch.zeros(0, 2, dtype=torch.int64)),
-        worst_pair_cdnv=_numpy(worst.worst_values if worst else nan_row[:0]),
+        cdnv=worst.mean,
+        cdnv_undefined=worst.undefined,
+        cdnv_worst=_numpy(worst.worst),
+        cdnv_rival=_numpy(worst.rival),
+        worst_pairs=_numpy(worst.worst_pairs),
+        worst_pair_cdnv=_numpy(worst.worst_values),
         nc2_equinorm=equinorm(centred) if len(seen) > 1 else math.nan,
         nc2_equiangular=std,
         nc2_maximal_angle=deviation,
-        nc2_etf=angles.etf_distance if angles else math.nan,
+        nc2_etf=angles.etf_distance,
         nc3_self_duality=math.nan if weight is None else self_duality(weight[seen], centred),
         nc0=nc0,
         nc0_relative=nc0_relative,
