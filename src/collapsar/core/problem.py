@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
@@ -100,16 +100,9 @@ class Problem:
                     "nonnegative features normalised per sample are solved for a given `norm`, not for a decayed gain; "
                     "give the length at which the gain came to rest"
                 )
-        for name, value in (
-            ("class_counts", counts),
-            ("lambda_z", lambda_z),
-            ("lambda_b", lambda_b),
-            ("loss", loss),
-            ("feature_mass", mass),
-            ("features", features),
-            ("normalization", normalization),
-        ):
-            object.__setattr__(self, name, value)
+        values = (counts, lambda_z, lambda_b, loss, mass, features, normalization)  # in the order of the fields
+        for own, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, own.name, value)
 
     @classmethod
     def from_penalties(

@@ -200,12 +200,8 @@ def effective_penalties(
 
 def agreement_words(effective: EffectivePenalties, at_rest: bool) -> str:
     """How well the two readings of lambda_z agree, and what a disagreement means."""
-    balance, predicted, ratio, spread = (
-        effective.lambda_z,
-        effective.from_predictions,
-        effective.ratio,
-        effective.spread,
-    )
+    balance, predicted = effective.lambda_z, effective.from_predictions
+    ratio, spread = effective.ratio, effective.spread
     if not np.isfinite(balance):
         return (
             "The penalty cannot be read from the norms of head and features: one of them is zero, or the loss does not "

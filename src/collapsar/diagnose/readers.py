@@ -101,10 +101,24 @@ def diagnose(
     return diagnose_measurement(measurement, known, class_names, type(source).__name__, solved)
 
 
-def diagnose_run(result: TrainResult, data: ImageData, source: str = "run") -> Diagnosis:
-    """Diagnose a training run of ours, its penalties known, on its data, cut to its counts."""
-    known = _of_config(result)
-    return diagnose_measurement(_run_measurement(result, data, known), known, data.class_names, source)
+def diagnose_run(
+    result: TrainResult,
+    data: ImageData,
+    source: str = "run",
+    *,
+    known: KnownTraining | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Diagnosis:
+    """Diagnose a training run of ours, its penalties known, on its data, cut to its counts.
+
+    ``known`` and ``class_names`` take the place of those of the run and its data.
+    """
+    from collapsar.training.measure import features_and_logits
+
+    known = _of_config(result) if known is None else known
+    passes = ((features, labels, None) for features, _, labels in features_and_logits(result.model, data, "train"))
+    measurement, _ = _measured(result.model.head, passes, known)
+    return diagnose_measurement(measurement, known, data.class_names if class_names is None else class_names, source)
 
 
 def _of_file(
@@ -232,8 +246,7 @@ def _of_folder(
     if known is not None:
         given = {name: getattr(known, name) for name in ("lambda_w", "lambda_h", "lambda_b", "features")}
         own = replace(own, loss=known.loss, **{name: value for name, value in given.items() if value is not None})
-    names = data.class_names if class_names is None else class_names
-    return diagnose_measurement(_run_measurement(result, data, own), own, names, str(path))
+    return diagnose_run(result, data, str(path), known=own, class_names=class_names)
 
 
 def _of_config(result: TrainResult) -> KnownTraining:
@@ -252,13 +265,6 @@ def _of_config(result: TrainResult) -> KnownTraining:
             model, model.head, optimizer, penalties=config.penalties, data=range(sum(config.class_counts))
         )
     return replace(known, features="nonnegative" if config.model.feature_relu else "signed")
-
-
-def _run_measurement(result: TrainResult, data: ImageData, known: KnownTraining) -> Measurement:
-    from collapsar.training.measure import features_and_logits
-
-    pairs = ((features, labels, None) for features, _, labels in features_and_logits(result.model, data, "train"))
-    return _measured(result.model.head, pairs, known)[0]
 
 
 def _measured(

@@ -16,8 +16,8 @@ from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.solver.certificate import dual_norm
-from collapsar.solver.objective import Residual, predict, residual
-from collapsar.solver.symmetry import Blocks, Quotient, quotient, trivial_quotient
+from collapsar.solver.objective import predict, residual
+from collapsar.solver.symmetry import Blocks, quotient, trivial_quotient
 
 __all__ = ["checked_predictions", "lambda_z_from_predictions", "lambda_z_from_residual"]
 
@@ -94,13 +94,6 @@ def _residual_columns(problem: Problem, columns: Matrix, b: Vector, part: slice)
     return R
 
 
-def _residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> tuple[Quotient, Residual]:
-    """R = diag(delta)(Y - P)diag(tau o q)M^(-1/2) from the whole of Z: ``between`` has shape (K, K)."""
-    q, bias = trivial_quotient(problem), np.asarray(b, dtype=np.float64)
-    blocks = Blocks(np.zeros(q.num_classes), np.asarray(Z, dtype=np.float64), bias)
-    return q, residual(q, predict(q, blocks)[0])
-
-
 def lambda_z_from_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> float:
     """lambda_z read from all mean predictions at once: the dual norm of the residual R.
 
@@ -112,4 +105,6 @@ def lambda_z_from_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> floa
         Z: shape (K, K), [logit, class].
         b: shape (K,).
     """
-    return dual_norm(*_residual(problem, Z, b))
+    q = trivial_quotient(problem)
+    blocks = Blocks(np.zeros(q.num_classes), np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    return dual_norm(q, residual(q, predict(q, blocks)[0]))
