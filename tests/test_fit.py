@@ -11,10 +11,8 @@ import collapsar as cs
 from collapsar.diagnose.agreement import agreement_words, effective_penalties, head_forces
 from collapsar.diagnose.fit import (
     balance_penalties,
-    block_residual,
     distance,
     fit_to_theory,
-    gram_distances,
 )
 from collapsar.diagnose.measurement import Pass, measure
 from collapsar.diagnose.readings import lambda_z_from_predictions, lambda_z_from_residual
@@ -188,16 +186,18 @@ def test_excess_and_blocks_and_grams_against_their_definitions():
     fit = fit_to_theory(p, Z, s.b)
     price = naive_loss(p, Z, s.b) + 0.01 * np.linalg.norm(Z * np.sqrt(p.class_counts), "nuc")
     assert fit.models["signed"].excess == pytest.approx(price / s.certificate.primal - 1, rel=1e-6)
+    about = Z - (Z @ p.class_counts / p.num_samples)[:, None]  # the mean over samples, which the bias takes up
     block = np.zeros((5, 5))  # the mean over all permutations inside clusters, by brute force
     from itertools import permutations
 
     turns = [(*a, *(2 + np.array(c))) for a in permutations(range(2)) for c in permutations(range(3))]
     for turn in turns:
-        block += Z[np.ix_(turn, turn)] / len(turns)
-    assert block_residual(p, Z, s.b)[0] == pytest.approx(np.linalg.norm(Z - block) / np.linalg.norm(Z), rel=1e-9)
+        block += about[np.ix_(turn, turn)] / len(turns)
+    assert fit.block_residual_z == pytest.approx(np.linalg.norm(about - block) / np.linalg.norm(about), rel=1e-9)
     W, H, _ = s.factors(6, lambda_w=0.2)
-    distances = gram_distances(s, 1.1 * W.T, H.T, 0.2, 0.01**2 / 0.2)
-    assert distances == pytest.approx((0.21, 0.0), abs=1e-9)
+    split = (0.2, 0.01**2 / 0.2)
+    near = fit_to_theory(p, s.Z, s.b, weight=1.1 * W.T, class_means=H.T, split=split).models["signed"]
+    assert (near.classifier_gram, near.feature_gram) == pytest.approx((0.21, 0.0), abs=1e-9)
 
 
 @pytest.mark.parametrize(

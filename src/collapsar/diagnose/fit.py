@@ -24,13 +24,11 @@ __all__ = [
     "Fit",
     "ModelFit",
     "balance_penalties",
-    "block_residual",
     "both",
     "distance",
     "distance_beside",
     "fit_beside",
     "fit_to_theory",
-    "gram_distances",
     "near_optimum",
 ]
 
@@ -127,52 +125,25 @@ def _ratio(value: float | np.floating, scale: float | np.floating) -> float:
     return float(value / scale) if scale > 1e-9 else float("nan")
 
 
-def block_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> tuple[float, float]:
-    """How far (Z, b) is from being the same for classes that the problem cannot tell apart.
-
-    The optimum is block-structured over clusters (JMLR Thm 2b): the rest is what data, not counts, put there.
-
-    Returns:
-        ||Z - its block part||_F / ||Z||_F, and the same for b; NaN where Z or b is zero.
-
-    Example:
-        >>> p = Problem([10, 10, 10], lambda_z=0.02)
-        >>> [round(x, 3) for x in block_residual(p, solve(p).Z + np.diag([0.1, 0, 0]), [0.1, 0.1, 0.1])]
-        [0.022, 0.0]
-    """
-    z, bias = np.asarray(Z, dtype=np.float64), np.asarray(b, dtype=np.float64)
+def _block_residual(problem: Problem, Z: Matrix, b: Vector) -> tuple[float, float]:
+    """How far Z, and b, is from being the same for classes that the problem cannot tell apart; NaN where it is zero."""
     q = quotient(problem)
-    block_z, block_b = lift(q, project(q, z, bias))
-    return (
-        _ratio(np.linalg.norm(z - block_z), np.linalg.norm(z)),
-        _ratio(np.linalg.norm(bias - block_b), np.linalg.norm(bias)),
-    )
+    blocks = lift(q, project(q, Z, b))
+    pairs = zip((Z, b), blocks, strict=True)
+    from_z, from_b = (_ratio(np.linalg.norm(own - block), np.linalg.norm(own)) for own, block in pairs)
+    return from_z, from_b
 
 
-def gram_distances(
-    solution: Solution, weight: ArrayLike, class_means: ArrayLike, lambda_w: float, lambda_h: float
-) -> tuple[float, float]:
-    """Relative Frobenius distances of the head's and the features' Gram matrices to those of the optimum.
+def _gram_distances(solution: Solution, W: Matrix, H: Matrix, split: tuple[float, float]) -> tuple[float, float]:
+    """Relative Frobenius distances of the Grams of head and features, each by rows, to those of the optimum.
 
-    Args:
-        solution: the optimum.
-        weight: W, shape (K, d), as torch stores a linear layer; its Gram is weight weight'.
-        class_means: shape (K, d).
-        lambda_w: penalty of the head, which with ``lambda_h`` sets how scale is split between the two.
-        lambda_h: penalty of the features.
-
-    Returns:
-        Distance of the classifier Gram, distance of the feature Gram; NaN where the optimum's is zero.
+    ``split`` is (lambda_w, lambda_h), which set how scale is split between the two; NaN where the optimum's is zero.
     """
-    W, H = np.asarray(weight, dtype=np.float64), np.asarray(class_means, dtype=np.float64)
-    split = float(np.sqrt(lambda_h / lambda_w))
-    distances = []
-    for measured, optimal in (
-        (W @ W.T, solution.classifier_gram() * split),
-        (H @ H.T, solution.feature_gram() / split),
-    ):
-        distances.append(_ratio(np.linalg.norm(measured - optimal), np.linalg.norm(optimal)))
-    return distances[0], distances[1]
+    scale = float(np.sqrt(split[1] / split[0]))
+    optima = solution.classifier_gram() * scale, solution.feature_gram() / scale
+    pairs = zip((W @ W.T, H @ H.T), optima, strict=True)
+    of_head, of_features = (_ratio(np.linalg.norm(own - best), np.linalg.norm(best)) for own, best in pairs)
+    return of_head, of_features
 
 
 @dataclass(frozen=True)
@@ -208,8 +179,10 @@ class Fit:
         lambda_b: the price of the bias.
         models: a :class:`ModelFit` per feature model.
         follows: the model that the network lies nearer to; None where it lies about as near to both.
-        block_residual_z: see :func:`block_residual`; NaN where Z is given by factors.
-        block_residual_b: see :func:`block_residual`.
+        block_residual_z: ||Z - its block part||_F / ||Z||_F, Z about its mean over samples: how far it is from being
+            the same for classes that the problem cannot tell apart. The optimum is block-structured over clusters (JMLR
+            Thm 2b): the rest is what data, not counts, put there. NaN where Z is zero or given by factors.
+        block_residual_b: the same for b.
     """
 
     lambda_z: float
@@ -284,12 +257,13 @@ def fit_beside(
         if table:
             excess = (_price(model, given.weight - offset[:, None], bias) - best.primal) / best.primal
             if weight is not None and class_means is not None and split is not None:
-                grams = gram_distances(solution, weight, class_means, *split)
+                W, H = np.asarray(weight, dtype=np.float64), np.asarray(class_means, dtype=np.float64)
+                grams = _gram_distances(solution, W, H, split)
         models[model.features] = ModelFit(model.features, *deviation, *grams, excess=excess, gap=best.relative_gap)
     near, far = sorted(models.values(), key=lambda fit: fit.away)
     told = far.away > 0 and near.away < _NEARER * far.away
     nowhere = (float("nan"), float("nan"))
-    blocks = block_residual(problem, *_without_mean(problem, whole.weight, given_b)) if table else nowhere
+    blocks = _block_residual(problem, *_without_mean(problem, whole.weight, given_b)) if table else nowhere
     return Fit(problem.lambda_z, problem.lambda_b, models, near.features if told else None, *blocks)
 
 
