@@ -149,6 +149,13 @@ class Normalization(JsonValue):
         return type(self)(**{**values, **changes})
 
 
+def normalization_of(problem: Problem) -> Normalization:
+    """The normalisation of a problem that has one."""
+    how = problem.normalization
+    assert how is not None
+    return how
+
+
 def own_penalties(problem: Problem) -> Vector:
     """The penalty that thresholds are values of, per class, shape (K,): lambda_z, or the row's ``lambda_w``."""
     how = problem.normalization

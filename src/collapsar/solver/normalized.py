@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from collapsar.core.normalization import normalization_of
 from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
 from collapsar.solver.certificate import Certificate, balance_bias, penalty
@@ -78,8 +79,7 @@ def minimise_normalized(
         how: tol, max_steps, progress.
         plain: the solver of the program with a feature penalty.
     """
-    own = problem.normalization
-    assert own is not None
+    own = normalization_of(problem)
     if own.over == "batch":
         return _per_batch(problem, q, first if isinstance(first, Blocks) else None, how, plain)
     start = first if isinstance(first, Spheres) else None
@@ -190,8 +190,7 @@ def _root(excess: Callable[[float], float], guess: float, tol: float) -> float:
 
 
 def _per_batch(problem: Problem, q: Quotient, first: Blocks | None, how: Settings, plain: Solver) -> NormalizedResult:
-    own, scaled = problem.normalization, scaled_quotient(problem, q)
-    assert own is not None
+    own, scaled = normalization_of(problem), scaled_quotient(problem, q)
     last: list[Result] = []
     steps = 0
 

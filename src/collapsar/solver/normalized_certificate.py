@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from collapsar.core.normalization import normalization_of
 from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
 from collapsar.solver.atoms import Atoms, own_directions
@@ -52,8 +53,7 @@ _ALMOST_FREE = 1e-13  # of lambda_z: a bias this cheap is free to rounding
 
 def row_scales(problem: Problem, q: Quotient) -> Vector:
     """Per cluster, sqrt(mean lambda_w / lambda_w of its row): one where all rows cost the same."""
-    how = problem.normalization
-    assert how is not None
+    how = normalization_of(problem)
     first = np.unique(q.labels, return_index=True)[1]
     return np.broadcast_to(np.asarray(how.row_scales, dtype=np.float64), (problem.num_classes,))[first]
 
@@ -67,8 +67,7 @@ def scaled_quotient(problem: Problem, q: Quotient) -> Quotient:
 
 def normalized_quotient(problem: Problem, q: Quotient, price: float | None = None) -> NormalizedQuotient:
     """The per-sample program of a problem on its clusters; ``price`` takes the place of lambda_w / norm^2."""
-    how, scaled = problem.normalization, scaled_quotient(problem, q)
-    assert how is not None
+    how, scaled = normalization_of(problem), scaled_quotient(problem, q)
     lambda_b = 0.0 if problem.lambda_b <= _ALMOST_FREE * problem.lambda_z else problem.lambda_b
     unit = replace(scaled, mass=np.ones(q.num_clusters), lambda_b=lambda_b)
     bias = lambda_b * row_scales(problem, q) ** 2 if 0 < lambda_b < np.inf else np.full(q.num_clusters, lambda_b)
@@ -77,8 +76,7 @@ def normalized_quotient(problem: Problem, q: Quotient, price: float | None = Non
 
 def batch_price(problem: Problem) -> float:
     """The factor a = lambda_w / (norm^2 sum m) of the squared nuclear norm per batch."""
-    how = problem.normalization
-    assert how is not None
+    how = normalization_of(problem)
     return how.price / float(problem.mass.sum())
 
 
@@ -264,8 +262,7 @@ def certify_nonnegative(n: NormalizedQuotient, x: NonnegativeSpheres) -> Certifi
 
 def certify_batch(problem: Problem, q: Quotient, blocks: Blocks) -> Certificate:
     """The certificate per batch; ``q`` and ``blocks`` with row penalties taken into the scales."""
-    how = problem.normalization
-    assert how is not None
+    how = normalization_of(problem)
     nuclear, mass = penalty(q, blocks), float(problem.mass.sum())
     if how.lambda_gain is not None:
         return certify_blocks(replace(q, lambda_z=problem.lambda_z / np.sqrt(mass)), blocks)
@@ -276,8 +273,7 @@ def certify_batch(problem: Problem, q: Quotient, blocks: Blocks) -> Certificate:
 
 def certify_normalized(problem: Problem, q: Quotient, blocks: Blocks) -> Certificate:
     """The duality gap at a point of a problem with normalised features, block-structured over ``q``."""
-    how, rows = problem.normalization, row_scales(problem, q)
-    assert how is not None
+    how, rows = normalization_of(problem), row_scales(problem, q)
     inner = Blocks(blocks.alpha / rows, blocks.C / rows[:, None], blocks.b / rows)
     if how.over == "batch":
         return certify_batch(problem, scaled_quotient(problem, q), inner)

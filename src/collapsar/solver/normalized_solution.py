@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.core.normalization import Normalization
+from collapsar.core.normalization import Normalization, normalization_of
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver.certificate import Certificate
@@ -54,8 +54,7 @@ class NormalizedSolution(Solution):
 
     @property
     def _how(self) -> Normalization:
-        assert self.problem.normalization is not None
-        return self.problem.normalization
+        return normalization_of(self.problem)
 
     @property
     def norm(self) -> float:
@@ -237,8 +236,7 @@ def _shared(q: Quotient, result: NormalizedResult) -> SharedProof | None:
 def certified_again(solution: Solution, header: Record, arrays: dict[str, Matrix]) -> NormalizedSolution:
     """A point read from a file, with its factors and a certificate of its own."""
     problem, q = solution.problem, solution.quotient
-    how, price, rows = problem.normalization, float(header["price"]), row_scales(problem, q)
-    assert how is not None
+    how, price, rows = normalization_of(problem), float(header["price"]), row_scales(problem, q)
     own = {f.name: getattr(solution, f.name) for f in fields(Solution)}
     if how.over == "batch":
         made = NormalizedSolution(**own, price=price)

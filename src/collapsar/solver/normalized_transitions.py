@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from collapsar.core.normalization import normalization_of
 from collapsar.core.problem import Problem
 from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Vector
@@ -58,8 +59,7 @@ def transitions(problem: Problem, plain: Callable[[Problem], Thresholds]) -> Thr
         problem: with a normalization.
         plain: the thresholds of a problem with a feature penalty, which is what decides per batch.
     """
-    how = problem.normalization
-    assert how is not None
+    how = normalization_of(problem)
     complete = np.inf
     if how.over == "sample":
         merge, complete = merge_per_sample(problem)
@@ -84,8 +84,7 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
     Raises:
         ArithmeticError: a held optimum did not settle.
     """
-    how, q = problem.normalization, quotient(problem)
-    assert how is not None
+    how, q = normalization_of(problem), quotient(problem)
     n = normalized_quotient(problem, q, price=1.0)
     gain = how.lambda_gain
     branch = _nonnegative_branch if problem.features == "nonnegative" else _signed_branch
@@ -243,8 +242,7 @@ def plain_problem(problem: Problem, lambda_z: float = 1.0) -> Problem:
 
     Row penalties become scales of their logits.
     """
-    how, loss = problem.normalization, problem.loss
-    assert how is not None
+    how, loss = normalization_of(problem), problem.loss
     if isinstance(how.lambda_w, np.ndarray):
         loss = replace(loss, scales=problem.scales * how.row_scales)
     return Problem(problem.class_counts, lambda_z, problem.lambda_b, loss, problem.feature_mass, problem.features)
@@ -263,8 +261,7 @@ def merge_per_batch(problem: Problem, plain: Vector) -> Vector:
 
 def weight_penalty_per_batch(problem: Problem, q: Quotient, lambda_z: float) -> float:
     """The ``lambda_w`` whose optimum is that of the plain program at ``lambda_z``; NaN where that is Z = 0."""
-    how, mass = problem.normalization, float(problem.mass.sum())
-    assert how is not None
+    how, mass = normalization_of(problem), float(problem.mass.sum())
     if how.lambda_gain is not None:
         return lambda_z**2 * mass / how.lambda_gain
     assert how.norm is not None
