@@ -1,4 +1,4 @@
-"""Conjugate gradients inside a trust region (Steihaug 1983)."""
+"""Conjugate gradients inside a trust region (Steihaug 1983), and how large the next region is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from collapsar.core.types import Vector
 
-__all__ = ["ModelStep", "truncated_newton"]
+__all__ = ["ModelStep", "next_radius", "truncated_newton"]
 
 
 _FLAT = 1e-6  # curvature against the preconditioner's that counts as none
@@ -88,3 +88,19 @@ def truncated_newton(
         vp, pp = b * (vp + a * pp), rz + b * b * pp
         p = z + b * p
     return ModelStep(v, float(gradient @ v), float(v @ Hv), float(np.sqrt(max(vv, 0.0))))
+
+
+def next_radius(radius: float, norm: float, length: float, agreement: float) -> float:
+    """The radius after a step.
+
+    Args:
+        radius: of the region that the step was made for.
+        norm: of the whole step.
+        length: the share of it that was taken.
+        agreement: what it gained over what the model said.
+    """
+    if length < 1:
+        return norm * length * (4 if agreement > 0.5 else 1)
+    if agreement < 0.25:
+        return 0.5 * norm
+    return 5 * radius if agreement > 0.75 and norm > 0.99 * radius else radius

@@ -18,6 +18,7 @@ import numpy as np
 
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, certify_blocks
 from collapsar.solver.coarse import coarsened, interpolated
+from collapsar.solver.conjugate_gradients import next_radius
 from collapsar.solver.hessian import loss_hessian
 from collapsar.solver.manifold import Basis, NewtonSystem, Point, newton_system, point, retract, straight
 from collapsar.solver.nonnegative import minimise_nonnegative
@@ -199,10 +200,4 @@ def _newton_step(
         length /= 2
     else:
         return system.x, value, np.inf  # the model is at fault, not the length: leave it to the proximal step
-    if length < 1:
-        radius = step.norm * length * (4 if agreement > 0.5 else 1)
-    elif agreement < 0.25:
-        radius = 0.5 * step.norm
-    elif agreement > 0.75 and step.norm > 0.99 * radius:
-        radius = 5 * radius
-    return new, new_value, radius
+    return new, new_value, next_radius(radius, step.norm, length, agreement)

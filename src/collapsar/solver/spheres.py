@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from collapsar.core.types import Matrix, Vector
-from collapsar.solver.conjugate_gradients import ModelStep, truncated_newton
+from collapsar.solver.conjugate_gradients import ModelStep, next_radius, truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, logit_differences, predict, residual
 from collapsar.solver.sphere_directions import BalancedFactors, balanced_factors, directions, held
@@ -287,13 +287,7 @@ def _moved(
         length /= 2
     else:
         return p, radius
-    if length < 1:
-        radius = norm * length * (4 if agreement > 0.5 else 1)
-    elif agreement < 0.25:
-        radius = 0.5 * norm
-    elif agreement > 0.75 and norm > 0.99 * radius:
-        radius = 5 * radius
-    return new, radius
+    return new, next_radius(radius, norm, length, agreement)
 
 
 def _size(n: NormalizedQuotient, p: SpherePoint) -> float:
