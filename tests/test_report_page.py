@@ -232,7 +232,7 @@ def test_several_networks_are_compared(record, page):
         "2 of 3 networks have merged, vanished, lost or dead classes: merged.npz, vanished.npz."
     ]
     cells = [cell.strip() for cell in page.by_tag["td"]]
-    for text in ("6 separated", "3 × 50, 3 × 10", "65 %", "40 %", "0.0185 (λZ)"):
+    for text in ("6 separated", "3 × 50, 3 × 10", "65 %", "40 %", "0.0185\N{NO-BREAK SPACE}(λZ)"):
         assert text in cells
     columns = re.findall(r'<th scope="col"( class="words")?>', report_page(record))
     assert [i for i, words in enumerate(columns[:9]) if words] == [0, 2, 3, 8]  # of names, penalties, states, at rest

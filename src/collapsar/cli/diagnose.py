@@ -19,7 +19,7 @@ from collapsar.report.class_marks import part_of, shown_classes
 from collapsar.report.class_rows import class_rows
 from collapsar.report.words import number_text
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "print_diagnosis"]
 
 _MOST_ROWS = 40
 
@@ -103,7 +103,7 @@ def diagnose(
         from collapsar.report import diagnosis_figure
 
         write_picture(picture, diagnosis_figure(record), "diagnosis", record["headline"])
-    tell(record, lambda: _print(record), as_json=as_json)
+    tell(record, lambda: print_diagnosis(record), as_json=as_json)
     refuse(_failures(found, max_merged, min_recall))
 
 
@@ -129,7 +129,7 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
     return failures
 
 
-def _print(record: Record) -> None:
+def print_diagnosis(record: Record) -> None:
     """The headline, a row per class, the findings, the metrics."""
     shown, classes = console(), shown_classes(record, _MOST_ROWS)
     shown.print(record["headline"], style="bold", soft_wrap=True)

@@ -148,7 +148,9 @@ class NormOptions:
             raise ValueError("--width goes with --norm layernorm, rmsnorm, batchnorm or cosine")
         if self.norm is None:
             if self.over is not None:
-                raise ValueError(f"--over {self.over} goes with --norm, the length of the features")
+                raise ValueError(
+                    f"--over {self.over} goes with --norm, the length of the features: sqrt(width) for a LayerNorm"
+                )
             return None
         try:
             return float(self.norm), self.over or "sample"

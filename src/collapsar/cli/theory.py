@@ -12,8 +12,6 @@ from typer import Option
 
 import collapsar as cs
 from collapsar.app.theory_records import (
-    exact_vanish,
-    near_merge,
     solution_groups,
     solution_record,
     thresholds_record,
@@ -34,7 +32,7 @@ from collapsar.cli.options import (
 from collapsar.cli.output import RELU_WORDS, console, number_or_dash, plain_table, taking_long, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
-from collapsar.core.types import Mask, Vector
+from collapsar.core.types import Mask, Record, Vector
 from collapsar.report.advice import class_words
 from collapsar.report.words import problem_words
 
@@ -157,21 +155,19 @@ def thresholds(
         t = cs.thresholds(problem)
     here = None if at is None else _watched(problem, 1e-9, 300)
     record = thresholds_record(problem, t, here, read.names)
-    tell(record, lambda: _print_thresholds(problem, t, here, read.names), as_json=as_json)
+    tell(record, lambda: _print_thresholds(problem, t, here, record), as_json=as_json)
     if here is not None and here.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(here)
 
 
-def _print_thresholds(
-    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None
-) -> None:
+def _print_thresholds(problem: cs.Problem, t: Thresholds, here: cs.Solution | None, record: Record) -> None:
     """One row per kind of class, and the state at the optimum ``here``."""
     from collapsar.theory.clusters import clusters_of  # with scipy: the commands that need none do not wait for it
     from collapsar.theory.thresholds import opposite
 
     normalised, signed = problem.normalization is not None, problem.features == "signed"
     unit, none = ("lambda_w", "never") if normalised else ("lambda_z", "always")
-    near, exact = near_merge(problem, t), exact_vanish(t, here)
+    near, exact = record["merge_approximate"], record["vanish_exact"]
     late = ~t.exact & ~np.isnan(t.vanish_bound)
     labels = clusters_of(problem).labels
     alone = np.bincount(labels)[labels] == 1
@@ -189,7 +185,7 @@ def _print_thresholds(
         shown.print(RELU_WORDS)
     columns = ["classes", "samples", *([f"merge at {unit}"] if signed else []), f"vanish at {unit}"]
     columns += [] if here is None else [f"state at {own_penalties(problem).mean():g}"]
-    rows = [(class_words({"classes": members}, names), *row) for row, members in kinds.items()]
+    rows = [(class_words({"classes": members}, record["class_names"]), *row) for row, members in kinds.items()]
     shown.print(plain_table(*columns, rows=rows))
     if np.isfinite(t.complete):
         shown.print(f"everything collapses (Z = 0) from {unit} = {t.complete:.6g}")

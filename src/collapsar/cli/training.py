@@ -16,7 +16,7 @@ from collapsar.cli.output import bars, console, number_or_dash, plain_table, tel
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
-from collapsar.report.words import standard_finding
+from collapsar.report.words import standard_finding, summary_of_states
 
 if TYPE_CHECKING:
     from collapsar.training import TrainConfig
@@ -116,20 +116,14 @@ def _config(data: str, counts: list[int], prices: Prices, recipe: Recipe, machin
 
 
 def _print_training(record: Record, out: Path) -> None:
-    """What one training run ended in, beside the theory."""
-    measured = record["measured"]
-    columns = (record["config"]["class_counts"], record["predicted"]["states"], measured["states"])
-    rows = [
-        (str(k), str(n), predicted, seen, number_or_dash(norm))
-        for k, (n, predicted, seen, norm) in enumerate(zip(*columns, measured["relative_norm"], strict=True))
-    ]
-    shown, d, a = console(), record["distance"], record["accuracy"]
-    shown.print(plain_table("class", "samples", "theory", "measured", "||z|| relative", rows=rows))
+    """The network's diagnosis, as ``collapsar diagnose`` prints it of the folder, and its test accuracy."""
+    from collapsar.cli.diagnose import print_diagnosis  # with scipy, which a refusal need not wait for
+
+    print_diagnosis(record["diagnosis"])
+    shown, a = console(), record["accuracy"]
     shown.print(
-        f"{record['epochs']} epochs in {record['seconds']:.0f} s; relative distance to the optimum of the nonnegative "
-        f"model: Z {_percent(d['Z'])}, bias {_percent(d['b'])}; of the signed model: Z {_percent(d['Z_signed'])}. "
-        f"Head stationary to {number_or_dash(record['stationarity'])}. "
-        f"Test accuracy: balanced {_percent(a['test_balanced'])}, smallest classes {_percent(a['test_minority'])}."
+        f"{record['epochs']} epochs in {record['seconds']:.0f} s. Test accuracy: balanced "
+        f"{_percent(a['test_balanced'])}, smallest classes {_percent(a['test_minority'])}."
     )
     shown.print(f"Records: {out.resolve()}", soft_wrap=True)
 
@@ -194,7 +188,7 @@ def _print_demo(record: Record, page: Path) -> None:
     )
     rows, agree = [], 0
     for run in record["runs"]:
-        predicted, measured = (_common([run[which]["states"][k] for k in small]) for which in ("predicted", "measured"))
+        predicted, measured = (summary_of_states(run[which]["states"], small) for which in ("predicted", "measured"))
         agree += predicted == measured
         shares = (
             run["distance"]["Z"],
@@ -216,7 +210,3 @@ def _print_demo(record: Record, page: Path) -> None:
     if finding := standard_finding(record):
         shown.print(f"Trained the usual way: {finding}")
     shown.print(f"Report: {page.resolve().as_uri()}", soft_wrap=True)
-
-
-def _common(states: list[str]) -> str:
-    return states[0] if len(set(states)) == 1 else "mixed"

@@ -183,7 +183,7 @@ def _row(run: Record, ident: str) -> tuple[Any, ...]:
         states = data["separation"]["states"]
         right = sum(a == b for a, b in zip(theory["seen"], states, strict=True))
         unit = theory.get("unit", "lambda_z")
-        price = {"text": f"{number_text(price_of(theory))} ({unit})", "to": "def-lambda"}
+        price = {"text": f"{number_text(price_of(theory))}\N{NO-BREAK SPACE}({unit})", "to": "def-lambda"}
         agreed = f"{right} of {len(states)}"
         away = share_text(model_distance(data))
     recognised = (share_text(accuracy(run, which)) for which in ("balanced", "minority"))
