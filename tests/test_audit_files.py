@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.special import softmax
 
 from audit_heads import planted
 from collapsar.cli.app import app
@@ -92,9 +93,56 @@ def test_the_head_of_an_onnx_model_makes_its_logits(variant: str, tmp_path: Path
     logits = H @ found.weight.T + (0 if found.bias is None else found.bias)
     # features are quantised too where the model does so: a step of 1/255 of their range
     assert logits == pytest.approx(np.asarray(expected), abs=0.2 if "Integer" in variant else 1e-5)
-    softmax = model([*VARIANTS[variant][0], node("Softmax", "y", "p")], VARIANTS[variant][1], output="p")
-    onnx.save(softmax, tmp_path / "s.onnx")
+    behind = model([*VARIANTS[variant][0], node("Softmax", "y", "p")], VARIANTS[variant][1], output="p")
+    onnx.save(behind, tmp_path / "s.onnx")
     assert np.array_equal(read_head(tmp_path / "s.onnx").weight, found.weight)
+
+
+def linear_classifier(rows: np.ndarray, bias: np.ndarray, names: list, way: str):
+    """A model as skl2onnx writes a logistic regression, up to its probabilities."""
+    labels = {"classlabels_strings" if isinstance(names[0], str) else "classlabels_ints": names}
+    numbers = {"coefficients": np.ravel(rows).tolist(), "intercepts": bias.tolist(), "post_transform": way}
+    ml = {"domain": "ai.onnx.ml"}
+    made = model(
+        [
+            node("LinearClassifier", "h", "label q", **labels, **numbers, **ml),
+            node("Normalizer", "q", "y", norm="L1", **ml),
+        ],
+        {},
+    )
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("rows", "bias", "names", "way"),
+    [
+        (W, B, list(range(K)), "SOFTMAX"),
+        (W, B, [f"kind {k}" for k in range(K)], "SOFTMAX"),
+        (np.stack([-W[0], W[0]]), np.array([-B[0], B[0]]), [3, 7], "LOGISTIC"),
+    ],
+    ids=["numbers", "names", "two classes"],
+)
+def test_the_linear_classifier_of_scikit_learn_exports_is_a_head(rows, bias, names, way: str, tmp_path: Path) -> None:
+    made = linear_classifier(rows, bias, names, way)
+    (expected,) = ReferenceEvaluator(made).run(["y"], {"h": H})
+    made.graph.node.append(node("ZipMap", "y", "z", domain="ai.onnx.ml"))  # the evaluator has no ZipMap
+    made.graph.output[0].name = "z"
+    onnx.save(made, tmp_path / "m.onnx")
+    found = read_head(tmp_path / "m.onnx")
+    assert softmax(H @ found.weight.T + found.bias, axis=1) == pytest.approx(np.asarray(expected), abs=1e-6)
+    assert found.class_names == (None if names == list(range(K)) else tuple(str(name) for name in names))
+
+
+def test_what_scales_probabilities_scales_no_logit(tmp_path: Path) -> None:
+    for factor in (100.0, -1.0):
+        nodes = [node("MatMul", "h W", "u"), node("Softmax", "u", "p"), node("Mul", "p c", "y")]
+        onnx.save(model(nodes, {"W": W.T.copy(), "c": np.array(factor, dtype=np.float32)}), tmp_path / "m.onnx")
+        if factor > 0:
+            assert np.array_equal(read_head(tmp_path / "m.onnx").weight, W)  # percentages
+        else:  # the answer is the class of the least logit: no head in the usual sense
+            with pytest.raises(ValueError, match="no linear head"):
+                read_head(tmp_path / "m.onnx")
 
 
 def test_a_convolution_of_one_by_one_is_a_head(tmp_path: Path) -> None:

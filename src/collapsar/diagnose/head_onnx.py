@@ -1,7 +1,8 @@
 """The head of an ONNX model: the last linear step before an output, in any of the forms that exporters write it.
 
-Gemm with either transpose, MatMul and Add, a 1 × 1 Conv, and MatMulInteger behind DynamicQuantizeLinear; weights in
-initializers or Constant nodes, in the file or beside it, quantised ones brought back to numbers.
+Gemm with either transpose, MatMul and Add, a 1 × 1 Conv, MatMulInteger behind DynamicQuantizeLinear, and the
+LinearClassifier of scikit-learn's exports; weights in initializers or Constant nodes, in the file or beside it,
+quantised ones brought back to numbers.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from collapsar.diagnose.head_files import HeadFile
 
 __all__ = ["read_onnx"]
 
-# Between the head and an output these change no order of the classes, or only the place of the axes.
+# Between the head and an output these keep the logits, or change only the place of the axes.
 _PASSED = frozenset(
-    {"Softmax", "LogSoftmax", "Sigmoid", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten"}
-    | {"Dropout", "ArgMax", "TopK", "GlobalAveragePool", "AveragePool", "ReduceMean", "Gather", "Slice", "Clip"}
+    {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Dropout", "Gather", "Slice"}
+    | {"GlobalAveragePool", "AveragePool", "ReduceMean"}
+)
+# These keep the order of the classes alone: what scales their output scales no logit.
+_ORDER_KEPT = frozenset(
+    {"Softmax", "LogSoftmax", "Sigmoid", "Clip", "ArgMax", "TopK", "Normalizer", "ZipMap", "ArrayFeatureExtractor"}
 )
 _LINEAR = frozenset({"Gemm", "MatMul", "Conv", "MatMulInteger", "DynamicQuantizeMatMul", "FusedMatMul"})
 
@@ -35,6 +40,7 @@ class _Found:
     name: str
     output: str
     form: str
+    class_names: tuple[str, ...] | None = None
 
 
 class _Graph:
@@ -116,7 +122,7 @@ def read_onnx(path: Path, head: str | None) -> HeadFile:
         raise Refused(f"{path} has {len(unique)} heads; name one with --head: {_shown(found)}")
     (item,) = unique.values()
     reason = f"{item.form}, the last linear step before the output {item.output!r}"
-    return HeadFile(item.weight, item.bias, item.name, reason)
+    return HeadFile(item.weight, item.bias, item.name, reason, item.class_names)
 
 
 def _shown(found: list[_Found]) -> str:
@@ -130,6 +136,8 @@ def _heads(graph: _Graph, output: str) -> list[_Found]:
         node = graph.maker[name]
         if node.op_type in _LINEAR:
             return _linear(graph, node, output, factor, added)
+        if node.op_type == "LinearClassifier":
+            return _linear_classifier(node, output)
         if node.op_type in ("Add", "Sub", "Mul", "Div") and len(node.input) == 2:
             constants = [graph.constant(part) for part in node.input]
             place = 1 if constants[1] is not None else 0
@@ -147,6 +155,10 @@ def _heads(graph: _Graph, output: str) -> list[_Found]:
             name = node.input[1 - place]
         elif node.op_type in _PASSED:
             name = node.input[0]
+        elif node.op_type in _ORDER_KEPT:
+            if np.min(factor) <= 0:  # the order is turned round after it
+                return []
+            name, factor, added = node.input[-1 if node.op_type == "ArrayFeatureExtractor" else 0], np.float32(1), None
         else:
             return []
     return []
@@ -197,6 +209,23 @@ def _linear(graph: _Graph, node: Any, output: str, factor: Any, added: NDArray |
             total = total + part
     form = {"MatMul": "MatMul and Add", "Conv": "a 1 × 1 Conv"}.get(kind, kind) if added is not None else kind
     return [_Found(W, None if bias is None and added is None else total, name, output, form)]
+
+
+def _linear_classifier(node: Any, output: str) -> list[_Found]:
+    """The rows of ai.onnx.ml's LinearClassifier, which carries its numbers and the names of its classes itself."""
+    given = attributes(node)
+    labels = given.get("classlabels_strings") or given.get("classlabels_ints") or []
+    K = len(labels)
+    numbers = np.asarray(given.get("coefficients", ()), dtype=np.float32)
+    if K < 2 or not numbers.size or numbers.size % K or len(given.get("intercepts", ())) not in (0, K):
+        return []
+    W, bias = numbers.reshape(K, -1), np.asarray(given.get("intercepts") or np.zeros(K), dtype=np.float64)
+    # Two classes with a sigmoid each, of s and of -s: the odds are those of a softmax over half the scores.
+    if K == 2 and given.get("post_transform") == b"LOGISTIC" and np.array_equal(W[0], -W[1]):
+        W, bias = W / 2, bias / 2
+    names = tuple(label.decode() if isinstance(label, bytes) else str(label) for label in labels)
+    plain = names == tuple(str(k) for k in range(K))
+    return [_Found(W, bias, node.name or "LinearClassifier", output, "LinearClassifier", None if plain else names)]
 
 
 def _dequantised(values: NDArray, scale: Any, zero: NDArray | None, axis: int) -> NDArray:
