@@ -173,6 +173,9 @@ def test_train_records_resumes_and_refuses_another_configuration(here, tmp_path)
     assert record["epochs"] == 4
     again = json.loads(here(*arguments, "--out", tmp_path / "run", "--json").stdout)
     assert again["measured"] == record["measured"]
+    told, diagnosed = here(*arguments, "--out", tmp_path / "run").stdout, here("diagnose", tmp_path / "run").stdout
+    assert told.startswith(diagnosed)  # one answer of two commands
+    assert record["diagnosis"]["headline"] in " ".join(told.split())
     other = here(*arguments, "--out", tmp_path / "run", "--seed", "1")
     assert other.returncode == 2
     assert len(other.stderr.strip().splitlines()) == 1
