@@ -105,3 +105,20 @@ def test_the_rotation_gives_way_at_once_where_rank_is_lost():
 def test_one_cluster_and_too_few_steps_find_nothing():
     assert contraction_point(quotient(cs.Problem([100] * 6, 0.004, 0.02))) is None
     assert contraction_point(quotient(PROBLEMS["distinct"]), max_steps=1) is None
+
+
+@pytest.mark.parametrize("seed", [1, 3, 22, 29, 36])
+def test_a_second_start_goes_as_far_as_probabilities_stay_positive(seed: int) -> None:
+    """A bias that costs next to nothing and masses over four decades: steps in logarithms end in none of these."""
+    rng = np.random.default_rng(seed)
+    n, mass = np.rint(10 ** rng.uniform(1, 4, 16)).astype(int), 10 ** rng.uniform(0, 4, 16)
+    p = cs.Problem(n, 1.0, 1e-6, feature_mass=mass)
+    p = p.replace(lambda_z=0.1 * float(cs.thresholds(p).complete))
+    found = contraction_point(quotient(p))
+    assert found is not None
+    assert found[1] > 12
+    s = cs.solve(p)
+    assert s.num_steps == found[1]
+    assert cs.certify(p, s.Z, s.b).relative_gap <= 1e-9
+    general = minimise_signed(quotient(p), tol=1e-10)
+    assert s.certificate.primal == pytest.approx(general.certificate.primal, rel=1e-9)

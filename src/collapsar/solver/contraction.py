@@ -11,13 +11,15 @@ projection asks for and Y solves
 - for the symmetric and + for the skew part of each pair, W the curvature of the loss's conjugate, which is diagonal in
 the entries, and its bias's part beside it. Between two directions that live only the skew part moves, between two dead
 ones all moves freely. A step costs one SVD and a few products of J x J matrices, and no step needs to know the rank:
-the first projection usually has it. Where probabilities fall below zero in a step, their logarithms take it instead.
-Nothing else guards it: where the certificate does not close, the general algorithm takes over.
+the first projection usually has it. Where probabilities fall below zero in a step, their logarithms take it instead;
+where that leads nowhere, as with a bias that costs next to nothing, a second try from the start goes as far as they
+stay positive. Nothing else guards it: where the certificate does not close, the general algorithm takes over.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,42 +36,58 @@ __all__ = ["contraction_point"]
 
 (_gesdd,) = get_lapack_funcs(("gesdd",), dtype=np.float64)
 
-# Newton's method squares the error: where a step's decrement is _BEFORE_LAST of the objective it is solved to _LAST.
+Shortened = Callable[[Quotient, DualModel, tuple[Matrix, Vector], Matrix, Vector], tuple[Matrix, Vector]]
+"""From Q, p, a step of Q and how much of p it would change: a shorter one."""
+
+# Newton's method squares the error: where a step's decrement is _BEFORE_LAST of the objective it is solved to _LAST,
+# and to where X that should be dead is _LEFT of it: dead directions count to first order in the gap.
 # What Q outside the ball gains, and X where it should be dead, count to first order; the step leaves their squares.
 _BEFORE_LAST = 1e-10
 _OUTSIDE = 1e-9
 _NOISE = 1e-5
 _LAST = 1e-20
+_LEFT = 1e-12
 _LOOSE = 0.1
 _LENGTH = 2.0  # t, in units of the inverse of the dual's steepest curvature
 _FLOOR = 0.01  # of what a class has without features its probability keeps at the start
 _FALL = 0.9  # a probability may lose as much in a step; beyond, its logarithm takes the step, as far as _FAR
 _FAR = 2.0
-_LOST = 1e4  # times itself that a probability should fall: no good will come of it
+_LOST = 1e4  # times itself that a probability should fall: no good comes of it in logarithms
 _NORMALISER = 4  # Newton steps for the normaliser of a guess
 _ROUNDING = 1e-13  # nats: scores of this size are zero
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is left to the general algorithm
-def contraction_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | None:
+def contraction_point(q: Quotient, max_steps: int = 24) -> tuple[Blocks, int] | None:
     """The point whose residual is the contraction that its own logits ask for.
 
     Args:
         q: J clusters, ``features == "signed"``, biases at one price.
-        max_steps: Newton steps at most.
+        max_steps: Newton steps at most, half of them cut short.
 
     Returns:
         The point and the steps to it, or None where the method got stuck. Only a certificate can tell whether the
         point is the optimum.
     """
-    J = q.num_clusters
-    if J == 1:
+    if q.num_clusters == 1:
         return None
     model = dual_model(q)
-    frames = _complement(model.u), None if model.fixed is None else _complement(model.fixed)
-    Q, p = _start(q, model)
-    if not min(p.tolist()) > 0:
+    start = _start(q, model)
+    if not min(start[1].tolist()) > 0:
         return None
+    for shortened in (_in_logarithms, _inside):
+        found = _newton(q, model, start, max_steps, shortened)
+        if found is not None:
+            return found
+    return None
+
+
+def _newton(
+    q: Quotient, model: DualModel, start: tuple[Matrix, Vector], max_steps: int, shortened: Shortened
+) -> tuple[Blocks, int] | None:
+    """Newton's method from Q and p on; a step that takes most of a probability away is cut short."""
+    J, (Q, p), cut = q.num_clusters, start, 0
+    frames = _complement(model.u), None if model.fixed is None else _complement(model.fixed)
     for step in range(1, max_steps + 1):
         system = _system(model, frames, Q, p)
         if system is None:
@@ -83,11 +101,29 @@ def contraction_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | 
             Q, p = Q + change, moved
             if last:
                 return _without_rounding(model.blocks(q, Q, p)), step
-        elif least > -_LOST:
-            Q, p = _nearest(q, model, p * np.where(ratio < 0, np.exp(np.clip(ratio, -_FAR, 0.0)), 1 + ratio))
-        else:
+            continue
+        cut += 1
+        if not least > -_LOST or 2 * cut > max_steps:
             return None
+        Q, p = shortened(q, model, (Q, p), change, ratio)
     return None
+
+
+def _in_logarithms(
+    q: Quotient, model: DualModel, at: tuple[Matrix, Vector], change: Matrix, ratio: Vector
+) -> tuple[Matrix, Vector]:
+    """Where probabilities fall, their logarithms take the step."""
+    del change
+    return _nearest(q, model, at[1] * np.where(ratio < 0, np.exp(np.clip(ratio, -_FAR, 0.0)), 1 + ratio))
+
+
+def _inside(
+    q: Quotient, model: DualModel, at: tuple[Matrix, Vector], change: Matrix, ratio: Vector
+) -> tuple[Matrix, Vector]:
+    """As much of the step as leaves every probability a tenth of its value."""
+    del q
+    Q = at[0] + _FALL / -float(ratio.min()) * change
+    return Q, model.probabilities(Q)
 
 
 def _without_rounding(point: Blocks) -> Blocks:
@@ -135,7 +171,9 @@ class _System(NamedTuple):
         outside = float(self.beyond.dot(np.abs(self.asked.diagonal()))) / unit
         noise = math.sqrt(gradient.dot(gradient)) / unit
         last = decrement <= _BEFORE_LAST and outside <= _OUTSIDE and noise <= _NOISE
-        forcing = math.sqrt(_LAST / max(decrement, 100 * _LAST)) if last else min(_LOOSE, decrement**0.4)
+        forcing = min(_LOOSE, decrement**0.4)
+        if last:
+            forcing = min(math.sqrt(_LAST / max(decrement, 100 * _LAST)), _LEFT / max(noise, 1e4 * _LEFT))
         Y = truncated_newton(self._product, self._precondition, gradient, radius=math.inf, forcing=forcing).v
         return self.A.dot(Y.reshape(self.A.shape) + self.asked).dot(self.B.T), last
 

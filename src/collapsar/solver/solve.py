@@ -223,8 +223,8 @@ def _reported(result: Result, progress: Progress | None) -> Result:
 
 def _from_dual(q: Quotient, tol: float, max_steps: int) -> Result | None:
     """The optimum by Newton's method on the dual, where its certificate closes; None elsewhere."""
-    for point in (rotation_point, contraction_point):
-        found = point(q, min(max_steps, 12))
+    for point, most in ((rotation_point, 12), (contraction_point, 24)):
+        found = point(q, min(max_steps, most))
         if found is not None:
             blocks, num_steps = found
             certificate = certify_few(q, blocks)
