@@ -77,11 +77,10 @@ def _read(file: Path, entries: Mapping[str, ArrayEntry]) -> FeatureFile:
     names = None
     if "class_names" in entries and entries["class_names"].kind == "U":
         names = tuple(str(name) for name in np.ravel(_array(file, "class_names", entries, "U")))
-    features, labels, weight = (_named(file, name, entries) for name in ("features", "labels", "weight"))
-    bias = _named(file, "bias", entries, optional=True)
-    assert features is not None  # what is missing was refused
-    assert labels is not None
-    assert weight is not None
+    stored = {name: _stored(file, name, entries) for name in ("features", "labels", "weight", "bias")}
+    features, weight = (_array(file, stored[name], entries) for name in ("features", "weight"))
+    labels = _array(file, stored["labels"], entries, _NUMBERS + "bU")
+    bias = _array(file, stored["bias"], entries) if stored["bias"] else None
     labels, _ = labels_of_array(labels)
     scalars = {}
     for name in _SCALARS:
@@ -97,16 +96,14 @@ def _read(file: Path, entries: Mapping[str, ArrayEntry]) -> FeatureFile:
     return FeatureFile(features, labels, weight, bias, scalars, names)
 
 
-def _named(file: Path, name: str, entries: Mapping[str, ArrayEntry], *, optional: bool = False) -> NDArray | None:
-    """An array under one of the names that it goes by."""
+def _stored(file: Path, name: str, entries: Mapping[str, ArrayEntry]) -> str:
+    """Which of the names that it goes by an array has here; "" for a head without bias."""
     aliases = (name, f"head_{name}", f"head.{name}") if name in ("weight", "bias") else (name,)
     found = [alias for alias in aliases if alias in entries]
     if len(found) > 1:
         raise Refused(f"{file} names the same array twice: {' and '.join(found)}; keep one")
-    if found:
-        return _array(file, found[0], entries, _NUMBERS + ("bU" if name == "labels" else ""))
-    if optional:
-        return None
+    if found or name == "bias":
+        return found[0] if found else ""
     held = ", ".join(sorted(entries)[:10]) or "nothing"
     raise Refused(
         f"{file} has no `{name}`; a diagnosis needs features (N, d), labels (N,), weight (K, d) and, where the "

@@ -7,7 +7,7 @@ quantised ones brought back to numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,6 @@ _ORDER_KEPT = frozenset(
     {"Softmax", "LogSoftmax", "Sigmoid", "Clip", "ArgMax", "TopK", "Normalizer", "ZipMap", "ArrayFeatureExtractor"}
 )
 _LINEAR = frozenset({"Gemm", "MatMul", "Conv", "MatMulInteger", "DynamicQuantizeMatMul", "FusedMatMul"})
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """A head on the way to an output: logits = factor · (W h + b) + added."""
-
-    weight: NDArray
-    bias: NDArray | None
-    name: str
-    output: str
-    form: str
-    class_names: tuple[str, ...] | None = None
 
 
 class _Graph:
@@ -105,32 +93,31 @@ def read_onnx(path: Path, head: str | None) -> HeadFile:
         raise Refused(f"{path} is truncated or no ONNX model: it holds no graph; export it again")
     graph = _Graph(model, path.parent)
     try:
-        found = [head_of for output in graph.outputs for head_of in _heads(graph, output)]
+        found = {output: item for output in graph.outputs if (item := _head_of(graph, output)) is not None}
     except (onnx.checker.ValidationError, FileNotFoundError) as error:
         raise Refused(f"{path} keeps its weights in another file, which cannot be read: {error}") from None
-    unique = {item.name: item for item in found}
-    if head is not None:
-        unique = {
-            n: item for n, item in unique.items() if head in (n, item.output) or head == n.removesuffix(".weight")
-        }
-        if not unique:
-            raise Refused(f"{path} has no head {head!r}; it has {_shown(found) or 'none that is linear'}")
+    unique = {
+        item.name: item
+        for output, item in found.items()
+        if head is None or head in (item.name, item.name.removesuffix(".weight"), output)
+    }
+    if head is not None and not unique:
+        raise Refused(f"{path} has no head {head!r}; it has {_shown(found.values()) or 'none that is linear'}")
     if not unique:
         makers = sorted({graph.maker[o].op_type for o in graph.outputs if o in graph.maker})
         raise Refused(f"{path} has no linear head: its outputs come from {', '.join(makers) or 'inputs'}")
     if len(unique) > 1:
-        raise Refused(f"{path} has {len(unique)} heads; name one with --head: {_shown(found)}")
+        raise Refused(f"{path} has {len(unique)} heads; name one with --head: {_shown(found.values())}")
     (item,) = unique.values()
-    reason = f"{item.form}, the last linear step before the output {item.output!r}"
-    return HeadFile(item.weight, item.bias, item.name, reason, item.class_names)
+    return item
 
 
-def _shown(found: list[_Found]) -> str:
+def _shown(found: Iterable[HeadFile]) -> str:
     return ", ".join(sorted({f"{item.name} {item.weight.shape}" for item in found})[:6])
 
 
-def _heads(graph: _Graph, output: str) -> list[_Found]:
-    """The linear steps that an output comes from, walking back from it."""
+def _head_of(graph: _Graph, output: str) -> HeadFile | None:
+    """The linear step that an output comes from, walking back from it: logits = factor · (W h + b) + added."""
     name, factor, added = output, np.float32(1), None
     while name in graph.maker:
         node = graph.maker[name]
@@ -146,7 +133,7 @@ def _heads(graph: _Graph, output: str) -> list[_Found]:
                 place = 1 if _scale(graph, node.input[1]) is not None else 0
                 value = _scale(graph, node.input[place])
             if value is None or (place == 0 and node.op_type in ("Sub", "Div")):
-                return []
+                return None
             if node.op_type in ("Mul", "Div"):
                 factor = factor * (value if node.op_type == "Mul" else 1 / value)
             else:
@@ -157,11 +144,11 @@ def _heads(graph: _Graph, output: str) -> list[_Found]:
             name = node.input[0]
         elif node.op_type in _ORDER_KEPT:
             if np.min(factor) <= 0:  # the order is turned round after it
-                return []
+                return None
             name, factor, added = node.input[-1 if node.op_type == "ArrayFeatureExtractor" else 0], np.float32(1), None
         else:
-            return []
-    return []
+            return None
+    return None
 
 
 def _scale(graph: _Graph, name: str) -> NDArray | None:
@@ -176,7 +163,7 @@ def _scale(graph: _Graph, name: str) -> NDArray | None:
     return None
 
 
-def _linear(graph: _Graph, node: Any, output: str, factor: Any, added: NDArray | None) -> list[_Found]:
+def _linear(graph: _Graph, node: Any, output: str, factor: Any, added: NDArray | None) -> HeadFile | None:
     given, kind = attributes(node), node.op_type
     constants = [graph.constant(part) if part else None for part in node.input]
     second = constants[1] if len(constants) > 1 else None
@@ -186,7 +173,7 @@ def _linear(graph: _Graph, node: Any, output: str, factor: Any, added: NDArray |
         bias = None if len(constants) < 3 or constants[2] is None else given.get("beta", 1.0) * constants[2]
     elif kind == "Conv" and second is not None and second.shape[2:] == (1,) * (second.ndim - 2):
         if given.get("group", 1) != 1:
-            return []
+            return None
         W, bias = second.reshape(second.shape[:2]), constants[2] if len(constants) > 2 else None
     elif kind == "MatMulInteger" and second is not None:
         W = _dequantised(second, np.float32(1), constants[3] if len(constants) > 3 else None, 1).T
@@ -199,7 +186,7 @@ def _linear(graph: _Graph, node: Any, output: str, factor: Any, added: NDArray |
         elif constants and constants[0] is not None:
             W, name = constants[0], node.input[0]
     if W is None or W.ndim != 2 or min(W.shape) < 1:
-        return []
+        return None
     K = len(W)
     factors: NDArray[Any] = np.ravel(factor)
     W = np.asarray(W, dtype=np.float32) * (factors[:, None] if factors.size == K else factors)
@@ -208,24 +195,26 @@ def _linear(graph: _Graph, node: Any, output: str, factor: Any, added: NDArray |
         if part is not None:
             total = total + part
     form = {"MatMul": "MatMul and Add", "Conv": "a 1 × 1 Conv"}.get(kind, kind) if added is not None else kind
-    return [_Found(W, None if bias is None and added is None else total, name, output, form)]
+    reason = f"{form}, the last linear step before the output {output!r}"
+    return HeadFile(W, None if bias is None and added is None else total, name, reason)
 
 
-def _linear_classifier(node: Any, output: str) -> list[_Found]:
+def _linear_classifier(node: Any, output: str) -> HeadFile | None:
     """The rows of ai.onnx.ml's LinearClassifier, which carries its numbers and the names of its classes itself."""
     given = attributes(node)
     labels = given.get("classlabels_strings") or given.get("classlabels_ints") or []
     K = len(labels)
     numbers = np.asarray(given.get("coefficients", ()), dtype=np.float32)
     if K < 2 or not numbers.size or numbers.size % K or len(given.get("intercepts", ())) not in (0, K):
-        return []
+        return None
     W, bias = numbers.reshape(K, -1), np.asarray(given.get("intercepts") or np.zeros(K), dtype=np.float64)
     # Two classes with a sigmoid each, of s and of -s: the odds are those of a softmax over half the scores.
     if K == 2 and given.get("post_transform") == b"LOGISTIC" and np.array_equal(W[0], -W[1]):
         W, bias = W / 2, bias / 2
     names = tuple(label.decode() if isinstance(label, bytes) else str(label) for label in labels)
     plain = names == tuple(str(k) for k in range(K))
-    return [_Found(W, bias, node.name or "LinearClassifier", output, "LinearClassifier", None if plain else names)]
+    reason = f"LinearClassifier, the last linear step before the output {output!r}"
+    return HeadFile(W, bias, node.name or "LinearClassifier", reason, None if plain else names)
 
 
 def _dequantised(values: NDArray, scale: Any, zero: NDArray | None, axis: int) -> NDArray:
