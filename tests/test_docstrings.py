@@ -22,7 +22,8 @@ def test_examples_run(name: str, tmp_path, monkeypatch) -> None:
     tests = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for test in tests:
-        runner.run(test)
+        if test.examples:  # a run without any looks through all files of all modules for changes, too
+            runner.run(test)
     assert runner.failures == 0
 
 

@@ -19,7 +19,7 @@ from collapsar.solver.solve import solve
 from collapsar.theory import column_path
 from collapsar.theory.clusters import balanced_bias, clusters_of
 from collapsar.theory.column_form import resting, without_columns
-from collapsar.theory.roots import root_between
+from collapsar.theory.roots import root_between, roots_between
 from collapsar.theory.thresholds import Thresholds, complete_collapse, thresholds, thresholds_of_many
 
 INF = float("inf")
@@ -465,6 +465,8 @@ def test_root_is_that_of_scipy(function, low, high):
         found = root_between(lambda x: function(np.float64(x)), low, high)
         rtol: Any = 4e-15
         expected = brentq(lambda x: min(function(np.float64(x)), 1e300), low, high, xtol=1e-300, rtol=rtol)
+        many = roots_between(lambda x: np.array([function(x[0])]), np.array([low]), np.array([high]))
+    assert found == many[0]
     assert found == pytest.approx(expected, rel=1e-14)
 
 

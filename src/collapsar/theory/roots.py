@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,8 @@ RTOL = 4e-15
 def root_between(function: Callable[[float], float], low: float, high: float) -> float:
     """The root of a function that changes sign between ``low`` and ``high``, to the last digits of float64.
 
+    The steps of :func:`roots_between` on plain numbers: arrays of one take thirty times as long.
+
     Raises:
         ValueError: there is no change of sign.
 
@@ -28,11 +31,24 @@ def root_between(function: Callable[[float], float], low: float, high: float) ->
         >>> round(root_between(lambda x: x**2 - 2, 0.0, 2.0), 12)
         1.414213562373
     """
-    a, b = float(function(low)), float(function(high))
-    if not (a <= 0 <= b or b <= 0 <= a):
-        raise ValueError(f"the function has no change of sign between {low:g} and {high:g}: {a:g} and {b:g}")
-    ends = (np.array([value], dtype=np.float64) for value in (low, high, a, b))
-    return float(roots_between(lambda x: np.array([function(float(x[0]))]), *ends)[0])
+    a, b, step = float(high), float(low), 0.5
+    fb, fa = float(function(b)), float(function(a))
+    if not (fa <= 0 <= fb or fb <= 0 <= fa):
+        raise ValueError(f"the function has no change of sign between {low:g} and {high:g}: {fb:g} and {fa:g}")
+    while True:
+        best, value = (a, fa) if abs(fa) < abs(fb) else (b, fb)
+        width, tolerance = abs(b - a), RTOL * abs(best) / 2 + 5e-324
+        if value == 0 or width <= 2 * tolerance:
+            return best
+        least = min(tolerance / max(width, tolerance), 0.5)
+        x = a + min(max(step, least), 1 - least) * (b - a)
+        fx = float(function(x))
+        same = (fx > 0) == (fa > 0)
+        (c, fc), (b, fb) = ((a, fa), (b, fb)) if same else ((b, fb), (a, fa))
+        a, fa, step = x, fx, 0.5
+        across, drop = (a - b) / (c - b), (fa - fb) / (fc - fb) if fc != fb else math.inf
+        if 1 - math.sqrt(1 - across) < drop < math.sqrt(across) and fc != fa:
+            step = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
 
 
 def roots_between(
