@@ -14,7 +14,7 @@ from torch import Tensor
 from collapsar.metrics import CollapseReport, collapse_report
 from collapsar.metrics.evidence import class_evidence
 from collapsar.metrics.head import HeadMap, from_probabilities
-from collapsar.metrics.moments import class_indices
+from collapsar.metrics.moments import RunningMoments, class_indices
 
 __all__ = ["MAX_TABLE", "Samples", "Totals"]
 
@@ -61,16 +61,12 @@ class Samples:
     """
 
     def __init__(self, num_classes: int, num_features: int, *, within_scatter: bool, ignore_index: int) -> None:
-        from collapsar.metrics import NeuralCollapse  # importing torchmetrics takes two seconds
-
-        self._metric = NeuralCollapse(num_classes, num_features, within_scatter=within_scatter)
+        self._sizes, self._within_scatter = (num_classes, num_features), within_scatter
         self._tables = num_classes <= MAX_TABLE
         self._ignored = ignore_index
         self._rows: list[Tensor] = []
         self._filled = 0
-        self._not_finite = 0
-        # correct decisions; with tables, also decisions [label, decision] and sums of logits [label, logit]
-        self._correct, self._decisions, self._logits = self._zeros()
+        self._begin(torch.device("cpu"))
 
     def add(self, features: Tensor, logits: Tensor, labels: Any) -> None:
         """Take a batch in: features (B, d), logits (B, K), class indices (B,).
@@ -90,9 +86,9 @@ class Samples:
                 f"last, shape ({len(features)},); got {tuple(labels.shape)}. Mixed or one-hot labels have no class; "
                 "give the monitor a loader of plain samples"
             )
-        if logits.shape != (len(features), self._metric.num_classes):
+        if logits.shape != (len(features), self._sizes[0]):
             raise ValueError(
-                f"the model's logits must have shape (B, {self._metric.num_classes}), a score for each class; got "
+                f"the model's logits must have shape (B, {self._sizes[0]}), a score for each class; got "
                 f"{tuple(logits.shape)}. Name the layer that makes them with head=..."
             )
         parts = [features, logits, labels.to(features.device, torch.int64)]
@@ -119,23 +115,17 @@ class Samples:
         The head is W h + b where the logits were that, as far as this process saw; None where they were not.
         """
         self._flush()
-        device = self._metric.packed_moments.device
-        flags = torch.tensor([self._not_finite, int(head is None)], device=device)
+        flags = torch.tensor([self._not_finite, int(head is None)], device=self._moments.device)
         tables = [table for table in (flags, self._correct, self._decisions, self._logits) if table is not None]
         if dist.is_available() and dist.is_initialized():
             for table in tables:
                 dist.all_reduce(table)
-        # A process without samples takes part as well, and torchmetrics should not warn about it.
-        self._metric.update(torch.zeros(0, self._metric.num_features), torch.zeros(0, dtype=torch.int64))
-        with self._metric.sync_context():
-            moments = self._metric.class_moments
+        moments = self._moments.over_processes()
         linear = head is not None and not int(flags[1])
         W, b = head if head is not None and linear else (None, None)
         report = collapse_report(moments, W, b, pairwise=self._tables)
         totals = self._totals(report, linear=linear, not_finite=int(flags[0]))
-        self._metric.reset()
-        self._not_finite = 0
-        self._correct, self._decisions, self._logits = self._zeros()
+        self._begin(self._moments.device)
         return totals
 
     def _totals(self, report: CollapseReport, *, linear: bool, not_finite: int) -> Totals:
@@ -156,13 +146,15 @@ class Samples:
                 logits, evidence = means.T, class_evidence(means, np.eye(len(means)), report.class_counts)
         return Totals(report, linear, logits, evidence, recalls, taken_for, not_finite)
 
-    def _zeros(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        K, device = self._metric.num_classes, self._metric.packed_moments.device
-        correct = torch.zeros(K, dtype=torch.int64, device=device)
-        if not self._tables:
-            return correct, None, None
-        sums = torch.zeros(K, K, dtype=torch.float64, device=device)
-        return correct, torch.zeros(K, K, dtype=torch.int32, device=device), sums
+    def _begin(self, device: torch.device) -> None:
+        """Forget all samples."""
+        K = self._sizes[0]
+        self._not_finite = 0
+        self._moments = RunningMoments(*self._sizes, device, within_scatter=self._within_scatter)
+        # correct decisions; with tables, also decisions [label, decision] and sums of logits [label, logit]
+        self._correct = torch.zeros(K, dtype=torch.int64, device=device)
+        self._decisions = torch.zeros(K, K, dtype=torch.int32, device=device) if self._tables else None
+        self._logits = torch.zeros(K, K, dtype=torch.float64, device=device) if self._tables else None
 
     def _flush(self) -> None:
         if self._filled:
@@ -171,7 +163,7 @@ class Samples:
         self._filled = 0
 
     def _merge(self, features: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self._metric.to(features.device)
+        self._moments.to(features.device)
         labelled = labels != self._ignored
         if not bool(labelled.all()):
             features, logits, labels = features[labelled], logits[labelled], labels[labelled]
@@ -180,11 +172,11 @@ class Samples:
             finite = torch.isfinite(features).all(dim=1) & torch.isfinite(logits).all(dim=1)
             self._not_finite += int((~finite).sum())
             features, logits, labels = features[finite], logits[finite], labels[finite]
-        self._metric.update(features, labels)
+        self._moments.update(features, labels)
         self._decide(from_probabilities(logits), labels)
 
     def _decide(self, logits: Tensor, labels: Tensor) -> None:
-        device = self._metric.packed_moments.device
+        device = self._moments.device
         logits, labels = logits.to(device), labels.to(device)
         if self._correct.device != device:
             self._correct = self._correct.to(device)
