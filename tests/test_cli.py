@@ -273,7 +273,9 @@ def test_names_of_classes_that_look_like_markup_are_printed_as_they_are(here, tm
 LONG = {
     "thresholds 500x5,100x5 --lambda-z 0.003": "10 classes of 2 sizes",
     "advise 500x5,100x5 --lambda-z 0.003": "advice for 10 classes",
-    "advise 100x5,20x5 --norm layernorm --width 64 --weight-decay 0.1 --lr 0.1 --steps 100 --batch-size 8": "10 class",
+    "advise 100x5,20x5 --norm layernorm --width 64 --weight-decay 0.1 --lr 0.1 --steps 100 --batch-size 8": (
+        "advice for 10 classes"
+    ),
 }
 
 
