@@ -643,3 +643,26 @@ def test_pairs_of_npy_files_and_labels_that_are_names(tmp_path, npz):
         np.savez(path, **{**arrays(labels=labels), **more})
         with pytest.raises(ValueError, match=says):
             diagnose(path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (nn.LayerNorm(8, elementwise_affine=False), "A LayerNorm feeds the head"),
+        (nn.LayerNorm(8), "A LayerNorm feeds the head; its gain is trained, and taken as it is now"),
+        (nn.BatchNorm1d(8), "A BatchNorm1d feeds the head"),
+        (nn.Tanh(), "A Tanh feeds the head"),
+        (nn.Identity(), "No normalisation is seen before the head"),
+    ],
+)
+def test_the_layer_before_the_head_is_seen_without_being_told(layer: nn.Module, says: str) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 6), torch.arange(60) % 7 % 3
+    model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, weight_decay=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    found = diagnose(model, [(x, y)])
+    assert any(text.startswith(f"Model: {says}") for text in found.words), found.words

@@ -92,10 +92,13 @@ def diagnose(
     known = KnownTraining() if known is None else known
     from collapsar.metrics.head import unwrapped
     from collapsar.monitor.head import told_head
+    from collapsar.monitor.layers import bounding, head_norm
 
     model = unwrapped(source)  # a compiled one may not notice the hook
     named = None if class_names is None else len(class_names)
     name, layer = told_head(model, head, named, loader, weighted=head is None)
+    if not known.lambda_h and known.norm is None and known.bounded_by is None:  # the layers are at hand in any case
+        known = replace(known, norm=head_norm(model, layer, None), bounded_by=bounding(model, layer))
     measurement, kept = _measured(layer, _labelled(_features(model, (name, layer), loader), ignore_index), known)
     solved = _solved_head(kept, measurement, known)
     return diagnose_measurement(measurement, known, class_names, type(source).__name__, solved)
