@@ -96,15 +96,16 @@ def follow_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = 100) -> 
     if q.num_clusters > _SOME:
         return None
     for decades in _STRONGER:
-        at, total = None, 0
-        for left in np.arange(decades, -_STRIDE / 2, -_STRIDE):
+        at, total = _optimum(replace(q, lambda_z=q.lambda_z * 10.0**decades), min(_STEPS, max_steps))
+        if at is None:
+            continue
+        for left in np.arange(decades - _STRIDE, -_STRIDE / 2, -_STRIDE):
             problem = replace(q, lambda_z=q.lambda_z * 10.0**left)
             at, num_steps = _optimum(problem, min(_STEPS, max_steps - total), at)
             total += num_steps
-            if at is None:
-                break
-        if at is not None:
-            return _certified(q, at, total, tol)
+            if at is None:  # from farther off it ends at the same event
+                return None
+        return _certified(q, at, total, tol)
     return None
 
 
