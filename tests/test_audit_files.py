@@ -411,6 +411,28 @@ def test_the_command_says_the_sentence_and_gates(tmp_path: Path) -> None:
     assert "shares a row" in text
 
 
+def test_features_for_an_audit_are_read_as_for_a_diagnosis(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    rows, names = np.vstack([W, W[3:4]]), [f"kind {k}" for k in range(8)]
+    np.savez(tmp_path / "m.npz", weight=rows)
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in names))
+    labels = np.array([3, 7, 0])
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    np.save(folder / "features.npy", H)
+    np.save(folder / "labels.npy", np.array(names)[labels])
+    save_file({"features": torch.from_numpy(H), "labels": torch.from_numpy(labels)}, tmp_path / "f.safetensors")
+    np.savez(tmp_path / "f.npz", features=H, labels=np.eye(8)[labels])
+    told = []
+    for samples in (folder, tmp_path / "f.safetensors", tmp_path / "f.npz"):
+        arguments = ["audit", str(tmp_path / "m.npz"), "--classes", str(tmp_path / "names.txt"), "--json"]
+        said = CliRunner().invoke(app, [*arguments, "--features", str(samples)])
+        told.append(json.loads(said.stdout)["recalls"])
+    assert [row["class"] for row in told[0]["dead"]] == [3, 7]
+    assert told == [told[0]] * 3
+
+
 def test_the_picture_marks_every_dead_class_once() -> None:
     import collapsar as cs
     from collapsar.report import audit_figure

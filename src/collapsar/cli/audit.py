@@ -71,7 +71,9 @@ def audit(
     counts: Path | None = Option(
         None, help="Training samples of each class: a text file with a whole number per line, .npy, or 500x5,100x5."
     ),
-    features: Path | None = Option(None, help="An .npz with features (N, d) and labels (N,): recall of dead classes."),
+    features: Path | None = Option(
+        None, help="A file with features (N, d) and labels (N,), as diagnose takes it: recall of dead classes."
+    ),
     scope: Scope,
     prices: Prices,
     max_dead: int | None = Option(None, min=0, help="Exit with 1 if more classes are dead."),
@@ -83,16 +85,18 @@ def audit(
     Dead are classes whose rows coincide with others, were shrunk to the mean, are as the initialisation left them, or
     cannot be the answer whatever the features. With --max-dead it is a gate for CI.
     """
+    from collapsar.diagnose.feature_files import read_samples
     from collapsar.diagnose.head_audit import audit as run
     from collapsar.diagnose.head_files import read_head
 
     options = scope.options(prices)
     found = read_head(source, head)
-    samples = (None, None) if features is None else _samples(features)
+    names = found.class_names if class_names is None else names_in(class_names)
+    samples = (None, None) if features is None else read_samples(features, len(found.weight), names)
     result = run(
         found.weight,
         found.bias,
-        class_names=found.class_names if class_names is None else names_in(class_names),
+        class_names=names,
         class_counts=found.class_counts if counts is None else _numbers(counts),
         features=samples[0],
         labels=samples[1],
@@ -120,18 +124,6 @@ def _numbers(path: Path) -> NDArray:
         return np.array([int(line) for line in path.read_text(encoding="utf-8").split()])
     except (ValueError, EOFError):
         raise ValueError(f"`--counts` {path} must hold a whole number per line, or be an .npy array") from None
-
-
-def _samples(path: Path) -> tuple[NDArray, NDArray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["features"], arrays["labels"]
-    except FileNotFoundError:
-        raise
-    except KeyError:
-        raise ValueError(f"`--features` {path} must hold the arrays features (N, d) and labels (N,)") from None
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on a damaged file
-        raise ValueError(f"`--features` {path} is not a readable .npz file ({type(error).__name__})") from None
 
 
 def _print(record: Record, origin: str) -> None:

@@ -9,9 +9,10 @@ alphabetical order. In a folder each array is a file of its name: ``features.npy
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from collapsar.core.label_files import labels_of_array
 from collapsar.diagnose.array_files import ArrayEntry, Refused, numpy_arrays, safetensors_arrays, said_plainly
 
-__all__ = ["MAX_BYTES", "FeatureFile", "read_features"]
+__all__ = ["MAX_BYTES", "FeatureFile", "read_features", "read_samples"]
 
 MAX_BYTES = 8 * 2**30
 """Largest array that is read whole. A compressed file of a few kilobytes may announce terabytes."""
 
+T = TypeVar("T")
 _SCALARS = ("lambda_w", "lambda_h", "lambda_b", "weight_decay")
 _NUMBERS = "fiu"
 
@@ -56,32 +58,54 @@ def read_features(path: str | os.PathLike[str]) -> FeatureFile:
         ValueError: the file is damaged or no such file, an array is missing, of another kind, or too large.
         OSError: the file cannot be opened.
     """
+    return _opened(path, _read)
+
+
+def read_samples(
+    path: str | os.PathLike[str], num_classes: int, class_names: Sequence[str] | None = None
+) -> tuple[NDArray, NDArray]:
+    """Features (N, d) and labels (N,) of such a file, for a head of K classes that is elsewhere.
+
+    Args:
+        path: the file or folder; a head in it is left alone.
+        num_classes: K.
+        class_names: K names, for labels that are names where the file has no ``class_names``.
+
+    Raises:
+        ValueError: as `read_features` says.
+        OSError: the file cannot be opened.
+    """
+
+    def samples(file: Path, entries: Mapping[str, ArrayEntry]) -> tuple[NDArray, NDArray]:
+        return _samples(file, entries, _class_names(file, entries) or class_names, num_classes)[:2]
+
+    return _opened(path, samples)
+
+
+def _opened(path: str | os.PathLike[str], read: Callable[[Path, Mapping[str, ArrayEntry]], T]) -> T:
     file = Path(path)
     file = file.parent if file.suffix.lower() == ".npy" else file
     ending = "" if file.is_dir() else file.suffix.lower()
     if ending in (".pt", ".pth", ".bin", ".ckpt"):
         raise ValueError(
-            f"`source` must be an .npz or .safetensors file, got {file}, which holds weights and no features: "
+            f"features are read from an .npz or .safetensors file, got {file}, which holds weights and no features: "
             "`collapsar audit` reads a head alone; for a diagnosis build the module, load them, and call "
             "collapsar.diagnose.readers.diagnose(model, loader)"
         )
     if ending not in ("", ".npz", ".safetensors"):
         raise ValueError(
-            f"`source` must be an .npz or .safetensors file, a folder with features.npy or of a run, got {file}"
+            f"features are read from an .npz or .safetensors file, a folder with features.npy or of a run, got {file}"
         )
     with said_plainly(file, "not a feature file"):
-        return _read(file, safetensors_arrays(file) if ending == ".safetensors" else numpy_arrays(file))
+        return read(file, safetensors_arrays(file) if ending == ".safetensors" else numpy_arrays(file))
 
 
 def _read(file: Path, entries: Mapping[str, ArrayEntry]) -> FeatureFile:
-    names = None
-    if "class_names" in entries and entries["class_names"].kind == "U":
-        names = tuple(str(name) for name in np.ravel(_array(file, "class_names", entries, "U")))
-    stored = {name: _stored(file, name, entries) for name in ("features", "labels", "weight", "bias")}
-    features, weight = (_array(file, stored[name], entries) for name in ("features", "weight"))
-    labels = _array(file, stored["labels"], entries, _NUMBERS + "bU")
-    bias = _array(file, stored["bias"], entries) if stored["bias"] else None
-    labels, _ = labels_of_array(labels)
+    # what is missing is said before anything is read
+    _, _, head, offset = (_stored(file, name, entries) for name in ("features", "labels", "weight", "bias"))
+    weight = _array(file, head, entries)
+    bias = _array(file, offset, entries) if offset else None
+    features, labels, names = _samples(file, entries, _class_names(file, entries), len(weight))
     scalars = {}
     for name in _SCALARS:
         if name in entries:
@@ -89,11 +113,27 @@ def _read(file: Path, entries: Mapping[str, ArrayEntry]) -> FeatureFile:
             if value.size != 1:
                 raise Refused(f"`{name}` in {file} must be one number, got shape {value.shape}")
             scalars[name] = float(value.reshape(()))
+    return FeatureFile(features, labels, weight, bias, scalars, names)
+
+
+def _class_names(file: Path, entries: Mapping[str, ArrayEntry]) -> tuple[str, ...] | None:
+    if "class_names" not in entries or entries["class_names"].kind != "U":
+        return None
+    return tuple(str(name) for name in np.ravel(_array(file, "class_names", entries, "U")))
+
+
+def _samples(
+    file: Path, entries: Mapping[str, ArrayEntry], names: Sequence[str] | None, num_classes: int
+) -> tuple[NDArray, NDArray, tuple[str, ...] | None]:
+    """Features, labels as numbers, and the names of the classes where there are any."""
+    places = [_stored(file, name, entries) for name in ("features", "labels")]
+    features, labels = _array(file, places[0], entries), _array(file, places[1], entries, _NUMBERS + "bU")
+    labels, _ = labels_of_array(labels)
     if labels.dtype.kind in "fb" and bool((labels == np.floor(labels)).all()):  # as pandas and MATLAB store them
         labels = labels.astype(np.int64)
     if labels.dtype.kind == "U":
-        labels, names = _numbered(file, labels, names, len(weight))
-    return FeatureFile(features, labels, weight, bias, scalars, names)
+        labels, names = _numbered(file, labels, names, num_classes)
+    return features, labels, None if names is None else tuple(names)
 
 
 def _stored(file: Path, name: str, entries: Mapping[str, ArrayEntry]) -> str:
@@ -106,19 +146,19 @@ def _stored(file: Path, name: str, entries: Mapping[str, ArrayEntry]) -> str:
         return found[0] if found else ""
     held = ", ".join(sorted(entries)[:10]) or "nothing"
     raise Refused(
-        f"{file} has no `{name}`; a diagnosis needs features (N, d), labels (N,), weight (K, d) and, where the "
-        f"head has one, bias (K,); it holds {held}. Without a head, collapsar.metrics.NeuralCollapse measures "
+        f"{file} has no `{name}`; needed are features (N, d), labels (N,), for a diagnosis weight (K, d) and, where "
+        f"the head has one, bias (K,); it holds {held}. Without a head, collapsar.metrics.NeuralCollapse measures "
         "features and labels"
     )
 
 
 def _numbered(
-    file: Path, labels: NDArray, names: tuple[str, ...] | None, num_classes: int
+    file: Path, labels: NDArray, names: Sequence[str] | None, num_classes: int
 ) -> tuple[NDArray, tuple[str, ...]]:
     """Labels that are names as numbers: places among the class names, or alphabetical."""
     found, places = np.unique(labels, return_inverse=True)
     if names is None:
-        names = tuple(found.tolist())
+        names = tuple(str(name) for name in found)
         if len(names) != num_classes:
             raise Refused(
                 f"`labels` in {file} are {len(names)} different names, `weight` has {num_classes} rows: add "
@@ -127,7 +167,7 @@ def _numbered(
     strange = sorted(set(found.tolist()) - set(names))
     if strange:
         raise Refused(f"`labels` in {file} has names that `class_names` has not: {', '.join(strange[:5])}")
-    return np.array([names.index(name) for name in found.tolist()])[places.reshape(labels.shape)], names
+    return np.array([names.index(name) for name in found.tolist()])[places.reshape(labels.shape)], tuple(names)
 
 
 def _array(file: Path, name: str, entries: Mapping[str, ArrayEntry], kinds: str = _NUMBERS) -> NDArray:
