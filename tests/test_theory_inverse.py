@@ -94,13 +94,18 @@ def test_an_approximate_threshold_is_called_so() -> None:
     def at(lambda_z: float) -> Problem:
         return fractional_problem([1000, 10, 10], lambda_z, 0.0, features="nonnegative")
 
-    edge = edge_of(at, -1, (0.001, 0.02), "vanish", points=8)
+    found = thresholds(at(1.0))  # they ignore lambda_z, which is all that varies here
+
+    def edge_at(high: float, transition: inverse.Transition, points: int) -> inverse.Edge:
+        return edge_of(at, -1, (0.001, high), transition, points, lambda _: found)
+
+    edge = edge_at(0.02, "vanish", 8)
     assert edge.value is not None
     assert solve(at(1.1 * edge.value)).class_states[-1] == "merged"
     assert not edge.exact
     assert f"at about {edge.value:.6g}" in edge.note
-    assert "approximate" in edge_of(at, -1, (0.001, 0.002), "vanish", points=2).note
-    assert edge_of(at, -1, (0.001, 0.02), "complete", points=8).exact  # found and bound are one number here
+    assert "approximate" in edge_at(0.002, "vanish", 2).note
+    assert edge_at(0.02, "complete", 8).exact  # found and bound are one number here
     with pytest.warns(UserWarning, match=r"about 0\.00432.*vanish_bound"):
         inverse.largest_head_decay_factor(at(0.002), -1, "vanish")
 
