@@ -528,3 +528,18 @@ def test_a_gain_for_each_feature_beats_the_model_of_one_gain() -> None:
     loss = p.loss_share @ (np.log(np.exp(u).sum(axis=0)) - np.diag(u))
     total = loss + lambda_w / 2 * np.sum(W**2) + lambda_gain / 2 * np.sum(gain**2)
     assert total < 0.9 * s.certificate.dual
+
+
+@pytest.mark.parametrize(
+    ("counts", "lambda_b"), [("275x4,44x4,15x4", 0.0), ("211x2,305x3,54x4", 0.0), ("216x2,397x4,27x2", 0.02)]
+)
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+def test_the_largest_classes_never_vanish_behind_a_batch_norm(counts, lambda_b, features):
+    """Z = 0 is no optimum at any decay: rounding there gave them thresholds of 1e10."""
+    problem = cs.Problem.from_normalized(
+        counts, lambda_w=1.0, norm=3.0, over="batch", lambda_b=lambda_b, features=features
+    )
+    vanish = cs.thresholds(problem).vanish
+    largest = problem.class_counts == problem.class_counts.max()
+    assert np.isnan(vanish[largest]).all()
+    assert (vanish[~largest] < 10 * 9).all()

@@ -39,6 +39,7 @@ __all__ = ["merge_per_batch", "merge_per_sample", "plain_problem", "transitions"
 
 
 _WEAKEST, _STRONGEST = 1e-9, 1e3  # of lambda_w / norm^2 that are looked at; beyond, the loss hardly knows the head
+_NOTHING = 1e-5  # logits that the optimum at Z = 0 itself may have, by the root of its gap
 _LIMIT = 1e5  # of the same: an optimum that shows what it tends to
 _STRONG = 50.0  # from here down it can be told without holding it that a cluster is merged
 _SWEEP = 0.75  # nats of the penalty between the optima that say which clusters are merged
@@ -267,4 +268,4 @@ def weight_penalty_per_batch(problem: Problem, q: Quotient, lambda_z: float) -> 
     assert how.norm is not None
     own = replace(scaled_quotient(problem, q), lambda_z=lambda_z)
     nuclear = penalty(own, solve_quotient(problem, own, None, Settings(1e-12, 300, None, throw=False)).blocks)
-    return lambda_z * how.norm**2 * mass / nuclear if nuclear > 1e-9 else np.nan
+    return lambda_z * how.norm**2 * mass / nuclear if nuclear > _NOTHING * np.sqrt(mass) else np.nan
