@@ -36,6 +36,7 @@ _STIFFNESS, _STIFFER, _STIFFEST = 1.0, 2.0, 8.0
 _LEAST = 0.03  # of a typical feature: classes that vanish are measured by it
 _SMALL = 1e-3  # of a typical feature: a new row
 _PAYS = 1e-12  # relative: an eigenvalue above lambda_Z^2
+_DEAD = 1e-2  # of a new one: a contrast that has no slope any more
 _AT_REST = 1e-14  # relative size of a gradient that is rounding
 _HIDDEN = 1e-13  # relative decrease of the objective that rounding hides
 _FRUITLESS = 3  # steps that come to nothing
@@ -217,7 +218,7 @@ def _with_rows(q: Quotient, at: Relaxed) -> Relaxed:
     """The factors with small rows along which the Lagrangian still falls, and contrasts where it falls along these."""
     R = residual(q, predict(q, at.blocks(q))[0])
     small = np.where(R.within**2 / q.lambda_z**2 > 1 + at.nu + _PAYS, _SMALL * _typical(at.V), 0.0)
-    born = np.abs(at.v) < small
+    born = np.abs(at.v) < _DEAD * small  # one that lives has a slope
     v, w = np.where(born, small, at.v), np.where(born, small * R.within / q.lambda_z, at.w)
     values, vectors = np.linalg.eigh(R.between.T @ R.between / q.lambda_z**2 + at.N + np.diag((q.sizes - 1) * at.nu))
     rows = _SMALL * _typical(at.V) * vectors[:, values > 1 + _PAYS].T
