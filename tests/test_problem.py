@@ -58,6 +58,7 @@ def test_counts_are_read_from_labels(tmp_path, name):
         ("exp:10:1", "exp:5000:100:10"),
         ("exp:10:0:3", "cannot be read"),
         (["a", "b"], "whole numbers"),
+        ("5," * 3000 + "x", "...,5,5,5"),
         ("99999999999999999999x2,5", "from 1 to 1e+15, got 1e+20 for class 0"),
         ([[1, 2], [3, 4]], "shape (2, 2)"),
     ],
@@ -67,6 +68,7 @@ def test_bad_counts_are_named(spec, says):
         cs.class_counts(spec)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600  # a list of thousands is not printed whole
 
 
 def test_penalties_of_a_path_are_numbers():

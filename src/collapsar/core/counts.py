@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -299,9 +300,11 @@ def _from_text(text: str) -> ArrayLike:
         repeat = 1 if not match or match[2] is None else _whole(match[2])
         if count is None or repeat is None or repeat < 1:
             where = (
-                "which names no file" if group.strip() == text else f"at {group.strip()!r}, and no file has that name"
+                "which names no file"
+                if group.strip() == text
+                else f"at {_quoted(group.strip())}, and no file has that name"
             )
-            raise ValueError(f"`class_counts` cannot be read from {text!r}, {where}; {_SPEC_HELP}")
+            raise ValueError(f"`class_counts` cannot be read from {_quoted(text)}, {where}; {_SPEC_HELP}")
         counts += [count] * repeat
     return counts
 
@@ -309,11 +312,18 @@ def _from_text(text: str) -> ArrayLike:
 def _profile(kind: str, rest: str, text: str) -> ArrayLike:
     numbers = [_whole(part) for part in rest.split(":")]
     if len(numbers) != 3 or any(n is None or n < 1 for n in numbers):
-        raise ValueError(f"`class_counts` cannot be read from {text!r}; {_SPEC_HELP}")
+        raise ValueError(f"`class_counts` cannot be read from {_quoted(text)}; {_SPEC_HELP}")
     largest, smallest, classes = (n for n in numbers if n is not None)
     if kind == "step":
         return [largest] * (classes // 2) + [smallest] * (classes - classes // 2)
     return np.rint(np.geomspace(largest, smallest, classes)).astype(np.int64)
+
+
+def _quoted(text: str) -> str:
+    """In quotes; of a list of thousands of counts both ends, of a path, which is shorter, all."""
+    short = reprlib.Repr()
+    short.maxstring = 300
+    return short.repr(text)
 
 
 def _whole(text: str) -> int | None:
