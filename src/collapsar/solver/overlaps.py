@@ -44,6 +44,7 @@ from collapsar.solver.witness import Witness
 __all__ = ["follow_overlaps", "minimise_overlaps"]
 
 _SOME = 200  # clusters up to which this is tried: J^3 numbers are kept
+_FOLLOWED = 100  # up to which paths are: with 200 one that ended on the way took 9 s of 25
 
 _STEPS = 12  # of Newton's method: five to seven are usual
 _BALANCING = 20  # rounds of the start's scaling
@@ -93,7 +94,7 @@ def follow_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = 100) -> 
     Returns:
         As for :func:`minimise_overlaps`, whose start it does not share.
     """
-    if q.num_clusters > _SOME:
+    if q.num_clusters > _FOLLOWED:
         return None
     for decades in _STRONGER:
         at, total = _optimum(replace(q, lambda_z=q.lambda_z * 10.0**decades), min(_STEPS, max_steps))
