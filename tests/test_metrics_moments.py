@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from collapsar.metrics import ClassMoments, class_moments
-from collapsar.metrics.moments import RunningMoments, accumulate_, pack, packed_size, packed_views, unpack
+from collapsar.metrics.moments import accumulate_, pack, packed_size, packed_views, unpack
+from collapsar.metrics.running import RunningMoments
 
 PARTS = ("class_counts", "class_means", "within_scatter", "class_traces")
 

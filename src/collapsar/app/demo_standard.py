@@ -16,7 +16,7 @@ from collapsar.core.types import Record
 from collapsar.diagnose.fit import distance
 from collapsar.metrics import CollapseReport
 from collapsar.metrics import collapse_report as report_of
-from collapsar.metrics.moments import RunningMoments
+from collapsar.metrics.running import RunningMoments
 from collapsar.training import ImageData, TrainResult, standard_config, train
 from collapsar.training.measure import features_and_logits
 from collapsar.training.models import FeatureNetwork

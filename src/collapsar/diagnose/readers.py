@@ -279,7 +279,7 @@ def _measured(
     are handed back as well, unless they are too many.
     """
     from collapsar.metrics.head import computes
-    from collapsar.metrics.moments import RunningMoments
+    from collapsar.metrics.running import RunningMoments
 
     sums: Pass | None = None
     metric: RunningMoments | None = None

@@ -20,12 +20,10 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from collapsar.core.sentences import listed
@@ -33,7 +31,6 @@ from collapsar.core.sentences import listed
 __all__ = [
     "WITHOUT_FLOAT64",
     "ClassMoments",
-    "RunningMoments",
     "accumulate_",
     "checked_batch",
     "class_indices",
@@ -185,64 +182,6 @@ def class_moments(features: Any, labels: Any, num_classes: int) -> ClassMoments:
     out = ClassMoments.empty(num_classes, features.shape[1], features.device)
     accumulate_(out.class_counts, out.class_means, out.within_scatter, out.class_traces, features, labels)
     return ClassMoments(out.class_counts, out.class_means, _mirrored(out.within_scatter), out.class_traces)
-
-
-class RunningMoments:
-    """Class moments of one process, batch by batch in place: what ``NeuralCollapse`` keeps, without torchmetrics.
-
-    Args:
-        num_classes: K.
-        num_features: d.
-        device: where the sums lie; without float64 (MPS) on the CPU.
-        within_scatter: False leaves out Σ_W, and with it the product that costs O(d²) time per sample.
-
-    Example:
-        >>> sums = RunningMoments(2, 1)
-        >>> sums.update(torch.tensor([[1.0], [3.0]]), torch.tensor([1, 1]))
-        >>> sums.moments.class_means.tolist()
-        [[0.0], [2.0]]
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        num_features: int,
-        device: torch.device | str = "cpu",
-        *,
-        within_scatter: bool = True,
-    ) -> None:
-        self._sizes = num_classes, num_features
-        self._packed = torch.zeros(packed_size(num_classes, num_features, within_scatter), dtype=torch.float64)
-        self.to(device)
-
-    def to(self, device: torch.device | str) -> None:
-        """Move the sums."""
-        if torch.device(device).type not in WITHOUT_FLOAT64:
-            self._packed = self._packed.to(device)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the sums lie."""
-        return self._packed.device
-
-    def update(self, features: Any, labels: Any) -> None:
-        """Merge a batch; see ``class_moments`` for what it may be and for the errors."""
-        features, labels = checked_batch(features, labels, *self._sizes)
-        device = self._packed.device
-        accumulate_(*packed_views(self._packed, *self._sizes), features.to(device), labels.to(device))
-
-    @property
-    def moments(self) -> ClassMoments:
-        """A copy of the moments so far."""
-        return unpack(self._packed.clone(), *self._sizes)
-
-    def over_processes(self) -> ClassMoments:
-        """The moments of all processes of a distributed run, each of which must call this."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return self.moments
-        parts = [torch.empty_like(self._packed) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, self._packed)
-        return reduce(ClassMoments.merge, (unpack(part, *self._sizes) for part in parts))
 
 
 def class_indices(labels: Any) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from collapsar.metrics import CollapseReport, collapse_report
 from collapsar.metrics.evidence import class_evidence
 from collapsar.metrics.head import HeadMap, from_probabilities
-from collapsar.metrics.moments import RunningMoments, class_indices
+from collapsar.metrics.moments import class_indices
+from collapsar.metrics.running import RunningMoments
 
 __all__ = ["MAX_TABLE", "Samples", "Totals"]
 
