@@ -277,7 +277,9 @@ def _moved(
     size = _size(n, p)
     parts = s.split(move.v.astype(np.float64) * unit)
     slope, curvature, norm = move.slope * unit * unit, move.curvature * unit * unit, move.norm * unit
-    length, noise, agreement, new = 1.0, 10 * _NOISE * size, 0.0, p
+    # logits move to the digits of the bias, which decay does not make small
+    noise = 10 * _NOISE * size + _NOISE * float(np.max(np.abs(p.x.b)))
+    length, agreement, new = 1.0, 0.0, p
     while length > 1e-10:
         predicted = -(slope + 0.5 * length * curvature) * length
         new = sphere_point(n, p.x.moved(n.q, parts, length))
