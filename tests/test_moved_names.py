@@ -52,7 +52,7 @@ def test_a_name_that_left_a_door_is_found_there_with_a_warning_that_names_its_mo
             continue
         with pytest.warns(DeprecationWarning, match=f"{name}: import it from {module}$"):
             assert getattr(package, name) is getattr(importlib.import_module(module), name)
-    assert not set(left) & set(package.__all__)
+    assert not set(left) & set(vars(package))
 
 
 def test_what_went_to_the_studies_says_how_to_get_them(monkeypatch) -> None:

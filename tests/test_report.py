@@ -570,10 +570,9 @@ def test_whoever_draws_on_axes_returns_what_was_drawn() -> None:
     """Axes are taken, never made, and the artists come back; what only names ticks draws nothing."""
     drawing = set()
     for module in pkgutil.iter_modules(room.__path__, "collapsar.report."):
-        found = import_module(module.name)
-        for name in getattr(found, "__all__", ()):
-            function = getattr(found, name)
-            if inspect.isfunction(function) and {"ax", "axes"} & inspect.signature(function).parameters.keys():
+        for name, function in inspect.getmembers(import_module(module.name), inspect.isfunction):
+            parameters = inspect.signature(function).parameters
+            if not name.startswith("_") and function.__module__ == module.name and "ax" in parameters:
                 drawing.add((name, inspect.signature(function).return_annotation))
     assert len(drawing) > 12
     silent = {name for name, returned in drawing if returned in ("None", "Axes")}

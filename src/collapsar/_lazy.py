@@ -11,8 +11,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["forward_moved_modules", "lazy_names"]
-
 
 def lazy_names(
     package: str, homes: Mapping[str, str], left: Mapping[str, str] | None = None

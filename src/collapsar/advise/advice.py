@@ -29,8 +29,6 @@ from collapsar.core.types import Record
 from collapsar.solver import Solution, Status, solve
 from collapsar.solver.solve import solve_near
 
-__all__ = ["Advice", "Price", "Suggestion", "advise"]
-
 Verdict = Literal["separated", "close", "merging", "collapsed"]
 
 # In the efficacy study networks with this safety did better than those just across the threshold.

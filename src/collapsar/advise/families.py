@@ -27,16 +27,6 @@ from collapsar.solver.symmetry import quotient
 from collapsar.theory.roots import roots_between
 from collapsar.theory.thresholds import complete_collapse, merge_strength, opposite
 
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "Treatment",
-    "has_crossed",
-    "has_crossed_certified",
-    "least_treatment",
-]
-
-
 # The least level is found to half a percent; by the closed form of signed features, which costs nothing, to ten digits.
 FINE, EXACT = 1.005, 1e-10
 # Levels from the lowest to the highest that are tried where the highest does not do; the best lies beside the best.

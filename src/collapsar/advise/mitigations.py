@@ -14,29 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from collapsar._lazy import lazy_names
-from collapsar.advise.outlook import inference_margins
+from collapsar.advise.outlook import inference_margins  # noqa: F401 - public here as well
 from collapsar.core.checks import must_be_positive
 from collapsar.core.counts import CheckedCounts, class_counts
 from collapsar.core.normalization import strengthened
 from collapsar.core.problem import Loss, Problem
 from collapsar.core.types import Vector
-
-__all__ = [
-    "Remedy",
-    "balanced_softmax",
-    "cdt",
-    "combined",
-    "effective_number_weights",
-    "head_decay",
-    "inference_margins",
-    "inverse_weights",
-    "label_smoothing",
-    "ldt",
-    "logit_adjustment",
-    "oversampling",
-    "plain_training",
-    "vs_loss",
-]
 
 __getattr__, _ = lazy_names(
     __name__, {}, left={"collapsar_studies.remedies_compared": "compare_remedies standard_remedies"}

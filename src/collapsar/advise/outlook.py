@@ -19,17 +19,6 @@ from collapsar.solver.symmetry import Quotient, quotient
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import complete_collapse, gradual_merge, merge_strength
 
-__all__ = [
-    "Outlook",
-    "calibration_shift",
-    "clearance",
-    "edges",
-    "inference_margins",
-    "logits_of",
-    "outlooks",
-]
-
-
 # The exact thresholds of nonnegative features cost a root per kind of class; beyond so many kinds the residual at the
 # present bias stands in for them.
 EXACT_KINDS = 4

@@ -8,8 +8,6 @@ from typing import Literal, get_args
 from collapsar.core.checks import must_be_positive
 from collapsar.core.normalization import norm_length
 
-__all__ = ["Norm", "Recipe", "Schedule"]
-
 Norm = Literal["layernorm", "rmsnorm", "cosine", "batchnorm", "none"]
 Optimizer = Literal["sgd", "adam", "adamw", "other"]
 Schedule = Literal["constant", "cosine", "linear"]

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from math import ceil, exp, inf, isfinite, log, nan
 
-__all__ = ["least_level", "peak"]
-
 Look = tuple[float, float]
 """The logarithm of a level, and what was seen there."""
 

@@ -16,8 +16,6 @@ from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.problem import Loss, Problem
 from collapsar.core.types import Record
 
-__all__ = ["advise_diagnosis", "joined_sizes", "load_diagnosis", "problem_of_diagnosis"]
-
 # The smallest sizes decide what merges and are kept; the others count through the total and the bias.
 KEPT, JOINED = 8, 8
 

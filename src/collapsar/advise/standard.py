@@ -24,8 +24,6 @@ from collapsar.core.types import Record, Vector
 from collapsar.solver import NotConvergedError, Solution, solve
 from collapsar.solver.solve import solve_near
 
-__all__ = ["ACTED", "Forecast", "StandardAdvice", "advise_standard", "forecast_rows"]
-
 _Answer = partial["StandardAdvice"]
 Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
 

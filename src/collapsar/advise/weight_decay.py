@@ -23,8 +23,6 @@ from collapsar.core.records import to_json
 from collapsar.core.types import Record
 from collapsar.theory.deep_switch import decay_switch
 
-__all__ = ["DecayAdvice", "DecayPrediction", "advise_weight_decay", "evidence"]
-
 Optimizer = Literal["sgd", "adam", "adamw"]
 Verdict = Literal["separated", "undecided", "collapsed"]
 

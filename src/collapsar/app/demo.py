@@ -27,8 +27,6 @@ from collapsar.metrics import CollapseReport
 from collapsar.training import ImageData, TrainResult, demo_config, imbalanced, load_data, train
 from collapsar.training.recipes import DEMO_RECIPES
 
-__all__ = ["COLLAPSE_NUMBERS", "POSITIONS", "collapse_numbers", "demo", "demo_penalties", "run_record"]
-
 Progress = Callable[[str, int, int], None]
 """Called with (words for the run, finished epochs, all epochs) while a network trains."""
 

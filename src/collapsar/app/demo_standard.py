@@ -21,9 +21,6 @@ from collapsar.training import ImageData, TrainResult, standard_config, train
 from collapsar.training.measure import features_and_logits
 from collapsar.training.models import FeatureNetwork
 
-__all__ = ["STANDARD_POSITIONS", "accuracies", "beside", "collapse_report", "smallest", "standard_record"]
-
-
 STANDARD_POSITIONS = {"below": 0.5, "above": 1.4}
 """Penalties of the head's weight, as factors of the merge threshold."""
 

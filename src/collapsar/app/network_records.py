@@ -9,9 +9,6 @@ from collapsar.advise.sources import advise_diagnosis
 from collapsar.core.types import Record
 from collapsar.diagnose.record import Diagnosis
 
-__all__ = ["advice_record", "coordinates", "geometry_record"]
-
-
 # Remedies are found by solving again and again: up to this many different class sizes that takes seconds.
 _MOST_SIZES = 40
 

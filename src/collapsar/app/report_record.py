@@ -19,8 +19,6 @@ from collapsar.core.types import Record
 from collapsar.diagnose.readers import diagnose, diagnose_run
 from collapsar.solver.solution import is_solution, saved_class_names
 
-__all__ = ["report_record"]
-
 Progress = Callable[[str], None]
 
 _CHECKPOINT = "checkpoint.safetensors"

@@ -18,8 +18,6 @@ from collapsar.diagnose.prediction import Prediction, prediction_of
 from collapsar.diagnose.words import first_lost
 from collapsar.report.words import problem_words
 
-__all__ = ["solution_report"]
-
 _TABLE_CLASSES = 200  # K x K tables up to this many classes, as in the record of a diagnosis
 # The path: more sizes of classes take minutes; so many points draw smooth lines, from where all is well separated to
 # beyond the last threshold.

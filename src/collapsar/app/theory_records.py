@@ -16,8 +16,6 @@ from collapsar.core.types import Mask, Record, Vector
 if TYPE_CHECKING:  # the commands that print none need not pay for its import
     from collapsar.core.thresholds import Thresholds
 
-__all__ = ["exact_vanish", "near_merge", "solution_groups", "solution_record", "thresholds_record"]
-
 _LARGEST_Z = 1000  # a K x K matrix beyond that: use --out
 
 

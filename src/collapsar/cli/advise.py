@@ -37,8 +37,6 @@ from collapsar.core.types import Record
 from collapsar.report import advice as words
 from collapsar.report.words import problem_words
 
-__all__ = ["advise"]
-
 MOST_ROWS = 12
 
 _NEEDED = "--norm, --lr, --steps, --batch-size, --width and --weight-decay"

@@ -11,8 +11,6 @@ from typer.core import TyperCommand, TyperGroup
 
 import collapsar as cs
 
-__all__ = ["Interrupted", "app"]
-
 # Module and first words of every command, so that `--help` need not import them; a test holds the two together.
 COMMANDS = {
     "demo": ("training", "Train five networks on imbalanced data and watch the small classes collapse."),

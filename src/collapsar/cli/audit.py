@@ -17,8 +17,6 @@ from collapsar.core.types import Record
 from collapsar.diagnose.head_audit import AuditOptions
 from collapsar.report.class_rows import DEAD_COLUMNS, dead_rows
 
-__all__ = ["audit"]
-
 _MOST_ROWS = 40
 
 

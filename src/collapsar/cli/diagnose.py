@@ -19,8 +19,6 @@ from collapsar.report.class_marks import part_of, shown_classes
 from collapsar.report.class_rows import class_rows
 from collapsar.report.words import number_text
 
-__all__ = ["diagnose", "print_diagnosis"]
-
 _MOST_ROWS = 40
 
 

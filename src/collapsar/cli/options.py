@@ -18,26 +18,6 @@ from collapsar.cli.app import app
 from collapsar.core.counts import LabelCounts
 from collapsar.core.normalization import norm_length
 
-__all__ = [
-    "BEHIND_A_NORM",
-    "ClassNames",
-    "Counts",
-    "DataDir",
-    "Features",
-    "Html",
-    "Json",
-    "LabelFile",
-    "LambdaB",
-    "LossOptions",
-    "NormOptions",
-    "Picture",
-    "Prices",
-    "Show",
-    "command",
-    "names_in",
-    "picture_given",
-]
-
 Counts = Annotated[
     str,
     Argument(

@@ -24,19 +24,6 @@ if TYPE_CHECKING:  # the commands that print none need not pay for their import
     from matplotlib.figure import Figure
     from rich.progress import Progress
 
-__all__ = [
-    "RELU_WORDS",
-    "bars",
-    "console",
-    "number_or_dash",
-    "plain_table",
-    "print_json",
-    "refuse",
-    "taking_long",
-    "tell",
-    "write_picture",
-]
-
 # Seconds after which a command that says nothing says that it works, and from then on.
 _FIRST, _AGAIN = 5.0, 30.0
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collapsar.phase.diagram import ModelPhase, PhaseDiagram
     from collapsar.phase.grid import PhaseSettings
 
-__all__ = ["phase"]
-
 _AXIS_HELP = (
     "NAME:LOW:HIGH:NUM or NAME:LOW:HIGH:NUM:log; names: lambda_z, lambda_b, r, n_a, n_b, share_a, oversampling; with "
     "--over lambda_w and norm instead of lambda_z."

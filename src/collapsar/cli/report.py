@@ -14,8 +14,6 @@ from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
 
-__all__ = ["explore", "report"]
-
 
 @command(
     "collapsar report runs/first",

@@ -39,8 +39,6 @@ from collapsar.report.words import problem_words
 if TYPE_CHECKING:  # with scipy
     from collapsar.core.thresholds import Thresholds
 
-__all__ = ["solve", "thresholds"]
-
 
 @command(
     "collapsar solve 500x5,100x5 --lambda-z 0.0037 --lambda-b 0.02",

@@ -21,8 +21,6 @@ from collapsar.report.words import standard_finding, summary_of_states
 if TYPE_CHECKING:
     from collapsar.training import TrainConfig
 
-__all__ = ["demo", "train"]
-
 DATA_HELP = "digits (inside scikit-learn), fashion-mnist, mnist, cifar10; or an .npz file or a folder of IDX files."
 Seed = Annotated[int, Option("--seed", help="Of the initial weights and of the order of the images.")]
 Model = Literal["mlp", "cnn", "vit", "resnet18", "vgg11", "vgg13"]

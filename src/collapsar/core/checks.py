@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bias_price", "flat_bias", "must_be", "must_be_positive", "number"]
-
 
 def must_be(kind: type, problem: object) -> None:
     """Refuse class counts, or what else is no problem, where a problem is wanted.

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
 
-__all__ = ["NUMBERS", "PER_CLUSTER", "ClusteredProblem", "alike"]
-
 PER_CLUSTER = ("sizes", "share", "mass", "scales", "temperatures", "offsets")
 """The vectors of a clustered problem."""
 NUMBERS = (*PER_CLUSTER, "smoothing", "lambda_b")

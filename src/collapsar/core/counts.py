@@ -17,8 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.label_files import labels_of_array, read_label_file, whole_numbers
 
-__all__ = ["CheckedCounts", "CountsLike", "LabelCounts", "class_counts", "counts_from_labels", "label_counts"]
-
 CountsLike = str | os.PathLike[str] | Sequence[int] | NDArray[np.integer] | Mapping[Any, int]
 
 _SPEC_HELP = (

@@ -6,8 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_atomically"]
-
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
     """Write ``data`` to ``path``, all of it or nothing: a temporary file beside it, flushed, then renamed.

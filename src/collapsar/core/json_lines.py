@@ -11,8 +11,6 @@ from typing import Any
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
 
-__all__ = ["JsonLines", "read_json_lines"]
-
 
 class JsonLines:
     """Appends records to a file, which may hold the records of an interrupted run.

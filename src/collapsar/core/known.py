@@ -13,8 +13,6 @@ from collapsar.core.problem import FeatureModel
 from collapsar.core.records import JsonValue, to_json
 from collapsar.core.types import Record, Vector
 
-__all__ = ["NORMALISED", "UNPENALISED", "HeadNorm", "KnownTraining", "Rest", "rests_by_rows"]
-
 NORMALISED = "feeds the head: the length of the features is normalised and cannot answer to a penalty"
 """What the caution says of a norm before the head: said better where its own model is chosen."""
 UNPENALISED = "Nothing penalises the features"

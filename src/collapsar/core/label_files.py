@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Counted", "Labelled", "labels_of_array", "read_label_file"]
-
 Labelled = list[Any]
 """One label per sample."""
 Counted = dict[str, Any]

@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike
 from collapsar.core.records import JsonValue
 from collapsar.core.types import Vector
 
-__all__ = ["Loss", "class_vector", "frozen_vector"]
-
 
 @dataclass(frozen=True, eq=False)
 class Loss(JsonValue):

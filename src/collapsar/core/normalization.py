@@ -26,8 +26,6 @@ from collapsar.core.types import Vector
 if TYPE_CHECKING:
     from collapsar.core.problem import Problem
 
-__all__ = ["COSINE_SCALE", "Normalization", "Over", "norm_length", "own_penalties", "strengthened"]
-
 COSINE_SCALE = 16.0
 """What a cosine head usually multiplies its features of unit length by."""
 

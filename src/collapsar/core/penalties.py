@@ -9,8 +9,6 @@ import numpy as np
 
 from collapsar.core.checks import bias_price
 
-__all__ = ["Penalties", "penalties_without_halves"]
-
 
 @dataclass(frozen=True)
 class Penalties:

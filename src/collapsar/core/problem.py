@@ -22,11 +22,12 @@ from collapsar.core.checks import bias_price, must_be_positive
 from collapsar.core.counts import CheckedCounts, CountsLike, class_counts
 from collapsar.core.loss import Loss, class_vector, frozen_vector
 from collapsar.core.normalization import Normalization, Over
-from collapsar.core.penalties import Penalties, penalties_without_halves
+from collapsar.core.penalties import (
+    Penalties,
+    penalties_without_halves,  # noqa: F401 - public here as well
+)
 from collapsar.core.records import to_json
 from collapsar.core.types import Record, Vector
-
-__all__ = ["FeatureModel", "Loss", "Penalties", "Problem", "penalties_without_halves"]
 
 FeatureModel = Literal["signed", "nonnegative"]
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from collapsar.core.types import Record
 
-__all__ = ["JsonValue", "from_json", "to_json"]
-
 
 class JsonValue:
     """A frozen dataclass that is what its JSON says: fields with arrays in them have no equality of their own."""

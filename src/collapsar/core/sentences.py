@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["listed", "names_of", "percent"]
-
 
 def names_of(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
     """The names as text; the numbers of the classes by default.

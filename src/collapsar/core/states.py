@@ -28,8 +28,6 @@ from numpy.typing import ArrayLike
 
 from collapsar.core.types import Mask, Vector
 
-__all__ = ["CLASS_STATES", "ClassState", "past", "safety", "worst"]
-
 ClassState = Literal["separated", "merged", "vanished"]
 _ROUNDING = 8 * np.finfo(np.float64).eps
 CLASS_STATES: tuple[ClassState, ...] = get_args(ClassState)

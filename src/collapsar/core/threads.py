@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["one_thread_below"]
-
 # Rows from which on a second thread pays; below, two threads that share busy cores wait up to fifty times longer than
 # they compute.
 LARGE = 200

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from collapsar.core.types import Mask, Vector
 
-__all__ = ["Thresholds"]
-
 
 @dataclass(frozen=True)
 class Thresholds:

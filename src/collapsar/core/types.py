@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Mask", "Matrix", "Record", "Vector"]
-
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Array = NDArray[np.float64]

@@ -19,18 +19,6 @@ from collapsar.diagnose.readings import lambda_z_from_predictions, lambda_z_from
 from collapsar.metrics.balance import balance_penalties
 from collapsar.metrics.separation import ClassSeparation
 
-__all__ = [
-    "AT_REST",
-    "UNREAD",
-    "EffectivePenalties",
-    "HeadForces",
-    "agreement_words",
-    "bias_price",
-    "effective_penalties",
-    "head_forces",
-]
-
-
 AT_REST = 0.1
 """Relative gradient of the head below which it counts as being at rest. Distances to an optimum cannot be read to a
 finer relative accuracy than this gradient has."""

@@ -22,17 +22,6 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-__all__ = [
-    "ArrayEntry",
-    "Refused",
-    "WidenedRows",
-    "npy_array",
-    "numpy_arrays",
-    "safetensors_arrays",
-    "said_plainly",
-    "widened",
-]
-
 # How each kind of number of safetensors is stored; what numpy has not is widened as it is read.
 _STORAGE: dict[str, Any] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "I8": "i1", "U8": "u1",

@@ -22,8 +22,6 @@ from collapsar.core.types import Mask, Vector
 from collapsar.metrics.near_rows import Rows
 from collapsar.metrics.predictions import Decisions, decisions
 
-__all__ = ["CountEffect", "count_effect", "predicted_lost", "recalls"]
-
 _BLOCK_NUMBERS = 1 << 22
 # The optimum for more different counts than this takes minutes.
 _MOST_COUNTS = {"signed": 1000, "nonnegative": 20, "normalised": 100}

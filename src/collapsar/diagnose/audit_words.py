@@ -17,8 +17,6 @@ from collapsar.metrics.shared_rows import TOLERANCE
 if TYPE_CHECKING:
     from collapsar.diagnose.head_audit import Audit, Group
 
-__all__ = ["findings", "not_decided", "summary"]
-
 _MOST_NAMES = 8
 
 

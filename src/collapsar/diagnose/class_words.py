@@ -14,8 +14,6 @@ from collapsar.metrics.evidence import LostClass
 if TYPE_CHECKING:
     from collapsar.diagnose.record import Diagnosis
 
-__all__ = ["cost", "headline", "lost", "outscored", "rule", "shared_rows"]
-
 _MOST_LOST = 5
 _MOST_LISTED = 100
 _MOST_GROUPS = 3

@@ -40,8 +40,6 @@ from collapsar.diagnose.record import Diagnosis
 from collapsar.metrics.evidence import class_standings
 from collapsar.metrics.shared_rows import shared_rows
 
-__all__ = ["diagnose_measurement"]
-
 # The optimum for more different class counts than this takes long: 5 s at 600.
 _MOST_CLUSTERS = 600
 # The same beside more classes than a table is made for: the nonnegative optimum goes from seconds to minutes above.

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from collapsar.core.label_files import labels_of_array
 from collapsar.diagnose.array_files import ArrayEntry, Refused, numpy_arrays, safetensors_arrays, said_plainly
 
-__all__ = ["MAX_BYTES", "FeatureFile", "read_features", "read_samples"]
-
 MAX_BYTES = 8 * 2**30
 """Largest array that is read whole. A compressed file of a few kilobytes may announce terabytes."""
 

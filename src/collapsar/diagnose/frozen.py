@@ -28,9 +28,6 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.diagnose.agreement import head_forces
 from collapsar.diagnose.measurement import Measurement, measure
 
-__all__ = ["LARGEST", "FrozenHead", "Solved", "frozen_head", "frozen_of"]
-
-
 LARGEST = 1 << 29
 """N d K, the numbers multiplied in one evaluation, up to which heads are solved: seconds each beyond."""
 

@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 from collapsar.core.types import Vector
 from collapsar.diagnose.measurement import Measurement
 
-__all__ = ["without_offset"]
-
-
 # An offset that the bias' pull explains is believed up to this many times the spread of the class means.
 _FAR = 2.0
 # Forces on the head below this share of the penalty's say nothing of the offset.

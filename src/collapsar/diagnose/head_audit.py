@@ -36,9 +36,6 @@ from collapsar.metrics.near_rows import Rows, SomeRows, near_labels
 from collapsar.metrics.predictions import Decisions
 from collapsar.metrics.shared_rows import TOLERANCE, from_middle, longest_row, row_geometry, row_groups
 
-__all__ = ["Audit", "AuditOptions", "Group", "audit"]
-
-
 # Rows this close, relative to the longest, are one row: float32 rounding of training and storage.
 _IDENTICAL = 1e-6
 # Rows are sketched in float32: squares of longer or shorter ones, with room for the products, leave its range.

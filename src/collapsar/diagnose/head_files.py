@@ -31,8 +31,6 @@ from collapsar.diagnose.array_files import (
     said_plainly,
 )
 
-__all__ = ["HeadFile", "read_head"]
-
 # The names heads go by, the usual ones first.
 _HEAD_NAMES = re.compile(
     r"(^|[./])(lm_head|embed_out|classifier|classification_head|cls_head|score|head|heads\.head|fc|linear|out_proj|output"

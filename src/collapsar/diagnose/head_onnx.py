@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from collapsar.diagnose.array_files import Refused
 from collapsar.diagnose.head_files import HeadFile
 
-__all__ = ["read_onnx"]
-
 # Between the head and an output these keep the logits, or change only the place of the axes.
 _PASSED = frozenset(
     {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Dropout", "Gather", "Slice"}

@@ -24,9 +24,6 @@ from collapsar.metrics.evidence import common_origin, on_floor
 from collapsar.metrics.predictions import MeanPredictions, decisions
 from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
-__all__ = ["MAX_CLASSES", "MAX_TABLE", "Lengths", "Measurement", "Pass", "measure"]
-
-
 MAX_CLASSES = 20_000
 """A diagnosis compares every two classes: minutes at this many."""
 

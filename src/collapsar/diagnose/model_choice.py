@@ -34,8 +34,6 @@ from collapsar.diagnose.measurement import Lengths, Measurement
 from collapsar.phase.transitions import thresholds
 from collapsar.solver import NotConvergedError, Solution, solve
 
-__all__ = ["Choice", "ModelName", "NormalizedFit", "choose_model", "fit_normalized"]
-
 ModelName = Literal["penalty", "sample", "batch", "frozen", "none"]
 
 # Lengths, and variances of features, that differ by less than this were made equal; rounding in half precision is .1 %,

@@ -25,18 +25,6 @@ from collapsar.metrics.separation import MeasuredState, class_separation
 from collapsar.solver import Solution
 from collapsar.theory import thresholds
 
-__all__ = [
-    "Prediction",
-    "as_measured",
-    "by_rows",
-    "compared",
-    "model_record",
-    "predicted",
-    "prediction_of",
-    "priced",
-]
-
-
 Source = Literal["as trained", "effective"]
 """Whether a price is that of the training as known, or was read from the network."""
 

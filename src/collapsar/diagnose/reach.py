@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.diagnose.reach_search import ROUNDING, Budget, Contest, FeatureSpace, search, unit
 
-__all__ = ["FeatureSpace", "Progress", "Reach", "reach"]
-
 Progress = Callable[[str], None]
 
 _BLOCK_NUMBERS = 1 << 22

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from collapsar.core.types import Matrix, Vector
 
-__all__ = ["ROUNDING", "Budget", "Certificate", "Contest", "FeatureSpace", "search", "unit"]
-
 FeatureSpace = Literal["free", "nonnegative"] | float
 """Where features are looked for: anywhere, with no entry below zero, or (a number) of exactly this length."""
 

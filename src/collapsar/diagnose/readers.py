@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from collapsar.metrics import ClassMoments
     from collapsar.training import ImageData, TrainResult
 
-__all__ = ["diagnose", "diagnose_run"]
-
 _BATCH = 4096
 # NC4 takes a second look at the features: they are kept up to this many numbers, 128 MiB in float32.
 _KEPT = 1 << 25

@@ -19,8 +19,6 @@ from collapsar.solver.certificate import dual_norm
 from collapsar.solver.objective import predict, residual
 from collapsar.solver.symmetry import Blocks, quotient, trivial_quotient
 
-__all__ = ["checked_predictions", "lambda_z_from_predictions", "lambda_z_from_residual"]
-
 
 def checked_predictions(
     problem: Problem, Z: ArrayLike | MeanPredictions, b: ArrayLike

@@ -18,6 +18,7 @@ from collapsar.core.sentences import listed
 from collapsar.core.types import Record
 from collapsar.diagnose import words
 from collapsar.diagnose.agreement import EffectivePenalties, HeadForces
+from collapsar.diagnose.class_words import headline
 from collapsar.diagnose.fit import Fit
 from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.measurement import Measurement
@@ -25,8 +26,6 @@ from collapsar.diagnose.model_choice import Choice, NormalizedFit
 from collapsar.diagnose.prediction import Prediction, model_record
 from collapsar.metrics.evidence import Standings, collapsed_classes, dead_classes
 from collapsar.metrics.separation import ClassSeparation
-
-__all__ = ["METRICS", "Diagnosis"]
 
 # A record keeps the K x K tables of scores up to this many classes.
 _TABLE_CLASSES = 200
@@ -99,7 +98,7 @@ class Diagnosis:
     @cached_property
     def headline(self) -> str:
         """What happened to the classes, in one sentence."""
-        return words.headline(self)
+        return headline(self)
 
     @cached_property
     def words(self) -> tuple[str, ...]:

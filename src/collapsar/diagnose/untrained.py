@@ -24,9 +24,6 @@ from numpy.typing import NDArray
 from collapsar.core.types import Mask, Vector
 from collapsar.metrics.near_rows import Rows, SomeRows, row_blocks
 
-__all__ = ["RowSpectrum", "at_initial_length", "initial_variances", "row_spectrum"]
-
-
 # A spectrum of more rows than this is estimated from as many, evenly spaced.
 _SPECTRUM_ROWS = 16384
 _FEWEST = 8

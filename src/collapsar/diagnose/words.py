@@ -13,7 +13,7 @@ from collapsar.core.normalization import own_penalties
 from collapsar.core.sentences import percent
 from collapsar.core.types import Vector
 from collapsar.diagnose.agreement import AT_REST, EffectivePenalties, agreement_words
-from collapsar.diagnose.class_words import cost, headline, lost, outscored, rule, shared_rows
+from collapsar.diagnose.class_words import cost, lost, outscored, rule, shared_rows
 from collapsar.diagnose.fit import Fit, ModelFit
 from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.model_choice import NormalizedFit
@@ -21,8 +21,6 @@ from collapsar.diagnose.prediction import Prediction
 
 if TYPE_CHECKING:
     from collapsar.diagnose.record import Diagnosis
-
-__all__ = ["findings", "first_lost", "headline", "reason"]
 
 
 def findings(d: Diagnosis) -> Iterator[str]:

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from collapsar.metrics.tiles import Tile, directions, tiles
 
-__all__ = ["Angles", "equiangularity", "etf_distance"]
-
 
 class Angles:
     """Of the rows of ``vectors``; what has no shorter way for more than d + 1 is summed tile by tile."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["balance_penalties"]
-
 
 def balance_penalties(
     weight: ArrayLike, class_means: ArrayLike, mass: ArrayLike, lambda_w: float

@@ -24,8 +24,6 @@ from torch import Tensor
 
 from collapsar.metrics.moments import checked_batch
 
-__all__ = ["center_agreement", "nearest_centers"]
-
 _BLOCK_NUMBERS = 1 << 22
 
 

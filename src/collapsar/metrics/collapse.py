@@ -29,16 +29,6 @@ from torch import Tensor
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.pairs import noise_floor
 
-__all__ = [
-    "NC1",
-    "equinorm",
-    "head_sum",
-    "nc1",
-    "self_duality",
-    "trace_ratio",
-    "variance_traces",
-]
-
 Weighting = Literal["uniform", "weighted"]
 
 

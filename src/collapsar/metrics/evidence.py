@@ -27,18 +27,6 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, as_array, class_logits
 
-__all__ = [
-    "LostClass",
-    "Standings",
-    "class_evidence",
-    "class_standings",
-    "collapsed_classes",
-    "common_origin",
-    "dead_classes",
-    "on_floor",
-]
-
-
 # Features behind a ReLU rest on a floor: in most coordinates most class means lie within this share of the range.
 _AT_FLOOR, _MOST_CLASSES, _MOST_COORDINATES = 0.05, 0.5, 0.8
 # A coordinate that varies less than this beside the one that varies most is noise.

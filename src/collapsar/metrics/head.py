@@ -16,20 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = [
-    "HeadMap",
-    "computes",
-    "differ",
-    "find_head",
-    "flat_rows",
-    "from_probabilities",
-    "linear_map",
-    "model_logits",
-    "one_row_each",
-    "own_logits",
-    "unwrapped",
-]
-
 _MAX_LISTED = 12
 # Logits nearer to W h + b than this, relative to the largest, are W h + b: half precision rounds to 1/256.
 _SAME = 0.02

@@ -28,19 +28,6 @@ from torch import Tensor
 
 from collapsar.core.sentences import listed
 
-__all__ = [
-    "WITHOUT_FLOAT64",
-    "ClassMoments",
-    "accumulate_",
-    "checked_batch",
-    "class_indices",
-    "class_moments",
-    "pack",
-    "packed_size",
-    "packed_views",
-    "unpack",
-]
-
 
 class _Sizes(NamedTuple):
     """How batches are cut: numbers of a piece, how many pieces are merged at once, least columns of a strip."""

@@ -24,8 +24,6 @@ from scipy.sparse.csgraph import connected_components
 
 from collapsar.core.types import Vector
 
-__all__ = ["Rows", "SomeRows", "groups_of", "mean_row", "near_labels", "nearest_rows", "row_blocks"]
-
 Labels = NDArray[np.int64]
 
 _SKETCH = 32

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-__all__ = ["Normalization", "normalization"]
-
 _PER_SAMPLE = (_InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _NAMED = re.compile(r"(rms|layer|batch|group|instance)_?norm", re.IGNORECASE)
 _ROWS, _STRETCH = 4, 64.0

@@ -31,17 +31,6 @@ from collapsar.metrics.angles import Angles
 from collapsar.metrics.moments import ClassMoments
 from collapsar.metrics.tiles import Tile, directions, pieces, tiles
 
-__all__ = [
-    "PairwiseCdnv",
-    "cdnv",
-    "cdnv_and_angles",
-    "cdnv_between_clusters",
-    "cdnv_matrix",
-    "centred_means",
-    "noise_floor",
-    "within_variances",
-]
-
 # Differences of class means below this fraction of the largest class mean are rounding noise, not geometry:
 # summing many float64 numbers keeps about 12 digits. Such differences count as exactly zero.
 NOISE = 1e-12

@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 
 from collapsar.core.types import Matrix, Vector
 
-__all__ = ["Decisions", "MeanPredictions", "decisions"]
-
-
 # Columns are made this many numbers at a time: 64 MiB.
 _BLOCK_NUMBERS = 1 << 23
 

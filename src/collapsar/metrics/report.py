@@ -36,8 +36,6 @@ from collapsar.metrics.pairs import (
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
-__all__ = ["CollapseReport", "collapse_report"]
-
 
 @dataclass(frozen=True, eq=False)
 class CollapseReport:

@@ -18,8 +18,6 @@ from collapsar.metrics.moments import (
     unpack,
 )
 
-__all__ = ["RunningMoments"]
-
 
 class RunningMoments:
     """Class moments of one process, batch by batch in place: what ``NeuralCollapse`` keeps, without torchmetrics.

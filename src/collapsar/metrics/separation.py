@@ -33,18 +33,6 @@ from collapsar.core.states import ClassState
 from collapsar.core.types import Mask
 from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
 
-__all__ = [
-    "ClassSeparation",
-    "MeasuredState",
-    "as_array",
-    "class_logits",
-    "class_separation",
-    "cluster_contrasts",
-    "mean_separation",
-    "relative_norms",
-    "relative_separation",
-]
-
 # Many columns of a rank below one of these are compared in as many coordinates.
 _RANKS = (128, 512)
 # Identical members of a group larger than this are compared once.

@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from collapsar.core.types import Vector
 from collapsar.metrics.near_rows import Rows, SomeRows, groups_of, mean_row, near_labels, row_blocks
 
-__all__ = ["TOLERANCE", "from_middle", "longest_row", "row_geometry", "row_groups", "shared_rows"]
-
-
 TOLERANCE = 0.01
 """Rows coincide if no farther apart than this share of the longest row."""
 

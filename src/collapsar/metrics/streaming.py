@@ -37,8 +37,6 @@ from collapsar.metrics.moments import (
 )
 from collapsar.metrics.report import CollapseReport, collapse_report
 
-__all__ = ["NeuralCollapse"]
-
 
 class NeuralCollapse(Metric):
     """Neural-collapse metrics in one pass, exact under any split, order, merge and sync of the samples.

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Tile", "directions", "pieces", "tiles"]
-
 # Rows of a tile and columns: on the CPU what stays in the cache, elsewhere fewer and larger products.
 _SIDE = {"cpu": 768}
 _SIDE_ELSEWHERE = 1448

@@ -26,8 +26,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from collapsar.core.known import Rest
 from collapsar.monitor.optimizers import Optimizers, corrected_moments, group_of, innermost, preconditioner
 
-__all__ = ["Clock", "Odometer", "Rows", "decay_clock", "decay_odometer", "decay_rows"]
-
 # Rest as measured: slope 1.00 at a clock of 15, 1.15 at 4.5, 2.8 at .15 (docs/optimizers.md).
 _SLOPE, _CORRELATION, _LEAST_CLOCK = 1.25, 0.9, 1.0
 

@@ -23,8 +23,6 @@ from collapsar.monitor.known import training_of, weight_decays
 from collapsar.monitor.layers import layers_above_norm
 from collapsar.monitor.optimizers import Optimizers, each_of, group_of, preconditioner
 
-__all__ = ["TrainingAdvice", "advise_training"]
-
 # What takes the training out of the theory; other differences are cautions.
 _REFUSED = ("unknown-decay", "frozen-head", "frozen-backbone", "mixup", "loss", "resampled")
 

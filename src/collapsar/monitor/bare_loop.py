@@ -47,8 +47,6 @@ from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
 from collapsar.monitor.watch import MergeRule, MergeWatch
 
-__all__ = ["CollapseMonitor", "MonitorOptions", "MonitorRecord"]
-
 _logger = logging.getLogger("collapsar")
 
 

@@ -23,8 +23,6 @@ from collapsar.monitor.layers import above_norm, head_norm, is_linear
 from collapsar.monitor.losses import Criterion, read_criterion
 from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, group_of, own_name, wrapper_of
 
-__all__ = ["Facts", "PenaltyWarning", "differences"]
-
 _RANDOM = re.compile(r"Random|AutoAugment|TrivialAugment|AugMix|ColorJitter|ElasticTransform", re.IGNORECASE)
 _MIXED = re.compile(r"mix_?up|cut_?mix", re.IGNORECASE)
 # A clock below this has left more than nine tenths of every weight in place.

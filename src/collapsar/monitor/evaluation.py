@@ -17,8 +17,6 @@ from collapsar.metrics.evidence import Standings, collapsed_classes, dead_classe
 from collapsar.metrics.separation import ClassSeparation
 from collapsar.monitor.watch import MOST_NAMED, Event
 
-__all__ = ["MonitorRecord"]
-
 
 @dataclass(frozen=True, eq=False)
 class MonitorRecord:

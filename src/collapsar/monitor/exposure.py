@@ -23,8 +23,6 @@ from torch.utils.data import ConcatDataset, RandomSampler, Subset, TensorDataset
 
 from collapsar.monitor.undisturbed import labels_in, random_states_kept
 
-__all__ = ["Exposure", "batch_size", "exposure", "unlike"]
-
 Counts = NDArray[np.int64]
 
 _MOST, _ENOUGH, _MOST_EPOCHS = 1 << 22, 2000, 16

@@ -20,8 +20,6 @@ from collapsar.metrics.head import (
     own_logits,
 )
 
-__all__ = ["HeadTap", "Hook"]
-
 # Passes of one step that are kept until its labels come.
 _MOST_PASSES = 8
 # Rows of a pass for which the model's logits are compared with W h + b.

@@ -11,8 +11,6 @@ from collapsar.metrics.head import find_head, linear_map, own_logits
 from collapsar.monitor.exposure import classes_at_hand
 from collapsar.monitor.undisturbed import undisturbed
 
-__all__ = ["head_sizes", "told_head"]
-
 
 def told_head(
     model: nn.Module, head: nn.Module | str | None, classes: int | None, data: Any = None, *, weighted: bool = True

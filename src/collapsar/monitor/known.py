@@ -30,8 +30,6 @@ from collapsar.monitor.differences import Facts, PenaltyWarning, differences
 from collapsar.monitor.layers import bounding, feeding
 from collapsar.monitor.optimizers import Optimizers, each_of
 
-__all__ = ["PenaltyWarning", "known_training", "penalty_warnings", "training_of", "weight_decays"]
-
 
 def known_training(
     model: nn.Module,

@@ -18,8 +18,6 @@ from collapsar.core.known import HeadNorm
 from collapsar.metrics.norms import normalization
 from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, group_of
 
-__all__ = ["above_norm", "bounding", "feeding", "head_norm", "is_linear", "layers_above_norm"]
-
 # Layers without parameters that no length of features depends on, and averages over places; libraries have their own.
 _TRANSPARENT = re.compile("Identity|Dropout|DropPath|Flatten|Permute|Reshape|Rearrange|Squeeze|Rotary")
 _POOLING = re.compile("(?!.*Max).*Pool")

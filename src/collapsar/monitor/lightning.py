@@ -24,8 +24,6 @@ from collapsar.core.types import Record
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 from collapsar.monitor.undisturbed import labels_in
 
-__all__ = ["CollapseCallback", "labels_of"]
-
 # What modules call their loss.
 _LOSSES = ("criterion", "loss_fn", "loss_function", "loss")
 

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from collapsar.core.problem import Loss
 from collapsar.core.sentences import listed
 
-__all__ = ["Criterion", "read_criterion"]
-
 # Logits of usual size; what the formula and the criterion may differ by, float16 weights included.
 _BATCHES, _ROWS, _CLOSE = 3, 8, 2e-3
 # Below all others by this, a logit is pulled by the whole weight; the number of classes for which that is tried.

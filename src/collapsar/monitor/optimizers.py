@@ -30,18 +30,6 @@ from torch.optim import Optimizer
 
 from collapsar.monitor.undisturbed import random_states_kept
 
-__all__ = [
-    "Decay",
-    "Optimizers",
-    "decay_of",
-    "each_of",
-    "group_of",
-    "innermost",
-    "own_name",
-    "preconditioner",
-    "wrapper_of",
-]
-
 Optimizers = Optimizer | Sequence[Optimizer]
 Group = dict[str, Any]
 """What torch keeps of a parameter group, or of one parameter: settings and tensors by name."""

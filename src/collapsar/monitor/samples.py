@@ -17,8 +17,6 @@ from collapsar.metrics.head import HeadMap, from_probabilities
 from collapsar.metrics.moments import class_indices
 from collapsar.metrics.running import RunningMoments
 
-__all__ = ["MAX_TABLE", "Samples", "Totals"]
-
 MAX_TABLE = 4096
 """Above this many classes, the pairs of classes are too many to be looked at every epoch: K² numbers."""
 

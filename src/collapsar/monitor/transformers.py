@@ -24,8 +24,6 @@ from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 from collapsar.monitor.features import Hook
 from collapsar.monitor.head import head_sizes
 
-__all__ = ["CollapseCallback"]
-
 # Where the monitor's state lies within the trainer's.
 _STATE = "CollapseMonitor"
 _WITHOUT_LABEL = -100  # the samples that the trainer does not count, and torch's loss leaves out

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["inputs_and_labels", "labels_in", "random_states_kept", "undisturbed"]
-
 # What mappings call their labels.
 _LABELS = ("labels", "label", "targets", "target", "y")
 

@@ -41,8 +41,6 @@ from collapsar.core.types import Mask, Record
 from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, class_separation
 
-__all__ = ["MOST_NAMED", "Event", "EventKind", "MergeRule", "MergeWatch"]
-
 EventKind = Literal["merge", "vanish", "separate", "never separated", "lost", "dead"]
 
 MOST_NAMED = 20

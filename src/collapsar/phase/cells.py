@@ -19,8 +19,6 @@ from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.theory.clusters import Clusters
 from collapsar.theory.thresholds import cluster_thresholds
 
-__all__ = ["FEATURES", "FIELDS", "Cells", "Codes", "Part", "phase_chunk"]
-
 Codes = NDArray[np.int64]
 
 FEATURES: tuple[FeatureModel, ...] = get_args(FeatureModel)

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 from collapsar.core.types import Array, Mask
 from collapsar.phase.grid import Axis, PhaseConfig
 
-__all__ = ["Curve", "Line", "curves_of", "zero_lines"]
-
 Line = tuple[tuple[float, float], ...]
 Transition = Literal["merge", "vanish", "complete"]
 

@@ -22,8 +22,6 @@ from collapsar.phase.cells import FEATURES, FIELDS, Cells, Codes, Part, phase_ch
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
 
-__all__ = ["Agreement", "ModelPhase", "PhaseDiagram", "assemble", "phase_diagram"]
-
 UNKNOWN = -1  # predicted state where classes share a feature direction, which the closed forms do not follow
 
 

@@ -18,9 +18,6 @@ from collapsar.core.normalization import Over
 from collapsar.core.records import to_json
 from collapsar.core.types import Array, Record
 
-__all__ = ["Axis", "AxisName", "PhaseConfig", "PhaseSettings"]
-
-
 AxisName = Literal["lambda_z", "lambda_b", "r", "n_a", "n_b", "share_a", "oversampling", "lambda_w", "norm"]
 Scale = Literal["linear", "log"]
 

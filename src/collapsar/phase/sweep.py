@@ -21,8 +21,6 @@ from collapsar.phase.cells import FEATURES, Cells, Part, phase_chunk
 from collapsar.phase.diagram import PhaseDiagram, assemble
 from collapsar.phase.grid import PhaseConfig
 
-__all__ = ["parts_folder", "sweep"]
-
 Progress = Callable[[int, int], None]
 """Called with (parts done, parts in all)."""
 Note = Callable[[str], None]

@@ -7,8 +7,6 @@ from collapsar.core.problem import Problem
 from collapsar.core.thresholds import Thresholds
 from collapsar.theory.thresholds import thresholds as plain_thresholds
 
-__all__ = ["thresholds"]
-
 
 def thresholds(problem: Problem) -> Thresholds:
     """Where classes merge, vanish and everything collapses; the problem's own penalty is ignored.

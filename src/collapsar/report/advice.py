@@ -9,22 +9,6 @@ from collapsar.core.types import Record
 from collapsar.report.record import defined
 from collapsar.report.words import number_text, range_text, share_text
 
-__all__ = [
-    "DECAY_COLUMNS",
-    "SUGGESTION_COLUMNS",
-    "class_words",
-    "decay_rows",
-    "decay_words",
-    "group_rows",
-    "prior_words",
-    "remedy_words",
-    "room_words",
-    "setting_words",
-    "suggestion_rows",
-    "verdict_words",
-]
-
-
 _FACTOR_WORDS = {
     "weights": "loss weight",
     "temperatures": "temperature",

@@ -20,8 +20,6 @@ from collapsar.report.record import Record, checked
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import problem_words
 
-__all__ = ["advice_page", "advice_view"]
-
 
 def advice_page(record: Mapping[str, Any]) -> str:
     """The page of an advice record.

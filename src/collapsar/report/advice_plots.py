@@ -14,8 +14,6 @@ from collapsar.report.plots import log_ticks
 from collapsar.report.record import defined
 from collapsar.report.style import COLOURS, STATES, styled
 
-__all__ = ["advice_figure", "advice_title", "margins", "safety"]
-
 
 def advice_figure(record: Record) -> Figure:
     """Before and after the first remedy: safety factors and decision margins of every kind of class.

@@ -15,8 +15,6 @@ from collapsar.report.plots import legend_above
 from collapsar.report.record import Record, checked
 from collapsar.report.style import COLOURS, PAGE_INCHES, styled
 
-__all__ = ["audit_figure", "audit_page", "row_lengths"]
-
 _MOST_ROWS = 400
 # Colour and marker of each cause of death, and of classes that are none of them.
 _STYLES = (

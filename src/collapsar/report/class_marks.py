@@ -21,8 +21,6 @@ from collapsar.core.sentences import listed
 from collapsar.report.record import Record
 from collapsar.report.words import number_text
 
-__all__ = ["MARKS", "class_marks", "lost_and_dead", "marked_names", "part_of", "shown_classes"]
-
 MARKS: Mapping[str, str] = {"lost": "▽", "dead": "†"}
 
 # What is drawn and listed of a head with more classes than this, and the share of those in trouble among them.

@@ -28,9 +28,6 @@ from collapsar.core.types import Array
 from collapsar.report.record import cluster_of_classes
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, STATES
 
-__all__ = ["PlaneArtists", "class_means_plane", "principal_plane"]
-
-
 _MOST_NAMES = 30  # more class names would overlap
 _SAME_PLACE = 0.03  # of the picture's width: names of classes closer than this are written as one
 _COMPETES = 0.3  # share of the second principal direction's weight from which a third one competes with it

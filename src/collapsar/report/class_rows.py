@@ -16,8 +16,6 @@ from collapsar.report.class_marks import class_marks
 from collapsar.report.record import Record, defined
 from collapsar.report.words import ABSENT, fixed_text, number_text, share_text
 
-__all__ = ["DEAD_COLUMNS", "ClassRow", "causes_of_death", "class_rows", "dead_rows"]
-
 DEAD_COLUMNS = ("class", "samples", "length", "group", "why")
 
 

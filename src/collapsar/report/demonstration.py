@@ -33,8 +33,6 @@ from collapsar.report.words import (
     verdict,
 )
 
-__all__ = ["demo_page"]
-
 
 def demo_page(record: Mapping[str, Any]) -> str:
     """The record of a demonstration as one self-contained page, for a reader who is new to all of it.

@@ -32,17 +32,6 @@ from collapsar.report.record import checked, defined, same_counts
 from collapsar.report.style import COLOURS, STATES, styled
 from collapsar.report.words import number_text, share_text
 
-__all__ = [
-    "LengthArtists",
-    "ReadingArtists",
-    "class_lengths",
-    "class_recalls",
-    "class_sizes",
-    "class_thresholds",
-    "diagnosis_figure",
-    "price_readings",
-]
-
 _MOST_BARS = 60
 
 

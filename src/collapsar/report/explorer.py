@@ -11,8 +11,6 @@ import hashlib
 import re
 from importlib.resources import files
 
-__all__ = ["MODULES", "explorer_page"]
-
 # Each after the modules that it imports from.
 MODULES = (
     *("linalg", "model", "price", "newton", "solve", "thresholds", "state", "presets", "dom", "strip"),

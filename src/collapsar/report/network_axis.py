@@ -17,8 +17,6 @@ from collapsar.report.record import Record, same_counts
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import number_text
 
-__all__ = ["axis_svg", "gradual", "joint_axis", "threshold_view"]
-
 # More lanes than this on the axis of penalties cannot be read: thresholds class by class then.
 _MOST_LANES = 8
 

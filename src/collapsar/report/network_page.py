@@ -29,8 +29,6 @@ from collapsar.report.solution_page import solution_view
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import ABSENT, number_text, share_text
 
-__all__ = ["diagnosis_page", "report_page"]
-
 _RUN_KEYS = ("name", "training", "diagnosis", "history", "geometry", "advice")
 _MOST_ROWS = 30
 _COLUMNS = (

@@ -8,18 +8,6 @@ from collapsar.core.sentences import listed
 from collapsar.report.record import Record, defined
 from collapsar.report.words import number_text, sentence
 
-__all__ = [
-    "accuracy",
-    "cautions",
-    "first_thresholds",
-    "model_distance",
-    "price_of",
-    "report_finding",
-    "solution_headline",
-    "state_counts",
-    "trained",
-]
-
 _MODELS = {
     "mlp": "A perceptron",
     "cnn": "A small convolutional network",

@@ -31,8 +31,6 @@ from collapsar.report.record import Record, defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
 from collapsar.report.words import cluster_names, fixed_text, number_text, share_text, shortened
 
-__all__ = ["SIDES", "colour_bar", "drawn", "page", "plane_views", "score_map"]
-
 _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
 _MOST_CELLS = 40

@@ -16,8 +16,6 @@ from collapsar.report.record import Record, checked_demo, defined
 from collapsar.report.style import COLOURS, STATES
 from collapsar.report.words import cluster_names, number_text
 
-__all__ = ["ThresholdArtists", "penalty_axis", "threshold_line"]
-
 _LETTER_INCHES = 0.049  # mean width of a letter of a label
 _LANE = 0.36  # height of a cluster's band; below it the words of the bands
 _BELOW_LANES = 0.3  # room under the lowest lane for the words of its bands

@@ -21,9 +21,6 @@ from collapsar.core.types import Array
 from collapsar.report.style import COLOURS, COLUMN_INCHES, styled
 from collapsar.report.words import number_text
 
-__all__ = ["phase_axes", "phase_figure"]
-
-
 # From light to dark, so that the order separated, merged, vanished, zero survives without colour.
 FILLS = ("#d9e9f4", "#f3c562", "#d7702a", "#4d4652")
 WORDS = ("separated", "merged", "vanished")

@@ -35,25 +35,6 @@ from collapsar.report.record import checked_demo, cluster_of_classes, defined, m
 from collapsar.report.style import COLOURS, DIVERGING, STATES, diverging_norm, styled
 from collapsar.report.words import data_words, number_text, outcome, power_text, sentence, share_text, shortened
 
-__all__ = [
-    "CURVES",
-    "NC1",
-    "VANISHED_REMARK",
-    "Chart",
-    "CurveArtists",
-    "HeatmapArtists",
-    "curves_over_epochs",
-    "demo_figure",
-    "heatmap",
-    "largest_score",
-    "legend_above",
-    "log_ticks",
-    "name_classes",
-    "nc1_curve",
-    "nc1_limits",
-    "state_markers",
-]
-
 _MOST_NAMES = 20  # class names beside an axis; more would overlap at column width
 _LONGEST_NAME = 12
 VANISHED_REMARK = "vanished classes:\nnoise over noise"

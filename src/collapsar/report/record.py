@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
 
-__all__ = ["Record", "checked", "checked_demo", "cluster_of_classes", "defined", "matrix", "same_counts"]
-
 _KINDS = {"demo": "of a demonstration", "diagnosis": "of a diagnosis", "report": "of a report", "audit": "of an audit",
           "advice": "of advice"}  # fmt: skip
 _KEYS = {

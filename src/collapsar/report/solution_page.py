@@ -17,8 +17,6 @@ from collapsar.report.record import Record, defined, same_counts
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, PAGE_INCHES
 from collapsar.report.words import number_text
 
-__all__ = ["path_lines", "solution_view"]
-
 _SIDES = (("features", "The class means"), ("heads", "The rows of the head"))
 _COLUMNS = ("classes", "samples each", "state", "merge from", "vanish from", "own score", "of a like class", "bias",
             "mean scores", "class mean", "row of the head")  # fmt: skip

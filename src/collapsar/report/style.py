@@ -21,22 +21,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-__all__ = [
-    "CLUSTER_COLOURS",
-    "COLOURS",
-    "COLUMN_INCHES",
-    "DIVERGING",
-    "PAGE_INCHES",
-    "STATES",
-    "StateStyle",
-    "diverging_norm",
-    "picture_bytes",
-    "png_bytes",
-    "strength",
-    "styled",
-    "svg_string",
-]
-
 COLUMN_INCHES = 3.3
 # Width of a picture on a page: its letters can be read at 360 pixels, and do not shout at 590.
 PAGE_INCHES = 4.0

@@ -9,29 +9,6 @@ from collections.abc import Iterable, Sequence
 from collapsar.core.problem import Problem
 from collapsar.report.record import Record, defined
 
-__all__ = [
-    "ABSENT",
-    "cluster_counts",
-    "cluster_names",
-    "consequence",
-    "data_words",
-    "finding",
-    "fixed_text",
-    "meaning",
-    "norm_name",
-    "number_text",
-    "outcome",
-    "power_text",
-    "problem_words",
-    "range_text",
-    "sentence",
-    "share_text",
-    "shortened",
-    "standard_finding",
-    "summary_of_states",
-    "verdict",
-]
-
 ABSENT = "–"
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

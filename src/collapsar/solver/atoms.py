@@ -10,9 +10,6 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Residual
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["Atoms", "combined", "near_overlaps", "own_directions", "pruned", "with_overlaps"]
-
-
 _PARALLEL = 1e-12  # 1 - cosine of two directions that are one
 _TRACE = 1e-4  # relative
 _NEGATIVE = 1e-9  # a correlation that is rounding of zero

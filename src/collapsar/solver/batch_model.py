@@ -24,9 +24,6 @@ from scipy.special import xlog1py, xlogy
 from collapsar.core.problem import FeatureModel
 from collapsar.core.types import Array
 
-__all__ = ["BatchModel", "Softmax", "lower_bound", "spectral_norm"]
-
-
 _INSIDE = 1 - 1e-13  # strictly feasible, whatever the last digit of a norm
 _BALANCED = 1e-14  # what may be left of the dual's equality constraint where the bias is free
 

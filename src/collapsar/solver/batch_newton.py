@@ -17,8 +17,6 @@ from collapsar.solver.batch_price import Frame, Price, price_of
 from collapsar.solver.certificate import GAP_FLOOR
 from collapsar.solver.start import asymptotic_logits
 
-__all__ = ["BatchPoint", "minimise_batch", "minimise_lines"]
-
 Index = NDArray[np.intp]
 
 _NOISE = 1e-15  # relative rounding of the objective

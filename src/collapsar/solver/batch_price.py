@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 from collapsar.core.types import Array, Mask
 from collapsar.solver.batch_model import BatchModel, spectral_norm
 
-__all__ = ["Frame", "GroupPrice", "NuclearPrice", "Price", "price_of"]
-
-
 _ROUNDING = 1e-13  # relative: nothing is called to life by less, and a singular value below is not one
 
 

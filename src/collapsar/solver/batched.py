@@ -26,9 +26,6 @@ from collapsar.solver.solve import checked_settings, solve_near
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
-__all__ = ["BatchResult", "ProblemBatch", "solve_batch"]
-
-
 _CHUNK_NUMBERS = 240_000  # entries of the Hessians in work at once: they should stay in the cache
 
 

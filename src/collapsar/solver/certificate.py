@@ -21,9 +21,6 @@ from collapsar.solver.hessian import loss_hessian
 from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
 from collapsar.solver.symmetry import Blocks, Quotient, trivial_quotient
 
-__all__ = ["Certificate", "as_free", "balance_bias", "certify", "certify_blocks", "dual_norm", "dual_on_ray", "penalty"]
-
-
 # `tol` is relative to max(|primal|, GAP_FLOOR): float64 cannot resolve an absolute gap much below 1e-15 (terms of the
 # objective of order 1e-3 cancel), and a loss of 2e-3 nats is a classifier trained to the end.
 GAP_FLOOR = 2e-3

@@ -16,9 +16,6 @@ import numpy as np
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["coarsened", "interpolated"]
-
-
 _WIDTH = 0.1  # groups are finest within this many nats of the threshold
 _SMOOTH = 0.05  # nats: how well a family's own parameters must be interpolated to be called smooth
 

@@ -19,9 +19,6 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import target
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["Softmax", "Stack", "Tilt", "best_columns", "softmax", "stack", "tilt", "to_blocks", "to_columns"]
-
-
 MAX_STEPS = 100  # of the damped Newton method: a guard, what stopped early leaves its certificate open
 
 

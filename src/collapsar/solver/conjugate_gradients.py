@@ -9,9 +9,6 @@ import numpy as np
 
 from collapsar.core.types import Vector
 
-__all__ = ["ModelStep", "next_radius", "truncated_newton"]
-
-
 _FLAT = 1e-6  # curvature against the preconditioner's that counts as none
 _FEW = 4  # products of which no half says what is to come
 

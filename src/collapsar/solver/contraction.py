@@ -32,8 +32,6 @@ from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.dual_model import DualModel, dual_model
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["contraction_point"]
-
 (_gesdd,) = get_lapack_funcs(("gesdd",), dtype=np.float64)
 
 Shortened = Callable[[Quotient, DualModel, tuple[Matrix, Vector], Matrix, Vector], tuple[Matrix, Vector]]

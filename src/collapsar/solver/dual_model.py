@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.symmetry import Blocks, Quotient, grid
 
-__all__ = ["DualModel", "dual_model"]
-
 
 class DualModel(NamedTuple):
     """What a problem's steps need. Probabilities are flat: J^2 of other classes, then those of the J own classes.

@@ -23,9 +23,6 @@ from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.symmetry import Quotient
 
-__all__ = ["approach", "descend", "newton"]
-
-
 _DESCENT_STEPS = 30  # quasi-Newton: enough to find most of the unknowns that are zero
 _NEWTON_STEPS = 12
 _APPROACH_STEPS = 300

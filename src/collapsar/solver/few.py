@@ -14,8 +14,6 @@ from scipy.linalg import get_lapack_funcs
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.symmetry import Blocks, Quotient, grid
 
-__all__ = ["certify_few"]
-
 (_gesdd,) = get_lapack_funcs(("gesdd",), dtype=np.float64)
 
 _INSIDE = 1 - 1e-13  # rounding in a norm must not make the bound invalid

@@ -15,8 +15,6 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Columns
 from collapsar.solver.symmetry import Quotient
 
-__all__ = ["LossHessian", "loss_hessian"]
-
 
 @dataclass(frozen=True)
 class LossHessian:

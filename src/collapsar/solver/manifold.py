@@ -22,9 +22,6 @@ from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 
-__all__ = ["Basis", "Direction", "NewtonSystem", "Point", "newton_system", "point", "retract", "straight"]
-
-
 _TINY = 1e-300
 _SMALL = 64  # clusters up to which float64 costs nothing
 

@@ -28,9 +28,6 @@ from collapsar.solver.objective import Columns, cross_entropy, predict, residual
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 
-__all__ = ["column_certificate", "minimise_nonnegative"]
-
-
 LONGEST_STEP = 5.0  # of the bias in one Newton step, nats: beyond it the quadratic model of a softmax says nothing
 
 

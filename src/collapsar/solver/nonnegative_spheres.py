@@ -36,8 +36,6 @@ from collapsar.solver.symmetry import Blocks
 if TYPE_CHECKING:
     from collapsar.solver.solve import Settings
 
-__all__ = ["held_equal", "minimise_nonnegative_spheres", "ridge"]
-
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 

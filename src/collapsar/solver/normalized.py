@@ -44,8 +44,6 @@ from collapsar.solver.symmetry import Blocks, Quotient
 if TYPE_CHECKING:
     from collapsar.solver.solve import Settings
 
-__all__ = ["FEW", "MERGED", "NormalizedResult", "Solver", "awake", "minimise_normalized", "shifted"]
-
 Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
 
 _EASY = 1e-17  # decrement from which on one more step of Newton leaves only rounding

@@ -30,20 +30,6 @@ from collapsar.solver.spheres import NormalizedQuotient, Spheres, sphere_point
 from collapsar.solver.symmetry import Blocks, Quotient
 from collapsar.solver.witness import Witness, witness_of
 
-__all__ = [
-    "NonnegativeSpheres",
-    "batch_price",
-    "certify_batch",
-    "certify_nonnegative",
-    "certify_normalized",
-    "certify_spheres",
-    "nonnegative_point",
-    "normalized_quotient",
-    "row_scales",
-    "spheres_of",
-]
-
-
 _CLOSED = 1e-12  # relative gap at which no better bound is looked for
 _BALANCED = 1e-14  # of the bias equation: what is left of it multiplies a bias of order ten
 _TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative

@@ -29,9 +29,6 @@ from collapsar.solver.solve import Settings
 from collapsar.solver.spheres import Spheres
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["NormalizedSolution", "certified_again", "normalized_solution"]
-
-
 _MERGED = 1e-10  # of a feature's square: its part inside the cluster counts as zero
 _ZERO = 1e-8  # relative size below which a part counts as zero where the dual leaves it open
 

@@ -35,9 +35,6 @@ from collapsar.solver.spheres import (
 )
 from collapsar.solver.symmetry import Quotient, quotient
 
-__all__ = ["merge_per_batch", "merge_per_sample", "plain_problem", "transitions", "weight_penalty_per_batch"]
-
-
 _WEAKEST, _STRONGEST = 1e-9, 1e3  # of lambda_w / norm^2 that are looked at; beyond, the loss hardly knows the head
 _NOTHING = 1e-5  # logits that the optimum at Z = 0 itself may have, by the root of its gap
 _LIMIT = 1e5  # of the same: an optimum that shows what it tends to

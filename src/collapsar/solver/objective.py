@@ -14,8 +14,6 @@ from scipy.special import xlog1py, xlogy
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["Columns", "Residual", "cross_entropy", "dual_entropy", "logit_differences", "predict", "residual", "target"]
-
 
 @dataclass(frozen=True)
 class Columns:

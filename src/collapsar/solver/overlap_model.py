@@ -15,8 +15,6 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.dual_model import DualModel
 from collapsar.solver.symmetry import Quotient
 
-__all__ = ["Leaning", "OverlapPoint", "Response", "diagonal", "response"]
-
 _potrf, _potri = get_lapack_funcs(("potrf", "potri"), dtype=np.float64)
 
 _LEAST = 1e-3  # of a typical squared feature: classes that vanish are measured by it

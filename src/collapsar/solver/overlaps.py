@@ -41,8 +41,6 @@ from collapsar.solver.status import Result, Status
 from collapsar.solver.symmetry import Quotient, centred
 from collapsar.solver.witness import Witness
 
-__all__ = ["follow_overlaps", "minimise_overlaps"]
-
 _SOME = 200  # clusters up to which this is tried: J^3 numbers are kept
 _FOLLOWED = 100  # up to which paths are: with 200 one that ended on the way took 9 s of 25
 

@@ -17,8 +17,6 @@ from collapsar.solver.solve import Settings, checked_settings, solve_normalized,
 from collapsar.solver.status import Progress, Status
 from collapsar.solver.symmetry import Blocks, quotient
 
-__all__ = ["path"]
-
 # A line through two solutions is followed at most this many times their distance in log lambda_z: beyond, curvature
 # has taken over, and the last solution is the better start.
 _LONGEST_STEP = 2.0

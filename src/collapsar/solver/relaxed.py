@@ -24,9 +24,6 @@ from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient
 from collapsar.solver.witness import Witness
 
-__all__ = ["Relaxed", "beginning", "relaxed"]
-
-
 _ROUNDS = 12  # one or two are usual
 _STEPS = 60  # of Newton's method in a round
 _ITERATIONS = 300  # of conjugate gradients in a step

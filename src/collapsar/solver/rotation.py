@@ -28,8 +28,6 @@ from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.dual_model import DualModel, dual_model
 from collapsar.solver.symmetry import Blocks, Quotient, grid
 
-__all__ = ["SOME", "rotation_point"]
-
 Tensor = NDArray[np.float64]
 
 _gesdd, _gesv, _posv = get_lapack_funcs(("gesdd", "gesv", "posv"), dtype=np.float64)

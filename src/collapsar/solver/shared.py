@@ -36,17 +36,6 @@ from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 from collapsar.solver.witness import Witness, lower_bound, witness_of
 
-__all__ = [
-    "Atoms",
-    "SharedResult",
-    "certify_atoms",
-    "continued",
-    "factors",
-    "leaning",
-    "minimise_shared",
-]
-
-
 _ROUNDS = 10  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual

@@ -9,9 +9,6 @@ from collapsar.solver.atoms import Atoms
 from collapsar.solver.objective import Columns, Residual, residual
 from collapsar.solver.symmetry import Quotient
 
-__all__ = ["ascent", "missing_directions", "with_directions"]
-
-
 _STARTS = 100  # of the search, of any kind
 _ASCENT = 300  # its steps
 _SETTLED = 1e-7  # of a unit direction from step to step: what it pays is then right to the square of that

@@ -28,8 +28,6 @@ from collapsar.solver.start import asymptotic_start
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["minimise_signed"]
-
 _NOISE = 1e-15  # relative rounding of the objective
 
 # certificates in a row that may fail to halve the gap, or to lower the objective by a thousandth of it, before the best

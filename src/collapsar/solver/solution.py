@@ -26,16 +26,6 @@ from collapsar.solver.status import Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
 from collapsar.solver.witness import Witness
 
-__all__ = [
-    "NotConvergedError",
-    "SharedProof",
-    "Solution",
-    "is_solution",
-    "load_solution",
-    "saved_class_names",
-    "shared_proof",
-]
-
 _FORMAT = 1  # of saved files
 _TIE = 1e-6  # entries of a column this close, relatively, are equal to the accuracy of a solution
 _ZERO = 1e-8  # relative size below which a part of the optimum that the dual leaves undecided counts as zero

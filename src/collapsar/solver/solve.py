@@ -23,8 +23,6 @@ from collapsar.solver.solution import NotConvergedError, Solution, shared_proof
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, finer_quotient, quotient
 
-__all__ = ["Settings", "checked_settings", "solve", "solve_near", "solve_normalized", "solve_quotient"]
-
 _NEAR_REST = 1e-3  # logits, in nats, below which Z = 0 itself is looked at
 _EDGE = 1e-12  # the dual norm at Z = 0, relative, and the gap there, in nats: rounding
 _FEW = 40  # clusters up to which Newton's method on the overlaps takes no longer than the column form

@@ -23,9 +23,6 @@ from collapsar.core.types import Matrix, Vector
 if TYPE_CHECKING:
     from collapsar.solver.spheres import NormalizedQuotient, SpherePoint
 
-__all__ = ["BalancedFactors", "Directions", "balanced_factors", "directions", "held"]
-
-
 _SETTLED = 1e-2  # decrement from which on the residual says which directions die
 _LATE = 1e-4  # and from which on one can be missed
 _DOUBT = 3.0  # a singular value is known to this many times the root of the decrement

@@ -26,19 +26,6 @@ from collapsar.solver.objective import Columns, Residual, logit_differences, pre
 from collapsar.solver.sphere_directions import BalancedFactors, balanced_factors, directions, held
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = [
-    "DENSE",
-    "PATIENCE",
-    "NormalizedQuotient",
-    "SpherePoint",
-    "Spheres",
-    "newton_step",
-    "settle_directions",
-    "sphere_point",
-    "sphere_start",
-]
-
-
 _NOISE = 1e-15  # relative rounding of the objective
 _LEAST = 1e-12  # nats that W may cost at least
 _NEAR = 0.1  # nats: logits that move less give the change of the loss to its own digits

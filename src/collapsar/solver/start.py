@@ -11,9 +11,6 @@ import numpy as np
 from collapsar.core.types import Array
 from collapsar.solver.symmetry import Blocks, Quotient
 
-__all__ = ["asymptotic_logits", "asymptotic_start"]
-
-
 # Newton's method on a cross-entropy overshoots from probabilities that are too small and creeps by one unit of
 # logit from ones that are too large: twice the asymptotic value, no entry below the mean, was best for K = 50 to 200.
 _INFLATE = 2.0

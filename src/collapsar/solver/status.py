@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.symmetry import Blocks
 
-__all__ = ["Progress", "Result", "Status"]
-
 Progress = Callable[[int, Certificate], None]
 """Called with the number of steps so far and the certificate of the current point; may raise to interrupt."""
 

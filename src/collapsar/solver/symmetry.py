@@ -17,8 +17,6 @@ from collapsar.core.clusters import ClusteredProblem, alike
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.types import Matrix, Vector
 
-__all__ = ["Blocks", "Quotient", "centred", "finer_quotient", "grid", "lift", "project", "quotient", "trivial_quotient"]
-
 
 @dataclass(frozen=True)
 class Quotient(ClusteredProblem):

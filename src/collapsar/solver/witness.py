@@ -27,8 +27,6 @@ from collapsar.solver.certificate import dual_on_ray
 from collapsar.solver.objective import Columns, residual
 from collapsar.solver.symmetry import Quotient
 
-__all__ = ["Witness", "lower_bound", "witness_of"]
-
 
 @dataclass(frozen=True)
 class Witness:

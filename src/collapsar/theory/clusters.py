@@ -18,18 +18,6 @@ from collapsar.core.clusters import NUMBERS, PER_CLUSTER, ClusteredProblem, alik
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Vector
 
-__all__ = [
-    "Clusters",
-    "Response",
-    "balanced_bias",
-    "bias_curvature",
-    "bias_hessian",
-    "clusters_of",
-    "cross_entropy",
-    "softmax",
-]
-
-
 NEWTON_STEPS = 200
 # Newton squares its error: once a step is this short, the next would be at the last digit of float64.
 LAST_STEP = 1e-8

@@ -14,18 +14,6 @@ from numpy.typing import NDArray
 from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_entropy, softmax
 
-__all__ = [
-    "alive_columns",
-    "columns",
-    "gauge_bounds",
-    "gauge_within",
-    "resting",
-    "resting_bias",
-    "tilted",
-    "without_columns",
-]
-
-
 NEWTON_STEPS = 100
 # Newton squares its error.
 LAST_STEP = 1e-9

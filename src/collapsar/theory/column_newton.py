@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.theory.clusters import Clusters, bias_curvature
 
-__all__ = ["Cast", "Point", "Sheet", "settled"]
-
 NEWTON_STEPS = 12
 # Newton squares its error: after a step this short (nats; relative in lambda_z) the next would be at the last digits.
 LAST_STEP = 1e-7

@@ -22,9 +22,6 @@ from collapsar.theory.column_form import columns, gauge_bounds, gauge_within, re
 from collapsar.theory.column_newton import Cast, Point, Sheet, settled
 from collapsar.theory.roots import FLOOR, largest_roots, roots_between
 
-__all__ = ["Vanishing", "column_thresholds"]
-
-
 # The certificate of H >= 0 counts as closed when the bound of the dual norm exceeds lambda_z by no more than this.
 CLOSED = 1e-9
 # Where Newton does not find the next event, lambda_z is first lowered by this factor, then by its root and so on.

@@ -23,9 +23,6 @@ from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_e
 from collapsar.theory.column_form import tilted
 from collapsar.theory.roots import root_between
 
-__all__ = ["decay_switch"]
-
-
 # More kinds of classes are joined with their neighbours in size: they matter through the bias only, and four kinds give
 # the switch to 0.1%.
 MOST_KINDS = 4

@@ -23,19 +23,6 @@ from collapsar.core.thresholds import Thresholds
 from collapsar.theory.roots import root_between
 from collapsar.theory.thresholds import thresholds
 
-__all__ = [
-    "Edge",
-    "Transition",
-    "best_oversampling",
-    "critical_majority",
-    "critical_minority",
-    "critical_ratio",
-    "edge_of",
-    "fractional_problem",
-    "largest_head_decay_factor",
-    "least_oversampling",
-]
-
 Transition = Literal["merge", "vanish", "complete"]
 
 _CLOSED = 1e-9  # bounds this close are one number

@@ -18,8 +18,6 @@ from collapsar.core.checks import must_be_positive
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Vector
 
-__all__ = ["Landscape", "Verdict", "landscape"]
-
 
 class Verdict(enum.Enum):
     """What a point is; the value is the sentence for the user."""

@@ -19,18 +19,6 @@ from collapsar.core.checks import must_be_positive
 from collapsar.core.loss import class_vector
 from collapsar.core.types import Matrix, Vector
 
-__all__ = [
-    "Geometry",
-    "column_cosines",
-    "etf_cosine",
-    "etf_slope",
-    "large_sample_margins",
-    "self_consistent_cosines",
-    "seli",
-    "seli_two_cluster_grams",
-    "simplex_etf",
-]
-
 MAX_STEPS = 500  # half steps towards the fixed point; where these do not arrive, there is none and an error says so
 
 

@@ -21,9 +21,6 @@ from collapsar.core.types import Vector
 from collapsar.theory.roots import root_between
 from collapsar.theory.two_cluster import two_blocks
 
-__all__ = ["NormalizedTwoCluster", "normalized_merge", "normalized_two_cluster"]
-
-
 _MERGED = 1e-6  # radians from pi/2 that rounding explains
 
 

@@ -9,9 +9,6 @@ import numpy as np
 
 from collapsar.core.types import Vector
 
-__all__ = ["FLOOR", "largest_roots", "root_between", "roots_between"]
-
-
 # How far below its guess a root is looked for. A class without a root there is carried by the bias alone:
 # its residual shrinks in proportion to lambda_z, so going further down changes nothing.
 FLOOR = 1e-3

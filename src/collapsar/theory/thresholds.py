@@ -21,17 +21,6 @@ from collapsar.theory.column_form import resting_bias
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
 
-__all__ = [
-    "Thresholds",
-    "cluster_thresholds",
-    "complete_collapse",
-    "gradual_merge",
-    "merge_strength",
-    "opposite",
-    "thresholds",
-    "thresholds_of_many",
-]
-
 # Clusters from which on singular values of a dense matrix cost more than importing scipy.sparse.
 MANY = 200
 # Vectors between restarts of Lanczos: counts that differ by 1e-4 of their size need 800 products, with scipy's 20 twice

@@ -16,8 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from collapsar.core.checks import bias_price, must_be_positive
 from collapsar.theory.roots import root_between
 
-__all__ = ["Side", "TwoCluster", "balanced", "optimum_of_sides", "two_blocks", "two_cluster"]
-
 State = Literal["apart", "merged", "vanished", "zero"]
 
 

@@ -33,8 +33,6 @@ from collapsar.core.problem import FeatureModel
 from collapsar.core.types import Vector
 from collapsar.theory.roots import roots_between
 
-__all__ = ["BoundaryCurve", "VanishBoundary", "lowest_vanish", "vanish_boundary"]
-
 __getattr__, _ = lazy_names(__name__, {}, left={"collapsar_studies.vanish_shape": "monotonicity"})
 
 

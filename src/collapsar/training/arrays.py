@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["read_npz"]
-
 # The names in use: the first pair of each split that the file has counts.
 _NAMES = {
     "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels")),

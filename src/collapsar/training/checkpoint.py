@@ -19,8 +19,6 @@ from collapsar.core.json_lines import JsonLines, read_json_lines
 from collapsar.core.records import from_json
 from collapsar.core.types import Record
 
-__all__ = ["Checkpoint", "RunFolder", "load_records", "read_checkpoint"]
-
 _FORMAT = "collapsar-run-1"
 
 

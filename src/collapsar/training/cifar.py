@@ -16,8 +16,6 @@ from torch import Tensor
 
 from collapsar.training.fetch import bytes_of, fetch, first_line
 
-__all__ = ["ARCHIVE", "CLASS_NAMES", "SHA256", "SOURCES", "read_cifar"]
-
 ARCHIVE = "cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 SOURCES = (

@@ -15,8 +15,6 @@ from collapsar.training.data import whole_counts
 from collapsar.training.models import ModelSpec
 from collapsar.training.penalties import Penalties, scaled
 
-__all__ = ["PRECISIONS", "TrainConfig"]
-
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 

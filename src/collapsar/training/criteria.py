@@ -10,8 +10,6 @@ from torch.nn import functional
 
 from collapsar.core.problem import Problem
 
-__all__ = ["MatchedCrossEntropy"]
-
 
 class MatchedCrossEntropy(nn.Module):
     """The cross-entropy of a problem's loss, per batch: its mean over the data set is the program's data term.

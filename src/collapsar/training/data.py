@@ -16,8 +16,6 @@ from collapsar.training.arrays import read_npz
 from collapsar.training.cifar import CLASS_NAMES, read_cifar
 from collapsar.training.idx import FASHION_MNIST, MNIST, IdxSet, find_idx_files, idx_files_in, read_idx
 
-__all__ = ["DATASETS", "ImageData", "imbalanced", "load_data", "whole_counts"]
-
 Shape = tuple[int, int, int]
 
 

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Follow", "Team", "leading"]
-
 T = TypeVar("T")
 
 _NO_FOLLOWER = (

@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["bytes_of", "fetch", "first_line"]
-
 
 def fetch(
     name: str,

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["RecordedSteps", "own_stream", "recorder", "taking_turns"]
-
 # Steps of each kind that are made before one is recorded: they create momentum, workspaces and plans, which a recording
 # must find in place.
 _PLAIN_STEPS = 3

@@ -9,8 +9,6 @@ from torch import nn
 from collapsar.metrics.head import find_head
 from collapsar.metrics.norms import normalization
 
-__all__ = ["param_groups"]
-
 
 def param_groups(
     model: nn.Module,

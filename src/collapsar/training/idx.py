@@ -20,8 +20,6 @@ from torch import Tensor
 
 from collapsar.training.fetch import bytes_of, fetch, first_line
 
-__all__ = ["FASHION_MNIST", "MNIST", "IdxFile", "IdxSet", "find_idx_files", "idx_files_in", "read_idx"]
-
 
 @dataclass(frozen=True)
 class IdxFile:

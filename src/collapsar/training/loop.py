@@ -38,8 +38,6 @@ from collapsar.training.state import (
     result_of,
 )
 
-__all__ = ["DivergedError", "Measure", "Progress", "TrainingInterrupted", "exact_products", "one_thread", "train"]
-
 Progress = Callable[[int, int, Record | None], object]
 Measure = Callable[[FeatureNetwork, ImageData], Mapping[str, Any]]
 Setting = tuple[float, Penalties]

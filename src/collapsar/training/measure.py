@@ -16,8 +16,6 @@ from collapsar.training.data import ImageData
 from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import Penalties
 
-__all__ = ["Evaluation", "HeadGradient", "evaluate", "features_and_logits", "head_gradient"]
-
 
 @dataclass(frozen=True)
 class HeadGradient:

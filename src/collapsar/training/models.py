@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from collapsar.core.normalization import COSINE_SCALE, norm_length
 
-__all__ = ["BODIES", "FEATURE_NORMS", "FeatureNetwork", "ModelSpec", "build_model"]
-
 Shape = tuple[int, int, int]
 
 _MLP_WIDTHS = (256, 256, 256)

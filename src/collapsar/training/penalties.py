@@ -19,8 +19,6 @@ from torch.nn import functional
 from collapsar.core.checks import must_be_positive
 from collapsar.core.problem import Penalties
 
-__all__ = ["Penalties", "penalised_backward", "penalised_loss", "penalties_for", "scaled", "with_weight_decay"]
-
 
 def penalties_for(lambda_z: float, lambda_b: float = math.inf, *, head_ratio: float = 10.0) -> Penalties:
     """Penalties with the given λ_Z, split as λ_W = ratio·λ_Z and λ_H = λ_Z/ratio.

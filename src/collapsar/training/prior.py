@@ -7,8 +7,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-__all__ = ["fold_into_bias", "prior_correction"]
-
 
 def prior_correction(
     train_share: ArrayLike | Tensor,

@@ -19,8 +19,6 @@ from collapsar.core.types import Record
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData
 
-__all__ = ["checkout_commit", "choose_device", "data_digest", "run_header", "weights_digest"]
-
 
 def choose_device(name: str) -> torch.device:
     """The device called ``name``; "auto" is a CUDA device where there is one, else the CPU.

@@ -23,8 +23,6 @@ from collapsar.training.config import TrainConfig
 from collapsar.training.models import ModelSpec
 from collapsar.training.penalties import Penalties, penalties_for
 
-__all__ = ["DEMO_RECIPES", "demo_config", "standard_config"]
-
 DEMO_RECIPES: Mapping[str, TrainConfig] = {
     "digits": TrainConfig(
         dataset="digits",

@@ -18,9 +18,6 @@ from torch.utils.data import Sampler
 from collapsar.core.problem import FeatureModel, Loss, Problem
 from collapsar.core.types import Vector
 
-__all__ = ["ClassAwareSampler", "SamplerState"]
-
-
 # A sampler is asked at most this many calls below one that wraps it.
 _CALLS = 12
 

@@ -20,19 +20,6 @@ from collapsar.training.config import PRECISIONS, TrainConfig
 from collapsar.training.groups import param_groups
 from collapsar.training.models import FeatureNetwork, build_model
 
-__all__ = [
-    "RunState",
-    "TrainResult",
-    "begin_from",
-    "bring_back",
-    "checkpoint_of",
-    "fresh_state",
-    "load_run",
-    "restore",
-    "result_of",
-]
-
-
 _BUFFERS = {"momentum": "momentum_buffer", "first": "exp_avg", "second": "exp_avg_sq", "steps": "step"}
 """What the optimizers keep of each parameter, by its prefix in a checkpoint."""
 
