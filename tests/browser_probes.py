@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["LOW_CONTRASTS", "NAMELESS", "OVERLAPPING_WORDS", "SCROLLS", "STICKS_OUT"]
-
 # Pixels by which the page is wider than its window.
 STICKS_OUT = "() => document.documentElement.scrollWidth - innerWidth"
 

@@ -24,8 +24,6 @@ from collapsar.metrics import NeuralCollapse
 from collapsar.monitor import CollapseMonitor, MonitorOptions
 from collapsar.training import ClassAwareSampler, TrainConfig, load_data, loop, train
 
-__all__ = ["dealt", "forked", "monitored", "on_two_ranks", "streamed", "trained"]
-
 
 def forked() -> ForkServerContext:
     """Where processes are made that have torch and the library without importing them."""

@@ -259,7 +259,7 @@ def test_the_least_oversampling_factor_is_sharp() -> None:
 
 def test_the_adjusting_trainer_lowers_the_head_penalty_to_the_level() -> None:
     """Read at twice the level: the penalty that acts is the product of two, so the head's becomes a quarter."""
-    from collapsar.diagnose.fit import balance_penalties
+    from collapsar.metrics.balance import balance_penalties
 
     images = subset("digits", (20,) * 5 + (4,) * 5, 1, 0)
     model = build_model("mlp", images.shape, 10)

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AdamWHead", "RestPoint", "averaged", "random_point", "rest_of_adamw"]
-
 Matrix = NDArray[np.float64]
 # (share of the steps, factor on the rate): the last stages settle what the first leaves swinging.
 _STAGES = ((0.0, 1.0), (0.7, 0.1), (0.9, 0.01))

@@ -25,8 +25,6 @@ from collapsar.training.models import FeatureNetwork
 from collapsar_studies.advice_plans import PRESETS, Setting, base_recipe, recipes
 from collapsar_studies.advice_runs import Images, subset, train_and_measure
 
-__all__ = ["adjusting"]
-
 Record = dict[str, Any]
 
 EVERY = 5  # epochs between two readings

@@ -16,8 +16,6 @@ from typing import Any
 from collapsar_studies.effective import K_A, K_B
 from collapsar_studies.effective_scores import middle
 
-__all__ = ["evidence_of"]
-
 Record = dict[str, Any]
 
 # Models that need no more than counts, decay and layers, as advice has them: the record may hold nearer ones that need

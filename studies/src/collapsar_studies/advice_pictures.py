@@ -13,8 +13,6 @@ from matplotlib.lines import Line2D
 from collapsar.report import styled
 from collapsar.report.style import COLOURS
 
-__all__ = ["differences", "study_figure", "study_rows"]
-
 Record = Mapping[str, Any]
 
 METHOD_WORDS = {

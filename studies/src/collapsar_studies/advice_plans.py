@@ -22,17 +22,6 @@ from collapsar.training import penalties_for
 from collapsar.training.penalties import scaled
 from collapsar_studies.advice_runs import ADAMW_RATE, BATCH, Recipe, Schedule, with_price
 
-__all__ = [
-    "PRESETS",
-    "Regime",
-    "Setting",
-    "StudyPreset",
-    "base_recipe",
-    "given_advice",
-    "recipes",
-    "standard_advice",
-]
-
 Regime = Literal["merging", "safe", "ordinary", "ordinary-strong", "standard", "acting", "outvoting"]
 
 LAMBDA_B = 0.02

@@ -34,8 +34,6 @@ from collapsar.training import (
 from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import scaled
 
-__all__ = ["ADAMW_RATE", "BATCH", "Images", "Recipe", "Schedule", "subset", "train_and_measure"]
-
 Record = dict[str, Any]
 Adjust = Callable[[int, FeatureNetwork, Penalties], Penalties]
 """Called with (epoch, network, the recipe's penalties) before an epoch past the warm start."""

@@ -24,8 +24,6 @@ from collapsar.training import penalties_for
 from collapsar.training.loop import one_thread
 from collapsar_studies.advice_runs import Recipe, Schedule, subset, train_and_measure
 
-__all__ = ["SHARPNESS", "Sharpness", "sharpness"]
-
 Record = dict[str, Any]
 
 LAMBDA_B = 0.02

@@ -29,8 +29,6 @@ from collapsar_studies.advice_plans import PRESETS, Setting, StudyPreset, recipe
 from collapsar_studies.advice_runs import ADAMW_RATE, Recipe, Schedule, subset, train_and_measure
 from collapsar_studies.advice_sharpness import SHARPNESS, sharpness
 
-__all__ = ["run", "summary"]
-
 Record = dict[str, Any]
 Progress = Callable[[int, int, float], None]
 """Called with (finished cells, all cells, estimated seconds left); a cell is one setting and seed, every method."""

@@ -19,20 +19,6 @@ from collapsar.theory.limits import column_cosines
 from collapsar.training import TrainConfig
 from collapsar.training.penalties import with_weight_decay
 
-__all__ = [
-    "LEAST",
-    "MODELS",
-    "brackets",
-    "contrasts",
-    "cosines",
-    "environment",
-    "lost",
-    "optimum",
-    "own_contrasts",
-    "summary",
-    "verdict",
-]
-
 Record = dict[str, Any]
 LOST, LEAST = 0.1, 0.05
 MODELS: tuple[FeatureModel, FeatureModel] = ("signed", "nonnegative")

@@ -16,8 +16,6 @@ from collapsar_studies.against_theory import MODELS, optimum
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell
 
-__all__ = ["beyond", "beyond_record"]
-
 STATIONARY = 0.01  # relative gradient of the head
 LOOKS = 4
 

@@ -17,8 +17,6 @@ from collapsar.training.measure import features_and_logits
 from collapsar.training.models import FeatureNetwork
 from collapsar_studies.gradient_noise import gradient_noise
 
-__all__ = ["DETAILS", "Detail", "finished_record", "rounded"]
-
 Record = dict[str, Any]
 Detail = Literal["end", "curve", "layers", "decay", "entries", "noise"]
 

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Clock", "Live", "Note", "Progress"]
-
 Progress = Callable[[int, int, float], None]
 """Called with (cells done, cells in all, estimated seconds left; NaN before anything has been trained)."""
 Note = Callable[[str], None]

@@ -8,8 +8,6 @@ from pathlib import Path
 from collapsar.training import ImageData, TrainConfig, imbalanced, load_data
 from collapsar.training.provenance import data_digest
 
-__all__ = ["cut", "digest"]
-
 
 @lru_cache(maxsize=2)
 def _whole(name: str, data_dir: Path | None) -> ImageData:

@@ -18,8 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapsar_studies.roots import root_between
 
-__all__ = ["DeepState", "deep_column", "deep_price", "deep_within"]
-
 Vector = NDArray[np.float64]
 
 # log mu (or log alpha) from, to, points: wide enough for prices over twelve decades, refined where it

@@ -16,8 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, inf, log
 
-__all__ = ["EPS", "Body", "body_cost"]
-
 EPS = 1e-5  # of a batch normalisation in torch
 
 

@@ -16,8 +16,6 @@ from scipy.optimize import minimize
 
 from collapsar_studies.against_theory import lost
 
-__all__ = ["DescentPoint", "DescentProblem", "descend", "descent_switch"]
-
 Vector = NDArray[np.float64]
 
 WIDER = 2  # units in each layer beyond the number of classes; more change nothing

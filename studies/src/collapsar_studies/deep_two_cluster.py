@@ -24,8 +24,6 @@ from scipy.optimize import minimize
 from collapsar_studies.deep import deep_price
 from collapsar_studies.deep_body import Body, body_cost
 
-__all__ = ["DeepPair", "DeepPoint", "Switches", "decay_switches", "deep_optimum"]
-
 Vector = NDArray[np.float64]
 
 DEAD = 1e-2  # nats: a column this short has gone to zero, its basin; the separated branches end at norms above 0.5

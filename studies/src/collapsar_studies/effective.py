@@ -37,8 +37,6 @@ from collapsar_studies.image_reach import image_reach
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell
 
-__all__ = ["EFFECTIVE", "Effective", "effective_chains", "effective_record", "reaches"]
-
 Record = dict[str, Any]
 Reaches = Mapping[int, tuple[float, float]]
 """By the number of images of a small class: ``Body.reach`` of a class of A and one of B."""

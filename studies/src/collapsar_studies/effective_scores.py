@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BRANCHES", "PREDICTORS", "distances_of", "middle", "predictors_of", "statement_of"]
-
 Record = dict[str, Any]
 
 BRANCHES = ("cold", "up", "down")

@@ -14,8 +14,6 @@ from rich.table import Table
 from collapsar.cli import app
 from collapsar_studies.options import Json, print_json
 
-__all__ = ["figures"]
-
 figures = typer.Typer(help="Pictures and tables of the theory, with the records behind them.", no_args_is_help=True)
 app.add_typer(figures, name="figures")
 

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from collapsar.training import ImageData, TrainResult
 from collapsar.training.measure import features_and_logits
 
-__all__ = ["gradient_noise", "noise_share"]
-
 BATCHES = 60  # over which the variance of a batch's gradient is taken, as training sees it
 
 

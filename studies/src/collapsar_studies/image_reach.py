@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 
-__all__ = ["EXPLAINED", "image_reach"]
-
 EXPLAINED = 0.9  # networks' normalised features are within-class variation to a tenth: lambda_h N / wd is 1.03 to 1.2
 
 

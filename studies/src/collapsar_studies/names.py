@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ADVICE_PRESETS", "NAMES", "PRESETS", "check"]
-
 STUDIES = ("which-model", "effective", "standard", "noise", "rest", "starts", "text")
 NAMES = (*(f"fig{number}" for number in range(1, 10)), *STUDIES)
 PRESETS = ("paper", "cpu", "tiny")

@@ -10,8 +10,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from collapsar.report.style import COLOURS
 
-__all__ = ["noise_figure"]
-
 
 def noise_figure(record: Mapping[str, Any]) -> Figure:
     """A panel per number of layers: between which decays the small classes were lost, for every way to train.

@@ -14,8 +14,6 @@ from collapsar_studies.gradient_noise import noise_share
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell
 
-__all__ = ["NOISE", "Noise", "noise_chains", "noise_record"]
-
 Record = dict[str, Any]
 
 

@@ -10,8 +10,6 @@ import typer
 
 from collapsar.core.records import to_json
 
-__all__ = ["Json", "print_json"]
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PAGES", "TABLES", "with_tables"]
-
 Record = Mapping[str, Any]
 PAGES = ("docs/reproduce.md", "docs/advise.md")
 _PLACE = re.compile(r"(<!-- made from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

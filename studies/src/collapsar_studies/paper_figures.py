@@ -25,8 +25,6 @@ from collapsar_studies.against_theory import (
 from collapsar_studies.presets import CLASSES, LAMBDA_B, LAMBDAS, FigurePlan, Job
 from collapsar_studies.theory_figures import table_record
 
-__all__ = ["TITLES", "figure_record"]
-
 Record = dict[str, Any]
 Cells = Mapping[str, Record]
 

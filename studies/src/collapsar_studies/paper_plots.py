@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from collapsar.report import styled
 from collapsar.report.style import COLOURS
 
-__all__ = ["MODEL_LOOK", "heatmap_row", "paper_figure", "plain_log_ticks", "transition_handles"]
-
 Record = Mapping[str, Any]
 
 # colour, line and word: the same two models in every picture

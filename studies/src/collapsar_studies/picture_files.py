@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 from collapsar.core.files import write_atomically
 from collapsar.report import png_bytes, svg_string
 
-__all__ = ["write_pictures"]
-
 
 def write_pictures(folder: Path, name: str, figure: Figure, title: str, dpi: int = 150) -> None:
     """NAME.png and NAME.svg; the second is laid out as the first, as laying out is half of the work."""

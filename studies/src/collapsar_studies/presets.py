@@ -18,8 +18,6 @@ from collapsar.training import ModelSpec, TrainConfig, penalties_for
 from collapsar.training.models import BODIES
 from collapsar_studies.sweep import Cell
 
-__all__ = ["FIGURES", "PRESETS", "FigurePlan", "Job", "Preset", "figure_plan", "perceptron_run"]
-
 DATASETS = {"Dataset1": (5000,) * 4 + (4000,) * 3 + (3000,) * 3, "Dataset2": (5000,) * 4 + (3000,) * 2 + (1000,) * 4}
 
 # The code behind the paper has no halves: 2 * 1e-3, 2 * 1e-6, 2 * 1e-2; its SGD decays every parameter by 5e-4 on top.

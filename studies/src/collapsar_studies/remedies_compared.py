@@ -17,7 +17,6 @@ from collapsar.advise.mitigations import (
     combined,
     effective_number_weights,
     head_decay,
-    inference_margins,
     inverse_weights,
     label_smoothing,
     ldt,
@@ -26,9 +25,8 @@ from collapsar.advise.mitigations import (
     plain_training,
     vs_loss,
 )
+from collapsar.advise.outlook import inference_margins
 from collapsar.core.problem import FeatureModel
-
-__all__ = ["compare_remedies", "standard_remedies"]
 
 Record = dict[str, Any]
 Matrix = NDArray[np.float64]

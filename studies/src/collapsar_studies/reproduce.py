@@ -28,8 +28,6 @@ from collapsar_studies.sweep import SweepSettings, run_sweep
 from collapsar_studies.text_study import TEXT, text_record
 from collapsar_studies.which_model import WHICH_MODEL, which_model_jobs, which_model_record
 
-__all__ = ["Place", "Request", "needs_a_gpu", "reproduce"]
-
 Record = dict[str, Any]
 
 

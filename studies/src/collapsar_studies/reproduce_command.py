@@ -20,8 +20,6 @@ from collapsar.cli import app
 from collapsar_studies.names import NAMES, check
 from collapsar_studies.options import Json, print_json
 
-__all__ = ["reproduce"]
-
 # Off a terminal, a line of progress at most this often.
 _SECONDS_BETWEEN_LINES = 60.0
 

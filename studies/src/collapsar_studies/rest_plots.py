@@ -11,8 +11,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from collapsar.report.style import COLOURS
 
-__all__ = ["rest_figure"]
-
 Record = Mapping[str, Any]
 LOOK = {  # colour, marker, words
     "rows": ("vermilion", "s", "one penalty per row"),

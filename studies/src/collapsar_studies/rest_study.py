@@ -19,8 +19,6 @@ from collapsar_studies.presets import Job
 from collapsar_studies.standard_runs import STANDARD, adamw_run, problem_of
 from collapsar_studies.sweep import Cell
 
-__all__ = ["REST", "Rest", "rest_chains", "rest_record"]
-
 Record = dict[str, Any]
 
 # The study of standard training stops AdamW after a fifth of this: what its rate still does after falling is then less

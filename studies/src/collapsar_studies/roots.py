@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 from scipy.optimize import root_scalar
 
-__all__ = ["root_between"]
-
 
 def root_between(function: Callable[[float], float], low: float, high: float) -> float:
     """The root of a function that changes sign between ``low`` and ``high``.

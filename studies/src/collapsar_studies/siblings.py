@@ -14,19 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from collapsar.theory.two_cluster import Side, TwoCluster, optimum_of_sides
 from collapsar_studies.roots import root_between
 
-__all__ = [
-    "DeepLinear",
-    "FreeBias",
-    "ReluWithoutBias",
-    "balanced_focal",
-    "balanced_smoothing",
-    "layer_peeled",
-    "layer_peeled_ratio",
-    "mse_deep_linear",
-    "mse_free_bias",
-    "relu_without_bias",
-]
-
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 

@@ -13,8 +13,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from collapsar.report.style import COLOURS
 
-__all__ = ["standard_figure"]
-
 Record = Mapping[str, Any]
 PANELS = {"layernorm": "LayerNorm before the head", "batchnorm": "BatchNorm before the head", "none": "no norm"}
 LOOK = {  # colour, marker, words

@@ -15,18 +15,6 @@ from collapsar.training import ModelSpec, TrainConfig
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell
 
-__all__ = [
-    "STANDARD",
-    "Standard",
-    "adamw_run",
-    "length_of",
-    "merge_of",
-    "over_of",
-    "problem_of",
-    "sgd_run",
-    "standard_chains",
-]
-
 # Of the merge threshold: two plain cases on either side, and two that bracket it within a tenth.
 FACTORS = (0.3, 0.6, 0.9, 1.1, 1.4)
 STAGES = ((0.0, 1.0), (0.7, 0.1), (0.9, 0.01))

@@ -19,8 +19,6 @@ from collapsar_studies.against_theory import contrasts, environment
 from collapsar_studies.presets import Job
 from collapsar_studies.standard_runs import Standard, length_of, merge_of, over_of, problem_of
 
-__all__ = ["beside", "has_merged", "standard_record"]
-
 Record = dict[str, Any]
 Matrix = np.ndarray
 

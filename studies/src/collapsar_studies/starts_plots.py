@@ -10,8 +10,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from collapsar.report.style import COLOURS
 
-__all__ = ["starts_figure"]
-
 
 def starts_figure(record: Mapping[str, Any]) -> Figure:
     """Contrast inside the small classes, relative to the large ones': networks (dots) and the optimum (bars).

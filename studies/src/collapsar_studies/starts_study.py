@@ -18,8 +18,6 @@ from collapsar_studies.standard_runs import STANDARD, over_of, sgd_run
 from collapsar_studies.standard_study import beside, has_merged
 from collapsar_studies.sweep import Cell
 
-__all__ = ["STARTS", "Place", "Starts", "starts_chains", "starts_record"]
-
 Record = dict[str, Any]
 GENTLE = 0.5  # of the epochs have a tenth of the decay
 BELOW = 0.6  # of the threshold: where a network that is raised comes from

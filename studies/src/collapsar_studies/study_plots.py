@@ -20,8 +20,6 @@ from collapsar_studies.standard_plots import standard_figure
 from collapsar_studies.starts_plots import starts_figure
 from collapsar_studies.text_plots import text_figure
 
-__all__ = ["study_figure"]
-
 Record = Mapping[str, Any]
 SMALL = "x-small"
 BRANCHES: Mapping[str, tuple[str, str, float]] = {  # colour, marker, lane in the bars

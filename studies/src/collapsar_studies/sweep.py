@@ -39,8 +39,6 @@ from collapsar_studies.cells import DETAILS, Detail, finished_record
 from collapsar_studies.clock import Clock, Live, Note, Progress
 from collapsar_studies.cuts import cut, digest
 
-__all__ = ["Cell", "Chain", "SweepSettings", "load_cell", "run_sweep"]
-
 Record = dict[str, Any]
 # Not the configuration's fault, as divergence is, but perhaps the machine's: tried again the next time.
 _BROKEN_OFF = "broke off"

@@ -10,8 +10,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from collapsar.report.style import COLOURS
 
-__all__ = ["text_figure"]
-
 
 def text_figure(record: Mapping[str, Any]) -> Figure:
     """Contrasts inside the large and the small classes, of networks (dots) and of their optima (bars).

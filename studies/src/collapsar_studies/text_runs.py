@@ -21,8 +21,6 @@ from collapsar.metrics import NeuralCollapse
 from collapsar_studies.cells import rounded
 from collapsar_studies.standard_runs import STAGES
 
-__all__ = ["PACKAGES", "TextRun", "classes_of_text", "text_network", "train_text"]
-
 Record = dict[str, Any]
 # Every Python since 3.11 has these; the five with the most text are the large classes.
 PACKAGES = (

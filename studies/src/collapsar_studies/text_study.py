@@ -21,8 +21,6 @@ from collapsar_studies.clock import Progress
 from collapsar_studies.standard_runs import merge_of, problem_of
 from collapsar_studies.text_runs import PACKAGES, TextRun, train_text
 
-__all__ = ["TEXT", "Text", "text_record"]
-
 Record = dict[str, Any]
 RATE = 1e-3
 

@@ -29,8 +29,6 @@ from collapsar_studies.vanish_shape import monotonicity
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "TheoryFigure", "table_record", "theory_figures"]
-
 Record = dict[str, Any]
 MODELS: tuple[FeatureModel, FeatureModel] = ("signed", "nonnegative")
 INF = float("inf")

@@ -12,8 +12,6 @@ from collapsar.theory import landscape
 from collapsar_studies.deep import deep_column
 from collapsar_studies.siblings import layer_peeled_ratio, mse_deep_linear
 
-__all__ = ["landscape_record", "models_record"]
-
 Record = dict[str, Any]
 Row = dict[str, Any]
 INF = float("inf")

@@ -17,15 +17,6 @@ from numpy.typing import NDArray
 from collapsar.report import styled
 from collapsar.report.style import COLOURS
 
-__all__ = [
-    "landscape_figure",
-    "large_samples_figure",
-    "oversampling_figure",
-    "table_figure",
-    "vanish_figure",
-    "walk_figure",
-]
-
 Record = Mapping[str, Any]
 
 # The two feature models look alike everywhere: colour, marker and word.

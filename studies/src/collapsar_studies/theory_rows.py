@@ -13,8 +13,6 @@ from matplotlib.ticker import NullLocator
 from collapsar.report import styled
 from collapsar.report.style import COLOURS
 
-__all__ = ["models_figure", "remedies_figure"]
-
 Record = Mapping[str, Any]
 SMALL = "x-small"
 

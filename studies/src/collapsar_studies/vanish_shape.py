@@ -9,8 +9,6 @@ import numpy as np
 from collapsar.core.problem import FeatureModel
 from collapsar.theory.vanish_boundary import BoundaryCurve
 
-__all__ = ["monotonicity"]
-
 Record = dict[str, Any]
 
 

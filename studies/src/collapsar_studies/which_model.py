@@ -17,8 +17,6 @@ from collapsar_studies.against_theory import MODELS, brackets, environment, opti
 from collapsar_studies.presets import LAMBDAS, Job, figure_plan, perceptron_run
 from collapsar_studies.sweep import Cell
 
-__all__ = ["WhichModel", "which_model_jobs", "which_model_record"]
-
 Record = dict[str, Any]
 
 LAMBDA_B = 0.02
