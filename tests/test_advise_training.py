@@ -12,7 +12,7 @@ import collapsar as cs
 from collapsar.advise.advice import Advice
 from collapsar.advise.standard import StandardAdvice
 from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
-from collapsar.core.problem import Penalties
+from collapsar.core.penalties import Penalties
 from collapsar.monitor import Loop, advise_training
 from collapsar.training import MatchedCrossEntropy
 

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from collapsar.core.problem import Loss, Penalties, Problem
-from collapsar.monitor.known import PenaltyWarning, known_training, penalty_warnings
+from collapsar.core.loss import Loss
+from collapsar.core.penalties import Penalties
+from collapsar.core.problem import Problem
+from collapsar.monitor.differences import PenaltyWarning
+from collapsar.monitor.known import known_training, penalty_warnings
 from collapsar.training import ClassAwareSampler, MatchedCrossEntropy
 
 

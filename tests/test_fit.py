@@ -9,13 +9,10 @@ import pytest
 
 import collapsar as cs
 from collapsar.diagnose.agreement import agreement_words, effective_penalties, head_forces
-from collapsar.diagnose.fit import (
-    balance_penalties,
-    distance,
-    fit_to_theory,
-)
+from collapsar.diagnose.fit import distance, fit_to_theory
 from collapsar.diagnose.measurement import Pass, measure
 from collapsar.diagnose.readings import lambda_z_from_predictions, lambda_z_from_residual
+from collapsar.metrics.balance import balance_penalties
 from networks import RNG, measured, nonnegative_network, samples, signed_network
 from problems import INF, PROBLEMS, naive_loss
 

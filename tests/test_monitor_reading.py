@@ -37,7 +37,7 @@ import collapsar as cs
 from collapsar.advise.recipe import Recipe
 from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.core.known import KnownTraining
-from collapsar.core.problem import Penalties
+from collapsar.core.penalties import Penalties
 from collapsar.diagnose.readers import diagnose
 from collapsar.metrics.norms import normalization
 from collapsar.monitor import Loop, advise_training, known_training, penalty_warnings

@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 import collapsar as cs
-from collapsar.core.problem import Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import Problem
 from collapsar.solver.certificate import balance_bias
 from collapsar.solver.nonnegative import column_certificate, minimise_nonnegative
 from collapsar.solver.objective import predict, residual

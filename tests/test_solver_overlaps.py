@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.core.problem import Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import Problem
 from collapsar.solver.atoms import near_overlaps, with_overlaps
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.objective import predict, residual

@@ -11,7 +11,8 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 import collapsar as cs
-from collapsar.core.problem import Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import Problem
 from collapsar.solver import factored
 from collapsar.solver.atoms import Atoms
 from collapsar.solver.certificate import balance_bias

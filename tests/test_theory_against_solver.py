@@ -7,7 +7,8 @@ import pytest
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.solver import solve
 from collapsar.theory import thresholds
 from collapsar.theory.two_cluster import two_cluster

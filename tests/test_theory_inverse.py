@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.solver.solve import solve
 from collapsar.theory import inverse
 from collapsar.theory.inverse import edge_of, fractional_problem

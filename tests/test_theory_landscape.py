@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from collapsar.core.problem import Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import Problem
 from collapsar.theory.landscape import Verdict, landscape
 from collapsar.theory.two_cluster import two_cluster
 

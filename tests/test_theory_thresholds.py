@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.thresholds import Thresholds
 from collapsar.solver.solve import solve
 from collapsar.theory import column_path
 from collapsar.theory.clusters import balanced_bias, clusters_of
 from collapsar.theory.column_form import resting, without_columns
 from collapsar.theory.roots import root_between, roots_between
-from collapsar.theory.thresholds import Thresholds, complete_collapse, thresholds, thresholds_of_many
+from collapsar.theory.thresholds import complete_collapse, thresholds, thresholds_of_many
 
 INF = float("inf")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from collapsar.core.penalties import Penalties
 from collapsar.training.config import TrainConfig
 from collapsar.training.models import ModelSpec
-from collapsar.training.penalties import Penalties
 from collapsar.training.recipes import DEMO_RECIPES, demo_config
 
 BASE = TrainConfig("digits", (10, 5), Penalties(0.04, 0.0004, 0.02), epochs=12)

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from collapsar.core.penalties import Penalties
 from collapsar.training import loop
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import imbalanced, load_data
 from collapsar.training.distributed import Team
 from collapsar.training.loop import DivergedError, TrainingInterrupted, train
 from collapsar.training.models import ModelSpec, build_model
-from collapsar.training.penalties import Penalties, penalised_backward, penalised_loss
+from collapsar.training.penalties import penalised_backward, penalised_loss
 from collapsar.training.state import TrainResult, load_run
 
 DATA = load_data("digits")

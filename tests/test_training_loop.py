@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from collapsar.core.penalties import Penalties
 from collapsar.training import loop
 from collapsar.training.checkpoint import RunFolder, load_records
 from collapsar.training.config import TrainConfig
@@ -24,7 +25,7 @@ from collapsar.training.data import imbalanced, load_data
 from collapsar.training.loop import DivergedError, TrainingInterrupted, train
 from collapsar.training.measure import features_and_logits
 from collapsar.training.models import ModelSpec, build_model
-from collapsar.training.penalties import Penalties, penalised_backward
+from collapsar.training.penalties import penalised_backward
 from collapsar.training.provenance import choose_device
 from collapsar.training.state import TrainResult, load_run
 from ranks import forked, trained

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from collapsar.core.penalties import Penalties
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import imbalanced, load_data
 from collapsar.training.loop import train
 from collapsar.training.measure import HeadGradient, evaluate, features_and_logits, head_gradient
 from collapsar.training.models import FeatureNetwork, ModelSpec, build_model
-from collapsar.training.penalties import Penalties
 
 DATA = imbalanced(load_data("digits"), (12,) * 5 + (5,) * 5)
 

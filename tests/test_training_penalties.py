@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from collapsar.training.penalties import (
-    Penalties,
-    penalised_backward,
-    penalised_loss,
-    penalties_for,
-    scaled,
-    with_weight_decay,
-)
+from collapsar.core.penalties import Penalties
+from collapsar.training.penalties import penalised_backward, penalised_loss, penalties_for, scaled, with_weight_decay
 
 K, D, N = 4, 6, 11
 

@@ -20,21 +20,14 @@ from collapsar._lazy import forward_moved_modules, lazy_names
 if TYPE_CHECKING:
     from collapsar.advise.advice import advise
     from collapsar.core.counts import class_counts, counts_from_labels, label_counts
-    from collapsar.core.problem import Loss, Penalties, Problem, penalties_without_halves
+    from collapsar.core.loss import Loss
+    from collapsar.core.penalties import Penalties, penalties_without_halves
+    from collapsar.core.problem import Problem
     from collapsar.diagnose.head_audit import Audit, AuditOptions, audit
     from collapsar.diagnose.readers import diagnose
     from collapsar.phase.diagram import phase_diagram
     from collapsar.phase.transitions import thresholds
-    from collapsar.solver import (
-        Certificate,
-        NotConvergedError,
-        Solution,
-        Status,
-        certify,
-        load_solution,
-        path,
-        solve,
-    )
+    from collapsar.solver import Certificate, NotConvergedError, Solution, Status, certify, load_solution, path, solve
 else:
     del collapsar.advise, collapsar.diagnose
 
@@ -71,7 +64,9 @@ __getattr__, __dir__ = lazy_names(
     {
         "collapsar.advise.advice": "advise",
         "collapsar.core.counts": "class_counts counts_from_labels label_counts",
-        "collapsar.core.problem": "Loss Penalties Problem penalties_without_halves",
+        "collapsar.core.loss": "Loss",
+        "collapsar.core.penalties": "Penalties penalties_without_halves",
+        "collapsar.core.problem": "Problem",
         "collapsar.diagnose.head_audit": "Audit AuditOptions audit",
         "collapsar.diagnose.readers": "diagnose",
         "collapsar.phase.diagram": "phase_diagram",

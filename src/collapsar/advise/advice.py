@@ -13,13 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from collapsar.advise.families import (
-    FAMILIES,
-    Treatment,
-    has_crossed,
-    has_crossed_certified,
-    least_treatment,
-)
+from collapsar.advise.families import FAMILIES, Treatment, has_crossed, has_crossed_certified, least_treatment
 from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks
 from collapsar.core.checks import must_be
 from collapsar.core.normalization import own_penalties, strengthened

@@ -17,8 +17,9 @@ from collapsar.advise.mitigations import Remedy, oversampling
 from collapsar.advise.outlook import clearance
 from collapsar.advise.search import least_level, peak
 from collapsar.core.counts import CheckedCounts
+from collapsar.core.loss import Loss
 from collapsar.core.normalization import strengthened
-from collapsar.core.problem import Loss, Problem
+from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
 from collapsar.solver import Solution, solve
 from collapsar.solver.nonnegative import minimise_nonnegative

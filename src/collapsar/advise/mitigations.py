@@ -17,8 +17,9 @@ from collapsar._lazy import lazy_names
 from collapsar.advise.outlook import inference_margins  # noqa: F401 - public here as well
 from collapsar.core.checks import must_be_positive
 from collapsar.core.counts import CheckedCounts, class_counts
+from collapsar.core.loss import Loss
 from collapsar.core.normalization import strengthened
-from collapsar.core.problem import Loss, Problem
+from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
 
 __getattr__, _ = lazy_names(

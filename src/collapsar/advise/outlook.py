@@ -12,9 +12,9 @@ from collapsar.core.problem import Problem
 from collapsar.core.states import ClassState, past, worst
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver import Solution
+from collapsar.solver.atoms import Atoms
 from collapsar.solver.normalized_certificate import row_scales
 from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
-from collapsar.solver.shared import Atoms
 from collapsar.solver.symmetry import Quotient, quotient
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import complete_collapse, gradual_merge, merge_strength

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from collapsar.advise.advice import advise
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
-from collapsar.core.problem import Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import Problem
 from collapsar.core.types import Record
 
 # The smallest sizes decide what merges and are kept; the others count through the total and the bias.

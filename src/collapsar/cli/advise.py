@@ -18,17 +18,7 @@ from collapsar.advise.recipe import Norm, Recipe, Schedule
 from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis
 from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
-from collapsar.cli.options import (
-    Features,
-    Html,
-    Json,
-    LabelFile,
-    LossOptions,
-    Picture,
-    Prices,
-    command,
-    picture_given,
-)
+from collapsar.cli.options import Features, Html, Json, LabelFile, LossOptions, Picture, Prices, command, picture_given
 from collapsar.cli.output import RELU_WORDS, console, plain_table, taking_long, tell, write_picture
 from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically

@@ -12,7 +12,7 @@ from collapsar.cli.options import ClassNames, DataDir, Html, Json, Picture, comm
 from collapsar.cli.output import console, plain_table, refuse, tell, write_picture
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
-from collapsar.core.problem import Loss
+from collapsar.core.loss import Loss
 from collapsar.core.types import Record
 from collapsar.diagnose.record import Diagnosis
 from collapsar.report.class_marks import part_of, shown_classes

@@ -11,11 +11,7 @@ import numpy as np
 from typer import Option
 
 import collapsar as cs
-from collapsar.app.theory_records import (
-    solution_groups,
-    solution_record,
-    thresholds_record,
-)
+from collapsar.app.theory_records import solution_groups, solution_record, thresholds_record
 from collapsar.cli.options import (
     BEHIND_A_NORM,
     Counts,

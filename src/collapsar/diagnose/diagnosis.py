@@ -23,13 +23,7 @@ import numpy as np
 
 from collapsar.core.known import KnownTraining, rests_by_rows
 from collapsar.core.sentences import names_of
-from collapsar.diagnose.agreement import (
-    AT_REST,
-    UNREAD,
-    HeadForces,
-    effective_penalties,
-    head_forces,
-)
+from collapsar.diagnose.agreement import AT_REST, UNREAD, HeadForces, effective_penalties, head_forces
 from collapsar.diagnose.fit import near_optimum
 from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.gauge import without_offset

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.known import KnownTraining
-from collapsar.core.problem import Loss
+from collapsar.core.loss import Loss
 from collapsar.core.types import Matrix, Vector
 from collapsar.diagnose.agreement import head_forces
 from collapsar.diagnose.measurement import Measurement, measure

@@ -30,7 +30,8 @@ from collapsar.core.sentences import names_of
 from collapsar.core.types import Mask, Record, Vector
 from collapsar.diagnose import audit_words
 from collapsar.diagnose.audit_samples import CountEffect, count_effect, predicted_lost, recalls
-from collapsar.diagnose.reach import FeatureSpace, Progress, Reach, reach
+from collapsar.diagnose.reach import Progress, Reach, reach
+from collapsar.diagnose.reach_search import FeatureSpace
 from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
 from collapsar.metrics.near_rows import Rows, SomeRows, near_labels
 from collapsar.metrics.predictions import Decisions

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.checks import flat_bias
-from collapsar.core.problem import FeatureModel, Loss
+from collapsar.core.loss import Loss
+from collapsar.core.problem import FeatureModel
 from collapsar.core.sentences import listed
 from collapsar.core.types import Matrix, Vector
 from collapsar.metrics.evidence import common_origin, on_floor

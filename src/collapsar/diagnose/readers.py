@@ -254,7 +254,8 @@ def _of_config(result: TrainResult) -> KnownTraining:
     """The penalties of a run of ours, the optimizer's decay added."""
     import torch
 
-    from collapsar.monitor.known import PenaltyWarning, known_training
+    from collapsar.monitor.differences import PenaltyWarning
+    from collapsar.monitor.known import known_training
 
     config, model = result.config, result.model
     optimizer = result.optimizer  # with its state, which AdamW's decay is read from

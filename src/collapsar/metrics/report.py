@@ -27,12 +27,7 @@ from collapsar.core.checks import flat_bias
 from collapsar.metrics.collapse import equinorm, head_sum, nc1, self_duality, trace_ratio, variance_traces
 from collapsar.metrics.evidence import Standings, class_evidence, class_standings, common_origin
 from collapsar.metrics.moments import ClassMoments
-from collapsar.metrics.pairs import (
-    cdnv_and_angles,
-    cdnv_between_clusters,
-    points_of,
-    within_variances,
-)
+from collapsar.metrics.pairs import cdnv_and_angles, cdnv_between_clusters, points_of, within_variances
 from collapsar.metrics.predictions import MeanPredictions
 from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 

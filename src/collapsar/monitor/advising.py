@@ -15,7 +15,8 @@ from collapsar.advise.recipe import Recipe
 from collapsar.advise.standard import ACTED, StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
-from collapsar.core.problem import FeatureModel, Penalties, Problem
+from collapsar.core.penalties import Penalties
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.differences import Facts, differences
 from collapsar.monitor.exposure import unlike

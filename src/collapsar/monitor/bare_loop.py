@@ -38,10 +38,11 @@ from collapsar.core.known import KnownTraining
 from collapsar.core.types import Record
 from collapsar.metrics.head import linear_map, unwrapped
 from collapsar.metrics.shared_rows import shared_rows
+from collapsar.monitor.differences import PenaltyWarning
 from collapsar.monitor.evaluation import MonitorRecord
 from collapsar.monitor.features import HeadTap
 from collapsar.monitor.head import head_sizes, told_head
-from collapsar.monitor.known import PenaltyWarning, known_training
+from collapsar.monitor.known import known_training
 from collapsar.monitor.optimizers import Optimizers
 from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.core.known import NORMALISED, UNPENALISED, HeadNorm
-from collapsar.core.problem import Penalties
+from collapsar.core.penalties import Penalties
 from collapsar.core.sentences import percent
 from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
 from collapsar.monitor.exposure import Exposure, batch_size, exposure

@@ -24,7 +24,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.core.known import KnownTraining
-from collapsar.core.problem import Loss, Penalties
+from collapsar.core.loss import Loss
+from collapsar.core.penalties import Penalties
 from collapsar.metrics.norms import normalization
 from collapsar.monitor.differences import Facts, PenaltyWarning, differences
 from collapsar.monitor.layers import bounding, feeding

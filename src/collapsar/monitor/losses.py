@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from collapsar.core.problem import Loss
+from collapsar.core.loss import Loss
 from collapsar.core.sentences import listed
 
 # Logits of usual size; what the formula and the criterion may differ by, float16 weights included.

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.clusters import NUMBERS
-from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.states import CLASS_STATES
 from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Array, Mask

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from collapsar.core.problem import Problem
+from collapsar.core.types import Record
 from collapsar.report.advice import (
     SUGGESTION_COLUMNS,
     group_rows,
@@ -16,7 +17,7 @@ from collapsar.report.advice import (
 )
 from collapsar.report.advice_plots import margins, safety
 from collapsar.report.page import drawn, page
-from collapsar.report.record import Record, checked
+from collapsar.report.record import checked
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import problem_words
 

@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from collapsar.core.types import Record
 from collapsar.report.class_rows import DEAD_COLUMNS, causes_of_death, dead_rows
 from collapsar.report.page import drawn, page
 from collapsar.report.plots import legend_above
-from collapsar.report.record import Record, checked
+from collapsar.report.record import checked
 from collapsar.report.style import COLOURS, PAGE_INCHES, styled
 
 _MOST_ROWS = 400

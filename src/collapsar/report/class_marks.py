@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from collapsar.core.sentences import listed
-from collapsar.report.record import Record
+from collapsar.core.types import Record
 from collapsar.report.words import number_text
 
 MARKS: Mapping[str, str] = {"lost": "▽", "dead": "†"}

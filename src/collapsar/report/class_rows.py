@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from collapsar.core.types import Record
 from collapsar.report.class_marks import class_marks
-from collapsar.report.record import Record, defined
+from collapsar.report.record import defined
 from collapsar.report.words import ABSENT, fixed_text, number_text, share_text
 
 DEAD_COLUMNS = ("class", "samples", "length", "group", "why")

@@ -9,12 +9,13 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from collapsar.core.types import Record
 from collapsar.report.advice_page import advice_view
 from collapsar.report.network_axis import axis_svg
 from collapsar.report.network_page import network_planes, readings_view
 from collapsar.report.page import SIDES, colour_bar, drawn, page, score_map
 from collapsar.report.plots import VANISHED_REMARK, largest_score, legend_above, nc1_curve, nc1_limits
-from collapsar.report.record import Record, checked, checked_demo, defined
+from collapsar.report.record import checked, checked_demo, defined
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import (
     cluster_counts,

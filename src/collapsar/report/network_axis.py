@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from collapsar.core.types import Record
 from collapsar.report.class_marks import part_of, shown_classes
 from collapsar.report.diagnosis import class_thresholds
 from collapsar.report.network_words import first_thresholds, price_of
 from collapsar.report.page import drawn
 from collapsar.report.penalty_axis import penalty_axis
-from collapsar.report.record import Record, same_counts
+from collapsar.report.record import same_counts
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import number_text
 

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from collapsar.core.types import Record
 from collapsar.report.advice_page import advice_view
 from collapsar.report.class_marks import class_marks, lost_and_dead, marked_names, part_of, shown_classes
 from collapsar.report.class_rows import ClassRow, class_rows
@@ -24,7 +25,7 @@ from collapsar.report.network_words import (
 )
 from collapsar.report.page import SIDES, colour_bar, drawn, page, plane_views, score_map
 from collapsar.report.plots import CURVES, Chart, curves_over_epochs, largest_score, legend_above
-from collapsar.report.record import Record, checked, defined, matrix, same_counts
+from collapsar.report.record import checked, defined, matrix, same_counts
 from collapsar.report.solution_page import solution_view
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import ABSENT, number_text, share_text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from collapsar.core.sentences import listed
-from collapsar.report.record import Record, defined
+from collapsar.core.types import Record
+from collapsar.report.record import defined
 from collapsar.report.words import number_text, sentence
 
 _MODELS = {

@@ -25,9 +25,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from collapsar.core.sentences import listed
+from collapsar.core.types import Record
 from collapsar.report.class_marks import MARKS
 from collapsar.report.class_plane import class_means_plane, principal_plane
-from collapsar.report.record import Record, defined, matrix
+from collapsar.report.record import defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
 from collapsar.report.words import cluster_names, fixed_text, number_text, share_text, shortened
 

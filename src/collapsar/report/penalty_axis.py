@@ -12,7 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
-from collapsar.report.record import Record, checked_demo, defined
+from collapsar.core.types import Record
+from collapsar.report.record import checked_demo, defined
 from collapsar.report.style import COLOURS, STATES
 from collapsar.report.words import cluster_names, number_text
 

@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from collapsar.core.types import Record
 from collapsar.report.advice import class_words
 from collapsar.report.network_axis import gradual, threshold_view
 from collapsar.report.network_words import first_thresholds, price_of, solution_headline
 from collapsar.report.page import colour_bar, drawn, plane_views, score_map
 from collapsar.report.plots import largest_score, legend_above, log_ticks
-from collapsar.report.record import Record, defined, same_counts
+from collapsar.report.record import defined, same_counts
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, PAGE_INCHES
 from collapsar.report.words import number_text
 

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from collapsar.core.problem import Problem
-from collapsar.report.record import Record, defined
+from collapsar.core.types import Record
+from collapsar.report.record import defined
 
 ABSENT = "–"
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.clusters import PER_CLUSTER
-from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.states import CLASS_STATES, past
 from collapsar.core.threads import one_thread_below
 from collapsar.core.types import Array

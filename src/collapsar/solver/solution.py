@@ -19,9 +19,10 @@ from collapsar.core.problem import Problem
 from collapsar.core.sentences import names_of
 from collapsar.core.states import ClassState, past
 from collapsar.core.types import Matrix, Record, Vector
+from collapsar.solver.atoms import Atoms
 from collapsar.solver.certificate import Certificate, certify_blocks
 from collapsar.solver.objective import Columns, Residual, predict, residual
-from collapsar.solver.shared import Atoms, SharedResult, certify_atoms, factors
+from collapsar.solver.shared import SharedResult, certify_atoms, factors
 from collapsar.solver.status import Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
 from collapsar.solver.witness import Witness

@@ -10,6 +10,7 @@ import numpy as np
 from collapsar.core.checks import must_be, number
 from collapsar.core.problem import Problem
 from collapsar.core.threads import one_thread_below
+from collapsar.solver.atoms import Atoms
 from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks, dual_norm
 from collapsar.solver.contraction import contraction_point
 from collapsar.solver.few import certify_few
@@ -17,7 +18,7 @@ from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.objective import predict, residual
 from collapsar.solver.overlaps import follow_overlaps, minimise_overlaps
 from collapsar.solver.rotation import SOME, rotation_point
-from collapsar.solver.shared import Atoms, continued, minimise_shared
+from collapsar.solver.shared import continued, minimise_shared
 from collapsar.solver.signed import minimise_signed
 from collapsar.solver.solution import NotConvergedError, Solution, shared_proof
 from collapsar.solver.status import Progress, Result, Status

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from collapsar.core.checks import must_be_positive
+from collapsar.core.loss import Loss
 from collapsar.core.normalization import own_penalties
-from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.thresholds import Thresholds
 from collapsar.theory.roots import root_between
 from collapsar.theory.thresholds import thresholds

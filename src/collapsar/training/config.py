@@ -10,10 +10,11 @@ from itertools import pairwise
 
 import torch
 
+from collapsar.core.penalties import Penalties
 from collapsar.core.records import from_json, to_json
 from collapsar.training.data import whole_counts
 from collapsar.training.models import ModelSpec
-from collapsar.training.penalties import Penalties, scaled
+from collapsar.training.penalties import scaled
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from collapsar.core.penalties import Penalties
 from collapsar.core.records import from_json, to_json
 from collapsar.core.types import Record
 from collapsar.training.checkpoint import Checkpoint, RunFolder
@@ -25,7 +26,7 @@ from collapsar.training.distributed import Team, leading
 from collapsar.training.graphs import RecordedSteps, own_stream, recorder
 from collapsar.training.measure import evaluate
 from collapsar.training.models import FeatureNetwork
-from collapsar.training.penalties import Penalties, penalised_backward, with_weight_decay
+from collapsar.training.penalties import penalised_backward, with_weight_decay
 from collapsar.training.provenance import choose_device, data_digest, run_header, weights_digest
 from collapsar.training.state import (
     RunState,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from collapsar.core.penalties import Penalties
 from collapsar.metrics.balance import balance_penalties
 from collapsar.training.data import ImageData
 from collapsar.training.models import FeatureNetwork
-from collapsar.training.penalties import Penalties
 
 
 @dataclass(frozen=True)

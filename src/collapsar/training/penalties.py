@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapsar.core.checks import must_be_positive
-from collapsar.core.problem import Penalties
+from collapsar.core.penalties import Penalties
 
 
 def penalties_for(lambda_z: float, lambda_b: float = math.inf, *, head_ratio: float = 10.0) -> Penalties:

@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from collapsar.core.penalties import Penalties
 from collapsar.training.config import TrainConfig
 from collapsar.training.models import ModelSpec
-from collapsar.training.penalties import Penalties, penalties_for
+from collapsar.training.penalties import penalties_for
 
 DEMO_RECIPES: Mapping[str, TrainConfig] = {
     "digits": TrainConfig(

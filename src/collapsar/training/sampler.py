@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from collapsar.core.problem import FeatureModel, Loss, Problem
+from collapsar.core.loss import Loss
+from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.types import Vector
 
 # A sampler is asked at most this many calls below one that wraps it.
