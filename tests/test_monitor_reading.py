@@ -68,6 +68,37 @@ class Wrapped(torch.optim.Optimizer):
         self.inner, self.param_groups, self.state, self.defaults = inner, inner.param_groups, inner.state, {}
 
 
+class Renaming:
+    """As fastai's OptimWrapper: none of torch's optimizers; its groups are made anew and have names of its own."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.state = inner, {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [{"params": group["params"], "wd": group["weight_decay"]} for group in self.inner.param_groups]
+
+
+class SignedSteps:
+    """As fastai's own optimizers: none of torch's, with a penalty of another name inside the step."""
+
+    def __init__(self, params: Any, lr: float, wd: float) -> None:
+        self.param_groups, self.state = [{"params": list(params), "lr": lr, "wd": wd}], {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [dict(group) for group in self.groups]
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.groups = groups
+
+    def step(self) -> None:
+        for group in self.groups:
+            for p in group["params"]:
+                p.data -= group["lr"] * (p.grad + group["wd"] * p.data).sign()
+
+
 def wrapped(kind: Any):
     return lambda p, **k: Wrapped(kind(p, **k))
 
@@ -107,6 +138,8 @@ OPTIMIZERS = {
     "RAdamScheduleFree": (schedulefree.RAdamScheduleFree, "preconditioned"),
     "SAM of AdaBelief": (lambda p, **k: po.SAM(p, base_optimizer=po.AdaBelief, **k), "preconditioned"),
     "wrapped SGD": (wrapped(torch_optim.SGD), "coupled"),
+    "renamed SGD": (lambda p, **k: Renaming(torch_optim.SGD(p, **k)), "coupled"),
+    "renamed AdamW": (lambda p, **k: Renaming(torch_optim.AdamW(p, **k)), "preconditioned"),
     "wrapped Adafactor": (wrapped(torch_optim.Adafactor), "preconditioned"),
     "prepared AdamW": (lambda p, **k: Accelerator(cpu=True).prepare(torch_optim.AdamW(p, **k)), "preconditioned"),
     **{
@@ -140,6 +173,30 @@ def test_a_decay_that_is_not_called_weight_decay_is_not_taken_for_none() -> None
     assert bool((w < 1).all())  # nothing pulls, and it shrinks
     for settled in (torch_optim.SGD, torch_optim.Adam, torch_optim.RMSprop, torch_optim.Rprop, po.Yogi):
         assert decay_of(w, settled([w], lr=0.01)).kind == "none"
+
+
+@pytest.mark.parametrize(("wd", "kind", "warned"), [(0.1, "unknown", ["unknown-decay"]), (0.0, "none", [])])
+def test_settings_that_know_no_weight_decay_may_hold_one(wd: float, kind: str, warned: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), head := nn.Linear(6, 3))
+    optimizer: Any = SignedSteps(model.parameters(), lr=0.1, wd=wd)
+    assert decay_of(head.weight, optimizer).kind == kind
+    known, found = quietly(model, model[2], optimizer, penalties=Penalties(0.01, 0.01), schedule=10_000)
+    assert [each for each in found if "decay" in each and each != "decayed-layers"] == warned
+    assert (known.lambda_w, known.decay_clock) == ((None, None) if wd else (0.01, 0.0))
+
+
+def test_a_wrapper_with_names_of_its_own_is_read_as_what_it_wraps() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    groups = [
+        {"params": model[0].parameters(), "weight_decay": 0.0},
+        {"params": [model[2].weight], "weight_decay": 0.02},
+        {"params": [model[2].bias], "weight_decay": 0.3},
+    ]
+    plain = torch_optim.SGD(groups, lr=0.1)
+    found = [quietly(model, model[2], each, schedule=1000)[0] for each in (plain, Renaming(plain))]
+    for known in found:
+        assert (known.lambda_w, known.lambda_b, known.body) == (0.02, 0.3, "free")
+        assert known.decay_clock == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

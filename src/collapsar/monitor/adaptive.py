@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.core.known import Rest
-from collapsar.monitor.optimizers import Optimizers, corrected_moments, group_of, innermost, preconditioner
+from collapsar.monitor.optimizers import Optimizers, corrected_moments, group_of, groups_of, innermost, preconditioner
 
 # Rest as measured: slope 1.00 at a clock of 15, 1.15 at 4.5, 2.8 at .15 (docs/optimizers.md).
 _SLOPE, _CORRELATION, _LEAST_CLOCK = 1.25, 0.9, 1.0
@@ -161,12 +161,13 @@ def decay_clock(
     total = max(past, steps if steps is not None else int(planned or 0) * each)
     if not total or not math.isfinite(rate):
         return None
-    index = next(i for i, g in enumerate(found[0].param_groups) if g is group)
+    index = next(i for i, g in enumerate(groups_of(found[0])) if g["params"][0] is group["params"][0])
     rates = None if scheduler is None else _replayed(scheduler, index, total // each + 1)
     if rates is not None and abs(rates[min(ticks, len(rates) - 1)] - rate) <= 1e-3 * max(rates):
         every = np.repeat(rates, each)[:total]
         return Clock(decay * float(every[:past].sum()), decay * float(every.sum()), exact=True, steps=total)
-    most = max(float(group.get(name) or optimizer.defaults.get("lr") or 0.0) for name in ("lr", "initial_lr", "max_lr"))
+    default = getattr(optimizer, "defaults", {}).get("lr")
+    most = max(float(group.get(name) or default or 0.0) for name in ("lr", "initial_lr", "max_lr"))
     return Clock(decay * most * past, decay * most * total, exact=False, steps=total)
 
 

@@ -21,7 +21,7 @@ from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
 from collapsar.monitor.exposure import Exposure, batch_size, exposure
 from collapsar.monitor.layers import above_norm, head_norm, is_linear
 from collapsar.monitor.losses import Criterion, read_criterion
-from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, group_of, own_name, wrapper_of
+from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, group_of, groups_of, own_name, wrapper_of
 
 _RANDOM = re.compile(r"Random|AutoAugment|TrivialAugment|AugMix|ColorJitter|ElasticTransform", re.IGNORECASE)
 _MIXED = re.compile(r"mix_?up|cut_?mix", re.IGNORECASE)
@@ -111,7 +111,7 @@ class Facts:
     def decay_of(self, parameter: Any) -> Decay:
         """The decay of a parameter: one for a group, which is tried once."""
         found = group_of(parameter, self.optimizer)
-        place = None if found is None else id(found[1])
+        place = None if found is None else id(found[1]["params"][0])  # some make their groups anew when asked
         if place not in self._decays:
             self._decays[place] = decay_of(parameter, () if self.optimizer is None else self.optimizer)
         return self._decays[place]
@@ -130,7 +130,7 @@ class Facts:
         """The decays of all trained parameters, one for each group of each optimizer, with the optimizer's class."""
         found = []
         for optimizer in each_of(self.optimizer):
-            for group in optimizer.param_groups:
+            for group in groups_of(optimizer):
                 own = [p for p in group["params"] if p.requires_grad]
                 # A matrix where there is one: some optimizers leave vectors alone.
                 own.sort(key=lambda p: p.ndim == 2, reverse=True)
@@ -216,7 +216,7 @@ def differences(facts: Facts) -> tuple[PenaltyWarning, ...]:
 
 def _of_optimizer(facts: Facts) -> Iterator[PenaltyWarning]:
     own = {id(p) for p in facts.head.parameters()}
-    trained = {id(p) for optimizer in each_of(facts.optimizer) for g in optimizer.param_groups for p in g["params"]}
+    trained = {id(p) for optimizer in each_of(facts.optimizer) for g in groups_of(optimizer) for p in g["params"]}
 
     def moves(parameter: nn.Parameter) -> bool:
         return parameter.requires_grad and (facts.optimizer is None or id(parameter) in trained)

@@ -29,7 +29,7 @@ from collapsar.core.penalties import Penalties
 from collapsar.metrics.norms import normalization
 from collapsar.monitor.differences import Facts, PenaltyWarning, differences
 from collapsar.monitor.layers import bounding, feeding
-from collapsar.monitor.optimizers import Optimizers, each_of
+from collapsar.monitor.optimizers import Optimizers, each_of, groups_of
 
 
 def known_training(
@@ -128,7 +128,7 @@ def penalty_warnings(
 def weight_decays(model: nn.Module, optimizer: Optimizers | None) -> set[float]:
     """The different weight decays that the model's trained parameters have."""
     own = {id(p) for p in model.parameters() if p.requires_grad}
-    groups = [group for each in each_of(optimizer) for group in each.param_groups]
+    groups = [group for each in each_of(optimizer) for group in groups_of(each)]
     return {float(g.get("weight_decay", 0.0)) for g in groups if any(id(p) in own for p in g["params"])}
 
 
@@ -160,7 +160,7 @@ def _body(facts: Facts) -> Literal["frozen", "decayed", "free"] | None:
     if facts.optimizer is None:
         return None
     own = {id(p) for p in facts.head.parameters()}
-    held = {id(p) for each in each_of(facts.optimizer) for group in each.param_groups for p in group["params"]}
+    held = {id(p) for each in each_of(facts.optimizer) for group in groups_of(each) for p in group["params"]}
     below = [p for p in facts.model.parameters() if id(p) not in own and p.requires_grad and id(p) in held]
     if not below:
         return "frozen"

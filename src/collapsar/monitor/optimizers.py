@@ -40,7 +40,7 @@ _DECAY, _RATE, _STEPS = 0.25, 2.0**-6, 60
 _WEIGHTS = ((1.0, -0.5, 2.0), (-2.0, 0.25, 0.5), (0.5, 1.0, -1.0), (-0.25, -1.0, 0.25))
 _STILL, _MOVED, _CLOSE = 0.02, 0.2, 0.05
 # Wrappers that change nothing about the steps.
-_TRANSPARENT = ("accelerate", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "transformers")
+_TRANSPARENT = ("accelerate", "fastai", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,17 @@ def each_of(optimizers: Optimizers | None) -> tuple[Optimizer, ...]:
     return (one,) if hasattr(optimizers, "param_groups") else tuple(one)
 
 
+def groups_of(optimizer: Optimizer) -> list[Group]:
+    """The groups under torch's names: of the optimizer inside where a wrapper, as fastai's, has names of its own."""
+    return (optimizer if isinstance(optimizer, Optimizer) else innermost(optimizer)).param_groups
+
+
 def group_of(parameter: Tensor | None, optimizers: Optimizers | None) -> tuple[Optimizer, Group] | None:
     """The optimizer that holds a parameter, as given, and its group; None where none does."""
     if parameter is None or optimizers is None:
         return None
     for optimizer in each_of(optimizers):
-        for group in optimizer.param_groups:
+        for group in groups_of(optimizer):
             if any(p is parameter for p in group["params"]):
                 return optimizer, group
     return None
@@ -147,9 +152,14 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
 
 
 def _shrinks(optimizer: Optimizer, group: Group) -> bool:
-    """Whether a step without gradient or weight decay takes a share of every weight, as the lambd of ASGD does."""
+    """Whether a step without gradient or weight decay takes a share of every weight, as the lambd of ASGD does.
+
+    Where the settings know no ``weight_decay``, as fastai's with their ``wd``, any move is taken for decay.
+    """
     start = torch.tensor(_WEIGHTS, dtype=torch.float64)
     shares = 1 - _twin(optimizer, group, start, weight_decay=0.0).stepped(torch.zeros_like(start)) / start
+    if "weight_decay" not in group:
+        return bool(shares.any())
     return bool(shares.min() > 0) and torch.allclose(shares, shares.mean(), rtol=_CLOSE, atol=0)
 
 
