@@ -37,7 +37,7 @@ def assert_moments(moments, expected, rtol=1e-9):
     for name in PARTS:
         want = expected[name] if isinstance(expected, dict) else getattr(expected, name).numpy()
         got = getattr(moments, name).numpy()
-        scale = np.abs(want).max() if name == "within_scatter" else 0.0
+        scale = np.abs(want).max(initial=0.0) if name == "within_scatter" else 0.0
         np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * scale, err_msg=name)
 
 
@@ -48,7 +48,7 @@ def draw(seed, size, dim, num_classes, shift=0.0, spread=1.0):
     return (centres[labels] + spread * rng.normal(size=(size, dim))).astype(np.float32), labels
 
 
-@pytest.mark.parametrize(("dim", "num_classes"), [(1, 2), (5, 3), (40, 7), (300, 4), (8, 60)])
+@pytest.mark.parametrize(("dim", "num_classes"), [(0, 2), (1, 2), (5, 3), (40, 7), (300, 4), (8, 60)])
 def test_one_pass_equals_two_passes(dim, num_classes):
     features, labels = draw(dim, 200, dim, num_classes)
     moments = class_moments(features, labels, num_classes)
@@ -119,8 +119,7 @@ def test_accumulating_batches_in_place_equals_one_batch(monkeypatch):
     state = torch.zeros(packed_size(5, 7), dtype=torch.float64)
     from collapsar.metrics import moments as module
 
-    # Pieces of 3 rows, two of them merged at once, and strips of 2 columns: every seam is crossed.
-    monkeypatch.setitem(module._SIZES, "cpu", module._Sizes(numbers=21, pieces=2, strip=2))
+    monkeypatch.setitem(module._NUMBERS, "cpu", 21)  # three rows at once: seams lie inside of batches
     for a, b in ((0, 1), (1, 1), (1, 230), (230, 500)):
         batch = torch.from_numpy(features[a:b]), torch.from_numpy(labels[a:b])
         accumulate_(*module.packed_views(state, 5, 7), *batch)
@@ -130,6 +129,17 @@ def test_accumulating_batches_in_place_equals_one_batch(monkeypatch):
         running.update(features[part], labels[part])
     assert_moments(running.moments, expected)
     assert torch.equal(pack(unpack(state, 5, 7))[:5], state[:5])
+
+
+@pytest.mark.parametrize("name", ["_add_gram_", "_add_strips_"])
+def test_both_symmetric_products_add_the_upper_triangle_in_place(name):
+    """300 columns are three strips."""
+    from collapsar.metrics import moments as module
+
+    rows = torch.randint(-9, 9, (5, 300), generator=torch.Generator().manual_seed(0)).double()
+    out = torch.ones(300, 300, dtype=torch.float64)
+    getattr(module, name)(out, rows)
+    assert torch.equal(out.triu(), (1 + rows.T @ rows).triu())
 
 
 def test_finite_features_whose_sums_overflow_are_accepted():

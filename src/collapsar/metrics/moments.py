@@ -19,29 +19,24 @@ Example:
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import get_blas_funcs
 from torch import Tensor
 
 from collapsar.core.sentences import listed
+from collapsar.core.threads import LARGE, one_thread_below
 
 
-class _Sizes(NamedTuple):
-    """How batches are cut: numbers of a piece, how many pieces are merged at once, least columns of a strip."""
-
-    numbers: int
-    pieces: int
-    strip: int
-
-
-# Work space is bounded, so that one call over a whole data set does not double its memory. On the CPU a piece stays in
-# the cache (2^18 numbers are 2 MiB), and means are updated once for several; an accelerator wants fewer and larger
-# operations. Narrower strips of the symmetric product save more flops but run less efficiently.
-_SIZES = {"cpu": _Sizes(1 << 18, 4, 64)}
-_SIZES_ELSEWHERE = _Sizes(1 << 21, 1, 128)
+# Numbers of features merged at once: work space is bounded, so that one call over a whole data set does not double its
+# memory. On the CPU blocks of 4 MiB stay in the cache; an accelerator wants fewer and larger operations.
+_NUMBERS = {"cpu": 1 << 19}
+_NUMBERS_ELSEWHERE = 1 << 21
+(_syrk,) = get_blas_funcs(("syrk",), dtype=np.float64)
 WITHOUT_FLOAT64 = ("mps",)
 """Types of device on which no moments can be kept."""
 
@@ -234,10 +229,9 @@ def checked_batch(
             "without a label say ignore_index=..., or drop them"
         )
     if features.is_floating_point() and features.numel() > 0:
-        # A row with a finite sum has finite entries: only others, some of which merely overflow, are looked at again.
-        suspects = (~torch.isfinite(features.sum(dim=1))).nonzero().flatten()
-        bad = labels[suspects[~torch.isfinite(features[suspects]).all(dim=1)]]
-        if len(bad):
+        # Rows with finite sums have finite entries: others, some of which merely overflow, are looked at again.
+        sums = features.sum(dim=1)
+        if not sums.isfinite().all() and len(bad := labels[~features.isfinite().all(dim=1)]):
             raise ValueError(
                 f"`features` must be finite; got NaN or infinity in {len(bad)} of {len(labels)} rows: class "
                 f"{listed(bad.unique().tolist())}. Look for a diverged run or an overflow in half precision"
@@ -249,10 +243,10 @@ def checked_batch(
 def accumulate_(
     counts: Tensor, means: Tensor, scatter: Tensor | None, traces: Tensor, features: Tensor, labels: Tensor
 ) -> None:
-    """Merge a checked batch into buffers in place, touching only the rows of classes that occur in it.
+    """Merge a checked batch into buffers in place, touching only the means of classes that occur in it.
 
     The upper triangle of ``scatter`` is kept up to date, the part below it is left unspecified: half of the
-    product is saved, and ``unpack`` mirrors once. Work space is bounded (``_SIZES``), never O(K·d).
+    product is saved, and ``unpack`` mirrors once. Work space is bounded (``_NUMBERS``), never O(K·d).
 
     Args:
         counts: Shape (K,), int64 or float64 (exact up to 2⁵³).
@@ -262,21 +256,18 @@ def accumulate_(
         features: Shape (B, d), finite, on the device of the buffers.
         labels: Shape (B,), int64, in range, on the device of the buffers.
     """
-    sizes, d = _SIZES.get(means.device.type, _SIZES_ELSEWHERE), means.shape[1]
-    piece = max(1, sizes.numbers // max(1, d))
-    work = means.new_empty(2, min(piece, len(features)), d)
-    merged = sizes.pieces * piece
-    for block, block_labels in zip(features.split(merged), labels.split(merged), strict=True):
-        occurring = torch.bincount(block_labels, minlength=len(counts))
+    d = means.shape[1]
+    length = max(1, _NUMBERS.get(means.device.type, _NUMBERS_ELSEWHERE) // max(1, d))
+    work = means.new_empty(2, min(length, len(features)), d)
+    for block, its in zip(features.split(length), labels.split(length), strict=True):
+        rows, own = work[:, : len(its)].unbind()
+        occurring = torch.bincount(its, minlength=len(counts))
         classes = occurring.nonzero().flatten()
-        position = (torch.cumsum(occurring > 0, dim=0) - 1)[block_labels]
+        position = (torch.cumsum(occurring > 0, dim=0) - 1)[its]
         n_old, n_new = counts[classes].double(), occurring[classes].double()
         share = n_new / (n_old + n_new)
 
-        fresh = means.new_zeros(len(classes), d)
-        pieces = list(zip(block.split(piece), position.split(piece), strict=True))
-        for features_of_piece, its in pieces:
-            fresh.index_add_(0, its, work[0, : len(its)].copy_(features_of_piece))
+        fresh = means.new_zeros(len(classes), d).index_add_(0, position, rows.copy_(block))
         old = means.index_select(0, classes)
         step = fresh.div_(n_new[:, None]).sub_(old)
         # Chan et al. (1979), (2.1): the scatter about the fresh means, and n_new (1 - share) step stepᵀ for each
@@ -284,16 +275,12 @@ def accumulate_(
         # mean are orthogonal to any constant. A class met for the first time has mean 0 and share 1: it takes the
         # fresh mean as it is, and its step adds nothing.
         centres = old.addcmul_(step, (1 - (1 - share).sqrt())[:, None])
-        spread = torch.zeros_like(share)
-        for features_of_piece, its in pieces:
-            rows, own = work[:, : len(its)].unbind()
-            rows.copy_(features_of_piece).sub_(torch.index_select(centres, 0, its, out=own))
-            spread.index_add_(0, its, torch.linalg.vector_norm(rows, dim=1).square_())
-            if scatter is not None:
-                _add_gram_(scatter, rows, max(sizes.strip, d // 8))
-        traces.index_add_(0, classes, spread)
+        rows.sub_(torch.index_select(centres, 0, position, out=own))
         means.index_add_(0, classes, step.mul_(share[:, None]))
-        counts[classes] += occurring[classes].to(counts.dtype)
+        counts.add_(occurring)
+        traces.index_add_(0, its, torch.linalg.vector_norm(rows, dim=1).square_())
+        if scatter is not None and d:
+            _add_gram_(scatter, rows)
 
 
 def packed_size(num_classes: int, num_features: int, within_scatter: bool = True) -> int:
@@ -321,9 +308,20 @@ def unpack(packed: Tensor, num_classes: int, num_features: int) -> ClassMoments:
     return ClassMoments(counts.round().long(), means, unknown if scatter is None else _mirrored(scatter), traces)
 
 
-def _add_gram_(out: Tensor, rows: Tensor, strip: int) -> None:
-    """Add the upper triangle of rowsᵀ rows to ``out`` strip by strip: torch exposes no symmetric product."""
-    for start in range(0, rows.shape[1], strip):
+def _add_gram_(out: Tensor, rows: Tensor) -> None:
+    """Add the upper triangle of rowsᵀ rows to ``out``: half of the product, by symmetry."""
+    if out.device.type != "cpu":
+        _add_strips_(out, rows)
+        return
+    # BLAS has a symmetric product, which torch does not expose. It stores columns: our upper triangle is its lower one.
+    with one_thread_below(len(out), LARGE if torch.get_num_threads() > 1 else sys.maxsize):
+        _syrk(1.0, rows.numpy().T, 1.0, out.numpy().T, lower=True, overwrite_c=True)
+
+
+def _add_strips_(out: Tensor, rows: Tensor) -> None:
+    """The same on any device, strip by strip of columns: narrower ones save more but run less efficiently."""
+    strip = max(128, len(out) // 8)
+    for start in range(0, len(out), strip):
         stop = start + strip
         out[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
 
