@@ -31,7 +31,6 @@ from torch import Tensor
 from collapsar.core.sentences import listed
 from collapsar.core.threads import LARGE, one_thread_below
 
-
 # Numbers of features merged at once: work space is bounded, so that one call over a whole data set does not double its
 # memory. On the CPU blocks of 4 MiB stay in the cache; an accelerator wants fewer and larger operations.
 _NUMBERS = {"cpu": 1 << 19}
