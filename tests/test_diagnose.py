@@ -637,9 +637,14 @@ def test_pairs_of_npy_files_and_labels_that_are_names(tmp_path, npz):
     np.testing.assert_array_equal(d.measurement.Z, diagnose(npz).measurement.Z)
     np.savez(path, **arrays(labels=names[held["labels"]], class_names=names[::-1]))
     assert diagnose(path).measurement.class_counts.tolist() == [100] * 5 + [500] * 5
-    for more, says in (({}, "9 different names"), ({"class_names": names}, "has not: other")):
+    twice = np.where(names == "k3", "k4", names)
+    for name, more, says in (
+        ("k4", {}, "9 different names"),
+        ("other", {"class_names": names}, "has not: other"),
+        ("k4", {"class_names": twice}, "several classes bear: k4"),
+    ):
         labels = names[held["labels"]].astype("U5")
-        labels[labels == "k3"] = "other" if more else "k4"
+        labels[labels == "k3"] = name
         np.savez(path, **{**arrays(labels=labels), **more})
         with pytest.raises(ValueError, match=says):
             diagnose(path)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,38 +106,13 @@ class DecayAdvice:
         return {"kind": "advice-weight-decay", **to_json(vars(self)), "predictions": predictions, **own}
 
 
-class Network(TypedDict):
-    """Networks that were trained at many decays: their class counts, learning rate, and how many seeds."""
-
-    class_counts: str
-    rate: float
-    seeds: int
-
-
-class Depth(TypedDict):
-    """What was measured of one number of decayed layers: measured over predicted switch, its ends and the middles."""
-
-    layers: int
-    predicts: bool
-    ratio: tuple[float | None, float | None]
-    middles: list[float | None]
-    switches: int
-    networks: list[Network]
-
-
-class Evidence(TypedDict):
-    """The data file: the model that came nearest to the measured switches, and how near."""
-
-    source: str
-    environment: Record
-    data: str
-    model: str
-    depths: list[Depth]
-
-
 @cache
-def evidence() -> Evidence:
-    """What networks did, as :func:`collapsar_studies.advice_evidence.evidence_of` derives it from the record."""
+def evidence() -> Record:
+    """What networks did, as :func:`collapsar_studies.advice_evidence.evidence_of` derives it from the record.
+
+    The ``model`` that came nearest to the measured switches, and how near: of each number of decayed ``layers`` whether
+    it ``predicts``, the ``ratio`` of measured to predicted switch and the networks behind it.
+    """
     return json.loads(files("collapsar.advise").joinpath("weight_decay.json").read_text(encoding="utf-8"))
 
 
@@ -211,8 +186,6 @@ def _imbalance(n: NDArray[np.int64]) -> float:
 
 
 def _prediction(n: NDArray[np.int64], weight_decay: float, layers: int, margin: float) -> DecayPrediction:
-    if evidence()["model"] != "deep":
-        raise NotImplementedError(f"no code here for the model {evidence()['model']!r} of weight_decay.json")
     found = next((d for d in evidence()["depths"] if d["layers"] == layers), None)
     place = decay_switch(n, layers)
     verdict: Verdict = "undecided"

@@ -10,7 +10,6 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from collapsar.app.network_records import advice_record, geometry_record
 from collapsar.core.types import Record
 from collapsar.diagnose.fit import distance
 from collapsar.diagnose.readers import diagnose_run
-from collapsar.metrics import CollapseReport
 from collapsar.training import ImageData, TrainResult, demo_config, imbalanced, load_data, train
 from collapsar.training.recipes import DEMO_RECIPES
 
@@ -85,7 +83,7 @@ def demo(
     problem = signed.replace(features="nonnegative")
 
     def note(words: str) -> Callable[[int, int, Record | None], None] | None:
-        return None if progress is None else partial(_note, progress, words)
+        return None if progress is None else lambda epoch, epochs, _: progress(words, epoch, epochs)
 
     runs, result = [], None
     for position, lambda_z in demo_penalties(problem).items():
@@ -120,7 +118,7 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
     config = result.config
     penalties = config.penalties
     problem = cs.Problem(config.class_counts, penalties.lambda_z, penalties.lambda_b, features="nonnegative")
-    report, solution = measure(result, data), cs.solve(problem, throw=False)
+    report, solution = collapse_report(result.model, data), cs.solve(problem, throw=False)
     assert report.Z is not None  # a head was given
     assert report.b is not None
     other = distance(cs.solve(problem.replace(features="signed")), report.Z, report.b)
@@ -151,19 +149,10 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
     }
 
 
-def measure(result: TrainResult, data: ImageData) -> CollapseReport:
-    """Every collapse metric of the training set in one pass, features in ``eval()`` mode."""
-    return collapse_report(result.model, data)
-
-
 def collapse_numbers(model: Any, data: ImageData) -> Record:
     """``COLLAPSE_NUMBERS`` of the training set, for ``training.train(..., measure=)``."""
     values = collapse_report(model, data).scalars()
     return {name: values[name] for name in COLLAPSE_NUMBERS}
-
-
-def _note(progress: Progress, words: str, epoch: int, epochs: int, record: Record | None) -> None:
-    progress(words, epoch, epochs)
 
 
 def _environment(result: TrainResult) -> Record:

@@ -23,7 +23,8 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _UsageError as error:
         message = error.format_message().replace("Value error, ", "")  # typer's own words for a wrong choice
-        code = _complain(f"{message} (see `{_command_path(error)} --help`)")
+        command = "collapsar" if error.ctx is None else error.ctx.command_path
+        code = _complain(f"{message} (see `{command} --help`)")
     except ModuleNotFoundError as error:
         code = _complain(_missing(error))
     except (ValueError, OSError, ArithmeticError) as error:
@@ -51,19 +52,9 @@ def _sentence(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _command_path(error: Any) -> str:
-    return error.ctx.command_path if error.ctx is not None else "collapsar"
-
-
 def _missing(error: ModuleNotFoundError) -> str:
-    extras = {"torch": "train", "torchmetrics": "train", "sklearn": "train", "safetensors": "train"}
-    extras |= {
-        "matplotlib": "plot",
-        "jinja2": "report",
-        "onnx": "onnx",
-        "joblib": "cluster",
-        "dask": "cluster",
-        "distributed": "cluster",
-    }
+    extras = dict.fromkeys(("torch", "torchmetrics", "sklearn", "safetensors"), "train")
+    extras |= dict.fromkeys(("joblib", "dask", "distributed"), "cluster")
+    extras |= {"matplotlib": "plot", "jinja2": "report", "onnx": "onnx"}
     extra = extras.get((error.name or "").partition(".")[0])
     return f"this needs `pip install 'collapsar[{extra}]'` ({error.name} is missing)" if extra else str(error)

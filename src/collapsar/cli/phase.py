@@ -90,7 +90,10 @@ def phase(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        diagram = sweep(config, record_file, jobs=jobs, dask_scheduler=dask_scheduler, progress=progress, note=_note)
+        def note(sentence: str) -> None:
+            print(f"collapsar: {sentence}", file=sys.stderr)
+
+        diagram = sweep(config, record_file, jobs=jobs, dask_scheduler=dask_scheduler, progress=progress, note=note)
     record = diagram.to_dict()
     if out is not None:
         from collapsar.report.phase_plot import phase_figure
@@ -99,10 +102,6 @@ def phase(
     tell(record, lambda: _print_phase(diagram, out, record_file), as_json=as_json)
     failed = sum(int((part.status != cs.Status.OPTIMAL.name).sum()) for part in diagram.models)
     refuse([f"{failed} cells did not reach the gap {tol:g}; they are marked"] if failed else [])
-
-
-def _note(sentence: str) -> None:
-    print(f"collapsar: {sentence}", file=sys.stderr)
 
 
 def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | None) -> None:

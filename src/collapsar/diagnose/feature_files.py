@@ -165,6 +165,11 @@ def _numbered(
     strange = sorted(set(found.tolist()) - set(names))
     if strange:
         raise Refused(f"`labels` in {file} has names that `class_names` has not: {', '.join(strange[:5])}")
+    if twice := sorted({name for name in found.tolist() if names.count(name) > 1}):
+        raise Refused(
+            f"`labels` in {file} has names that several classes bear: {', '.join(twice[:5])}; store the labels as "
+            "numbers, or give each class a name of its own"
+        )
     return np.array([names.index(name) for name in found.tolist()])[places.reshape(labels.shape)], tuple(names)
 
 

@@ -127,12 +127,10 @@ class CollapseCallback(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Expect the next batch: gradients are accumulated over several."""
+        """Expect the next batch, also where gradients are accumulated over several."""
         self._added = False
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Expect the next batch."""
-        self._added = False
+    on_step_end = on_substep_end
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

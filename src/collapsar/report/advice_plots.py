@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from collapsar.core.types import Record
+from collapsar.core.types import Record, Vector
 from collapsar.report.advice import class_words
 from collapsar.report.plots import log_ticks
 from collapsar.report.record import defined
@@ -38,17 +37,13 @@ def advice_title(record: Record) -> str:
     return f"now, and after: {record['suggestions'][0]['words']}"
 
 
-def _before_after(record: Record, name: str) -> tuple[list[float], list[float] | None]:
+def _before_after(record: Record, name: str) -> tuple[Vector, Vector | None]:
     """A number of every kind of class now, and after the first remedy."""
-    now = [_number(g[name]) for g in record["groups"]]
+    now = np.array([g[name] for g in record["groups"]], dtype=np.float64)  # None is NaN
     if not record["suggestions"]:
         return now, None
-    later = {k: _number(g[name]) for g in record["suggestions"][0]["groups"] for k in g["classes"]}
-    return now, [later[g["classes"][0]] for g in record["groups"]]
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+    later = {k: g[name] for g in record["suggestions"][0]["groups"] for k in g["classes"]}
+    return now, np.array([later[g["classes"][0]] for g in record["groups"]], dtype=np.float64)
 
 
 def safety(record: Record, ax: Axes) -> list[Line2D]:
@@ -72,7 +67,7 @@ def margins(record: Record, ax: Axes) -> list[Line2D]:
     return lines
 
 
-def _points(record: Record, ax: Axes, now: Sequence[float], later: Sequence[float] | None) -> list[Line2D]:
+def _points(record: Record, ax: Axes, now: Vector, later: Vector | None) -> list[Line2D]:
     lines = []
     y = range(len(now))
     names = [

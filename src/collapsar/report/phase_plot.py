@@ -152,7 +152,7 @@ def _fixed(config: Mapping[str, Any]) -> str:
     s, moved = config["settings"], {config["x"]["name"], config["y"]["name"]}
     K, parts = s["num_classes"], []
     parts.append(f"{K} classes" if "share_a" in moved else f"{s['k_a']} large classes (A), {K - s['k_a']} small (B)")
-    if "n_a" not in moved and ("r" not in moved or "n_b" in moved) and "r" not in moved:
+    if not moved & {"n_a", "r"}:
         parts.append(f"$n_A$ = {s['n_a']:g}")
     if "n_b" not in moved and not {"r", "n_a"} <= moved:
         parts.append(f"$n_B$ = {s['n_b']:g}")
