@@ -35,6 +35,10 @@ def to_json(value: Any) -> Any:
         >>> to_json({"Z": np.array([[1.0, np.nan]]), "lambda_b": np.inf, "n": np.int64(3)})
         {'Z': [[1.0, None]], 'lambda_b': 'inf', 'n': 3}
     """
+    if type(value) is float:  # first, for lists of thousands; numpy's float64 is a float, too, and becomes one below
+        return value if math.isfinite(value) else None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -43,10 +47,6 @@ def to_json(value: Any) -> Any:
         kind = getattr(getattr(value, "dtype", None), "kind", "O")  # torch's types have none
         standard = kind in "biuU" or (kind == "f" and bool((abs(value) < math.inf).all()))
         return value.tolist() if standard else to_json(value.tolist())
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
     return value
 
 
