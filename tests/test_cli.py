@@ -55,8 +55,9 @@ def test_numbers_are_not_cut_at_eighty_characters(here, monkeypatch):
     counts = ",".join(["500000", "20"] * 11)
     shown = here("solve", counts, "--lambda-z", "1e-7", "--lambda-b", "1e3").stdout
     s = cs.solve(cs.Problem([500000, 20] * 11, 1e-7, 1e3))
-    for value in (*s.b[:2], s.Z[0, 0], s.Z[1, 1], *s.column_norms[:2]):
-        assert f" {value:.5g} " in shown
+    logits = (s.Z[0, 0], s.Z[1, 1], *s.column_norms[:2])  # all to the decimals of the longest
+    for text in (*(f"{value:.5g}".replace("-", "−") for value in s.b[:2]), *(f"{value:.3f}" for value in logits)):
+        assert f" {text} " in shown
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 80
 
@@ -218,6 +219,17 @@ def test_a_wrong_choice_is_answered_with_the_choices(here):
     ended = here("solve", "500x5,100x5", "--lambda-z", "0.01", "--features", "positive")
     assert ended.returncode == 2
     assert "Invalid value for '--features': 'positive' is not one of 'signed', 'nonnegative'." in ended.stderr
+
+
+def test_rows_begin_with_the_largest_class_and_equal_answers_need_no_table(here, tmp_path):
+    (tmp_path / "labels.txt").write_text("\n".join(["ant"] * 5 + ["bee"] * 90 + ["cat"] * 30))
+    for command in ("solve", "thresholds"):
+        shown = here(command, tmp_path / "labels.txt", "--lambda-z", "0.01", "--lambda-b", "0.02").stdout
+        assert shown.index(" bee ") < shown.index(" cat ") < shown.index(" ant ")
+        assert "sibling" not in shown  # no class has one
+    none = here("thresholds", tmp_path / "labels.txt", "--norm", "8").stdout
+    assert "has no threshold" in none
+    assert " bee " not in none
 
 
 def test_classes_that_merge_gradually_are_not_said_to_merge_never(here):

@@ -81,7 +81,7 @@ def test_classes_alone_in_their_size_have_an_edge_where_they_have_no_transition(
     lost = np.flatnonzero(found.prediction.edge < 0.008)
     assert lost.tolist() == [8, 9] == list(found.separation.merged_classes)
     assert (
-        "9 comes to equal others first, from about lambda_z = 0.006801 on; this network is at 1.18 times that."
+        "9 becomes indistinguishable first, from about lambda_z = 0.006801 on; this network is at 1.18 times that."
         in found.words
     )
 

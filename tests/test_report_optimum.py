@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import collapsar as cs
 from collapsar.app.report_record import report_record
@@ -14,6 +15,8 @@ from collapsar.app.solution_report import solution_report
 from collapsar.cli import main
 from collapsar.report import report_page
 from collapsar.report.advice_page import advice_page
+from collapsar.report.diagnosis import class_thresholds
+from collapsar.report.style import styled
 from test_report import EVIL, Page
 
 PROBLEMS = {
@@ -100,7 +103,7 @@ def test_approximate_thresholds_are_called_so_and_a_separated_class_is_not_said_
     assert s.class_states[2] == "separated"  # past its approximate threshold
     page = Page(report_page({"kind": "report", "runs": [], "solutions": [solution_report(s)]}))
     words = " ".join(page.by_tag["body"][0].split())
-    assert "Below the line a class is past its threshold. A threshold marked ≈ is approximate" in words
+    assert "past its threshold. The threshold of a class that shares its size with no other is approximate" in words
     assert f"≈ {np.sqrt(1797) / s.problem.num_samples:.3g}" in [cell.strip() for cell in page.by_tag["td"]]
 
 
@@ -125,6 +128,38 @@ def test_saved_optima_are_read_beside_networks_and_from_a_report(tmp_path, monke
     assert ended.value.code == 0
     assert "At the optimum of 10 classes: 5 separated, 5 merged." in capsys.readouterr().out
     assert "5 separated, 5 merged" in out.read_text()
+
+
+def test_where_a_class_that_shares_a_direction_vanishes_is_said_to_be_a_bound():
+    """Nonnegative features: ``vanish_bound`` is where it is zero for certain."""
+    problem = cs.Problem("589x3,74x3,37,20,12", 0.0037, 0.00325, features="nonnegative")
+    page = Page(report_page({"kind": "report", "runs": [], "solutions": [solution_report(cs.solve(problem))]}))
+    t, cells = cs.thresholds(problem), [cell.strip() for cell in page.by_tag["td"]]
+    late = f"≤ {t.vanish_bound[8]:.3g}"
+    assert cells.count(late) == 4
+    assert f"{t.vanish[0]:.3g}" in cells  # the largest, exact
+    words = " ".join(page.by_tag["body"][0].split())
+    assert words.count(f"from {late}") == 4
+    assert f"from {t.vanish[0]:.3g}" in words
+    assert "From one marked ≤ on they are zero for certain." in words
+
+
+def test_many_sizes_are_drawn_the_largest_first_with_a_page_for_more_classes_than_are_drawn():
+    names = [f"c{k}" for k in range(12)]
+    record = solution_report(cs.solve(cs.Problem("40,90,10,80,20,70,30,60,50,100,110,120", 0.02, 0.02)), "few", names)
+    assert [group["samples"] for group in record["groups"]] == sorted(record["class_counts"], reverse=True)
+    with styled():
+        ax = Figure().subplots()
+        class_thresholds({**record, "separation": {"states": record["class_states"]}}, ax)
+    ticks = [label.get_text() for label in ax.get_xticklabels()]
+    assert ticks == [f"c{k}" for k in np.argsort(record["class_counts"])[::-1]]
+    drawn = sorted(point for line in ax.lines if line.get_marker() != "None" for point in line.get_xydata().tolist())
+    assert [height for _, height in drawn] == pytest.approx(sorted(record["prediction"]["edge"], reverse=True))
+    s = cs.solve(cs.Problem("exp:5000:5:450", 1e-4, 0.02))
+    words = Page(report_page({"kind": "report", "runs": [], "solutions": [solution_report(s)]})).by_tag["body"][0]
+    assert "At the optimum of 450 classes" in words
+    assert "× 10⁻⁶" in words  # the first threshold, in its sentence
+    assert "e-06" not in words.split("Download")[0]
 
 
 def test_names_of_classes_stay_text(solutions):

@@ -258,7 +258,7 @@ def test_a_class_alone_in_its_size_has_no_sharp_threshold(tmp_path):
     text = words_of(Page(report_page(record)))
     assert record["runs"][0]["diagnosis"]["prediction"]["seen"] == ["separated"] * 4
     # sqrt(5) / 111; the class of 6 samples follows at 0.0221
-    assert "3 comes to equal others first, from about λZ = 0.02014 on; this network is at 1.09 times that." in text
+    assert "3 becomes indistinguishable first, from about λZ = 0.02014 on; this network is at 1.09 times that." in text
     assert "A threshold marked ≈ is approximate" in text
 
 

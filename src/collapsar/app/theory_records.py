@@ -69,7 +69,7 @@ def thresholds_record(
 
 
 def solution_groups(s: cs.Solution) -> list[Record]:
-    """A row for each cluster: its classes, and what all of them have alike."""
+    """A row for each cluster, the largest classes first: its classes, and what all of them have alike."""
     p, q, blocks, norms, states = s.problem, s.quotient, s.blocks, s.column_norms, s.class_states
     rows = []
     for j, size in enumerate(q.sizes):
@@ -86,7 +86,7 @@ def solution_groups(s: cs.Solution) -> list[Record]:
                 "length": float(norms[members[0]]),
             }
         )
-    return rows
+    return sorted(rows, key=lambda row: -row["samples"])
 
 
 def near_merge(problem: cs.Problem, t: Thresholds) -> Vector:

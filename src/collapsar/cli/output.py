@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -26,6 +27,9 @@ if TYPE_CHECKING:  # the commands that print none need not pay for their import
 
 # Seconds after which a command that says nothing says that it works, and from then on.
 _FIRST, _AGAIN = 5.0, 30.0
+_MOST_DECIMALS = 8  # of a table; smaller numbers are written with a power of ten
+
+_NUMBER = re.compile(r"[≈≤≥]? ?[+−-]?\d|[–-]$")
 
 RELU_WORDS = "For a head fed by a ReLU, as in most networks: --features nonnegative."
 
@@ -36,13 +40,23 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def plain_table(*columns: str, rows: Iterable[Sequence[str]] = (), folds: Sequence[int] = (0,)) -> Table:
-    """A table that fits into 80 characters by folding these columns; numbers are never cut."""
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    """A table that fits into 80 characters by folding these columns; numbers are never cut, and end on the right."""
+    made, cells = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False), list(rows)
     for i, name in enumerate(columns):
-        made.add_column(name, no_wrap=i not in folds, overflow="fold")
-    for row in rows:
+        numbers = all(_NUMBER.match(row[i]) for row in cells if i < len(row))
+        side = "right" if numbers and i not in folds else "left"
+        made.add_column(name, justify=side, no_wrap=i not in folds, overflow="fold")
+    for row in cells:
         made.add_row(*row)
     return made
+
+
+def in_step(rows: Sequence[Sequence[float]], digits: int = 5) -> list[list[str]]:
+    """Numbers of one unit, all with the decimals that give the largest so many digits; "–" where there is none."""
+    largest = max((abs(value) for row in rows for value in row if np.isfinite(value)), default=0.0)
+    decimals = max(digits - 1 - int(np.floor(np.log10(largest))), 0) if largest > 0 else 0
+    form = f".{decimals}f" if decimals < _MOST_DECIMALS else f".{digits}g"
+    return [[f"{value:{form}}".replace("-", "−") if np.isfinite(value) else "–" for value in row] for row in rows]
 
 
 def number_or_dash(value: float | None, form: str = ".3g") -> str:

@@ -25,12 +25,12 @@ from collapsar.cli.options import (
     Prices,
     command,
 )
-from collapsar.cli.output import RELU_WORDS, console, number_or_dash, plain_table, taking_long, tell
+from collapsar.cli.output import RELU_WORDS, console, in_step, plain_table, taking_long, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
 from collapsar.core.types import Mask, Record, Vector
 from collapsar.report.advice import class_words
-from collapsar.report.words import problem_words
+from collapsar.report.words import problem_words, sentence
 
 if TYPE_CHECKING:  # with scipy
     from collapsar.core.thresholds import Thresholds
@@ -102,16 +102,16 @@ def _print_solution(s: cs.Solution, names: Sequence[str] | None) -> None:
     shown.print(problem_words(s.problem))
     if s.problem.features == "signed" and s.problem.normalization is None:
         shown.print(RELU_WORDS)
+    groups, like = solution_groups(s), bool(np.any(s.quotient.sizes > 1))
+    keys = ["own", "sibling", "length"] if like else ["own", "length"]
+    logits, bias = (in_step([[row[key] for key in some] for row in groups]) for some in (keys, ["bias"]))
     rows = [
-        (
-            class_words(row, names),
-            str(row["samples"]),
-            row["state"],
-            *(number_or_dash(row[key], ".5g") for key in ("own", "sibling", "bias", "length")),
-        )
-        for row in solution_groups(s)
+        (class_words(row, names), str(row["samples"]), row["state"], *own, *b)
+        for row, own, b in zip(groups, logits, bias, strict=True)
     ]
-    shown.print(plain_table("classes", "samples", "state", "own logit", "sibling", "bias", "||z||", rows=rows))
+    shown.print(plain_table("classes", "samples", "state", "own logit", *keys[1:], "bias", rows=rows))
+    sibling = "sibling: of another class with as many samples; " if like else ""
+    shown.print(f"own logit: at the class mean, without the bias; {sibling}length: of all its logits together.")
     shown.print(
         f"objective {s.certificate.primal:.12g}, at most {s.certificate.gap:.2g} above the optimum "
         f"(certified); rank of Z {s.rank}; {s.num_steps} steps"
@@ -180,11 +180,12 @@ def _print_thresholds(problem: cs.Problem, t: Thresholds, here: cs.Solution | No
     columns = ["classes", "samples", *([f"merge at {unit}"] if signed else []), f"vanish at {unit}"]
     columns += [] if here is None else [f"state at {own_penalties(problem).mean():g}"]
     rows = [(class_words({"classes": members}, record["class_names"]), *row) for row, members in kinds.items()]
-    shown.print(plain_table(*columns, rows=rows))
+    if told := any(set(row[2:]) - {"gradual", "never"} for row in rows):  # else the notes say it all
+        shown.print(plain_table(*columns, rows=sorted(rows, key=lambda row: -int(row[1]))))
     if np.isfinite(t.complete):
         shown.print(f"everything collapses (Z = 0) from {unit} = {t.complete:.6g}")
-    for sentence in _normalised_notes(t, alone) if normalised and signed else _notes(problem, t, near, exact):
-        shown.print(sentence)
+    for note in _normalised_notes(t, alone) if normalised and signed else _notes(problem, t, near, exact):
+        shown.print(note if told else sentence(note.split(": ", 1)[1]))
 
 
 def _level(value: float, none: str, *, exact: bool = True) -> str:
@@ -195,11 +196,11 @@ def _normalised_notes(t: Thresholds, alone: Mask) -> list[str]:
     notes = []
     if alone.any():
         notes.append(
-            "gradual: a class without another of as many samples has no threshold; its scores approach those of others "
-            "as the decay grows, and its state at a given --lambda-w comes from the certified optimum."
+            "gradual: a class without another of as many samples has no threshold. As the decay grows, its scores "
+            "approach those of others; its state at a given --lambda-w comes from the certified optimum."
         )
     if np.isnan(t.merge[~alone]).any():
-        notes.append("never: at no decay of the head do these classes get equal features.")
+        notes.append("never: at no decay of the head do classes of this size get equal features.")
     return notes
 
 

@@ -124,7 +124,7 @@ def first_lost(p: Prediction, named: Callable[[Iterable[int]], str], what: str, 
     verb = "merge" if level == p.merge[classes[0]] else "vanish"
     verb += "" if many else "s" if verb == "merge" else "es"
     if level < np.fmin(p.merge, p.vanish)[classes[0]]:  # approximate: it is alone in its size, or directions are shared
-        verb, about = "come to equal others" if many else "comes to equal others", "about "
+        verb, about = "become indistinguishable" if many else "becomes indistinguishable", "about "
     ratio = p.price / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{percent(ratio)} of it"
     level *= np.broadcast_to(scale, first.shape)[classes[0]]

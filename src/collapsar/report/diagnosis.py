@@ -148,20 +148,30 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
     return ReadingArtists(classes, lines)
 
 
-def class_thresholds(record: Mapping[str, Any], ax: Axes) -> list[Line2D]:
-    """The penalty from which each class is given up, beside the penalty of the network: for many sizes of classes."""
-    theory, states = record["prediction"], record["separation"]["states"]
-    lines = state_markers(ax, first_thresholds(theory).tolist(), states)
+def class_thresholds(record: Mapping[str, Any], ax: Axes, classes: Sequence[int] | None = None) -> list[Line2D]:
+    """The penalty from which each class is given up, beside the penalty of the network: for many sizes of classes.
+
+    Args:
+        record: of a diagnosis or an optimum.
+        ax: where to draw.
+        classes: which are drawn; all by default. The largest come first.
+    """
+    theory, states, counts = record["prediction"], record["separation"]["states"], record["class_counts"]
+    order = sorted(range(len(counts)) if classes is None else classes, key=lambda k: -counts[k])
+    levels, names = first_thresholds(theory), marked_names(record)
+    lines = state_markers(ax, levels[order].tolist(), [states[k] for k in order])
     here = price_of(theory)
     ax.axhline(here, color=COLOURS["ink"], linewidth=1.0)
+    side = 1 if levels[order[-1]] < here else 0  # where the markers are not just above the line
     ax.annotate(
-        f"you are here: {number_text(here)}", (1, here), xycoords=("axes fraction", "data"), xytext=(0, 2),
-        textcoords="offset points", ha="right", va="bottom", size="small",
+        f"you are here: {number_text(here)}", (side, here), xycoords=("axes fraction", "data"),
+        xytext=(-3 if side else 3, 2), textcoords="offset points", ha="right" if side else "left", va="bottom",
+        size="small",
     )  # fmt: skip
     ax.set_yscale("log")
     log_ticks(ax.yaxis, (1.0, 2.0, 3.0, 5.0, 7.0))
     ax.set_ylabel("threshold λ$_W$" if theory.get("unit") == "lambda_w" else "threshold λ$_Z$")
-    name_classes(ax, marked_names(record))
+    name_classes(ax, [names[k] for k in order], "classes, the largest first")
     return lines
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from collapsar.core.types import Record
-from collapsar.report.class_marks import part_of, shown_classes
+from collapsar.report.class_marks import shown_classes
 from collapsar.report.diagnosis import class_thresholds
 from collapsar.report.network_words import first_thresholds, price_of
 from collapsar.report.page import drawn
@@ -28,8 +28,8 @@ def threshold_view(data: Record, ident: str, label: str) -> Markup | None:
     if theory is None or not np.isfinite(first_thresholds(theory)).any():
         return None
     if len(set(data["class_counts"])) > _MOST_LANES:
-        part = part_of(data, shown_classes(data))
-        return drawn(lambda ax: class_thresholds(part, ax), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
+        shown = shown_classes(data)
+        return drawn(lambda ax: class_thresholds(data, ax, shown), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
     return axis_svg(_axis_record([data]), f"{ident}-threshold", label)
 
 
@@ -63,7 +63,7 @@ def _axis_record(found: Sequence[Record]) -> Record:
 
 
 def gradual(theory: Record | None) -> list[int]:
-    """Classes alone in their size that come to equal others without a transition."""
+    """Classes alone in their size that become indistinguishable from others without a transition."""
     if theory is None:
         return []
     sharp = np.fmin.reduce(np.array([theory["merge"], theory["vanish"]], dtype=float))
@@ -71,7 +71,7 @@ def gradual(theory: Record | None) -> list[int]:
 
 
 def _merging(theory: Record) -> list[float | None]:
-    """Where each class merges; for one alone in its size, where it comes to equal others; None where it does not."""
+    """Where each class merges, or becomes indistinguishable from others without a transition; None where neither."""
     return [
         None if level >= (vanish or math.inf) else float(level)
         for level, vanish in zip(first_thresholds(theory), theory["vanish"], strict=True)

@@ -36,10 +36,11 @@ _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
 _MOST_CELLS = 40
 _CELL, _LONGEST_NAME = 10.0, 14
-_LETTER = 0.56  # width of a letter, of the size of its font
+_LETTER = 0.64  # width of a letter, of the size of its font
 _INDEX = {"z": "Z", "w": "W", "h": "H"}  # matrices; the bias is a vector
-_FIGURE = re.compile(r"[−+≥≈]? ?\d(?!.*[^\W\d_]{4})|[–—]$")  # "0.1", "10 of 12", but not "10 separated"
+_FIGURE = re.compile(r"[−+≥≤≈]? ?\d(?!.*[^\W\d_]{4})|[–—]$")  # "0.1", "10 of 12", but not "10 separated"
 _LAMBDA = re.compile(r"\blambda_([wzhb])\b")
+_POWER = re.compile(r"(?<![\w.-])-?\d(?:\.\d+)?e[+-]\d{2}\b")
 
 
 def page(template: str, data: Record, **values: Any) -> str:
@@ -89,8 +90,9 @@ def _environment() -> Environment:
 
 
 def _prose(text: str) -> Markup:
-    """A sentence of a record with the letters of the page: lambda_z is λ with an index."""
-    return Markup(_LAMBDA.sub(lambda found: f"λ<sub>{_INDEX.get(found[1], found[1])}</sub>", str(escape(text))))
+    """A sentence of a record as a page writes it: lambda_z is λ with an index, 2e-06 is 2 × 10⁻⁶."""
+    text = _POWER.sub(lambda found: number_text(float(found[0]), 4), str(escape(text)))
+    return Markup(_LAMBDA.sub(lambda found: f"λ<sub>{_INDEX.get(found[1], found[1])}</sub>", text))
 
 
 def _setting(value: Any) -> str:
@@ -149,7 +151,7 @@ def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
     marked = data.get("marked_names", data["class_names"])
     names, room = ([shortened(own[k], _LONGEST_NAME) for k in order] for own in (data.get("written", marked), marked))
     size, longest = _CELL * len(order), max(map(len, room))  # those of maps side by side, which have one margin
-    font = min(0.5 * _CELL, 0.05 * size + 1.5)
+    font = min(0.65 * _CELL, 0.05 * size + 1.5)
     groups = _groups(data, _CELL, font)
     margin = _LETTER * font * longest + 3
     upright, room_upright = (_LETTER * font * max(map(len, own)) > _CELL for own in (names, room))

@@ -49,8 +49,8 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
     Args:
         data: ``class_counts``, ``features``, ``clusters``, ``thresholds`` and ``runs``; of each run only ``lambda_z``
             and the predicted and measured ``states`` are read. Classes in ``gradual`` merge without a sharp
-            threshold: theirs is marked as approximate. ``unit`` is of the
-            thresholds, "lambda_z" by default.
+            threshold: theirs is marked as approximate, and that at which they vanish as a bound where features are
+            nonnegative. ``unit`` is of the thresholds, "lambda_z" by default.
         ax: Where to draw.
     """
     levels = data["thresholds"][data["features"]]
@@ -73,7 +73,9 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
             if begin > left:
                 ends = [lane - _LANE / 2, lane + _LANE / 2]
                 artists.thresholds.extend(ax.plot([begin] * 2, ends, color=COLOURS["ink"], linewidth=0.9))
-        artists.labels.extend(_band_words(ax, regimes, lane, cluster[0] in data.get("gradual", ())))
+        gradual = cluster[0] in data.get("gradual", ())
+        signs = {"merged": "≈ " if gradual else "", "vanished": latest(data["features"]) if gradual else ""}
+        artists.labels.extend(_band_words(ax, regimes, lane, signs))
         for place in places:
             artists.markers.extend(_markers(data, ax, place, j, lane))
     ax.set_yticks(range(num_lanes - 1, -1, -1), names, parse_math=False)
@@ -83,6 +85,14 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     return artists
+
+
+def latest(features: str) -> str:
+    """The sign before the penalty at which a class vanishes that lost its own direction before.
+
+    Signed classes vanish exactly there; nonnegative ones, which share a direction by then, at the latest.
+    """
+    return "≤ " if features == "nonnegative" else ""
 
 
 def _numbers(levels: Mapping[str, Any]) -> list[float]:
@@ -128,15 +138,16 @@ def _markers(data: Record, ax: Axes, place: float, j: int, lane: float) -> list[
     return drawn
 
 
-def _band_words(ax: Axes, regimes: Sequence[tuple[str, float, float]], lane: float, gradual: bool) -> list[Text]:
+def _band_words(
+    ax: Axes, regimes: Sequence[tuple[str, float, float]], lane: float, signs: Mapping[str, str]
+) -> list[Text]:
     """Under each band its state and where it begins; from the right, what has no room turns left or is left out."""
     left, right = ax.get_xlim()
     letter = _LETTER_INCHES * ax.figure.dpi / ax.get_window_extent().width
     texts: list[Text] = []
     free = 1.0  # share of the axis that is still free, from the left
     for state, begin, _ in reversed(regimes):
-        about = "≈ " if gradual and state != "vanished" else ""
-        words = state if begin == left else f"{state}\nfrom {about}{number_text(begin)}"
+        words = state if begin == left else f"{state}\nfrom {signs.get(state, '')}{number_text(begin)}"
         width = letter * (max(map(len, words.split("\n"))) + 1)
         place = math.log(begin / left) / math.log(right / left)
         side = "left" if place + width <= free else "right"

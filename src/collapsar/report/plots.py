@@ -84,13 +84,14 @@ CURVES = (
 # --- what several pictures have alike
 
 
-def name_classes(ax: Axes, names: Sequence[str]) -> None:
-    """Class names, or for many only their order, below an axis with a place per class."""
+def name_classes(ax: Axes, names: Sequence[str], order: str = "class") -> None:
+    """Class names below an axis with a place per class; for very many only what their ``order`` is."""
     ax.set_xlim(-0.7, len(names) - 0.3)
-    if len(names) <= _MOST_NAMES:
+    if len(names) <= 2 * _MOST_NAMES:
         _class_ticks(ax, names)
+        ax.tick_params(axis="x", labelsize="x-small" if len(names) > _MOST_NAMES else "medium")
     else:
-        ax.set_xlabel("class")
+        ax.set_xlabel(order)
 
 
 def _class_ticks(ax: Axes, names: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collapsar.report.advice import class_words
 from collapsar.report.network_axis import gradual, threshold_view
 from collapsar.report.network_words import first_thresholds, price_of, solution_headline
 from collapsar.report.page import colour_bar, drawn, plane_views, score_map
+from collapsar.report.penalty_axis import latest
 from collapsar.report.plots import largest_score, legend_above, log_ticks
 from collapsar.report.record import defined, same_counts
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, PAGE_INCHES
@@ -50,6 +51,7 @@ def solution_view(record: Record, ident: str, source: str) -> Record:
         "unit": unit,
         "threshold_svg": threshold_view(data, ident, f"Thresholds of theory and this optimum among them. {why}"),
         "gradual": gradual(own),
+        "features": own["features"],
         "columns": _COLUMNS,
         "rows": _rows(record),
         "class_counts": record["class_counts"],
@@ -78,11 +80,12 @@ def _rows(record: Record) -> list[tuple[Any, ...]]:
     for group in record["groups"]:
         k = group["classes"][0]
         merge = f"≈ {number_text(first[k])}" if k in alone else number_text(theory["merge"][k])
+        vanish = f"{latest(theory['features']) if k in alone else ''}{number_text(theory['vanish'][k])}"
         numbers = (number_text(group[name], 4) for name in ("own", "sibling", "bias", "length"))
         lengths = (number_text(record[side]["lengths"][k], 3) for side, _ in _SIDES)
         rows.append(
             (class_words(group, record["class_names"]), str(group["samples"]), {"state": group["state"]}, merge,
-             number_text(theory["vanish"][k]), *numbers, *lengths)
+             vanish, *numbers, *lengths)
         )  # fmt: skip
     return rows
 
