@@ -3,7 +3,6 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from html import escape
 
 import pytest
 from numpy.typing import NDArray
@@ -32,9 +31,12 @@ def objective() -> Callable[[cs.Problem, NDArray, NDArray], float]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of pages are made but not turned into SVG, which is most of a page's time: for tests of the words."""
-    blank: Callable[..., str] = lambda _figure, _name, label="", **_: f'<svg aria-label="{escape(label)}"></svg>'  # noqa: E731
-    monkeypatch.setattr("collapsar.report.page.svg_string", blank)
+    """Pages name their pictures and draw none, which is most of a page's time: for tests of the words."""
+    from markupsafe import Markup
+
+    blank: Callable[..., Markup] = lambda _draw, _size, _name, label: Markup('<svg aria-label="{}"></svg>').format(label)  # noqa: E731
+    for module in ("advice_page", "audit", "demonstration", "network_axis", "network_page", "page", "solution_page"):
+        monkeypatch.setattr(f"collapsar.report.{module}.drawn", blank)
 
 
 @pytest.fixture(autouse=True)

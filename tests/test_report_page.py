@@ -88,12 +88,6 @@ def text(record):
 
 
 @pytest.fixture(scope="module")
-def alone(record):
-    """The pages of the first two networks, each by itself."""
-    return [report_page(one(record, index)) for index in range(2)]
-
-
-@pytest.fixture(scope="module")
 def page(text):
     return Page(text)
 
@@ -267,15 +261,16 @@ def test_sentences_have_the_letters_of_the_page(text, page):
     assert "lambda_z" not in "".join(page.by_tag["li"] + page.by_tag["p"])
 
 
-def test_theory_s_merged_groups_are_circled_by_the_rule_that_measures(alone):
-    labels = re.findall(r'aria-label="(The [^"]*principal plane[^"]*)"', alone[1])
+@pytest.mark.usefixtures("undrawn")
+def test_theory_s_merged_groups_are_circled_by_the_rule_that_measures(record):
+    labels = re.findall(r'aria-label="(The [^"]*principal plane[^"]*)"', report_page(one(record, 1)))
     assert [label.endswith("merged groups: dog, eel and fox.") for label in labels] == [True, True]
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_cautions_stand_under_the_headline(record, alone):
+def test_cautions_stand_under_the_headline(record):
     weak = copy.deepcopy(one(record, 0))
-    assert "Separated does not mean recognised" not in alone[0]
+    assert "Separated does not mean recognised" not in report_page(weak)
     weak["runs"][0]["diagnosis"]["accuracies"][4:] = [0.1, 0.2]
     weak["runs"][0]["diagnosis"]["at_rest"] = False
     page = Page(report_page(weak))
@@ -285,16 +280,18 @@ def test_cautions_stand_under_the_headline(record, alone):
     assert any(text.startswith("Training has not converged") for text in paragraphs)
 
 
-def test_curves_are_drawn_where_there_is_history(alone):
-    text = alone[0]
+@pytest.mark.usefixtures("undrawn")
+def test_curves_are_drawn_where_there_is_history(record):
+    text = report_page(one(record, 0))
     assert "A perceptron trained on digits, 180 samples in 6 classes (50 to 10 each), for 4 epochs" in text
     charts = re.findall(r'aria-label="([^"]*over the epochs[^"]*)"', text)
     assert [chart.partition(" over")[0] for chart in charts] == ["Test images recognised", "NC1", "Imbalance of forces"]
     assert text.count("While training") == 1
 
 
-def test_settings_are_told_without_braces_and_superfluous_digits(alone):
-    told = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", alone[0]))
+@pytest.mark.usefixtures("undrawn")
+def test_settings_are_told_without_braces_and_superfluous_digits(record):
+    told = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", report_page(one(record, 0))))
     wanted = {
         "model": "name mlp, widths 8, 4, feature_norm none", "compile": "no", "warm_fraction": "0.1667", "seed": "7",
         "penalties": "λ<sub>W</sub> 0.2, λ<sub>b</sub> inf", "steps": "(0, 1), (0.5, 0.1)", "commit": "not recorded",
@@ -370,8 +367,8 @@ def test_headings_descend_one_level_at_a_time(record, text, demonstrated):
         assert all(b <= a + 1 for a, b in pairwise(levels))
 
 
-def test_the_page_is_small_the_same_every_time_and_asks_for_nothing(record, text, alone):
-    assert alone[1] == report_page(one(record, 1))
+def test_the_page_is_small_the_same_every_time_and_asks_for_nothing(record, text):
+    assert report_page(one(record, 1)) == report_page(one(record, 1))
     assert len(text.encode()) < 2_000_000
     assert re.findall(r"https?://(?!www\.w3\.org/)", text) == []
 
