@@ -16,6 +16,7 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(20_000)  # after every 700 objects, as Python has it, looking is a twentieth of all tests
     gc.enable()
 
 
@@ -34,7 +35,9 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages name their pictures and draw none, which is most of a page's time: for tests of the words."""
     from markupsafe import Markup
 
-    blank: Callable[..., Markup] = lambda _draw, _size, _name, label: Markup('<svg aria-label="{}"></svg>').format(label)  # noqa: E731
+    def blank(_draw: object, _size: object, _name: str, label: str) -> Markup:
+        return Markup('<svg aria-label="{}"></svg>').format(label)
+
     for module in ("advice_page", "audit", "demonstration", "network_axis", "network_page", "page", "solution_page"):
         monkeypatch.setattr(f"collapsar.report.{module}.drawn", blank)
 

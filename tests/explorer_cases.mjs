@@ -8,16 +8,6 @@ const { batchDecayOf, cosineOf, entryOf, solve } = await load("solve");
 const { thresholds } = await load("thresholds");
 const { positionsOf } = await load("geometry");
 
-/** ms of one solve: the least of three, since others may be at work on the machine. */
-function duration(problem) {
-  const times = [1, 2, 3].map(() => {
-    const begin = performance.now();
-    solve(problem);
-    return performance.now() - begin;
-  });
-  return Math.min(...times);
-}
-
 function answer(problem) {
   const s = solve(problem),
     t = thresholds(problem);
@@ -25,7 +15,6 @@ function answer(problem) {
     each = (f) => groups.map((_, g) => f(g)),
     pairs = (f) => each((g) => each((h) => f(g, h)));
   return {
-    ms: duration(problem),
     own: each((g) => entryOf(s, groups, g, g, true)),
     other: pairs((g, h) => entryOf(s, groups, g, h, g === h && groups[g].k === 1)),
     b: Array.from(s.b),
@@ -52,5 +41,4 @@ const problems = JSON.parse(readFileSync(cases)).map(({ problem }) => ({
   ...problem,
   lambdaB: problem.lambdaB === "inf" ? Infinity : problem.lambdaB,
 }));
-problems.forEach(answer); // once to warm up
 console.log(JSON.stringify(problems.map(answer)));

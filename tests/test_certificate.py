@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -105,6 +107,11 @@ def test_a_direction_that_should_be_dead_opens_the_gap_by_what_it_costs(lambda_b
     assert c.gap == pytest.approx(c.primal - s.certificate.primal, rel=1e-3)
 
 
+@cache
+def least(p):
+    return cs.solve(p).certificate.primal
+
+
 @pytest.mark.parametrize("features", ["signed", "nonnegative"])
 @pytest.mark.parametrize("lambda_b", [0.0, 1e-300, 1e-14, 0.01])
 @pytest.mark.parametrize(
@@ -116,4 +123,4 @@ def test_saturated_predictions_are_certified(features, lambda_b, scale, shut_out
     b = np.array([0.0, 0.0, shut_out])
     c = cs.certify(p, scale * np.eye(3), b)
     assert c.primal == pytest.approx(objective(p, scale * np.eye(3), b), rel=1e-12)
-    assert 0 <= c.dual <= cs.solve(p).certificate.primal
+    assert 0 <= c.dual <= least(p)

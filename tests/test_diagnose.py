@@ -309,6 +309,7 @@ def test_the_gate_passes_a_healthy_network(tmp_path, capsys):
     assert "All 10 classes are separated." in out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_page_and_picture(npz, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"<kind {k}>" for k in range(10)), encoding="utf-8")
@@ -335,6 +336,7 @@ def test_the_command_writes_page_and_picture(npz, tmp_path, capsys):
     assert record["forces"]["relative_gradient"] > 0.1  # the network was trained without
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

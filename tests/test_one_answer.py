@@ -15,6 +15,7 @@ from collapsar.advise.outlook import outlooks
 from collapsar.cli.app import app
 from collapsar.core.normalization import Over, own_penalties
 from collapsar.core.states import CLASS_STATES, past
+from collapsar.core.thresholds import Thresholds
 from collapsar.metrics.separation import class_logits, class_separation
 from collapsar.phase.diagram import phase_diagram
 from collapsar.phase.grid import Axis, PhaseSettings
@@ -65,6 +66,11 @@ def solved(name: str) -> cs.Solution:
     return cs.solve(problems()[name])
 
 
+@cache
+def transitions(name: str) -> Thresholds:
+    return cs.thresholds(problems()[name])
+
+
 def test_the_table_is_long_enough() -> None:
     assert len(NAMES) >= 40
     assert {s for name in NAMES for s in solved(name).class_states} == {"separated", "merged", "vanished"}
@@ -74,7 +80,7 @@ def test_the_table_is_long_enough() -> None:
 def test_thresholds_and_the_optimum_agree(name: str) -> None:
     """Two roads: wherever a threshold is exact, the certified state is the one on its side."""
     p, states = problems()[name], solved(name).class_states
-    t, penalty = cs.thresholds(p), own_penalties(p)
+    t, penalty = transitions(name), own_penalties(p)
     shared = not t.exact.all()
     for k, state in enumerate(states):
         if p.features == "signed":
@@ -96,7 +102,7 @@ def test_advice_has_the_certified_states(name: str) -> None:
         if not np.isnan(o.safety):
             assert (o.safety > 1) == (o.state == "separated")
         if s.problem.features == "signed":  # no class outlives the last threshold
-            assert not o.threshold > cs.thresholds(s.problem).vanish.max() * (1 + 1e-9)
+            assert not o.threshold > transitions(name).vanish.max() * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("over", ["sample", "batch"])

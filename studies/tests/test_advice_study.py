@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import cache
 from math import sqrt
 
 import numpy as np
@@ -19,11 +20,12 @@ from collapsar.training import ModelSpec, build_model, load_data, penalties_for
 from collapsar.training.penalties import penalised_loss
 from collapsar_studies import advice_adjusting, advice_plans, advice_runs, advice_study
 from collapsar_studies.advice_pictures import study_rows
-from collapsar_studies.advice_plans import Setting, StudyPreset, base_recipe, carried_out, given_advice, recipes
+from collapsar_studies.advice_plans import Setting, StudyPreset, base_recipe, carried_out, given_advice
 from collapsar_studies.advice_runs import Images, Recipe, Schedule, subset, train_and_measure
 from collapsar_studies.advice_sharpness import SHARPNESS, sharpness
 
 MERGING = Setting("digits", "step", 10, 60, "merging")
+recipes = cache(advice_plans.recipes)  # plans of one setting are the same for every test
 
 
 def test_a_subset_takes_whole_classes_without_repeats() -> None:
@@ -124,7 +126,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[StudyPreset]:
     fixed = {"kind": "advice-sharpness", "runs": [], **advice_study._plain(asdict(experiment))}
     monkeypatch.setattr(advice_study, "sharpness", lambda preset, out: fixed)
     few = {"nothing", "advice", "advice-double", "balanced-sampling", "sweep:0.25", "sweep:0.0001"}
-    chosen = {s: {k: v for k, v in advice_plans.recipes(s).items() if k in few} for s in settings}
+    chosen = {s: {k: v for k, v in recipes(s).items() if k in few} for s in settings}
     monkeypatch.setattr(advice_study, "_recipes", chosen.__getitem__)
     advice_study._told_all.cache_clear()
     yield size
