@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy.stats import ortho_group
 
 from collapsar.report.class_plane import class_means_plane, principal_plane
+from collapsar.report.style import CLUSTER_COLOURS, COLOURS
 
 FLAT = np.array([[2.0, 0.0], [-1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])
 
@@ -41,6 +43,24 @@ def test_merged_groups_are_circled_and_their_names_joined() -> None:
     artists = class_means_plane(record, Figure().subplots())
     assert [text.get_text() for text in artists.names] == ["cat", "<b>, $x$"]
     assert len(artists.circles) == 1
-    assert len(artists.points) == 3
+    (points,), places = artists.points, principal_plane(record["class_means"])[0]  # one state: one marker for all
+    np.testing.assert_array_equal(np.asarray(points.get_offsets()), places)
+    assert [to_hex(colour) for colour in np.asarray(points.get_facecolor())] == [
+        COLOURS[CLUSTER_COLOURS[j]] for j in (0, 1, 1)
+    ]
+    assert [segment.tolist() for segment in artists.rays.get_segments()] == [
+        [[0, 0], place] for place in places.tolist()
+    ]
     with pytest.raises(ValueError, match="`states`"):
         class_means_plane({**record, "states": ["merged"]}, Figure().subplots())
+
+
+def test_each_state_has_its_marker_and_its_classes() -> None:
+    means = np.array([[2.0, 0.0], [-1.0, 1.0], [np.nan, np.nan], [-1.0, -1.0], [0.0, 0.0]])
+    states = ["separated", "merged", "unseen", "separated", "vanished"]
+    artists = class_means_plane({"class_means": means, "states": states, "lost": [2, 3]}, Figure().subplots())
+    places = principal_plane(means)[0]
+    *of_states, lost = (np.asarray(points.get_offsets()).tolist() for points in artists.points)
+    assert of_states == [places[[0, 3]].tolist(), places[[1]].tolist(), places[[4]].tolist()]
+    assert lost == places[[3]].tolist()
+    assert len(artists.rays.get_segments()) == 4

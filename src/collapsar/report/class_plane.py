@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
-from matplotlib.lines import Line2D
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Circle
 from matplotlib.text import Text
 
@@ -42,7 +41,7 @@ class PlaneArtists(NamedTuple):
     """What was drawn, and the share of the means' squared length that lies in the plane."""
 
     points: list[PathCollection]
-    rays: list[Line2D]
+    rays: LineCollection
     circles: list[Circle]
     names: list[Text]
     shown: float
@@ -127,11 +126,16 @@ def class_means_plane(record: Mapping[str, Any], ax: Axes, *, reach: float | Non
             raise ValueError(f"`{what}` must hold one entry for each of the {len(places)} classes, got {len(values)}")
     longest = float(np.nanmax(np.hypot(*places.T), initial=0.0)) or 1.0
     reach = 1.25 * longest if reach is None else reach
-    points, rays, colours = [], [], _colours(record, states)
-    for k in np.flatnonzero(np.isfinite(places).all(axis=1)):
-        colour, marker = colours[k], STATES[states[k]].marker
-        rays += ax.plot([0, places[k, 0]], [0, places[k, 1]], color=colour, linewidth=0.9, alpha=0.5, zorder=2)
-        points.append(ax.scatter(*places[k], s=26, marker=marker, color=colour, linewidths=0, zorder=3))
+    seen, colours = np.flatnonzero(np.isfinite(places).all(axis=1)), np.array(_colours(record, states))
+    # one artist for all rays and one for each marker: hundreds of them take seconds to make
+    rays = LineCollection([((0, 0), tuple(places[k])) for k in seen], colors=colours[seen].tolist(), alpha=0.5)
+    rays.set(linewidth=0.9, zorder=2)
+    ax.add_collection(rays, autolim=False)
+    markers = np.array([STATES[state].marker for state in states])
+    points = []
+    for marker in dict.fromkeys(markers[seen].tolist()):
+        x, y = places[these := seen[markers[seen] == marker]].T
+        points.append(ax.scatter(x, y, s=26, marker=marker, color=colours[these].tolist(), linewidths=0, zorder=3))
     lost = [k for k in record.get("lost") or () if np.isfinite(places[k]).all()]
     if lost:
         edge = {"facecolors": "none", "edgecolors": COLOURS["ink"], "linewidths": 0.9}
