@@ -64,7 +64,21 @@ def test_classes_that_the_optimum_outvotes_are_not_safe() -> None:
     best = (s.Z + s.b[:, None]).argmax(axis=0)
     assert (a.verdict, a.merged, a.outvoted) == ("outvoted", (), (5, 6, 7, 8, 9))
     assert np.flatnonzero(best != np.arange(10)).tolist() == list(a.outvoted)
-    assert "log of the class frequencies" in a.cure
+    corrected = (s.Z + s.b[:, None] - np.log(s.problem.class_counts)[:, None]).argmax(axis=0)
+    assert corrected.tolist() == list(range(10))
+    assert "subtract the log of the class frequencies from the logits: that gives them back too" in a.cure
+
+
+@pytest.mark.parametrize(("weight_decay", "enough"), [(1.3, True), (1.5, False)])
+def test_the_prior_correction_is_offered_where_it_is_enough(weight_decay: float, enough: bool) -> None:
+    """The class of 5 samples beside 500 is outvoted at both; at the stronger decay by more than the prior."""
+    recipe = replace(SGD, weight_decay=weight_decay)
+    a = advise_standard("exp:500:5:5", recipe)
+    p = Problem.from_normalized("exp:500:5:5", lambda_w=weight_decay, norm=recipe.norm_length, lambda_b=0.0)
+    s = solve(p, 1e-7)
+    right = (s.Z + s.b[:, None] - np.log(p.class_counts)[:, None]).argmax(axis=0) == np.arange(5)
+    assert (a.verdict, bool(right.all())) == ("outvoted", enough)
+    assert ("gives them back too" in a.cure, "does not give every class" in a.cure) == (enough, not enough)
 
 
 @pytest.mark.parametrize(

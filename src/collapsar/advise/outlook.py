@@ -237,6 +237,17 @@ def inference_margins(solution: Solution) -> Vector:
     return _margins(logits_of(solution))
 
 
+def corrected_margins(solution: Solution) -> Vector:
+    """The same after the prior correction for equally frequent classes.
+
+    Example:
+        >>> from collapsar import Problem, solve
+        >>> print(corrected_margins(solve(Problem("500x5,100x5", 0.0032, 0.02)))[[0, 9]].round(3))
+        [1.337 0.415]
+    """
+    return _margins(logits_of(solution) + _equal_priors(solution.problem))
+
+
 def calibration_shift(solution: Solution) -> float:
     """How far the mean predicted probability of each class lies from its frequency n/N: total variation, 0 to 1.
 
