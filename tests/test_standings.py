@@ -50,6 +50,39 @@ def test_a_class_outvoted_by_the_prior_is_given_the_prior_correction():
     assert "logit adjustment" in d.words[1]
 
 
+@pytest.mark.parametrize(
+    ("scale", "bias", "words"),
+    [
+        (
+            1.2**0.5,
+            (1.5, 0.4, 0, 0),
+            "subtract 0.75 log(n_k/N) from the scores after training; all of it would lose 1.",
+        ),
+        (0.3**0.5, (1.185, 0.89, 0, 0), "Subtracting log(n_k/N) from the scores gives it back and loses 0 and 1:"),
+    ],
+)
+def test_a_correction_that_loses_other_classes_is_not_advised(scale, bias, words):
+    """The two are as frequent, and the second is right by little; a share of the prior may do."""
+    d = diagonal(bias, scale)
+    assert d.lost == (2, 3)
+    assert words in d.words[0]
+    Z = d.measurement.Z + d.measurement.b[:, None]
+    right = {t: np.argmax(Z - t * np.log(COUNTS)[:, None], axis=0) == np.arange(4) for t in (0.0, 0.5, 0.75, 1.0)}
+    assert right[0.0].tolist() == [True, True, False, False]
+    assert [bool(right[t].all()) for t in (0.5, 0.75, 1.0)] == 2 * ["0.75" in words] + [False]
+
+
+def test_merged_classes_that_the_prior_alone_hides_are_told_so():
+    M = np.diag([3.0, 3.0, 1.0, 0.0])
+    M[2:, 3] = 0.03, -0.03
+    M[3, 2] = 1.0
+    X, y = samples(COUNTS, M)
+    d = diagnose_measurement(measure(X, y, M, np.array([2.0, 0, 0, 0])))
+    assert (d.separation.merged_classes, d.lost) == ((2, 3), (2, 3))
+    assert np.argmax(X @ M.T - np.log(COUNTS) + d.measurement.b, axis=1).tolist() == y.tolist()
+    assert any("Subtracting log(n_k/N) from the scores gives 2 and 3 back on these samples" in text for text in d.words)
+
+
 def test_a_merged_class_that_is_taken_for_its_sibling_needs_room_not_a_correction():
     W, H, b = signed_network(lambda_z=0.0037)[1:]
     X, y = samples(np.repeat([500, 100], 5), H)

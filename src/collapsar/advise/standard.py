@@ -210,8 +210,12 @@ def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardA
 def _correction(s: Solution, recipe: Recipe) -> str:
     """What the prior correction alone does at an optimum that outvotes classes."""
     if not corrected_margins(s).min() > _LEVEL:
-        return "to subtract the log of the class frequencies from the logits alone does not give every class its samples"
-    if recipe.optimizer == "adamw":  # whose runs end off the forecast: in one it was enough, in one ruin (docs/advise.md)
+        return (
+            "to subtract the log of the class frequencies from the logits alone does not give every class its samples"
+        )
+    if (
+        recipe.optimizer == "adamw"
+    ):  # whose runs end off the forecast: in one it was enough, in one ruin (docs/advise.md)
         return "the log of the class frequencies alone can be too much for logits that decay has shortened"
     return "where it must stay, subtract the log of the class frequencies from the logits: that gives them back too"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from collapsar.core.sentences import percent
-from collapsar.diagnose.measurement import Measurement
+from collapsar.core.types import Mask
 from collapsar.metrics.evidence import LostClass
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 _MOST_LOST = 5
 _MOST_LISTED = 100
 _MOST_GROUPS = 3
+# Shares of the prior that a correction may take out of the scores, all of it first; nats by which scores must differ.
+_SHARES, _TIE = (1.0, 0.75, 0.5, 0.25), 1e-6
+# Columns of the predictions are made for this many classes at a time.
+_CLASSES = 256
 # A difference of biases, in nats, that no class frequencies explain: a factor of a million.
 _SHUT = 14.0
 
@@ -106,12 +111,13 @@ def lost(d: Diagnosis) -> Iterator[str]:
     """Why no sample of a class is given to it, and what helps."""
     m, states = d.measurement, d.separation.states
     dead = {k: group for group in d.shared_rows for k in group}
+    corrections = _corrections(d) if d.standings.lost else ()
     for c in [c for c in d.standings.lost if c.reason == "outvoted"][:_MOST_LOST]:
         samples = f"none of the {m.class_counts[c.index]} samples of {d.class_names[c.index]} is given to it"
         ahead = (
             f"scores {d.class_names[c.rival]} higher by {_nats(c.nats)} nats" if c.nats > 0 else "is right all the same"
         )
-        text = f"on average the head {ahead}. {_cure(c, m)}"
+        text = f"on average the head {ahead}. {_cure(d, c, corrections)}"
         if c.index in dead and c.rival in dead[c.index]:
             text = f"its row of the head is that of {d.class_names[c.rival]} as well, which the bias prefers."
         yield f"{samples[0].upper()}{samples[1:]}: {text}"
@@ -120,10 +126,9 @@ def lost(d: Diagnosis) -> Iterator[str]:
         pairs = "; ".join(
             f"{d.class_names[c.index]}, taken for {d.class_names[c.rival]}" for c in near["merged"][:_MOST_LOST]
         )
-        yield (
-            f"Lost among the merged classes, no sample given to them: {pairs}. No correction of the scores "
-            "separates them: they need room of their own, by weaker penalties on head and features, or class weights."
-        )
+        room = "need room of their own, by weaker penalties on head and features, or class weights."
+        tried = _of_merged(d, {c.index for c in near["merged"]}, corrections)
+        yield f"Lost among the merged classes, no sample given to them: {pairs}. {tried} they {room}"
     if near["vanished"]:
         classes = d.named([c.index for c in near["vanished"]])
         yield (
@@ -143,20 +148,75 @@ def lost(d: Diagnosis) -> Iterator[str]:
         yield f"All lost classes: {', '.join(names[:_MOST_LISTED])}{rest}."
 
 
-def _cure(c: LostClass, m: Measurement) -> str:
-    """Whether dividing the class frequencies out of the scores gives the class back."""
-    if int(np.argmax(m.evidence.columns(c.index))) == c.index and m.b[c.index] < m.b[c.rival] - _SHUT:
-        return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[c.index]:.3g} nats below the rival's; set it anew."
-    corrected = m.predictions.columns(c.index) + m.b - np.log(np.maximum(m.class_counts, 1))
-    if int(np.argmax(corrected)) == c.index:
-        return (
-            "The evidence is there, the prior outvotes it: subtract log(n_k/N) from the scores after training, or "
-            "train with those offsets (logit adjustment)."
-        )
-    return (
-        "Subtracting log(n_k/N) from the scores is not enough to give it back: it needs more room, by weaker penalties "
-        "or class weights, or more samples."
+@dataclass(frozen=True, eq=False)
+class _Correction:
+    """A share of log(n_k/N) taken out of the scores.
+
+    Attributes:
+        share: how much of it.
+        right: classes whose mean prediction then scores their own class highest, shape (K,).
+        loses: classes that this takes away, ascending: right as they are, and not then.
+    """
+
+    share: float
+    right: Mask
+    loses: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        return "log(n_k/N)" if self.share == 1 else f"{self.share:g} log(n_k/N)"
+
+
+def _corrections(d: Diagnosis) -> tuple[_Correction, ...]:
+    """What each share of the prior's correction does; of many classes only to the lost that are named."""
+    m = d.measurement
+    classes = np.arange(m.num_classes) if m.small else np.array([c.index for c in d.standings.lost[:_MOST_LISTED]])
+    shares = (0.0, *_SHARES)
+    right = np.zeros((len(shares), m.num_classes), dtype=bool)
+    absent, prior = m.class_counts == 0, np.log(np.maximum(m.class_counts, 1))[:, None]
+    for part in np.array_split(classes, -(-len(classes) // _CLASSES)):
+        scores, place = m.predictions.columns(part) + m.b[:, None], np.arange(len(part))
+        for found, share in zip(right, shares, strict=True):
+            x = scores - share * prior
+            x[absent & (share > 0)] = -np.inf  # a prior of zero has no correction
+            own = x[part, place]
+            x[part, place] = -np.inf
+            found[part] = own > x.max(axis=0) + _TIE
+    return tuple(
+        _Correction(share, found, tuple(np.flatnonzero(right[0] & ~found).tolist()))
+        for share, found in zip(_SHARES, right[1:], strict=True)
     )
+
+
+def _of_merged(d: Diagnosis, lost: set[int], corrections: tuple[_Correction, ...]) -> str:
+    """What the prior's correction does for classes that differ by little."""
+    for correction in corrections:
+        # a bias makes one of several that are the same right
+        several = [group for group in d.separation.groups if np.count_nonzero(correction.right[list(group)]) > 1]
+        back = sorted(k for group in several for k in group if correction.right[k] and k in lost)
+        if back and not correction.loses:
+            return (
+                f"Subtracting {correction.text} from the scores gives {d.named(back)} back on these samples, by the "
+                "little that is left between them; for new samples"
+            )
+    return "No correction of the scores separates them:"
+
+
+def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> str:
+    """Whether taking the class frequencies out of the scores gives the class back, and at whose cost."""
+    m, k, room = d.measurement, c.index, "it needs more room, by weaker penalties or class weights, or more samples."
+    if int(np.argmax(m.evidence.columns(k))) == k and m.b[k] < m.b[c.rival] - _SHUT:
+        return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[k]:.3g} nats below the rival's; set it anew."
+    whole = corrections[0]
+    best = next((found for found in corrections if found.right[k] and not found.loses), None)
+    if best is None and whole.right[k]:
+        return f"Subtracting log(n_k/N) from the scores gives it back and loses {d.named(whole.loses)}: {room}"
+    if best is None:
+        return f"Subtracting log(n_k/N) from the scores is not enough to give it back: {room}"
+    there = f"The evidence is there, the prior outvotes it: subtract {best.text} from the scores after training"
+    if best is whole:
+        return f"{there}, or train with those offsets (logit adjustment)."
+    return f"{there}; all of it would lose {d.named(sorted({*whole.loses, *([] if whole.right[k] else [k])}))}."
 
 
 def outscored(d: Diagnosis) -> Iterator[str]:
