@@ -408,6 +408,15 @@ def test_advice_on_a_norm_before_the_head_is_that_of_its_model() -> None:
     unknown = advise_training([100, 100, 20, 20], model, optimizer)
     assert unknown.advice.verdict == same.verdict
     assert "The number of steps is not known" in unknown.cautions[-1]
+    assert not any("layers below the head as well" in caution for caution in unknown.cautions)
+    groups = [{"params": model[0].parameters(), "weight_decay": 0.3}, groups[1]]
+    both = advise_training([100, 100, 20, 20], model, torch_optim.SGD(groups, lr=0.1), Loop(schedule=1000))
+    assert any("layers below the head as well" in caution for caution in both.cautions)
+    groups[1]["weight_decay"] = 2.6  # merges without smoothing only
+    for smoothing, verdict in ((0.0, "merge"), (0.1, "outvoted")):
+        loop = Loop(nn.CrossEntropyLoss(label_smoothing=smoothing), schedule=1000)
+        both = advise_training([100, 100, 20, 20], model, torch_optim.SGD(groups, lr=0.1), loop)
+        assert both.advice.verdict == verdict
     without = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     adamw = torch_optim.AdamW(without.parameters(), lr=1e-3, weight_decay=0.05)
     assert advise_training([300, 60, 10], without, adamw, Loop(schedule=1_000_000)).advice.verdict == "unknown"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from collapsar.core.checks import must_be_positive
+from collapsar.core.loss import Loss
 from collapsar.core.normalization import norm_length
 
 Norm = Literal["layernorm", "rmsnorm", "cosine", "batchnorm", "none"]
@@ -32,6 +33,7 @@ class Recipe:
         eps: AdamW's.
         length: of the features, or its root mean square; None: sqrt(width), and 16 for a cosine head,
             whose scale this is.
+        smoothing: of the labels, in [0, 1).
 
     Raises:
         ValueError: A value is out of range.
@@ -48,6 +50,7 @@ class Recipe:
     gain_decay: float | None = None
     eps: float = _EPS
     length: float | None = None
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", Optimizer), ("norm", Norm), ("schedule", Schedule)):
@@ -55,6 +58,7 @@ class Recipe:
                 raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         optional = {"batch_size": self.batch_size, "gain_decay": self.gain_decay, "length": self.length}
         known = {name: value for name, value in optional.items() if value is not None}
+        Loss(smoothing=self.smoothing)
         must_be_positive(weight_decay=self.weight_decay, lr=self.lr, steps=self.steps, width=self.width, **known)
 
     @property

@@ -55,7 +55,7 @@ class Training:
         None, help="With --norm: of the features; default sqrt(width), and 16, its scale, for cosine."
     )
 
-    def recipe(self) -> Recipe | None:
+    def recipe(self, smoothing: float) -> Recipe | None:
         """The standard training that the options describe, None without --norm."""
         if self.norm is None:
             return None
@@ -80,6 +80,7 @@ class Training:
             schedule=self.schedule,
             gain_decay=self.gain_decay,
             length=self.length,
+            smoothing=smoothing,
         )
 
 
@@ -116,7 +117,7 @@ def advise(
     Every remedy is the least setting that brings each class across its threshold with room to spare, checked by solving
     the problem after the change. No training, no torch.
     """
-    recipe = training.recipe()
+    recipe = training.recipe(loss.smoothing)
     _check_options(context)
     picture_given(picture)
     if recipe is not None:
@@ -157,7 +158,7 @@ _OF_STANDARD = {field.name for field in fields(Training)} - {"weight_decay", "la
 _KINDS = (
     (
         "norm",
-        _OF_COUNTS | _OF_STANDARD | {"weight_decay", "optimizer"},
+        _OF_COUNTS | _OF_STANDARD | {"weight_decay", "optimizer", "smoothing"},
         f"--norm describes a training: it goes with COUNTS and {_NEEDED}",
     ),
     (

@@ -186,8 +186,14 @@ def effective_penalties(
     )
 
 
-def agreement_words(effective: EffectivePenalties, at_rest: bool) -> str:
-    """How well the two readings of lambda_z agree, and what a disagreement means."""
+def agreement_words(effective: EffectivePenalties, at_rest: bool, *, as_predicted: bool = True) -> str:
+    """How well the two readings of lambda_z agree, and what a disagreement means.
+
+    Args:
+        effective: the readings.
+        at_rest: whether the head is stationary.
+        as_predicted: whether every class is in the state that the optimum has it in.
+    """
     balance, predicted = effective.lambda_z, effective.from_predictions
     ratio, spread = effective.ratio, effective.spread
     if not np.isfinite(balance):
@@ -200,8 +206,9 @@ def agreement_words(effective: EffectivePenalties, at_rest: bool) -> str:
     both = f"lambda_z is {balance:.4g} by the norms of head and features and {predicted:.4g} by the predictions"
     if not at_rest:
         return f"{both}; the head is not at rest, so neither is a penalty yet."
-    if effective.agree and effective.stuck:
-        return f"{both}: they agree for the separated classes."
+    if effective.agree and (effective.stuck or not as_predicted):
+        elsewhere = "" if as_predicted else ", but the network is not at the optimum, which has other states"
+        return f"{both}: they agree for the separated classes{elsewhere}."
     if effective.agree:
         return f"{both}: they agree, so the network sits at an optimum of the model at that penalty."
     if np.isfinite(spread) and spread >= _AGREE**2 and max(ratio, 1 / ratio) < _AGREE:

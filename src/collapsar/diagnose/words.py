@@ -41,7 +41,8 @@ def findings(d: Diagnosis) -> Iterator[str]:
     if d.fit is not None and d.model.name != "none":
         yield _distance(d, d.fit)
     if d.effective is not None and penalised:
-        yield agreement_words(d.effective, d.at_rest) + _against_known(d.known, d.effective)
+        as_predicted = d.prediction is None or tuple(d.prediction.seen) == tuple(d.separation.states)
+        yield agreement_words(d.effective, d.at_rest, as_predicted=as_predicted) + _against_known(d.known, d.effective)
         yield from _stuck(d, d.effective)
     answered = () if penalised else (UNPENALISED, NORMALISED)  # by the model's own sentence
     told = [caution for caution in d.known.cautions if not any(text in caution for text in answered)]

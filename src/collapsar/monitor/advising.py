@@ -20,7 +20,7 @@ from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.differences import Facts, differences
 from collapsar.monitor.exposure import unlike
-from collapsar.monitor.known import training_of, weight_decays
+from collapsar.monitor.known import body, training_of, weight_decays
 from collapsar.monitor.layers import layers_above_norm
 from collapsar.monitor.optimizers import Optimizers, each_of, group_of, preconditioner
 
@@ -33,9 +33,13 @@ _OWN_STEPS = (
     "How far decay comes is not known: where an optimizer finds the size of its steps itself, "
     "the sum of lr * weight_decay bounds nothing before the run has ended."
 )
+_BODY = (
+    "Decay acts on the layers below the head as well, which the model has not: strong decay there can lose classes "
+    "that the head's alone would keep."
+)
 _NO_STEPS = (
-    "The number of steps is not known: the verdict is that of a run to rest. Pass loop.schedule, a scheduler or the "
-    "steps of the whole run; far from rest, decay has done less."
+    "The number of steps is not known: the verdict is that of a run to rest. Pass loop.schedule, the steps of the "
+    "whole run (or a scheduler, where the optimizer counts its steps); far from rest, decay has done less."
 )
 
 
@@ -120,7 +124,8 @@ def advise_training(
         return TrainingAdvice(advise(_problem(n, facts, features), margin), cautions)
     if (recipe := _recipe(n, facts)) is not None:
         steps = () if facts.clock is not None else (_NO_STEPS if recipe.optimizer != "other" else _OWN_STEPS,)
-        return TrainingAdvice(advise_standard(n, recipe), cautions + steps)
+        layers = (_BODY,) if facts.norm is not None and body(facts) == "decayed" else ()
+        return TrainingAdvice(advise_standard(n, recipe), cautions + layers + steps)
     decay, layers = _one_decay(facts), layers_above_norm(model, head)
     return TrainingAdvice(advise_weight_decay(n, decay, layers=layers, margin=margin), ())
 
@@ -138,7 +143,7 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     rate = decay.clock_rate if decay.clock_rate > 0 and not adaptive else 1.0
     steps = facts.clock.steps if facts.clock is not None and facts.clock.steps else 1
     clock = _LONG if facts.clock is None else facts.clock.total * rate
-    _check_plain(facts)
+    _check_plain(facts, smoothed=True)
     if facts.loss.summed and batch is None:
         raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
     optimizers = each_of(facts.optimizer)
@@ -161,12 +166,13 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
         gain_decay=None if gain is None else gain / step,
         eps=float(group[1].get("eps", 1e-8)) if own == "adamw" and group is not None else 1e-8,
         length=None if norm is None else norm.length,
+        smoothing=0.0 if facts.loss.loss is None else facts.loss.loss.smoothing,
     )
 
 
-def _check_plain(facts: Facts) -> None:
+def _check_plain(facts: Facts, *, smoothed: bool = False) -> None:
     loss = facts.loss.loss
-    if loss is not None and not loss.is_plain:
+    if loss is not None and not (replace(loss, smoothing=0.0) if smoothed else loss).is_plain:
         raise ValueError(
             "no theory applies: the losses that weight decay alone brings were measured for the plain cross-entropy, "
             "not with class weights, offsets or smoothing. Name a feature penalty with loop.penalties, or measure a "

@@ -103,7 +103,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
         rest=None if facts.rows is None else facts.rows.rest,
         norm=norm,
         bounded_by=bounding(facts.model, facts.head),
-        body=_body(facts),
+        body=body(facts),
     )
 
 
@@ -155,7 +155,7 @@ def _of_bias(facts: Facts) -> float | None:
     return None if of_optimizer is None and own is None else (of_optimizer or 0.0) + (own or 0.0)
 
 
-def _body(facts: Facts) -> Literal["frozen", "decayed", "free"] | None:
+def body(facts: Facts) -> Literal["frozen", "decayed", "free"] | None:
     """Whether the layers below the head are frozen, decayed, or trained without decay; None without an optimizer."""
     if facts.optimizer is None:
         return None
