@@ -6,7 +6,7 @@ import math
 import random
 import re
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -535,6 +535,12 @@ def test_a_scheduler_alone_does_not_tell_how_many_steps_sgd_made() -> None:
     """It may be stepped once an epoch: 200 of 390 steps are no clock of 200 steps."""
     w = nn.Parameter(torch.ones(3, 2))
     optimizer = torch_optim.SGD([w], lr=0.1, weight_decay=5e-4)
+    head = nn.Linear(2, 3)
+    own = torch_optim.SGD(head.parameters(), lr=0.1, weight_decay=0.5)
+    steps, broken = cast("Any", (np.int64(400), 400.0))
+    assert quietly(nn.Sequential(head), head, own, schedule=steps)[0].decay_clock == pytest.approx(20)
+    with pytest.raises(ValueError, match=r"`schedule` must be a scheduler or a whole number of steps, got 400\.0"):
+        known_training(nn.Sequential(head), head, own, schedule=broken)
     scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 200)
     optimizer.step()
     scheduler.step()
@@ -642,10 +648,12 @@ LOSSES = {
 }
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_what_it_computes(name: str) -> None:
+def test_a_loss_is_what_it_computes(name: str, autocast: bool) -> None:
     criterion, loss, summed, reason = LOSSES[name]
-    found = read_criterion(criterion, 3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = read_criterion(criterion, 3)
     assert found.summed is summed
     assert reason in found.reason
     assert (found.loss is None) is (loss is None)

@@ -256,8 +256,18 @@ def test_half_precision_loses_digits_and_nothing_else() -> None:
     want = float(criterion(logits.double(), labels))
     for kind, tolerance in ((torch.float16, 2e-3), (torch.bfloat16, 1e-2)):  # the format's digits of logits and mean
         got = criterion(logits.to(kind), labels)
-        assert got.dtype is kind
+        assert got.dtype is torch.float32
         assert float(got) == pytest.approx(want, rel=tolerance)
+
+
+def test_the_first_factor_of_a_gradient_scaler_leaves_no_gradient_without_a_number() -> None:
+    """It is 2^16, more than float16 holds: a loss in that type would be infinite once scaled."""
+    logits = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    half, labels = logits.half().requires_grad_(), torch.arange(64) % 3
+    (MatchedCrossEntropy(cs.Problem([30, 20, 10], 0.01))(half, labels) * 2.0**16).backward()
+    assert half.grad is not None
+    expected = (torch.softmax(half.detach().double(), 1) - torch.eye(3)[labels]) / 64
+    torch.testing.assert_close(half.grad.double() / 2**16, expected, rtol=2e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("K", [10, 100, 150])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -280,6 +282,24 @@ def test_bookkeeping_is_the_problem_of_repeated_samples(penalty) -> None:
 def test_bad_arguments_are_named(labels, arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ClassAwareSampler(labels, **arguments)
+
+
+def test_numbers_of_numpy_and_torch_are_taken() -> None:
+    multipliers = torch.tensor(MULTIPLIERS, dtype=torch.float64, requires_grad=True)
+    one: Any = np.int64(1)
+    ours = ClassAwareSampler(torch.tensor(LABELS), multipliers, seed=one)
+    ours.set_epoch(3 * one)
+    theirs = sampler(seed=1)
+    theirs.set_epoch(3)
+    assert list(ours) == list(theirs)
+    theirs.load_state_dict(torch.load(saved(ours.state_dict()), weights_only=True))
+
+
+def saved(state: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
 
 
 def test_a_state_of_another_sampler_is_refused() -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,9 @@ class Facts:
         if self.optimizer is None or self.decay is None:
             return None
         plan = self.schedule
-        steps, scheduler = (plan, None) if isinstance(plan, int) else (None, plan)
+        steps, scheduler = (int(plan), None) if isinstance(plan, Integral) else (None, plan)
+        if scheduler is not None and not hasattr(scheduler, "step"):
+            raise ValueError(f"`schedule` must be a scheduler or a whole number of steps, got {scheduler!r}")
         clock = decay_clock(self.weight, self.optimizer, scheduler=scheduler, steps=steps)
         kind, rate = self.decay.kind, self.decay.clock_rate
         if clock is None or kind not in ("preconditioned", "unknown") or rate == 1:

@@ -11,7 +11,8 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,8 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
     if isinstance(ignored, int) and 0 <= ignored < num_classes:
         return Criterion(None, reason=f"The loss ignores class {ignored} (ignore_index): it is not trained")
     try:
-        found = _matching(copy.deepcopy(criterion), num_classes)
+        with _exactly():
+            found = _matching(copy.deepcopy(criterion), num_classes)
     except Exception:  # one that needs other arguments, shapes or labels computes something else
         found = None
     if found is not None:
@@ -104,6 +106,15 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
             "classes' weights, which is not quite the loss of the theory",
         )
     return Criterion(None, reason=f"The loss is {name}, which is none of the cross-entropies of the theory")
+
+
+@contextmanager
+def _exactly() -> Iterator[None]:
+    """Without autocast, under which the trial's own sums would lose their digits."""
+    with ExitStack() as stack:
+        for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _matching(criterion: Any, num_classes: int) -> Criterion | None:

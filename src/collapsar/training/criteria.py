@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class MatchedCrossEntropy(nn.Module):
     def __init__(self, problem: Problem, *, oversampled: bool = False, ignore_index: int = -100) -> None:
         super().__init__()
         n = problem.class_counts
-        if not (isinstance(ignore_index, int) and not 0 <= ignore_index < n.size):
+        if not (isinstance(ignore_index, Integral) and not 0 <= ignore_index < n.size):
             raise ValueError(f"`ignore_index` must be a whole number that is no class, got {ignore_index!r}")
         weights = problem.loss_share * n.sum() / n
         if oversampled:
@@ -66,6 +67,9 @@ class MatchedCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of one batch, in nats: logits of shape (B, K), class indices of shape (B,).
+
+        Of logits in half precision it is in float32, as torch's own is under autocast: what ``GradScaler`` multiplies
+        it by leaves the range of float16.
 
         Raises:
             ValueError: a shape or the labels' type is another. (Labels' values are not
@@ -87,4 +91,4 @@ class MatchedCrossEntropy(nn.Module):
         u = tau * self.scales.to(**like) * logits.to(**like) + self.offsets.to(**like)
         each = functional.cross_entropy(u, labels, reduction="none", label_smoothing=self.smoothing)
         each = self.sample_weights.to(**like)[labels] * each
-        return (each.where(known, 0).sum() / known.sum()).to(logits.dtype)
+        return each.where(known, 0).sum() / known.sum()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -72,22 +73,27 @@ class ClassAwareSampler(Sampler[int]):
     def __init__(
         self,
         labels: ArrayLike | Tensor,
-        multipliers: ArrayLike,
+        multipliers: ArrayLike | Tensor,
         *,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         y = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-        s = np.array(multipliers, dtype=np.float64)
+        s = np.array(multipliers.tolist() if isinstance(multipliers, Tensor) else multipliers, dtype=np.float64)
         if s.ndim != 1 or s.size < 2 or not (np.isfinite(s) & (s > 0)).all():
             raise ValueError(f"`multipliers` must be finite numbers > 0, one for each class, got {multipliers!r}")
         _check_labels(y, s.size)
-        if not (isinstance(seed, int) and seed >= 0):
+        if not (isinstance(seed, Integral) and seed >= 0):
             raise ValueError(f"`seed` must be a whole number >= 0, got {seed!r}")
-        if not (isinstance(world_size, int) and world_size >= 1 and isinstance(rank, int) and 0 <= rank < world_size):
+        if not (
+            isinstance(world_size, Integral)
+            and world_size >= 1
+            and isinstance(rank, Integral)
+            and 0 <= rank < world_size
+        ):
             raise ValueError(f"`rank` must be in 0..world_size-1, got {rank!r} of {world_size!r}")
-        self.multipliers, self.seed, self.rank, self.world_size = s, seed, rank, world_size
+        self.multipliers, self.seed, self.rank, self.world_size = s, int(seed), int(rank), int(world_size)
         self.class_counts = np.bincount(y, minlength=s.size)
         self.epoch = 0
         expected = s * self.class_counts
@@ -139,10 +145,10 @@ class ClassAwareSampler(Sampler[int]):
         Raises:
             ValueError: ``epoch`` is not a whole number >= 0.
         """
-        if not (isinstance(epoch, int) and epoch >= 0):
+        if not (isinstance(epoch, Integral) and epoch >= 0):
             raise ValueError(f"`epoch` must be a whole number >= 0, got {epoch!r}")
         if epoch != self.epoch:
-            self.epoch, self._done, self._resumed = epoch, 0, False
+            self.epoch, self._done, self._resumed = int(epoch), 0, False
         self._begun = False
 
     def state_dict(self, consumed: int | None = None) -> SamplerState:
