@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -192,8 +189,3 @@ def test_bad_watches_are_named():
         MergeWatch(3, class_names=["a", "b"])
     with pytest.raises(ValueError, match=r"`Z` must have shape \(K, K\) = \(3, 3\)"):
         MergeWatch(3).observe(1, np.eye(4))
-
-
-def test_collapsar_itself_imports_neither_torch_nor_a_framework():
-    code = "import sys, collapsar; assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -175,12 +173,6 @@ def test_from_penalties():
     assert (p.lambda_z, p.lambda_b, p.features) == (pytest.approx(1e-4), 1e-2, "nonnegative")
     with pytest.raises(ValueError, match="`lambda_h`"):
         cs.Problem.from_penalties([5, 4], lambda_w=1e-3, lambda_h=0.0)
-
-
-def test_import_takes_neither_torch_nor_matplotlib():
-    code = "import sys, collapsar; print(sorted({'torch', 'matplotlib', 'pandas', 'sklearn'} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
 
 
 def test_small_products_use_one_thread_and_large_ones_what_they_had() -> None:
