@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -30,6 +31,11 @@ K_A, K_B, N_A, N_B = 5, 5, 300, 50
 COUNTS = (N_A,) * K_A + (N_B,) * K_B
 MERGING = cs.Problem(COUNTS, 0.005, 0.02)
 NONNEGATIVE = cs.Problem("500x5,100x5", 0.0036, 0.02, features="nonnegative")
+
+
+@cache
+def advised() -> Advice:
+    return advise(NONNEGATIVE)
 
 
 def factor_of(family: str, problem: cs.Problem, margin: float = 0.0) -> float:
@@ -104,7 +110,7 @@ def test_every_suggestion_holds_up_to_its_margin(spec: str, features: str) -> No
 
 
 def test_price_counts_samples_and_shifts() -> None:
-    advice = advise(NONNEGATIVE)
+    advice = advised()
     found = {s.treatment.family: s for s in advice.suggestions}
     over = found["oversampling"]
     assert over.price.extra_samples == np.ceil(5 * 100 * (over.treatment.factors[-1] - 1))
@@ -539,7 +545,7 @@ def test_the_command_speaks_json(command) -> None:
     code, out, _ = command("500x5,100x5", "--lambda-z", "0.0036", "--lambda-b", "0.02", "--json")
     assert code == 0
     record = json.loads(out)
-    again = advise(NONNEGATIVE)
+    again = advised()
     assert isinstance(again, Advice)
     assert record["verdict"] == again.verdict
     assert [s["remedy"] for s in record["suggestions"]] == [s.treatment.family for s in again.suggestions]

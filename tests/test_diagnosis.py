@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -410,6 +411,7 @@ def test_the_lengths_tell_what_stands_before_the_head():
     assert moved.offset_share == pytest.approx(np.sum((x + 5).mean(axis=0) ** 2) / np.mean(lengths**2))
 
 
+@cache
 def normalised(over: str, *, rows: bool = False) -> tuple[cs.Problem, np.ndarray, np.ndarray, np.ndarray]:
     weight = np.repeat([0.5, 0.3], 5) if rows else 0.4
     p = cs.Problem.from_normalized("100x5,20x5", lambda_w=weight, norm=4.0, over=over, lambda_b=0.0)  # pyright: ignore[reportArgumentType]

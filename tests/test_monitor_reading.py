@@ -238,7 +238,7 @@ def test_the_penalty_read_is_the_one_at_which_a_quadratic_rests(make) -> None:
     x = nn.Parameter(torch.zeros(1, 3, dtype=torch.float64))
     optimizer = make([x])
     penalty = decay_of(x, optimizer).penalty
-    for _ in range(800):
+    for _ in range(400):  # what is left shrinks by 3.5 % a step
         optimizer.zero_grad()
         (0.1 * (x - 1) ** 2).sum().backward()
         optimizer.step()

@@ -132,7 +132,8 @@ def test_remedies_of_ones_own_counts(
     assert [group["classes"] for group in record["groups"]] == [3, 1, 2]
     assert record["remedies"][0]["signed"]["thresholds"]["merge"][1] is None
     assert {file.suffix for file in (tmp_path / "new").iterdir()} == {".json", ".png", ".svg"}
-    assert run(monkeypatch, *arguments) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "remedies", "30x2,5x2", "--lambda-z", "0.01") == 0
     assert "LDT" in capsys.readouterr().out
 
 

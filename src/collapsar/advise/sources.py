@@ -43,15 +43,15 @@ def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: 
         ValueError: as for :func:`problem_of_diagnosis`; ``layers`` where the training had a feature penalty.
     """
     problem, cautions = problem_of_diagnosis(record)
+    decay, effective = record["known"].get("lambda_w"), record["prediction"]["source"] == "effective"
+    if layers is not None and not (effective and isinstance(decay, float)):
+        raise ValueError("`layers` is for training with weight decay alone: say it to `diagnose` with --weight-decay")
     advice = advise(problem, margin, class_names=record.get("class_names"))
     out = {**advice.to_dict(), "cautions": list(cautions), "from_diagnosis": True}
     out |= {"measured": None, "decay": None}
     gone = record.get("num_collapsed", 0) + record.get("num_lost", 0) > 0
     if gone:
         out["measured"] = record["headline"]
-    decay, effective = record["known"].get("lambda_w"), record["prediction"]["source"] == "effective"
-    if layers is not None and not (effective and isinstance(decay, float)):
-        raise ValueError("`layers` is for training with weight decay alone: say it to `diagnose` with --weight-decay")
     if effective and isinstance(decay, float) and decay > 0:
         out["decay"] = advise_weight_decay(problem.class_counts, decay, layers=layers, margin=margin).to_dict()
         out["verdict"] = out["decay"]["verdict"]

@@ -322,7 +322,7 @@ def write_figure(out: Path, name: str, draw: str, title: str, data: Record) -> R
 
     versions = {"collapsar": cs.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
     record = to_json({"figure": name, "title": title, "versions": versions, **data})
-    home = theory_rows if draw in theory_rows.__all__ else theory_plots
+    home = theory_rows if hasattr(theory_rows, draw) else theory_plots
     figure: Figure = getattr(home, draw)(record)
     write_atomically(out / f"{name}.json", json.dumps(record, allow_nan=False, indent=None) + "\n")
     write_pictures(out, name, figure, title, dpi=200)
