@@ -175,3 +175,20 @@ def test_a_free_bias_out_of_balance_has_no_bound():
     assert found is not None
     blocks = replace(found[0], b=found[0].b + np.array([1e-3, 0.0]))
     assert certify_few(q, blocks).dual == -INF
+
+
+@pytest.mark.parametrize("lambda_b", [0.0, 0.02, INF])
+def test_a_neighbours_optimum_saves_steps_and_does_not_mislead(lambda_b):
+    counts = "500x2,200,100x3,50"
+    q = quotient(cs.Problem(counts, 1e-3, lambda_b))
+    cold = rotation_point(q)
+    assert cold is not None
+    scales = np.array([1.0] * 6 + [1.02])
+    near = cs.solve(cs.Problem(counts, 1.03e-3, lambda_b, cs.Loss(scales=scales))).blocks
+    lost = cs.solve(cs.Problem(counts, 1.0, lambda_b)).blocks  # Z = 0: no direction to start from
+    for start, fewest in ((near, cold[1] - (lambda_b > 0)), (lost, cold[1])):
+        found = rotation_point(q, near=start)
+        assert found is not None
+        assert found[1] <= fewest
+        for ours, theirs in zip(lift(q, found[0]), lift(q, cold[0]), strict=True):
+            assert np.abs(ours - theirs).max() <= 1e-8

@@ -39,6 +39,8 @@ _MARGIN = 4.0  # nats: a typical logit margin of a trained classifier, for the s
 
 _DEAD = -0.03  # of its largest entry: below it the diagonal of Q'X does not come back; at a threshold it undershoots 0
 
+_ALIVE = 1e-9  # of the largest: a direction of a neighbour's optimum that is weaker does not say where to start
+
 _LAST = 1e-5  # radians: Newton's method squares the error, and the gap is the square of the error
 
 
@@ -96,23 +98,37 @@ def _turn(model: DualModel, Q: Matrix, p: Vector, G: Matrix, forcing: float) -> 
     return None
 
 
-def rotation_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | None:
+def rotation_point(q: Quotient, max_steps: int = 12, near: Blocks | None = None) -> tuple[Blocks, int] | None:
     """The point whose residual is lambda_Z times a rotation.
 
     Args:
         q: J clusters, few, ``features == "signed"``.
         max_steps: Newton steps at most.
+        near: the optimum of a problem like it, to start from where its directions are all alive.
 
     Returns:
         The point and the steps to it, or None where the method got stuck. Only a certificate can tell whether the
         point is the optimum.
     """
     model = dual_model(q)
-    Q, planes = _start(q, model)
+    found = None if near is None else _followed(q, model, _carried(q, model, near), max_steps)
+    return found or _followed(q, model, _weak(q, model), max_steps)
+
+
+def _followed(q: Quotient, model: DualModel, guess: Matrix, max_steps: int) -> tuple[Blocks, int] | None:
+    """The same by Newton's method from a guess of X."""
+    A, size, Bt, _ = _gesdd(guess)
+    if not np.all(size[:-1] > _ALIVE * size[0]):
+        return None
+    frame = Bt[:-1]  # Q is zero in one direction on either side
+    Q, J = A[:, :-1].dot(frame), len(A)
+    planes = np.zeros((0, J, J))
+    if J <= FEW:
+        planes = _planes(J) if q.lambda_b else frame.T @ _planes(J - 1) @ frame
     p = model.probabilities(Q)
     if not min(p.tolist()) > 0:
         return None
-    eye, dense = np.eye(len(Q)), len(Q) <= FEW
+    eye, dense = np.eye(J), J <= FEW
     longest, step = (math.inf if len(planes) or not dense else 0.0), 0
     while longest > _LAST:
         if step == max_steps:
@@ -139,8 +155,8 @@ def rotation_point(q: Quotient, max_steps: int = 12) -> tuple[Blocks, int] | Non
     return model.blocks(q, Q, p), step
 
 
-def _start(q: Quotient, model: DualModel) -> tuple[Matrix, Tensor]:
-    """Q in the limit of weak penalties, where all logits are equally large, and the planes in which it may turn."""
+def _weak(q: Quotient, model: DualModel) -> Matrix:
+    """X in the limit of weak penalties, where all logits are equally large."""
     J = q.sizes.size
     row, column, eye = grid(J)
     root_m, u, g = np.sqrt(q.mass), model.u, model.g
@@ -155,12 +171,15 @@ def _start(q: Quotient, model: DualModel) -> tuple[Matrix, Tensor]:
         taken = pull / (_MARGIN * unit.dot(g_hat * g_hat) + pull)
     if taken:
         limit -= (limit.dot(g_hat)[row] * (taken * g_hat)[column]).reshape(J, J)
-    A, _, Bt, _ = _gesdd(limit)
-    frame = Bt[:-1]
-    planes = np.zeros((0, J, J))
-    if J <= FEW:
-        planes = _planes(J) if q.lambda_b else frame.T @ _planes(J - 1) @ frame
-    return A[:, :-1].dot(frame), planes
+    return limit
+
+
+def _carried(q: Quotient, model: DualModel, near: Blocks) -> Matrix:
+    """X of another problem's optimum, where Q'u = 0, and Q g = 0 if the bias is free, in this one."""
+    u_hat, g_hat = model.u / math.sqrt(model.u.dot(model.u)), model.g / math.sqrt(model.g.dot(model.g))
+    X = q.weight * near.C
+    X -= np.multiply.outer(u_hat, u_hat.dot(X))
+    return X if q.lambda_b else X - np.multiply.outer(X.dot(g_hat), g_hat)
 
 
 @lru_cache(maxsize=FEW)

@@ -168,7 +168,7 @@ def _minimise(
         first = Blocks(first.alpha, first.C, np.zeros_like(first.b))
     if q.features == "nonnegative":
         return _minimise_nonnegative(q, first, tol, max_steps, progress, atoms)
-    found = _from_dual(q, tol, max_steps) if q.num_clusters <= SOME and q.bias_rows is None else None
+    found = _from_dual(q, first, tol, max_steps) if q.num_clusters <= SOME and q.bias_rows is None else None
     if found is not None:
         return _resting(q, _reported(found, progress))
     return _resting(q, minimise_signed(q, first, tol=tol, max_steps=max_steps, progress=progress))
@@ -220,10 +220,13 @@ def _reported(result: Result, progress: Progress | None) -> Result:
     return result
 
 
-def _from_dual(q: Quotient, tol: float, max_steps: int) -> Result | None:
+def _from_dual(q: Quotient, first: Blocks | None, tol: float, max_steps: int) -> Result | None:
     """The optimum by Newton's method on the dual, where its certificate closes; None elsewhere."""
-    for point, most in ((rotation_point, 12), (contraction_point, 24)):
-        found = point(q, min(max_steps, most))
+    for point in (
+        lambda: rotation_point(q, min(max_steps, 12), first),
+        lambda: contraction_point(q, min(max_steps, 24)),
+    ):
+        found = point()
         if found is not None:
             blocks, num_steps = found
             certificate = certify_few(q, blocks)
