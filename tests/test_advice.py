@@ -89,11 +89,17 @@ def test_least_is_least(family: str, problem: cs.Problem) -> None:
     assert above.class_states[-1] != "separated"
 
 
+def test_nonnegative_thresholds_are_those_of_the_theory_for_any_number_of_sizes() -> None:
+    problem = cs.Problem("exp:800:10:30", 0.001, 0.02, features="nonnegative")
+    found = [o.threshold for o in outlooks(cs.solve(problem))]
+    assert found == pytest.approx(cs.thresholds(problem).vanish.tolist())
+
+
 @pytest.mark.parametrize("features", ["signed", "nonnegative"])
 @pytest.mark.parametrize("spec", ["500x5,100x5", "400,300,200,60", "exp:500:20:6"])
 def test_every_suggestion_holds_up_to_its_margin(spec: str, features: str) -> None:
     plain = cs.Problem(spec, 1.0, 0.02, features=features)  # pyright: ignore[reportArgumentType]
-    edge = float(np.nanmin(edges(plain, np.zeros(plain.num_classes))))
+    edge = float(np.nanmin(edges(plain)))
     advice = advise(plain.replace(lambda_z=1.6 * edge), 0.1)
     assert advice.penalties_are_the_cause
     works = [s for s in advice.suggestions if s.verified]
@@ -408,7 +414,7 @@ def test_bad_decays_are_named(arguments: dict, words: str) -> None:
 def test_joined_sizes_give_the_same_advice() -> None:
     """30 sizes joined into 16: least levels within 4% of those of all sizes, 2% in lambda_z."""
     n = cs.class_counts("exp:900:5:30")
-    joined, change = joined_sizes(n)
+    joined, change = joined_sizes(n, 16)
     assert (np.unique(joined).size, joined.size) == (16, 30)
     assert np.abs(joined / n - 1).max() == pytest.approx(change)
     assert set(np.unique(n)[:8]) <= set(joined)
@@ -418,6 +424,18 @@ def test_joined_sizes_give_the_same_advice() -> None:
     ]
     assert len(levels[0]) >= 5
     assert levels[1] == pytest.approx(levels[0], rel=0.04)
+
+
+def test_what_is_printed_of_joined_sizes_counts_all_samples(monkeypatch, capsys) -> None:
+    words = "advise exp:2000:10:70 --lambda-z 2e-4 --lambda-b 0.02"
+    monkeypatch.setattr("sys.argv", ["collapsar", *words.split()])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().out
+    n = cs.class_counts("exp:2000:10:70")
+    assert int(joined_sizes(n)[0].sum()) != n.sum()
+    assert f"70 classes, {n.sum()} samples" in shown
+    assert "were joined into 64" in shown
 
 
 def test_few_sizes_are_left_alone() -> None:

@@ -115,6 +115,16 @@ def test_a_decayed_gain_merges_at_the_published_threshold() -> None:
         assert advise_standard("100x5,5x5", replace(batch, weight_decay=wd, gain_decay=wd)).verdict == verdict
 
 
+def test_where_all_collapses_every_class_is_lost_also_of_many_sizes() -> None:
+    """Z = 0 from wd = sqrt(n_max / N) on; classes of nearly one size are no ties."""
+    recipe = Recipe("sgd", 0.5, 0.1, 20000, 128, "batchnorm", 64, gain_decay=0.5)
+    advice = advise_standard("exp:800:10:30", recipe)
+    assert (advice.verdict, advice.merged) == ("merge", tuple(range(30)))
+    assert "merges 30 classes, those of 10 to 800 samples" in advice.reason
+    below = advise_standard("exp:800:10:30", replace(recipe, weight_decay=0.05))
+    assert len(below.merged) < 30
+
+
 @pytest.mark.parametrize(
     ("width", "smoothing", "rows", "within"),
     [

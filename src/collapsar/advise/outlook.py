@@ -13,15 +13,11 @@ from collapsar.core.states import ClassState, past, worst
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver import Solution
 from collapsar.solver.atoms import Atoms
-from collapsar.solver.normalized_certificate import row_scales
 from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
 from collapsar.solver.symmetry import Quotient, quotient
 from collapsar.theory import thresholds
 from collapsar.theory.thresholds import complete_collapse, gradual_merge, merge_strength
 
-# The exact thresholds of nonnegative features cost a root per kind of class; beyond so many kinds the residual at the
-# present bias stands in for them.
-EXACT_KINDS = 4
 # A margin this small, in nats, is a tie: siblings that have merged have equal logits up to the solver's rounding.
 TIE = 1e-6
 # Columns whose cosine is closer to 1 than this share one direction.
@@ -82,7 +78,7 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
         [(500, 'separated', 2.07), (100, 'merged', 0.926)]
     """
     problem, states = solution.problem, solution.class_states
-    penalty, edge = own_penalties(problem), edges(problem, solution.b)
+    penalty, edge = own_penalties(problem), edges(problem)
     separated = np.array([state == "separated" for state in states])
     edge = np.where(~past(penalty, edge) != separated, np.nan, edge)  # contradicted by the certified state
     logits = logits_of(solution)
@@ -174,40 +170,31 @@ def _parallel(Z: Matrix) -> NDArray[np.bool_]:
     return cosine.max(axis=0) > 1 - PARALLEL
 
 
-def edges(problem: Problem, bias: Vector) -> Vector:
+def edges(problem: Problem) -> Vector:
     """The penalty (lambda_z, or lambda_w of normalised features) from which on each class is no longer separated, (K,).
 
     Signed features: tau delta (1 - eps) q / sqrt(m), where a class and its like merge; a class alone in its kind has
     no transition there, but loses its own direction around it, at the latest where all classes vanish, one of two
-    classes exactly there. Nonnegative features: where the class vanishes, exactly for up to four kinds of classes; for
-    more, the length of its residual at ``bias``. Normalised features: where the class merges, NaN where it never does.
+    classes exactly there. Nonnegative features: where the class loses its own direction. Normalised features: where
+    the class merges, NaN where it never does.
 
     Args:
-        problem: its ``lambda_z`` is ignored where the thresholds are exact.
-        bias: b at the present optimum, shape (K,).
+        problem: its penalty is ignored.
     """
     how = problem.normalization
     if how is not None and how.over == "sample":
         return merge_per_sample(problem)[0]
     if how is not None:
         plain, q = plain_problem(problem), quotient(problem)
-        own = edges(plain, bias / row_scales(problem, q)[q.labels])
+        own = edges(plain)
         if problem.features == "signed":
             own = np.where(q.sizes[q.labels] > 1, own, np.nan)
         return merge_per_batch(problem, own)
-    strength = problem.temperatures * problem.loss_share / np.sqrt(problem.mass)
     if problem.features == "signed":
         # only a class alone in its kind can be past the end of all classes
         gradual = np.any(quotient(problem).sizes == 1)
         return gradual_merge(problem, complete_collapse(problem)) if gradual else merge_strength(problem)
-    kinds = np.stack([problem.class_counts, problem.loss_share, problem.mass, problem.scales, problem.temperatures])
-    if np.unique(kinds, axis=1).shape[1] <= EXACT_KINDS:
-        return thresholds(problem).vanish
-    K, eps = problem.num_classes, problem.loss.smoothing
-    u = np.outer(problem.scales * bias, problem.temperatures) + problem.offsets[:, None]
-    P = np.exp(u - np.logaddexp.reduce(u, axis=0))
-    target = (1 - eps) * np.eye(K) + eps / K
-    return strength * np.linalg.norm(problem.scales[:, None] * (target - P), axis=0)
+    return thresholds(problem).vanish
 
 
 def logits_of(solution: Solution) -> Matrix:

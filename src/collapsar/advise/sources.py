@@ -17,8 +17,8 @@ from collapsar.core.loss import Loss
 from collapsar.core.problem import Problem
 from collapsar.core.types import Record
 
-# The smallest sizes decide what merges and are kept; the others count through the total and the bias.
-KEPT, JOINED = 8, 8
+# Optima of so many sizes take milliseconds.
+MOST_SIZES = 64
 
 
 def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: int | None = None) -> Record:
@@ -119,27 +119,30 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
     return problem, tuple(cautions)
 
 
-def joined_sizes(counts: CountsLike) -> tuple[NDArray[np.int64], float]:
+def joined_sizes(counts: CountsLike, most: int = MOST_SIZES) -> tuple[NDArray[np.int64], float]:
     """Counts with many different sizes joined into a few: an optimum costs the cube of their number.
+
+    The smallest sizes decide what merges and are kept; the others count through the total and the bias.
 
     Args:
         counts: samples per class.
+        most: different sizes, an even number.
 
     Returns:
-        Counts with at most 16 different sizes, the 8 smallest as they are and each other as the mean of its
+        Counts with at most so many different sizes, the smaller half as they are and each other as the mean of its
         neighbours; and the largest relative change of a class's count, 0 where nothing was joined.
 
     Example:
-        >>> n, change = joined_sizes("exp:1280:5:1000")
+        >>> n, change = joined_sizes("exp:1280:5:1000", 16)
         >>> np.unique(n).size, int(n.min()), round(change, 2)
         (16, 5, 0.35)
     """
     n = class_counts(counts)
-    sizes = np.unique(n)
-    if sizes.size <= KEPT + JOINED:
+    sizes, half = np.unique(n), most // 2
+    if sizes.size <= most:
         return n, 0.0
-    edges = np.geomspace(sizes[KEPT], sizes[-1], JOINED + 1)
-    place = np.clip(np.searchsorted(edges, n, side="right") - 1, -1, JOINED - 1)
+    edges = np.geomspace(sizes[half], sizes[-1], half + 1)
+    place = np.clip(np.searchsorted(edges, n, side="right") - 1, -1, half - 1)
     joined = n.copy()
     for i in np.unique(place[place >= 0]):
         joined[place == i] = round(float(n[place == i].mean()))

@@ -32,7 +32,7 @@ Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
 _ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
 ACTED, _RESTED = 0.1, 3.0  # decay clock: below, decay has not acted; above, the run can be at rest
 _LEVEL = 1e-6  # nats, by which scores of merged classes may differ
-_ROUNDS = 80
+_ROUNDS, _FORECAST_SIZES = 80, 16  # optima of a forecast, and different sizes of classes in each
 _AGREED = 1e-4  # relative: rows and optimum agree far better than either agrees with a run
 # Rows of AdamW at rest were up to a third above the forecast in runs (docs/optimizers.md): what holds at this multiple
 # of the decay holds for the run.
@@ -178,7 +178,7 @@ def _uncovered(recipe: Recipe) -> str | None:
 
 
 def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
-    few, _ = joined_sizes(n)
+    few, _ = joined_sizes(n, _FORECAST_SIZES) if recipe.optimizer == "adamw" else joined_sizes(n)
     found = _optimum(few, recipe)
     if not found.settled:
         return _beyond(few, recipe, answer)
@@ -338,10 +338,10 @@ def _mean_square(s: Solution, recipe: Recipe) -> Vector:
 
 
 def _alike(s: Solution) -> tuple[int, ...]:
-    """Classes whose features are those of another class, or nothing."""
+    """Classes whose features are those of another class, or nothing, as all are where Z = 0."""
     G = s.feature_gram()
     size = np.sqrt(np.diag(G))
-    gone = size < 1e-6 * size.max()
+    gone = size <= 1e-6 * size.max()
     cosines = G / np.maximum(np.outer(size, size), 1e-300)
     np.fill_diagonal(cosines, 0.0)
     return tuple(int(k) for k in np.flatnonzero(gone | (cosines.max(axis=0) >= _ALIKE)))

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from rich.table import Table
 from typer import Argument, Option
 
 import collapsar as cs
@@ -107,7 +108,7 @@ def advise(
     margin: float = Option(0.1, help="Room a remedy must leave: 0.1 is 10% in lambda_z."),
     loss: LossOptions,
     file: LabelFile,
-    exact: bool = Option(False, "--exact", help="Solve for every class size; by default more than 16 are joined."),
+    exact: bool = Option(False, "--exact", help="Solve for every class size; by default more than 64 are joined."),
     html: Html = None,
     picture: Picture = None,
     as_json: Json = False,
@@ -147,7 +148,8 @@ def advise(
         problem = cs.Problem(n, lambda_z, prices.lambda_b, remedies, features=features)
         with taking_long(f"advice for {n.size} classes"):
             advice = advise_on(problem, margin, class_names=read.names).to_dict()
-        record = {**advice, "cautions": list(cautions), "from_diagnosis": False}
+        sizes = {"num_samples": int(read.counts.sum())}
+        record = {**advice, **sizes, "cautions": list(cautions), "from_diagnosis": False}
     _write(record, html, picture)
     tell(record, lambda: _print_advice(record), as_json=as_json)
 
@@ -206,7 +208,7 @@ def _joined(n: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         return n, ()
     caution = (
         f"{np.unique(n).size} class sizes were joined into {np.unique(joined).size}, the smallest kept, the others "
-        f"changed by at most {100 * change:.0f} %; --exact solves for all of them, in minutes."
+        f"changed by at most {100 * change:.0f} %; --exact solves for all of them, which takes longer."
     )
     return joined, (caution,)
 
@@ -234,7 +236,7 @@ def _write(record: Record, html: Path | None, picture: Path | None) -> None:
 
 def _print_advice(record: Record) -> None:
     shown, problem, suggestions = console(), record["problem"], record["suggestions"]
-    shown.print(problem_words(cs.Problem.from_dict(problem)))
+    shown.print(problem_words(cs.Problem.from_dict(problem), samples=record.get("num_samples")))
     if problem["features"] == "signed" and not record["from_diagnosis"]:
         shown.print(RELU_WORDS)
     shown.print(words.verdict_words(record), style="bold")
@@ -272,13 +274,15 @@ def _state_rows(record: Record) -> list[tuple[str, ...]]:
 
 
 def _print_standard(advice: StandardAdvice, recipe: Recipe) -> None:
+    told = Table.grid("", "", padding=(0, 2, 0, 0))
     for name, text in (("verdict", advice.verdict), ("why", advice.reason), ("cure", advice.cure)):
-        typer.echo(f"{name:8} {text}")
+        told.add_row(name, text)
     meaning = "sum of lr * wd over the run; far below 1 decay has not acted, well above 1 it has"
-    typer.echo(f"{'clock':8} {advice.clock:.3g} ({meaning})")
+    told.add_row("clock", f"{advice.clock:.3g} ({meaning})")
     if recipe.norm != "none" and recipe.length is None and recipe.gain_decay is None:
         usual = "the usual scale of cosine heads" if recipe.norm == "cosine" else "the square root of the width"
-        typer.echo(f"{'assumed':8} features of length {recipe.norm_length:.3g} before the head, {usual} (--length)")
+        told.add_row("assumed", f"features of length {recipe.norm_length:.3g} before the head, {usual} (--length)")
+    console().print(told)
 
 
 def _print_decay(record: Record) -> None:

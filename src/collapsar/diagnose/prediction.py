@@ -158,7 +158,7 @@ def prediction_of(
     merge, alone, vanish = (price * levels / own_penalties(problem) for levels in (t.merge, t.vanish, last))
     edge = np.fmin(merge, alone)
     if how is None and problem.features == "signed":
-        edge = np.fmin(edge, edges(problem, solution.b))
+        edge = np.fmin(edge, edges(problem))
     seen, groups, lengths = as_measured(solution, rows)
     return Prediction(
         features=problem.features,

@@ -35,7 +35,7 @@ def advice_page(record: Mapping[str, Any]) -> str:
         ValueError: it is another kind of record.
     """
     data = checked(record, "advice")
-    setting = problem_words(Problem.from_dict(data["problem"]))
+    setting = problem_words(Problem.from_dict(data["problem"]), samples=data.get("num_samples"))
     return page("advice.html", data, title="Collapsar: advice", setting=setting, advice=advice_view(data, "advice"))
 
 

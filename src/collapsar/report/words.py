@@ -71,8 +71,8 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def problem_words(problem: Problem, *, lambda_z: bool = True) -> str:
-    """Classes, samples, feature model and penalties in one line.
+def problem_words(problem: Problem, *, lambda_z: bool = True, samples: int | None = None) -> str:
+    """Classes, samples, feature model and penalties in one line; ``samples`` where sizes of classes were joined.
 
     Example:
         >>> problem_words(Problem("500x5,100x5", 0.0036, 0.02))
@@ -84,7 +84,7 @@ def problem_words(problem: Problem, *, lambda_z: bool = True) -> str:
     else:
         here = f"{how}, " if lambda_z else f"norm {how.norm:.4g} per {how.over}, "
     return (
-        f"{problem.num_classes} classes, {problem.num_samples} samples, {problem.features} features, "
+        f"{problem.num_classes} classes, {samples or problem.num_samples} samples, {problem.features} features, "
         f"{here}lambda_b {problem.lambda_b:.4g}"
     )
 
