@@ -18,7 +18,7 @@ from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outl
 from collapsar.core.checks import must_be
 from collapsar.core.normalization import own_penalties, strengthened
 from collapsar.core.problem import Problem
-from collapsar.core.sentences import names_of
+from collapsar.core.sentences import names_of, problem_words
 from collapsar.core.types import Record
 from collapsar.solver import Solution, Status, solve
 from collapsar.solver.solve import solve_near
@@ -169,13 +169,7 @@ class Advice:
 
     def __str__(self) -> str:
         """The finding, the classes and the cheapest mitigations as plain text."""
-        p = self.problem
-        where = f"{p.num_classes} classes, {p.num_samples} samples, {p.features} features"
-        how = f"lambda_z {p.lambda_z:.4g}" if p.normalization is None else str(p.normalization)
-        lines = [
-            f"{where}, {how}, lambda_b {p.lambda_b:.4g}",
-            _VERDICTS[self.verdict],
-        ]
+        lines = [problem_words(self.problem), _VERDICTS[self.verdict]]
         for o in self.outlooks:
             room = "" if np.isnan(o.safety) else f", safety {o.safety:.3g}"
             who = "1 class" if len(o.classes) == 1 else f"{len(o.classes)} classes"

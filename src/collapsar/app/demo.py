@@ -82,8 +82,8 @@ def demo(
     signed = cs.Problem(counts, recipe.penalties.lambda_z, recipe.penalties.lambda_b)
     problem = signed.replace(features="nonnegative")
 
-    def note(words: str) -> Callable[[int, int, Record | None], None] | None:
-        return None if progress is None else lambda epoch, epochs, _: progress(words, epoch, epochs)
+    def note(words: str) -> Callable[[int, int, Record | None], None]:
+        return lambda epoch, epochs, _: None if progress is None else progress(words, epoch, epochs)
 
     runs, result = [], None
     for position, lambda_z in demo_penalties(problem).items():

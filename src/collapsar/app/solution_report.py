@@ -11,12 +11,11 @@ from collapsar.app.network_records import coordinates
 from collapsar.app.theory_records import solution_groups, solution_record
 from collapsar.core.normalization import own_penalties
 from collapsar.core.records import to_json
-from collapsar.core.sentences import listed
+from collapsar.core.sentences import listed, problem_words
 from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Matrix, Record
 from collapsar.diagnose.prediction import Prediction, prediction_of
 from collapsar.diagnose.words import first_lost
-from collapsar.report.words import problem_words
 
 _TABLE_CLASSES = 200  # K x K tables up to this many classes, as in the record of a diagnosis
 # The path: more sizes of classes take minutes; so many points draw smooth lines, from where all is well separated to

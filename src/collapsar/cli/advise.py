@@ -24,9 +24,9 @@ from collapsar.cli.output import RELU_WORDS, console, plain_table, taking_long, 
 from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
+from collapsar.core.sentences import problem_words
 from collapsar.core.types import Record
 from collapsar.report import advice as words
-from collapsar.report.words import problem_words
 
 MOST_ROWS = 12
 

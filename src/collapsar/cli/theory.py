@@ -28,9 +28,10 @@ from collapsar.cli.options import (
 from collapsar.cli.output import RELU_WORDS, console, in_step, plain_table, taking_long, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
+from collapsar.core.sentences import problem_words
 from collapsar.core.types import Mask, Record, Vector
 from collapsar.report.advice import class_words
-from collapsar.report.words import problem_words, sentence
+from collapsar.report.words import sentence
 
 if TYPE_CHECKING:  # with scipy
     from collapsar.core.thresholds import Thresholds

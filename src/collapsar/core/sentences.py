@@ -1,9 +1,12 @@
-"""Names of classes, lists and shares in a sentence."""
+"""Names of classes, lists and shares in a sentence; a problem in a line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collapsar.core.problem import Problem
 
 
 def names_of(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
@@ -41,3 +44,22 @@ def percent(share: float) -> str:
     if 0 < share < 1e-6:
         return "less than 0.0001 %"
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def problem_words(problem: Problem, *, lambda_z: bool = True, samples: int | None = None) -> str:
+    """Classes, samples, feature model and penalties in one line; ``samples`` where sizes of classes were joined.
+
+    Example:
+        >>> from collapsar.core.problem import Problem
+        >>> problem_words(Problem("500x5,100x5", 0.0036, 0.02))
+        '10 classes, 3000 samples, signed features, lambda_z 0.0036, lambda_b 0.02'
+    """
+    how = problem.normalization
+    if how is None:
+        here = f"lambda_z {problem.lambda_z:.4g}, " if lambda_z else ""
+    else:
+        here = f"{how}, " if lambda_z else f"norm {how.norm:.4g} per {how.over}, "
+    return (
+        f"{problem.num_classes} classes, {samples or problem.num_samples} samples, {problem.features} features, "
+        f"{here}lambda_b {problem.lambda_b:.4g}"
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from collapsar.core.problem import Problem
+from collapsar.core.sentences import problem_words
 from collapsar.core.types import Record
 from collapsar.report.advice import (
     SUGGESTION_COLUMNS,
@@ -19,7 +20,6 @@ from collapsar.report.advice_plots import margins, safety
 from collapsar.report.page import drawn, page
 from collapsar.report.record import checked
 from collapsar.report.style import PAGE_INCHES
-from collapsar.report.words import problem_words
 
 
 def advice_page(record: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from collapsar.core.problem import Problem
 from collapsar.core.types import Record
 from collapsar.report.record import defined
 
@@ -69,24 +68,6 @@ def shortened(name: str, longest: int) -> str:
 def sentence(text: str) -> str:
     """The text with its first letter as at the beginning of a sentence, the rest as it is."""
     return text[:1].upper() + text[1:]
-
-
-def problem_words(problem: Problem, *, lambda_z: bool = True, samples: int | None = None) -> str:
-    """Classes, samples, feature model and penalties in one line; ``samples`` where sizes of classes were joined.
-
-    Example:
-        >>> problem_words(Problem("500x5,100x5", 0.0036, 0.02))
-        '10 classes, 3000 samples, signed features, lambda_z 0.0036, lambda_b 0.02'
-    """
-    how = problem.normalization
-    if how is None:
-        here = f"lambda_z {problem.lambda_z:.4g}, " if lambda_z else ""
-    else:
-        here = f"{how}, " if lambda_z else f"norm {how.norm:.4g} per {how.over}, "
-    return (
-        f"{problem.num_classes} classes, {samples or problem.num_samples} samples, {problem.features} features, "
-        f"{here}lambda_b {problem.lambda_b:.4g}"
-    )
 
 
 def data_words(record: Record) -> str:
