@@ -15,6 +15,7 @@ from typer import Argument, Option
 
 import collapsar as cs
 from collapsar.cli.app import app
+from collapsar.core.checks import must_be_positive
 from collapsar.core.counts import LabelCounts
 from collapsar.core.normalization import norm_length
 
@@ -96,9 +97,7 @@ class Prices:
         if self.lambda_z is not None and self.lambda_w is None and self.lambda_h is None:
             return self.lambda_z
         if self.lambda_z is None and self.lambda_w is not None and self.lambda_h is not None:
-            for name, value in (("lambda_w", self.lambda_w), ("lambda_h", self.lambda_h)):
-                if not 0 < value < np.inf:
-                    raise ValueError(f"`{name}` must be finite and > 0, got {value!r}")
+            must_be_positive(lambda_w=self.lambda_w, lambda_h=self.lambda_h)
             return cs.Penalties(self.lambda_w, self.lambda_h).lambda_z
         raise ValueError(f"give either --lambda-z, or both --lambda-w and --lambda-h{more}")
 

@@ -144,14 +144,13 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     steps = facts.clock.steps if facts.clock is not None and facts.clock.steps else 1
     clock = _LONG if facts.clock is None else facts.clock.total * rate
     _check_plain(facts, smoothed=True)
-    if facts.loss.summed and batch is None:
-        raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
+    scale = _loss_scale(facts)
     optimizers = each_of(facts.optimizer)
     own = "sgd" if not adaptive else "adamw" if preconditioner(facts.weight, optimizers) else "other"
     if batch is None and own == "adamw" and clock >= ACTED and norm is not None:
         raise ValueError("`loop.data` must be given: AdamW's decay at rest depends on the samples of a step")
     # AdamW's steps are those of the mean, by whatever the loss is multiplied.
-    step = 1.0 if adaptive else (batch or 1 if facts.loss.summed else 1) * facts.loss.factor
+    step = 1.0 if adaptive else scale
     gain = None if norm is None or not norm.trained_gain or norm.free_gain else norm.gain_penalty or wd
     group = group_of(facts.weight, facts.optimizer)
     return Recipe(
@@ -214,11 +213,17 @@ def _one_decay(facts: Facts) -> float:
             "no theory applies: without a feature penalty every parameter must have the same weight decay > 0, got "
             f"{', '.join(f'{decay:g}' for decay in sorted(decays))}"
         )
-    step = facts.samples_per_step if facts.loss.summed else 1
-    if step is None:
-        raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
     factor = 1.0 if facts.decay is None or facts.decay.kind != "linear" else facts.decay.factor
-    return decays.pop() * factor / (step * facts.loss.factor)
+    return decays.pop() * factor / _loss_scale(facts)
+
+
+def _loss_scale(facts: Facts) -> float:
+    """How many times the mean over the samples the loss is."""
+    if not facts.loss.summed:
+        return facts.loss.factor
+    if facts.samples_per_step is None:
+        raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
+    return facts.samples_per_step * facts.loss.factor
 
 
 def _check_counts(n: NDArray[np.int64], facts: Facts) -> None:
