@@ -159,6 +159,22 @@ def test_nothing_is_stuck_at_an_optimum(lambda_z):
     assert any("sits at an optimum" in sentence for sentence in d.words)
 
 
+@pytest.mark.parametrize(("share", "merged"), [(0.7, False), (0.94, True)])
+def test_classes_merged_by_the_rule_below_their_threshold_are_told_from_those_above_it(share, merged):
+    """At 94 % of it the optimum's small classes differ by less than the rule tells apart: both sentences are true."""
+    edge = cs.thresholds(cs.Problem.from_normalized("40x2,10x2", lambda_w=1.0, norm=4.0, lambda_b=0.0)).merge[3]
+    p = cs.Problem.from_normalized("40x2,10x2", lambda_w=share * edge, norm=4.0, lambda_b=0.0)
+    W, H, b = cs.solve(p).factors(8)
+    X, y = samples(p.class_counts, H.T)
+    d = diagnose_measurement(measure(X, y, W.T, b), KnownTraining(lambda_w=share * edge, lambda_b=0.0))
+    assert d.prediction is not None
+    assert d.prediction.states == ("separated",) * 4
+    assert (d.separation.merged_classes == (2, 3)) == merged
+    text = " ".join(d.words)
+    assert ("2 merged (by the rule below, which counts small differences as none)" in text) == merged
+    assert f"this network is at {100 * share:.0f} % of it" in text
+
+
 def test_one_class_vanishes_in_good_english():
     d = diagnose_measurement(measured(*nonnegative_network([200, 100, 50], 0.004)), KnownTraining(0.1, 1.6e-4))
     assert any(sentence.startswith("2 vanishes first") for sentence in d.words)

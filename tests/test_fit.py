@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,6 +165,18 @@ def test_a_free_bias_is_compared_up_to_a_shift():
     assert distance(s, s.Z, s.b + 7.0).b == pytest.approx(0.0, abs=1e-9)
     fixed = cs.solve(cs.Problem("50x3,10x3", 0.004, 0.02))
     assert distance(fixed, fixed.Z, fixed.b + 7.0).b > 1
+
+
+def test_a_bias_that_is_zero_to_the_solver_has_no_relative_distance():
+    """Weights 1/n make all classes equal; what is left of the optimum's bias was 1e-7, and 31356062 % of it said."""
+    counts = np.repeat([100, 20], 5)
+    equal = cs.Loss(class_weights=1 / counts)
+    s = cs.solve(cs.Problem.from_normalized(counts, lambda_w=1.5, norm=32**0.5, lambda_b=0.0, loss=equal), 1e-7)
+    assert s.quotient.num_clusters == 2
+    near = replace(s, blocks=replace(s.blocks, b=np.array([-1e-4, 1e-4])))
+    found = distance(near, s.Z, np.linspace(-0.03, 0.03, 10))
+    assert np.isnan([found.b, found.b_max]).all()
+    assert abs(found.Z) < 1e-9
 
 
 def test_zero_optimum_has_no_relative_distance_but_an_absolute_one():

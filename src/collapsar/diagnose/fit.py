@@ -21,6 +21,8 @@ from collapsar.solver.symmetry import Blocks, lift, project, quotient, trivial_q
 
 # A network counts as following one model when it lies nearer to it by more than this factor.
 _NEARER = 0.8
+# Nats: a bias of the optimum shorter than this may be what the solver left of zero (at a gap of 1e-7, its root).
+_NO_BIAS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def _deviations(
         distances = Distance(
             Z=_ratio(np.sqrt(off), np.sqrt(whole)),
             Z_max=_ratio(off_max, whole_max),
-            b=_ratio(np.linalg.norm(db), np.linalg.norm(best)),
-            b_max=_ratio(np.abs(db).max(), np.abs(best).max()),
+            b=_ratio(np.linalg.norm(db), np.linalg.norm(best), _NO_BIAS),
+            b_max=_ratio(np.abs(db).max(), np.abs(best).max(), _NO_BIAS),
         )
         found.append((distances, float(np.sqrt(off))))
     return found
@@ -106,9 +108,9 @@ def _columns_of(solution: Solution, part: slice) -> Matrix:
     return columns
 
 
-def _ratio(value: float | np.floating, scale: float | np.floating) -> float:
+def _ratio(value: float | np.floating, scale: float | np.floating, zero: float = 1e-9) -> float:
     # an optimum that is zero to rounding has no relative distance
-    return float(value / scale) if scale > 1e-9 else float("nan")
+    return float(value / scale) if scale > zero else float("nan")
 
 
 def _block_residual(problem: Problem, Z: Matrix, b: Vector) -> tuple[float, float]:

@@ -99,7 +99,9 @@ def _predicted(d: Diagnosis, prediction: Prediction) -> str:
     origin = "as trained" if prediction.source == "as trained" else "read from the network"
     at = f"at lambda_z = {prediction.lambda_z:.4g} ({origin}) theory with {prediction.features} features"
     at = at if d.model_fit is None else "and this model theory"
-    text = f"For these class counts {at} predicts {what}"
+    small = any(exact == "separated" != rule for exact, rule in zip(prediction.states, prediction.seen, strict=True))
+    by_rule = " (by the rule below, which counts small differences as none)" if small else ""
+    text = f"For these class counts {at} predicts {what}{by_rule}"
     if not wrong:
         return f"{text}: as measured, for every class."
     listed = "; ".join(f"{d.class_names[k]}: predicted {prediction.seen[k]}, measured {states[k]}" for k in wrong[:3])

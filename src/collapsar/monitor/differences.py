@@ -151,9 +151,9 @@ class Facts:
         if self.optimizer is None or self.decay is None:
             return None
         plan = self.schedule
-        steps, scheduler = (int(plan), None) if isinstance(plan, Integral) else (None, plan)
-        if scheduler is not None and not hasattr(scheduler, "step"):
-            raise ValueError(f"`schedule` must be a scheduler or a whole number of steps, got {scheduler!r}")
+        if not (plan is None or isinstance(plan, Integral) or hasattr(plan, "step")):
+            raise ValueError(f"`schedule` must be a scheduler or a whole number of steps, got {plan!r}")
+        steps, scheduler = (int(plan), None) if isinstance(plan, int | Integral) else (None, plan)
         clock = decay_clock(self.weight, self.optimizer, scheduler=scheduler, steps=steps)
         kind, rate = self.decay.kind, self.decay.clock_rate
         if clock is None or kind not in ("preconditioned", "unknown") or rate == 1:
