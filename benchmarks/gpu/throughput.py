@@ -134,14 +134,14 @@ def loop_rate(clock, spec, settings, epochs, at_once=1):
     return epochs_done * len(data.train_labels) / (end - begin)
 
 
-def bare_rates(clock, spec, steps, precision):
+def bare_rates(clock, spec, steps, precision, size=BATCH):
     """Images per second of the bare step (forward, cross-entropy, backward, update): plain, recorded, from lists."""
-    data = random_images(BATCH * 4)
+    data = random_images(size * 4)
     images, labels = data.normalised(data.train_images).to(clock.device), data.train_labels.to(clock.device)
     model = build_model(spec, data.image_shape, CLASSES, generator=torch.Generator().manual_seed(0)).to(clock.device)
     model.body_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    place = [images[:BATCH].clone(), labels[:BATCH].clone()]
+    place = [images[:size].clone(), labels[:size].clone()]
 
     def step(_rows=None, _setting=None):
         optimizer.zero_grad(set_to_none=True)
@@ -153,19 +153,19 @@ def bare_rates(clock, spec, steps, precision):
     def from_lists():
         import numpy as np
 
-        for first in range(0, len(stored), BATCH):
-            batch = stored[first : first + BATCH]
+        for first in range(0, len(stored), size):
+            batch = stored[first : first + size]
             place[0] = torch.tensor(np.array([list(image) for image, _ in batch])).to(clock.device)
             place[1] = torch.tensor([label for _, label in batch]).to(clock.device)
             step()
 
     rates = {}
     with own_stream(clock.device), products_in("tf32" if precision == "tf32" else "ieee"):
-        rates["plain"] = steps * BATCH / clock.median(lambda: [step() for _ in range(steps)], 3)
+        rates["plain"] = steps * size / clock.median(lambda: [step() for _ in range(steps)], 3)
         record = recorder(clock.device)
         if record is not None:
             recorded, rows = RecordedSteps(step, record), labels[:1]
-            rates["recorded"] = steps * BATCH / clock.median(lambda: [recorded(rows, 0) for _ in range(steps)], 3)
+            rates["recorded"] = steps * size / clock.median(lambda: [recorded(rows, 0) for _ in range(steps)], 3)
             recorded(rows, 1)  # drops the recording before the lists move the batch
         if precision == "bf16":
             begin = clock.now()
@@ -178,7 +178,8 @@ def network_rates(clock, name, args, matrix_rate):
     """Everything about one network."""
     spec = ModelSpec(name, widths=WIDTHS[name] if args.tiny else ())
     flops = flops_per_image(spec)
-    samples = BATCH * (2 if args.tiny else 24)
+    batch = 8 if args.tiny else BATCH
+    sizes = {"batch_size": batch, "num_samples": batch * (2 if args.tiny else 24)}
     loops = {}
     for label, settings, at_once in (
         ("plain", {}, 1),
@@ -187,11 +188,13 @@ def network_rates(clock, name, args, matrix_rate):
         ("recorded, cudnn.benchmark", {"cuda_graphs": True, "cudnn_benchmark": True}, 1),
         *((("compiled and recorded", {"cuda_graphs": True, "compile": True}, 1),) if args.compile else ()),
     ):
-        given = {"precision": "bf16", "num_samples": samples, **settings}
+        given = {"precision": "bf16", **sizes, **settings}
         loops[label] = _or_error(lambda given=given, n=at_once: loop_rate(clock, spec, given, args.epochs, n))
-    given = {"precision": "float32", "cuda_graphs": True, "num_samples": samples}
+    given = {"precision": "float32", "cuda_graphs": True, **sizes}
     loops["recorded, exact float32"] = _or_error(lambda: loop_rate(clock, spec, given, args.epochs))
-    bare = {p: _or_error(lambda p=p: bare_rates(clock, spec, args.steps, p)) for p in ("bf16", "tf32", "float32")}
+    bare = {
+        p: _or_error(lambda p=p: bare_rates(clock, spec, args.steps, p, batch)) for p in ("bf16", "tf32", "float32")
+    }
     best = max((rate for rate in loops.values() if isinstance(rate, float)), default=math.nan)
     record = {"gflop_per_image": flops / 1e9, "loop": loops, "bare": bare, "share": best * flops / matrix_rate}
     if "recorded" in bare["bf16"]:
