@@ -151,6 +151,28 @@ def test_names_in_latin_1_are_names(tmp_path: Path) -> None:
     assert cs.label_counts(tmp_path / "n.csv").names == ("kläffer", "élan")
 
 
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"x_train": np.zeros((100, 2)), "y_train": Y, "x_test": np.zeros(3), "y_test": [0, 1, 2]}, None),
+        ({"features": np.zeros((100, 2)), "labels": np.array(Y)[:, None], "weight": np.eye(3)}, None),
+        ({"y": Y, "labels": Y}, "one array of labels, called labels, train_labels, .* it holds y, labels;"),
+        ({"arr_0": Y}, "it holds arr_0;"),
+        ({"labels": np.array(["a", None], dtype=object)}, "not a readable .npy array"),
+    ],
+)
+def test_an_archive_is_read_where_one_array_is_called_as_labels_are(tmp_path: Path, arrays: dict, said: str) -> None:
+    np.savez(tmp_path / "y.npz", **arrays)
+    if said is None:
+        assert cs.class_counts(tmp_path / "y.npz").tolist() == COUNTS
+    else:
+        with pytest.raises(ValueError, match=said):
+            cs.class_counts(tmp_path / "y.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "y.npz").read_bytes()[:90])
+    with pytest.raises(ValueError, match="is no readable"):
+        cs.class_counts(tmp_path / "cut.npz")
+
+
 @pytest.mark.parametrize("name", ["y.npy", "y.json", "y.txt"])
 def test_truth_values_are_two_classes(name: str, tmp_path: Path) -> None:
     truth = [True] * 60 + [False] * 30

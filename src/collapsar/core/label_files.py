@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import re
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ _IMAGES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".w
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _LABEL_WORDS = {"label", "labels", "class", "classes", "target", "targets", "y", "category", "class_id", "category_id"}
 _LABEL_WORDS |= {"label_id", "class_name", "class_idx", "label_idx", "fine_label", "species"}
+_LABEL_ARRAYS = ("labels", "train_labels", "y_train", "y", "targets")  # of an archive, as `collapsar train` takes them
 _COUNT_WORDS = {"count", "counts", "n", "num", "num_samples", "num_images", "samples", "images", "image_count"}
 _COUNT_WORDS |= {"instance_count", "frequency", "freq", "class_counts", "class_count"}
 _COUNT_FIELDS = ("image_count", "instance_count", "count", "num_samples", "num_images")
@@ -46,8 +48,8 @@ def read_label_file(path: Path, column: str | int | None = None) -> tuple[Labell
 
     Args:
         path: A text file (one label or one count per line, ``path label``, ``class count``, CSV, TSV, LIBSVM), JSON
-            (an array, an object of counts, LVIS or COCO categories), a ``.npy`` array, any of these in gzip, or a
-            folder with one folder of images per class.
+            (an array, an object of counts, LVIS or COCO categories), a ``.npy`` array, any of these in gzip; an
+            ``.npz`` archive with one array of labels; or a folder with one folder of images per class.
         column: Of a table, the name or the number, counted from 1, of the column with the labels; of categories, the
             field with the counts.
 
@@ -61,6 +63,8 @@ def read_label_file(path: Path, column: str | int | None = None) -> tuple[Labell
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"`class_counts`: {path} cannot be read ({error})") from None
+    if raw[:4] == b"PK\x03\x04" and path.suffix == ".npz":
+        return _array(_labels_in_archive(raw, path), path)
     if raw[:6] == b"\x93NUMPY" or path.suffix == ".npy":
         return _array(raw, path)
     text, assumed = _decoded(raw, path)
@@ -83,6 +87,22 @@ def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
             return raw.decode("cp1252"), "not UTF-8, so letters with accents are taken for Latin-1"
     raise ValueError(
         f"`class_counts`: {path} is no text in UTF-8; save it as UTF-8 with one label per line, or as a .npy array"
+    )
+
+
+def _labels_in_archive(raw: bytes, path: Path) -> bytes:
+    """The array of an ``.npz`` that is called as labels are, as a ``.npy`` has it."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            found = [name for name in names if name in _LABEL_ARRAYS]
+            if len(found) == 1:
+                return archive.read(f"{found[0]}.npy")
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"`class_counts`: {path} is no readable .npz archive ({error})") from None
+    raise ValueError(
+        f"`class_counts`: {path} must hold one array of labels, called {', '.join(_LABEL_ARRAYS[:-1])} or "
+        f"{_LABEL_ARRAYS[-1]}; it holds {', '.join(names)}; save the labels as a .npy array"
     )
 
 

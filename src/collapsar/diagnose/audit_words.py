@@ -129,7 +129,8 @@ def _reach_words(a: Audit, reached: Reach) -> str:
     lost = np.flatnonzero(a.unreachable).tolist()
     if not lost:
         aside = f", {reached.num_searched} of them not along their own row" if reached.num_searched else ""
-        return f"Every class that was decided can be the answer{aside}."
+        decided = " that was decided" if reached.undecided.any() else ""
+        return f"Every class{decided} can be the answer{aside}."
     proof = "a weighted mean of other rows equals its row and has no smaller bias"
     if not isinstance(reached.space, str):
         proof = "a weighted mean of other rows scores as much at every such feature"

@@ -88,7 +88,7 @@ def _opened(path: str | os.PathLike[str], read: Callable[[Path, Mapping[str, Arr
         raise ValueError(
             f"features are read from an .npz or .safetensors file, got {file}, which holds weights and no features: "
             "`collapsar audit` reads a head alone; for a diagnosis build the module, load them, and call "
-            "collapsar.diagnose.readers.diagnose(model, loader)"
+            "collapsar.diagnose(model, loader)"
         )
     if ending not in ("", ".npz", ".safetensors"):
         raise ValueError(
