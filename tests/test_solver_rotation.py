@@ -192,3 +192,12 @@ def test_a_neighbours_optimum_saves_steps_and_does_not_mislead(lambda_b):
         assert found[1] <= fewest
         for ours, theirs in zip(lift(q, found[0]), lift(q, cold[0]), strict=True):
             assert np.abs(ours - theirs).max() <= 1e-8
+
+
+def test_a_start_next_to_the_optimum_costs_no_digits_by_conjugate_gradients():
+    p = cs.Problem(",".join(str(n) for n in range(500, 500 - 12 * FEW, -12)) + ",100", 2e-4, 0.02)
+    near = cs.solve(p.replace(lambda_z=2.0005e-4)).blocks  # the first step, to a tenth of its length, is 1e-6 long
+    found, cold = rotation_point(quotient(p), near=near), rotation_point(quotient(p))
+    assert found is not None
+    assert cold is not None
+    assert np.abs(found[0].C - cold[0].C).max() <= 1e-7 * np.abs(cold[0].C).max()

@@ -42,6 +42,7 @@ _DEAD = -0.03  # of its largest entry: below it the diagonal of Q'X does not com
 _ALIVE = 1e-9  # of the largest: a direction of a neighbour's optimum that is weaker does not say where to start
 
 _LAST = 1e-5  # radians: Newton's method squares the error, and the gap is the square of the error
+_LEFT = 1e-8  # radians: of a step by conjugate gradients; a near start's first may be short and rough
 
 
 def _angles(model: DualModel, planes: Tensor, Q: Matrix, p: Vector, G: Matrix) -> Matrix | None:
@@ -129,8 +130,8 @@ def _followed(q: Quotient, model: DualModel, guess: Matrix, max_steps: int) -> t
     if not min(p.tolist()) > 0:
         return None
     eye, dense = np.eye(J), J <= FEW
-    longest, step = (math.inf if len(planes) or not dense else 0.0), 0
-    while longest > _LAST:
+    longest, forcing, step = (math.inf if len(planes) or not dense else 0.0), 0.0, 0
+    while longest > _LAST or forcing * longest > _LEFT:
         if step == max_steps:
             return None
         G = Q.T.dot(model.gradient(Q, p))
@@ -138,7 +139,8 @@ def _followed(q: Quotient, model: DualModel, guess: Matrix, max_steps: int) -> t
         parts = inner.ravel()[:: len(G) + 1].tolist()
         if step and min(parts) < _DEAD * max(parts):
             return None  # Q'X is not on its way to a positive matrix: rank is lost
-        angles = _angles(model, planes, Q, p, G) if dense else _turn(model, Q, p, G, min(0.1, longest))
+        forcing = 0.0 if dense else min(0.1, longest)
+        angles = _angles(model, planes, Q, p, G) if dense else _turn(model, Q, p, G, forcing)
         if angles is None:
             return None
         longest, step = float(np.abs(angles).max()), step + 1
