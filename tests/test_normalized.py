@@ -77,7 +77,7 @@ def descended(p: cs.Problem, seed: int = 0) -> float:
 
     x = np.random.default_rng(seed).standard_normal(2 * K * K + K) * 0.5
     x[2 * K * K :] = 0
-    found = minimize(value, x, jac=True, method="L-BFGS-B", options={"maxiter": 20000, "ftol": 1e-16, "gtol": 1e-10})
+    found = minimize(value, x, jac=True, method="L-BFGS-B", options={"maxiter": 20000, "ftol": 1e-13, "gtol": 1e-10})
     return float(found.fun)
 
 

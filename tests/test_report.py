@@ -228,6 +228,7 @@ def test_the_table_shows_the_numbers_of_the_record(page: Page) -> None:
         assert text in cells, text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_networks_as_people_train_them_stand_beside_their_own_optimum(page: Page) -> None:
     words = (
         "With a LayerNorm before the last layer and weight decay on that layer alone, theory has the small classes "
