@@ -474,6 +474,26 @@ def test_effective_penalties_and_unfinished_training_bring_cautions() -> None:
 
 
 @pytest.mark.parametrize(
+    ("lambda_w", "verdict", "words"),
+    [
+        (1.0, "separated", "Your penalties are not the cause: at the optimum every class is separated"),
+        (1.6, "separated", "Your penalties merge no class: at the optimum every class is separated"),
+        (2.0, "close", "Also, the 5 classes of 20 samples are outvoted by larger ones"),
+    ],
+)
+def test_penalties_that_outvote_classes_are_not_acquitted(lambda_w: float, verdict: str, words: str) -> None:
+    """SGD behind a LayerNorm on digits: runs at 1.6 and 2 had lost the five small classes, one at 1 had not."""
+    p = cs.Problem.from_normalized("100x5,20x5", lambda_w=lambda_w, norm=32**0.5, lambda_b=0.0)
+    record = {**advise(p).to_dict(), "measured": "5 are lost."}
+    margin, corrected = (min(g[name] for g in record["groups"]) for name in ("margin", "corrected_margin"))
+    said = verdict_words(record)
+    assert (record["verdict"], margin < 0, corrected > 0) == (verdict, lambda_w > 1, True)
+    assert words in said
+    assert ("correct the prior, or weaken the penalties" in said) == (lambda_w > 1)
+    assert ("So something else took the classes" in said) == (lambda_w == 1)
+
+
+@pytest.mark.parametrize(
     ("lambda_z", "decay", "lost", "verdict", "words"),
     [
         # measured on a perceptron with two layers above its normalisation, digits 100x5,20x5

@@ -31,8 +31,8 @@ ROOM = 2.0
 JUST_BELOW = 5e-3
 
 _VERDICTS: dict[Verdict, str] = {
-    "separated": "No class is lost: the penalties are not the cause of trouble.",
-    "close": "No class is lost, but some are close to their threshold.",
+    "separated": "No class merges or vanishes at these penalties.",
+    "close": "No class merges or vanishes at these penalties, but some are close to their threshold.",
     "merging": "The penalties are the cause: some classes have no predictions of their own.",
     "collapsed": "The penalties are too strong for every class.",
 }
@@ -234,7 +234,7 @@ def advise(
         ('merging', ['penalty', 'scales'])
         >>> print(advise(Problem("300x5,50x5", lambda_z=0.002, lambda_b=0.02)))
         10 classes, 1750 samples, signed features, lambda_z 0.002, lambda_b 0.02
-        No class is lost: the penalties are not the cause of trouble.
+        No class merges or vanishes at these penalties.
           5 classes of 300 samples: separated, safety 4.95
           5 classes of 50 samples: separated, safety 2.02
     """

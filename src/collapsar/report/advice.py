@@ -59,7 +59,7 @@ def verdict_words(record: Record) -> str:
         )
     else:
         parts.append(_optimum_words(record))
-    if measured and record["verdict"] == "separated":
+    if measured and record["verdict"] == "separated" and not (decay is None and _outvoted(record)):
         parts.append(
             "So something else took the classes: an early end of training, units that died, too few directions, the "
             "prior."
@@ -75,7 +75,6 @@ def _optimum_words(record: Record) -> str:
     near = [g for g in separated if defined(g["safety"]) and g["safety"] <= least * (1 + 1e-9)]
     if not record["problem"].get("normalization") and not all(defined(g["safety"]) for g in separated):
         near = []  # a class whose approximate threshold the optimum contradicts may be nearer to its own
-    outvoted = [g for g in groups if g["apart"] and g["margin"] < 0]
     standing = "every class is separated"
     if carried := [g for g in groups if g["state"] != "separated" and g["apart"]]:
         own = "its own" if _count(carried) == 1 else "their own"
@@ -83,19 +82,20 @@ def _optimum_words(record: Record) -> str:
     if record["verdict"] == "separated":
         safe = record.get("safe_factor")
         by = "" if safe is None else f", by a factor of {number_text(safe, 3)}"
+        if outvoted := _outvoted(record):
+            return f"Your penalties merge no class: at the optimum {standing}{by}.{outvoted}"
         text = f"Your penalties are not the cause: at the optimum {standing}{by}."
-        if outvoted:
-            text += f" But {_group_words(outvoted)} outvoted by larger ones even at the class mean: correct the prior."
-        elif not record.get("measured"):
+        if not record.get("measured"):
             text += " If small classes do badly, look at the number and variety of their samples, and the prior."
         return text
     if record["verdict"] == "close":
-        if not near or least >= 1 + record["margin"]:  # approximate thresholds
-            return f"Close: {standing} at the optimum, but not at a penalty {room} larger."
-        return (
-            f"Close: {standing} at the optimum, but {_group_words(near)} less than {room} below the "
-            f"threshold (safety {number_text(least, 3)})."
-        )
+        text = f"Close: {standing} at the optimum, but not at a penalty {room} larger."
+        if near and least < 1 + record["margin"]:  # thresholds that are not approximate
+            text = (
+                f"Close: {standing} at the optimum, but {_group_words(near)} less than {room} below the "
+                f"threshold (safety {number_text(least, 3)})."
+            )
+        return text + _outvoted(record)
     if record["verdict"] == "collapsed":
         return "Your penalties are too strong for every class: at the optimum no class has predictions of its own."
     told = []
@@ -109,6 +109,18 @@ def _optimum_words(record: Record) -> str:
             f"{_group_words(weak)} separated, but {scores} not lead at the class mean, not even with equal priors"
         )
     return f"Your penalties are the cause: at the optimum {', and '.join(told)}."
+
+
+def _outvoted(record: Record) -> str:
+    """Who loses to larger classes at the optimum itself, with features of their own; "" for nobody."""
+    groups = [g for g in record["groups"] if g["apart"] and g["margin"] < 0]
+    if not groups or record["verdict"] not in ("separated", "close"):
+        return ""
+    lead = "But" if record["verdict"] == "separated" else "Also,"
+    text = f" {lead} {_group_words(groups)} outvoted by larger ones even at the class mean: "
+    if all(g["corrected_margin"] > 0 for g in record["groups"]):
+        text += "correct the prior, or "
+    return f"{text}weaken the penalties, which shorten all scores but not the prior's."
 
 
 def _count(groups: Sequence[Record]) -> int:
