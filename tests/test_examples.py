@@ -24,6 +24,7 @@ LONG = {"audit_wheels"}
 )
 def test_example(script: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(script)])
     threads = torch.get_num_threads()
     runpy.run_path(str(script), run_name="__main__")  # warnings are errors here, as in every test
     torch.set_num_threads(threads)  # two examples set theirs

@@ -59,11 +59,6 @@ def in_step(rows: Sequence[Sequence[float]], digits: int = 5) -> list[list[str]]
     return [[f"{value:{form}}".replace("-", "−") if np.isfinite(value) else "–" for value in row] for row in rows]
 
 
-def number_or_dash(value: float | None, form: str = ".3g") -> str:
-    """A number for a table, "-" where there is none."""
-    return "-" if value is None or np.isnan(value) else f"{value:{form}}"
-
-
 def print_json(record: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
     print(json.dumps(to_json(record), allow_nan=False))

@@ -12,11 +12,11 @@ from rich.progress import Progress
 from typer import Option
 
 from collapsar.cli.options import DataDir, Json, LabelFile, Prices, command
-from collapsar.cli.output import bars, console, number_or_dash, plain_table, tell
+from collapsar.cli.output import bars, console, plain_table, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
-from collapsar.report.words import standard_finding, summary_of_states
+from collapsar.report.words import share_text, standard_finding, summary_of_states
 
 if TYPE_CHECKING:
     from collapsar.training import TrainConfig
@@ -121,13 +121,9 @@ def _print_training(record: Record, out: Path) -> None:
     shown, a = console(), record["accuracy"]
     shown.print(
         f"{record['epochs']} epochs in {record['seconds']:.0f} s. Test accuracy: balanced "
-        f"{_percent(a['test_balanced'])}, smallest classes {_percent(a['test_minority'])}."
+        f"{share_text(a['test_balanced'])}, smallest classes {share_text(a['test_minority'])}."
     )
     shown.print(f"Records: {out.resolve()}", soft_wrap=True)
-
-
-def _percent(value: float | None) -> str:
-    return number_or_dash(value, ".1%")
 
 
 @command(
@@ -194,17 +190,15 @@ def _print_demo(record: Record, page: Path) -> None:
             run["accuracy"]["train"],
             run["accuracy"]["test_minority"],
         )
-        z, b, *right = map(_percent, shares)
-        nc1 = number_or_dash(run["measured"]["nc1_uniform"])
-        rows.append((f"{run['lambda_z']:.5g}", predicted, measured, z, b, nc1, *right))
-    columns = ("lambda_z", "theory", "measured", "Z off", "b off", "NC1", "train", "small test")
+        rows.append((f"{run['lambda_z']:.5g}", predicted, measured, *map(share_text, shares)))
+    columns = ("lambda_z", "theory", "measured", "Z off", "b off", "train", "small test")
     shown.print(plain_table(*columns, rows=rows))
     shown.print(
         f"Theory and network agree on the state of the small classes at {agree} of {len(record['runs'])} penalties. "
-        "Z off, b off: relative distance of the network's mean predictions and bias to the exact optimum (- where that "
+        "Z off, b off: relative distance of the network's mean predictions and bias to the exact optimum (– where that "
         "is zero). train, small test: accuracy on the training images, and on the small classes' test images. A class "
         "has vanished when its images move no score, so that the network cannot tell it from others."
     )
     if finding := standard_finding(record):
-        shown.print(f"Trained the usual way: {finding}")
+        shown.print(f"Two networks were trained the usual way. {finding}")
     shown.print(f"Report: {page.resolve().as_uri()}", soft_wrap=True)
