@@ -175,6 +175,11 @@ def test_classes_merged_by_the_rule_below_their_threshold_are_told_from_those_ab
     assert f"this network is at {100 * share:.0f} % of it" in text
 
 
+def test_a_diagnosis_prints_what_it_found():
+    d = paper(0.0037)
+    assert f"{d}".splitlines() == repr(d).splitlines() == [d.headline, *d.words]
+
+
 def test_one_class_vanishes_in_good_english():
     d = diagnose_measurement(measured(*nonnegative_network([200, 100, 50], 0.004)), KnownTraining(0.1, 1.6e-4))
     assert any(sentence.startswith("2 vanishes first") for sentence in d.words)

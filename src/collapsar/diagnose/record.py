@@ -53,9 +53,11 @@ METRICS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
     """The result: plain values that a page, a test or a gate can read; ``to_dict`` makes JSON of it.
+
+    Printed, and as the last line of a notebook's cell, it is what was found, a line per finding.
 
     Attributes:
         source: where the network came from.
@@ -94,6 +96,9 @@ class Diagnosis:
     fit_source: Literal["effective", "as trained", ""]
     prediction: Prediction | None
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join((self.headline, *self.words))
 
     @cached_property
     def headline(self) -> str:
