@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -93,19 +94,29 @@ def lower_bound(s: cs.Solution) -> float:
 
 
 def witnessed(s: cs.Solution, right: np.ndarray) -> tuple[np.ndarray, float]:
-    """The witness as K x K probabilities, and sqrt(lambda_max(R'R + N))."""
+    """The witness as K x K probabilities, and sqrt(lambda_max(R'R + A'N A)), the largest of all parts of a cut cone."""
     assert s.proof is not None
     p, q, w = s.problem, s.quotient, s.proof.witness
     labels, K = q.labels, p.num_classes
     S = w.S.other[np.ix_(labels, labels)]
     S[np.arange(K), np.arange(K)] = 1 - w.S.miss[labels]
-    N = (w.between / np.sqrt(np.outer(q.sizes, q.sizes)))[np.ix_(labels, labels)]
-    N = np.where(labels[:, None] == labels, w.within[labels], N)
-    np.fill_diagonal(N, 0.0)
-    assert N.min() >= 0
     Y = (1 - p.loss.smoothing) * np.eye(K) + p.loss.smoothing / K
     R = p.scales[:, None] * (Y - S) * right
-    return S, math.sqrt(np.linalg.eigvalsh(R.T @ R + N)[-1])
+    assert min(w.between.min(), w.within.min()) >= 0
+    assert all(c > 0 for _, _, c in w.cuts)
+    pairs = (labels[:, None] == labels) & ~np.eye(K, dtype=bool)
+    largest = 0.0
+    for part in product((0, 1), repeat=len(w.cuts)):  # of the cone: A h >= 0, in sums over clusters over sqrt(k)
+        A = np.equal.outer(np.arange(q.num_clusters), labels) / np.sqrt(q.sizes[labels])
+        for half, (i, j, c) in zip(part, w.cuts, strict=True):
+            if half == 0:
+                A[i] -= c * A[j]
+            else:
+                A[j] -= A[i] / c
+        assert np.abs(np.diagonal(w.between[part])).max() == 0
+        N = A.T @ w.between[part] @ A + np.where(pairs, w.within[part][labels], 0.0)
+        largest = max(largest, float(np.linalg.eigvalsh(R.T @ R + N)[-1]))
+    return S, math.sqrt(largest)
 
 
 def dual_value(p: cs.Problem, b: np.ndarray, S: np.ndarray, Y: np.ndarray) -> float:

@@ -28,15 +28,16 @@ import numpy as np
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms, combined, near_overlaps, own_directions, pruned
 from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks
+from collapsar.solver.cuts import pentagon_cut, split
 from collapsar.solver.factored import approach, descend, newton
 from collapsar.solver.objective import Columns, cross_entropy, predict, residual
-from collapsar.solver.relaxed import Relaxed, beginning, relaxed
+from collapsar.solver.relaxed import SHARPEST, Relaxed, beginning, relaxed
 from collapsar.solver.shared_directions import ascent, missing_directions, with_directions
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
-from collapsar.solver.witness import Witness, lower_bound, witness_of
+from collapsar.solver.witness import Witness, lower_bound, mended, witness_of
 
-_ROUNDS = 10  # of descent, Newton's method and the bound: one or two are usual
+_ROUNDS = 14  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
 _FINE = 1e-8  # a tolerance from here on needs no digits that Newton's method on the gradient would add
@@ -181,6 +182,10 @@ def minimise_shared(
             atoms, b = found.atoms, found.blocks.b
         elif beyond is not None and not anew:  # a minimum that is not global, perhaps, or too few directions
             atoms, b, added, anew = _nearest(q, beyond), beyond.b, False, True
+        elif beyond is not None and not beyond.cuts:  # the relaxation itself, perhaps
+            atoms, b, added = best.atoms, best.blocks.b, False
+            cut = pentagon_cut(q, residual(q, _softmax(q, best.blocks)), beyond)
+            beyond = split(q, beyond, atoms, cut)
         else:
             break
         fine = _FINER * best.certificate.relative_gap
@@ -265,10 +270,14 @@ def _certified(
     certificate, stale = certify_atoms(q, atoms, b, witness), 0
     if not certificate.relative_gap <= tol:
         start = beyond or beginning(q, atoms, b, witness)
-        for beyond in relaxed(q, start, tol):
+        least = np.inf if start.cuts else certificate.gap
+        settled = bool(start.cuts) and start.mu <= SHARPEST  # its bound stands, whatever the point
+        for beyond in () if settled else relaxed(q, start, tol):
             other = beyond.witness(q, _softmax(q, beyond.blocks(q)))
+            other = mended(q, other) if beyond.cuts else other
             tighter = certify_atoms(q, atoms, b, other)
-            stale = stale + 1 if tighter.gap > 0.9 * certificate.gap else 0
+            stale = stale + 1 if beyond.mu <= SHARPEST and tighter.gap > 0.9 * least else 0
+            least = min(least, tighter.gap)
             if tighter.dual > certificate.dual:
                 witness, certificate = other, tighter
             if certificate.relative_gap <= tol or stale == _STALE:

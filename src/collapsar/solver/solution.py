@@ -25,7 +25,7 @@ from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.shared import SharedResult, certify_atoms, factors
 from collapsar.solver.status import Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, lift, quotient
-from collapsar.solver.witness import Witness
+from collapsar.solver.witness import Cut, Witness
 
 _FORMAT = 1  # of saved files
 _TIE = 1e-6  # entries of a column this close, relatively, are equal to the accuracy of a solution
@@ -287,7 +287,9 @@ def _proof_arrays(proof: SharedProof | None) -> dict[str, Matrix]:
     if proof is None:
         return {}
     atoms, witness = proof.atoms, proof.witness
+    cuts = {"witness_cuts": np.array(witness.cuts)} if witness.cuts else {}
     return {
+        **cuts,
         **{f"atoms_{f.name}": getattr(atoms, f.name) for f in fields(atoms)},
         "witness_miss": witness.S.miss,
         "witness_other": witness.S.other,
@@ -301,7 +303,9 @@ def _proof_from(arrays: Mapping[str, Matrix]) -> SharedProof | None:
         return None
     atoms = Atoms(**{f.name: arrays[f"atoms_{f.name}"] for f in fields(Atoms)})
     S = Columns(arrays["witness_miss"], arrays["witness_other"])
-    return SharedProof(atoms, Witness(S, arrays["witness_between"], arrays["witness_within"]))
+    rows = arrays.get("witness_cuts", ())  # files of version 0.1 have none
+    cuts = tuple(Cut(int(i), int(j), float(c)) for i, j, c in rows)
+    return SharedProof(atoms, Witness(S, arrays["witness_between"], arrays["witness_within"], cuts))
 
 
 def _penalty_ratio(lambda_z: float, lambda_w: float | None, lambda_h: float | None) -> float:

@@ -14,18 +14,49 @@ bound of :func:`collapsar.solver.certificate.dual_norm`. At the optimum C is com
 where two classes share a direction (C_ij > 0), and (lambda_Z^2 I - R'R - N) C = 0, so that N_ij = -(R'R)_ij where class
 i has a direction of its own. Hence the residual's columns are orthogonal where directions are shared, as for signed
 features, and at obtuse angles where they are not, as in the column form.
+
+From five classes on the relaxation may be below the program. A cut of the cone of features along a pair,
+
+    h_i >= c h_j   or   h_i <= c h_j,
+
+mends that: either half is y >= 0 in coordinates y = A h, with h_i - c h_j for h_i or h_j - h_i / c for h_j, and C
+becomes a sum of two, each with A C A' doubly nonnegative. The dual has an N for every part,
+
+    R'R + A'N A <= lambda_Z^2 I,
+
+and proves as much as before: every h >= 0 lies in a part, and h'A'N A h >= 0 there. A further cut halves every part in
+its own y.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from collapsar.core.types import Matrix, Vector
-from collapsar.solver.certificate import dual_on_ray
+from collapsar.solver.certificate import bias_hessian, dual_on_ray
 from collapsar.solver.objective import Columns, residual
 from collapsar.solver.symmetry import Quotient
+
+_MENDS = 3  # each squares what the last one left
+_WITHIN = 1e-14  # relative: what is left of an excess is rounding
+_LEAST = 1e-3  # of the eigenvalues of R'R beside lambda_Z^2
+
+
+class Cut(NamedTuple):
+    """Halves h_i >= c h_j and h_i <= c h_j, c > 0, in the coordinates u_i and u_j of two clusters."""
+
+    i: int
+    j: int
+    c: float
+
+    @property
+    def inverse(self) -> Cut:
+        """Its :func:`forms` take those of the cut back."""
+        return Cut(self.i, self.j, -self.c)
 
 
 @dataclass(frozen=True)
@@ -36,29 +67,107 @@ class Witness:
         S: stochastic columns.
         between: N between clusters times sqrt(k_i k_j), shape (J, J), symmetric, >= 0, zero diagonal.
         within: nu >= 0, N between two classes of one cluster, shape (J,), 0 for single classes.
+        cuts: of the cone of features; with m of them ``between`` and ``within`` begin with m axes of length two, for
+            the two sides of each, the first that of h_i >= c h_j.
     """
 
     S: Columns
     between: Matrix
     within: Vector
+    cuts: tuple[Cut, ...] = ()
+
+
+def forms(V: Matrix, cuts: Sequence[Cut]) -> Matrix:
+    """V A', A for every part: rows h in coordinates that are >= 0 where h is in it."""
+    V = V.copy()
+    for axis, (i, j, c) in enumerate(cuts):
+        upper, lower = np.moveaxis(V, axis, 0)
+        upper[..., i] -= c * upper[..., j]
+        lower[..., j] -= lower[..., i] / c
+    return V
+
+
+def pulled(M: Matrix, cuts: Sequence[Cut]) -> Matrix:
+    """M A."""
+    M = M.copy()
+    for axis, (i, j, c) in reversed(list(enumerate(cuts))):
+        upper, lower = np.moveaxis(M, axis, 0)
+        upper[..., j] -= c * upper[..., i]
+        lower[..., i] -= lower[..., j] / c
+    return M
+
+
+def quadratic(M: Matrix, cuts: Sequence[Cut]) -> Matrix:
+    """A'M A."""
+    return np.swapaxes(pulled(np.swapaxes(pulled(M, cuts), -1, -2), cuts), -1, -2)
+
+
+def diagonal(x: Vector) -> Matrix:
+    """Diagonal matrices, shape (..., J, J)."""
+    return x[..., None] * np.eye(x.shape[-1])
 
 
 def lower_bound(q: Quotient, witness: Witness, *, search: bool = True) -> float:
     """The lower bound of the optimum that a witness proves, nats; -inf if none.
 
-    R'R + N need not be below lambda_Z^2: the bound is taken on the ray from the targets through S, where it is.
+    R'R + A'N A need not be below lambda_Z^2: the bound is taken on the ray from the targets through S, where it is.
 
     Args:
         q: J clusters.
         witness: a point of the dual, feasible or nearly so.
         search: as for :func:`collapsar.solver.certificate.dual_on_ray`.
     """
-    if min(witness.between.min(), witness.within.min()) < 0:
+    J, parts = q.num_clusters, (2,) * len(witness.cuts)
+    cut = all(i != j and 0 < c < np.inf for i, j, c in witness.cuts)
+    if not (cut and witness.between.shape == (*parts, J, J) and witness.within.shape == (*parts, J)):
+        return -np.inf
+    if not min(witness.between.min(), witness.within.min()) >= 0:
         return -np.inf
     R = residual(q, witness.S)
-    gram = R.between.T @ R.between + witness.between + np.diag((q.sizes - 1) * witness.within)
-    largest = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(R.within**2 - witness.within)), 0.0)
+    held = quadratic(witness.between, witness.cuts) + diagonal((q.sizes - 1) * witness.within)
+    longest = np.linalg.eigvalsh(R.between.T @ R.between + held)
+    largest = max(float(longest.max()), float(np.max(R.within**2 - witness.within)), 0.0)
     return dual_on_ray(q, witness.S, R, float(np.sqrt(largest)), search=search)
+
+
+def mended(q: Quotient, witness: Witness) -> Witness:
+    """A witness near one that is almost feasible, for less than :func:`lower_bound` loses by the ray.
+
+    The ray takes all of R back by its largest excess, in which C may hardly have a part. Here R (I - T) is taken, with
+    T of first order so that all parts of the cone lose their own excesses, of sum E: R'R T + T R'R = E. Columns still
+    sum to one, since nothing changes from the left; from the right T keeps off M^(1/2) 1, and so a free bias balances.
+    """
+    held = quadratic(witness.between, witness.cuts) + diagonal((q.sizes - 1) * witness.within)
+    keep, lam2 = np.sqrt(q.sizes * q.mass), q.lambda_z**2
+    R = residual(q, witness.S)
+    between = R.between
+    for _ in range(_MENDS):
+        gram = between.T @ between
+        values, vectors = np.linalg.eigh(gram + held)
+        over = np.maximum(values - lam2 * (1 - _WITHIN), 0.0)[..., None, :]
+        E = np.sum(((vectors * over) @ np.swapaxes(vectors, -1, -2)).reshape(-1, *gram.shape), axis=0)
+        values, vectors = np.linalg.eigh(gram)
+        both = np.maximum(values[:, None] + values, _LEAST * lam2)
+        T = vectors @ (vectors.T @ E @ vectors / both) @ vectors.T
+        between = between - between @ (T - np.outer(T @ keep, keep) / (keep @ keep))
+    longest = np.sqrt(lam2 + np.min(witness.within.reshape(-1, q.num_clusters), axis=0))
+    inner, contrast = between - R.between, np.minimum(longest - R.within, 0.0)
+    move = inner / np.sqrt(np.outer(q.sizes, q.sizes))
+    np.einsum("jj->j", move)[:] = (inner.diagonal() - contrast) / q.sizes  # one more for the own class
+    move *= -np.sqrt(q.mass) / (q.scales[:, None] * q.temperatures * q.share)
+    other = np.where(q.others > 0, np.maximum(witness.S.other + move, 0.0), witness.S.other)
+    S = Columns(witness.S.miss + np.sum(q.others * (other - witness.S.other), axis=0), other)
+    return replace(witness, S=_balanced(q, S) if q.lambda_b == 0 else S)
+
+
+def _balanced(q: Quotient, S: Columns) -> Columns:
+    """Columns with what little they lack of the balance of a free bias, by a shift of the logits, to first order."""
+    hessian, shift = bias_hessian(q, S), 1 / q.scales
+    hessian += np.trace(hessian) / (shift @ shift) * np.outer(shift, shift)  # along it nothing changes
+    step = q.scales * np.linalg.solve(hessian, q.sizes * residual(q, S).bias)
+    mean = np.sum(q.others * S.other * step[:, None], axis=0) + (1 - S.miss) * step
+    other = S.other * (1 + q.temperatures * (step[:, None] - mean))
+    return Columns(S.miss + np.sum(q.others * (other - S.other), axis=0), other)
 
 
 def witness_of(q: Quotient, S: Columns, C: Matrix, gamma: Vector) -> Witness:
