@@ -457,6 +457,10 @@ def test_the_pictures_show_the_record(npz):
     np.testing.assert_allclose(theory, [1] * 5 + [0] * 5, atol=1e-3)
     assert heights(readings.classes) == record["effective"]["by_class"]
     assert len(readings.lines) == 3
+    none = {**record, "effective": {**record["effective"], "by_class": [None] * 10}}
+    ax = Figure().subplots()
+    assert price_readings(none, ax).classes == []
+    assert [text.get_text() for text in ax.texts] == ["the scores of no class\ntell a penalty"]
 
 
 # --- runs

@@ -182,7 +182,7 @@ def _check_options(context: typer.Context) -> None:
     said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     if "norm" not in said and (more := said & _OF_STANDARD):
         first = next(field.name for field in fields(Training) if field.name in more)
-        raise ValueError(f"{_listed([first])} goes with --norm: layernorm, rmsnorm, cosine, batchnorm, none")
+        raise ValueError(f"{_listed([first])} goes with --norm; give layernorm, rmsnorm, cosine, batchnorm or none")
     for option, beside, refusal in _KINDS:
         if option in said:
             if more := said - beside - {option, "as_json"}:

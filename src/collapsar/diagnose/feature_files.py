@@ -93,6 +93,7 @@ def _opened(path: str | os.PathLike[str], read: Callable[[Path, Mapping[str, Arr
     if ending not in ("", ".npz", ".safetensors"):
         raise ValueError(
             f"features are read from an .npz or .safetensors file, a folder with features.npy or of a run, got {file}"
+            + ("; what `collapsar diagnose --json` printed is for `collapsar report`" if ending == ".json" else "")
         )
     with said_plainly(file, "not a feature file"):
         return read(file, safetensors_arrays(file) if ending == ".safetensors" else numpy_arrays(file))

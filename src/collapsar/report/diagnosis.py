@@ -122,8 +122,11 @@ def _lost_marks(record: Mapping[str, Any], ax: Axes, heights: Sequence[float], s
 def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
     """The penalty that each class shows, beside the one that the norms show, the one of training, the threshold."""
     effective, prediction = record["effective"], record["prediction"]
-    if effective is None:
-        ax.text(0.5, 0.5, "all classes collapsed:\nnothing to read", transform=ax.transAxes, ha="center", va="center")
+    if effective is None or not any(map(defined, effective["by_class"])):
+        why = (
+            "all classes collapsed:\nnothing to read" if effective is None else "the scores of no class\ntell a penalty"
+        )
+        ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center")
         ax.set(xticks=[], yticks=[])
         return ReadingArtists([], [])
     normalised = (record.get("model") or {}).get("problem") is not None  # its thresholds are no lambda_z of the norms
