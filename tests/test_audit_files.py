@@ -449,3 +449,6 @@ def test_the_picture_marks_every_dead_class_once() -> None:
     assert drawn["shares a row"] == 3 * 8  # identical, near, and the shrunk ones lie together
     assert drawn["as initialised"] == 8
     assert len(where["inside"]) <= drawn["never the answer"]
+    few = cs.audit(np.eye(5), class_names=["ant", "bee", "cat", "dog", "eel"]).to_dict()
+    (ax,) = audit_figure(few).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == few["class_names"]

@@ -12,14 +12,15 @@ from matplotlib.figure import Figure
 from collapsar.core.types import Record
 from collapsar.report.class_rows import DEAD_COLUMNS, causes_of_death, dead_rows
 from collapsar.report.page import drawn, page
-from collapsar.report.plots import legend_above
+from collapsar.report.plots import legend_above, name_classes
 from collapsar.report.record import checked
 from collapsar.report.style import COLOURS, PAGE_INCHES, styled
 
 _MOST_ROWS = 400
+_FEW = 200  # classes: of more, markers of living ones are small and faint
 # Colour and marker of each cause of death, and of classes that are none of them.
 _STYLES = (
-    ("alive", "muted", "."),
+    ("alive", "muted", "o"),
     ("shares a row", "vermilion", "X"),
     ("shrunk to the mean", "purple", "v"),
     ("as initialised", "orange", "s"),
@@ -68,14 +69,17 @@ def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
         mine = [k for k in range(len(lengths)) if first.get(k, "alive") == kind]
         drawn_of[kind] = len(mine)
         if mine:
-            size: dict[str, Any] = {"markersize": 2.5, "alpha": 0.5} if kind == "alive" else {"markersize": 4}
+            crowd = kind == "alive" and len(lengths) > _FEW
+            size: dict[str, Any] = {"markersize": 2.5, "alpha": 0.5} if crowd else {"markersize": 4}
             ax.plot(place[mine], lengths[mine], marker, color=COLOURS[colour], linestyle="none", label=kind, **size)
     if counts is not None:
         ax.set_xscale("log")
         cut = (record["counts"] or {}).get("dies_below")
         if cut:
             ax.axvline(cut, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
-    ax.set_xlabel("class" if counts is None else "samples of the class (none: at 0.5)")
+        ax.set_xlabel("samples of the class (none: at 0.5)")
+    else:
+        name_classes(ax, record["class_names"] or list(map(str, place)))
     ax.set_ylabel("row length, longest = 1")
     ax.set_ylim(-0.04, None)  # markers at 0 whole
     legend_above(ax, 3)
