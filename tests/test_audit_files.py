@@ -433,6 +433,25 @@ def test_features_for_an_audit_are_read_as_for_a_diagnosis(tmp_path: Path) -> No
     assert told == [told[0]] * 3
 
 
+def test_counts_of_an_audit_are_read_from_labels_by_name_or_number(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from collapsar.cli.app import app
+
+    names, n = ["owl", "ant", "eel", "bee"], [3, 9, 0, 12]  # no sample shows an eel
+    np.savez(tmp_path / "m.npz", weight=np.eye(4), class_names=names)
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    labels = np.repeat(np.arange(4), n)
+    (tmp_path / "words.txt").write_text("\n".join(names[k] for k in labels))
+    np.save(tmp_path / "numbers.npy", labels)
+    common = ["audit", str(tmp_path / "m.npz"), "--class-names", str(tmp_path / "names.txt"), "--json", "--counts"]
+    for file in ("words.txt", "numbers.npy"):
+        assert json.loads(CliRunner().invoke(app, [*common, str(tmp_path / file)]).stdout)["class_counts"] == n
+    (tmp_path / "words.txt").write_text("\n".join(["owl"] * 5 + ["cow"] * 5))
+    with pytest.raises(ValueError, match="'cow' is not the name of one of the 4 classes"):
+        CliRunner().invoke(app, [*common, str(tmp_path / "words.txt")], catch_exceptions=False)
+
+
 def test_the_picture_marks_every_dead_class_once() -> None:
     import collapsar as cs
     from collapsar.report import audit_figure

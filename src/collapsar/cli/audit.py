@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +69,8 @@ def audit(
     head: str | None = Option(None, help="Name of the head's weight or layer, if it is not clear."),
     class_names: ClassNames = None,
     counts: Path | None = Option(
-        None, help="Training samples of each class: a text file with a whole number per line, .npy, or 500x5,100x5."
+        None,
+        help="Training samples of each class: a number per line, .npy, 500x5,100x5, or what solve takes as COUNTS.",
     ),
     features: Path | None = Option(
         None, help="A file with features (N, d) and labels (N,), as diagnose takes it: recall of dead classes."
@@ -95,7 +98,7 @@ def audit(
         found.weight,
         found.bias,
         class_names=names,
-        class_counts=found.class_counts if counts is None else _numbers(counts),
+        class_counts=found.class_counts if counts is None else _samples(counts, names, len(found.weight)),
         features=samples[0],
         labels=samples[1],
         options=options,
@@ -111,17 +114,28 @@ def audit(
         refuse([f"{dead} {'class is' if dead == 1 else 'classes are'} dead, more than {max_dead}"])
 
 
-def _numbers(path: Path) -> NDArray:
-    if not path.exists():
-        from collapsar.core.counts import class_counts
+def _samples(path: Path, names: Sequence[str] | None, num_classes: int) -> NDArray[np.int64]:
+    """Samples of every class of a head: a number for each, none included, or whatever ``label_counts`` reads."""
+    if path.is_file() and path.suffix != ".npz":
+        with contextlib.suppress(ValueError, EOFError):
+            array = path.suffix == ".npy"
+            found = np.load(path, allow_pickle=False) if array else np.array(path.read_text("utf-8").split(), dtype=int)
+            if found.shape == (num_classes,):
+                return found
+    from collapsar.core.counts import label_counts
 
-        return class_counts(str(path))
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        return np.array([int(line) for line in path.read_text(encoding="utf-8").split()])
-    except (ValueError, EOFError):
-        raise ValueError(f"`--counts` {path} must hold a whole number per line, or be an .npy array") from None
+    read = label_counts(str(path))
+    if read.names is None:
+        return read.counts
+    places = {str(k): k for k in range(num_classes)} | {name: k for k, name in enumerate(names or ())}
+    counts = np.zeros(num_classes, dtype=np.int64)
+    for name, count in zip(read.names, read.counts, strict=True):
+        if name not in places or list(names or ()).count(name) > 1:
+            raise ValueError(
+                f"`--counts` {path}: {name!r} is not the name of one of the {num_classes} classes; give --class-names"
+            )
+        counts[places[name]] = count
+    return counts
 
 
 def _print(record: Record, origin: str) -> None:
