@@ -44,6 +44,7 @@ _FINE = 1e-8  # a tolerance from here on needs no digits that Newton's method on
 _FINER = 0.03  # of the gap that stays open: how far the next descent goes
 _UNDER_WAY = 0.25  # of the gap, gained in a round: descent goes on
 _STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
+_CUT = 60  # clusters: with 57 the relaxation of a cut cone takes a hundred seconds
 _SKETCH = 60  # where it only says where descent begins
 
 
@@ -182,7 +183,7 @@ def minimise_shared(
             atoms, b = found.atoms, found.blocks.b
         elif beyond is not None and not anew:  # a minimum that is not global, perhaps, or too few directions
             atoms, b, added, anew = _nearest(q, beyond), beyond.b, False, True
-        elif beyond is not None and not beyond.cuts:  # the relaxation itself, perhaps
+        elif beyond is not None and not beyond.cuts and q.num_clusters <= _CUT:  # the relaxation itself, perhaps
             atoms, b, added = best.atoms, best.blocks.b, False
             cut = pentagon_cut(q, residual(q, _softmax(q, best.blocks)), beyond)
             beyond = split(q, beyond, atoms, cut)
