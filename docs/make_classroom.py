@@ -75,7 +75,7 @@ numbers below and try to get the gap down by hand; then compare with `solve`."""
 
 We train a small network on pictures of digits: five digits with 60 pictures each, five with 15, once just below and
 once above the threshold that theory gives for its nonnegative (post-ReLU) features.""",
-    """>from collapsar.app.demo import measure
+    """>from collapsar.app.demo_standard import collapse_report
 >from collapsar.training import ModelSpec, TrainConfig, load_data, train
 >
 >data = load_data("digits")
@@ -89,7 +89,8 @@ once above the threshold that theory gives for its nonnegative (post-ReLU) featu
 >        model=ModelSpec("mlp", widths=(64, 64)), eval_every=200, batch_size=125,
 >    )
 >    result = train(config, data)
->    heatmap(measure(result, data).Z, ax, clusters=[range(5), range(5, 10)], title=f"{factor} of the threshold")
+>    Z = collapse_report(result.model, data).Z
+>    heatmap(Z, ax, clusters=[range(5), range(5, 10)], title=f"{factor} of the threshold")
 >    known = np.mean(result.records[-1]["train_class_accuracies"][5:])
 >    print(f"at {factor} of the threshold it knows {known:.0%} of the small classes' own training pictures")
 >plt.show()""",
