@@ -192,7 +192,7 @@ def balance_bias(q: Quotient, blocks: Blocks, max_steps: int = 60) -> Blocks:
     for _ in range(max_steps):
         P, loss = predict(q, Blocks(blocks.alpha, blocks.C, b))
         gradient = q.sizes * (q.bias_price * b - residual(q, P).bias)
-        hessian = bias_hessian(q, P)
+        hessian = _bias_hessian(q, P)
         if q.lambda_b == 0:  # the shift along 1/delta is free: pin it
             hessian = hessian + (np.trace(hessian) or 1.0) / (shift @ shift) * np.outer(shift, shift)  # 0 if J = 1
         step = -_solved(hessian, gradient)
@@ -221,7 +221,7 @@ def _solved(hessian: Matrix, gradient: Vector) -> Vector:
     return step
 
 
-def bias_hessian(q: Quotient, P: Columns) -> Matrix:
+def _bias_hessian(q: Quotient, P: Columns) -> Matrix:
     """Second derivative of loss and bias price in b, (J, J), summed as a graph Laplacian so that nothing cancels."""
     diagonal = np.diag_indices(q.num_clusters)
     cluster = q.others * P.other  # probability of all logits of cluster i for a sample of cluster j

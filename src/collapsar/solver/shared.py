@@ -28,23 +28,24 @@ import numpy as np
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms, combined, near_overlaps, own_directions, pruned
 from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks
-from collapsar.solver.cuts import pentagon_cut, split
+from collapsar.solver.cuts import cut_witness
 from collapsar.solver.factored import approach, descend, newton
 from collapsar.solver.objective import Columns, cross_entropy, predict, residual
-from collapsar.solver.relaxed import SHARPEST, Relaxed, beginning, relaxed
+from collapsar.solver.relaxed import Relaxed, beginning, relaxed
 from collapsar.solver.shared_directions import ascent, missing_directions, with_directions
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
-from collapsar.solver.witness import Witness, lower_bound, mended, witness_of
+from collapsar.solver.witness import Witness, lower_bound, witness_of
 
-_ROUNDS = 14  # of descent, Newton's method and the bound: one or two are usual
+_ROUNDS = 10  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
 _FINE = 1e-8  # a tolerance from here on needs no digits that Newton's method on the gradient would add
 _FINER = 0.03  # of the gap that stays open: how far the next descent goes
 _UNDER_WAY = 0.25  # of the gap, gained in a round: descent goes on
 _STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
-_CUT = 60  # clusters: with 57 the relaxation of a cut cone takes a hundred seconds
+_CUT_CLUSTERS = 60  # at most: a step of the program of a cut factors a matrix of order J^2 / 2
+_CUT_SHARE = 0.8  # of the gap that is left to what the residual has too much; the rest is the point's
 _SKETCH = 60  # where it only says where descent begins
 
 
@@ -183,14 +184,26 @@ def minimise_shared(
             atoms, b = found.atoms, found.blocks.b
         elif beyond is not None and not anew:  # a minimum that is not global, perhaps, or too few directions
             atoms, b, added, anew = _nearest(q, beyond), beyond.b, False, True
-        elif beyond is not None and not beyond.cuts and q.num_clusters <= _CUT:  # the relaxation itself, perhaps
-            atoms, b, added = best.atoms, best.blocks.b, False
-            cut = pentagon_cut(q, residual(q, _softmax(q, best.blocks)), beyond)
-            beyond = split(q, beyond, atoms, cut)
         else:
             break
         fine = _FINER * best.certificate.relative_gap
-    return best
+    return _with_cuts(q, best, tol) if best.status is Status.SHARED_DIRECTIONS else best
+
+
+def _with_cuts(q: Quotient, best: SharedResult, tol: float) -> SharedResult:
+    """The best point with the bound that its own residual proves, where the relaxation is not tight: the cone is cut.
+
+    A residual that is too long by t, relatively and squared, costs t/2 of the price of Z.
+    """
+    S = _softmax(q, best.blocks)
+    if q.num_clusters > _CUT_CLUSTERS or missing_directions(q, S) is not None:
+        return best
+    atoms = best.atoms
+    witness = cut_witness(q, S, _CUT_SHARE * 2 * tol * best.certificate.primal / (q.lambda_z * atoms.price(q)))
+    if witness is None:
+        return best
+    certificate = certify_atoms(q, atoms, best.blocks.b, witness)
+    return _better(q, best, replace(best, certificate=certificate, witness=witness), tol, last=False)
 
 
 def continued(q: Quotient, atoms: Atoms, b: Vector, tol: float) -> SharedResult | None:
@@ -271,14 +284,10 @@ def _certified(
     certificate, stale = certify_atoms(q, atoms, b, witness), 0
     if not certificate.relative_gap <= tol:
         start = beyond or beginning(q, atoms, b, witness)
-        least = np.inf if start.cuts else certificate.gap
-        settled = bool(start.cuts) and start.mu <= SHARPEST  # its bound stands, whatever the point
-        for beyond in () if settled else relaxed(q, start, tol):
+        for beyond in relaxed(q, start, tol):
             other = beyond.witness(q, _softmax(q, beyond.blocks(q)))
-            other = mended(q, other) if beyond.cuts else other
             tighter = certify_atoms(q, atoms, b, other)
-            stale = stale + 1 if beyond.mu <= SHARPEST and tighter.gap > 0.9 * least else 0
-            least = min(least, tighter.gap)
+            stale = stale + 1 if tighter.gap > 0.9 * certificate.gap else 0
             if tighter.dual > certificate.dual:
                 witness, certificate = other, tighter
             if certificate.relative_gap <= tol or stale == _STALE:

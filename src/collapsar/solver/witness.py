@@ -31,19 +31,16 @@ its own y.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from collapsar.core.types import Matrix, Vector
-from collapsar.solver.certificate import bias_hessian, dual_on_ray
+from collapsar.solver.certificate import dual_on_ray
 from collapsar.solver.objective import Columns, residual
 from collapsar.solver.symmetry import Quotient
-
-_MENDS = 3  # each squares what the last one left
-_WITHIN = 1e-14  # relative: what is left of an excess is rounding
-_LEAST = 1e-3  # of the eigenvalues of R'R beside lambda_Z^2
 
 
 class Cut(NamedTuple):
@@ -52,11 +49,6 @@ class Cut(NamedTuple):
     i: int
     j: int
     c: float
-
-    @property
-    def inverse(self) -> Cut:
-        """Its :func:`forms` take those of the cut back."""
-        return Cut(self.i, self.j, -self.c)
 
 
 @dataclass(frozen=True)
@@ -77,34 +69,15 @@ class Witness:
     cuts: tuple[Cut, ...] = ()
 
 
-def forms(V: Matrix, cuts: Sequence[Cut]) -> Matrix:
-    """V A', A for every part: rows h in coordinates that are >= 0 where h is in it."""
-    V = V.copy()
-    for axis, (i, j, c) in enumerate(cuts):
-        upper, lower = np.moveaxis(V, axis, 0)
-        upper[..., i] -= c * upper[..., j]
-        lower[..., j] -= lower[..., i] / c
-    return V
-
-
-def pulled(M: Matrix, cuts: Sequence[Cut]) -> Matrix:
-    """M A."""
-    M = M.copy()
-    for axis, (i, j, c) in reversed(list(enumerate(cuts))):
-        upper, lower = np.moveaxis(M, axis, 0)
-        upper[..., j] -= c * upper[..., i]
-        lower[..., i] -= lower[..., j] / c
-    return M
-
-
-def quadratic(M: Matrix, cuts: Sequence[Cut]) -> Matrix:
-    """A'M A."""
-    return np.swapaxes(pulled(np.swapaxes(pulled(M, cuts), -1, -2), cuts), -1, -2)
-
-
-def diagonal(x: Vector) -> Matrix:
-    """Diagonal matrices, shape (..., J, J)."""
-    return x[..., None] * np.eye(x.shape[-1])
+def coordinates(cuts: Sequence[Cut], side: Sequence[int], num_clusters: int) -> Matrix:
+    """A of a part of the cone, shape (J, J): A h >= 0 for the h >= 0 that are in it."""
+    A = np.eye(num_clusters)
+    for half, (i, j, c) in zip(side, cuts, strict=True):
+        if half == 0:
+            A[i] -= c * A[j]
+        else:
+            A[j] -= A[i] / c
+    return A
 
 
 def lower_bound(q: Quotient, witness: Witness, *, search: bool = True) -> float:
@@ -124,50 +97,11 @@ def lower_bound(q: Quotient, witness: Witness, *, search: bool = True) -> float:
     if not min(witness.between.min(), witness.within.min()) >= 0:
         return -np.inf
     R = residual(q, witness.S)
-    held = quadratic(witness.between, witness.cuts) + diagonal((q.sizes - 1) * witness.within)
-    longest = np.linalg.eigvalsh(R.between.T @ R.between + held)
-    largest = max(float(longest.max()), float(np.max(R.within**2 - witness.within)), 0.0)
+    gram, largest = R.between.T @ R.between, max(float(np.max(R.within**2 - witness.within)), 0.0)
+    for side in product((0, 1), repeat=len(witness.cuts)):
+        A, N, nu = coordinates(witness.cuts, side, J), witness.between[side], witness.within[side]
+        largest = max(largest, float(np.linalg.eigvalsh(gram + A.T @ N @ A + np.diag((q.sizes - 1) * nu))[-1]))
     return dual_on_ray(q, witness.S, R, float(np.sqrt(largest)), search=search)
-
-
-def mended(q: Quotient, witness: Witness) -> Witness:
-    """A witness near one that is almost feasible, for less than :func:`lower_bound` loses by the ray.
-
-    The ray takes all of R back by its largest excess, in which C may hardly have a part. Here R (I - T) is taken, with
-    T of first order so that all parts of the cone lose their own excesses, of sum E: R'R T + T R'R = E. Columns still
-    sum to one, since nothing changes from the left; from the right T keeps off M^(1/2) 1, and so a free bias balances.
-    """
-    held = quadratic(witness.between, witness.cuts) + diagonal((q.sizes - 1) * witness.within)
-    keep, lam2 = np.sqrt(q.sizes * q.mass), q.lambda_z**2
-    R = residual(q, witness.S)
-    between = R.between
-    for _ in range(_MENDS):
-        gram = between.T @ between
-        values, vectors = np.linalg.eigh(gram + held)
-        over = np.maximum(values - lam2 * (1 - _WITHIN), 0.0)[..., None, :]
-        E = np.sum(((vectors * over) @ np.swapaxes(vectors, -1, -2)).reshape(-1, *gram.shape), axis=0)
-        values, vectors = np.linalg.eigh(gram)
-        both = np.maximum(values[:, None] + values, _LEAST * lam2)
-        T = vectors @ (vectors.T @ E @ vectors / both) @ vectors.T
-        between = between - between @ (T - np.outer(T @ keep, keep) / (keep @ keep))
-    longest = np.sqrt(lam2 + np.min(witness.within.reshape(-1, q.num_clusters), axis=0))
-    inner, contrast = between - R.between, np.minimum(longest - R.within, 0.0)
-    move = inner / np.sqrt(np.outer(q.sizes, q.sizes))
-    np.einsum("jj->j", move)[:] = (inner.diagonal() - contrast) / q.sizes  # one more for the own class
-    move *= -np.sqrt(q.mass) / (q.scales[:, None] * q.temperatures * q.share)
-    other = np.where(q.others > 0, np.maximum(witness.S.other + move, 0.0), witness.S.other)
-    S = Columns(witness.S.miss + np.sum(q.others * (other - witness.S.other), axis=0), other)
-    return replace(witness, S=_balanced(q, S) if q.lambda_b == 0 else S)
-
-
-def _balanced(q: Quotient, S: Columns) -> Columns:
-    """Columns with what little they lack of the balance of a free bias, by a shift of the logits, to first order."""
-    hessian, shift = bias_hessian(q, S), 1 / q.scales
-    hessian += np.trace(hessian) / (shift @ shift) * np.outer(shift, shift)  # along it nothing changes
-    step = q.scales * np.linalg.solve(hessian, q.sizes * residual(q, S).bias)
-    mean = np.sum(q.others * S.other * step[:, None], axis=0) + (1 - S.miss) * step
-    other = S.other * (1 + q.temperatures * (step[:, None] - mean))
-    return Columns(S.miss + np.sum(q.others * (other - S.other), axis=0), other)
 
 
 def witness_of(q: Quotient, S: Columns, C: Matrix, gamma: Vector) -> Witness:
