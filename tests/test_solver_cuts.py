@@ -149,7 +149,7 @@ def test_the_residual_of_an_optimum_is_its_own_proof(solved):
     assert proof.witness.cuts == ()
 
 
-@pytest.mark.slow  # a minute: the only problem of the sweep, of few clusters, that cuts close
+@pytest.mark.slow  # a minute: the one problem of the sweep that cuts close
 def test_a_problem_whose_relaxation_is_not_tight_is_solved_by_cuts():
     s = cs.solve(draw(1045))
     assert s.status.name == "OPTIMAL"

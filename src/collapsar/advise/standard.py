@@ -215,9 +215,7 @@ def _correction(s: Solution, recipe: Recipe) -> str:
         return (
             "to subtract the log of the class frequencies from the logits alone does not give every class its samples"
         )
-    if (
-        recipe.optimizer == "adamw"
-    ):  # whose runs end off the forecast: in one it was enough, in one ruin (docs/advise.md)
+    if recipe.optimizer == "adamw":  # its runs end off the forecast: one was cured, one ruined (docs/advise.md)
         return "the log of the class frequencies alone can be too much for logits that decay has shortened"
     return "where it must stay, subtract the log of the class frequencies from the logits: that gives them back too"
 

@@ -14,7 +14,8 @@ x_j per cluster, and a class that leans on another cluster's direction while kee
 The algorithm descends on the factors (:mod:`.factored`) from the column form's, each leaning a little on every class:
 what classes share grows from there, while factors at random stop at points where atoms have died. The dual witness
 follows from the factors (:mod:`.witness`) where these are exact, and from the relaxation (:mod:`.relaxed`), whose
-optimum is near, where they are not: what is open then is the primal point's, and says which direction is missing.
+optimum is near, where they are not: what is open then is the primal point's, and says which direction is missing, or
+the relaxation's, and the cone of features is cut (:mod:`.cuts`).
 """
 
 from __future__ import annotations
