@@ -153,7 +153,9 @@ def test_many_sizes_are_drawn_the_largest_first_with_a_page_for_more_classes_tha
         class_thresholds({**record, "separation": {"states": record["class_states"]}}, ax)
     ticks = [label.get_text() for label in ax.get_xticklabels()]
     assert ticks == [f"c{k}" for k in np.argsort(record["class_counts"])[::-1]]
-    drawn = sorted(point for line in ax.lines if line.get_marker() != "None" for point in line.get_xydata().tolist())
+    drawn = sorted(
+        point for line in ax.lines if line.get_marker() != "None" for point in np.asarray(line.get_xydata()).tolist()
+    )
     assert [height for _, height in drawn] == pytest.approx(sorted(record["prediction"]["edge"], reverse=True))
     s = cs.solve(cs.Problem("exp:5000:5:450", 1e-4, 0.02))
     words = Page(report_page({"kind": "report", "runs": [], "solutions": [solution_report(s)]})).by_tag["body"][0]
