@@ -62,7 +62,7 @@ def cut_witness(q: Quotient, S: Columns, excess: float) -> Witness | None:
         excess: of ||Rh||^2 over lambda_Z^2, relative.
 
     Returns:
-        The witness; None where cuts do not help, since a direction h >= 0 is longer.
+        The witness; None where cuts do not help, mostly since a direction h >= 0 is longer, or four do not suffice.
     """
     J, R, lam2 = q.num_clusters, residual(q, S), q.lambda_z**2
     cuts: tuple[Cut, ...] = ()
