@@ -21,9 +21,13 @@ import torch
 from collapsar.training import cifar
 from collapsar.training import data as data_module
 from collapsar.training.data import ImageData, imbalanced, load_data
-from collapsar.training.idx import FASHION_MNIST, IdxFile, IdxSet, find_idx_files, read_idx
+from collapsar.training.idx import FASHION_MNIST, IdxSet, find_idx_files, read_idx
 
 ROLES = ("train_images", "train_labels", "test_images", "test_labels")
+FILES = (
+    *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
 
 
 def _idx_bytes(tensor: torch.Tensor) -> bytes:
@@ -44,12 +48,18 @@ def _contents() -> dict[str, bytes]:
 
 def _write_fashion(folder: Path, gzipped: bool) -> dict[str, bytes]:
     contents = _contents()
-    for role, file in FASHION_MNIST.files.items():
+    for content, name in zip(contents.values(), FILES, strict=True):
         if gzipped:
-            (folder / f"{file.name}.gz").write_bytes(gzip.compress(contents[role], mtime=0))
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
         else:
-            (folder / file.name).write_bytes(contents[role])
+            (folder / name).write_bytes(content)
     return contents
+
+
+def test_a_file_that_is_there_gzipped_and_plain_is_read_once(tmp_path: Path) -> None:
+    contents = _write_fashion(tmp_path, gzipped=True)
+    (tmp_path / FILES[0]).write_bytes(b"an older copy")
+    assert bytes(load_data(str(tmp_path)).train_images.flatten().tolist()) == contents["train_images"][16:]
 
 
 def test_digits_are_all_of_scikit_learns_and_split_within_each_class() -> None:
@@ -84,9 +94,9 @@ SYSTEM = FASHION_MNIST.system_dir or Path()
 
 @pytest.mark.skipif(not SYSTEM.is_dir(), reason="the Debian package is not installed")
 def test_fashion_mnist_of_the_system_is_the_published_one() -> None:
-    for file in FASHION_MNIST.files.values():
-        content = gzip.decompress((SYSTEM / f"{file.name}.gz").read_bytes())
-        assert hashlib.sha256(content).hexdigest() == file.sha256
+    for name, (_, sha256) in zip(FILES, FASHION_MNIST.hashes, strict=True):
+        content = gzip.decompress((SYSTEM / f"{name}.gz").read_bytes())
+        assert hashlib.sha256(content).hexdigest() == sha256
     assert load_data("fashion-mnist").class_counts == (6000,) * 10
 
 
@@ -117,7 +127,7 @@ def test_garbage_is_one_clear_line(tmp_path: Path, content: bytes, complaint: st
 def test_missing_and_mixed_up_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot read .*nowhere"):
         read_idx(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"has neither train-images-idx3-ubyte.gz nor"):
+    with pytest.raises(ValueError, match=r"named like train-images-idx3-ubyte.gz, got \[\]; leave --data-dir out"):
         load_data("fashion-mnist", tmp_path)
     contents = _write_fashion(tmp_path, gzipped=False)
     images = tmp_path / "train-images-idx3-ubyte"
@@ -162,13 +172,12 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
 
 
 def _served_set(folder: Path, *sources: str) -> IdxSet:
-    files = {}
-    for role, content in _contents().items():
+    hashes = []
+    for content, name in zip(_contents().values(), FILES, strict=True):
         packed = gzip.compress(content, mtime=0)
-        (folder / f"{role}.gz").write_bytes(packed)
-        sha256 = hashlib.sha256(content).hexdigest()
-        files[role] = IdxFile(role, hashlib.md5(packed).hexdigest(), sha256)
-    return IdxSet("small", files, sources, system_dir=folder / "no-system-package", package="small-package")
+        (folder / f"{name}.gz").write_bytes(packed)
+        hashes.append((hashlib.md5(packed).hexdigest(), hashlib.sha256(content).hexdigest()))
+    return IdxSet("small", tuple(hashes), sources, system_dir=folder / "no-system-package", package="small-package")
 
 
 def test_download_tries_the_next_source_and_keeps_a_checked_copy(tmp_path: Path, served: tuple[Path, str]) -> None:
@@ -190,10 +199,12 @@ def test_download_with_wrong_bytes_is_refused(tmp_path: Path, served: tuple[Path
     """Not even bytes that satisfy the md5 pass: the content has a sha256 of its own."""
     folder, address = served
     idx_set = _served_set(folder, address)
-    file = idx_set.files["train_images"]
-    wrong = replace(file, sha256="0" * 64) if forged else replace(file, md5="0" * 32)
-    idx_set = replace(idx_set, files={**idx_set.files, "train_images": wrong})
-    with pytest.raises(ValueError, match=r"could not fetch train_images.gz of small .*small-package") as caught:
+    md5, sha256 = idx_set.hashes[0]
+    wrong = (md5, "0" * 64) if forged else ("0" * 32, sha256)
+    idx_set = replace(idx_set, hashes=(wrong, *idx_set.hashes[1:]))
+    with pytest.raises(
+        ValueError, match=r"could not fetch train-images-idx3-ubyte.gz of small .*small-package"
+    ) as caught:
         find_idx_files(idx_set, cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.gz"))

@@ -10,7 +10,6 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,27 +21,14 @@ from collapsar.training.fetch import bytes_of, fetch, first_line
 
 
 @dataclass(frozen=True)
-class IdxFile:
-    """One file of a set.
-
-    Attributes:
-        name: File name without ".gz".
-        md5: Of the gzipped file, as the set's authors publish it; checks a download.
-        sha256: Of the unpacked content; checks what the cache holds, since md5 does not stop a forger.
-    """
-
-    name: str
-    md5: str
-    sha256: str
-
-
-@dataclass(frozen=True)
 class IdxSet:
     """Where an image set lives and how to know it.
 
     Attributes:
         name: The data set's name.
-        files: Its files under the roles "train_images", "train_labels", "test_images", "test_labels".
+        hashes: Of each file, in the order of ``_NAMES``, the md5 of it gzipped, as the set's authors publish it, which
+            checks a download; and the sha256 of its content, which checks what the cache holds, since md5 does not stop
+            a forger.
         sources: Addresses to which the file name and ".gz" are appended, tried in order.
         class_names: K names.
         moments: Mean and standard deviation of the training images' pixels, in units of the full range.
@@ -51,7 +37,7 @@ class IdxSet:
     """
 
     name: str
-    files: Mapping[str, IdxFile]
+    hashes: tuple[tuple[str, str], ...]
     sources: tuple[str, ...]
     class_names: tuple[str, ...] = ()
     moments: tuple[float, float] = (0.0, 1.0)
@@ -67,15 +53,10 @@ _NAMES = {
 }
 
 
-def _files(*hashes: tuple[str, str]) -> dict[str, IdxFile]:
-    """The files of a set by role, from the md5 of each and the sha256 of its content, in the order of ``_NAMES``."""
-    return {role: IdxFile(name, *pair) for (role, name), pair in zip(_NAMES.items(), hashes, strict=True)}
-
-
 # Xiao, Rasul and Vollgraf (arXiv 1708.07747).
 FASHION_MNIST = IdxSet(
     name="fashion-mnist",
-    files=_files(
+    hashes=(
         ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
         ("25c81989df183df01b3e8a0aad5dffbe", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
         ("bef4ecab320f06d8554ea6380940ec79", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
@@ -98,7 +79,7 @@ FASHION_MNIST = IdxSet(
 # LeCun, Cortes and Burges (1998).
 MNIST = IdxSet(
     name="mnist",
-    files=_files(
+    hashes=(
         ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
         ("d53e105ee54ea40749a09fcbcd1e9432", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
         ("9fb629c4189551a2d022fa330f9573f3", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
@@ -131,27 +112,20 @@ def find_idx_files(idx_set: IdxSet, data_dir: Path | None = None, cache_dir: Pat
     folder, way_out = data_dir, f'leave --data-dir out to use the system\'s copy or fetch "{idx_set.name}"'
     if folder is None and idx_set.system_dir is not None and idx_set.system_dir.is_dir():
         folder, way_out = idx_set.system_dir, f"reinstall the package {idx_set.package}"
-    found = {}
-    for role, file in idx_set.files.items():
-        if folder is None:
-            found[role] = fetch(
-                f"{file.name}.gz",
-                idx_set.sources,
-                f"md5:{file.md5}",
-                (cache_dir or Path()) / idx_set.name,
-                content=(_content, file.sha256),
-                way_out=f", or install Debian's package {idx_set.package}" if idx_set.package else "",
-            )
-            continue
-        paths = [path for path in (folder / f"{file.name}.gz", folder / file.name) if path.is_file()]
-        if not paths:
-            raise ValueError(f"`data_dir` {folder} has neither {file.name}.gz nor {file.name}; {way_out}")
-        found[role] = paths[0]
-    return found
+    if folder is not None:
+        return idx_files_in(folder, f"; {way_out}")
+    package = f", or install Debian's package {idx_set.package}" if idx_set.package else ""
+    cache = (cache_dir or Path()) / idx_set.name
+    return {
+        role: fetch(f"{name}.gz", idx_set.sources, f"md5:{md5}", cache, content=(_content, sha256), way_out=package)
+        for (role, name), (md5, sha256) in zip(_NAMES.items(), idx_set.hashes, strict=True)
+    }
 
 
-def idx_files_in(folder: Path) -> dict[str, Path]:
+def idx_files_in(folder: Path, way_out: str = "") -> dict[str, Path]:
     """The four files of any set in a folder, told apart by "train" or "t10k" or "test", and "images" or "labels".
+
+    Of a file that is there gzipped and plain the gzipped one is taken.
 
     Raises:
         ValueError: One of the four is missing or not the only one of its kind.
@@ -159,13 +133,13 @@ def idx_files_in(folder: Path) -> dict[str, Path]:
     found = {}
     for role, name in _NAMES.items():
         split, kind = ("train" if role.startswith("train") else "t10k|test"), role.partition("_")[2]
-        paths = [path for path in sorted(folder.iterdir()) if re.search(f"({split}).*{kind}.*ubyte", path.name)]
-        if len(paths) != 1:
+        these = [path for path in sorted(folder.glob("*ubyte*")) if re.search(f"({split}).*{kind}", path.name)]
+        if len({path.name.removesuffix(".gz") for path in these}) != 1:
             raise ValueError(
                 f"{folder} must hold one IDX file of the {split.replace('|', ' or ')} {kind}, named like {name}.gz, "
-                f"got {[path.name for path in paths]}"
+                f"got {[path.name for path in these]}{way_out}"
             )
-        found[role] = paths[0]
+        found[role] = these[-1]
     return found
 
 
