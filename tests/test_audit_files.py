@@ -28,7 +28,7 @@ B = RNG.standard_normal(K).astype(np.float32)
 H = RNG.standard_normal((3, D)).astype(np.float32)
 
 
-def model(nodes: list, constants: dict[str, np.ndarray], output: str = "y", shape: tuple = (None, D)):
+def model(nodes: list, constants: dict[str, np.ndarray], output: str = "y", shape: tuple = (None, D), opset: int = 21):
     graph = helper.make_graph(
         nodes,
         "g",
@@ -36,7 +36,7 @@ def model(nodes: list, constants: dict[str, np.ndarray], output: str = "y", shap
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def node(kind: str, inputs: str, outputs: str, **given):
@@ -80,6 +80,12 @@ VARIANTS = {
     "DequantizeLinear": (
         [node("DequantizeLinear", "W ws wz", "V", axis=1), node("MatMul", "h V", "u"), node("Add", "u b", "y")],
         {"W": CODES, "ws": np.linspace(0.01, 0.03, K).astype(np.float32), "wz": np.arange(K).astype(np.int8), "b": B},
+    ),
+    "DequantizeLinear, a scale per block": (
+        [node("DequantizeLinear", "W ws wz", "V", axis=0, block_size=2), node("MatMul", "h V", "u"),
+         node("Add", "u b", "y")],
+        {"W": CODES, "ws": np.linspace(0.01, 0.03, 3 * K).astype(np.float32).reshape(3, K),
+         "wz": np.arange(3 * K).astype(np.int8).reshape(3, K), "b": B},
     ),
 }  # fmt: skip
 
@@ -134,15 +140,105 @@ def test_the_linear_classifier_of_scikit_learn_exports_is_a_head(rows, bias, nam
     assert found.class_names == (None if names == list(range(K)) else tuple(str(name) for name in names))
 
 
-def test_what_scales_probabilities_scales_no_logit(tmp_path: Path) -> None:
-    for factor in (100.0, -1.0):
-        nodes = [node("MatMul", "h W", "u"), node("Softmax", "u", "p"), node("Mul", "p c", "y")]
-        onnx.save(model(nodes, {"W": W.T.copy(), "c": np.array(factor, dtype=np.float32)}), tmp_path / "m.onnx")
-        if factor > 0:
-            assert np.array_equal(read_head(tmp_path / "m.onnx").weight, W)  # percentages
-        else:  # the answer is the class of the least logit: no head in the usual sense
-            with pytest.raises(ValueError, match="no linear head"):
-                read_head(tmp_path / "m.onnx")
+def constant(value: Any, kind: type = np.int64) -> np.ndarray:
+    return np.array(value, dtype=kind)
+
+
+SCALES = np.linspace(0.2, 3, K).astype(np.float32)
+# What may follow the logits "u", shape (B, 7), and the constants of it.
+FOLLOWED = {
+    "percentages": ([node("Softmax", "u", "p"), node("Mul", "p c", "y")], {"c": constant(100, np.float32)}),
+    "divided by the prior": ([node("Softmax", "u", "p"), node("Div", "p c", "y")], {"c": SCALES}),
+    "log of the prior subtracted": ([node("LogSoftmax", "u", "p"), node("Sub", "p c", "y")], {"c": np.log(SCALES)}),
+    "reordered": ([node("Gather", "u i", "y", axis=1)], {"i": constant([3, 1, 0, 2, -1, 5, 4])}),
+    "padding cut": ([node("Slice", "u s e a", "y")], {"s": constant([0]), "e": constant([4]), "a": constant([1])}),
+    "reversed, then scaled": (
+        [node("Slice", "u s e a t", "v"), node("Mul", "v c", "y")],
+        {"s": constant([-1]), "e": constant([-(2**62)]), "a": constant([-1]), "t": constant([-1]), "c": SCALES},
+    ),
+    "scaled, then some picked": (
+        [node("Mul", "u c", "v"), node("Gather", "v i", "w", axis=1), node("Softmax", "w", "y")],
+        {"c": SCALES, "i": constant([5, 2, 6])},
+    ),
+    "an axis put in and taken out": (
+        [node("Unsqueeze", "u a", "v"), node("Transpose", "v", "w", perm=[1, 2, 0]), node("Softmax", "w", "p", axis=1),
+         node("Squeeze", "p z", "y")],
+        {"a": constant([0]), "z": constant([2])},
+    ),
+    "the last of several answers": (
+        [node("Unsqueeze", "u a", "v"), node("Gather", "v i", "y", axis=1)], {"a": constant([1]), "i": constant(-1)},
+    ),
+    "one of two heads in one layer": (
+        [node("Slice", "u s e a", "t"), node("Reshape", "t f", "v"), node("Gather", "v i", "y", axis=1)],
+        {"s": constant([1]), "e": constant([7]), "a": constant([1]), "f": constant([0, 2, 3]), "i": constant(1)},
+    ),
+    "quantised as it comes out": (
+        [node("QuantizeLinear", "u s z", "q"), node("DequantizeLinear", "q s z", "y")],
+        {"s": constant(1e-3, np.float32), "z": constant(0, np.int16)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_the_classes_of_a_head_are_those_of_the_output(name: str, tmp_path: Path) -> None:
+    nodes, constants = FOLLOWED[name]
+    made = model([node("Gemm", "h W b", "u", transB=1), *nodes], {"W": W, "b": B, **constants})
+    onnx.save(made, tmp_path / "m.onnx")
+    found = read_head(tmp_path / "m.onnx")
+    features = RNG.standard_normal((200, D)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(made).run(None, {"h": features})
+    assert found.bias is not None
+    answers = (features @ found.weight.T + found.bias).argmax(axis=1)
+    np.testing.assert_array_equal(answers, np.asarray(expected).argmax(axis=1))
+
+
+LOST = {
+    "negated probabilities": ([node("Softmax", "u", "p"), node("Mul", "p c", "y")], {"c": constant(-1, np.float32)}),
+    "sigmoids scaled by class": ([node("Sigmoid", "u", "p"), node("Mul", "p c", "y")], {"c": SCALES}),
+    "a number per class added to probabilities": ([node("Softmax", "u", "p"), node("Add", "p c", "y")], {"c": SCALES}),
+    "two answers of three classes": (
+        [node("Slice", "u s e a", "t"), node("Reshape", "t f", "y")],
+        {"s": constant([1]), "e": constant([7]), "a": constant([1]), "f": constant([0, 2, 3])},
+    ),
+    "picked by what came in": ([node("Gather", "u i", "y", axis=1)], {}),
+    "cut logits": ([node("Clip", "u c d", "y")], {"c": constant(-1, np.float32), "d": constant(1, np.float32)}),
+    "softmax over the samples": ([node("Softmax", "u", "y", axis=0)], {}),
+    "classes averaged": ([node("ReduceMean", "u", "y", axes=[1])], {}),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_classes_that_cannot_be_followed_to_an_output_are_no_head(name: str, tmp_path: Path) -> None:
+    nodes, constants = LOST[name]
+    onnx.save(model([node("Gemm", "h W b", "u", transB=1), *nodes], {"W": W, "b": B, **constants}), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="no linear head whose classes"):
+        read_head(tmp_path / "m.onnx")
+
+
+def test_places_of_an_image_are_no_classes(tmp_path: Path) -> None:
+    nodes = [node("Conv", "h W b", "u"), node("Flatten", "u", "y")]
+    for places in (2, "n"):
+        made = model(nodes, {"W": W[:, :, None, None].copy(), "b": B}, shape=(None, D, places, places))
+        onnx.save(made, tmp_path / "m.onnx")
+        with pytest.raises(ValueError, match="no linear head whose classes"):
+            read_head(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("labels", [["c", "a", "x"], [7, 2, 5], [0, 1, 2]])
+def test_the_names_of_classes_are_those_that_an_output_gives(labels: list, tmp_path: Path) -> None:
+    text = isinstance(labels[0], str)
+    names = helper.make_tensor("names", TensorProto.STRING if text else TensorProto.INT64, [3], labels)
+    nodes = [node("MatMul", "h W", "u"), node("ArgMax", "u", "i", axis=1),
+             node("ArrayFeatureExtractor", "names i", "y", domain="ai.onnx.ml")]  # fmt: skip
+    by_index = model(nodes, {"W": W[:3].T.copy()})
+    by_index.graph.initializer.append(names)
+    kind = "classlabels_strings" if text else "classlabels_int64s"
+    zipped = model([nodes[0], node("ZipMap", "u", "y", domain="ai.onnx.ml", **{kind: labels})], {"W": W[:3].T.copy()})
+    for made in (by_index, zipped):
+        onnx.save(made, tmp_path / "m.onnx")
+        found = read_head(tmp_path / "m.onnx")
+        assert np.array_equal(found.weight, W[:3])
+        assert found.class_names == (None if labels == [0, 1, 2] else tuple(str(label) for label in labels))
 
 
 def test_a_convolution_of_one_by_one_is_a_head(tmp_path: Path) -> None:
@@ -350,7 +446,7 @@ def faults(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "noise.safetensors": (tmp_path / "noise.safetensors", "truncated or no .safetensors file"),
         "cut.onnx": (tmp_path / "cut.onnx", "truncated"),
         "empty.onnx": (tmp_path / "empty.onnx", "holds no graph"),
-        "relu.onnx": (tmp_path / "relu.onnx", "no linear head: its outputs come from Relu"),
+        "relu.onnx": (tmp_path / "relu.onnx", "those of an output: its outputs come from Relu"),
         "vectors.npz": (tmp_path / "vectors.npz", "no matrix (K, d) is in it; it holds bias"),
         "nan.npz": (tmp_path / "nan.npz", "`weight` must be finite; row"),
         "cut.npz": (tmp_path / "cut.npz", "damaged"),

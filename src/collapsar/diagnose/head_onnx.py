@@ -1,5 +1,7 @@
 """The head of an ONNX model: the last linear step before an output, in any of the forms that exporters write it.
 
+What stands between the two is followed (``onnx_tail``): the rows are those of the output's classes, in its order.
+
 Gemm with either transpose, MatMul and Add, a 1 × 1 Conv, MatMulInteger behind DynamicQuantizeLinear, and the
 LinearClassifier of scikit-learn's exports; weights in initializers or Constant nodes, in the file or beside it,
 quantised ones brought back to numbers.
@@ -7,7 +9,9 @@ quantised ones brought back to numbers.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +20,8 @@ from numpy.typing import NDArray
 
 from collapsar.diagnose.array_files import Refused
 from collapsar.diagnose.head_files import HeadFile
+from collapsar.diagnose.onnx_tail import ORDER_KEPT, PASSED, SHAPED, Step, Tail, follow, label_names
 
-# Between the head and an output these keep the logits, or change only the place of the axes.
-_PASSED = frozenset(
-    {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Dropout", "Gather", "Slice"}
-    | {"GlobalAveragePool", "AveragePool", "ReduceMean"}
-)
-# These keep the order of the classes alone: what scales their output scales no logit.
-_ORDER_KEPT = frozenset(
-    {"Softmax", "LogSoftmax", "Sigmoid", "Clip", "ArgMax", "TopK", "Normalizer", "ZipMap", "ArrayFeatureExtractor"}
-)
 _LINEAR = frozenset({"Gemm", "MatMul", "Conv", "MatMulInteger", "DynamicQuantizeMatMul", "FusedMatMul"})
 
 
@@ -37,6 +33,24 @@ class _Graph:
         self.outputs = [output.name for output in model.graph.output]
         self.maker = {name: node for node in model.graph.node for name in node.output}
         self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+        self.model = model
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what nodes make, where that follows from the model; axes of free length count as 1 (the first) or 2."""
+        from onnx import shape_inference
+
+        with contextlib.suppress(shape_inference.InferenceError, ValueError):  # an unknown operator, or too large
+            found = shape_inference.infer_shapes(self.model, data_prop=True).graph
+            return {
+                value.name: tuple(
+                    axis.dim_value or min(i + 1, 2) for i, axis in enumerate(value.type.tensor_type.shape.dim)
+                )
+                for value in (*found.value_info, *found.output)
+                if value.type.tensor_type.HasField("shape")
+            }
+        return {}
 
     def constant(self, name: str) -> NDArray | None:
         """The value of a tensor that no input changes."""
@@ -60,7 +74,8 @@ class _Graph:
         if node.op_type == "Transpose":
             return np.transpose(first, given.get("perm"))
         if node.op_type == "DequantizeLinear":
-            return _dequantised(first, parts[1], parts[2] if len(parts) > 2 else None, given.get("axis", 1))
+            zero = parts[2] if len(parts) > 2 else None
+            return _dequantised(first, parts[1], zero, given.get("axis", 1), given.get("block_size", 0))
         if node.op_type == "Reshape" and parts[1] is not None:
             return first.reshape([first.shape[i] if n == 0 else n for i, n in enumerate(parts[1].tolist())])
         return np.squeeze(first) if node.op_type == "Squeeze" else first
@@ -69,7 +84,7 @@ class _Graph:
         from onnx import numpy_helper
 
         array = numpy_helper.to_array(tensor, str(self.folder))
-        plain = array.dtype.kind in "iub" or array.dtype in (np.float32, np.float64)
+        plain = array.dtype.kind in "iubO" or array.dtype in (np.float32, np.float64)
         return array if plain else array.astype(np.float32)  # float16, bfloat16 and 8-bit floats
 
 
@@ -94,16 +109,21 @@ def read_onnx(path: Path, head: str | None) -> HeadFile:
         found = {output: item for output in graph.outputs if (item := _head_of(graph, output)) is not None}
     except (onnx.checker.ValidationError, FileNotFoundError) as error:
         raise Refused(f"{path} keeps its weights in another file, which cannot be read: {error}") from None
-    unique = {
-        item.name: item
+    asked = [
+        item
         for output, item in found.items()
         if head is None or head in (item.name, item.name.removesuffix(".weight"), output)
-    }
+    ]
+    # of several outputs of one head the one that names the classes
+    unique = {item.name: item for item in sorted(asked, key=lambda item: item.class_names is not None)}
     if head is not None and not unique:
         raise Refused(f"{path} has no head {head!r}; it has {_shown(found.values()) or 'none that is linear'}")
     if not unique:
         makers = sorted({graph.maker[o].op_type for o in graph.outputs if o in graph.maker})
-        raise Refused(f"{path} has no linear head: its outputs come from {', '.join(makers) or 'inputs'}")
+        raise Refused(
+            f"{path} has no linear head whose classes are those of an output: its outputs come from "
+            f"{', '.join(makers) or 'inputs'}"
+        )
     if len(unique) > 1:
         raise Refused(f"{path} has {len(unique)} heads; name one with --head: {_shown(found.values())}")
     (item,) = unique.values()
@@ -115,16 +135,21 @@ def _shown(found: Iterable[HeadFile]) -> str:
 
 
 def _head_of(graph: _Graph, output: str) -> HeadFile | None:
-    """The linear step that an output comes from, walking back from it: logits = factor · (W h + b) + added."""
-    name, factor, added = output, np.float32(1), None
+    """The linear step that an output comes from, walking back from it; None if there is none or classes are lost."""
+    name = output
+    path: list[tuple[Any, tuple[NDArray | None, ...]]] = []
     while name in graph.maker:
         node = graph.maker[name]
         if node.op_type in _LINEAR:
-            return _linear(graph, node, output, factor, added)
+            return _linear(graph, node, output, path)
         if node.op_type == "LinearClassifier":
-            return _linear_classifier(node, output)
+            return _linear_classifier(graph, node, output, path if name != node.output[0] else [])
+        rounded = graph.maker.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if rounded is not None and rounded.op_type == "QuantizeLinear":  # static quantisation rounds what comes out
+            name = rounded.input[0]
+            continue
+        constants = tuple(graph.constant(part) if part else None for part in node.input)
         if node.op_type in ("Add", "Sub", "Mul", "Div") and len(node.input) == 2:
-            constants = [graph.constant(part) for part in node.input]
             place = 1 if constants[1] is not None else 0
             value = constants[place]
             if value is None and node.op_type == "Mul":  # the scale that quantisation takes out again
@@ -132,21 +157,29 @@ def _head_of(graph: _Graph, output: str) -> HeadFile | None:
                 value = _scale(graph, node.input[place])
             if value is None or (place == 0 and node.op_type in ("Sub", "Div")):
                 return None
-            if node.op_type in ("Mul", "Div"):
-                factor = factor * (value if node.op_type == "Mul" else 1 / value)
-            else:
-                more = factor * (value if node.op_type == "Add" else -value)
-                added = more if added is None else added + more
+            path.append((node, (value,)))
             name = node.input[1 - place]
-        elif node.op_type in _PASSED:
-            name = node.input[0]
-        elif node.op_type in _ORDER_KEPT:
-            if np.min(factor) <= 0:  # the order is turned round after it
-                return None
-            name, factor, added = node.input[-1 if node.op_type == "ArrayFeatureExtractor" else 0], np.float32(1), None
+        elif node.op_type in PASSED or node.op_type in ORDER_KEPT:
+            path.append((node, constants))
+            name = node.input[-1 if node.op_type == "ArrayFeatureExtractor" else 0]
         else:
             return None
     return None
+
+
+def _tail(graph: _Graph, shape: tuple[int, ...], axis: int, made: str, path: list[Any]) -> Tail | None:
+    """What the path makes of the classes that lie along an axis of what is ``made``, of this shape unless known."""
+    number = shape[axis]
+    shaped = any(node.op_type in SHAPED for node, _ in path)
+    known = graph.shapes.get(made, shape) if shaped else shape
+    known = shape if len(known) < len(shape) else known
+    full = tuple(number if i == axis % len(known) else n for i, n in enumerate(known))
+    along = tuple(number if i == axis % len(known) else 1 for i in range(len(known)))
+    steps = [
+        Step(node.op_type, attributes(node), constants, graph.shapes.get(node.output[0]) if shaped else None)
+        for node, constants in reversed(path)
+    ]
+    return follow(np.broadcast_to(np.arange(number).reshape(along), full), steps, graph.opset)
 
 
 def _scale(graph: _Graph, name: str) -> NDArray | None:
@@ -161,18 +194,20 @@ def _scale(graph: _Graph, name: str) -> NDArray | None:
     return None
 
 
-def _linear(graph: _Graph, node: Any, output: str, factor: Any, added: NDArray | None) -> HeadFile | None:
+def _linear(graph: _Graph, node: Any, output: str, path: list[Any]) -> HeadFile | None:
     given, kind = attributes(node), node.op_type
     constants = [graph.constant(part) if part else None for part in node.input]
     second = constants[1] if len(constants) > 1 else None
-    bias, W, name = None, None, node.input[1] if len(node.input) > 1 else ""
+    bias, W, name, last = None, None, node.input[1] if len(node.input) > 1 else "", 0
+    if kind in ("Gemm", "Conv") and len(node.input) > 2 and node.input[2] and constants[2] is None:
+        return None  # what is added depends on the input
     if kind == "Gemm" and second is not None:
         W = (second if given.get("transB") else second.T) * given.get("alpha", 1.0)
         bias = None if len(constants) < 3 or constants[2] is None else given.get("beta", 1.0) * constants[2]
     elif kind == "Conv" and second is not None and second.shape[2:] == (1,) * (second.ndim - 2):
         if given.get("group", 1) != 1:
             return None
-        W, bias = second.reshape(second.shape[:2]), constants[2] if len(constants) > 2 else None
+        W, bias, last = second.reshape(second.shape[:2]), constants[2] if len(constants) > 2 else None, second.ndim - 2
     elif kind == "MatMulInteger" and second is not None:
         W = _dequantised(second, np.float32(1), constants[3] if len(constants) > 3 else None, 1).T
     elif kind == "DynamicQuantizeMatMul" and second is not None:
@@ -182,22 +217,29 @@ def _linear(graph: _Graph, node: Any, output: str, factor: Any, added: NDArray |
         if second is not None:
             W = second.T if not given.get("transB") else second
         elif constants and constants[0] is not None:
-            W, name = constants[0], node.input[0]
+            W, name, last = constants[0], node.input[0], 1
+        W = None if W is None else W * given.get("alpha", 1.0)
     if W is None or W.ndim != 2 or min(W.shape) < 1:
         return None
     K = len(W)
-    factors: NDArray[Any] = np.ravel(factor)
-    W = np.asarray(W, dtype=np.float32) * (factors[:, None] if factors.size == K else factors)
-    total = np.zeros(K)
-    for part in (None if bias is None else np.ravel(bias) * factors, None if added is None else np.ravel(added)):
-        if part is not None:
-            total = total + part
-    form = {"MatMul": "MatMul and Add", "Conv": "a 1 × 1 Conv"}.get(kind, kind) if added is not None else kind
+    shape = (K, 1) if kind in ("MatMul", "FusedMatMul") and last else (1, K, *(2,) * last)
+    tail = _tail(graph, shape, -1 - last, node.output[0], path)
+    if tail is None:
+        return None
+    W = np.asarray(W, dtype=np.float32)[tail.rows] * tail.factor.astype(np.float32)[:, None]
+    total: Any = None if bias is None else np.broadcast_to(np.ravel(bias), K)[tail.rows] * tail.factor
+    if tail.added is not None:
+        total = tail.added if total is None else total + tail.added
+    form = {"MatMul": "MatMul and Add", "Conv": "a 1 × 1 Conv"}.get(kind, kind) if tail.added is not None else kind
     reason = f"{form}, the last linear step before the output {output!r}"
-    return HeadFile(W, None if bias is None and added is None else total, name, reason)
+    if not np.array_equal(tail.rows, np.arange(K)):
+        reason += f", which has {len(tail.rows)} of its {K} rows" if len(tail.rows) < K else ", in the output's order"
+    if tail.sigmoid:
+        reason += "; each class has a sigmoid of its own: the answer is taken to be the highest"
+    return HeadFile(W, total, name, reason, tail.names)
 
 
-def _linear_classifier(node: Any, output: str) -> HeadFile | None:
+def _linear_classifier(graph: _Graph, node: Any, output: str, path: list[Any]) -> HeadFile | None:
     """The rows of ai.onnx.ml's LinearClassifier, which carries its numbers and the names of its classes itself."""
     given = attributes(node)
     labels = given.get("classlabels_strings") or given.get("classlabels_ints") or []
@@ -205,24 +247,26 @@ def _linear_classifier(node: Any, output: str) -> HeadFile | None:
     numbers = np.asarray(given.get("coefficients", ()), dtype=np.float32)
     if K < 2 or not numbers.size or numbers.size % K or len(given.get("intercepts", ())) not in (0, K):
         return None
+    tail = _tail(graph, (1, K), -1, node.output[1], path) if path else None
+    if path and (tail is None or np.ptp(tail.factor) or tail.added is not None or np.any(np.diff(tail.rows) != 1)):
+        return None
     W, bias = numbers.reshape(K, -1), np.asarray(given.get("intercepts") or np.zeros(K), dtype=np.float64)
     # Two classes with a sigmoid each, of s and of -s: the odds are those of a softmax over half the scores.
     if K == 2 and given.get("post_transform") == b"LOGISTIC" and np.array_equal(W[0], -W[1]):
         W, bias = W / 2, bias / 2
-    names = tuple(label.decode() if isinstance(label, bytes) else str(label) for label in labels)
-    plain = names == tuple(str(k) for k in range(K))
     reason = f"LinearClassifier, the last linear step before the output {output!r}"
-    return HeadFile(W, bias, node.name or "LinearClassifier", reason, None if plain else names)
+    return HeadFile(W, bias, node.name or "LinearClassifier", reason, label_names(labels))
 
 
-def _dequantised(values: NDArray, scale: Any, zero: NDArray | None, axis: int) -> NDArray:
-    """(values − zero) · scale, each per tensor or along an axis."""
+def _dequantised(values: NDArray, scale: Any, zero: NDArray | None, axis: int, block: int = 0) -> NDArray:
+    """(values − zero) · scale, each per tensor, along an axis, or for blocks of so many along it."""
 
     def placed(part: Any) -> NDArray:
         part = np.asarray(part, dtype=np.float32)
-        return (
-            part.reshape([-1 if i == axis % values.ndim else 1 for i in range(values.ndim)]) if part.size > 1 else part
-        )
+        if block and part.ndim == values.ndim:
+            return np.take(np.repeat(part, block, axis=axis), np.arange(values.shape[axis]), axis=axis)
+        along = [-1 if i == axis % values.ndim else 1 for i in range(values.ndim)]
+        return part.reshape(along) if part.size > 1 else part
 
     numbers = values.astype(np.float32)
     return (numbers if zero is None else numbers - placed(zero)) * placed(scale)
