@@ -11,7 +11,7 @@ import pytest
 import collapsar as cs
 from collapsar.solver.certificate import certify_blocks
 from collapsar.solver.few import certify_few
-from collapsar.solver.rotation import FEW, rotation_point
+from collapsar.solver.rotation import FEW, _curvature_in_pairs, _curvature_in_planes, _planes, rotation_point
 from collapsar.solver.signed import minimise_signed
 from collapsar.solver.symmetry import Blocks, lift, quotient
 from collapsar.theory.two_cluster import two_cluster
@@ -36,6 +36,15 @@ def test_the_general_algorithm_ends_at_the_same_point(name):
     assert certify_few(q, blocks).primal == pytest.approx(general.certificate.primal, rel=1e-9)
     for ours, theirs in zip(lift(q, blocks), lift(q, general.blocks), strict=True):
         assert np.abs(ours - theirs).max() <= 2e-6
+
+
+@pytest.mark.parametrize("J", [2, 3, 7, FEW])
+def test_the_products_that_are_left_out_are_zero(J):
+    rng = np.random.default_rng(J)
+    Q, weight, S = np.linalg.qr(rng.normal(size=(J, J)))[0], rng.uniform(0.1, 5.0, (J, J)), rng.normal(size=(J, J))
+    for bent in (S + S.T, None):
+        few = _curvature_in_pairs(_planes(J), Q, weight, bent)
+        assert few == pytest.approx(_curvature_in_planes(_planes(J), Q, weight, bent), rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("lambda_b", [0.02, 1.0, INF])

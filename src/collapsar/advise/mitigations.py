@@ -66,6 +66,8 @@ class Remedy:
         ):  # features of a given length have none
             mass = problem.mass * self.mass_factor
         treated = problem.replace(loss=_joined(problem.loss, self.loss), feature_mass=mass)
+        if self.head_decay == 1:
+            return treated
         return strengthened(treated, self.head_decay**0.5 if how is None else self.head_decay)
 
 

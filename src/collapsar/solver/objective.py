@@ -53,11 +53,12 @@ def predict(q: Quotient, blocks: Blocks) -> tuple[Columns, float]:
     """P, the softmax of every column of the scaled logits u_k, and the loss sum_k q_k [lse(u_k) - <y_k, u_k>]."""
     d = logit_differences(q, blocks)
     top = np.maximum(np.max(d, axis=0, where=q.others > 0, initial=0.0), 0.0)
-    odds = q.others * np.exp(np.minimum(d - top, 0.0))
+    each = np.exp(np.minimum(d - top, 0.0))
+    odds = q.others * each
     miss_weight, own_weight = odds.sum(axis=0), np.exp(-top)
     lse = top + np.log1p(np.where(top == 0, miss_weight, own_weight + miss_weight - 1))  # lse(u) - u_own
     scale = 1 / (own_weight + miss_weight)
-    P = Columns(miss_weight * scale, np.exp(np.minimum(d - top, 0.0)) * scale)
+    P = Columns(miss_weight * scale, each * scale)
     smooth = q.smoothing / q.num_classes * np.sum(q.others * d, axis=0) if q.smoothing else 0.0
     return P, float(np.sum(q.sizes * q.share * (lse - smooth)))
 

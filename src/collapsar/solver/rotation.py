@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ Tensor = NDArray[np.float64]
 _gesdd, _gesv, _posv = get_lapack_funcs(("gesdd", "gesv", "posv"), dtype=np.float64)
 
 FEW = 12  # clusters up to which a step is one dense solve, for J^6 operations; beyond it is conjugate gradients
+SPARSE = 8  # clusters above which a dense step leaves out the products that are zero, most of them
 SOME = 128  # clusters up to which this is tried first: where rank is lost, the try costs a few percent
 
 _MARGIN = 4.0  # nats: a typical logit margin of a trained classifier, for the start only
@@ -48,18 +50,36 @@ _LEFT = 1e-8  # radians: of a step by conjugate gradients; a near start's first 
 def _angles(model: DualModel, planes: Tensor, Q: Matrix, p: Vector, G: Matrix) -> Matrix | None:
     """The Newton step, the skew-symmetric Omega, at G = Q'X; None where rounding leaves nothing to solve."""
     J, n = len(Q), len(planes)
-    spin = planes.reshape(n, J * J)
-    turned = planes.reshape(n * J, J).dot(Q.T).reshape(n, J * J)  # the transposes of -Q E
-    hessian = (turned * model.curvature(p).T.ravel()).dot(turned.T)
-    if model.bias is not None:
-        moved = planes.dot(model.bias_root).dot(Q.T)
-        hessian += moved.dot(moved.T)
+    spin, stacked = planes.reshape(n, J * J), planes.reshape(n * J, J)
+    hessian = _curvature_in_pairs if J > SPARSE and model.fixed is None else _curvature_in_planes
+    moved = None if model.bias is None else stacked.dot(model.bias_root).reshape(n, J).dot(Q.T)
     # Q exp(Omega) itself bends, by the symmetric part of <Q E_a E_b, X> = -<E_a, E_b G'>
-    bent = spin.dot(planes.reshape(n * J, J).dot(0.5 * (G + G.T)).reshape(n, J * J).T)
-    step, info = _posv(hessian + bent, spin.dot(G.ravel()))[1:]
-    if info:  # not concave here: what is concave for sure still points uphill
-        step, info = _posv(hessian, spin.dot(G.ravel()))[1:]
-    return step.dot(spin).reshape(J, J) if info == 0 else None
+    for bent in (0.5 * (G + G.T), None):  # not concave here: what is concave for sure still points uphill
+        form = hessian(planes, Q, model.curvature(p), bent)
+        if moved is not None:
+            form += moved.dot(moved.T)
+        step, info = _posv(form, spin.dot(G.ravel()))[1:]
+        if info == 0:
+            return step.dot(spin).reshape(J, J)
+    return None
+
+
+def _curvature_in_planes(planes: Tensor, Q: Matrix, weight: Matrix, bent: Matrix | None) -> Matrix:
+    """<Q E_a, weight o Q E_b> + <E_a, E_b bent>, (n, n)."""
+    J, n = len(Q), len(planes)
+    spin, stacked = planes.reshape(n, J * J), planes.reshape(n * J, J)
+    turned = stacked.dot(Q.T).reshape(n, J * J)  # the transposes of -Q E
+    hessian = (turned * weight.T.ravel()).dot(turned.T)
+    return hessian if bent is None else hessian + spin.dot(stacked.dot(bent).reshape(n, J * J).T)
+
+
+def _curvature_in_pairs(planes: Tensor, Q: Matrix, weight: Matrix, bent: Matrix | None) -> Matrix:
+    """The same in the planes of all pairs of axes: E_a and E_b meet, if at all, in one column or in two."""
+    J, n = len(Q), len(planes)
+    forms = (weight.T[:, None, :] * Q.T).reshape(J * J, J).dot(Q).reshape(J, J, J)
+    place, source, sign = _meeting(J)
+    found: Any = np.bincount(place, sign * (forms if bent is None else forms + bent).ravel()[source], n * n)
+    return found.reshape(n, n)
 
 
 def _turn(model: DualModel, Q: Matrix, p: Vector, G: Matrix, forcing: float) -> Matrix | None:
@@ -182,6 +202,20 @@ def _carried(q: Quotient, model: DualModel, near: Blocks) -> Matrix:
     X = q.weight * near.C
     X -= np.multiply.outer(u_hat, u_hat.dot(X))
     return X if q.lambda_b else X - np.multiply.outer(X.dot(g_hat), g_hat)
+
+
+@lru_cache(maxsize=FEW)
+def _meeting(J: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Vector]:
+    """Where planes meet: places in the (n, n) matrix, entries of the forms (J, J, J), and the signs of these.
+
+    E_a = e_i e_j' - e_j e_i' takes e_j to e_i and e_i to -e_j.
+    """
+    i, j = np.triu_indices(J, 1)
+    n = np.arange(i.size)
+    plane, start, end = np.concatenate([n, n]), np.concatenate([j, i]), np.concatenate([i, j])
+    sign = np.repeat([1.0, -1.0], i.size)
+    a, b = np.nonzero(start[:, None] == start)
+    return plane[a] * i.size + plane[b], (start[a] * J + end[a]) * J + end[b], sign[a] * sign[b]
 
 
 @lru_cache(maxsize=FEW)

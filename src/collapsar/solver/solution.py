@@ -155,7 +155,7 @@ class Solution:
         within, _, rank = self._live
         return rank + int(np.sum((self.quotient.sizes - 1)[within]))
 
-    @property
+    @cached_property
     def class_states(self) -> tuple[ClassState, ...]:
         """Per class: "separated"; "merged": its prediction equals that of its whole cluster; "vanished": it is zero.
 

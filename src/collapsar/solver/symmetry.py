@@ -107,7 +107,7 @@ def lift(q: Quotient, blocks: Blocks) -> tuple[Matrix, Vector]:
     Z = blocks.C[np.ix_(q.labels, q.labels)]
     same = q.labels[:, None] == q.labels
     Z -= np.where(same, (blocks.alpha / q.sizes)[q.labels], 0.0)
-    Z[np.diag_indices_from(Z)] += blocks.alpha[q.labels]
+    Z.flat[:: len(Z) + 1] += blocks.alpha[q.labels]
     return Z, blocks.b[q.labels]
 
 

@@ -56,13 +56,16 @@ def resting_bias(c: Clusters) -> Vector:
     x, L = np.log(aim), np.zeros_like(c.num_classes)
     for _ in range(NEWTON_STEPS):
         p = np.exp(x)
-        off, held = mu * (x - c.offsets + L) + p - aim, c.sizes * p / (mu + p)
-        missing = 1 - np.sum(c.sizes * p - held * off, axis=-1, keepdims=True)
-        pinned = np.sum(held * mu, axis=-1, keepdims=True)
+        total, off = mu + p, mu * (x - c.offsets + L) + p - aim
+        held = c.sizes * p / total
+        missing = 1 - (c.sizes * p - held * off).sum(axis=-1, keepdims=True)
+        pinned = (held * mu).sum(axis=-1, keepdims=True)
         dL = -missing / np.where(pinned > 0, pinned, np.inf)  # a free bias has no use for L
-        dx = -(off + mu * dL) / (mu + p)
-        x, L = x + np.where(dx > 1, 1 + np.log(np.maximum(dx, 1.0)), dx), L + dL
-        if np.max(np.abs(dx)) <= LAST_STEP:
+        dx = -(off + mu * dL) / total
+        if dx.max() > 1:
+            dx = np.where(dx > 1, 1 + np.log(np.maximum(dx, 1.0)), dx)
+        x, L = x + dx, L + dL
+        if np.abs(dx).max() <= LAST_STEP:
             break
     else:
         raise ArithmeticError("the bias did not settle; the problem may be scaled too badly for float64")

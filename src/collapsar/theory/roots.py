@@ -49,22 +49,24 @@ def roots_between(
 ) -> Vector:
     """Many roots at once, each between its own ``low`` and ``high``, to the last digits of float64.
 
-    Chandrupatla's method (Adv. Eng. Software 28(3), 1997): inverse quadratic interpolation where three points allow
-    it, else bisection. Written out because ``scipy.optimize`` takes longer to import than any formula here; the tests
-    hold it against scipy's, :func:`root_between`. The values at the ends are given where they are known. Where there
-    is no change of sign, by rounding, an end is the root.
+    Chandrupatla's method (Adv. Eng. Software 28(3), 1997), begun along the chord: inverse quadratic interpolation
+    where three points allow it, else bisection. Written out because ``scipy.optimize`` takes longer to import than
+    any formula here; the tests hold it against scipy's, :func:`root_between`. The values at the ends are given where
+    they are known. Where there is no change of sign, by rounding, an end is the root.
 
     Example:
         >>> roots_between(lambda x: x**2 - np.array([2.0, 9.0]), np.zeros(2), np.full(2, 4.0)).round(12)
         array([1.41421356, 3.        ])
     """
     b, a = (np.array(end) for end in np.broadcast_arrays(low, high))
-    step = np.full(a.shape, 0.5)
     fa = function(a) if at_high is None else at_high
     fb = function(b) if at_low is None else at_low
     fa, fb = (
         np.where((np.sign(fa) * np.sign(fb) > 0) & (np.abs(f) <= np.abs(g)), 0.0, f) for f, g in ((fa, fb), (fb, fa))
     )
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        step = fa / (fa - fb)  # first along the chord
+    step = np.where(np.isfinite(step), step, 0.5)
     while True:
         nearer = np.abs(fa) < np.abs(fb)
         best, value = np.where(nearer, a, b), np.where(nearer, fa, fb)

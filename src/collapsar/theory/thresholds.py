@@ -241,18 +241,22 @@ def _sibling_odds(apart: Vector, sizes: Vector, rest: Vector) -> Vector:
 
 
 def _norm_at_rest(c: Clusters, b: Vector) -> Vector:
-    """The same where Z = 0: of many clusters at one temperature without a matrix of their size.
+    """The same where Z = 0; of many clusters at one temperature without a matrix of their size.
 
-    All columns of P are then the same p, and the residual is diag(d) + x y'.
+    At one temperature all columns of P are the same p, and the residual is diag(d) + x y'.
     """
-    if c.num_clusters <= MANY or not c.one_temperature:
+    if not c.one_temperature:
         return _between_norm(c, softmax(c, c.logits(b))[0])
     u = c.temperatures * c.scales * b + c.offsets
     p = np.exp(u - u.max(axis=-1, keepdims=True))
     p /= np.sum(c.sizes * p, axis=-1, keepdims=True)
     root = np.sqrt(c.sizes)
-    x, y = root * c.scales * (c.eps / c.num_classes - p), root * c.strength
-    rows = (v.reshape(-1, c.num_clusters) for v in (_within_strength(c), x, y))
+    d, x, y = _within_strength(c), root * c.scales * (c.eps / c.num_classes - p), root * c.strength
+    if c.num_clusters <= MANY:
+        R = x[..., :, None] * y[..., None, :]
+        np.einsum("...jj->...j", R)[...] += d
+        return np.linalg.norm(R, 2, axis=(-2, -1))
+    rows = (v.reshape(-1, c.num_clusters) for v in (d, x, y))
     return np.array([_rank_one_norm(*row) for row in zip(*rows, strict=True)]).reshape(b.shape[:-1])
 
 
