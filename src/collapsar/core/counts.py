@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.label_files import labels_of_array, read_label_file, whole_numbers
+from collapsar.core.label_files import is_number, labels_of_array, read_label_file, whole_numbers
 
 CountsLike = str | os.PathLike[str] | Sequence[int] | NDArray[np.integer] | Mapping[Any, int]
 
@@ -208,7 +208,7 @@ def _from_file(path: Path, column: str | int | None, ignore_index: int | None) -
         return LabelCounts(read.counts, read.names, note)
     labels = [label for label in found if str(label).strip().lower() not in _MISSING]
     whole = whole_numbers(labels)
-    if whole is None and labels and all(_is_float(label) for label in labels):
+    if whole is None and labels and all(map(is_number, labels)):
         raise ValueError(f"`class_counts`: {path} holds numbers that are not whole, which are no labels of classes")
     known = _known(labels if whole is None else whole, ignore_index, path)
     names, counts, unlabelled = _counted(known, None, f"`class_counts`: {path}")
@@ -229,14 +229,6 @@ def _known(labels: list[Any], ignore_index: int | None, path: Path) -> NDArray[A
     if not kept:
         raise ValueError(f"`class_counts`: {path} holds no labels; give one label per line")
     return np.asarray(kept, dtype=np.int64 if isinstance(kept[0], int) else str)
-
-
-def _is_float(label: Any) -> bool:
-    try:
-        float(label)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _check_file(path: Path, names: list[str], counts: NDArray[np.int64], whole: bool) -> None:

@@ -206,7 +206,9 @@ def _table(lines: list[str], path: Path, column: str | int | None) -> Labelled |
         if column not in (None, 1, "1", header):
             raise ValueError(f"`class_counts`: {path} has one column, no {column!r}")
         counted = header is not None and header.lower() in _COUNT_WORDS
-        return _counts_of_lines(body) if counted or _looks_counted(body, path) else body
+        if counted or _looks_counted(body, path):
+            return dict(zip(map(str, range(len(body))), body, strict=True))
+        return body
     names = rows[0] if _is_header(rows) else None
     body = rows[1:] if names else rows
     columns: list[list[str]] = [list(cells) for cells in zip(*body, strict=True)]
@@ -241,23 +243,24 @@ def _header(cells: list[str]) -> tuple[str | None, list[str]]:
     """A single column's header, if its first line is one, and the rest."""
     first, rest = cells[0], cells[1:]
     word = first.lower() in _LABEL_WORDS | _COUNT_WORDS and first not in rest
-    if rest and not _number(first) and (word or all(_number(cell) for cell in rest)):
+    if rest and not is_number(first) and (word or all(is_number(cell) for cell in rest)):
         return first, rest
     return None, cells
 
 
 def _is_header(rows: list[list[str]]) -> bool:
     first, rest = rows[0], rows[1:]
-    if not rest or any(_number(cell) for cell in first):
+    if not rest or any(is_number(cell) for cell in first):
         return False
     words = any(cell.lower() in _LABEL_WORDS | _COUNT_WORDS for cell in first)
-    return words or any(all(_number(row[j]) for row in rest) for j in range(len(first)))
+    return words or any(all(is_number(row[j]) for row in rest) for j in range(len(first)))
 
 
-def _number(cell: str) -> bool:
+def is_number(cell: Any) -> bool:
+    """Whether a cell holds a number, or nothing."""
     try:
         float(cell)
-    except ValueError:
+    except (TypeError, ValueError):
         return cell == ""
     return True
 
@@ -316,10 +319,6 @@ def _looks_counted(cells: list[str], path: Path) -> bool:
             "labels as whole numbers from 0 or as names"
         )
     return False
-
-
-def _counts_of_lines(cells: list[str]) -> Counted:
-    return dict(zip(map(str, range(len(cells))), cells, strict=True))
 
 
 def whole_numbers(cells: Sequence[Any]) -> list[int] | None:

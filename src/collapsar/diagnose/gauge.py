@@ -45,7 +45,9 @@ def without_offset(m: Measurement, lambda_w: float | NDArray[np.float64] | None 
     if m.bias is None:
         return replace(m, weight=W)
     own = replace(m, weight=W, bias=m.bias - common * (common @ m.bias))
-    c = _floor(m) if m.nonnegative else _offset(own, lambda_w)
+    c = np.nanmin(m.class_means, axis=0) if m.least is None else m.least
+    if not m.nonnegative:
+        c = _offset(own, lambda_w)
     n, means = m.class_counts.astype(np.float64), np.nan_to_num(m.class_means)
     return replace(
         own,
@@ -55,10 +57,6 @@ def without_offset(m: Measurement, lambda_w: float | NDArray[np.float64] | None 
         weight_gradient=m.weight_gradient - np.outer(m.bias_gradient, c),
         energy=m.energy - 2 * float(c @ (n @ means)) + n.sum() * float(c @ c),
     )
-
-
-def _floor(m: Measurement) -> Vector:
-    return np.nanmin(m.class_means, axis=0) if m.least is None else m.least
 
 
 def _offset(m: Measurement, lambda_w: float | NDArray[np.float64] | None) -> Vector:

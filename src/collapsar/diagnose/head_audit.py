@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from collapsar.diagnose.reach_search import FeatureSpace
 from collapsar.diagnose.untrained import RowSpectrum, at_initial_length, row_spectrum
 from collapsar.metrics.near_rows import Rows, SomeRows, near_labels
 from collapsar.metrics.predictions import Decisions
+from collapsar.metrics.separation import as_array
 from collapsar.metrics.shared_rows import TOLERANCE, from_middle, longest_row, row_geometry, row_groups
 
 # Rows this close, relative to the longest, are one row: float32 rounding of training and storage.
@@ -111,8 +113,6 @@ class Audit:
     """What a head tells of its classes.
 
     Attributes:
-        summary: how many classes are dead, of which kinds, and what to do.
-        words: what was found, a sentence or two per finding.
         notes: what was not looked at, and why.
         num_classes: K.
         num_features: d.
@@ -137,8 +137,6 @@ class Audit:
         tolerance: as given.
     """
 
-    summary: str
-    words: tuple[str, ...]
     notes: tuple[str, ...]
     num_classes: int
     num_features: int
@@ -160,6 +158,16 @@ class Audit:
     recalls: Decisions | None
     predicted: Mapping[str, Mask]
     tolerance: float
+
+    @cached_property
+    def summary(self) -> str:
+        """How many classes are dead, of which kinds, and what to do: one line."""
+        return audit_words.summary(self)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """What was found, a sentence or two per finding."""
+        return tuple(audit_words.findings(self))
 
     def to_dict(self) -> Record:
         """The audit as JSON-able values: classes by number, NaN as None.
@@ -240,14 +248,6 @@ def audit(
     b, counts = _bias(bias, K), _counts(class_counts, K)
     names = None if class_names is None else names_of(class_names, K)
     seen = recalls(W, b, features, labels) if features is not None or labels is not None else None
-    found = _audited(W, b, counts, options)
-    found = replace(found, class_names=names, recalls=seen)
-    return replace(found, summary=audit_words.summary(found), words=tuple(audit_words.findings(found)))
-
-
-def _audited(W: Rows, b: Vector | None, counts: NDArray[np.int64] | None, options: AuditOptions) -> Audit:
-    """The audit without names, samples and sentences."""
-    K, d = W.shape
     mean, lengths = row_geometry(W)
     scale = longest_row(lengths)
     if scale > 0 and not _SHORTEST <= scale <= _LONGEST:
@@ -266,12 +266,10 @@ def _audited(W: Rows, b: Vector | None, counts: NDArray[np.int64] | None, option
     dead[[k for group in groups for k in group]] = True
     predicted, left_out = _theory(counts, options)
     return Audit(
-        summary="",
-        words=(),
         notes=(*notes, *left_out),
         num_classes=K,
-        num_features=d,
-        class_names=None,
+        num_features=W.shape[1],
+        class_names=names,
         class_counts=counts,
         groups=tuple(groups),
         group_details=tuple(_detail(W, b, mean, scale, group) for group in groups),
@@ -286,7 +284,7 @@ def _audited(W: Rows, b: Vector | None, counts: NDArray[np.int64] | None, option
         spectrum=spectrum,
         reach=decided,
         counts=None if counts is None else count_effect(lengths, b, counts, dead),
-        recalls=None,
+        recalls=seen,
         predicted=predicted,
         tolerance=options.tolerance,
     )
@@ -318,9 +316,7 @@ def _weight(weight: Any) -> Rows:
 def _bias(bias: Any, K: int) -> Vector | None:
     if bias is None:
         return None
-    if hasattr(bias, "detach"):
-        bias = bias.detach().cpu().double().numpy()
-    b = flat_bias(np.asarray(bias, dtype=np.float64))
+    b = flat_bias(as_array(bias))
     if b.shape != (K,):
         raise ValueError(f"`bias` must be (K,) = ({K},), a number for each row of `weight`; got shape {b.shape}")
     if not np.isfinite(b).all():

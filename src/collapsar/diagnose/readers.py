@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -254,18 +253,15 @@ def _of_config(result: TrainResult) -> KnownTraining:
     """The penalties of a run of ours, the optimizer's decay added."""
     import torch
 
-    from collapsar.monitor.differences import PenaltyWarning
-    from collapsar.monitor.known import known_training
+    from collapsar.monitor.differences import differences
+    from collapsar.monitor.known import facts_of, training_of
 
     config, model = result.config, result.model
     optimizer = result.optimizer  # with its state, which AdamW's decay is read from
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PenaltyWarning)  # the diagnosis says them
-        known = known_training(
-            model, model.head, optimizer, penalties=config.penalties, data=range(sum(config.class_counts))
-        )
+    facts = facts_of(model, model.head, optimizer, config.penalties, None, range(sum(config.class_counts)))
+    known = training_of(facts, differences(facts))  # no warnings: the diagnosis says them
     return replace(known, features="nonnegative" if config.model.feature_relu else "signed")
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,11 +37,11 @@ from collapsar.core.known import KnownTraining
 from collapsar.core.types import Record
 from collapsar.metrics.head import linear_map, unwrapped
 from collapsar.metrics.shared_rows import shared_rows
-from collapsar.monitor.differences import PenaltyWarning
+from collapsar.monitor.differences import differences
 from collapsar.monitor.evaluation import MonitorRecord
 from collapsar.monitor.features import HeadTap
 from collapsar.monitor.head import head_sizes, told_head
-from collapsar.monitor.known import known_training
+from collapsar.monitor.known import facts_of, training_of
 from collapsar.monitor.optimizers import Optimizers
 from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
@@ -231,11 +230,8 @@ class CollapseMonitor:
         """
         samples = None if self.record is None else range(self.record.report.num_samples)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PenaltyWarning)  # they are the cautions
-                known = known_training(
-                    self.model, self.head, optimizer, criterion=criterion, data=samples, schedule=schedule
-                )
+            facts = facts_of(self.model, self.head, optimizer, None, criterion, samples, schedule)
+            known = training_of(facts, differences(facts))  # no warnings: they are the cautions
         except Exception as error:  # a training that has ended well is not to end in this
             why = f"{type(error).__name__}: {error}"
             self._complain(self.completed, "training", f"What the optimizer does to the head cannot be read: {why}")

@@ -73,7 +73,7 @@ def known_training(
         ValueError: ``head`` is no linear layer of ``model``, or ``criterion`` has class weights for another number of
             classes.
     """
-    facts = _facts(model, head, optimizer, penalties, criterion, data, schedule)
+    facts = facts_of(model, head, optimizer, penalties, criterion, data, schedule)
     found = differences(facts)
     for warning in found:
         warnings.warn(warning, stacklevel=2)
@@ -122,7 +122,7 @@ def penalty_warnings(
     Order of layers is the order in which they were registered: for a network that runs them in another order, look
     yourself.
     """
-    return differences(_facts(model, head, optimizer, penalties, criterion, data, schedule))
+    return differences(facts_of(model, head, optimizer, penalties, criterion, data, schedule))
 
 
 def weight_decays(model: nn.Module, optimizer: Optimizers | None) -> set[float]:
@@ -132,7 +132,12 @@ def weight_decays(model: nn.Module, optimizer: Optimizers | None) -> set[float]:
     return {float(g.get("weight_decay", 0.0)) for g in groups if any(id(p) in own for p in g["params"])}
 
 
-def _facts(model: nn.Module, head: nn.Module, *rest: Any) -> Facts:
+def facts_of(model: nn.Module, head: nn.Module, *rest: Any) -> Facts:
+    """The facts; their fields after the head are ``rest``.
+
+    Raises:
+        ValueError: ``head`` is no linear layer of ``model``.
+    """
     weight = getattr(head, "weight", None)
     if not any(module is head for module in model.modules()) or weight is None or weight.ndim != 2:
         raise ValueError("`head` must be a linear layer of `model`, its last; pass the module itself, e.g. model.fc")

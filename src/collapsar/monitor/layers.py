@@ -104,7 +104,8 @@ def head_norm(
     if layer is None or found is None:
         return None
     gain = found.gain
-    length = math.sqrt(width) * (1.0 if gain is None else _rms(gain)) if found.length is None else found.length
+    rms = 1.0 if gain is None else float(gain.detach().double().square().mean().sqrt())
+    length = math.sqrt(width) * rms if found.length is None else found.length
     penalty, free, trained = None, False, gain is not None and gain.requires_grad
     if gain is not None and trained and optimizers is not None:
         decay = decay_of(gain, optimizers) if decay_of_gain is None else decay_of_gain(gain)
@@ -122,10 +123,6 @@ def head_norm(
         shifted=found.shift is not None and bool(found.shift.detach().abs().max() > 0),
         pooled=pooled,
     )
-
-
-def _rms(gain: Tensor) -> float:
-    return float(gain.detach().double().square().mean().sqrt())
 
 
 def _unevenness(gain: Tensor) -> float:

@@ -25,7 +25,7 @@ def number_text(value: float | str | None, digits: int = 3) -> str:
         >>> number_text(0.00448), number_text(-8.4e-15, 2), number_text(None)
         ('0.00448', '−8.4 × 10⁻¹⁵', '–')
     """
-    if value is None or isinstance(value, str) or not math.isfinite(value):
+    if not defined(value):
         return ABSENT
     text = f"{value:.{digits}g}"
     if value != 0 and not 1e-4 <= abs(value) < 1e5:
@@ -48,16 +48,16 @@ def power_text(value: float) -> str:
     return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
 
 
-def share_text(value: float | str | None, digits: int = 2) -> str:
-    """A share as per cent, to ``digits`` significant digits below 10 %, whole from there.
+def share_text(value: float | str | None) -> str:
+    """A share in per cent, to two significant digits below 10 %, whole from there; "–" if undefined.
 
     Example:
         >>> share_text(0.6053), share_text(0.00582), share_text(0.0), share_text(None)
         ('61 %', '0.58 %', '0 %', '–')
     """
-    if value is None or isinstance(value, str) or not math.isfinite(value):
+    if not defined(value):
         return ABSENT
-    return f"{100 * value:.0f} %" if abs(value) >= 0.0995 else f"{number_text(100 * value, digits)} %"
+    return f"{100 * value:.0f} %" if abs(value) >= 0.0995 else f"{number_text(100 * value, 2)} %"
 
 
 def shortened(name: str, longest: int) -> str:

@@ -137,7 +137,10 @@ def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> Ev
         test_counts += torch.bincount(labels, minlength=data.num_classes).cpu()
     shares = hits / test_counts
     counts = torch.tensor(data.class_counts)
-    lambda_h, lambda_z = _effective(model, total.class_sums, counts, penalties.lambda_w)
+    lambda_h = lambda_z = math.nan
+    if penalties.lambda_w > 0:
+        weight, means = model.head.weight.detach().double().cpu().numpy(), total.class_sums.cpu() / counts[:, None]
+        lambda_h, lambda_z = balance_penalties(weight, means.numpy(), counts.numpy(), penalties.lambda_w)
     return {
         "train_loss": total.loss,
         "train_accuracy": float(right.sum() / len(data.train_labels)),
@@ -154,13 +157,6 @@ def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> Ev
         "effective_lambda_b": penalties.lambda_b,
         "effective_lambda_z": lambda_z,
     }
-
-
-def _effective(model: FeatureNetwork, class_sums: Tensor, counts: Tensor, lambda_w: float) -> tuple[float, float]:
-    if not lambda_w > 0:
-        return math.nan, math.nan
-    means = (class_sums.cpu() / counts[:, None]).numpy()
-    return balance_penalties(model.head.weight.detach().double().cpu().numpy(), means, counts.numpy(), lambda_w)
 
 
 @dataclass(frozen=True)
