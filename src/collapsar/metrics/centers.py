@@ -32,7 +32,8 @@ def nearest_centers(features: Tensor, centers: Tensor) -> Tensor:
 
     Args:
         features: Shape (B, d).
-        centers: Shape (K, d); a row of NaN (an unseen class) is never nearest. Ties go to the lowest index.
+        centers: Shape (K, d); a row of NaN (an unseen class) is never nearest. Of centres that are equally near,
+            to rounding, any may be it.
 
     Raises:
         ValueError: If every centre is NaN or the shapes do not fit.

@@ -246,7 +246,7 @@ def collapse_report(
         nc3_self_duality=math.nan if weight is None else self_duality(weight[seen], centred),
         nc0=nc0,
         nc0_relative=nc0_relative,
-        nc4_agreement=math.nan if agreements is None else float(agreements.sum() / counts.sum()),
+        nc4_agreement=math.nan if agreements is None else float(agreements.sum().double() / counts.sum()),
         nc4_per_class=None if agreements is None else _numpy(agreements.double() / counts),
         class_counts=_numpy(counts),
         class_means=means,
