@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from collapsar.core.loss import Loss
 from collapsar.core.penalties import Penalties
 from collapsar.core.problem import Problem
+from collapsar.diagnose.readers import diagnose
 from collapsar.monitor.differences import PenaltyWarning
 from collapsar.monitor.known import known_training, penalty_warnings
+from collapsar.report.network_words import cautions
 from collapsar.training import ClassAwareSampler, MatchedCrossEntropy
 
 
@@ -107,6 +113,42 @@ def test_frozen_parts_are_told_apart():
     model[0].bias.requires_grad_(True)
     model[2].requires_grad_(False)
     assert kinds(model, model[2], sgd(model), penalties=Penalties(1, 1)) == ["frozen-head"]
+
+
+def test_a_head_that_is_not_trained_is_compared_with_nothing():
+    """A fixed simplex, or adapters below an old head: its forces never balance, and more training does not help."""
+    torch.manual_seed(0)
+    model, y = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.tensor([0] * 30 + [1] * 30 + [2] * 8)
+    x = torch.eye(3, 4)[y] + 0.1 * torch.randn(68, 4)
+    model[2].weight.requires_grad_(False)  # its bias is trained
+    optimizer = sgd(model, 1e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PenaltyWarning)
+        known = known_training(model, model[2], optimizer)
+    found = diagnose(model, [(x, y)], known=known)
+    assert (known.frozen_head, known.lambda_w) == (True, None)
+    assert (found.model.name, found.effective, found.fit, found.prediction) == ("none", None, None, None)
+    assert not found.at_rest
+    text = " ".join(found.words)
+    assert text.count("The head is not trained") == 1
+    assert "at rest" not in text
+    assert not any("converged" in caution for caution in cautions(json.loads(found.to_json())))
+    free = diagnose(model, [(x, y)], known=replace(known, frozen_head=False))
+    assert "The head is not at rest" in " ".join(free.words)
+    assert any("converged" in caution for caution in cautions(json.loads(free.to_json())))
+
+
+def test_an_optimizer_of_another_network_is_refused():
+    """A moving average of the weights is no part of the training: it would be read as frozen in every layer."""
+    model = plain_model()
+    average: Any = AveragedModel(model)
+    for read in (known_training, penalty_warnings):
+        with pytest.raises(ValueError, match=r"`optimizer` holds no parameter of `model`.*a moving average"):
+            read(average, average.module[2], sgd(model))
 
 
 def test_decay_of_a_batch_norm_that_feeds_the_head_is_a_feature_penalty():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +19,8 @@ from collapsar.diagnose.head_files import read_head
 from collapsar.diagnose.readers import diagnose
 from collapsar.metrics import NeuralCollapse
 from collapsar.metrics.head import find_head
-from collapsar.monitor import CollapseMonitor, MonitorOptions, read_json_lines
+from collapsar.monitor import CollapseMonitor, MonitorOptions, known_training, read_json_lines
+from collapsar.monitor.differences import PenaltyWarning
 from collapsar.monitor.watch import MergeWatch
 from collapsar.training import param_groups
 
@@ -489,12 +491,91 @@ def test_a_margin_in_training_is_said(tmp_path):
 
 
 def test_what_cannot_be_read_of_a_training_is_said(tmp_path):
-    said, model = [], Net(nn.Conv2d(D, K, 1))
+    said, model = [], Net(nn.Linear(D, K))
     with CollapseMonitor(model, options=MonitorOptions(path=tmp_path / "x.jsonl", say=said.append)) as monitor:
-        assert monitor.read_training(torch.optim.SGD(model.parameters(), lr=0.1)) is None
+        assert monitor.read_training(torch.optim.SGD(nn.Linear(D, K).parameters(), lr=0.1)) is None
         assert monitor.known is None
     (text,) = said
-    assert text.startswith("What the optimizer does to the head cannot be read: ValueError: `head` must be a linear")
+    assert text.startswith("What the optimizer does to the head cannot be read: ValueError: `optimizer` holds no param")
+
+
+def test_a_head_of_another_size_than_the_models_scores_is_refused(tmp_path):
+    """A cosine head is no ``nn.Linear``, and the hidden layer below it none whose rows are classes."""
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(D, 7), nn.ReLU(), Scaled(7))
+
+    class Scaled(nn.Module):
+        def __init__(self, d: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(K, d))
+
+        def forward(self, h):
+            return 16 * F.normalize(h) @ F.normalize(self.weight).T
+
+    words = r"the model gives each sample 4 scores, its last linear layer '0' 7. Pass head=NAME.*: '2', perhaps"
+    model = make()
+    with pytest.raises(ValueError, match=words):
+        diagnose(model.eval(), iter([(X, Y)]))
+    options = MonitorOptions(path=tmp_path / "x.jsonl", say=lambda _: None)
+    with CollapseMonitor(model.train(), options=options) as monitor:
+        model(X)
+        with pytest.raises(ValueError, match=words):
+            monitor.step(Y)
+    with CollapseMonitor(model, head="2", options=options) as monitor:
+        logits = model(X)
+        monitor.step(Y)
+        found: Any = monitor.end_epoch()
+    right = (logits.argmax(1) == Y).numpy()
+    np.testing.assert_allclose(found.recalls, [right[k == Y].mean() for k in range(K)])
+    assert diagnose(model.eval(), [(X, Y)], head="2").measurement.num_classes == K
+
+    # told by the names: a classifier inside a model that returns what it projects
+    class Projects(Branches):
+        def forward(self, x):
+            h = self.encoder(x)
+            self.get_submodule("fc")(h)
+            return self.proj(h)
+
+    model, data = Projects("fc", nn.Linear(32, 128)), [(torch.randn(20, 8), torch.arange(20) % 10)]
+    assert monitored(model, tmp_path, data)[0].report.num_classes == 10
+    assert diagnose(model, data).measurement.num_classes == 10
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_convolution_of_one_pixel_is_read_as_the_layer_that_it_is(kind):
+    flat: Any = Net(nn.Linear(D, K))
+    conv: Any = Net(nn.Conv2d(D, K, 1))
+    conv.fc.weight.data, conv.fc.bias.data = flat.fc.weight.data[:, :, None, None].clone(), flat.fc.bias.data.clone()
+    found = []
+    for model, x in ((flat, X), (conv, X[:, :, None, None])):
+        optimizer = kind(
+            [{"params": [model.fc.weight]}, {"params": [model.fc.bias], "weight_decay": 0.0}], lr=0.05, weight_decay=1.0
+        )
+        for _ in range(200):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x).flatten(1), Y).backward()
+            optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PenaltyWarning)
+            found.append(known_training(model, model.fc, optimizer, schedule=200))
+        assert audit(model.fc.weight, model.fc.bias).spectrum.effective_rank > 1
+    for name in ("lambda_w", "lambda_b", "decay_clock", "rest"):
+        values = [np.array(getattr(known, name), dtype=np.float64) for known in found]  # None is NaN
+        np.testing.assert_allclose(*values, rtol=1e-4)
+    assert (np.ndim(found[1].lambda_w) == 1) == (kind is torch.optim.AdamW)
+
+
+def test_a_head_that_is_stored_turned_is_told(tmp_path):
+    W, b = EYE.T.numpy(), np.zeros(K)
+    with pytest.raises(ValueError, match=r"a head stored \(d, K\), as Keras stores kernels, is given turned"):
+        audit(W, b)
+    np.savez(tmp_path / "with", features=X, labels=Y, weight=W, bias=b)
+    np.savez(tmp_path / "without", features=X, labels=Y, weight=W)
+    for name in ("with", "without"):
+        with pytest.raises(ValueError, match=r"is given turned: weight\.T"):
+            diagnose(tmp_path / f"{name}.npz")
 
 
 def test_more_outputs_than_classes_is_said_by_the_monitor_too(tmp_path):

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+STORED_TURNED = "; a head stored (d, K), as Keras stores kernels, is given turned: weight.T"
+"""How a message ends where the sizes would fit the transpose."""
+
 
 def must_be(kind: type, problem: object) -> None:
     """Refuse class counts, or what else is no problem, where a problem is wanted.

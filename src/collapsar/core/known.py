@@ -15,6 +15,8 @@ from collapsar.core.types import Record, Vector
 
 NORMALISED = "feeds the head: the length of the features is normalised and cannot answer to a penalty"
 """What the caution says of a norm before the head: said better where its own model is chosen."""
+UNTRAINED = "The head is not trained"
+"""How the caution begins that the head balances no forces."""
 UNPENALISED = "Nothing penalises the features"
 """How the caution begins that features may grow without end: not so where their lengths show a normalisation."""
 
@@ -90,6 +92,8 @@ class KnownTraining(JsonValue):
         norm: the normalisation that feeds the head.
         bounded_by: class of a layer before the head that bounds each feature (tanh, as in the poolers of BERT).
         body: of the layers below the head: "frozen", "decayed" where decay acts on any of their matrices, else "free".
+        frozen_head: whether the head's weight is not trained, as of a fixed simplex or below adapters: it balances no
+            forces, and no optimum here has it.
 
     Raises:
         ValueError: a penalty is negative or not finite, or ``features`` is unknown.
@@ -110,6 +114,7 @@ class KnownTraining(JsonValue):
     norm: HeadNorm | None = None
     bounded_by: str | None = None
     body: Literal["frozen", "decayed", "free"] | None = None
+    frozen_head: bool = False
 
     def __post_init__(self) -> None:
         for name in ("lambda_w", "lambda_h", "lambda_b"):

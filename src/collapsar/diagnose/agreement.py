@@ -49,7 +49,7 @@ class HeadForces:
 
 
 UNREAD = HeadForces(float("nan"), float("nan"), float("nan"))
-"""Of a head that does not compute W h + b."""
+"""Of a head that does not compute W h + b, or is not trained."""
 
 
 @dataclass(frozen=True, eq=False)

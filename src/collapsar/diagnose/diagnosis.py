@@ -76,16 +76,20 @@ def diagnose_measurement(
     names, separation = names_of(class_names, m.num_classes), m.separation
     alive = any(state in ("separated", "merged") for state in separation.states)
     moved = without_offset(m, known.priced_w)
-    forces = head_forces(moved, known.priced_w, known.lambda_b) if m.linear else UNREAD
+    readable = m.linear and not known.frozen_head
+    forces = head_forces(moved, known.priced_w, known.lambda_b) if readable else UNREAD
     held = known.one_lambda_w != 0  # a head without weight decay grows for good: it shows no penalty, and never rests
     saturated = known.priced_w is None and m.loss < _SATURATED
     rowed, features, effective = by_rows(moved, known), known.features or m.features, None
-    if alive and held and not m.unseen and m.linear and not saturated:
+    if alive and held and not m.unseen and readable and not saturated:
         effective = effective_penalties(rowed, features, known.one_lambda_w or None, known.lambda_b, separation)
-    solvable, optimum = not m.unseen and len(np.unique(m.class_counts)) <= _most_clusters(m), cache(near_optimum)
+    solvable, optimum = (
+        readable and not m.unseen and len(np.unique(m.class_counts)) <= _most_clusters(m),
+        cache(near_optimum),
+    )
     problems = priced(rowed, known, effective, features) if solvable else {}
     fit, fit_source, prediction, model = None, "", None, choose_model(m, known)
-    if problems and held and m.linear and known.body != "frozen":
+    if problems and held and known.body != "frozen":
         fit, fit_source = compared(rowed, problems, effective, optimum)
     model_fit, why = fit_normalized(m, model)
     if model_fit is not None and model_fit.thresholds is not None:
@@ -94,7 +98,7 @@ def diagnose_measurement(
     if model.name == "penalty" and problems:
         prediction = predicted(rowed, known, problems, optimum)
     notes = _notes(m, alive=alive, lost=bool(separation.merged_classes or separation.vanished_classes))
-    notes += [_SATURATED_WORDS.format(m.loss)] if saturated and held and m.linear else []
+    notes += [_SATURATED_WORDS.format(m.loss)] if saturated and held and readable else []
     notes += [reason for reason in (why, frozen[1]) if reason]
     if model.name == "penalty" and solvable and not problems and not saturated:
         notes.append(_NO_PENALTY)
@@ -107,7 +111,7 @@ def diagnose_measurement(
         shared_rows=shared_rows(m.weight) if m.linear else (),
         known=known,
         forces=forces,
-        at_rest=held and m.linear and _rests(moved, forces, known, alive=alive),
+        at_rest=held and readable and _rests(moved, forces, known, alive=alive),
         effective=effective,
         model=model,
         model_fit=model_fit,

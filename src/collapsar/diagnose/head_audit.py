@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.checks import flat_bias
+from collapsar.core.checks import STORED_TURNED, flat_bias
 from collapsar.core.records import to_json
 from collapsar.core.sentences import names_of
 from collapsar.core.types import Mask, Record, Vector
@@ -245,7 +245,7 @@ def audit(
     options = AuditOptions() if options is None else options
     W = _weight(weight)
     K = W.shape[0]
-    b, counts = _bias(bias, K), _counts(class_counts, K)
+    b, counts = _bias(bias, *W.shape), _counts(class_counts, K)
     names = None if class_names is None else names_of(class_names, K)
     seen = recalls(W, b, features, labels) if features is not None or labels is not None else None
     mean, lengths = row_geometry(W)
@@ -306,6 +306,8 @@ def _weight(weight: Any) -> Rows:
     if not hasattr(weight, "shape"):
         weight = np.asarray(weight)
     shape = tuple(weight.shape)
+    if len(shape) > 2 and set(shape[2:]) == {1}:  # a convolution of one pixel
+        weight, shape = np.reshape(weight, shape[:2]), shape[:2]
     if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
         raise ValueError(f"`weight` must be (K, d), a row for each of two or more classes; got shape {shape}")
     if isinstance(weight, np.ndarray) and weight.dtype.kind not in "fiu":
@@ -313,12 +315,14 @@ def _weight(weight: Any) -> Rows:
     return weight
 
 
-def _bias(bias: Any, K: int) -> Vector | None:
+def _bias(bias: Any, K: int, turned: int) -> Vector | None:
+    """The bias of a head (K, d); ``turned``, d, is its length where the weight was stored (d, K)."""
     if bias is None:
         return None
     b = flat_bias(as_array(bias))
     if b.shape != (K,):
-        raise ValueError(f"`bias` must be (K,) = ({K},), a number for each row of `weight`; got shape {b.shape}")
+        hint = STORED_TURNED if b.shape == (turned,) else ""
+        raise ValueError(f"`bias` must be (K,) = ({K},), a number for each row of `weight`; got shape {b.shape}{hint}")
     if not np.isfinite(b).all():
         raise ValueError(
             f"`bias` must be finite; got {b[~np.isfinite(b)][0]} for class {int(np.argmin(np.isfinite(b)))}"

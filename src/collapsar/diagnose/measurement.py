@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.core.checks import flat_bias
+from collapsar.core.checks import STORED_TURNED, flat_bias
 from collapsar.core.loss import Loss
 from collapsar.core.problem import FeatureModel
 from collapsar.core.sentences import listed
@@ -193,7 +193,8 @@ class Pass:
             )
         self.bias = None if bias is None else flat_bias(_finite("bias", bias))
         if self.bias is not None and self.bias.shape != (K,):
-            raise ValueError(f"`bias` must have one entry per row of `weight`, ({K},), got {self.bias.shape}")
+            hint = STORED_TURNED if self.bias.shape == self.weight.shape[1:] else ""
+            raise ValueError(f"`bias` must have one entry per row of `weight`, ({K},), got {self.bias.shape}{hint}")
         self.loss = Loss() if loss is None else loss
         self.counts = np.zeros(K, dtype=np.int64)
         self.sums = np.zeros_like(self.weight)
@@ -267,7 +268,7 @@ class Pass:
         if rows.ndim != 2 or rows.shape[1] != d or rows.dtype.kind not in "fiub":
             raise ValueError(
                 f"`features` must be real with shape (N, {d}), as the head's `weight` {self.weight.shape} says, "
-                f"got {rows.dtype} {rows.shape}"
+                f"got {rows.dtype} {rows.shape}{STORED_TURNED if rows.shape[1:] == (K,) else ''}"
             )
         if classes.shape != rows.shape[:1] or classes.dtype.kind not in "iu":
             raise ValueError(

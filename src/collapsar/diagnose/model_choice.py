@@ -95,12 +95,18 @@ _UNHELD = (
     "The head has no weight decay (lambda_w = 0): nothing limits its weight, so there is no optimum to compare with "
     "and no threshold. Classes that are merged or lost are so for another reason."
 )
+_GIVEN = (
+    "The head is not trained: its weight is given, which is in none of the models here, and no optimum is compared. "
+    "Nor is any penalty read from it, which balances no forces."
+)
 
 
 def choose_model(m: Measurement, known: KnownTraining) -> Choice:
     """The model of a network, by what is known of its training; without a norm in it, by its features' lengths."""
     if not m.linear:
         return Choice("none", "")
+    if known.frozen_head:
+        return Choice("none", _GIVEN)
     if known.body == "frozen":
         return Choice(
             "frozen", "Only the head is trained: its features are given, and its optimum is a convex problem's."

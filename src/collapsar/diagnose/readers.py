@@ -88,7 +88,7 @@ def diagnose(
         )
     known = KnownTraining() if known is None else known
     from collapsar.metrics.head import unwrapped
-    from collapsar.monitor.head import told_head
+    from collapsar.monitor.head import is_told, told_head
     from collapsar.monitor.layers import bounding, head_norm
 
     model = unwrapped(source)  # a compiled one may not notice the hook
@@ -96,7 +96,9 @@ def diagnose(
     name, layer = told_head(model, head, named, loader, weighted=head is None)
     if not known.lambda_h and known.norm is None and known.bounded_by is None:  # the layers are at hand in any case
         known = replace(known, norm=head_norm(model, layer, None), bounded_by=bounding(model, layer))
-    measurement, kept = _measured(layer, _labelled(_features(model, (name, layer), loader), ignore_index), known)
+    told = head is not None or is_told(layer, named, loader)
+    passes = _features(model, (name, layer), loader, told=told)
+    measurement, kept = _measured(layer, _labelled(passes, ignore_index), known)
     solved = _solved_head(kept, measurement, known)
     return diagnose_measurement(measurement, known, class_names, type(source).__name__, solved)
 
@@ -336,10 +338,10 @@ def _linear(head: Any, num_features: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _features(
-    model: nn.Module, head: tuple[str, nn.Module], loader: Iterable[Any]
+    model: nn.Module, head: tuple[str, nn.Module], loader: Iterable[Any], *, told: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """What the head receives, batch by batch, in evaluation mode, and the model's logits; it is as before after."""
-    from collapsar.metrics.head import from_probabilities, model_logits, one_row_each
+    from collapsar.metrics.head import from_probabilities, model_logits, one_row_each, other_scores, refuse_untold
     from collapsar.metrics.moments import class_indices
     from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
 
@@ -360,5 +362,7 @@ def _features(
                 )
             rows, output = caught[0]
             logits = model_logits(given[-1] if given else None, output)
+            if logits is not None and given and not told:
+                refuse_untold(model, head[0], logits.shape[1], other_scores(given[-1], output))
             logits = None if logits is None else from_probabilities(logits)
             yield one_row_each(rows, head[0]), class_indices(labels), logits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collapsar.core.known import NORMALISED, UNPENALISED, KnownTraining, rests_by_rows
+from collapsar.core.known import NORMALISED, UNPENALISED, UNTRAINED, KnownTraining, rests_by_rows
 from collapsar.core.normalization import own_penalties
 from collapsar.core.sentences import percent
 from collapsar.core.types import Vector
@@ -35,7 +35,8 @@ def findings(d: Diagnosis) -> Iterator[str]:
     if d.frozen is not None:
         yield from _frozen(d, d.frozen)
     yield from reason(d)
-    yield _rest(d)
+    if not d.known.frozen_head:
+        yield _rest(d)
     if d.model_fit is not None:
         yield _own_distance(d, d.model_fit)
     if d.fit is not None and d.model.name != "none":
@@ -44,7 +45,7 @@ def findings(d: Diagnosis) -> Iterator[str]:
         as_predicted = d.prediction is None or tuple(d.prediction.seen) == tuple(d.separation.states)
         yield agreement_words(d.effective, d.at_rest, as_predicted=as_predicted) + _against_known(d.known, d.effective)
         yield from _stuck(d, d.effective)
-    answered = () if penalised else (UNPENALISED, NORMALISED)  # by the model's own sentence
+    answered = () if penalised else (UNPENALISED, NORMALISED, UNTRAINED)  # by the model's own sentence
     told = [caution for caution in d.known.cautions if not any(text in caution for text in answered)]
     yield from (f"Caution: {caution}" for caution in told)
     yield rule(d)

@@ -131,6 +131,45 @@ def model_logits(given: Any, output: Any) -> Tensor | None:
     return logits
 
 
+def other_scores(given: Any, output: Any) -> int | None:
+    """How many scores a model gives each sample, where its head gives another number; None otherwise.
+
+    Arguments as for ``model_logits``. A head of one output may well be turned into two classes.
+
+    Example:
+        >>> rows = torch.zeros(5, 8)
+        >>> other_scores(rows[:, :6], rows), other_scores(rows, rows), other_scores((rows[:, :6], rows), rows)
+        (6, None, None)
+    """
+    own = own_logits(output)
+    scores = given.get("logits") if isinstance(given, Mapping) else getattr(given, "logits", given)
+    if own is None or not isinstance(scores, Tensor):
+        return None
+    K, found = flat_rows(own).shape[1], flat_rows(scores)
+    apart = K > 1 and found.ndim == 2 and found.is_floating_point() and len(found) == len(own)
+    return int(found.shape[1]) if apart and found.shape[1] != K else None
+
+
+def refuse_untold(model: nn.Module, name: str, outputs: int, scores: int | None) -> None:
+    """Refuse the head that was found, where the model's scores are as many as another layer makes.
+
+    Raises:
+        ValueError: There are such scores; the message lists the layers that may make them.
+    """
+    if scores is None:
+        return
+    likely = [
+        other
+        for other, module in model.named_modules()
+        if not isinstance(module, nn.Embedding) and (found := linear_map(module)) and scores in found.weight.shape
+    ]
+    names = ", ".join(map(repr, likely[-_MAX_LISTED:]))
+    raise ValueError(
+        f"`head` cannot be told: the model gives each sample {scores} scores, its last linear layer {name!r} {outputs}"
+        f". Pass head=NAME, the layer that makes the scores{f': {names}, perhaps' if names else ''}"
+    )
+
+
 def own_logits(output: Any) -> Tensor | None:
     """The first tensor in what a head returned that may be logits, (B, K) or (B, K, 1, 1), as a detached view."""
     return next((part.detach() for part in _tensors(output) if flat_rows(part).ndim == 2), None)

@@ -122,7 +122,7 @@ def decay_rows(weight: nn.Parameter, optimizers: Optimizers) -> Rows:
     pulls = [moments[0]] if weight.grad is None else [moments[0], weight.grad.detach().double()]
     rests = [rest for rest in (_agreement(-pull, held) for pull in pulls) if rest is not None]
     rest = max(rests, key=lambda found: found.correlation, default=None)
-    return Rows(penalties.mean(dim=1).cpu().numpy(), rest)
+    return Rows(penalties.flatten(1).mean(dim=1).cpu().numpy(), rest)
 
 
 def decay_clock(

@@ -35,12 +35,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from collapsar.core.json_lines import JsonLines
 from collapsar.core.known import KnownTraining
 from collapsar.core.types import Record
-from collapsar.metrics.head import linear_map, unwrapped
+from collapsar.metrics.head import linear_map, refuse_untold, unwrapped
 from collapsar.metrics.shared_rows import shared_rows
 from collapsar.monitor.differences import differences
 from collapsar.monitor.evaluation import MonitorRecord
 from collapsar.monitor.features import HeadTap
-from collapsar.monitor.head import head_sizes, told_head
+from collapsar.monitor.head import head_sizes, is_told, told_head
 from collapsar.monitor.known import facts_of, training_of
 from collapsar.monitor.optimizers import Optimizers
 from collapsar.monitor.samples import Samples, Totals
@@ -123,6 +123,7 @@ class CollapseMonitor:
         self.model = unwrapped(model)
         named = None if class_names is None else len(class_names)
         self.head_name, self.head = told_head(self.model, head, named, loader)
+        self._told = head is not None or is_told(self.head, named, loader)
         _refuse_compiled(self.model if loader is not None else model, self.head)
         self._sizes = head_sizes(self.head)
         self.watch = MergeWatch(self._sizes[0], self.options.rule, class_names)
@@ -264,7 +265,10 @@ class CollapseMonitor:
                 self._add(self.options.forward(self.model, batch))
 
     def _add(self, labels: Any) -> None:
-        self._samples.add(*self._tap.take(_length(labels)), labels)
+        features, logits = self._tap.take(_length(labels))
+        if not self._told:
+            refuse_untold(self.model, self.head_name, logits.shape[1], self._tap.others)
+        self._samples.add(features, logits, labels)
         if self._tap.with_labels:
             self._complain(
                 self.completed + 1,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from collapsar.core.known import NORMALISED, UNPENALISED, HeadNorm
+from collapsar.core.known import NORMALISED, UNPENALISED, UNTRAINED, HeadNorm
 from collapsar.core.penalties import Penalties
 from collapsar.core.sentences import percent
 from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
@@ -42,7 +42,7 @@ _TEXTS: Mapping[str, str] = {
     "steps is not known here.",
     "decay-clock": "Weight decay has not acted: the sum of lr * weight_decay {} {:.2g}, far below 1, so it cannot have "
     "merged classes. Small classes that are lost are not learned yet, are outvoted by the prior, or have no room.",
-    "frozen-head": "The head is not trained: it balances no forces, and no penalty can be read from it.",
+    "frozen-head": f"{UNTRAINED}: it balances no forces, and no penalty can be read from it.",
     "frozen-backbone": "The network below the head {} frozen: its features cannot answer to a penalty as the theory "
     "assumes.",
     "normalised-features": f"{{}} {NORMALISED} ({{}}).",
@@ -109,6 +109,14 @@ class Facts:
     schedule: LRScheduler | int | None = None
     counts: NDArray[np.int64] | None = None
 
+    def __post_init__(self) -> None:
+        if self.optimizer is not None and not any(id(p) in self._trained for p in self.model.parameters()):
+            raise ValueError(
+                "`optimizer` holds no parameter of `model`: this is another network than the one that it trains, a "
+                "copy or a moving average of its weights. Read the training from the network that the optimizer was "
+                "made for; what is found holds for averages of its weights"
+            )
+
     def decay_of(self, parameter: Any) -> Decay:
         """The decay of a parameter: one for a group, which is tried once."""
         found = group_of(parameter, self.optimizer)
@@ -116,6 +124,20 @@ class Facts:
         if place not in self._decays:
             self._decays[place] = decay_of(parameter, () if self.optimizer is None else self.optimizer)
         return self._decays[place]
+
+    def moves(self, parameter: nn.Parameter) -> bool:
+        """Whether training moves a parameter."""
+        return parameter.requires_grad and (self.optimizer is None or id(parameter) in self._trained)
+
+    @cached_property
+    def _trained(self) -> frozenset[int]:
+        groups = (group for optimizer in each_of(self.optimizer) for group in groups_of(optimizer))
+        return frozenset(id(p) for group in groups for p in group["params"])
+
+    @property
+    def frozen_head(self) -> bool:
+        """Whether nothing that makes the head's weight is trained."""
+        return not any(self.moves(p) for name, p in self.head.named_parameters() if name != "bias")
 
     @cached_property
     def _decays(self) -> dict[int | None, Decay]:
@@ -219,17 +241,12 @@ def differences(facts: Facts) -> tuple[PenaltyWarning, ...]:
 
 def _of_optimizer(facts: Facts) -> Iterator[PenaltyWarning]:
     own = {id(p) for p in facts.head.parameters()}
-    trained = {id(p) for optimizer in each_of(facts.optimizer) for g in groups_of(optimizer) for p in g["params"]}
-
-    def moves(parameter: nn.Parameter) -> bool:
-        return parameter.requires_grad and (facts.optimizer is None or id(parameter) in trained)
-
     yield from _of_decays(facts)
     yield from _of_clock(facts)
-    if not any(moves(p) for p in facts.head.parameters()):
+    if facts.frozen_head:
         yield _warning("frozen-head")
     rest = [p for p in facts.model.parameters() if id(p) not in own]
-    still = sum(not moves(p) for p in rest)
+    still = sum(not facts.moves(p) for p in rest)
     if still:
         yield _warning("frozen-backbone", "is" if still == len(rest) else "is in part")
 

@@ -17,6 +17,7 @@ from collapsar.metrics.head import (
     linear_map,
     model_logits,
     one_row_each,
+    other_scores,
     own_logits,
 )
 
@@ -37,6 +38,7 @@ class _Pass:
         place: where in memory they were copied from, and how often that had been written to.
         expected: W h + b of some of the rows; None where they are not compared.
         rank: how likely it is the pass that trains.
+        others: how many scores the model gave each sample, where the head gave another number.
     """
 
     features: Tensor
@@ -45,6 +47,7 @@ class _Pass:
     expected: Tensor | None
     rank: tuple[bool, bool]
     place: tuple[int, int] | None = None
+    others: int | None = None
 
     def keep(self, logits: Tensor | None) -> None:
         """Copy the logits as they are now, unless they have been: a loss may change them in place."""
@@ -97,6 +100,7 @@ class HeadTap:
         self.listening = False
         self.ignored = 0
         self.with_labels = False
+        self.others: int | None = None
         self._name, self._head = name, model.get_submodule(name)
         parts = name.split(".") if name else []
         self._around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
@@ -135,6 +139,7 @@ class HeadTap:
             )
         if found.expected is not None:
             self._compare(found.expected, found.logits)
+        self.others = found.others
         return found.features, found.logits
 
     def linear(self) -> bool:
@@ -176,6 +181,7 @@ class HeadTap:
         if found is None or found.logits is None or not any(module is around for around in self._around):
             return
         found.keep(model_logits(output, found.own))
+        found.others = other_scores(output, found.own)
 
     def _expected(self, features: Tensor) -> Tensor | None:
         """W h + b of some rows, in the first pass, the second, the fourth, and so on."""

@@ -39,6 +39,12 @@ def told_head(
     return by_labels
 
 
+def is_told(head: nn.Module, classes: int | None, data: Any = None) -> bool:
+    """Whether the head has as many outputs as there are classes, by their names or by the labels of a loader."""
+    classes = classes_at_hand(data) if classes is None else classes
+    return classes is not None and classes == head_sizes(head)[0]
+
+
 def head_sizes(head: nn.Module) -> tuple[int, int]:
     """The number of classes and of features, (K, d).
 

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from collapsar.core.known import KnownTraining
 from collapsar.core.loss import Loss
 from collapsar.core.penalties import Penalties
+from collapsar.metrics.head import linear_map
 from collapsar.metrics.norms import normalization
 from collapsar.monitor.differences import Facts, PenaltyWarning, differences
 from collapsar.monitor.layers import bounding, feeding
@@ -70,8 +71,8 @@ def known_training(
         PenaltyWarning: for every difference found; ``kind`` says which.
 
     Raises:
-        ValueError: ``head`` is no linear layer of ``model``, or ``criterion`` has class weights for another number of
-            classes.
+        ValueError: ``head`` is no linear layer of ``model``, ``optimizer`` holds none of its parameters, or
+            ``criterion`` has class weights for another number of classes.
     """
     facts = facts_of(model, head, optimizer, penalties, criterion, data, schedule)
     found = differences(facts)
@@ -85,7 +86,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
     own = facts.penalties or Penalties(0.0, 0.0)
     step, size = (facts.samples_per_step, facts.num_samples) if facts.loss.summed else (1, 1)
     step, size = (None if n is None or facts.loss_scale is None else n * facts.loss_scale for n in (step, size))
-    nothing = facts.optimizer is None and facts.penalties is None
+    nothing = facts.frozen_head or (facts.optimizer is None and facts.penalties is None)
     lambda_w = None if nothing else _over(_held(facts) + own.lambda_w, step)
     if lambda_w is not None and not np.any(lambda_w):
         lambda_w = None
@@ -104,6 +105,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
         norm=norm,
         bounded_by=bounding(facts.model, facts.head),
         body=body(facts),
+        frozen_head=facts.frozen_head,
     )
 
 
@@ -136,10 +138,9 @@ def facts_of(model: nn.Module, head: nn.Module, *rest: Any) -> Facts:
     """The facts; their fields after the head are ``rest``.
 
     Raises:
-        ValueError: ``head`` is no linear layer of ``model``.
+        ValueError: ``head`` is no linear layer of ``model``, or the optimizer holds none of its parameters.
     """
-    weight = getattr(head, "weight", None)
-    if not any(module is head for module in model.modules()) or weight is None or weight.ndim != 2:
+    if not any(module is head for module in model.modules()) or linear_map(head) is None:
         raise ValueError("`head` must be a linear layer of `model`, its last; pass the module itself, e.g. model.fc")
     return Facts(model, head, *rest)
 

@@ -88,7 +88,8 @@ def cautions(diagnosis: Record) -> list[str]:
             f"Separated does not mean recognised: {listed(weak, 6)} {verbs[0]} scores of {verbs[2]} own, but "
             f"{verbs[1]} for less than half of {verbs[2]} samples."
         )
-    if not diagnosis["at_rest"]:
+    unread = "forces" in diagnosis and not defined(diagnosis["forces"]["fitted_w"])  # a frozen head, a cosine
+    if not (diagnosis["at_rest"] or unread):
         found.append("Training has not converged: with more training the states might still change.")
     return found
 
