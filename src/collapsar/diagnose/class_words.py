@@ -221,13 +221,17 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
 
 def outscored(d: Diagnosis) -> Iterator[str]:
     """Classes that are separated, but not in the right direction."""
-    wrong = d.standings.outscored
+    wrong = list(d.standings.outscored)
     if wrong:
         verb, own = ("is", "its") if len(wrong) == 1 else ("are", "their")
-        yield (
-            f"{d.named(wrong)} {verb} separated, but on average the head scores another class higher: it "
-            f"recognises few of {own} samples."
+        recalls = d.measurement.accuracies[wrong]
+        low, high = percent(float(recalls.min())), percent(float(recalls.max()))
+        share = low if low == high else f"{low} to {high}"
+        some = (
+            f". It recognises {share} of {own} samples all the same: the mean is that of the others, which are far off."
         )
+        text = some if recalls.min() > 0.5 else f": it recognises {share} of {own} samples."
+        yield f"{d.named(wrong)} {verb} separated, but on average the head scores another class higher{text}"
 
 
 def shared_rows(d: Diagnosis) -> Iterator[str]:

@@ -155,7 +155,8 @@ def prediction_of(
     price = problem.lambda_z if how is None else how.level
     # classes that come to share a direction lose their own at ``t.vanish`` and vanish later
     last = np.where(t.exact | np.isnan(t.vanish), t.vanish, t.vanish_bound)
-    merge, alone, vanish = (price * levels / own_penalties(problem) for levels in (t.merge, t.vanish, last))
+    relative = price / own_penalties(problem)  # 1 to the last bit where it is one penalty: thresholds stay as they are
+    merge, alone, vanish = (levels * relative for levels in (t.merge, t.vanish, last))
     edge = np.fmin(merge, alone)
     if how is None and problem.features == "signed":
         edge = np.fmin(edge, edges(problem))

@@ -22,6 +22,9 @@ from collapsar.diagnose.prediction import Prediction
 if TYPE_CHECKING:
     from collapsar.diagnose.record import Diagnosis
 
+FAR = 0.15
+"""Distance of the mean predictions from an optimum that a head at rest does not explain: its gradient is below 0.1."""
+
 
 def findings(d: Diagnosis) -> Iterator[str]:
     """Everything found, most important first."""
@@ -165,7 +168,15 @@ def _own_distance(d: Diagnosis, fit: NormalizedFit) -> str:
         text = f"The optimum of this model is zero; the network is {fit.away:.2g} nats from it"
     if fit.solution.status.name != "OPTIMAL":
         text += f" (which is known to {fit.solution.certificate.relative_gap:.1g} only)"
-    return f"{text}." if d.at_rest else f"{text}. This distance means little before the head is at rest."
+    if not d.at_rest:
+        return f"{text}. This distance means little before the head is at rest."
+    if off.Z > FAR:
+        text += (
+            ". A head at rest that far away has features that are not the optimum's: the layers below have not brought "
+            "them there. Begin with a tenth of the decay, as a strong one from the first step keeps small classes from "
+            "being learned, or train longer"
+        )
+    return f"{text}."
 
 
 def _distance(d: Diagnosis, fit: Fit) -> str:
