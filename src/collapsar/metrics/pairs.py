@@ -29,7 +29,7 @@ from torch import Tensor
 
 from collapsar.metrics.angles import Angles
 from collapsar.metrics.moments import ClassMoments
-from collapsar.metrics.tiles import Tile, directions, pieces, tiles
+from collapsar.metrics.tiles import Tile, directions, tiles
 
 # Differences of class means below this fraction of the largest class mean are rounding noise, not geometry:
 # summing many float64 numbers keeps about 12 digits. Such differences count as exactly zero.
@@ -244,9 +244,9 @@ class _Worst:
     def __init__(self, points: Points, num_worst: int) -> None:
         self.points, self.fast, self.num_worst = points, points.fast, num_worst
         self.total, self.undefined = 0.0, 0
-        # Of every class the largest so far, and the piece of the others in which it is.
+        # Of every class the largest so far, and with which other it is.
         self.worst = torch.full_like(self.fast.halves, -1.0)
-        self.piece = torch.full_like(points.classes, -1)
+        self.rival = torch.full_like(points.classes, -1)
         self.top_rank, self.top_pairs = self.worst[:0], points.classes.new_zeros(0, 2)
         self.bar = -1.0 if num_worst else math.inf  # what a pair must exceed to be named
 
@@ -263,15 +263,15 @@ class _Worst:
             total = float(rank.clamp(min=0.0).sum())
         self.total += total
         best = rank.amax(dim=1)
-        self._merge(best, tile.rows, tile.columns)
-        self._merge(rank.amax(dim=0), tile.columns, tile.rows)
+        self._merge(best, rank, tile.rows, tile.columns)
+        self._merge(rank.amax(dim=0), rank.T, tile.columns, tile.rows)
         if float(best.amax()) > self.bar:
             self._name(rank, best, tile)
 
-    def _merge(self, best: Tensor, rows: slice, others: slice) -> None:
-        worst = self.worst[rows]
-        self.piece[rows].masked_fill_(best > worst, others.start)
-        torch.maximum(worst, best, out=worst)
+    def _merge(self, best: Tensor, rank: Tensor, rows: slice, others: slice) -> None:
+        better = (best > self.worst[rows]).nonzero().flatten()  # ever fewer: only theirs are looked for
+        self.worst[rows][better] = best[better]
+        self.rival[rows][better] = others.start + rank[better].argmax(dim=1)
 
     def _name(self, rank: Tensor, best: Tensor, tile: Tile) -> None:
         rows = best.topk(min(self.num_worst, len(best))).indices.sort().values  # the worst pairs are in these
@@ -285,28 +285,9 @@ class _Worst:
         if len(self.top_rank) == self.num_worst:
             self.bar = float(self.top_rank[-1])
 
-    def _rivals(self) -> Tensor:
-        """With which other each class has its largest CDNV: looked for again, in the piece where it is; −1 for none."""
-        fast, rival = self.fast, torch.full_like(self.piece, -1)
-        parts = pieces(fast.means)
-        room = fast.means.new_empty(2 * parts[0].stop ** 2 if parts else 0)
-        for columns in parts:
-            rows_of_piece = (self.piece == columns.start).nonzero().flatten()
-            for rows in rows_of_piece.split(parts[0].stop) if len(rows_of_piece) else ():
-                products, spare = room[: 2 * len(rows) * (columns.stop - columns.start)].view(2, len(rows), -1)
-                torch.mm(fast.means[rows], fast.units[columns].T, out=products)
-                own = ((rows >= columns.start) & (rows < columns.stop)).nonzero().flatten()
-                products[own, rows[own] - columns.start] = -math.inf  # far from itself, not near
-                rank = fast.cdnv(rows, columns, products, spare)
-                rank[own, rows[own] - columns.start] = -1.0
-                if self.undefined:
-                    rank.masked_fill_(rank.isnan(), -1.0)
-                rival[rows] = columns.start + rank.argmax(dim=1)
-        return rival
-
     def result(self) -> PairwiseCdnv:
         """The summary, its worst values from direct differences of the means."""
-        classes, points, rivals = self.points.classes, self.points, self._rivals()
+        classes, points, rivals = self.points.classes, self.points, self.rival
         count = len(classes) * (len(classes) - 1) // 2 - self.undefined
         worst = points.halves.new_full((points.num_classes,), math.nan)
         rival = classes.new_full((points.num_classes,), -1)
