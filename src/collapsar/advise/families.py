@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil, exp, log, nan
+from math import ceil, log, nan
 from typing import Any
 
 import numpy as np
 
 from collapsar.advise.mitigations import Remedy, oversampling
 from collapsar.advise.outlook import clearance
-from collapsar.advise.search import least_level, peak
+from collapsar.advise.search import least_level
 from collapsar.core.counts import CheckedCounts
 from collapsar.core.loss import Loss
 from collapsar.core.normalization import strengthened
@@ -25,13 +25,10 @@ from collapsar.solver import Solution, solve
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.solve import solve_near
 from collapsar.solver.symmetry import quotient
-from collapsar.theory.roots import roots_between
 from collapsar.theory.thresholds import complete_collapse, merge_strength, opposite
 
 # The least level is found to half a percent; by the closed form of signed features, which costs nothing, to ten digits.
-FINE, EXACT = 1.005, 1e-10
-# Levels from the lowest to the highest that are tried where the highest does not do; the best lies beside the best.
-SCAN = 9
+FINE, EXACT = 1.005, 1 + 1e-10
 # Penalties are lowered, and samples multiplied, by at most this factor: beyond it the advice would be absurd.
 MOST = 1e4
 # The states near a threshold are decided from the dual; this gap settles them to 0.1% of lambda_z.
@@ -177,28 +174,7 @@ def _quick_level(family: Family, problem: Problem, margin: float) -> float | Non
         value, last[0] = _quick_look(family.treat(problem, level)[1], margin, last[0])
         return value
 
-    looks = [(log(low), clear(low))]
-    if looks[0][1] > 0:
-        return low
-    if (at_top := clear(top)) > 0:
-        looks.append((log(top), at_top))
-    else:  # too much oversampling dilutes the loss share of everybody: the best may lie inside
-        for x in np.linspace(log(low), log(top), SCAN)[1:-1].tolist():
-            looks.append((x, clear(exp(x))))
-            if looks[-1][1] > 0:
-                break
-        else:
-            found = peak(clear, [*looks, (log(top), at_top)], log(low), 1e-3 if closed else log(FINE))
-            if found is None:
-                return None
-            looks = list(found)
-    (x, at_low), (y, at_high) = looks[-2:]
-    if closed and not family.whole:
-        ends = (np.array([value]) for value in (x, y, at_low, at_high))
-        root = roots_between(lambda z: np.array([clear(exp(z[0]))]), *ends)
-        return exp(float(root[0])) * (1 + EXACT)  # where it is positive for certain
-    share = at_low / (at_low - at_high) if closed else 0.5
-    return least_level(clear, (exp(x), exp(y)), exp(x + share * (y - x)), FINE, whole=family.whole)
+    return least_level(clear, (low, top), low, EXACT if closed else FINE, whole=family.whole)
 
 
 def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple[float, Solution | None]:
