@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from collapsar.core.loss import Loss
+from collapsar.core.penalties import Penalties
+from collapsar.core.problem import Problem
 from collapsar.diagnose.head_audit import audit
 from collapsar.diagnose.head_files import read_head
 from collapsar.diagnose.readers import diagnose
@@ -22,6 +26,7 @@ from collapsar.metrics.head import find_head
 from collapsar.monitor import CollapseMonitor, MonitorOptions, known_training, read_json_lines
 from collapsar.monitor.differences import PenaltyWarning
 from collapsar.monitor.watch import MergeWatch
+from collapsar.solver import solve
 from collapsar.training import param_groups
 
 K, D = 4, 16
@@ -281,6 +286,39 @@ def test_one_output_tells_two_classes_apart():
     d = diagnose(Net(head).eval(), [(X[two], 1 - Y[two])], head="fc")
     assert d.headline == "All 2 classes are separated."
     assert d.measurement.accuracies.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("positive", [None, 3.0])
+def test_one_output_at_its_own_optimum_is_found_at_rest(positive, tmp_path):
+    """Its row w scores as rows -w/2 and w/2 do, whose squares are half of its own: the penalty counts twice."""
+    weights = None if positive is None else (1.0, positive)
+    problem = Problem((80, 20), 0.005, 0.04, loss=Loss(class_weights=weights), features="nonnegative")
+    W, H, b = solve(problem).factors(D, lambda_w=0.05)
+    y = torch.tensor([0] * 80 + [1] * 20)
+    x = torch.from_numpy(H.T[y.numpy()])
+    model: Any = Net(nn.Linear(D, 1)).double()
+    model.fc.weight.data, model.fc.bias.data = torch.from_numpy(W.T[1:] - W.T[:1]), torch.from_numpy(b[1:] - b[:1])
+    criterion = nn.BCEWithLogitsLoss(pos_weight=None if positive is None else torch.tensor([positive]).double())
+    scale = 1.0 if positive is None else (80 + 20 * positive) / 100  # torch divides by N, not by the sum of weights
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.0)
+    own = Penalties(0.025 * scale, 0.005**2 / 0.05 * scale, 0.02 * scale)
+    loss = criterion(model(x)[:, 0], y.double())
+    loss = loss + own.lambda_w / 2 * model.fc.weight.square().sum() + own.lambda_b / 2 * model.fc.bias.square().sum()
+    loss.backward()
+    assert model.fc.weight.grad.abs().max() < 1e-7  # autograd finds the optimum of the one row there
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PenaltyWarning)  # with weights: the loss divides by N
+        known = known_training(model, model.fc, optimizer, penalties=own, criterion=criterion, data=[(x, y)])
+    assert known.lambda_w == pytest.approx(0.05)
+    assert known.lambda_b == pytest.approx(0.04)
+    found = diagnose(model, [(x, y)], known=replace(known, body=None), class_names=["no", "yes"])
+    assert found.at_rest
+    assert found.effective is not None
+    assert found.effective.lambda_z == pytest.approx(0.005, rel=1e-4)
+    assert found.fit is not None
+    assert found.fit.models["nonnegative"].distance.Z < 1e-4
+    record, _, _ = monitored(model, tmp_path, [(x, y)], class_names=["no", "yes"])
+    assert record.report.num_classes == 2
 
 
 def test_more_outputs_than_classes_is_a_caution():

@@ -278,7 +278,10 @@ def _last(
         raise ValueError("`head` cannot be found: the model has no nn.Linear. Pass the head itself")
     name = list(linear)[-1] if num_classes is not None else _classifier(linear, modules)
     outputs = _outputs(linear[name]) if num_classes is None else num_classes
-    fitting = {name: module for name, module in linear.items() if _outputs(module) == outputs}
+    sizes = (outputs, 1) if outputs == 2 else (outputs,)  # one output tells two classes apart
+    fitting: dict[str, nn.Module] = {}
+    for size in sizes:
+        fitting = fitting or {name: module for name, module in linear.items() if _outputs(module) == size}
     fitting = _only_trained(fitting)
     if len(fitting) != 1:
         how = "none has" if not fitting else f"{len(fitting)} linear layers have"

@@ -50,7 +50,8 @@ def known_training(
     until training rests; then ``lambda_w`` has one entry for each class, read from the optimizer's state
     (:mod:`collapsar.monitor.adaptive`), and is None before: a diagnosis then fits it. Decay of a batch norm that feeds
     the head directly is a feature penalty: with unit variance in each coordinate, sum ||h||^2 = N (||gamma||^2 +
-    ||beta||^2), so lambda_h = wd / N.
+    ||beta||^2), so lambda_h = wd / N. A head of one output is one of two classes, whose penalty is twice that of its
+    row.
 
     Args:
         model: the whole network.
@@ -87,7 +88,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
     step, size = (facts.samples_per_step, facts.num_samples) if facts.loss.summed else (1, 1)
     step, size = (None if n is None or facts.loss_scale is None else n * facts.loss_scale for n in (step, size))
     nothing = facts.frozen_head or (facts.optimizer is None and facts.penalties is None)
-    lambda_w = None if nothing else _over(_held(facts) + own.lambda_w, step)
+    lambda_w = None if nothing else _over(_of_two(facts, _held(facts) + own.lambda_w), step)
     if lambda_w is not None and not np.any(lambda_w):
         lambda_w = None
     lambda_h = _over(own.lambda_h, size) if own.lambda_h > 0 else _over(_of_batch_norm(facts), step)
@@ -97,7 +98,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
     return KnownTraining(
         lambda_w=lambda_w,
         lambda_h=lambda_h,
-        lambda_b=_over(_of_bias(facts), step),
+        lambda_b=_over(_of_two(facts, _of_bias(facts)), step),
         loss=facts.loss.loss or Loss(),
         cautions=tuple(str(warning) for warning in found),
         decay_clock=None if facts.clock is None else facts.clock.total,
@@ -143,6 +144,13 @@ def facts_of(model: nn.Module, head: nn.Module, *rest: Any) -> Facts:
     if not any(module is head for module in model.modules()) or linear_map(head) is None:
         raise ValueError("`head` must be a linear layer of `model`, its last; pass the module itself, e.g. model.fc")
     return Facts(model, head, *rest)
+
+
+def _of_two(facts: Facts, penalty: Any) -> Any:
+    """A penalty of the head where it has one output: -w/2 and w/2, of two classes, have half of the square of w."""
+    if penalty is None or len(facts.weight) > 1:
+        return penalty
+    return 2 * np.repeat(penalty, 2) if isinstance(penalty, np.ndarray) else 2 * penalty
 
 
 def _held(facts: Facts) -> float | NDArray[np.float64]:

@@ -62,9 +62,10 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
     """Find the loss of a criterion by trying it on a few logits: cross-entropy with weights, offsets and smoothing.
 
     Args:
-        criterion: a module or function of logits (B, K) and class indices (B,); None is plain cross-entropy. One with
-            an attribute ``loss`` of type :class:`collapsar.Loss` (``MatchedCrossEntropy``) is believed.
-        num_classes: K.
+        criterion: a module or function of logits (B, K) and class indices (B,), for one output of scores (B, 1) and
+            labels as those of ``nn.BCEWithLogitsLoss``; None is plain cross-entropy. One with an attribute ``loss`` of
+            type :class:`collapsar.Loss` (``MatchedCrossEntropy``) is believed.
+        num_classes: K; 1 for a head of one output, which is read as two classes.
 
     Raises:
         ValueError: its class weights are not one per class.
@@ -87,7 +88,8 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
         return Criterion(None, reason=f"The loss ignores class {ignored} (ignore_index): it is not trained")
     try:
         with _exactly():
-            found = _matching(copy.deepcopy(criterion), num_classes)
+            twin = copy.deepcopy(criterion)
+            found = _matching(twin, num_classes) if num_classes > 1 else _matching(_TwoClasses(twin), 2)
     except Exception:  # one that needs other arguments, shapes or labels computes something else
         found = None
     if found is not None:
@@ -106,6 +108,18 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
             "classes' weights, which is not quite the loss of the theory",
         )
     return Criterion(None, reason=f"The loss is {name}, which is none of the cross-entropies of the theory")
+
+
+class _TwoClasses(nn.Module):
+    """A criterion of one score and labels of the same shape, 0 or 1, as one of two classes and their indices."""
+
+    def __init__(self, criterion: Callable[..., Any]) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Any:
+        scores = logits[:, 1:] - logits[:, :1]
+        return self.criterion(scores, labels[:, None].to(scores.dtype))
 
 
 @contextmanager
