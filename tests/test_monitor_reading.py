@@ -614,7 +614,26 @@ def class_balanced(x, y):
     return F.cross_entropy(x, F.one_hot(y, len(W)).float(), weight=W)
 
 
+class Smoothed(nn.Module):
+    """As timm's LabelSmoothingCrossEntropy, which torch's attribute does not name."""
+
+    def forward(self, x, y):
+        logs = x.log_softmax(-1)
+        return (0.9 * -logs.gather(-1, y[:, None])[:, 0] - 0.1 * logs.mean(-1)).mean()
+
+
+def of_shares(x, y):
+    """As timm's SoftTargetCrossEntropy."""
+    return (-y * x.log_softmax(-1)).sum(-1).mean()
+
+
+def smoothed_over_the_others(x, y):
+    """The missing .1 shared by the other K - 1 classes alone."""
+    return F.cross_entropy(x, 0.85 * F.one_hot(y, len(W)).float() + 0.05)
+
+
 PRIOR = np.log(N) - np.log(N).mean()
+SMOOTHED = cs.Loss(smoothing=0.1)
 LOSSES = {
     "none": (None, cs.Loss(), False, ""),
     "cross-entropy": (nn.CrossEntropyLoss(), cs.Loss(), False, ""),
@@ -626,6 +645,27 @@ LOSSES = {
     "weights": (nn.CrossEntropyLoss(W), cs.Loss(W.numpy()), False, ""),
     "half weights": (nn.CrossEntropyLoss(W.half()), cs.Loss(W.half().numpy()), False, ""),
     "logit-adjusted subclass": (Adjusted(), cs.Loss(offsets=PRIOR), False, ""),
+    "equal weights": (nn.CrossEntropyLoss(torch.full((3,), 2.0)), cs.Loss(), False, ""),
+    "equal weights, smoothed": (nn.CrossEntropyLoss(torch.full((3,), 2.0), label_smoothing=0.1), SMOOTHED, False, ""),
+    "weights in a function": (lambda x, y: F.cross_entropy(x, y, weight=W), cs.Loss((5 * W).numpy()), False, ""),
+    "twice that": (lambda x, y: 2 * F.cross_entropy(x, y, weight=W), cs.Loss((5 * W).numpy()), False, ""),
+    "smoothing in a function": (lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1), SMOOTHED, False, ""),
+    "smoothing of another name": (Smoothed(), SMOOTHED, False, ""),
+    "smoothing in the labels": (smoothed_over_the_others, cs.Loss(smoothing=0.15), False, ""),
+    "smoothing and offsets": (
+        lambda x, y: F.cross_entropy(x + torch.tensor(PRIOR).float(), y, label_smoothing=0.1),
+        cs.Loss(offsets=PRIOR, smoothing=0.1),
+        False,
+        "",
+    ),
+    "soft labels": (of_shares, None, False, "takes a share of every class as labels"),
+    "a value per sample": (nn.CrossEntropyLoss(W, reduction="none"), None, False, "gives a value for each sample"),
+    "weights and smoothing": (
+        nn.CrossEntropyLoss(W, label_smoothing=0.1),
+        cs.Loss(W.numpy(), smoothing=0.1),
+        False,
+        "of a sample of class 0 counts 0.48 for its own class there, 0.93 in the theory",
+    ),
     "focal subclass": (Focal(), None, False, "none of the cross-entropies"),
     "NLL": (nn.NLLLoss(), None, False, "none of the cross-entropies"),
     "BCE": (nn.BCEWithLogitsLoss(), None, False, "none of the cross-entropies"),
@@ -661,6 +701,27 @@ def test_a_loss_is_what_it_computes(name: str, autocast: bool) -> None:
         for ours, theirs in zip(found.loss.to_dict().values(), loss.to_dict().values(), strict=True):
             assert (ours is None) is (theirs is None)
             assert ours is None or np.allclose(ours, np.asarray(theirs), atol=1e-5)
+
+
+def test_the_label_that_torch_smooths_by_weights_is_the_one_named() -> None:
+    """Where the loss of one sample is least, its softmax is the label."""
+    criterion, x = nn.CrossEntropyLoss(W, label_smoothing=0.1), torch.zeros(1, 3, requires_grad=True)
+    optimizer = torch_optim.LBFGS([x], lr=0.5, max_iter=200)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = criterion(x, torch.tensor([0]))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    own = float(x.detach().softmax(1)[0, 0])
+    assert f"counts {own:.2g} for its own" in read_criterion(criterion, 3).reason
+
+
+def test_a_loss_times_a_number_beside_weights_is_read_with_it() -> None:
+    found = read_criterion(LOSSES["twice that"][0], 3)
+    assert (found.factor, found.normalised) == (pytest.approx(2.0), True)
 
 
 def test_class_weights_for_other_classes_are_refused() -> None:

@@ -86,12 +86,9 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
     ignored = getattr(criterion, "ignore_index", -100)
     if isinstance(ignored, int) and 0 <= ignored < num_classes:
         return Criterion(None, reason=f"The loss ignores class {ignored} (ignore_index): it is not trained")
-    try:
-        with _exactly():
-            twin = copy.deepcopy(criterion)
-            found = _matching(twin, num_classes) if num_classes > 1 else _matching(_TwoClasses(twin), 2)
-    except Exception:  # one that needs other arguments, shapes or labels computes something else
-        found = None
+    K = max(num_classes, 2)
+    asked = criterion if num_classes > 1 else _TwoClasses(criterion)
+    found = _tried(asked, K)
     if found is not None:
         return found
     if (
@@ -99,15 +96,58 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
         and type(criterion).forward is nn.CrossEntropyLoss.forward
         and weights is not None
         and criterion.label_smoothing > 0
+        and criterion.reduction != "none"
     ):
-        near = Loss(weights.detach().double().cpu().numpy(), smoothing=criterion.label_smoothing)
-        return Criterion(
-            near,
-            criterion.reduction == "sum",
-            "CrossEntropyLoss with both class weights and label smoothing weighs the smoothed part by the other "
-            "classes' weights, which is not quite the loss of the theory",
+        return _smoothed_by_weights(weights.detach().double().cpu().numpy(), criterion)
+    return Criterion(None, reason=_unread(asked, name, K))
+
+
+def _tried(criterion: Callable[..., Any], num_classes: int) -> Criterion | None:
+    try:
+        with _exactly():
+            return _matching(copy.deepcopy(criterion), num_classes)
+    except Exception:  # one that needs other arguments, shapes or labels computes something else
+        return None
+
+
+def _smoothed_by_weights(weights: NDArray[np.float64], criterion: nn.CrossEntropyLoss) -> Criterion:
+    """CrossEntropyLoss with weights and smoothing: the labels' smoothed part is shared out by the weights."""
+    smoothing, K = criterion.label_smoothing, len(weights)
+    own = (1 - smoothing + smoothing / K) * weights
+    kept = own / (own + smoothing / K * (weights.sum() - weights))
+    theirs = 1 - smoothing + smoothing / K
+    k = int(np.argmax(np.abs(kept - theirs)))
+    return Criterion(
+        Loss(weights, smoothing=smoothing),
+        criterion.reduction == "sum",
+        "CrossEntropyLoss with both class weights and label smoothing weighs the smoothed part by the other "
+        "classes' weights, which is not the loss of the theory: the label of a sample of class "
+        f"{k} counts {kept[k]:.2g} for its own class there, {theirs:.2g} in the theory",
+    )
+
+
+def _unread(criterion: Callable[..., Any], name: str, num_classes: int) -> str:
+    """Why a loss is none of the theory's, as far as a trial tells."""
+
+    def of_shares(x: Tensor, y: Tensor) -> Any:
+        return criterion(x, nn.functional.one_hot(y, num_classes).to(x.dtype))
+
+    rows = _ROWS + (num_classes == _ROWS)  # not as many as classes
+    try:
+        each = copy.deepcopy(criterion)(torch.zeros(rows, num_classes), torch.arange(rows) % num_classes)
+    except Exception:
+        each = None
+    if isinstance(each, Tensor) and each.numel() == rows:
+        return (
+            f"The loss, {name}, gives a value for each sample, and what is made of them is not known here: pass a "
+            "function that returns the loss of a batch"
         )
-    return Criterion(None, reason=f"The loss is {name}, which is none of the cross-entropies of the theory")
+    if _tried(of_shares, num_classes) is not None:
+        return (
+            f"The loss, {name}, takes a share of every class as labels, and how these are made (mixup, smoothing) is "
+            "not known here"
+        )
+    return f"The loss is {name}, which is none of the cross-entropies of the theory"
 
 
 class _TwoClasses(nn.Module):
@@ -135,42 +175,48 @@ def _matching(criterion: Any, num_classes: int) -> Criterion | None:
     given = getattr(criterion, "weight", None)
     like = next((t for t in (given, *_tensors(criterion)) if isinstance(t, Tensor) and t.is_floating_point()), None)
     kind: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
-    smoothing = float(getattr(criterion, "label_smoothing", 0.0))
+    scale, smoothing = _scale_and_smoothing(criterion, num_classes, kind)
     weights = torch.ones(num_classes) if given is None else given.detach().float().cpu()
-    found = _with_weights(criterion, weights, smoothing, kind)
-    if found is None:  # all samples multiplied by one number
-        weights = torch.full((num_classes,), _weight(criterion, num_classes, 0, smoothing, kind))
-        found = _with_weights(criterion, weights, smoothing, kind) if bool((weights > 0).all()) else None
+    if abs(scale / float(weights[0]) - 1) < _CLOSE:
+        scale = float(weights[0])
+    found = _with_weights(criterion, weights / weights[0], (scale, smoothing), kind)
     if found is None and num_classes <= _MOST_READ:
-        pulls = [_weight(criterion, num_classes, label, smoothing, kind) for label in range(num_classes)]
-        weights = torch.tensor(pulls)
-        found = _with_weights(criterion, weights, smoothing, kind) if bool((weights > 0).all()) else None
+        weights = _relative_weights(criterion, num_classes, kind)
+        found = _with_weights(criterion, weights, (scale, smoothing), kind) if bool((weights > 0).all()) else None
     if found is None:
         return None
     offsets, summed, normalised = found
     shift = (offsets - offsets.mean()).double().numpy()
     plain = bool(np.abs(shift).max() < _CLOSE)
-    even = bool((weights == weights[0]).all())
-    factor = float(weights[0]) if even and not normalised else 1.0
-    w = None if even and (given is None or not normalised) else weights.double().numpy()
+    even = bool((weights / weights[0] - 1).abs().max() < _CLOSE)
+    normalised = normalised or even
+    # where nothing divides by them, with whatever multiplies all
+    w = None if even else (weights if normalised else weights / weights[0] * scale).double().numpy()
     return Criterion(
-        Loss(w, None if plain else shift, smoothing=smoothing), summed, "", normalised or w is None, factor=factor
+        Loss(w, None if plain else shift, smoothing=smoothing),
+        summed,
+        normalised=normalised,
+        factor=scale if normalised else 1.0,
     )
 
 
 def _with_weights(
-    criterion: Any, w: Tensor, smoothing: float, kind: dict[str, Any]
+    criterion: Any, w: Tensor, of_one: tuple[float, float], kind: dict[str, Any]
 ) -> tuple[Tensor, bool, bool] | None:
-    """Offsets, whether it is a sum, and whether a batch's weights are divided by their sum; None: none of these."""
-    num_classes, generator = len(w), torch.Generator().manual_seed(0)
+    """Offsets, whether it is a sum, and whether a batch's weights are divided by their sum; None: none of these.
+
+    ``w`` are the weights over that of class 0, and ``of_one`` the scale and smoothing of a sample of that alone.
+    """
+    num_classes, generator, (scale, smoothing) = len(w), torch.Generator().manual_seed(0), of_one
     # Of different sizes, which tell a sum from a mean that is multiplied.
     labels = [(torch.arange(_ROWS + batch) * 7 + batch) % num_classes for batch in range(_BATCHES)]
     logits = [(2 * torch.randn(len(y), num_classes, generator=generator)).to(**kind) for y in labels]
     values = [float(criterion(x, y.to(x.device))) for x, y in zip(logits, labels, strict=True)]
     for normalised in (True, False):
-        offsets = _offsets(criterion, torch.ones_like(w) if normalised else w, smoothing, kind)
+        offsets = _offsets(criterion, scale * (torch.ones_like(w) if normalised else w), smoothing, kind)
         sums = [
-            float(
+            scale
+            * float(
                 w[y]
                 @ nn.functional.cross_entropy(x.cpu().float() + offsets, y, label_smoothing=smoothing, reduction="none")
             )
@@ -184,11 +230,28 @@ def _with_weights(
     return None
 
 
-def _weight(criterion: Any, num_classes: int, label: int, smoothing: float, kind: dict[str, Any]) -> float:
-    """A class's weight where it is not divided by the batch's sum: the pull on its logit, far below the others."""
-    x = torch.zeros(1, num_classes, **kind)
-    x[0, label] = -_FAR
-    return -float(_gradient(criterion, x, label)[label]) / (1 - smoothing + smoothing / num_classes)
+def _scale_and_smoothing(criterion: Any, num_classes: int, kind: dict[str, Any]) -> tuple[float, float]:
+    """By what a sample of class 0 alone is multiplied, and the smoothing of its label.
+
+    Its logit far above all others is pulled down by the label's missing part, far below them up by the rest of it.
+    """
+    pulls = []
+    for side in (_FAR, -_FAR):
+        x = torch.zeros(1, num_classes, **kind)
+        x[0, 0] = side
+        pulls.append(side / _FAR * float(_gradient(criterion, x, [0])[0, 0]))
+    missing, scale = pulls[0], pulls[0] + pulls[1]
+    smoothing = missing / scale * num_classes / (num_classes - 1)
+    said = float(getattr(criterion, "label_smoothing", 0.0))
+    smoothing = said if abs(smoothing - said) < _CLOSE else round(smoothing, 5)
+    return 1.0 if abs(scale - 1) < _CLOSE else scale, smoothing
+
+
+def _relative_weights(criterion: Any, num_classes: int, kind: dict[str, Any]) -> Tensor:
+    """The classes' weights over that of class 0: what pulls their logits, far below the others, in a batch of all."""
+    x = torch.zeros(num_classes, num_classes, **kind).fill_diagonal_(-_FAR)
+    pulls = -_gradient(criterion, x, list(range(num_classes))).diagonal()
+    return pulls / pulls[0]
 
 
 def _offsets(criterion: Any, weights: Tensor, smoothing: float, kind: dict[str, Any]) -> Tensor:
@@ -199,17 +262,17 @@ def _offsets(criterion: Any, weights: Tensor, smoothing: float, kind: dict[str, 
     num_classes = len(weights)
     share = torch.zeros(num_classes)
     for label in (1, 0):
-        slope = _gradient(criterion, torch.zeros(1, num_classes, **kind), label) / weights[label]
+        slope = _gradient(criterion, torch.zeros(1, num_classes, **kind), [label])[0] / weights[label]
         others = torch.arange(num_classes) != label
         share[others] = slope[others] + smoothing / num_classes
     return torch.log(share.clamp_min(1e-30))
 
 
-def _gradient(criterion: Any, x: Tensor, label: int) -> Tensor:
+def _gradient(criterion: Any, x: Tensor, labels: list[int]) -> Tensor:
     with torch.enable_grad():
         x.requires_grad_()
-        (gradient,) = torch.autograd.grad(criterion(x, torch.tensor([label], device=x.device)), x)
-    return gradient[0].detach().float().cpu()
+        (gradient,) = torch.autograd.grad(criterion(x, torch.tensor(labels, device=x.device)), x)
+    return gradient.detach().float().cpu()
 
 
 def _tensors(criterion: Any) -> list[Tensor]:
