@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from collapsar.advise.families import FAMILIES, Treatment, has_crossed, has_crossed_certified, least_treatment
-from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks
+from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outlooks, prior_share
 from collapsar.core.checks import must_be
 from collapsar.core.normalization import own_penalties, strengthened
 from collapsar.core.problem import Problem
@@ -96,6 +96,7 @@ class Suggestion:
         price: what it costs.
         verified: whether the certified optimum after the change, and the one with the margin, tell all classes apart.
         relative_gap: certified gap of the optimum after the change.
+        prior_share: how much of the prior to correct after training, see :func:`collapsar.advise.outlook.prior_share`.
         caveats: what to know before doing it.
     """
 
@@ -105,6 +106,7 @@ class Suggestion:
     price: Price
     verified: bool
     relative_gap: float
+    prior_share: float
     caveats: tuple[str, ...]
 
     def to_dict(self) -> Record:
@@ -120,6 +122,7 @@ class Suggestion:
             "price": asdict(self.price),
             "verified": self.verified,
             "relative_gap": self.relative_gap,
+            "prior_share": self.prior_share,
             "caveats": list(self.caveats),
         }
 
@@ -136,6 +139,7 @@ class Advice:
             "collapsed": no class has.
         outlooks: every kind of class at the present optimum, largest first.
         calibration_shift: of the present optimum.
+        prior_share: of the present optimum, how much of the prior to correct.
         suggestions: the remedies that work, cheapest first; empty where none is needed.
         without_effect: families with no setting that reaches the target.
         roomy_penalty: factor of the head's or the features' penalty that gives every class twice the room, a safety of
@@ -151,6 +155,7 @@ class Advice:
     verdict: Verdict
     outlooks: tuple[Outlook, ...]
     calibration_shift: float
+    prior_share: float
     suggestions: tuple[Suggestion, ...]
     without_effect: tuple[str, ...]
     roomy_penalty: float | None
@@ -194,6 +199,7 @@ class Advice:
             "verdict": self.verdict,
             "penalties_are_the_cause": self.penalties_are_the_cause,
             "calibration_shift": self.calibration_shift,
+            "prior_share": self.prior_share,
             "groups": [o.to_dict() for o in self.outlooks],
             "suggestions": [s.to_dict() for s in self.suggestions],
             "without_effect": list(self.without_effect),
@@ -267,6 +273,7 @@ def advise(
         verdict=verdict,
         outlooks=present,
         calibration_shift=calibration_shift(now),
+        prior_share=prior_share(now),
         suggestions=tuple(found),
         without_effect=tuple(name for name, t in settings.items() if t is None),
         roomy_penalty=_roomy_penalty(problem, settings.get("penalty"), margin),
@@ -343,6 +350,7 @@ def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float
         price=price,
         verified=verified,
         relative_gap=after.certificate.relative_gap,
+        prior_share=prior_share(after),
         caveats=caveats[treatment.family],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from collapsar.core.sentences import listed
 from collapsar.core.types import Record
 from collapsar.report.record import defined
 from collapsar.report.words import number_text, range_text, share_text
@@ -118,7 +119,7 @@ def _outvoted(record: Record) -> str:
         return ""
     lead = "But" if record["verdict"] == "separated" else "Also,"
     text = f" {lead} {_group_words(groups)} outvoted by larger ones even at the class mean: "
-    if all(g["corrected_margin"] > 0 for g in record["groups"]):
+    if _prior_share(record) > 0:
         text += "correct the prior, or "
     return f"{text}weaken the penalties, which shorten all scores but not the prior's."
 
@@ -229,15 +230,34 @@ def _signed(value: float | None) -> str:
 
 
 def prior_words(record: Record) -> str:
-    """When to correct the prior, for the advice as a whole; empty where it changes no decision."""
-    after = record["suggestions"][0]["groups"] if record["suggestions"] else record["groups"]
-    if any(g["apart"] and g["margin"] < 0 < g["corrected_margin"] for g in after):
-        return (
-            "The small classes will still lose against larger ones at equal evidence. If all classes matter equally, "
-            "subtract log of the training share from the logits (collapsar.training.prior_correction), then fit a "
-            "temperature: free."
-        )
-    return ""
+    """When to correct the prior, and by how much, for the advice as a whole; empty where it changes no decision."""
+    after = record["suggestions"] or [record]
+    shares = [_prior_share(found) for found in after]
+    if not any(shares) or not any(g["apart"] and g["margin"] < 0 for found in after for g in found["groups"]):
+        return ""
+    text = (
+        "Small classes will still lose against larger ones at equal evidence. If all classes matter equally, subtract "
+        "the log of each class's share of the loss from the logits (collapsar.training.prior_correction), then fit a "
+        "temperature: free."
+    )
+    ranks: dict[float, list[int]] = {}
+    for rank, share in enumerate(shares, 1):
+        ranks.setdefault(share, []).append(rank)
+    if list(ranks) == [1.0]:
+        return text
+    less = ", ".join(
+        (f"{share:g} of it" if share else "none of it")
+        + (f" after {listed(members, len(members), last=' and ')}" if record["suggestions"] else "")
+        for share, members in ranks.items()
+        if share < 1
+    )
+    return f"{text} Subtract {less}: all of it would cost large classes more than the small ones gain."
+
+
+def _prior_share(found: Record) -> float:
+    """How much of the prior to correct; records written before this was known say whether all of it will do."""
+    share = found.get("prior_share")
+    return float(all(g["corrected_margin"] > 0 for g in found["groups"])) if share is None else share
 
 
 def room_words(record: Record) -> str:
