@@ -167,7 +167,8 @@ class Clusters(ClusteredProblem):
         rest, own = R[..., :-1], R[..., -1]
         # logit by logit: every entry as if it were a sibling, then the two own places of the pair put right
         excess = (own - np.einsum("...kk->...k", rest))[..., None, :] * rest
-        cross = rest @ (self.sizes[..., None, :] * rest).swapaxes(-1, -2)
+        even = np.sqrt(self.sizes)[..., None, :] * rest  # times itself, a symmetric product costs half
+        cross = even @ even.swapaxes(-1, -2)
         cross += excess
         cross += excess.swapaxes(-1, -2)
         diagonal = np.einsum("...kk->...k", cross)

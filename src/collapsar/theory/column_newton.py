@@ -25,7 +25,7 @@ OUTER_HOME = 1e-12
 # Columns that have just left zero are first brought home by themselves.
 YOUNG = 6
 COLUMN_STEPS = 8
-COLUMN_HOME = 1e-2
+COLUMN_HOME = 3e-2
 
 
 class Point(NamedTuple):
