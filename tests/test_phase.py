@@ -327,6 +327,47 @@ def test_a_range_without_transitions_says_so():
         assert part.zero.all()
 
 
+def test_a_transition_that_is_another_one_is_not_said_to_lie_nowhere():
+    """With several large classes they merge where everything collapses, which has a curve of its own."""
+    found = phase_diagram("lambda_z:3e-3:1e-2:12:log", "share_a:0.1:0.9:5", PhaseSettings(lambda_b=0.02)).model(
+        "signed"
+    )
+    assert found.zero.any()
+    assert not any("A merges" in note or "separated everywhere" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("axis", ["lambda_z:1e-3:2e-2:24:log", "lambda_z:3e-3:1e-2:24:log"])
+def test_names_of_curves_leave_a_narrow_band_between_them_free(axis):
+    """The band of merged classes is narrower than a line of text: its states are seen beside the names, not below."""
+    d = phase_diagram(axis, "r:1:50:24", PhaseSettings(lambda_b=0.02))
+    figure = phase_figure(d.to_dict())
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    named = {text.get_text(): text for text in ax.texts}
+    assert {"B merges", "B vanishes"} <= set(named)
+    curves = {c.transition: np.array(c.lines[0]) for c in d.model("signed").curves if c.cluster == "B"}
+    for words, other in (("B merges", "vanish"), ("B vanishes", "merge")):
+        text = named[words]
+        centre = ax.transAxes.transform(text.get_position())
+        turn = np.radians(text.get_rotation())
+        along = np.array([np.cos(turn), np.sin(turn)])
+        points = ax.transData.transform(curves[other]) - centre
+        half = len(words) * 0.047 / 2 * figure.dpi
+        near = points[np.abs(points @ along) < half]
+        away = np.abs(near @ np.array([-along[1], along[0]])) / figure.dpi
+        assert away.min(initial=np.inf) > 0.05  # more than half a letter
+
+
+def test_log_axes_of_less_than_a_decade_have_numbers():
+    figure = phase_figure(phase_diagram("lambda_z:3e-3:1e-2:4:log", "r:1:5:3").to_dict())
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    low, high = axis.get_view_interval()
+    assert [
+        t.get_text() for at, t in zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True) if low < at < high
+    ] == ["0.005", "0.01"]
+
+
 def test_disagreement_is_counted(diagram):
     part = diagram.model("signed")
     states = part.states.copy()

@@ -58,16 +58,19 @@ def curves_of(config: PhaseConfig, fields: Mapping[str, Array]) -> tuple[Curve, 
     """
     curves: list[Curve] = []
     for transition, side in _CURVES:
-        field = fields[f"{transition}_{side}" if side else transition]
+        field, named_elsewhere = fields[f"{transition}_{side}" if side else transition], False
         later = ["complete"] if side else []
         later += [f"vanish_{side}"] if transition == "merge" else []
         if later:
             doubled = np.any([np.abs(field / fields[other] - 1) <= _SAME for other in later], axis=0)
+            named_elsewhere = bool((doubled & (config.penalty >= field)).any())
             field = np.where(_inner(doubled), np.nan, field)
         if np.isnan(field).all():
             continue
         certain = _squares((fields[f"exact_{side or 'complete'}"] > 0) | (transition == "merge"))
         lines, rest = (_lines(config, field, where) for where in (certain, ~certain))
+        if named_elsewhere and not (lines or rest):
+            continue  # what remains of it would be said to lie nowhere
         if lines or not rest:
             note = _note(config, transition, side, field, bool(lines))
             curves.append(Curve(transition, side.upper(), True, lines, note))

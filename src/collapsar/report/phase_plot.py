@@ -44,7 +44,9 @@ _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _LETTER = 0.047  # width of a letter of a curve's label, inches
 _LABEL_SIZE = 6.0
 _LINE = 75  # characters of a line above the panels, some of which only say how others are set
-_STEP = 0.01  # between the points of a curve beside which its label is placed, inches
+_STEP = 0.01  # between the points of a curve along which its label is placed, inches
+_BESIDE = 0.07  # from a curve to a label beside it, inches: half a letter and a gap
+_CLEAR = 0.045  # half the height of a label, inches
 
 
 def phase_figure(record: Mapping[str, Any]) -> Figure:
@@ -88,9 +90,10 @@ def phase_axes(record: Mapping[str, Any], model: Mapping[str, Any], ax: Axes) ->
     for axis, name, setting in ((ax.xaxis, "x", config["x"]), (ax.yaxis, "y", config["y"])):
         if setting["scale"] == "log":
             getattr(ax, f"set_{name}scale")("log")
-            narrow = setting["high"] / setting["low"] < 30
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
-            axis.set_major_formatter(_PLAIN if setting["low"] >= 0.1 else LogFormatterSciNotation())
+            plain, span = setting["low"] >= 1e-3, setting["high"] / setting["low"]
+            marks = (1, 2, 5) if span < 10 else (1, 3) if plain and span < 100 else (1,)  # 10^-5 needs more room
+            axis.set_major_locator(LogLocator(subs=marks, numticks=8))
+            axis.set_major_formatter(_PLAIN if plain else LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
             axis.set_minor_formatter(NullFormatter())
         else:
             axis.set_major_locator(MaxNLocator(3 if name == "x" else 6))
@@ -181,25 +184,21 @@ def _fixed(config: Mapping[str, Any]) -> str:
 def _label_curves(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> list[Text]:
     """Each curve's name along it, far from other curves and names; those of short curves first."""
     shown = [(curve, [_in_inches(ax, line) for line in curve["lines"]]) for curve in curves if curve["lines"]]
+    size = np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi
     texts: list[Text] = []
     taken: list[Array] = []
     for curve, lines in sorted(shown, key=lambda item: len(item[1][0])):
-        words, path = _curve_words(curve), lines[0]
-        half = int(len(words) * _LETTER / 2 / _STEP) + 1
-        size = np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi
-        inside = np.all((path > 0.05) & (path < size - 0.05), axis=1)
-        places = [c for c in range(half, len(path) - half, 4) if inside[c - half : c + half + 1].all()]
+        words = _curve_words(curve)
+        others = [line for other, parts in shown if other is not curve for line in parts]
+        places = _places(lines[0], int(len(words) * _LETTER / 2 / _STEP) + 1, size)
         if not places:
             continue
-        others = [line for other, parts in shown if other is not curve for line in parts]
-        spans = [path[c - half : c + half + 1] for c in places]
-        # so far from names that they do not touch, then as far from other curves as a letter is high
-        free = [min(_distance(span, taken), 0.2) + 0.25 * min(_distance(span, others), 0.15) for span in spans]
-        best = int(np.argmax(free))
-        span, place = spans[best], path[places[best]]
+        # so far from names that they do not touch, then as far from other curves as two letters are high
+        free = [min(_distance(span, taken), 0.2) + 0.25 * min(_distance(span, others), 0.15) for span in places]
+        span = places[int(np.argmax(np.round(free, 3)))]  # on the curve rather than beside it, where it is as good
         taken.append(span)
         rise = float(np.degrees(np.arctan2(*(span[-1] - span[0])[::-1])))
-        x, y = (place / size).tolist()
+        x, y = (span[len(span) // 2] / size).tolist()
         text = ax.text(
             x, y, words, transform=ax.transAxes, rotation=(rise + 90) % 180 - 90, size=_LABEL_SIZE, ha="center",
             va="center", bbox={"boxstyle": "round,pad=0.02", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
@@ -207,6 +206,21 @@ def _label_curves(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> list[Text]:
         text.set_in_layout(False)
         texts.append(text)
     return texts
+
+
+def _places(path: Array, half: int, size: Array) -> list[Array]:
+    """Where a label of 2 half + 1 steps may lie inside the axes: on its curve, then straight beside it, in inches."""
+    middles = range(half, len(path) - half, 4)
+    on = [path[c - half : c + half + 1] for c in middles]
+    beside: list[Array] = []
+    for span in on:
+        along = (span[-1] - span[0]) / np.hypot(*(span[-1] - span[0]))
+        straight = span[half] + _STEP * np.arange(-half, half + 1)[:, None] * along
+        for normal in (np.array([-along[1], along[0]]), np.array([along[1], -along[0]])):
+            moved = straight + _BESIDE * normal
+            if _distance(moved, [path]) >= _CLEAR:
+                beside.append(moved)
+    return [span for span in (*on, *beside) if np.all((span > 0.05) & (span < size - 0.05))]
 
 
 def _curve_words(curve: Mapping[str, Any]) -> str:
