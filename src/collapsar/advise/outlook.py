@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core.counts import CountsLike
+from collapsar.core.loss import Loss
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
 from collapsar.core.states import ClassState, past, worst
@@ -212,6 +214,25 @@ def _equal_priors(problem: Problem) -> Matrix:
     the one under equal priors.
     """
     return (problem.offsets - np.log(problem.loss_share))[:, None]
+
+
+def left_prior(counts: CountsLike, loss: Loss) -> Vector:
+    """The log prior that a loss leaves in the logits, shape (K,): log(n/N) of the plain one, log q - iota of others.
+
+    Args:
+        counts: samples per class.
+        loss: with class weights and offsets, or without.
+
+    Returns:
+        It, shifted so that its exponentials sum to one.
+
+    Example:
+        >>> from collapsar import Loss
+        >>> left_prior([90, 10], Loss(offsets=np.log([90, 10]))).round(3).tolist()
+        [-0.693, -0.693]
+    """
+    prior = -_equal_priors(Problem(counts, 1.0, loss=loss))[:, 0]
+    return prior - np.logaddexp.reduce(prior)
 
 
 def inference_margins(solution: Solution) -> Vector:

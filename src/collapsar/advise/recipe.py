@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from collapsar.core.checks import must_be_positive
@@ -34,9 +34,10 @@ class Recipe:
         length: of the features, or its root mean square; None: sqrt(width), and 16 for a cosine head,
             whose scale this is.
         smoothing: of the labels, in [0, 1).
+        loss: its class weights, offsets, scales and temperatures.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or ``loss`` has another smoothing.
     """
 
     optimizer: Optimizer
@@ -51,6 +52,7 @@ class Recipe:
     eps: float = _EPS
     length: float | None = None
     smoothing: float = 0.0
+    loss: Loss = field(default_factory=Loss)
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", Optimizer), ("norm", Norm), ("schedule", Schedule)):
@@ -58,8 +60,17 @@ class Recipe:
                 raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         optional = {"batch_size": self.batch_size, "gain_decay": self.gain_decay, "length": self.length}
         known = {name: value for name, value in optional.items() if value is not None}
+        if self.loss.smoothing not in (0, self.smoothing):
+            raise ValueError(
+                f"`smoothing` must be that of `loss`, {self.loss.smoothing:g}, or be said once, got {self.smoothing:g}"
+            )
         Loss(smoothing=self.smoothing)
         must_be_positive(weight_decay=self.weight_decay, lr=self.lr, steps=self.steps, width=self.width, **known)
+
+    @property
+    def whole_loss(self) -> Loss:
+        """The loss with the smoothing of the labels."""
+        return replace(self.loss, smoothing=self.smoothing)
 
     @property
     def norm_length(self) -> float:

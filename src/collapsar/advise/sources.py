@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,40 @@ def joined_sizes(counts: CountsLike, most: int = MOST_SIZES) -> tuple[NDArray[np
     for i in np.unique(place[place >= 0]):
         joined[place == i] = round(float(n[place == i].mean()))
     return joined, float(np.abs(joined / n - 1).max())
+
+
+def joined_classes(counts: CountsLike, loss: Loss, most: int = MOST_SIZES) -> tuple[NDArray[np.int64], Loss, float]:
+    """The same of counts with a loss whose vectors have one value for each size; as they are where they have several.
+
+    Args:
+        counts: samples per class.
+        loss: with vectors of one entry per class, or none.
+        most: different sizes, an even number.
+
+    Returns:
+        Counts, the loss with its vectors averaged over the classes that are one size now, and the largest change of a
+        class's count.
+
+    Example:
+        >>> counts = class_counts("exp:1280:5:1000")
+        >>> n, loss, _ = joined_classes(counts, Loss(offsets=np.log(counts)), 16)
+        >>> np.unique(n).size, np.unique(loss.offsets).size
+        (16, 16)
+    """
+    n = class_counts(counts)
+    place = np.unique(n, return_inverse=True)[1]
+    given = {name: v for name, v in vars(loss).items() if isinstance(v, np.ndarray)}
+    first = np.unique(place, return_index=True)[1]
+    if any(v.shape != n.shape or (v != v[first[place]]).any() for v in given.values()):
+        return n, loss, 0.0
+    joined, change = joined_sizes(n, most)
+    if not change:
+        return n, loss, 0.0
+    if loss.class_weights is not None:  # the shares of the loss are what is kept
+        given["class_weights"] = loss.class_weights * n / joined
+    _, group, members = np.unique(joined, return_inverse=True, return_counts=True)
+    means = {name: (np.bincount(group, v) / members)[group] for name, v in given.items()}
+    return joined, replace(loss, **means), change
 
 
 def load_diagnosis(path: str | Path) -> Record:

@@ -15,16 +15,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.advise.outlook import corrected_margins, inference_margins
+from collapsar.advise.outlook import corrected_margins, inference_margins, left_prior
 from collapsar.advise.recipe import Recipe
-from collapsar.advise.sources import joined_sizes
+from collapsar.advise.sources import joined_classes
 from collapsar.core.counts import CountsLike, class_counts
-from collapsar.core.loss import Loss
 from collapsar.core.normalization import Over
 from collapsar.core.problem import Problem
+from collapsar.core.sentences import percent
 from collapsar.core.types import Record, Vector
 from collapsar.solver import NotConvergedError, Solution, solve
 from collapsar.solver.solve import solve_near
+from collapsar.solver.symmetry import quotient
 
 _Answer = partial["StandardAdvice"]
 Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
@@ -32,11 +33,13 @@ Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
 _ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
 ACTED, _RESTED = 0.1, 3.0  # decay clock: below, decay has not acted; above, the run can be at rest
 _LEVEL = 1e-6  # nats, by which scores of merged classes may differ
-_ROUNDS, _FORECAST_SIZES = 80, 16  # optima of a forecast, and different sizes of classes in each
+_ROUNDS, _FORECAST_SIZES = 80, 32  # optima of a forecast, and different sizes of classes in each
 _AGREED = 1e-4  # relative: rows and optimum agree far better than either agrees with a run
-# Rows of AdamW at rest were up to a third above the forecast in runs (docs/optimizers.md): what holds at this multiple
-# of the decay holds for the run.
-_OFF = 1.4
+# What holds at this multiple of the decay held for runs. Rows of AdamW at rest were up to a third above the forecast
+# (docs/optimizers.md). SGD lost classes from .9 of the decay on at which the optimum does; behind a batch norm, whose
+# statistics are those of a batch, from .3 on, and sooner below half a sample of a class per batch (docs/advise.md).
+_OFF, _NEAR, _OF_BATCHES, _SEEN = 1.4, 1.25, 4.0, 0.5
+_FLAT = 0.01  # nats: a prior that the loss has taken out
 _PRICES, _HALVINGS = (1e-5, 10.0), 10  # of lambda_w / norm^2 between which classes begin to be lost
 
 
@@ -81,12 +84,13 @@ class StandardAdvice:
         reason: one sentence.
         cure: one sentence.
         clock: the sum of lr * wd.
-        prior: log of the class frequencies, to subtract from the logits of a classifier that outvotes small classes.
+        prior: log of the class frequencies, to subtract from the logits of a classifier that outvotes small classes;
+            what class weights or offsets of the loss leave of it.
         merged: indices of classes that are one with another at rest.
         lambda_w: penalty of the rows at rest, one number or one per class; None where nothing is known.
         outvoted: indices of classes that the optimum at rest gives none of their own samples to, though not merged.
-        largest_decay: the largest weight decay (of those tried, in halves) at which no classes are one or outvoted;
-            None where the one given does.
+        largest_decay: the largest weight decay (of those tried, in halves) that is safe; None where the one given is,
+            or none was found.
     """
 
     verdict: Verdict
@@ -129,11 +133,12 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
         ('not acted', 0.0003)
     """
     n = class_counts(counts)
-    answer = partial(StandardAdvice, clock=recipe.clock, prior=tuple(np.log(n / n.sum()).tolist()))
+    answer = partial(StandardAdvice, clock=recipe.clock, prior=tuple(left_prior(n, recipe.whole_loss).tolist()))
     if recipe.clock < ACTED:
         advice = _not_acted(n, recipe, answer)
     elif (why := _uncovered(recipe)) is not None:
-        cure = "subtract the log of the class frequencies from the logits; watch the class means during training"
+        what = _prior(recipe, answer)
+        cure = f"{f'subtract {what} from the logits; ' if what else ''}watch the class means during training"
         advice = answer("unknown", f"{why}: whether classes merge is not known", cure)
     else:
         advice = _at_rest(n, recipe, answer)
@@ -152,9 +157,10 @@ def _not_acted(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> Standar
         f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
         "have merged classes"
     )
+    what = _prior(recipe, answer)
     cure = (
-        f"small classes that are lost are outvoted or not learned yet{seen}: "
-        "subtract the log of the class frequencies from the logits, then train longer; leave the decay alone"
+        f"small classes that are lost are {'outvoted or ' if what else ''}not learned yet{seen}: "
+        f"{f'subtract {what} from the logits, then ' if what else ''}train longer; leave the decay alone"
     )
     return answer("not acted", reason, cure)
 
@@ -178,7 +184,18 @@ def _uncovered(recipe: Recipe) -> str | None:
 
 
 def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
-    few, _ = joined_sizes(n, _FORECAST_SIZES) if recipe.optimizer == "adamw" else joined_sizes(n)
+    most = {"most": _FORECAST_SIZES} if recipe.optimizer == "adamw" else {}
+    few, loss, change = joined_classes(n, recipe.loss, **most)
+    advice = _of_few(n, few, replace(recipe, loss=loss), answer)
+    if not change:
+        return advice
+    sizes = f"{np.unique(n).size} sizes of classes were joined into {np.unique(few).size}"
+    joined = f"; for this {sizes}, the smallest kept, the others changed by at most {percent(change)}"
+    return replace(advice, reason=advice.reason + joined)
+
+
+def _of_few(n: NDArray[np.int64], few: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
+    """The advice from an optimum of few sizes of classes, in words of those given."""
     found = _optimum(few, recipe)
     if not found.settled:
         return _beyond(few, recipe, answer)
@@ -188,11 +205,7 @@ def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardA
     when = "" if recipe.clock >= _RESTED else f" (the clock is {recipe.clock:.2g}: the run ends on its way there)"
     answer = partial(answer, merged=merged, outvoted=outvoted, lambda_w=weight)
     if not (merged or outvoted):
-        keeps = f"at rest every class keeps features of its own and is given its own samples{when}"
-        if recipe.optimizer == "adamw" and not _harmless(few, recipe, _OFF):
-            reason = f"{keeps}; but not at {_OFF:g} times this decay, and runs were that far off a forecast"
-            return answer("unknown", reason, f"halve the head's weight decay to be sure; {_PRIOR}")
-        return answer("safe", keeps, f"none is needed; {_PRIOR}")
+        return _kept(few, recipe, answer, when)
     largest = _largest_decay(few, recipe)
     lost = merged or outvoted
     sizes = sorted({int(n[k]) for k in lost})
@@ -205,36 +218,97 @@ def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardA
         else "take the head out of the weight decay"
     )
     if not merged:
-        cure = f"{cure}; {_correction(found.solution, recipe)}"
+        cure = f"{cure}; {_correction(found.solution, recipe, answer)}"
     return answer("merge" if merged else "outvoted", reason, cure, largest_decay=largest)
 
 
-def _correction(s: Solution, recipe: Recipe) -> str:
-    """What the prior correction alone does at an optimum that outvotes classes."""
-    if not corrected_margins(s).min() > _LEVEL:
-        return (
-            "to subtract the log of the class frequencies from the logits alone does not give every class its samples"
+def _kept(few: NDArray[np.int64], recipe: Recipe, answer: _Answer, when: str) -> StandardAdvice:
+    """Where the optimum at rest keeps all classes: whether runs do."""
+    keeps, room = f"at rest every class keeps features of its own and is given its own samples{when}", _room(recipe)
+    if _seldom(few, recipe):
+        shown = _in_a_batch(few, recipe)
+        reason = f"{keeps}; but a batch has {shown:.2g} samples of the smallest, too few for the norm's statistics"
+        return answer(
+            "unknown", reason, f"use larger batches, or a norm over each sample; {_outvoting(recipe, answer)}"
         )
+    if _is_safe(few, recipe):
+        return answer("safe", keeps, f"none is needed; {_outvoting(recipe, answer)}")
+    off = (
+        "were that far off a forecast" if recipe.optimizer == "adamw" else "lost classes that near to where it does not"
+    )
+    reason, largest = f"{keeps}; but not at {room:g} times this decay, and runs {off}", _largest_decay(few, recipe)
+    lower = "take the head out of the weight decay"
+    if largest is not None:
+        lower = f"lower the head's weight decay to {largest:.2g}"
+    return answer("unknown", reason, f"{lower} to be sure; {_outvoting(recipe, answer)}", largest_decay=largest)
+
+
+def _correction(s: Solution, recipe: Recipe, answer: _Answer) -> str:
+    """What the prior correction alone does at an optimum that outvotes classes."""
+    what = _prior(recipe, answer)
+    if not what:
+        return "no correction of the prior is left to make, the loss has taken it out of the logits"
+    if not corrected_margins(s).min() > _LEVEL:
+        return f"to subtract {what} from the logits alone does not give every class its samples"
     if recipe.optimizer == "adamw":  # its runs end off the forecast: one was cured, one ruined (docs/advise.md)
-        return "the log of the class frequencies alone can be too much for logits that decay has shortened"
-    return "where it must stay, subtract the log of the class frequencies from the logits: that gives them back too"
+        return f"{what} alone can be too much for logits that decay has shortened"
+    return f"where it must stay, subtract {what} from the logits: that gives them back too"
 
 
-_PRIOR = "if small classes are outvoted, subtract the log of the class frequencies from the logits"
+def _prior(recipe: Recipe, answer: _Answer) -> str:
+    """What there is to subtract from the logits for equal priors, in words; "" where the loss has left nothing."""
+    if float(np.ptp(answer.keywords["prior"])) < _FLAT:
+        return ""
+    frequencies = "the log of the class frequencies"
+    shares = frequencies if recipe.loss.class_weights is None else "the log of the classes' shares in the loss"
+    return shares if recipe.loss.offsets is None else f"{shares}, less the loss's offsets,"
+
+
+def _outvoting(recipe: Recipe, answer: _Answer) -> str:
+    what = _prior(recipe, answer)
+    if not what:
+        return "the loss has taken the prior out of the logits: subtract nothing from them"
+    return f"if small classes are outvoted, subtract {what} from the logits"
 
 
 def _beyond(few: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
     """Where the forecast does not settle: the decay at which classes begin to be lost at rest bounds this one."""
-    bound = _least_harmful(few, recipe)
+    bound, outvoting = _least_harmful(few, recipe), _outvoting(recipe, answer)
     runs_off = (
         "AdamW's decay shrinks with the gradient, and where it comes to rest cannot be forecast at this decay: the "
         "margins grow beyond what any run reaches"
     )
-    if _OFF * recipe.weight_decay < bound:
+    if _room(recipe) * recipe.weight_decay < bound and not _seldom(few, recipe):
         reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}"
-        return answer("safe", reason, f"none is needed against merging; {_PRIOR}")
+        return answer("safe", reason, f"none is needed against merging; {outvoting}")
     reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest"
-    return answer("unknown", reason, f"watch the class means during training; {_PRIOR}")
+    return answer("unknown", reason, f"watch the class means during training; {outvoting}")
+
+
+def _room(recipe: Recipe) -> float:
+    """The multiple of the decay that must be harmless for a run to be safe."""
+    if recipe.norm == "batchnorm":
+        return _OF_BATCHES
+    return _OFF if recipe.optimizer == "adamw" else _NEAR
+
+
+def _in_a_batch(n: NDArray[np.int64], recipe: Recipe) -> float:
+    """Samples of the smallest class in a batch; inf where its size is not known."""
+    return np.inf if recipe.batch_size is None else recipe.batch_size * float(n.min() / n.sum())
+
+
+def _seldom(n: NDArray[np.int64], recipe: Recipe) -> bool:
+    """Whether a norm over batches sees too little of the smallest class for the theory, whose batch is all samples."""
+    return recipe.norm == "batchnorm" and _in_a_batch(n, recipe) < _SEEN
+
+
+def _is_safe(few: NDArray[np.int64], recipe: Recipe) -> bool:
+    """Whether runs keep all classes: the rest at ``_room`` times this decay does."""
+    decay = _room(recipe) * recipe.weight_decay
+    found = _optimum(few, replace(recipe, weight_decay=decay))
+    if not found.settled:
+        return decay < _least_harmful(few, recipe)
+    return not _loses(found.solution)
 
 
 def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
@@ -254,12 +328,6 @@ def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
     return low / float(np.sqrt(_mean_square(best, recipe)).max() + recipe.eps)
 
 
-def _harmless(few: NDArray[np.int64], recipe: Recipe, factor: float) -> bool:
-    """Whether at this multiple of the decay a forecast settles at which no class is one with another or outvoted."""
-    found = _optimum(few, replace(recipe, weight_decay=factor * recipe.weight_decay))
-    return found.settled and not _loses(found.solution)
-
-
 def _optimum(n: NDArray[np.int64], recipe: Recipe) -> Forecast:
     if recipe.optimizer == "adamw":
         return forecast_rows(n, recipe)
@@ -269,7 +337,7 @@ def _optimum(n: NDArray[np.int64], recipe: Recipe) -> Forecast:
 
 def _problem(n: NDArray[np.int64], recipe: Recipe, lambda_w: float | Vector) -> Problem:
     over: Over = "batch" if recipe.norm == "batchnorm" else "sample"
-    how: Any = {"lambda_w": lambda_w, "over": over, "lambda_b": 0.0, "loss": Loss(smoothing=recipe.smoothing)}
+    how: Any = {"lambda_w": lambda_w, "over": over, "lambda_b": 0.0, "loss": recipe.whole_loss}
     if recipe.gain_decay is not None:
         return Problem.from_gain_decay(n, lambda_gain=recipe.gain_decay, **how)
     return Problem.from_normalized(n, norm=recipe.norm_length, **how)
@@ -278,8 +346,8 @@ def _problem(n: NDArray[np.int64], recipe: Recipe, lambda_w: float | Vector) -> 
 def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
     """AdamW's decay at rest before training: rows lambda_k = wd (sqrt(v_k) + eps) and the optimum with them, iterated.
 
-    At collapse v_k = (rho^2/d) (1/B) sum_c q_c r_kc^2 + (1 - 1/B) ||sum_c q_c r_kc h_c||^2 / d, r = P - I (of labels
-    smoothed by eps, (1 - eps) I + eps / K), B the batch.
+    At collapse v_k = (rho^2/d) (1/B) sum_c (n_c/N) g_kc^2 + (1 - 1/B) ||sum_c (n_c/N) g_kc h_c||^2 / d, B the batch and
+    g_kc = (q_c N/n_c) tau_c delta_k (P - Y)_kc the gradient of the logits, P - I of the plain loss.
     Measured on digits with a LayerNorm: rows within 5 % of a run's at wd 30 and 60 with 32 features, a quarter below at
     wd 10 there and at wd 30 with 128; at wd 3 its margins run off, while the run rests at rows of .02.
 
@@ -296,7 +364,7 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
         (True, True)
     """
     n = class_counts(counts)
-    _, size, classes = np.unique(n, return_inverse=True, return_counts=True)
+    kind = quotient(_problem(n, recipe, 1.0)).labels
     rows = np.full(n.size, recipe.weight_decay * 0.05)
     last: Solution | None = None
     for _ in range(_ROUNDS):
@@ -306,8 +374,8 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
             if last is None:
                 raise ValueError(f"no forecast for these counts: {error}") from error
             return Forecast(rows, last, False)
-        # equal to the last bit for classes of one size: they stay one cluster
-        v = (np.bincount(size, _mean_square(last, recipe)) / classes)[size]
+        # equal to the last bit for classes of one kind: they stay one cluster
+        v = (np.bincount(kind, _mean_square(last, recipe)) / np.bincount(kind))[kind]
         new = recipe.weight_decay * (np.sqrt(v) + recipe.eps)
         change = float(np.max(np.abs(np.log(new / rows))))
         rows = np.sqrt(new * rows)
@@ -323,14 +391,14 @@ def _mean_square(s: Solution, recipe: Recipe) -> Vector:
     """v, shape (K,): the mean square of one entry of the head's gradient, per row."""
     if recipe.batch_size is None:
         raise ValueError("`batch_size` must be given: AdamW's decay at rest depends on the samples of a step")
-    p = s.problem
-    u = s.Z + s.b[:, None]
+    p, eps = s.problem, recipe.smoothing
+    u = p.temperatures * p.scales[:, None] * (s.Z + s.b[:, None]) + p.offsets[:, None]
     P = np.exp(u - u.max(axis=0))
-    eps = recipe.smoothing
     r = P / P.sum(axis=0) - (1 - eps) * np.eye(p.num_classes) - eps / p.num_classes
-    G = s.feature_gram()
-    noise = (r**2 * np.diag(G)) @ p.loss_share / recipe.batch_size
-    pull = r * p.loss_share
+    shown = p.class_counts / p.num_samples
+    g = (p.loss_share / shown) * p.temperatures * p.scales[:, None] * r
+    G, pull = s.feature_gram(), g * shown
+    noise = (g**2 * np.diag(G)) @ shown / recipe.batch_size
     mean = (1 - 1 / recipe.batch_size) * np.einsum("kc,cj,kj->k", pull, G, pull)
     return (noise + np.maximum(mean, 0.0)) / recipe.width
 
@@ -355,10 +423,6 @@ def _loses(s: Solution) -> bool:
 
 
 def _largest_decay(n: NDArray[np.int64], recipe: Recipe) -> float | None:
-    """The first of wd/2, wd/4, ... at which no classes are one or outvoted."""
-    for halvings in range(1, 14):
-        weaker = replace(recipe, weight_decay=recipe.weight_decay / 2**halvings)
-        found = _optimum(n, weaker)
-        if not (found.settled and _loses(found.solution)):
-            return weaker.weight_decay
-    return None
+    """The first of wd/2, wd/4, ... that is safe."""
+    weaker = (replace(recipe, weight_decay=recipe.weight_decay / 2**halvings) for halvings in range(1, 14))
+    return next((w.weight_decay for w in weaker if _is_safe(n, w)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -123,6 +123,7 @@ def advise(
     picture_given(picture)
     if recipe is not None:
         n = _read(counts, file).counts
+        recipe = replace(recipe, loss=loss.loss(n.size))
         with taking_long(f"advice for {n.size} classes"):
             advice = advise_standard(n, recipe)
         tell(advice.to_dict(), lambda: _print_standard(advice, recipe), as_json=as_json)
@@ -155,12 +156,13 @@ def advise(
 
 
 _OF_COUNTS = {"counts", "column", "ignore_index"}
+_OF_LOSS = {field.name for field in fields(LossOptions)}
 _OF_STANDARD = {field.name for field in fields(Training)} - {"weight_decay", "layers", "optimizer"}
 # What decides which advice is given, the options beside it, and the refusal of others, which would be ignored.
 _KINDS = (
     (
         "norm",
-        _OF_COUNTS | _OF_STANDARD | {"weight_decay", "optimizer", "smoothing"},
+        _OF_COUNTS | _OF_STANDARD | _OF_LOSS | {"weight_decay", "optimizer"},
         f"--norm describes a training: it goes with COUNTS and {_NEEDED}",
     ),
     (

@@ -15,6 +15,7 @@ from collapsar.advise.recipe import Recipe
 from collapsar.advise.standard import ACTED, StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import DecayAdvice, advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.loss import Loss
 from collapsar.core.penalties import Penalties
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.head import find_head, unwrapped
@@ -95,8 +96,8 @@ def advise_training(
 
     Raises:
         ValueError: no theory applies, with the reason: mixed samples, resampling, another loss, frozen parameters,
-            decoupled decay before training rests beside a feature penalty, or, without one, a loss that is not plain,
-            and, without a norm before the head, a weight decay that differs between parameters.
+            decoupled decay before training rests beside a feature penalty, or, with neither that nor a norm before the
+            head, a loss that is not plain or a weight decay that differs between parameters.
 
     Example:
         >>> import torch
@@ -143,7 +144,7 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     rate = decay.clock_rate if decay.clock_rate > 0 and not adaptive else 1.0
     steps = facts.clock.steps if facts.clock is not None and facts.clock.steps else 1
     clock = _LONG if facts.clock is None else facts.clock.total * rate
-    _check_plain(facts, smoothed=True)
+    loss = facts.loss.loss or Loss()
     scale = _loss_scale(facts)
     optimizers = each_of(facts.optimizer)
     own = "sgd" if not adaptive else "adamw" if preconditioner(facts.weight, optimizers) else "other"
@@ -165,13 +166,14 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
         gain_decay=None if gain is None else gain / step,
         eps=float(group[1].get("eps", 1e-8)) if own == "adamw" and group is not None else 1e-8,
         length=None if norm is None else norm.length,
-        smoothing=0.0 if facts.loss.loss is None else facts.loss.loss.smoothing,
+        smoothing=loss.smoothing,
+        loss=loss,
     )
 
 
-def _check_plain(facts: Facts, *, smoothed: bool = False) -> None:
+def _check_plain(facts: Facts) -> None:
     loss = facts.loss.loss
-    if loss is not None and not (replace(loss, smoothing=0.0) if smoothed else loss).is_plain:
+    if loss is not None and not loss.is_plain:
         raise ValueError(
             "no theory applies: the losses that weight decay alone brings were measured for the plain cross-entropy, "
             "not with class weights, offsets or smoothing. Name a feature penalty with loop.penalties, or measure a "
@@ -218,12 +220,14 @@ def _one_decay(facts: Facts) -> float:
 
 
 def _loss_scale(facts: Facts) -> float:
-    """How many times the mean over the samples the loss is."""
+    """How many times the theory's loss, the mean over the samples, the loss is."""
+    scale = facts.loss_scale
+    assert scale is not None  # the counts are known
     if not facts.loss.summed:
-        return facts.loss.factor
+        return scale
     if facts.samples_per_step is None:
         raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
-    return facts.samples_per_step * facts.loss.factor
+    return facts.samples_per_step * scale
 
 
 def _check_counts(n: NDArray[np.int64], facts: Facts) -> None:
