@@ -123,7 +123,7 @@ def _next_look(looks: list[Look], brackets: list[float], ends: tuple[float, floa
         before, slope = x - side, _SLOPE if value <= 0 else nan
     elif isfinite(value - old):
         slope = (value - old) / (x - before)
-    root = _root(looks, slope) if slope > 0 and isfinite(value) else nan
+    root = x - value / slope if slope > 0 and isfinite(value) else nan
     # beyond the root, unless a look below it leaves no more than the tolerance to the last
     aim = root - 0.4 * tolerance if value > 0 and x - root <= 0.6 * tolerance else root + 0.4 * tolerance
     if brackets[-1] < inf:
@@ -138,17 +138,3 @@ def _next_look(looks: list[Look], brackets: list[float], ends: tuple[float, floa
     ahead = min(ahead, max(10 * stride, _REACH)) if ahead > 0 else min(2 * stride, _STRIDE)
     aim = x + outwards * max(ahead, side)
     return aim if aim > low else 0.5 * (low + high)
-
-
-def _root(looks: list[Look], slope: float) -> float:
-    """Where the last look's line meets zero, or where it bends little the parabola through three, level over value."""
-    x, value = looks[-1]
-    line = x - value / slope
-    if len(looks) < 3:
-        return line
-    (x0, v0), (x1, v1) = looks[-3:-1]
-    if not (isfinite(v0) and (v0 - v1) * (x0 - x1) > 0 and (v0 - value) * (x0 - x) > 0):
-        return line
-    bend = ((x - x1) / (value - v1) - (x1 - x0) / (v1 - v0)) / (value - v0)
-    root = line + value * v1 * bend
-    return root if abs(root - line) <= abs(line - x) else line
