@@ -26,7 +26,7 @@ from collapsar.theory.roots import FLOOR, largest_roots, roots_between
 CLOSED = 1e-9
 # Where Newton does not find the next event, lambda_z is first lowered by this factor, then by its root and so on.
 FIRST_PACE = 0.7
-SHORTEST_PACE, LONGEST_PACE = 0.98, 0.1
+SHORTEST_PACE = 0.98
 # Events are guessed where the last interval in lambda_z was about as long as the next.
 NEAREST, FARTHEST = 0.2, 3.0
 # Signs and lengths are right up to rounding, the lengths of columns that are alive to what the certificate asks.
@@ -238,12 +238,12 @@ class _Walk:
         """What is looked for next where not every event was found.
 
         Where Newton loses its way, half the way first, and half of that. Two optima with the same columns say whether
-        the event is near; if not, the way to it goes on, in longer strides.
+        the event is near; if not, the way to it goes on, in strides up to the first.
         """
         self.moves = np.where(arrived, 0, self.moves + moved)
         pace = np.where(halted & np.isfinite(self.aim), np.sqrt(self.pace), self.pace)
         far = active & (self.moves >= 2) & ~halted & (self._near_event() < self.at.level * pace)
-        pace = np.where(far & moved, np.maximum(pace**1.5, LONGEST_PACE), pace)
+        pace = np.where(far & moved, np.maximum(pace**1.5, FIRST_PACE), pace)
         self.pace = np.where(arrived, FIRST_PACE, pace)
         self.aim = np.where(halted | far, self.at.level * self.pace, np.inf)
         bottom = active & (self.aim < self.floor)
