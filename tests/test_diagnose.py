@@ -360,7 +360,11 @@ def test_bad_options_are_one_line_and_exit_2(npz, capsys, arguments, says):
 
 
 def on_page(sentence: str) -> str:
-    """A sentence of a record as the page's text has it: lambda_z is λ with an index."""
+    """A sentence of a record as the page's text has it: lambda_z is λ with an index, 2e-06 is 2 × 10⁻⁶."""
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    sentence = re.sub(
+        r"(\d(?:\.\d+)?)e([+-]\d\d)\b", lambda found: f"{found[1]} × 10{str(int(found[2])).translate(raised)}", sentence
+    )
     return (
         sentence.replace("lambda_z", "λZ").replace("lambda_w", "λW").replace("lambda_h", "λH").replace("lambda_b", "λb")
     )

@@ -55,7 +55,7 @@ def files(tmp_path_factory, record):
         "diagnosis": diagnosis_page(merged["diagnosis"]),
         "advice": advice_page(merged["advice"]),
     }
-    for name, counts in {"tail": TAIL, "longer tail": range(60, 4, -4)}.items():
+    for name, counts in {"tail": TAIL, "longer tail": range(60, 4, -4), "thirty": range(310, 10, -10)}.items():
         pages[name] = report_page(report_record([tail(folder / f"{name}.npz", tuple(counts))]))
     for name in ("per sample", "distinct"):
         optimum = solution_report(cs.solve(PROBLEMS[name]), "optimum", None)
@@ -140,7 +140,7 @@ def test_pointing_at_a_cell_marks_it_in_both_maps(files, open_page):
     assert page.locator(".run .cursor").evaluate_all("(all) => all.map((c) => c.style.visibility)") == ["visible"] * 2
 
 
-@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "per sample", "distinct"])
+@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "per sample", "distinct", "thirty"])
 @pytest.mark.parametrize("width", [320, 400])
 def test_nothing_sticks_out_on_a_narrow_screen(files, open_page, width, name):
     page = open_page(files[name], width=width, height=800)
@@ -149,10 +149,30 @@ def test_nothing_sticks_out_on_a_narrow_screen(files, open_page, width, name):
     assert page.evaluate(SCROLLS) == []
 
 
-@pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "tail", "longer tail", "per sample", "distinct"])
+@pytest.mark.parametrize(
+    "name", ["report", "diagnosis", "advice", "tail", "longer tail", "per sample", "distinct", "thirty"]
+)
 @pytest.mark.parametrize("width", [390, 1400])
 def test_no_words_of_a_picture_touch_or_are_cut(files, open_page, width, name):
     assert open_page(files[name], width=width, height=900).evaluate(OVERLAPPING_WORDS) == []
+
+
+# Heights in pixels of the names of classes that are written upright below pictures and above maps.
+_NAMES = """() => [...document.querySelectorAll("svg text")]
+  .filter((e) => e.checkVisibility() && /species/.test(e.textContent))
+  .map((e) => Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height))"""
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_names_of_thirty_classes_can_be_read(files, open_page, width):
+    """Each picture of classes is drawn again for a phone, which shows only that one."""
+    page = open_page(files["thirty"], width=width, height=900)
+    heights = page.evaluate(_NAMES)
+    assert len(heights) >= 4 * 30
+    assert min(heights) > 9.5  # 9 and 7.6 where a phone had the wide pictures, shrunk
+    for variant, there in ((".broad", width > 480), (".slim", width < 480)):
+        shown = page.locator(variant).evaluate_all("(all) => all.map((e) => e.checkVisibility())")
+        assert shown.count(there) == len(shown) >= 4
 
 
 @pytest.mark.parametrize("name", ["report", "diagnosis", "advice", "per sample"])

@@ -17,7 +17,7 @@ from collapsar.core.types import Record
 from collapsar.diagnose.record import Diagnosis
 from collapsar.report.class_marks import part_of, shown_classes
 from collapsar.report.class_rows import class_rows
-from collapsar.report.words import number_text
+from collapsar.report.words import ABSENT, number_text
 
 _MOST_ROWS = 40
 
@@ -139,9 +139,14 @@ def print_diagnosis(record: Record) -> None:
     shown.print(plain_table(*columns, rows=rows))
     if more := len(record["class_names"]) - len(rows):
         shown.print(f"... and {more} more classes; --json has them all")
+    price = (
+        ""
+        if all(row[-1] == ABSENT for row in rows)
+        else "; lambda_z: read from its predictions (≥: it is not separated, and gives a bound)"
+    )
     shown.print(
         "right: share of its samples that the head recognises; length: of its mean prediction, relative to the "
-        "longest; lambda_z: read from its predictions (≥: it is not separated, and gives a bound).",
+        f"longest{price}.",
         soft_wrap=True,
     )
     for sentence in (*record["words"], *record["notes"]):

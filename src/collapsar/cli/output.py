@@ -20,6 +20,7 @@ from rich.table import Table
 
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
+from collapsar.report.words import told
 
 if TYPE_CHECKING:  # the commands that print none need not pay for their import
     from matplotlib.figure import Figure
@@ -40,9 +41,14 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def plain_table(*columns: str, rows: Iterable[Sequence[str]] = (), folds: Sequence[int] = (0,)) -> Table:
-    """A table that fits into 80 characters by folding these columns; numbers are never cut, and end on the right."""
-    made, cells = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False), list(rows)
-    for i, name in enumerate(columns):
+    """A table that fits into 80 characters by folding these columns; numbers are never cut, and end on the right.
+
+    Columns that say nothing of any row are left out.
+    """
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown, cells = told(columns, list(rows))
+    folds = [shown.index(columns[i]) for i in folds if columns[i] in shown]
+    for i, name in enumerate(shown):
         numbers = all(_NUMBER.match(row[i]) for row in cells if i < len(row))
         side = "right" if numbers and i not in folds else "left"
         made.add_column(name, justify=side, no_wrap=i not in folds, overflow="fold")

@@ -33,6 +33,8 @@ from collapsar.report.style import COLOURS, STATES, styled
 from collapsar.report.words import number_text, share_text
 
 _MOST_BARS = 60
+_MARK = 0.8  # inches of a mark and its word in a legend
+_ROOM_BELOW = 0.15  # share of the axis that the name of a line needs
 
 
 class LengthArtists(NamedTuple):
@@ -104,7 +106,8 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
     name_classes(ax, marked_names(record))
     marks = [*measured, *lost, *predicted]
     near = {"columnspacing": 0.8, "handletextpad": 0.1} if len(marks) > 4 else {}
-    legend_above(ax, len(marks), handles=marks, **near)
+    row = ax.get_figure(root=True).get_figwidth() / _MARK  # type: ignore[union-attr]
+    legend_above(ax, len(marks) if len(marks) <= row else 2, handles=marks, **near)
     return LengthArtists(measured, predicted)
 
 
@@ -165,11 +168,15 @@ def class_thresholds(record: Mapping[str, Any], ax: Axes, classes: Sequence[int]
     lines = state_markers(ax, levels[order].tolist(), [states[k] for k in order])
     here = price_of(theory)
     ax.axhline(here, color=COLOURS["ink"], linewidth=1.0)
-    side = 1 if levels[order[-1]] < here else 0  # where the markers are not just above the line
+    # Thresholds fall to the right: the name of the line stands on its freer side, below it where there is room.
+    drawn = levels[order]
+    right = bool(np.mean(drawn < here) > 0.5)
+    room = np.log(here / np.nanmin(drawn)) > _ROOM_BELOW * np.log(np.nanmax(drawn) / np.nanmin(drawn))
+    below = bool(room) and not right
     ax.annotate(
-        f"you are here: {number_text(here)}", (side, here), xycoords=("axes fraction", "data"),
-        xytext=(-3 if side else 3, 2), textcoords="offset points", ha="right" if side else "left", va="bottom",
-        size="small",
+        f"you are here: {number_text(here)}", (int(right), here), xycoords=("axes fraction", "data"),
+        xytext=(-3 if right else 3, -2 if below else 2), textcoords="offset points", ha="right" if right else "left",
+        va="top" if below else "bottom", size="small",
     )  # fmt: skip
     ax.set_yscale("log")
     log_ticks(ax.yaxis, (1.0, 2.0, 3.0, 5.0, 7.0))

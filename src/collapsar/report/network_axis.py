@@ -12,7 +12,7 @@ from collapsar.core.types import Record
 from collapsar.report.class_marks import shown_classes
 from collapsar.report.diagnosis import class_thresholds
 from collapsar.report.network_words import first_thresholds, price_of
-from collapsar.report.page import drawn
+from collapsar.report.page import drawn, drawn_by_class
 from collapsar.report.penalty_axis import penalty_axis
 from collapsar.report.record import same_counts
 from collapsar.report.style import PAGE_INCHES
@@ -29,7 +29,9 @@ def threshold_view(data: Record, ident: str, label: str) -> Markup | None:
         return None
     if len(set(data["class_counts"])) > _MOST_LANES:
         shown = shown_classes(data)
-        return drawn(lambda ax: class_thresholds(data, ax, shown), (PAGE_INCHES, 2.4), f"{ident}-threshold", label)
+        size = (PAGE_INCHES, 2.4)
+        name = f"{ident}-threshold"
+        return drawn_by_class(lambda ax: class_thresholds(data, ax, shown), size, name, label, len(shown))
     return axis_svg(_axis_record([data]), f"{ident}-threshold", label)
 
 

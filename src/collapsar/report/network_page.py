@@ -23,7 +23,7 @@ from collapsar.report.network_words import (
     state_counts,
     trained,
 )
-from collapsar.report.page import SIDES, colour_bar, drawn, page, plane_views, score_map
+from collapsar.report.page import SIDES, colour_bar, drawn, drawn_by_class, page, plane_views, score_map
 from collapsar.report.plots import CURVES, Chart, curves_over_epochs, largest_score, legend_above
 from collapsar.report.record import checked, defined, matrix, same_counts
 from collapsar.report.solution_page import solution_view
@@ -138,9 +138,13 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         ),
         "price": here,
         "gradual": gradual(data["prediction"]),
-        "sizes_svg": drawn(lambda ax: class_sizes(part, ax), wide, f"{ident}-sizes", sizes),
-        "lengths_svg": drawn(lambda ax: class_lengths(part, ax), wide, f"{ident}-lengths", lengths),
-        "recalls_svg": drawn(lambda ax: class_recalls(part, ax), wide, f"{ident}-recalls", recalls),
+        "sizes_svg": drawn_by_class(lambda ax: class_sizes(part, ax), wide, f"{ident}-sizes", sizes, len(shown)),
+        "lengths_svg": drawn_by_class(
+            lambda ax: class_lengths(part, ax), wide, f"{ident}-lengths", lengths, len(shown)
+        ),
+        "recalls_svg": drawn_by_class(
+            lambda ax: class_recalls(part, ax), wide, f"{ident}-recalls", recalls, len(shown)
+        ),
         "columns": _COLUMNS,
         "rows": [_class_row(row) for row in class_rows(part, data["class_names"])],
         "distances": _distances(data),
@@ -242,7 +246,9 @@ def readings_view(data: Record, name: str) -> Markup | None:
     if data["effective"] is None or not any(map(defined, data["effective"]["by_class"])):
         return None
     label = "The penalty implied by each class's predictions, beside the one implied by the norms."
-    return drawn(lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), name, label)
+    return drawn_by_class(
+        lambda ax: price_readings(data, ax), (PAGE_INCHES, 2.2), name, label, len(data["class_names"])
+    )
 
 
 def _distances(data: Record) -> list[tuple[str, ...]]:

@@ -28,15 +28,18 @@ from collapsar.core.sentences import listed
 from collapsar.core.types import Record
 from collapsar.report.class_marks import MARKS
 from collapsar.report.class_plane import class_means_plane, principal_plane
+from collapsar.report.plots import MOST_NAMES
 from collapsar.report.record import defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
-from collapsar.report.words import cluster_names, fixed_text, number_text, share_text, shortened
+from collapsar.report.words import cluster_names, fixed_text, number_text, share_text, shortened, told
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
 _MOST_CELLS = 40
 _CELL, _LONGEST_NAME = 10.0, 14
 _LETTER = 0.64  # width of a letter, of the size of its font
+# Inches of a picture for a phone: its least width, that of the numbers beside its axis, and that of a name.
+_SLIM, _AXIS, _PITCH = 2.9, 0.55, 0.08
 _INDEX = {"z": "Z", "w": "W", "h": "H"}  # matrices; the bias is a vector
 _FIGURE = re.compile(r"[−+≥≤≈]? ?\d(?!.*[^\W\d_]{4})|[–—]$")  # "0.1", "10 of 12", but not "10 separated"
 _LAMBDA = re.compile(r"\blambda_([wzhb])\b")
@@ -75,7 +78,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"state_styles": STATES, "mark_symbols": MARKS}
+    environment.globals |= {"state_styles": STATES, "mark_symbols": MARKS, "told": told}
     environment.filters |= {
         "number": number_text,
         "share": share_text,
@@ -151,7 +154,7 @@ def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
     marked = data.get("marked_names", data["class_names"])
     names, room = ([shortened(own[k], _LONGEST_NAME) for k in order] for own in (data.get("written", marked), marked))
     size, longest = _CELL * len(order), max(map(len, room))  # those of maps side by side, which have one margin
-    font = min(0.65 * _CELL, 0.05 * size + 1.5)
+    font = min(0.85 * _CELL, 0.05 * size + 1.5)
     groups = _groups(data, _CELL, font)
     margin = _LETTER * font * longest + 3
     upright, room_upright = (_LETTER * font * max(map(len, own)) > _CELL for own in (names, room))
@@ -241,6 +244,21 @@ def drawn(draw: Callable[[Axes], object], size: tuple[float, float], name: str, 
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
     return Markup(svg_string(figure, name, label, adaptive=True))
+
+
+def drawn_by_class(
+    draw: Callable[[Axes], object], size: tuple[float, float], name: str, label: str, num_classes: int
+) -> Markup:
+    """As ``drawn``, of axes with a place and a name for each class; where names are small on a phone, again for it.
+
+    A page shows one of the two: a picture of 30 classes that is shrunk to a phone's width has names of 6 pixels.
+    """
+    wide = drawn(draw, size, name, label)
+    width = max(_SLIM, _AXIS + _PITCH * num_classes)
+    if not (MOST_NAMES < num_classes <= 2 * MOST_NAMES and width < 0.95 * size[0]):
+        return wide
+    slim = drawn(draw, (width, size[1]), f"{name}-slim", label)
+    return Markup('<div class="broad">{}</div><div class="slim">{}</div>').format(wide, slim)
 
 
 # --- class means, or other vectors, in their planes

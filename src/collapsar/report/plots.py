@@ -35,7 +35,7 @@ from collapsar.report.record import checked_demo, cluster_of_classes, defined, m
 from collapsar.report.style import COLOURS, DIVERGING, STATES, diverging_norm, styled
 from collapsar.report.words import data_words, number_text, outcome, power_text, sentence, share_text, shortened
 
-_MOST_NAMES = 20  # class names beside an axis; more must be small, twice as many would overlap at column width
+MOST_NAMES = 20  # class names beside an axis; more must be small, twice as many would overlap at column width
 _LONGEST_NAME = 12
 VANISHED_REMARK = "vanished classes:\nnoise over noise"
 
@@ -87,7 +87,7 @@ CURVES = (
 def name_classes(ax: Axes, names: Sequence[str], order: str = "class") -> None:
     """Class names below an axis with a place per class; for very many only what their ``order`` is."""
     ax.set_xlim(-0.7, len(names) - 0.3)
-    if len(names) <= 2 * _MOST_NAMES:
+    if len(names) <= 2 * MOST_NAMES:
         _class_ticks(ax, names)
     else:
         ax.set_xlabel(order)
@@ -96,7 +96,7 @@ def name_classes(ax: Axes, names: Sequence[str], order: str = "class") -> None:
 def _class_ticks(ax: Axes, names: Sequence[str]) -> list[str]:
     """The names below the axis, shortened, upright where they are long."""
     shown = [shortened(name, _LONGEST_NAME) for name in names]
-    if len(names) > _MOST_NAMES:
+    if len(names) > MOST_NAMES:
         ax.tick_params(axis="x", labelsize="x-small")
     ax.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 2 else 0, parse_math=False)
     return shown
@@ -177,11 +177,11 @@ def heatmap(
     ax.spines[:].set_visible(True)
     ax.tick_params(length=0)
     ax.set_title(title, parse_math=False)
-    if class_names is None or num_classes > 2 * _MOST_NAMES:
+    if class_names is None or num_classes > 2 * MOST_NAMES:
         ax.set_xticks([])
         ax.set_yticks([])
     else:
-        if num_classes > _MOST_NAMES:
+        if num_classes > MOST_NAMES:
             ax.tick_params(axis="y", labelsize="x-small")
         ax.set_yticks(range(num_classes), _class_ticks(ax, [class_names[k] for k in order]), parse_math=False)
     return HeatmapArtists(image, lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from collapsar.core.types import Record
 from collapsar.report.record import defined
@@ -41,6 +42,19 @@ def number_text(value: float | str | None, digits: int = 3) -> str:
 def fixed_text(value: float | None) -> str:
     """A number of order one to three decimals: what is smaller is noise."""
     return f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT
+
+
+def told(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    """A table without the columns that say of no row anything; the first stays, and rows may be short.
+
+    Example:
+        >>> told(("class", "samples", "penalty"), [("cat", "9", "–"), ("dog", "5", "–")])
+        (['class', 'samples'], [['cat', '9'], ['dog', '5']])
+    """
+    kept = [
+        i for i in range(len(columns)) if i == 0 or not rows or any(len(row) > i and row[i] != ABSENT for row in rows)
+    ]
+    return [columns[i] for i in kept], [[row[i] for i in kept if i < len(row)] for row in rows]
 
 
 def power_text(value: float) -> str:
