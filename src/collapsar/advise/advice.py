@@ -259,12 +259,10 @@ def advise(
     verdict = _verdict(now, margin)
     settings: dict[str, Treatment | None] = {}
     if verdict != "separated":
-        near = None
         for name in chosen:
             family = FAMILIES[name]
             like = settings.get(family.like) if family.like is not None else None
-            found = settings[name] = least_treatment(family, problem, margin, near=near, like=like)
-            near = near if found is None else found.target
+            settings[name] = least_treatment(family, problem, margin, like=like)
     found = [_suggestion(t, present, margin) for t in settings.values() if t is not None]
     found.sort(key=lambda s: (not s.verified, s.price.rank))
     return Advice(

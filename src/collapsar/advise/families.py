@@ -91,7 +91,6 @@ def least_treatment(
     problem: Problem,
     margin: float,
     slack: float = SLACK,
-    near: Solution | None = None,
     like: Treatment | None = None,
 ) -> Treatment | None:
     """The least level at which no class is lost at ``(1 + margin)`` times the penalty; None: none does.
@@ -102,7 +101,6 @@ def least_treatment(
         margin: >= 0.
         slack: how much further to go, relative to lambda_z; 0 finds the threshold itself, where nothing can be
             certified.
-        near: the optimum of a problem like it, to start from.
         like: the least treatment of the family ``family.like``, which at the same level is the same program.
 
     Returns:
@@ -125,9 +123,9 @@ def least_treatment(
                 return None if guess is None else family.at(problem, guess)
             low = guess / FINE**0.9  # by the closed form not enough: if the optimum confirms the guess, it is the least
     else:
-        guess, near = ceil(like.level / FINE), like.target
+        guess = ceil(like.level / FINE)
         low = max(low, guess - 1.0)
-    looks = _Looks(family, problem, margin, near)
+    looks = _Looks(family, problem, margin)
     level = least_level(looks.clear, (low, family.highest(problem)), guess, FINE, whole=family.whole)
     if level is not None and level != looks.level:
         looks.clear(level)
