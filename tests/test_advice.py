@@ -762,3 +762,15 @@ def test_records_without_a_share_of_the_prior_are_read_as_before() -> None:
     for found in (record, *record["suggestions"]):
         del found["prior_share"]
     assert "Subtract" not in prior_words(record)
+
+
+def test_what_the_loss_has_taken_of_the_prior_is_not_subtracted_again() -> None:
+    """A twentieth of the prior in the offsets leaves the rest; as much as all of it leaves nothing."""
+    prior = np.log(STEP.class_counts)
+    plain, some, whole = (
+        prior_words(advise(STEP.replace(loss=cs.Loss(offsets=s * prior)), families=["scales"]).to_dict())
+        for s in (0.0, 0.05, 1.0)
+    )
+    assert "share of the loss from the logits" in plain
+    assert "share of the loss, less the loss's own offset, from the logits" in some
+    assert whole == ""

@@ -168,6 +168,14 @@ def test_a_run_behind_a_batch_norm_needs_room() -> None:
     assert (rare.verdict, "a batch has 0.15 samples of the smallest" in rare.reason) == ("unknown", True)
 
 
+@pytest.mark.parametrize(("weight_decay", "verdict"), [(1.0, "safe"), (1.2, "unknown"), (2.2, "merge")])
+def test_a_run_needs_more_room_where_the_optimum_merges_before_it_outvotes(weight_decay: float, verdict: str) -> None:
+    """Digits, logit adjustment: at 1.0 three of three runs kept all classes, at 1.2 one lost one (docs/advise.md)."""
+    loss = Loss(offsets=np.log(np.repeat([100.0, 20.0], 5)))
+    a = advise_standard("100x5,20x5", Recipe("sgd", weight_decay, 0.1, 4000, 64, "layernorm", 32, loss=loss))
+    assert (a.verdict, a.outvoted) == (verdict, ())
+
+
 def test_sizes_that_are_joined_are_said() -> None:
     recipe = Recipe("sgd", 0.02, 0.1, 10000, 256, "layernorm", 128)
     told = advise_standard("exp:20000:50:70", recipe).reason
@@ -180,7 +188,7 @@ def test_sizes_that_are_joined_are_said() -> None:
     [
         (20, 3.0, "safe", "cannot be forecast at this decay"),  # a run rests at rows of .02, all classes kept
         (20, 15.0, "safe", "given its own samples"),  # a run keeps all classes
-        (20, 20.0, "unknown", "not at 1.4 times this decay"),
+        (20, 20.0, "unknown", "not at 1.4 to 2 times this decay"),
         (20, 25.0, "outvoted", "those of 20 samples"),  # a run loses the five small classes
         (5, 20.0, "outvoted", "those of 5 samples"),  # likewise
     ],

@@ -26,7 +26,8 @@ COUNTS = np.array([40, 40, 8, 8])
 def diagonal(b=(0.0, 0.0, 0.0, 0.0), scale=3.0, known: KnownTraining | None = None) -> Diagnosis:
     """Four classes, each with a direction of its own, and a bias."""
     X, y = samples(COUNTS, scale * np.eye(4, 8), noise=1e-3)
-    return diagnose_measurement(measure(X, y, scale * np.eye(4, 8), np.array(b)), known)
+    loss = cs.Loss() if known is None else known.loss
+    return diagnose_measurement(measure(X, y, scale * np.eye(4, 8), np.array(b), loss=loss), known)
 
 
 @pytest.mark.parametrize("known", [None, KnownTraining(lambda_w=5e-4, lambda_b=5e-4)])
@@ -70,6 +71,36 @@ def test_a_correction_that_loses_other_classes_is_not_advised(scale, bias, words
     right = {t: np.argmax(Z - t * np.log(COUNTS)[:, None], axis=0) == np.arange(4) for t in (0.0, 0.5, 0.75, 1.0)}
     assert right[0.0].tolist() == [True, True, False, False]
     assert [bool(right[t].all()) for t in (0.5, 0.75, 1.0)] == 2 * ["0.75" in words] + [False]
+
+
+@pytest.mark.parametrize("loss", [cs.Loss(offsets=np.log(COUNTS)), cs.Loss(class_weights=1 / COUNTS)])
+def test_a_prior_that_the_loss_has_taken_out_is_not_taken_out_again(loss):
+    d = diagonal((10.0, 0.0, 0.0, 0.0), known=KnownTraining(loss=loss))
+    assert d.lost == (1, 2, 3)
+    text = " ".join(d.words)
+    assert "No prior is left to take out of the scores, the loss has done it" in text
+    assert "log(n_k/N)" not in text
+    assert "logit adjustment" not in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (
+            cs.Loss(offsets=0.25 * np.log(COUNTS)),
+            "[log(n_k/N) - offset_k] from the scores after training, or train with ",
+        ),
+        (
+            cs.Loss(class_weights=COUNTS**-0.25),
+            "log(w_k n_k / sum(w n)) from the scores after training, or train with ",
+        ),
+    ],
+)
+def test_what_is_subtracted_is_what_the_loss_has_left_of_the_prior(loss, what):
+    """Three quarters are left, and cure it, as above; all of log(n_k/N) would lose class 1."""
+    d = diagonal((1.5, 0.4, 0, 0), 1.2**0.5, KnownTraining(loss=loss))
+    assert d.lost == (2, 3)
+    assert f"subtract {what}" in d.words[0]
 
 
 def test_merged_classes_that_the_prior_alone_hides_are_told_so():

@@ -36,9 +36,10 @@ _LEVEL = 1e-6  # nats, by which scores of merged classes may differ
 _ROUNDS, _FORECAST_SIZES = 80, 32  # optima of a forecast, and different sizes of classes in each
 _AGREED = 1e-4  # relative: rows and optimum agree far better than either agrees with a run
 # What holds at this multiple of the decay held for runs. Rows of AdamW at rest were up to a third above the forecast
-# (docs/optimizers.md). SGD lost classes from .9 of the decay on at which the optimum does; behind a batch norm, whose
-# statistics are those of a batch, from .3 on, and sooner below half a sample of a class per batch (docs/advise.md).
-_OFF, _NEAR, _OF_BATCHES, _SEEN = 1.4, 1.25, 4.0, 0.5
+# (docs/optimizers.md). SGD lost classes from .9 of the decay on at which the optimum outvotes them, and from .6 of the
+# one at which it merges them; behind a batch norm, whose statistics are those of a batch, from .3 on, and sooner below
+# half a sample of a class per batch (docs/advise.md).
+_OFF, _NEAR, _MERGING, _OF_BATCHES, _SEEN = 1.4, 1.25, 2.0, 4.0, 0.5
 _FLAT = 0.01  # nats: a prior that the loss has taken out
 _PRICES, _HALVINGS = (1e-5, 10.0), 10  # of lambda_w / norm^2 between which classes begin to be lost
 
@@ -236,7 +237,8 @@ def _kept(few: NDArray[np.int64], recipe: Recipe, answer: _Answer, when: str) ->
     off = (
         "were that far off a forecast" if recipe.optimizer == "adamw" else "lost classes that near to where it does not"
     )
-    reason, largest = f"{keeps}; but not at {room:g} times this decay, and runs {off}", _largest_decay(few, recipe)
+    multiple = f"{room:g}" if room >= _MERGING else f"{room:g} to {_MERGING:g}"
+    reason, largest = f"{keeps}; but not at {multiple} times this decay, and runs {off}", _largest_decay(few, recipe)
     lower = "take the head out of the weight decay"
     if largest is not None:
         lower = f"lower the head's weight decay to {largest:.2g}"
@@ -303,12 +305,19 @@ def _seldom(n: NDArray[np.int64], recipe: Recipe) -> bool:
 
 
 def _is_safe(few: NDArray[np.int64], recipe: Recipe) -> bool:
-    """Whether runs keep all classes: the rest at ``_room`` times this decay does."""
-    decay = _room(recipe) * recipe.weight_decay
-    found = _optimum(few, replace(recipe, weight_decay=decay))
+    """Whether runs keep all classes: the rests at the multiples of this decay that were measured do."""
+
+    def at(factor: float) -> Forecast:
+        return _optimum(few, replace(recipe, weight_decay=factor * recipe.weight_decay))
+
+    room = _room(recipe)
+    found = at(room)
     if not found.settled:
-        return decay < _least_harmful(few, recipe)
-    return not _loses(found.solution)
+        return room * recipe.weight_decay < _least_harmful(few, recipe)
+    if _loses(found.solution):
+        return False
+    further = None if room >= _MERGING else at(_MERGING)
+    return further is None or not (further.settled and _alike(further.solution))
 
 
 def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:

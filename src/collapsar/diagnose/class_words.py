@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from collapsar.advise.outlook import left_prior
 from collapsar.core.sentences import percent
 from collapsar.core.types import Mask
 from collapsar.metrics.evidence import LostClass
@@ -24,6 +25,8 @@ _SHARES, _TIE = (1.0, 0.75, 0.5, 0.25), 1e-6
 _CLASSES = 256
 # A difference of biases, in nats, that no class frequencies explain: a factor of a million.
 _SHUT = 14.0
+# Nats between the largest and the smallest log prior that count as none.
+_FLAT = 0.01
 
 
 def headline(d: Diagnosis) -> str:
@@ -150,30 +153,39 @@ def lost(d: Diagnosis) -> Iterator[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Correction:
-    """A share of log(n_k/N) taken out of the scores.
+    """A share of the prior that the loss has left taken out of the scores.
 
     Attributes:
+        prior: it, in words: log(n_k/N) of the plain loss.
         share: how much of it.
         right: classes whose mean prediction then scores their own class highest, shape (K,).
         loses: classes that this takes away, ascending: right as they are, and not then.
     """
 
+    prior: str
     share: float
     right: Mask
     loses: tuple[int, ...]
 
     @property
     def text(self) -> str:
-        return "log(n_k/N)" if self.share == 1 else f"{self.share:g} log(n_k/N)"
+        return self.prior if self.share == 1 else f"{self.share:g} {self.prior}"
 
 
 def _corrections(d: Diagnosis) -> tuple[_Correction, ...]:
-    """What each share of the prior's correction does; of many classes only to the lost that are named."""
-    m = d.measurement
+    """What each share of the prior's correction does; of many classes only to the lost that are named.
+
+    None where the loss has taken the prior out already, by offsets or class weights.
+    """
+    m, loss = d.measurement, d.known.loss
+    absent, prior = m.class_counts == 0, left_prior(np.maximum(m.class_counts, 1), loss)[:, None]
+    if not loss.is_plain and np.ptp(prior[~absent]) < _FLAT:
+        return ()
+    name = "log(n_k/N)" if loss.class_weights is None else "log(w_k n_k / sum(w n))"
+    name = name if loss.offsets is None else f"[{name} - offset_k]"
     classes = np.arange(m.num_classes) if m.small else np.array([c.index for c in d.standings.lost[:_MOST_LISTED]])
     shares = (0.0, *_SHARES)
     right = np.zeros((len(shares), m.num_classes), dtype=bool)
-    absent, prior = m.class_counts == 0, np.log(np.maximum(m.class_counts, 1))[:, None]
     for part in np.array_split(classes, -(-len(classes) // _CLASSES)):
         scores, place = m.predictions.columns(part) + m.b[:, None], np.arange(len(part))
         for found, share in zip(right, shares, strict=True):
@@ -183,7 +195,7 @@ def _corrections(d: Diagnosis) -> tuple[_Correction, ...]:
             x[part, place] = -np.inf
             found[part] = own > x.max(axis=0) + _TIE
     return tuple(
-        _Correction(share, found, tuple(np.flatnonzero(right[0] & ~found).tolist()))
+        _Correction(name, share, found, tuple(np.flatnonzero(right[0] & ~found).tolist()))
         for share, found in zip(_SHARES, right[1:], strict=True)
     )
 
@@ -207,15 +219,18 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
     m, k, room = d.measurement, c.index, "it needs more room, by weaker penalties or class weights, or more samples."
     if int(np.argmax(m.evidence.columns(k))) == k and m.b[k] < m.b[c.rival] - _SHUT:
         return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[k]:.3g} nats below the rival's; set it anew."
+    if not corrections:
+        return f"No prior is left to take out of the scores, the loss has done it: {room}"
     whole = corrections[0]
     best = next((found for found in corrections if found.right[k] and not found.loses), None)
     if best is None and whole.right[k]:
-        return f"Subtracting log(n_k/N) from the scores gives it back and loses {d.named(whole.loses)}: {room}"
+        return f"Subtracting {whole.text} from the scores gives it back and loses {d.named(whole.loses)}: {room}"
     if best is None:
-        return f"Subtracting log(n_k/N) from the scores is not enough to give it back: {room}"
+        return f"Subtracting {whole.text} from the scores is not enough to give it back: {room}"
     there = f"The evidence is there, the prior outvotes it: subtract {best.text} from the scores after training"
     if best is whole:
-        return f"{there}, or train with those offsets (logit adjustment)."
+        how = "with those offsets (logit adjustment)" if d.known.loss.offsets is None else "with offsets larger by it"
+        return f"{there}, or train {how}."
     return f"{there}; all of it would lose {d.named(sorted({*whole.loses, *([] if whole.right[k] else [k])}))}."
 
 

@@ -237,8 +237,8 @@ def prior_words(record: Record) -> str:
         return ""
     text = (
         "Small classes will still lose against larger ones at equal evidence. If all classes matter equally, subtract "
-        "the log of each class's share of the loss from the logits (collapsar.training.prior_correction), then fit a "
-        "temperature: free."
+        f"the log of each class's share of the loss{_less_offsets(record)} from the logits "
+        "(collapsar.training.prior_correction), then fit a temperature: free."
     )
     ranks: dict[float, list[int]] = {}
     for rank, share in enumerate(shares, 1):
@@ -252,6 +252,11 @@ def prior_words(record: Record) -> str:
         if share < 1
     )
     return f"{text} Subtract {less}: all of it would cost large classes more than the small ones gain."
+
+
+def _less_offsets(record: Record) -> str:
+    offsets = record["problem"].get("loss", {}).get("offsets")
+    return ", less the loss's own offset," if offsets is not None and any(offsets) else ""
 
 
 def _prior_share(found: Record) -> float:
