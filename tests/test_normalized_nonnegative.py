@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,19 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
 
 import collapsar as cs
-from collapsar.solver.nonnegative_spheres import _descended, _tightened, _widened, ridge
+from collapsar.solver.nonnegative_spheres import (
+    _continued,
+    _descended,
+    _tightened,
+    _widened,
+    fewest,
+    held_equal,
+    minimise_nonnegative_spheres,
+    ridge,
+)
 from collapsar.solver.normalized_certificate import certify_nonnegative, normalized_quotient
 from collapsar.solver.shared_directions import missing_directions
+from collapsar.solver.solve import Settings
 from collapsar.solver.symmetry import quotient
 
 Vector = NDArray[np.float64]
@@ -198,3 +209,46 @@ def test_a_point_that_lacks_directions_says_so_where_its_bound_comes_from_the_re
     wider = _widened(n, x)
     assert wider is not None
     assert certify_nonnegative(n, _descended(n, wider, 1e-9)).primal < before.primal
+
+
+def test_an_optimum_continued_from_a_near_price_is_the_one_found_from_nothing() -> None:
+    p, how = nonnegative("1000x2,200x2,20x2", lambda_b=0.02), Settings(1e-9, 300, None, throw=False)
+    n = normalized_quotient(p, quotient(p))
+    for price, other in ((5.0, 2.5), (0.5, 0.4), (0.014, 0.013)):
+        there, here = replace(n, price=price), replace(n, price=other)
+        near = fewest(there, minimise_nonnegative_spheres(there, how)[0])
+        found = _continued(here, near)
+        assert found is not None
+        x, certificate = found
+        assert certificate.relative_gap <= 1e-12
+        np.testing.assert_allclose(x.y, minimise_nonnegative_spheres(here, how)[0].y, rtol=1e-9)
+        again = minimise_nonnegative_spheres(here, how, near)
+        assert again[3] == 1  # step
+
+
+def test_where_a_direction_is_missing_the_near_optimum_is_left() -> None:
+    p, how = nonnegative("100x5,20x5,5x5", lambda_b=0.01), Settings(1e-9, 300, None, throw=False)
+    n = normalized_quotient(p, quotient(p))
+    merged, apart = replace(n, price=0.12), replace(n, price=0.06)
+    near = minimise_nonnegative_spheres(merged, how)[0]
+    assert _continued(apart, near) is None
+    cold, warm = (minimise_nonnegative_spheres(apart, how, start) for start in (None, near))
+    np.testing.assert_allclose(warm[0].y, cold[0].y, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("price", "j"), [(0.017, 2), (0.0224, 2), (0.0047, 3), (0.125, 1)])
+def test_the_optimum_with_equal_features_in_a_cluster(price: float, j: int) -> None:
+    """From nothing and from a near price; the relaxation's witness proves it in half of these."""
+    p = nonnegative("500x3,100x3,30x3,8x3")
+    n = normalized_quotient(p, quotient(p))
+    here, there = replace(n, price=price), replace(n, price=1.03 * price)
+    cold, warm = held_equal(here, j), held_equal(here, j, fewest(there, held_equal(there, j)))
+    np.testing.assert_allclose(warm.y, cold.y, rtol=1e-8)
+    assert missing_directions(here.lagrangian(cold.y), cold.witness.S, j) is None
+    assert cold.atoms.own[:, j].max() == 0
+
+
+def test_progress_is_told_of_an_optimum_found_at_once() -> None:
+    told: list[cs.Certificate] = []
+    s = cs.solve(nonnegative(), progress=lambda _, certificate: told.append(certificate))
+    assert told == [s.certificate]

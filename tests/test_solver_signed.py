@@ -408,3 +408,10 @@ def test_products_stop_where_little_is_left_to_gain(seed, enough):
     left = gain + step.slope + 0.5 * step.curvature
     assert 0 < left <= enough * gain
     assert 4 < len(seen) < 300  # to the residual it would be the 500 allowed
+
+
+def test_a_step_beyond_all_numbers_is_no_error():
+    h, g = np.array([1e-30, 1e-40]), np.full(2, 1e120)  # its length, squared, is not representable
+    with np.errstate(over="ignore", invalid="ignore"):
+        step = truncated_newton(lambda v: h * v, lambda v: v, g, radius=np.inf, forcing=1e-12)
+    assert not np.isfinite(step.v).all()

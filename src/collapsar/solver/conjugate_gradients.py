@@ -66,14 +66,14 @@ def truncated_newton(
         Hp = apply(p)
         curvature = float(p @ Hp)
         if indefinite and curvature < -_FLAT * pp:
-            a = (-vp + np.sqrt(vp**2 + pp * max(radius * radius - vv, 0.0))) / pp
+            a = (-vp + np.sqrt(vp * vp + pp * max(radius * radius - vv, 0.0))) / pp
             v, Hv, vv = v + a * p, Hv + a * Hp, radius * radius
             break
         if not curvature > 0:  # flat to rounding: nothing to gain along p
             break
         a = rz / curvature
         if vv + 2 * a * vp + a * a * pp >= radius * radius:
-            a = (-vp + np.sqrt(vp**2 + pp * max(radius * radius - vv, 0.0))) / pp
+            a = (-vp + np.sqrt(vp * vp + pp * max(radius * radius - vv, 0.0))) / pp
             v, Hv, vv = v + a * p, Hv + a * Hp, radius * radius
             break
         v, Hv, r = v + a * p, Hv + a * Hp, r - a * Hp

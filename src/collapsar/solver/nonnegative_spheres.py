@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsar.solver.atoms import Atoms, combined, own_directions
+from collapsar.solver.atoms import Atoms, combined, own_directions, with_overlaps
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, balance_bias
 from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.factored import descend, newton
@@ -43,26 +43,35 @@ _ROUNDS = 8  # of descent, Newton's method and the bound: one or two are usual
 _RIDGE_STEPS = 100  # a dozen are usual
 _SETTLED = 1e-20  # relative decrement of Newton's method beyond which is rounding
 _SHORTEST = 1e-8  # of its steps
+_CLOSED = 1e-12  # relative gap of a point continued from a near price, and
+_AT_REST = 1e-10  # how far its head may be from what its features ask for, relative: Newton's method has ended
 
 
 def minimise_nonnegative_spheres(
-    n: NormalizedQuotient, how: Settings
+    n: NormalizedQuotient, how: Settings, near: NonnegativeSpheres | None = None
 ) -> tuple[NonnegativeSpheres, Certificate, Status, int]:
     """The optimum, whether classes share directions or not, with its certificate, status and number of steps.
 
     Args:
         n: the program.
         how: tol, max_steps, progress.
+        near: the optimum at a price nearby, whose directions are tried before descent looks for them.
 
     Returns:
         The best point. Its status is ``SHARED_DIRECTIONS`` where the gap stays open: the relaxation behind the bound is
         not tight there, or float64 leaves no more.
     """
-    x, step = ridge(n)
-    best, certificate = x, certify_nonnegative(n, x)
+    found = None if near is None else _continued(n, near)
+    if found is None:
+        x, step = ridge(n)
+        best, certificate = x, certify_nonnegative(n, x)
+    else:
+        (best, certificate), step = found, 1
     if certificate.relative_gap <= how.tol:
-        return x, certificate, Status.OPTIMAL, step
-    x = _leaning(n, x)
+        if how.progress is not None:
+            how.progress(step, certificate)
+        return best, certificate, Status.OPTIMAL, step
+    x = _leaning(n, best)
     for round_ in range(min(_ROUNDS, how.max_steps)):
         step += 1
         x = _descended(n, x, how.tol)
@@ -110,15 +119,56 @@ def _widened(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres
     return None if missing is None else _unit(n, with_directions(q, _priced(n, x), missing), x)
 
 
-def held_equal(n: NormalizedQuotient, j: int) -> NonnegativeSpheres:
-    """The optimum with the features of cluster j's classes equal."""
-    x = _leaning(n, ridge(n)[0])
-    own, within = x.atoms.own.copy(), x.atoms.within.copy()
-    own[:, j] = within[:, j] = 0.0
-    x = _unit(n, _priced(n, replace(x, atoms=Atoms(x.atoms.between, within, own, x.atoms.mean - own))), x)
+def held_equal(n: NormalizedQuotient, j: int, near: NonnegativeSpheres | None = None) -> NonnegativeSpheres:
+    """The optimum with the features of cluster j's classes equal; ``near``: one at a price nearby, to start from."""
+    found = None if near is None else _continued(n, _with_equal(n, near, j), j)
+    if found is not None:
+        return found[0]
+    x = _with_equal(n, _leaning(n, ridge(n)[0]), j)
     for _ in range(2):  # from the multipliers of a ridge regression, and from its own
         x = _descended(n, x, 0.0, held=j)
     return x
+
+
+def _with_equal(n: NormalizedQuotient, x: NonnegativeSpheres, j: int) -> NonnegativeSpheres:
+    """The point with the features of cluster j's classes at their mean."""
+    own, within = x.atoms.own.copy(), x.atoms.within.copy()
+    own[:, j] = within[:, j] = 0.0
+    return _unit(n, _priced(n, replace(x, atoms=Atoms(x.atoms.between, within, own, x.atoms.mean - own))), x)
+
+
+def _continued(
+    n: NormalizedQuotient, near: NonnegativeSpheres, held: int | None = None
+) -> tuple[NonnegativeSpheres, Certificate] | None:
+    """The optimum by Newton's method from that at a near price; None where that needs other directions.
+
+    Among equal features of a cluster, for which no better witness is looked for, it is enough that none is missing.
+    """
+    x = nonnegative_point(n, near.atoms, near.b)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # where the way is lost the best point is kept
+        atoms, b = newton(n.lagrangian(x.y), _priced(n, x), x.b, n.q.sizes * x.y / n.price, held)
+    x = nonnegative_point(n, _unit(n, combined(n.q, atoms), x).atoms, b)
+    asked = _asked(n, x, x.atoms.own, x.atoms.common)
+    if not float(np.max(np.abs(x.atoms.between - asked.between))) <= _AT_REST * float(np.max(np.abs(asked.between))):
+        return None
+    certificate = certify_nonnegative(n, x, held)
+    if certificate.relative_gap <= _CLOSED:
+        return x, certificate
+    closed = held is not None and missing_directions(n.lagrangian(x.y), x.witness.S, held) is None
+    return (x, certificate) if closed else None
+
+
+def fewest(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres:
+    """The optimum with no more directions than its overlaps need, where these are found: Newton's method then ends."""
+    C, gamma = x.atoms.gram()
+    features = with_overlaps(n.q, C - np.diag(gamma), gamma)
+    return x if features is None else replace(x, atoms=_asked(n, x, *features))
+
+
+def _asked(n: NormalizedQuotient, x: NonnegativeSpheres, own: Matrix, common: Matrix) -> Atoms:
+    """The head that features ask for at the softmax of a point, which at the optimum is its own."""
+    R = residual(n.q, predict(n.q, x.blocks(n.q))[0])
+    return Atoms((own + common) @ R.between.T / n.price, own * R.within / n.price, own, common).alive(n.q)
 
 
 def _leaning(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres:

@@ -66,7 +66,7 @@ class NormalizedResult(Result):
 
 
 def minimise_normalized(
-    problem: Problem, q: Quotient, first: Spheres | Blocks | None, how: Settings, plain: Solver
+    problem: Problem, q: Quotient, first: Spheres | NonnegativeSpheres | Blocks | None, how: Settings, plain: Solver
 ) -> NormalizedResult:
     """The optimum of a problem with normalised features, in units in which every row of W costs the same.
 
@@ -83,7 +83,8 @@ def minimise_normalized(
     start = first if isinstance(first, Spheres) else None
     if problem.features == "nonnegative":
         n = normalized_quotient(problem, q)
-        x, certificate, status, num_steps = minimise_nonnegative_spheres(n, how)
+        near = first if isinstance(first, NonnegativeSpheres) else None
+        x, certificate, status, num_steps = minimise_nonnegative_spheres(n, how, near)
         return NormalizedResult(x.blocks(n.q), certificate, num_steps, status, spheres=x, price=n.price)
     if own.lambda_gain is None:
         return _on_spheres(normalized_quotient(problem, q), start, how)

@@ -230,8 +230,8 @@ def nonnegative_point(n: NormalizedQuotient, atoms: Atoms, b: Vector) -> Nonnega
     )
 
 
-def certify_nonnegative(n: NormalizedQuotient, x: NonnegativeSpheres) -> Certificate:
-    """The objective of the factors, and what multipliers and witness prove."""
+def certify_nonnegative(n: NormalizedQuotient, x: NonnegativeSpheres, held: int | None = None) -> Certificate:
+    """The objective of the factors, and what multipliers and witness prove; ``held``: among equal features there."""
     q, N = n.q, x.witness
     weight = float(np.sum(x.atoms.norms(q)[0] ** 2))
     primal = predict(q, x.blocks(q))[1] + 0.5 * n.price * weight + q.bias_cost(x.b)
@@ -239,7 +239,8 @@ def certify_nonnegative(n: NormalizedQuotient, x: NonnegativeSpheres) -> Certifi
         return Certificate(primal, -np.inf)
     R = residual(n.lagrangian(x.y), N.S)
     gram = R.between.T @ R.between + N.between + np.diag((q.sizes - 1) * N.within)
-    top = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(R.within**2 - N.within)))
+    contrasts = np.where(np.arange(q.num_clusters) == held, 0.0, R.within**2 - N.within)
+    top = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(contrasts)))
     return Certificate(primal, _dual(n, N.S, residual(q, N.S), top * (1 + 1e-14) * float(q.sizes @ x.y), None))
 
 

@@ -12,6 +12,7 @@ from collapsar.core.normalization import Normalization, normalization_of
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Record, Vector
 from collapsar.solver.certificate import Certificate
+from collapsar.solver.nonnegative_spheres import fewest
 from collapsar.solver.normalized import NormalizedResult, Solver, minimise_normalized, shifted
 from collapsar.solver.normalized_certificate import (
     NonnegativeSpheres,
@@ -197,10 +198,12 @@ def normalized_solution(
     problem: Problem, q: Quotient, start: Solution | None, how: Settings, plain: Solver
 ) -> NormalizedSolution:
     """Solve a problem with normalised features; ``plain`` solves the program with a feature penalty."""
-    first: Spheres | Blocks | None = None
+    first: Spheres | NonnegativeSpheres | Blocks | None = None
     if isinstance(start, NormalizedSolution):
         x = start.spheres
-        first = start._plain.blocks if x is None else x if isinstance(x, Spheres) else None
+        first = start._plain.blocks if x is None else x
+        if isinstance(x, NonnegativeSpheres):
+            first = fewest(normalized_quotient(start.problem, start.quotient), x)
     result = minimise_normalized(problem, q, first, how, plain)
     return _solution(problem, q, result)
 

@@ -19,9 +19,14 @@ from collapsar.core.problem import Problem
 from collapsar.core.thresholds import Thresholds
 from collapsar.core.types import Vector
 from collapsar.solver.certificate import penalty
-from collapsar.solver.nonnegative_spheres import held_equal, minimise_nonnegative_spheres
+from collapsar.solver.nonnegative_spheres import fewest, held_equal, minimise_nonnegative_spheres
 from collapsar.solver.normalized import FEW, awake
-from collapsar.solver.normalized_certificate import normalized_quotient, row_scales, scaled_quotient
+from collapsar.solver.normalized_certificate import (
+    NonnegativeSpheres,
+    normalized_quotient,
+    row_scales,
+    scaled_quotient,
+)
 from collapsar.solver.solve import Settings, solve_quotient
 from collapsar.solver.spheres import (
     PATIENCE,
@@ -100,15 +105,18 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
     return (merge * own)[q.labels], float(complete)
 
 
+Start = Spheres | NonnegativeSpheres | None
+
+
 class _Held(NamedTuple):
     """An optimum at one price: the multipliers y, ||W||^2, and what the next one may start from."""
 
     y: Vector
     weight: float
-    start: Spheres | None
+    start: Start
 
 
-Branch = Callable[[NormalizedQuotient, "int | None", "Spheres | None", float], _Held]
+Branch = Callable[[NormalizedQuotient, "int | None", Start, float], _Held]
 
 
 def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, float, float]]:
@@ -121,7 +129,7 @@ def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, 
     q = n.q
     strength = q.temperatures * q.scales * (1 - q.smoothing) * q.share
 
-    def excess_at(log_c: float, j: int | None, start: Spheres | None, accuracy: float) -> tuple[Vector, _Held]:
+    def excess_at(log_c: float, j: int | None, start: Start, accuracy: float) -> tuple[Vector, _Held]:
         found = branch(replace(n, price=float(np.exp(log_c))), j, start, accuracy)
         return np.log(found.y / strength**2), found
 
@@ -131,7 +139,7 @@ def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, 
     rough = _BEYOND if n.has_bias else _FLAT
     at = excess_at(log_c, None, None, rough)[1]
     known: dict[int, list[tuple[float, float]]] = {}
-    starts: dict[int, Spheres | None] = {}
+    starts: dict[int, Start] = {}
     lows: dict[int, float] = {}
     for j in map(int, np.flatnonzero(q.sizes > 1)):  # a cluster that is apart at the strongest penalty never merges
         excess, found = excess_at(top, j, at.start, rough)
@@ -192,15 +200,16 @@ def _at_zero(points: list[tuple[float, float]]) -> float:
     return x[0]
 
 
-def _signed_branch(n: NormalizedQuotient, held: int | None, start: Spheres | None, accuracy: float) -> _Held:
-    p = _settled(n, held, start, accuracy)
+def _signed_branch(n: NormalizedQuotient, held: int | None, start: Start, accuracy: float) -> _Held:
+    p = _settled(n, held, start if isinstance(start, Spheres) else None, accuracy)
     return _Held(np.maximum(n.price * p.nu, np.finfo(np.float64).tiny), p.x.weight_norm(), p.x)
 
 
-def _nonnegative_branch(n: NormalizedQuotient, held: int | None, start: Spheres | None, accuracy: float) -> _Held:
-    del start, accuracy  # descent begins at own directions, and ends at rounding
-    x = minimise_nonnegative_spheres(n, _FREE)[0] if held is None else held_equal(n, held)
-    return _Held(x.y, float(np.sum(x.atoms.norms(n.q)[0] ** 2)), None)
+def _nonnegative_branch(n: NormalizedQuotient, held: int | None, start: Start, accuracy: float) -> _Held:
+    del accuracy  # Newton's method ends at rounding
+    near = start if isinstance(start, NonnegativeSpheres) else None
+    x = minimise_nonnegative_spheres(n, _FREE, near)[0] if held is None else held_equal(n, held, near)
+    return _Held(x.y, float(np.sum(x.atoms.norms(n.q)[0] ** 2)), fewest(n, x))
 
 
 def _settled(

@@ -36,7 +36,7 @@ def ascent(q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = _
     return own, common
 
 
-def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Matrix, Residual] | None:
+def missing_directions(q: Quotient, S: Columns, held: int | None = None) -> tuple[Matrix, Matrix, Residual] | None:
     """Directions that would pay, ||R h|| > lambda_Z, one a row in both of its parts, and the residual; None if none.
 
     At most J, the best first. The search begins at what all classes would share, at the smallest classes, at the pairs
@@ -46,6 +46,7 @@ def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Matrix, Residua
     Args:
         q: J clusters.
         S: the softmax at the point that lacks them; at the dual's own point, which is feasible, none would pay.
+        held: a cluster whose classes have equal features.
     """
     R, J, rng = residual(q, S), q.num_clusters, np.random.default_rng(0)
     mixed = rng.random((2, 2 * _STARTS, J))
@@ -54,6 +55,7 @@ def missing_directions(q: Quotient, S: Columns) -> tuple[Matrix, Matrix, Residua
     own, common = _best_pairs(q, R)
     own = np.vstack([np.zeros((1 + len(alone), J)), own, mixed[1] * (q.sizes > 1)])
     common = np.vstack([np.ones(J), alone, common, mixed[0]])
+    own[:, np.arange(J) == held] = 0.0  # and stays so
     own, common = ascent(q, R, own, common)
     image, inside = (own + common) @ R.between.T, own * R.within
     length = np.sqrt(np.sum(image**2, axis=1) + inside**2 @ (q.sizes - 1))
