@@ -396,6 +396,22 @@ def test_advice_on_adamw_says_what_the_clock_bounds() -> None:
     assert at_rest.advice.to_dict() == advise_standard([300, 60, 10], recipe).to_dict()
 
 
+def test_advice_before_training_does_not_caution_against_what_it_answers() -> None:
+    """That AdamW has not stepped yet, and where a diagnosis would read lambda_w, is no news to who asks before."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16, elementwise_affine=False), nn.Linear(16, 4))
+    groups = [{"params": model[0].parameters(), "weight_decay": 0.0}, {"params": model[2].weight, "weight_decay": 30.0}]
+    data = torch.utils.data.TensorDataset(torch.zeros(240, 8), torch.arange(4).repeat_interleave(60))
+    loader = torch.utils.data.DataLoader(data, batch_size=60, shuffle=True)
+    for steps in (1, 1000):
+        found = advise_training([60] * 4, model, torch_optim.AdamW(groups, lr=1e-3), Loop(data=loader, schedule=steps))
+        assert isinstance(found.advice, StandardAdvice)
+        assert found.cautions == ()
+    free = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4))
+    groups = [{"params": free[2].weight, "weight_decay": 0.8}, {"params": free[1].parameters(), "weight_decay": 0.0}]
+    kept = advise_training([60] * 4, free, torch_optim.SGD(groups, lr=0.1), Loop(schedule=1000))
+    assert any("LayerNorm feeds the head" in caution for caution in kept.cautions)
+
+
 def test_advice_on_a_norm_before_the_head_is_that_of_its_model() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16, elementwise_affine=False), nn.Linear(16, 4))
     groups = [{"params": model[0].parameters()}, {"params": model[2].weight, "weight_decay": 0.8}]

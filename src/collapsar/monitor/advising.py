@@ -126,9 +126,20 @@ def advise_training(
     if (recipe := _recipe(n, facts)) is not None:
         steps = () if facts.clock is not None else (_NO_STEPS if recipe.optimizer != "other" else _OWN_STEPS,)
         layers = (_BODY,) if facts.norm is not None and body(facts) == "decayed" else ()
+        cautions = tuple(str(warning) for warning in found if warning.kind not in _answered(recipe, facts))
         return TrainingAdvice(advise_standard(n, recipe), cautions + layers + steps)
     decay, layers = _one_decay(facts), layers_above_norm(model, head)
     return TrainingAdvice(advise_weight_decay(n, decay, layers=layers, margin=margin), ())
+
+
+def _answered(recipe: Recipe, facts: Facts) -> set[str]:
+    """The differences that the advice on standard training is itself about."""
+    kinds = {"decay-clock"}
+    if recipe.optimizer == "adamw":
+        kinds.add("decoupled-decay")
+    if facts.norm is not None and not facts.norm.free_gain:  # of a free gain the caution says what follows
+        kinds.add("normalised-features")
+    return kinds
 
 
 def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
