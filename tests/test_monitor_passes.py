@@ -15,6 +15,7 @@ import torch
 import transformers
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -360,3 +361,91 @@ def test_a_loss_added_up_over_accumulated_batches_divides_the_penalty(
     assert known is not None
     assert known.lambda_w == pytest.approx(0.03 / times)
     assert any(f"{times} times the mean" in caution for caution in known.cautions) is (times > 1)
+
+
+def focal(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    p = z.softmax(1).gather(1, y[:, None])
+    return -((1 - p) ** 2 * p.log()).mean()
+
+
+def one_against_all(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(z, F.one_hot(y, K).float())
+
+
+def half_of(z: torch.Tensor, y: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(z, 0.6 * F.one_hot(y, K) + 0.4 * F.one_hot(other, K))
+
+
+# the loss, what the network gets of the samples and the monitor of the labels, and whether that is told
+LOSSES: dict[str, tuple[Any, Any, Any, bool]] = {
+    "plain": (F.cross_entropy, None, None, False),
+    "scaled, as by a GradScaler": (lambda z, y: 65536 * F.cross_entropy(z, y), None, None, False),
+    "smoothed": (lambda z, y: F.cross_entropy(z, y, label_smoothing=0.2), None, None, False),
+    "class weights": (lambda z, y: F.cross_entropy(z, y, torch.tensor([1.0, 1.0, 30.0])), None, None, False),
+    "logit adjustment": (lambda z, y: F.cross_entropy(z + torch.tensor([0.0, 1.0, -3.0]), y), None, None, False),
+    "focal": (focal, None, None, False),
+    "one against all": (one_against_all, None, None, False),
+    "mixup": (lambda z, y: half_of(z, y, y.roll(7)), lambda x: 0.6 * x + 0.4 * x.roll(7, 0), None, True),
+    "labels in another order": (F.cross_entropy, None, lambda y: y.roll(1), True),
+    "other labels": (F.cross_entropy, None, lambda y: (y + 1) % K, True),
+    "a teacher's": (lambda z, y: half_of(z, y, 2 - y), None, None, True),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_that_the_loss_does_not_pull_to_are_told(name: str, tmp_path: Any) -> None:
+    loss, shown, given, told = LOSSES[name]
+    model, said = network(), []
+    x = IMAGES + 1.5 * torch.randn(60, 8, generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    with CollapseMonitor(model, options=options(tmp_path, said)) as monitor:
+        for epoch in range(24):
+            for rows in torch.arange(60).split(30):
+                y = LABELS[rows] if given is None else given(LABELS[rows])
+                value = loss(model(x[rows] if shown is None else shown(x[rows])), LABELS[rows])
+                if epoch % 2:  # before the backward pass or after it
+                    monitor.step(y)
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                if not epoch % 2:
+                    monitor.step(y)
+            monitor.end_epoch()
+    assert any("to another class than the label that the monitor was given" in text for text in said) == told
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_two_classes_of_one_output_are_pulled_to_their_labels(smoothing: float, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model, said, x, y = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)), [], OTHERS, LABELS.clamp_max(1)
+    x = x + 1.5 * torch.randn(60, 8, generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with CollapseMonitor(model, options=options(tmp_path, said)) as monitor:
+        for epoch in range(40):
+            z, target = model(x)[:, 0], (1 - smoothing) * y + smoothing / 2
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(z, target.float()).backward()
+            optimizer.step()
+            monitor.step(y if epoch < 35 else 1 - y)
+            monitor.end_epoch()
+            assert any("to another class than the label" in text for text in said) == (epoch >= 35)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [(F.cross_entropy, True), (lambda p, y: F.nll_loss(p.clamp_min(1e-12).log(), y), False)],
+    ids=["a second softmax", "the logarithm"],
+)
+def test_a_softmax_before_a_loss_that_applies_one_is_told(loss: Any, told: bool, tmp_path: Any) -> None:
+    model, said = nn.Sequential(*network(), nn.Softmax(dim=1)), []
+    x = IMAGES + 1.5 * torch.randn(60, 8, generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with CollapseMonitor(model, options=options(tmp_path, said)) as monitor:
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss(model(x), LABELS).backward()
+            optimizer.step()
+            monitor.step(LABELS)
+            monitor.end_epoch()
+    assert any("The model gives probabilities" in text for text in said) == told
+    assert not any("to another class" in text for text in said)

@@ -118,7 +118,7 @@ def model_logits(given: Any, output: Any) -> Tensor | None:
         return None
     shape = flat_rows(own).shape
     shapes = (shape, shape[:1]) if shape[1] == 1 else (shape,)
-    fitting = [part for part in _tensors(given) if flat_rows(part).shape in shapes]
+    fitting = [part for part in tensors_in(given) if flat_rows(part).shape in shapes]
     nameless = fitting if isinstance(given, tuple | list) else ()
     same = (part for part in nameless if part.data_ptr() == own.data_ptr())
     found = next(same, fitting[0] if fitting else own)
@@ -172,10 +172,10 @@ def refuse_untold(model: nn.Module, name: str, outputs: int, scores: int | None)
 
 def own_logits(output: Any) -> Tensor | None:
     """The first tensor in what a head returned that may be logits, (B, K) or (B, K, 1, 1), as a detached view."""
-    return next((part.detach() for part in _tensors(output) if flat_rows(part).ndim == 2), None)
+    return next((part.detach() for part in tensors_in(output) if flat_rows(part).ndim == 2), None)
 
 
-def _tensors(given: Any) -> Iterator[Tensor]:
+def tensors_in(given: Any) -> Iterator[Tensor]:
     """The tensors in what a module returned that may be logits, the likeliest first; a column is a row of scores."""
     parts = [given, given.get("logits") if isinstance(given, Mapping) else getattr(given, "logits", None)]
     parts += given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple | list) else ()

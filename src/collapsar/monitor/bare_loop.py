@@ -34,18 +34,22 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from collapsar.core.json_lines import JsonLines
 from collapsar.core.known import KnownTraining
+from collapsar.core.sentences import percent
 from collapsar.core.types import Record
 from collapsar.metrics.head import linear_map, refuse_untold, unwrapped
 from collapsar.metrics.shared_rows import shared_rows
 from collapsar.monitor.differences import differences
 from collapsar.monitor.evaluation import MonitorRecord
-from collapsar.monitor.features import HeadTap
+from collapsar.monitor.features import HeadTap, Pulls
 from collapsar.monitor.head import head_sizes, is_told, told_head
 from collapsar.monitor.known import facts_of, training_of
 from collapsar.monitor.optimizers import Optimizers
 from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
 from collapsar.monitor.watch import MergeRule, MergeWatch
+
+# Labels that some noise has changed, or a loss that is no cross-entropy, pull fewer samples elsewhere.
+_MOST_PULLED = 0.1
 
 _logger = logging.getLogger("collapsar")
 
@@ -265,7 +269,7 @@ class CollapseMonitor:
                 self._add(self.options.forward(self.model, batch))
 
     def _add(self, labels: Any) -> None:
-        features, logits = self._tap.take(_length(labels))
+        features, logits = self._tap.take(labels)
         if not self._told:
             refuse_untold(self.model, self.head_name, logits.shape[1], self._tap.others)
         self._samples.add(features, logits, labels)
@@ -279,6 +283,7 @@ class CollapseMonitor:
 
     def _evaluate(self, epoch: float, begin: float) -> MonitorRecord | None:
         head = linear_map(self.head, self._sizes[1]) if self._tap.linear() else None
+        pulls = self._tap.pulls(self._samples.ignore_index)
         totals = self._samples.finish(head)
         if totals.not_finite:
             text = f"{totals.not_finite} samples have features that are not finite (epoch {epoch:g})."
@@ -306,7 +311,7 @@ class CollapseMonitor:
             seconds=time.perf_counter() - begin,
         )
         self.record, self.scalars = record, record.scalars
-        self._caution(epoch, totals)
+        self._caution(epoch, totals, pulls)
         if _is_first_process():
             self._lines.append(record.line())
             if self.options.log is not None:
@@ -315,8 +320,25 @@ class CollapseMonitor:
             self._announce(epoch, event.kind, event.classes, event.message)
         return record
 
-    def _caution(self, epoch: float, totals: Totals) -> None:
-        """Say once what of the head is not as it is taken to be."""
+    def _caution(self, epoch: float, totals: Totals, pulls: Pulls) -> None:
+        """Say once what of the head and the labels is not as it is taken to be."""
+        if pulls.elsewhere > _MOST_PULLED:
+            self._complain(
+                epoch,
+                "targets",
+                f"The loss pulls {percent(pulls.elsewhere)} of the samples to another class than the label that the "
+                "monitor was given: mixed in the loop's body, as by mixup, taught by another network, or in another "
+                "order than the batch. States and recall are those of the labels given; a loader of plain samples has "
+                "their own.",
+            )
+        if pulls.twice:
+            self._complain(
+                epoch,
+                "softmax",
+                "The model gives probabilities, and the loss hardly pulls at samples of a small one: it applies a "
+                "softmax of its own, as CrossEntropyLoss does, and what is lost stays lost. Leave the model's softmax "
+                "out.",
+            )
         if not totals.linear:
             self._complain(
                 epoch,
@@ -348,10 +370,6 @@ class CollapseMonitor:
 
     def _speak(self, message: str) -> None:
         (_logger.warning if self.options.say is None else self.options.say)(message)
-
-
-def _length(labels: Any) -> int | None:
-    return len(labels) if hasattr(labels, "__len__") and getattr(labels, "ndim", 1) else None
 
 
 def _refuse_compiled(model: nn.Module, head: nn.Module) -> None:

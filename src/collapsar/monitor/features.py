@@ -1,11 +1,12 @@
-"""What the head receives and what logits the model makes of it, caught in forward hooks."""
+"""What the head receives, what logits the model makes of it and where the loss pulls them, caught in hooks."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,30 @@ from collapsar.metrics.head import (
     one_row_each,
     other_scores,
     own_logits,
+    tensors_in,
 )
+from collapsar.metrics.moments import class_indices
 
 # Passes of one step that are kept until its labels come.
 _MOST_PASSES = 8
 # Rows of a pass for which the model's logits are compared with W h + b.
 _COMPARED = 64
+# A share of the target that a class other than the label has; smoothing gives less to each. Samples that tell anything.
+_PULLED, _FEWEST = 0.15, 20
+# Two softmaxes weigh a sample by about its own probability, one weighs all alike.
+_UNEQUAL = 3.0
+
+
+class Pulls(NamedTuple):
+    """What a loss did to the logits of some samples.
+
+    Attributes:
+        elsewhere: the share that it pulled to another class than their label; NaN for too few to tell.
+        twice: whether the model gave probabilities and the loss weighed samples as a second softmax does.
+    """
+
+    elsewhere: float
+    twice: bool
 
 
 @dataclass(eq=False)
@@ -39,6 +58,7 @@ class _Pass:
         expected: W h + b of some of the rows; None where they are not compared.
         rank: how likely it is the pass that trains.
         others: how many scores the model gave each sample, where the head gave another number.
+        gradient: of the loss in what the head returned, of some rows; None before there is one.
     """
 
     features: Tensor
@@ -48,6 +68,20 @@ class _Pass:
     rank: tuple[bool, bool]
     place: tuple[int, int] | None = None
     others: int | None = None
+    gradient: Tensor | None = None
+
+    def feel(self, output: Any) -> None:
+        """Keep the gradient in what the head returned, once the loss sends it back."""
+        part = next((part for part in tensors_in(output) if flat_rows(part).ndim == 2), None)
+        if part is None or not part.requires_grad:
+            return
+
+        def arrived(gradient: Tensor) -> None:
+            if self.gradient is None:
+                self.gradient = _some(flat_rows(gradient.detach())).clone()
+
+        with contextlib.suppress(RuntimeError):  # inside transforms of functions
+            part.register_hook(arrived)
 
     def keep(self, logits: Tensor | None) -> None:
         """Copy the logits as they are now, unless they have been: a loss may change them in place."""
@@ -107,15 +141,16 @@ class HeadTap:
         self._passes: list[_Pass] = []
         self._open: _Pass | None = None
         self._count, self._differences = 0, []
+        self._labelled: list[tuple[_Pass, Tensor]] = []
         catch: Any = Hook(self._catch)
         follow: Any = Hook(self._follow)
         self._hooks = [self._head.register_forward_hook(catch)]
         self._hooks += [module.register_forward_hook(follow) for module in reversed(self._around)]
 
-    def take(self, size: int | None = None) -> tuple[Tensor, Tensor]:
+    def take(self, labels: Any = None) -> tuple[Tensor, Tensor]:
         """Hand features, shape (B, d), and logits, shape (B, K), over and forget all passes so far.
 
-        Of several passes of the kind that trains the first with ``size`` rows, where that is known.
+        Of several passes of the kind that trains the first with as many rows as there are labels, where they are known.
 
         Raises:
             ValueError: There are none since the last time, or they are not one row per sample.
@@ -127,6 +162,7 @@ class HeadTap:
                 "forward pass; if the model was compiled or copied after the monitor was created, or does not use "
                 "this layer, create the monitor on the model that trains and name its head"
             )
+        size = len(labels) if hasattr(labels, "__len__") and getattr(labels, "ndim", 1) else None
         found = next((seen for seen in passes if size is None or len(seen.features) == size), passes[0])
         # The same batch once more is the recomputation of a checkpointed layer.
         if self.ignored == 0:
@@ -139,6 +175,8 @@ class HeadTap:
             )
         if found.expected is not None:
             self._compare(found.expected, found.logits)
+            if size == len(found.features) and not isinstance(labels[0], str):
+                self._labelled.append((found, _some(class_indices(labels))))
         self.others = found.others
         return found.features, found.logits
 
@@ -146,6 +184,23 @@ class HeadTap:
         """Whether the logits since the last time were W h + b, as far as they were compared."""
         differences, self._count, self._differences = self._differences, 0, []
         return not any(map(bool, differences))
+
+    def pulls(self, ignore_index: int) -> Pulls:
+        """What the loss did to the logits since the last time, in the passes that were compared."""
+        looked, self._labelled = self._labelled, []
+        rows, twice = [torch.zeros(0)], False
+        for seen, labels in looked:
+            if seen.gradient is None or seen.logits is None:
+                continue
+            y, logits = labels.to(seen.gradient.device), _some(seen.logits)
+            kept = y != ignore_index
+            elsewhere, weights = _pulled(seen.gradient[kept], logits[kept], y[kept])
+            if from_probabilities(logits) is not logits:
+                twice |= bool((weights.amin() * _UNEQUAL < weights.amax()).cpu()) if len(weights) else False
+            else:
+                rows.append(elsewhere.cpu().float())
+        found = torch.cat(rows)
+        return Pulls(float(found.mean()) if len(found) >= _FEWEST else math.nan, twice)
 
     def forget(self) -> None:
         """Drop the passes so far."""
@@ -173,6 +228,8 @@ class HeadTap:
             own = own_logits(output)
             self._open = _Pass(features, own, None, self._expected(features), rank)
             self._open.keep(model_logits(None, own))
+            if self._open.expected is not None and rank == (True, True):
+                self._open.feel(output)
             self._passes.append(self._open)
             self.with_labels |= len(inputs) > 1
 
@@ -198,6 +255,24 @@ class HeadTap:
         rows = _some(logits)
         fits = expected.shape == rows.shape
         self._differences.append(differ(expected, from_probabilities(rows)) if fits else True)
+
+
+def _pulled(gradient: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What a gradient in the logits (B, K) tells of the loss.
+
+    Cross-entropy has the gradient c (p - t), p the softmax of the logits, t the target, c the weight of the sample;
+    where t is the label alone, c is -g_y / (1 - p_y). The largest of these over the rows is taken for all of them.
+
+    Returns:
+        Per row whether the target has a share of a class that is not the label's, shape (B,); and the weights of the
+        samples that are not right yet.
+    """
+    g = (gradient if gradient.shape[1] > 1 else torch.cat([-gradient, gradient], dim=1)).double().nan_to_num(0, 0, 0)
+    y = labels.long().clamp(0, g.shape[1] - 1)[:, None]
+    missing = 1 - from_probabilities(logits).double().softmax(dim=1).gather(1, y)
+    c = (-g.gather(1, y) / missing)[missing > _PULLED]
+    most = c.amax().clamp_min(0) if len(c) else g.new_full((), math.inf)
+    return (-g).scatter(1, y, 0.0).amax(dim=1) > _PULLED * most, c
 
 
 def _some(rows: Tensor) -> Tensor:

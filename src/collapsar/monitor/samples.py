@@ -62,7 +62,7 @@ class Samples:
     def __init__(self, num_classes: int, num_features: int, *, within_scatter: bool, ignore_index: int) -> None:
         self._sizes, self._within_scatter = (num_classes, num_features), within_scatter
         self._tables = num_classes <= MAX_TABLE
-        self._ignored = ignore_index
+        self.ignore_index = ignore_index
         self._rows: list[Tensor] = []
         self._filled = 0
         self._begin(torch.device("cpu"))
@@ -163,7 +163,7 @@ class Samples:
 
     def _merge(self, features: Tensor, logits: Tensor, labels: Tensor) -> None:
         self._moments.to(features.device)
-        labelled = labels != self._ignored
+        labelled = labels != self.ignore_index
         if not bool(labelled.all()):
             features, logits, labels = features[labelled], logits[labelled], labels[labelled]
         # A sum, because a mask costs as much as the rest.
