@@ -4,15 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
-import typer
 
 import collapsar as cs
 from collapsar.cli import main, output
-from collapsar.cli.app import COMMANDS, STUDIES, app
+from collapsar.cli.app import COMMANDS, STUDIES, program
 
 
 def collapsar(*arguments):
@@ -184,8 +182,7 @@ def test_train_records_resumes_and_refuses_another_configuration(here, tmp_path)
 
 def test_the_list_of_commands_says_what_each_command_says() -> None:
     for name, words in ({n: w for n, (_, w) in COMMANDS.items()} | STUDIES).items():
-        group: Any = typer.main.get_command(app)
-        command = group.resolve_command(None, [name])[1]
+        command = program().resolve_command(None, [name])[1]
         assert " ".join(command.help.split()).startswith(words.rstrip(".")), name
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from collapsar.cli.app import Interrupted, app
+from collapsar.cli.app import Interrupted, app, program
 
 __all__ = ["app", "main"]
 
@@ -20,7 +20,7 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, or the copy that newe
 def main() -> None:
     """Run the command line; every foreseen error is one line on stderr and an exit code."""
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = program()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _UsageError as error:
         message = error.format_message().replace("Value error, ", "")  # typer's own words for a wrong choice
         command = "collapsar" if error.ctx is None else error.ctx.command_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
@@ -62,8 +63,7 @@ class _Commands(TyperGroup):
             raise ValueError(f"`{name}` comes with the studies: in a clone of the repository, pip install ./studies")
         else:
             return super().resolve_command(ctx, args)
-        group: Any = typer.main.get_group(app)
-        return name, group.commands[name], args[1:]
+        return name, program().commands[name], args[1:]
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -99,3 +99,13 @@ def _version(
     if version:
         print(cs.__version__)
         raise typer.Exit
+
+
+def program() -> Any:
+    """The commands registered so far, ready to be called; made again only when there are more."""
+    return _program(len(app.registered_commands), len(app.registered_groups))
+
+
+@cache
+def _program(_num_commands: int, _num_groups: int) -> Any:
+    return typer.main.get_group(app)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import inf, sqrt
 from typing import Literal, get_args
 
@@ -85,27 +86,25 @@ def edge_of(
     if not 0 < low < high < inf:
         raise ValueError(f"`bracket` must be 0 < low < high, got {bracket!r}")
 
-    doubtful = False
-
-    def excess(value: float) -> float:
-        nonlocal doubtful
+    @cache
+    def looked(value: float) -> tuple[float, bool]:
         problem = problem_at(value)
         threshold, exact = _threshold(problem, class_index, transition, find)
-        doubtful = not exact
-        return float(min(np.nan_to_num(threshold, nan=0.0) / own_penalties(problem)[class_index], _FAR) - 1)
+        return float(min(np.nan_to_num(threshold, nan=0.0) / own_penalties(problem)[class_index], _FAR) - 1), exact
 
     grid = np.geomspace(low, high, points)
-    left, before = float(grid[0]), excess(float(grid[0]))
-    start, ever = before, doubtful
+    left = float(grid[0])
+    before, exact = looked(left)
+    start, ever = before, not exact
     for right in (float(v) for v in grid[1:]):
-        now = excess(right)
-        ever |= doubtful
+        now, exact = looked(right)
+        ever |= not exact
         if (now > 0) != (before > 0):
-            value = root_between(excess, left, right)
-            excess(value)
-            change, about = "ends" if before > 0 else "begins", "about " if doubtful else ""
+            value = root_between(lambda v: looked(v)[0], left, right)
+            exact = looked(value)[1]
+            change, about = "ends" if before > 0 else "begins", "" if exact else "about "
             note = f'class {class_index} crosses "{transition}" at {about}{value:.6g}: being alive {change} there'
-            return Edge(value, (left, right), before > 0, note, not doubtful)
+            return Edge(value, (left, right), before > 0, note, exact)
         left, before = right, now
     state, about = "alive" if start > 0 else "past it", ", as far as an approximate threshold tells" if ever else ""
     note = f'no "{transition}" of class {class_index} between {low:g} and {high:g}: it is {state} throughout{about}'

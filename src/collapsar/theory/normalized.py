@@ -12,6 +12,7 @@ and the penalty is (lambda_w/2)(t^2 + (k_A - 1) beta_A^2 + (k_B - 1) beta_B^2). 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import inf, isinf, nan, pi, sqrt
 
 import numpy as np
@@ -180,6 +181,7 @@ def normalized_merge(
     if classes[1] == 1:
         return nan
 
+    @cache  # the ends are asked for twice
     def excess(log_c: float) -> float:
         model = _model(classes, counts, float(np.exp(log_c)), lambda_b)
         free = model.hold(model.k)

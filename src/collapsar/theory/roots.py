@@ -30,13 +30,15 @@ def root_between(function: Callable[[float], float], low: float, high: float) ->
     """
     from scipy.optimize import brentq
 
-    ends = float(function(low)), float(function(high))
+    known = {end: float(function(end)) for end in (low, high)}  # which brentq asks for again
+    ends = known[low], known[high]
     if not min(ends) <= 0 <= max(ends):
         raise ValueError(
             f"the function has no change of sign between {low:g} and {high:g}: {ends[0]:g} and {ends[1]:g}"
         )
     rtol: Any = RTOL  # the stub wants numpy's float
-    root: Any = brentq(function, low, high, xtol=5e-324, rtol=rtol, maxiter=5000)  # a root at 0 is bisected to 0
+    look = lambda x: known[x] if x in known else function(x)  # noqa: E731
+    root: Any = brentq(look, low, high, xtol=5e-324, rtol=rtol, maxiter=5000)  # a root at 0 is bisected to 0
     return float(root)
 
 

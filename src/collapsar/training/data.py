@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -222,16 +222,22 @@ def _digits(data_dir: Path | None) -> ImageData:
 
     The images come in the order of their writers, so that most writers are on one side only.
     """
-    from sklearn import datasets  # only here: nothing else needs it
-
     if data_dir is not None:
         raise ValueError(
             '`data_dir` must be None for "digits": the images are inside scikit-learn; leave --data-dir out'
         )
-    bunch: Any = datasets.load_digits()
+    bunch = _digits_file()
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # 0..16 to 0..255
-    labels = torch.from_numpy(bunch.target).long()
+    labels = torch.from_numpy(bunch.target).long().clone()
     return _own("digits", {"train_images": images, "train_labels": labels})
+
+
+@cache
+def _digits_file() -> Any:
+    """Kept: to read it takes as long as many epochs."""
+    from sklearn import datasets  # only here: nothing else needs it
+
+    return datasets.load_digits()
 
 
 def _own(name: str, tensors: dict[str, Tensor]) -> ImageData:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def table_record() -> Record:
     """The table of predicted against observed transitions, Figs. 5-8, both feature models."""
     rows = []
     for seen in OBSERVED:
-        predicted = {model: _predicted(seen, model) for model in MODELS}
+        predicted = {model: dict(_predicted(seen, model)) for model in MODELS}
         rows.append(
             {
                 "figure": seen.figure,
@@ -91,6 +92,7 @@ def table_record() -> Record:
     return {"lambda_b": LAMBDA_B, "n_b": 100, "lambda_z_of_figures_7_and_8": 0.005, "rows": rows}
 
 
+@cache
 def _predicted(seen: Observed, model: FeatureModel) -> Record:
     k_a, k_b = seen.k
     first = "merge" if model == "signed" else "vanish"
