@@ -149,7 +149,9 @@ def rested(counts, W, H, lambda_z, lambda_w=0.1):
         G = (P / P.sum(axis=0) - np.eye(3)) * (counts / N)
         step_w, step_h = G @ H + lambda_w * W, G.T @ W + lambda_h * counts[:, None] * H
         step_h[2] = 0
-        W, H = W - 0.2 * step_w, np.maximum(H - 0.2 * step_h, 0)
+        W, H, before = W - 0.2 * step_w, np.maximum(H - 0.2 * step_h, 0), (W, H)
+        if max(np.max(np.abs(W - before[0])), np.max(np.abs(H - before[1]))) < 1e-14:
+            break
     return counts, W, H
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 import lightning
 import pytest
@@ -37,6 +38,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@cache
 def digits() -> TensorDataset:
     images, labels = load_digits(return_X_y=True)
     images, labels = torch.from_numpy(images).float() / 16, torch.from_numpy(labels)

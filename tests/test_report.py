@@ -146,17 +146,18 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.scripts: list[str] = []
-        self.by_tag: dict[str, list[str]] = {}
         self.open: list[str] = []
+        self.texts: dict[str, list[list[str]]] = {}  # pieces: adding each to all that is open takes longer than reading
         self.feed(text)
         self.close()
+        self.by_tag = {tag: ["".join(pieces) for pieces in texts] for tag, texts in self.texts.items()}
         assert self.open == [], "every element is closed"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {key: value or "" for key, value in attrs}))
         if tag not in self.VOID:
             self.open.append(tag)
-            self.by_tag.setdefault(tag, []).append("")
+            self.texts.setdefault(tag, []).append([])
         if tag == "script":
             self.scripts.append("")
 
@@ -168,7 +169,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         for tag in set(self.open):
-            self.by_tag[tag][-1] += data
+            self.texts[tag][-1].append(data)
         if self.open and self.open[-1] == "script":
             self.scripts[-1] += data
 

@@ -7,6 +7,7 @@ import pytest
 
 import collapsar as cs
 from collapsar.solver.batched import ProblemBatch, solve_batch
+from collapsar.theory.thresholds import thresholds_of_many
 
 STEPS = (1e-12, 1e-9, 1e-6)
 
@@ -38,8 +39,10 @@ def random_problems(number: int) -> list[tuple[cs.Problem, int]]:
 def test_states_beside_the_merge_threshold() -> None:
     """At the threshold and above it merged or vanished, below it separated, however close."""
     wrong = []
-    for i, (problem, k) in enumerate(random_problems(160)):
-        at = cs.thresholds(problem).merge[k]
+    problems = random_problems(160)
+    found = thresholds_of_many([problem for problem, _ in problems])
+    for i, ((problem, k), t) in enumerate(zip(problems, found, strict=True)):
+        at = t.merge[k]
         step = STEPS[i % 3]
         for factor in (1 - step, 1.0, 1 + step) if i % 8 == 0 else (1 - step, 1 + step):
             s = cs.solve(problem.replace(lambda_z=at * factor), 1e-7, throw=False)

@@ -72,8 +72,6 @@ def test_the_origin_is_a_saddle_and_the_direction_leaves_it() -> None:
 def test_a_merged_critical_point_below_the_merge_threshold_is_a_saddle() -> None:
     """The best point with two classes tied together is critical; the way out separates the two."""
     problem = Problem([40, 40, 10, 10], 0.01)  # merge threshold .0316
-    W, H, b = descend(Problem([40, 40, 10, 10], 0.01), 0.1, 6, 1)
-    del W, H, b
     # the optimum of a problem whose two minorities are held equal: its symmetric part, by descent on tied
     # columns
     K, d, lambda_w = 4, 6, 0.1
