@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 import collapsar as cs
+from collapsar.advise.recipe import Recipe
+from collapsar.advise.standard import advise_standard
 from collapsar.cli import main, output
 from collapsar.cli.app import COMMANDS, STUDIES, program
 
@@ -296,3 +299,67 @@ def test_long_work_says_that_it_goes_on_and_short_work_nothing(here, words, monk
     slow = here(*words.split(), "--json")
     assert f"{LONG[words]}: 0 s so far" in slow.stderr
     assert slow.stdout == quick.stdout
+
+
+DECAYED = {
+    "--norm layernorm --width 64 --weight-decay 1.5": ("layernorm", None, cs.Loss()),
+    "--norm batchnorm --width 64 --weight-decay 1.5": ("batchnorm", None, cs.Loss()),
+    "--norm batchnorm --weight-decay 0.1 --gain-decay 0.3": ("batchnorm", 0.3, cs.Loss()),
+    "--norm rmsnorm --width 64 --weight-decay 1.5 --smoothing .1": ("rmsnorm", None, cs.Loss(smoothing=0.1)),
+}
+
+
+@pytest.mark.parametrize("words", DECAYED)
+def test_weight_decay_means_the_same_to_solve_thresholds_and_advise(here, words: str) -> None:
+    norm, gain, loss = DECAYED[words]
+    solved, levels = (
+        json.loads(here(verb, "100x5,20x5", *words.split(), "--json").stdout) for verb in ("solve", "thresholds")
+    )
+    wd = 0.1 if gain else 1.5
+    how: Any = {"norm": norm, "width": 64, "schedule": "constant", "gain_decay": gain, "smoothing": loss.smoothing}
+    advice = advise_standard("100x5,20x5", Recipe("sgd", wd, 0.1, 1000, 64, **how))
+    problem = solved["problem"]
+    assert (problem["lambda_b"], problem["normalization"]["lambda_w"]) == (0.0, wd)
+    assert levels["problem"] == problem
+    assert levels["class_states"] == solved["class_states"]
+    Z, b = np.array(solved["Z"]), np.array(solved["b"])
+    outvoted = np.flatnonzero((Z + b[:, None]).argmax(axis=0) != np.arange(10)).tolist()
+    assert outvoted == list(advice.outvoted or advice.merged)
+
+
+def test_one_decayed_layer_is_solved_where_several_have_a_threshold(here) -> None:
+    """The decay at which the smallest classes vanish, by the closed columns and by the solver on both sides of it."""
+    found = json.loads(here(*["thresholds", "100x5,20x5", "--layers", "1", "--json"]).stdout)
+    assert "verdict" not in found
+    for factor, state in ((0.99, "separated"), (1.01, "vanished")):
+        words = f"solve 100x5,20x5 --layers 1 --weight-decay {factor * found['weight_decay']} --json"
+        solved = json.loads(here(*words.split()).stdout)
+        assert solved["class_states"][5:] == [state] * 5
+        assert solved["problem"]["features"] == "nonnegative"
+    two = json.loads(here(*["thresholds", "100x5,20x5", "--layers", "2", "--weight-decay", "0.01", "--json"]).stdout)
+    advised = json.loads(here(*["advise", "100x5,20x5", "--layers", "2", "--weight-decay", "0.01", "--json"]).stdout)
+    assert {name: two[name] for name in advised["predictions"][0]} == advised["predictions"][0]
+    shown = here(*["thresholds", "100x5,20x5", "--layers", "2", "--weight-decay", "0.01"]).stdout
+    assert "0.0681" in shown
+    assert "separated" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("solve 5,3 --weight-decay .1", "--weight-decay goes with --layers, or with --norm and --width"),
+        ("solve 5,3 --layers 1", "--layers goes with --weight-decay"),
+        ("solve 5,3 --layers 2 --weight-decay .1", "`collapsar thresholds --layers 2` says where"),
+        ("solve 5,3 --layers 1 --weight-decay .1 --norm 3", "two different trainings"),
+        ("solve 5,3 --layers 1 --weight-decay .1 --lambda-z .1", "the only one; got --lambda-z too"),
+        ("solve 5,3 --norm layernorm --width 8 --weight-decay 1 --gain-decay 1", "gathers in few of them"),
+        ("solve 5,3 --norm 3 --weight-decay 1 --gain-decay 1", "it has no gain"),
+        ("thresholds 5,3 --gain-decay 1", "--gain-decay goes with --norm"),
+        ("thresholds 5,3 --layers 2 --features signed", "got --features"),
+        ("thresholds 5,3 --norm 3 --weight-decay 0", "`weight_decay` must be"),
+    ],
+)
+def test_weight_decay_that_says_too_little_or_too_much_is_refused(here, words, message):
+    ended = here(*words.split())
+    assert ended.returncode == 2
+    assert message in ended.stderr

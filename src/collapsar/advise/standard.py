@@ -19,7 +19,7 @@ from collapsar.advise.outlook import corrected_margins, inference_margins, left_
 from collapsar.advise.recipe import Recipe
 from collapsar.advise.sources import joined_classes
 from collapsar.core.counts import CountsLike, class_counts
-from collapsar.core.normalization import Over
+from collapsar.core.normalization import GATHERS, Over
 from collapsar.core.problem import Problem
 from collapsar.core.sentences import percent
 from collapsar.core.types import Record, Vector
@@ -177,10 +177,7 @@ def _uncovered(recipe: Recipe) -> str | None:
     if recipe.optimizer == "adamw":
         return "AdamW's decay of the norm's gain cannot be forecast"
     if recipe.norm in ("layernorm", "rmsnorm"):
-        return (
-            "a decayed gain for each feature gathers in few of them, where length costs less than any model here has "
-            "it; with a fixed gain the optimum is known"
-        )
+        return GATHERS
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,20 @@ from collapsar.advise.recipe import Norm, Recipe, Schedule
 from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagnosis
 from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.advise.weight_decay import advise_weight_decay
-from collapsar.cli.options import Features, Html, Json, LabelFile, LossOptions, Picture, Prices, command, picture_given
+from collapsar.cli.options import (
+    DecayOptions,
+    Features,
+    Html,
+    Json,
+    LabelFile,
+    LossOptions,
+    Picture,
+    Prices,
+    command,
+    listed_options,
+    picture_given,
+    said,
+)
 from collapsar.cli.output import RELU_WORDS, console, plain_table, taking_long, tell, write_picture
 from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically
@@ -34,13 +46,9 @@ _NEEDED = "--norm, --lr, --steps, --batch-size, --width and --weight-decay"
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(DecayOptions):
     """A training without a penalty on the features: weight decay alone, or with a norm before the head."""
 
-    weight_decay: float | None = Option(None, help="Ordinary training: decay on everything, no feature penalty.")
-    layers: int | None = Option(
-        None, help="With --weight-decay or --diagnosis: linear layers above the last normalisation, with the head."
-    )
     optimizer: Literal["sgd", "adam", "adamw"] = Option("sgd", help="What applies the decay.")
     norm: Norm | None = Option(None, help="Standard training: what normalises the features before the head.")
     lr: float | None = Option(None, help="With --norm: learning rate at its peak.")
@@ -48,9 +56,6 @@ class Training:
     batch_size: int | None = Option(None, help="With --norm: samples per update.")
     width: int | None = Option(None, help="With --norm: features before the head.")
     schedule: Schedule = Option("cosine", help="With --norm: how the learning rate goes down.")
-    gain_decay: float | None = Option(
-        None, help="With --norm: weight decay of its gain; leave out if it has none or is exempt."
-    )
     head_weight_decay: float | None = Option(None, help="With --norm: the head's own, if not --weight-decay.")
     length: float | None = Option(
         None, help="With --norm: of the features; default sqrt(width), and 16, its scale, for cosine."
@@ -60,8 +65,7 @@ class Training:
         """The standard training that the options describe, None without --norm."""
         if self.norm is None:
             return None
-        if self.layers is not None:
-            raise ValueError("--layers and --norm describe two different trainings; give one of them")
+        self.check(self.norm)
         if self.length is not None and (self.norm == "none" or self.gain_decay is not None):
             raise ValueError("--length goes with a norm that fixes it: not with --norm none, and not with --gain-decay")
         own = self.head_weight_decay
@@ -73,7 +77,7 @@ class Training:
         given["weight_decay"] = self.weight_decay if own is None else own
         missing = {name for name, value in given.items() if value is None}
         if missing:
-            raise ValueError(f"--norm needs {_listed(missing)} as well: they say how far the decay has acted")
+            raise ValueError(f"--norm needs {listed_options(missing)} as well: they say how far the decay has acted")
         return Recipe(
             self.optimizer,
             **given,
@@ -180,22 +184,19 @@ _KINDS = (
 
 def _check_options(context: typer.Context) -> None:
     """Refuse what would be ignored."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    if "norm" not in said and (more := said & _OF_STANDARD):
+    given = said(context)
+    if "norm" not in given and (more := given & _OF_STANDARD):
         first = next(field.name for field in fields(Training) if field.name in more)
-        raise ValueError(f"{_listed([first])} goes with --norm; give layernorm, rmsnorm, cosine, batchnorm or none")
+        raise ValueError(
+            f"{listed_options([first])} goes with --norm; give layernorm, rmsnorm, cosine, batchnorm or none"
+        )
     for option, beside, refusal in _KINDS:
-        if option in said:
-            if more := said - beside - {option, "as_json"}:
-                raise ValueError(f"{refusal}; got {_listed(more)}")
+        if option in given:
+            if more := given - beside - {option, "as_json"}:
+                raise ValueError(f"{refusal}; got {listed_options(more)}")
             return
-    if "layers" in said:
+    if "layers" in given:
         raise ValueError("--layers goes with --weight-decay: the model of given penalties has one layer above them")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join("COUNTS" if name == "counts" else f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 def _read(counts: str | None, file: LabelFile) -> LabelCounts:

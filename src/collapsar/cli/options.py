@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,7 @@ import collapsar as cs
 from collapsar.cli.app import app
 from collapsar.core.checks import must_be_positive
 from collapsar.core.counts import LabelCounts
-from collapsar.core.normalization import norm_length
+from collapsar.core.normalization import GATHERS, norm_length
 
 Counts = Annotated[
     str,
@@ -154,6 +154,73 @@ class NormOptions:
         return cs.Problem.from_normalized(
             counts, lambda_w=level, norm=length, over=over, lambda_b=lambda_b, loss=loss, features=features
         )
+
+
+@dataclass(frozen=True)
+class DecayOptions:
+    """A training with weight decay in place of penalties: SGD, or Adam with the decay in its gradient."""
+
+    weight_decay: float | None = Option(None, help="Ordinary training: decay on everything, no feature penalty.")
+    layers: int | None = Option(None, help="Without --norm: linear layers above the last normalisation, with the head.")
+    gain_decay: float | None = Option(
+        None, help="With --norm: weight decay of its gain; leave out if it has none or is exempt."
+    )
+
+    @property
+    def given(self) -> bool:
+        """Whether the options describe such a training."""
+        return any(value is not None for value in vars(self).values())
+
+    def check(self, norm: object) -> None:
+        """Refuse layers beside a norm: they count from one that the model has further down."""
+        if norm is not None and self.layers is not None:
+            raise ValueError("--layers and --norm describe two different trainings; give one of them")
+
+    def problem(
+        self,
+        counts: np.ndarray,
+        norm: NormOptions,
+        lambda_b: float | None,
+        loss: cs.Loss,
+        features: Literal["signed", "nonnegative"] | None,
+    ) -> cs.Problem:
+        """The problem that the training solves; with None for the bias as ``advise`` has it.
+
+        Behind a norm the head's decay is its penalty, and the bias is free. One layer above a decayed norm: all three
+        are penalised, and features come out of a ReLU.
+        """
+        self.check(norm.norm)
+        wd = 1.0 if self.weight_decay is None else self.weight_decay
+        must_be_positive(weight_decay=wd)
+        if norm.norm is not None and self.gain_decay is None:
+            return norm.problem(counts, wd, lambda_b or 0.0, loss, features or "signed")
+        if norm.norm is not None and self.gain_decay is not None:
+            if norm.norm in ("layernorm", "rmsnorm"):
+                raise ValueError(f"--gain-decay with --norm {norm.norm}: {GATHERS}")
+            if norm.norm != "batchnorm":
+                raise ValueError(f"--gain-decay goes with --norm batchnorm, got {norm.norm}: it has no gain")
+            how: Any = {"lambda_gain": self.gain_decay, "over": "batch", "features": features or "signed"}
+            return cs.Problem.from_gain_decay(counts, lambda_w=wd, lambda_b=lambda_b or 0.0, loss=loss, **how)
+        if self.gain_decay is not None or self.weight_decay is None:
+            raise ValueError("--gain-decay goes with --norm, --layers with --weight-decay")
+        if self.layers is None:
+            raise ValueError("--weight-decay goes with --layers, or with --norm and --width")
+        if self.layers != 1:
+            way = f"`collapsar thresholds --layers {self.layers}` says where the smallest classes are lost"
+            raise ValueError(f"no certified optimum is known of several decayed layers above a norm; {way}")
+        how = {"features": features or "nonnegative", "loss": loss, "lambda_b": wd if lambda_b is None else lambda_b}
+        return cs.Problem.from_penalties(counts, lambda_w=wd, lambda_h=wd / counts.sum(), **how)
+
+
+def said(context: typer.Context) -> set[str]:
+    """The names of the options that were given."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def listed_options(names: Iterable[str]) -> str:
+    """Options by their names on the command line."""
+    return ", ".join("COUNTS" if name == "counts" else f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import typer
+from numpy.typing import NDArray
 from typer import Option
 
 import collapsar as cs
@@ -15,6 +17,7 @@ from collapsar.app.theory_records import solution_groups, solution_record, thres
 from collapsar.cli.options import (
     BEHIND_A_NORM,
     Counts,
+    DecayOptions,
     Features,
     Html,
     Json,
@@ -24,13 +27,15 @@ from collapsar.cli.options import (
     NormOptions,
     Prices,
     command,
+    listed_options,
+    said,
 )
 from collapsar.cli.output import RELU_WORDS, console, in_step, plain_table, taking_long, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
 from collapsar.core.sentences import problem_words
 from collapsar.core.types import Mask, Record, Vector
-from collapsar.report.advice import class_words
+from collapsar.report.advice import DECAY_COLUMNS, class_words, decay_rows
 from collapsar.report.words import sentence
 
 if TYPE_CHECKING:  # with scipy
@@ -41,12 +46,15 @@ if TYPE_CHECKING:  # with scipy
     "collapsar solve 500x5,100x5 --lambda-z 0.0037 --lambda-b 0.02",
     "collapsar solve labels.txt --lambda-w 1e-3 --lambda-h 1e-6 --features nonnegative --json",
     "collapsar solve 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 12 --html optimum.html",
+    "collapsar solve 100x5,20x5 --norm layernorm --width 128 --weight-decay 2",
 )
 def solve(
     *,
+    context: typer.Context,
     counts: Counts,
     prices: Prices,
     norm: NormOptions,
+    decay: DecayOptions,
     features: Features = "signed",
     loss: LossOptions,
     file: LabelFile,
@@ -58,13 +66,16 @@ def solve(
 ) -> None:
     """The exact optimum: which classes are separated, merged or vanished at this penalty, with a certificate."""
     read = file.read(counts)
-    if norm.norm is None:
-        level = prices.price(BEHIND_A_NORM)
-    elif prices.lambda_w is None or prices.lambda_z is not None or prices.lambda_h is not None:
-        raise ValueError("--norm goes with --lambda-w alone: features of a given length have no penalty")
+    if decay.given:
+        problem = _decayed(context, read.counts, decay, norm, loss)
     else:
-        level = prices.lambda_w
-    problem = norm.problem(read.counts, level, prices.lambda_b, loss.loss(read.counts.size), features)
+        if norm.norm is None:
+            level = prices.price(BEHIND_A_NORM)
+        elif prices.lambda_w is None or prices.lambda_z is not None or prices.lambda_h is not None:
+            raise ValueError("--norm goes with --lambda-w alone: features of a given length have no penalty")
+        else:
+            level = prices.lambda_w
+        problem = norm.problem(read.counts, level, prices.lambda_b, loss.loss(read.counts.size), features)
     solution = _watched(problem, tol, max_steps)
     if out is not None:
         solution.save(out, read.names)
@@ -78,6 +89,19 @@ def solve(
     tell(record, lambda: _print_solution(solution, read.names), as_json=as_json)
     if solution.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(solution)
+
+
+def _decayed(
+    context: typer.Context, counts: NDArray[np.int64], decay: DecayOptions, norm: NormOptions, loss: LossOptions
+) -> cs.Problem:
+    """The problem of a training with weight decay; what is not said of bias and features is as ``advise`` has it."""
+    given = said(context)
+    if more := given & {"lambda_z", "lambda_w", "lambda_h"}:
+        raise ValueError(f"weight decay is the penalty of the head, and the only one; got {listed_options(more)} too")
+    if context.info_name == "solve" and decay.weight_decay is None:
+        raise ValueError(f"{listed_options(given & {'layers', 'gain_decay'})} goes with --weight-decay")
+    lambda_b, features = (context.params[name] if name in given else None for name in ("lambda_b", "features"))
+    return decay.problem(counts, norm, lambda_b, loss.loss(counts.size), features)
 
 
 def _watched(problem: cs.Problem, tol: float, max_steps: int) -> cs.Solution:
@@ -123,15 +147,18 @@ def _print_solution(s: cs.Solution, names: Sequence[str] | None) -> None:
     "collapsar thresholds 500x5,100x5 --lambda-b 0.02",
     "collapsar thresholds 100x5,20x5 --lambda-b 0 --norm 11.3 --lambda-w 3",
     "collapsar thresholds 500x5,100x5 --lambda-b 0.02 --lambda-z 0.0037 --features nonnegative",
+    "collapsar thresholds 500x5,100x5 --weight-decay 5e-4 --layers 2",
 )
 def thresholds(
     *,
+    context: typer.Context,
     counts: Counts,
     lambda_b: LambdaB = float("inf"),
     features: Features = "signed",
     lambda_z: float | None = Option(None, help="Also the state of each class here."),
     norm: NormOptions,
     lambda_w: float | None = Option(None, help="With --norm: also the state of each class here."),
+    decay: DecayOptions,
     loss: LossOptions,
     file: LabelFile,
     as_json: Json = False,
@@ -139,13 +166,20 @@ def thresholds(
     """The penalties lambda_z at which classes merge, vanish, and everything collapses.
 
     With --lambda-z also the state of every class there, from the certified optimum. With --norm, behind a LayerNorm or
-    BatchNorm, they are values of lambda_w, the decay of the head.
+    BatchNorm, they are values of lambda_w, the decay of the head. With --layers they are weight decays of an ordinary
+    training, without a norm before the head.
     """
     read = file.read(counts)
-    if (lambda_w if norm.norm is None else lambda_z) is not None:
-        raise ValueError("give --lambda-z, or --norm with --lambda-w: features of a given length have no lambda_z")
-    at = lambda_z if norm.norm is None else lambda_w
-    problem = norm.problem(read.counts, 1.0 if at is None else at, lambda_b, loss.loss(read.counts.size), features)
+    if decay.layers is not None and norm.norm is None:
+        _thresholds_of_layers(context, read.counts, decay, as_json=as_json)
+        return
+    if decay.given:
+        at, problem = decay.weight_decay, _decayed(context, read.counts, decay, norm, loss)
+    else:
+        if (lambda_w if norm.norm is None else lambda_z) is not None:
+            raise ValueError("give --lambda-z, or --norm with --lambda-w: features of a given length have no lambda_z")
+        at = lambda_z if norm.norm is None else lambda_w
+        problem = norm.problem(read.counts, 1.0 if at is None else at, lambda_b, loss.loss(read.counts.size), features)
     with taking_long(f"thresholds of {_kinds(problem)}"):
         t = cs.thresholds(problem)
     here = None if at is None else _watched(problem, 1e-9, 300)
@@ -153,6 +187,38 @@ def thresholds(
     tell(record, lambda: _print_thresholds(problem, t, here, record), as_json=as_json)
     if here is not None and here.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(here)
+
+
+def _thresholds_of_layers(
+    context: typer.Context, counts: NDArray[np.int64], decay: DecayOptions, *, as_json: bool
+) -> None:
+    """The weight decays at which the smallest classes are lost, by the model that ``advise`` judges by."""
+    from collapsar.advise.weight_decay import advise_weight_decay  # with scipy
+
+    if more := said(context) - {"counts", "column", "ignore_index", "weight_decay", "layers", "as_json"}:
+        raise ValueError(f"--layers goes with COUNTS and --weight-decay only; got {listed_options(more)}")
+    here = decay.weight_decay
+    record = advise_weight_decay(counts, 1.0 if here is None else here, margin=0.0, layers=decay.layers).to_dict()
+    (found,) = record["predictions"]
+    record = {
+        "kind": "thresholds-weight-decay",
+        "class_counts": record["class_counts"],
+        "model": record["model"],
+        **found,
+    }
+    if here is None:
+        del record["verdict"]
+    tell(record, lambda: _print_layers(record, here), as_json=as_json)
+
+
+def _print_layers(record: Record, here: float | None) -> None:
+    shown, columns = console(), [str(column) for column in DECAY_COLUMNS]
+    n, (row,) = record["class_counts"], decay_rows({"predictions": [{"verdict": "", **record}]})
+    shown.print(f"{len(n)} classes, {sum(n)} samples; weight decay on everything, no feature penalty")
+    columns[-1] = f"at {here:g}" if here is not None else ""
+    cells = len(columns) - (here is None)
+    shown.print(plain_table(*columns[:cells], rows=[row[:cells]], folds=range(cells)))
+    shown.print(f"lost: the model ({record['model']}) is better off without its smallest classes.")
 
 
 def _print_thresholds(problem: cs.Problem, t: Thresholds, here: cs.Solution | None, record: Record) -> None:
