@@ -407,7 +407,7 @@ def test_advice_before_training_does_not_caution_against_what_it_answers() -> No
         assert isinstance(found.advice, StandardAdvice)
         assert found.cautions == ()
     free = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4))
-    groups = [{"params": free[2].weight, "weight_decay": 0.8}, {"params": free[1].parameters(), "weight_decay": 0.0}]
+    groups = [{"params": free[2].weight, "weight_decay": 0.8}, {"params": free[:2].parameters(), "weight_decay": 0.0}]
     kept = advise_training([60] * 4, free, torch_optim.SGD(groups, lr=0.1), Loop(schedule=1000))
     assert any("LayerNorm feeds the head" in caution for caution in kept.cautions)
 
