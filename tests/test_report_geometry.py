@@ -8,8 +8,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy.stats import ortho_group
 
+import collapsar as cs
 from collapsar.report.class_plane import class_means_plane, principal_plane
-from collapsar.report.style import CLUSTER_COLOURS, COLOURS
+from collapsar.report.style import CLUSTER_COLOURS, COLOURS, styled
 
 FLAT = np.array([[2.0, 0.0], [-1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])
 
@@ -53,6 +54,26 @@ def test_merged_groups_are_circled_and_their_names_joined() -> None:
     ]
     with pytest.raises(ValueError, match="`states`"):
         class_means_plane({**record, "states": ["merged"]}, Figure().subplots())
+
+
+def test_names_of_thirty_classes_of_which_many_merge_lie_beside_one_another() -> None:
+    """The mean scores of a long tail: the names of the merged ones were written over those of others."""
+    counts = np.round(np.geomspace(1000, 20, 30)).astype(int).tolist()
+    optimum = cs.solve(cs.Problem(counts, 0.0012, 0.02))
+    names = [f"type {k}" for k in range(30)]
+    record = {"class_means": optimum.Z.T, "class_names": names, "states": list(optimum.class_states)}
+    with styled():
+        figure = Figure(figsize=(2.9, 2.9), layout="constrained")
+        artists = class_means_plane(record, figure.subplots())
+        figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in artists.names]
+    shared = [
+        min(min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0))
+        for i, a in enumerate(boxes)
+        for b in boxes[:i]
+    ]
+    assert max(shared) < 0.02 * figure.bbox.width
+    assert sum("more" in text.get_text() for text in artists.names) == 1
 
 
 def test_each_state_has_its_marker_and_its_classes() -> None:

@@ -23,6 +23,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Circle
 from matplotlib.text import Text
 
+from collapsar.core.sentences import listed
 from collapsar.core.types import Array
 from collapsar.report.record import cluster_of_classes
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, STATES
@@ -33,6 +34,11 @@ _COMPETES = 0.3  # share of the second principal direction's weight from which a
 _LETTER_INCHES = 0.053  # mean width of a letter of a name
 # Where a name may stand: distance from its point as a share of the half width, angle from the outward direction.
 _TRIES = [(r, side * turn) for r in (0.08, 0.18, 0.3) for turn in (0.0, 0.5, 1.0, 1.6, 2.3) for side in (1, -1)]
+_FAR_TRIES = [
+    (r, side * turn) for r in (0.08, 0.3, 0.45, 0.6) for turn in (0.0, 0.5, 1.0, 1.6, 2.3, 3.0) for side in (1, -1)
+]
+_WORSE = 10.0  # for a name to lie on a name than on a ray
+_MOST_TOGETHER = 4  # names of classes in one place that are written out
 _CLEAR = 0.02  # half the width that a ray takes, of the picture's half width
 _CIRCLE = 0.07  # radius of the circle around one point, of the picture's half width
 
@@ -172,19 +178,26 @@ def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> lis
     """The names, outside their points, where no other name is; names of points in the same place are joined."""
     letter = 2 * reach * _LETTER_INCHES * ax.figure.dpi / ax.get_window_extent().width
     left = [k for k in range(len(places)) if np.isfinite(places[k]).all()]
-    written: list[Text] = []
-    taken = _ray_boxes(places[left], reach)  # then also those of the names: left, bottom, right, top
+    rays, taken = _ray_boxes(places[left], reach), np.empty((0, 4))  # left, bottom, right, top
+    together: list[list[int]] = []
     while left:
-        first = left[0]
-        here = [k for k in left if np.hypot(*(places[k] - places[first])) < 2 * _SAME_PLACE * reach]
-        left = [k for k in left if k not in here]
-        text = textwrap.fill(", ".join(names[k] for k in here), 18)
+        together.append([k for k in left if np.hypot(*(places[k] - places[left[0]])) < 2 * _SAME_PLACE * reach])
+        left = [k for k in left if k not in together[-1]]
+    written: list[Text] = []
+    for here in sorted(together, key=len):  # many names need the most room
+        first = here[0]
+        text = textwrap.fill(listed((names[k] for k in here), _MOST_TOGETHER), 18)
         lines = text.split("\n")
-        size = letter * np.array([max(map(len, lines)), 2.2 * len(lines)])
+        size = letter * np.array([max(map(len, lines)) + 0.3, 2.2 * len(lines) + 0.2])  # and a gap
         length = float(np.hypot(*places[first]))
         outwards = float(np.arctan2(*places[first][::-1])) if length > _SAME_PLACE * reach else -np.pi / 2
-        boxes = [_box(places[first], outwards + turn, distance * reach, size) for distance, turn in _TRIES]
-        box = boxes[int(np.argmin([_shared(box, taken) for box in boxes]))]  # the first of the best
+        for tries in (_TRIES, _FAR_TRIES):  # farther away only where there is no room nearby
+            boxes = [_box(places[first], outwards + turn, distance * reach, size) for distance, turn in tries]
+            boxes = [box for box in boxes if np.abs(box).max() <= reach] or boxes
+            covered = [_shared(box, rays) + _WORSE * _shared(box, taken) for box in boxes]
+            box = boxes[int(np.argmin(covered))]  # the first of the best
+            if _shared(box, taken) == 0:
+                break
         taken = np.vstack([taken, box])
         x, y = ((box[:2] + box[2:]) / 2).tolist()
         written.append(
