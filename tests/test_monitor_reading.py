@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import re
@@ -223,6 +224,88 @@ def test_decay_is_known_by_what_it_does(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), before[1])
     assert random.getstate() == before[2]
     assert all(float(state.get("step", 0)) == 0 for state in optimizer.state.values())
+
+
+def of_package() -> list[str]:
+    """The optimizers of pytorch_optimizer that need parameters, a rate and a weight decay alone."""
+    found = []
+    kinds = [kind for kind in vars(po).values() if inspect.isclass(kind) and issubclass(kind, torch_optim.Optimizer)]
+    for kind in kinds:
+        settings = inspect.signature(kind.__init__).parameters.values()
+        needed = {p.name for p in settings if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+        if needed == {"self", "params"} and {"lr", "weight_decay"} <= {p.name for p in settings}:
+            found.append(kind.__name__)
+    assert len(found) > 80  # the table below is not empty
+    return sorted(found)
+
+
+# Not tried here: it takes seconds a step; and those that need a graph, a process group or another package.
+LEFT_OUT = {"SpectralSphere", "TAM", "SGDP", "AdaHessian", "SophiaH", "DeMo", "DistributedMuon"}
+# A step without gradient is not their usual one: projected (AdamP), at random (Magma, Kron), with a rate of their
+# own (GrokFastAdamW).
+UNUSUAL = {"AdamP", "Magma", "Kron", "GrokFastAdamW"}
+
+
+@pytest.mark.parametrize("name", [name for name in of_package() if name not in LEFT_OUT])
+def test_the_decay_read_is_the_one_that_a_step_without_gradient_makes(name: str) -> None:
+    """Coupled decay steps as a gradient of wd * w would; decoupled decay takes the share lr * wd of every weight."""
+    kind, rate, wd = getattr(po, name), 2.0**-6, 0.25
+    start = torch.tensor([[1.0, 0.5, -1.5], [-2.0, 0.25, 1.75], [0.5, -1.0, 0.5], [-0.25, -1.0, 1.25]])
+    both = "weight_decouple" in inspect.signature(kind.__init__).parameters
+    ways = [{"weight_decouple": way} for way in (True, False)] if both else [{}]
+
+    def moved(gradient: torch.Tensor, decay: float, way: dict[str, bool]) -> tuple[torch.Tensor, Any, nn.Parameter]:
+        w = nn.Parameter(start.clone())
+        group = {"params": [w], **({"use_muon": True} if "uon" in name or name == "AdaGO" else {})}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer = kind([group], lr=rate, weight_decay=decay, **way)
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()
+        w.grad = gradient.clone()
+        optimizer.step()
+        return w.detach() - start, optimizer, w
+
+    for way in ways:
+        by_decay, optimizer, w = moved(torch.zeros_like(start), wd, way)
+        by_decay = by_decay - moved(torch.zeros_like(start), 0.0, way)[0]
+        found = decay_of(w, optimizer)
+        if name in UNUSUAL:
+            continue
+        if found.kind == "coupled":
+            assert torch.allclose(by_decay, moved(wd * start, 0.0, way)[0], rtol=1e-3, atol=1e-7)
+        elif found.kind == "none" and name != "DAdaptAdaGrad":  # which goes back from where it began, decay or not
+            assert not by_decay.any()
+        elif found.kind == "preconditioned" and found.clock_rate == 1:
+            assert torch.allclose(by_decay, -rate * wd * start, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [po.ROSE, po.Ranger])
+def test_a_penalty_of_centred_gradients_is_that_of_all_but_the_mean_of_a_row(kind: Any) -> None:
+    """A quadratic rests where the loss pulls by wd * w, but for the mean of each row, which no gradient moves."""
+    torch.manual_seed(0)
+    goal, wd, steps = torch.randn(4, 6, dtype=torch.float64), 0.5, 1500
+    w = nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
+    optimizer = kind([w], lr=0.1, weight_decay=wd, weight_decouple=False)
+    decay = decay_of(w, optimizer)
+    assert (decay.kind, decay.penalty, decay.centred) == ("coupled", wd, True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / steps))
+        w.grad = 0.5 * (w.detach() - goal)
+        optimizer.step()
+    rest = w.detach()
+    pull, held = 0.5 * (goal - rest), wd * rest
+    off = pull - held
+    assert float((off - off.mean(dim=1, keepdim=True)).abs().max()) < 2e-3
+    assert float(off.mean(dim=1).abs().max()) > 0.05
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.02, weight_decouple=False)
+    known, kinds = quietly(model, model[2], optimizer, penalties=Penalties(0.01, 0.01))
+    assert known.lambda_w == pytest.approx(0.03)
+    assert "centred-gradients" in kinds
+    assert (
+        "centred-gradients" not in quietly(model, model[2], torch_optim.Adam(model.parameters(), weight_decay=0.1))[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ _TEXTS: Mapping[str, str] = {
     "unknown-decay": "What the weight_decay of {} amounts to cannot be told: a copy of it could not be tried, or "
     "shrinks weights by another setting, as ASGD's lambd does. lambda_w is read from the head's gradient instead.",
     "unused-decay": "{} has a weight_decay and steps as if it had none: it penalises nothing.",
+    "centred-gradients": "{} takes its mean out of every row of a gradient: weight_decay {:g} is the penalty of what "
+    "is left of the head's rows, and no loss moves their means.",
     "wrapped-optimizer": "{} wraps another optimizer: its decay is read from that one, and what else it does to the "
     "steps is not known here.",
     "decay-clock": "Weight decay has not acted: the sum of lr * weight_decay {} {:.2g}, far below 1, so it cannot have "
@@ -74,10 +76,10 @@ class PenaltyWarning(UserWarning):
     """The penalties of this training are not those of the theory.
 
     Attributes:
-        kind: "decoupled-decay", "linear-decay", "unknown-decay", "unused-decay", "wrapped-optimizer", "decay-clock",
-            "frozen-head", "frozen-backbone", "normalised-features", "normalised-below", "decayed-layers",
-            "no-feature-penalty", "augmentation", "mixup", "resampled", "compounded", "loss", "summed-loss",
-            "unnormalised-weights" or "multiplied-loss".
+        kind: "decoupled-decay", "linear-decay", "unknown-decay", "unused-decay", "centred-gradients",
+            "wrapped-optimizer", "decay-clock", "frozen-head", "frozen-backbone", "normalised-features",
+            "normalised-below", "decayed-layers", "no-feature-penalty", "augmentation", "mixup", "resampled",
+            "compounded", "loss", "summed-loss", "unnormalised-weights" or "multiplied-loss".
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -262,10 +264,12 @@ def _of_decays(facts: Facts) -> Iterator[PenaltyWarning]:
         yield _warning("unknown-decay", name)
     for name in sorted({name for name, decay in facts.decays if decay.kind == "none" and decay.weight_decay != 0}):
         yield _warning("unused-decay", name)
-    if facts.decay is not None and facts.decay.kind == "linear":
-        found = group_of(facts.weight, facts.optimizer)
-        name = "" if found is None else own_name(found[0])
-        yield _warning("linear-decay", name, facts.decay.weight_decay, facts.decay.penalty)
+    decay, found = facts.decay, group_of(facts.weight, facts.optimizer)
+    name = "" if found is None else own_name(found[0])
+    if decay is not None and decay.kind == "linear":
+        yield _warning("linear-decay", name, decay.weight_decay, decay.penalty)
+    if decay is not None and decay.centred:
+        yield _warning("centred-gradients", name, decay.weight_decay)
 
 
 def _of_rows(facts: Facts) -> str:

@@ -35,9 +35,10 @@ Group = dict[str, Any]
 """What torch keeps of a parameter group, or of one parameter: settings and tensors by name."""
 DecayKind = Literal["none", "coupled", "linear", "preconditioned", "unknown"]
 
-# The trial: decay 1/4, weights that are powers of two, so that wd * weight is exact in every precision.
+# The trial: decay 1/4, weights that are powers of two, so that wd * weight is exact in every precision. Rows sum to
+# zero: some optimizers take its mean out of every row of a gradient.
 _DECAY, _RATE, _STEPS = 0.25, 2.0**-6, 60
-_WEIGHTS = ((1.0, -0.5, 2.0), (-2.0, 0.25, 0.5), (0.5, 1.0, -1.0), (-0.25, -1.0, 0.25))
+_WEIGHTS = ((1.0, 1.0, -2.0), (-2.0, 1.0, 1.0), (0.5, -1.0, 0.5), (-0.25, -0.25, 0.5))
 _STILL, _MOVED, _CLOSE = 0.02, 0.2, 0.05
 # Wrappers that change nothing about the steps.
 _TRANSPARENT = ("accelerate", "fastai", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "transformers")
@@ -56,12 +57,14 @@ class Decay:
         clock_rate: by which lr * weight_decay must be multiplied to get the share of a weight that a step takes in the
             long run: 1 / (1 - momentum) for SGD with a coupled decay, 1 for AdamW, its present estimate of the step for
             an optimizer that finds its own (Prodigy, D-Adaptation); NaN where it is not known.
+        centred: whether no gradient moves the mean of a row (ROSE and Ranger centralise them): of "coupled" only.
     """
 
     weight_decay: float
     kind: DecayKind
     factor: float
     clock_rate: float
+    centred: bool = False
 
     @property
     def penalty(self) -> float:
@@ -128,7 +131,7 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
     Example:
         >>> w = torch.nn.Parameter(torch.ones(3))
         >>> decay_of(w, torch.optim.SGD([w], lr=0.1, momentum=0.9, weight_decay=0.02))
-        Decay(weight_decay=0.02, kind='coupled', factor=1.0, clock_rate=10.0)
+        Decay(weight_decay=0.02, kind='coupled', factor=1.0, clock_rate=10.0, centred=False)
     """
     found = group_of(parameter, optimizers)
     if found is None:
@@ -146,7 +149,7 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
         return Decay(0.0, "none", math.nan, math.nan)
     try:
         with _without_traces():
-            return Decay(decay, *_tried(innermost(optimizer), group))
+            return _tried(innermost(optimizer), group, decay)
     except Exception:  # an optimizer that cannot step a copy: needs a closure, a process group, a device
         return Decay(decay, "unknown", math.nan, math.nan)
 
@@ -163,7 +166,7 @@ def _shrinks(optimizer: Optimizer, group: Group) -> bool:
     return bool(shares.min() > 0) and torch.allclose(shares, shares.mean(), rtol=_CLOSE, atol=0)
 
 
-def _tried(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]:
+def _tried(optimizer: Optimizer, group: Group, decay: float) -> Decay:
     start = torch.tensor(_WEIGHTS, dtype=torch.float64)
     balance = -_DECAY * start
 
@@ -172,16 +175,19 @@ def _tried(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]
 
     free, held = moved(balance, 0.0), moved(balance, _DECAY)
     if not (torch.isfinite(free).all() and torch.isfinite(held).all() and free.abs().max() > 0):
-        return "unknown", math.nan, math.nan
+        return Decay(decay, "unknown", math.nan, math.nan)
     ratio = float(held.abs().max() / free.abs().max())
     linear = torch.allclose(moved(4 * balance, 0.0), 4 * free, rtol=_CLOSE, atol=0)
     if ratio < _STILL:
-        return "coupled", 1.0, _clock_rate(optimizer, group) if linear else math.nan
+        centred = not bool(moved(torch.ones_like(start), 0.0).any())
+        return Decay(decay, "coupled", 1.0, _clock_rate(optimizer, group) if linear else math.nan, centred)
     if linear:
-        return _rested(optimizer, group)
+        return Decay(decay, *_rested(optimizer, group))
     if torch.equal(free, held):  # it has a weight decay and does not use it
-        return "none", math.nan, math.nan
-    return ("preconditioned", math.nan, _share(optimizer, group)) if ratio > _MOVED else ("unknown", math.nan, math.nan)
+        return Decay(decay, "none", math.nan, math.nan)
+    if ratio > _MOVED:
+        return Decay(decay, "preconditioned", math.nan, _share(optimizer, group))
+    return Decay(decay, "unknown", math.nan, math.nan)
 
 
 def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]:
