@@ -75,7 +75,10 @@ def phase_figure(record: Mapping[str, Any]) -> Figure:
             open_cells = any(np.any(np.array(model["status"]) != "OPTIMAL") for model in models)
             _legend(figure, sorted(kinds), open_cells=open_cells)
             figure.suptitle(_fixed(config), size=6.5, color=COLOURS["muted"])
-            figure.draw_without_rendering()  # labels follow curves, which needs the places of the axes
+            layout = figure.get_layout_engine()
+            assert layout is not None
+            layout.execute(figure)  # labels follow curves, which needs the places of the axes
+            figure.set_layout_engine("none")  # as long as they stay there
             for ax, model in zip(panels, models, strict=True):
                 _label_curves(ax, model["curves"])
     except (KeyError, TypeError) as error:
