@@ -61,7 +61,9 @@ def test_the_papers_three_states_are_found_and_predicted(lambda_z, small, headli
     assert d.prediction.features == "signed"
     assert d.prediction.states == d.prediction.seen == d.separation.states
     assert d.prediction.merge[9] == pytest.approx(10 / 3000, rel=1e-9)
-    assert d.prediction.edge[9] == d.prediction.merge[9]
+    assert d.prediction.edge[9] == pytest.approx(
+        d.prediction.merge[9], rel=1e-15
+    )  # by two roads: the last bit may differ
     assert d.fit is not None
     assert d.fit.follows == "signed"
     assert d.fit.models["signed"].distance.Z < 1e-3

