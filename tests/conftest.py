@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from numpy.typing import NDArray
@@ -15,6 +16,11 @@ gc.disable()
 
 
 def pytest_collection_finish() -> None:
+    memory = sys.modules.get("accelerate.utils.memory")
+    if (
+        memory
+    ):  # a trainer looks through all of memory at the end of each training, which takes longer than the training
+        vars(memory)["gc"] = SimpleNamespace(collect=lambda: 0)
     gc.freeze()
     gc.set_threshold(20_000)  # after every 700 objects, as Python has it, looking is a twentieth of all tests
     gc.enable()

@@ -19,7 +19,7 @@ from collapsar.monitor.lightning import CollapseCallback, labels_of
 
 COUNTS = (80,) * 3 + (20,) * 3
 NAMES = ["zero", "one", "two", "three", "four", "five"]
-LAMBDA_Z, LAMBDA_B, RATIO, WARM, EPOCHS = 0.018, 0.02, 3.0, 12, 40
+LAMBDA_Z, LAMBDA_B, RATIO, WARM, EPOCHS = 0.018, 0.02, 3.0, 12, 30
 
 # What Lightning says about loaders, and what torch says about Lightning.
 pytestmark = [
