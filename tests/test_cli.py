@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -8,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import collapsar as cs
 from collapsar.advise.recipe import Recipe
 from collapsar.advise.standard import advise_standard
 from collapsar.cli import main, output
 from collapsar.cli.app import COMMANDS, STUDIES, program
+from collapsar.cli.output import plain_table
+from collapsar.core.files import write_atomically
 
 
 def collapsar(*arguments):
@@ -363,3 +367,26 @@ def test_weight_decay_that_says_too_little_or_too_much_is_refused(here, words, m
     ended = here(*words.split())
     assert ended.returncode == 2
     assert message in ended.stderr
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 200])
+def test_no_number_of_a_table_is_cut_in_a_narrow_terminal(width):
+    """At 40 columns 1000 samples were printed as 100, and a safety of 3.32 as 3."""
+    rows = [
+        ("aquarium fish", "1000", "separated", "0.00398", "3.32", "−0.774"),
+        ("... 18 more",),
+        ("bee", "9", "–", "–", "–", "–"),
+    ]
+    columns = ("classes", "samples", "at the optimum", "threshold", "safety", "margin")
+    out = io.StringIO()
+    Console(file=out, width=width).print(plain_table(*columns, rows=rows))
+    text = out.getvalue()
+    assert all(cell in text for row in rows for cell in row[1:])
+    assert max(map(len, text.splitlines())) <= width
+    assert ("  samples  1000" in text) == (width <= 60)
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path.name} cannot be written: it is a folder"):
+        write_atomically(tmp_path, "page")
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))

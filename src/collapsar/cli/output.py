@@ -9,14 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
@@ -30,6 +34,8 @@ if TYPE_CHECKING:  # the commands that print none need not pay for their import
 _FIRST, _AGAIN = 5.0, 30.0
 _MOST_DECIMALS = 8  # of a table; smaller numbers are written with a power of ten
 
+_ENDLESS, _NARROWEST = 10_000, 8  # characters: of a console that cuts nothing, and of a column that is folded
+
 _NUMBER = re.compile(r"[≈≤≥]? ?[+−-]?\d|[–-]$")
 
 RELU_WORDS = "For a head fed by a ReLU, as in most networks: --features nonnegative."
@@ -40,21 +46,56 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
-def plain_table(*columns: str, rows: Iterable[Sequence[str]] = (), folds: Sequence[int] = (0,)) -> Table:
-    """A table that fits into 80 characters by folding these columns; numbers are never cut, and end on the right.
+@dataclass(frozen=True)
+class PlainTable:
+    """A table that fits into 80 characters by folding columns; numbers are never cut.
 
-    Columns that say nothing of any row are left out.
+    Where even that is too wide, each row is a list, its values below its first cell, as pages have it on a phone.
+
+    Attributes:
+        columns: headings.
+        rows: cells; a row may be short.
+        folds: places of the columns that may be folded.
     """
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folds: Sequence[int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self._least_width(console) <= options.max_width:
+            yield self._table()
+            return
+        yield ""
+        for row in self.rows:
+            yield Text(row[0], style="bold")
+            for name, cell in zip(self.columns[1:], row[1:], strict=False):
+                yield Text(f"  {name}  {cell}")
+        yield ""
+
+    def _table(self) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for i, name in enumerate(self.columns):
+            numbers = all(_NUMBER.match(row[i]) for row in self.rows if i < len(row))
+            side = "right" if numbers and i not in self.folds else "left"
+            made.add_column(name, justify=side, no_wrap=i not in self.folds, overflow="fold")
+        for row in self.rows:
+            made.add_row(*row)
+        return made
+
+    def _least_width(self, console: Console) -> int:
+        """Of the table, its folding columns as narrow as can be read."""
+        whole = Measurement.get(console, console.options.update(max_width=_ENDLESS), self._table()).maximum
+        widest = [
+            max(map(cell_len, (self.columns[i], *(row[i] for row in self.rows if i < len(row))))) for i in self.folds
+        ]
+        return whole - sum(max(width - _NARROWEST, 0) for width in widest)
+
+
+def plain_table(*columns: str, rows: Iterable[Sequence[str]] = (), folds: Sequence[int] = (0,)) -> PlainTable:
+    """A table for people, of which these columns may be folded; those that say nothing of any row are left out."""
     shown, cells = told(columns, list(rows))
-    folds = [shown.index(columns[i]) for i in folds if columns[i] in shown]
-    for i, name in enumerate(shown):
-        numbers = all(_NUMBER.match(row[i]) for row in cells if i < len(row))
-        side = "right" if numbers and i not in folds else "left"
-        made.add_column(name, justify=side, no_wrap=i not in folds, overflow="fold")
-    for row in cells:
-        made.add_row(*row)
-    return made
+    return PlainTable(shown, cells, [shown.index(columns[i]) for i in folds if columns[i] in shown])
 
 
 def in_step(rows: Sequence[Sequence[float]], digits: int = 5) -> list[list[str]]:

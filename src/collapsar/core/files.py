@@ -23,6 +23,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
     target = Path(path)
     if not target.parent.is_dir():  # or the error would name a temporary file, which nobody asked for
         raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}; create it first")
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} cannot be written: it is a folder; name a file in it")
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
