@@ -664,6 +664,18 @@ def test_lost_is_said_once_after_a_class_was_right():
     again = MergeWatch(3)
     again.load_state_dict(watch.state_dict())
     assert again.observe(8, Z, Z + shut) == ()
+    back = [event for t in range(9, 13) for event in again.observe(t, Z, Z)]
+    assert [event.message for event in back] == ["Class 2 is given samples of its own again (epoch 10)."]
+
+
+def test_a_row_of_its_own_again_is_said():
+    watch, Z, events = MergeWatch(3), 3 * np.eye(3) - 1, []
+    for t in range(1, 10):
+        events += watch.observe(t, Z, shared_rows=[(1, 2)] if 3 < t < 7 else [])
+    assert [event.message for event in events] == [
+        "Classes 1 and 2 are dead (epoch 5): their rows of the head coincide with others'.",
+        "Classes 1 and 2 have rows of their own in the head again (epoch 8).",
+    ]
 
 
 def test_a_head_of_tokens_is_refused_and_its_rows_are_read_from_a_file(tmp_path):

@@ -15,7 +15,7 @@ numbers, ``class_separation`` the definitions):
   in a row make it a class that *has not separated*.
 * A class that is given to none of its own samples is **lost**, whatever its state (``class_standings``); one whose row
   of the head coincides with another's is **dead**. Either is said after ``confirm`` evaluations in a row of a class
-  that was not, or after ``patience`` of them, and only of classes that were not said to merge or vanish.
+  that was not, or after ``patience`` of them, and only of classes that were not said to merge or vanish. So is its end.
 
 Example:
     >>> import numpy as np
@@ -41,7 +41,7 @@ from collapsar.core.types import Mask, Record
 from collapsar.metrics.evidence import Standings, class_standings
 from collapsar.metrics.separation import ClassSeparation, class_separation
 
-EventKind = Literal["merge", "vanish", "separate", "never separated", "lost", "dead"]
+EventKind = Literal["merge", "vanish", "separate", "never separated", "lost", "found", "dead", "revived"]
 
 MOST_NAMED = 20
 """Names in one sentence."""
@@ -95,8 +95,8 @@ class Event:
     """Something worth saying.
 
     Attributes:
-        kind: "merge", "vanish", "separate" (again), "never separated", "lost" (given to none of its own samples) or
-            "dead" (its row of the head is another's as well).
+        kind: "merge", "vanish", "separate" (again), "never separated", "lost" (given to none of its own samples),
+            "dead" (its row of the head is another's as well), "found" and "revived" (no longer lost, no longer dead).
         epoch: The evaluation at which it was confirmed.
         classes: The classes it is about, ascending.
         message: The sentence.
@@ -195,8 +195,9 @@ class MergeWatch:
             self._together.turn_on(list(event.classes))
         events += self._all("vanish", vanishing) + self._all("separate", back)
         lost, dead = self._mask(c.index for c in self.standings.lost), self._mask(self.dead)
-        events += self._turned("lost", self._lost, lost, ~lost & (distinct if recalls is None else seen), seen)
-        events += self._turned("dead", self._dead, dead, ~dead, seen)
+        right = ~lost & (distinct if recalls is None else seen)
+        events += self._turned(("lost", "found"), self._lost, lost, right, seen)
+        events += self._turned(("dead", "revived"), self._dead, dead, ~dead, seen)
         return tuple(events + self._grouped("never separated", never, found))
 
     def summary(self) -> str:
@@ -219,12 +220,15 @@ class MergeWatch:
         parts += [f"without samples: {self._named(found.unseen_classes)}"] if found.unseen_classes else []
         return f"{start} {'; '.join(parts)}."
 
-    def _turned(self, kind: EventKind, switch: _Switch, on: Mask, off: Mask, seen: Mask) -> list[Event]:
-        """An event for the classes that are on for long enough and were not said to merge or vanish."""
+    def _turned(
+        self, kinds: tuple[EventKind, EventKind], switch: _Switch, on: Mask, off: Mask, seen: Mask
+    ) -> list[Event]:
+        """Events for the classes that are on, and off again, for long enough and are not said to merge or vanish."""
         if not self.learned:  # an untrained network gives all samples to a few classes
             return []
-        begun = switch.update(on, off, seen, self.rule.confirm)[0] | switch.stuck(self.rule.patience)
-        return self._all(kind, begun & ~self._together.on & ~self._vanished.on)
+        fired, ended = switch.update(on, off, seen, self.rule.confirm)
+        begun, alone = fired | switch.stuck(self.rule.patience), ~self._together.on & ~self._vanished.on
+        return self._all(kinds[0], begun & alone) + self._all(kinds[1], ended & alone)
 
     def _mask(self, classes: Iterable[int]) -> Mask:
         mask = np.zeros(len(self.class_names), dtype=bool)
@@ -283,6 +287,12 @@ class MergeWatch:
         elif kind == "dead":
             rows = "its row of the head is another's as well" if one else "their rows of the head coincide with others'"
             words = f"{'is' if one else 'are'} dead {when}: {rows}."
+        elif kind == "found":
+            words = f"{'is' if one else 'are'} given samples of {'its' if one else 'their'} own again {when}."
+        elif kind == "revived":
+            words = (
+                f"{'has a row' if one else 'have rows'} of {'its' if one else 'their'} own in the head again {when}."
+            )
         elif kind == "separate":
             words = f"{'has' if one else 'have'} separated {when}."
         else:
