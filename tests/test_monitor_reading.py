@@ -763,7 +763,7 @@ LOSSES = {
         nn.CrossEntropyLoss(W, label_smoothing=0.1),
         cs.Loss(W.numpy(), smoothing=0.1),
         False,
-        "of a sample of class 0 counts 0.48 for its own class there, 0.93 in the theory",
+        "of a sample of class 0 counts 0.48 for its own class there; in the theory 0.93",
     ),
     "focal subclass": (Focal(), None, False, "none of the cross-entropies"),
     "NLL": (nn.NLLLoss(), None, False, "none of the cross-entropies"),
@@ -802,9 +802,10 @@ def test_a_loss_is_what_it_computes(name: str, autocast: bool) -> None:
             assert ours is None or np.allclose(ours, np.asarray(theirs), atol=1e-5)
 
 
-def test_the_label_that_torch_smooths_by_weights_is_the_one_named() -> None:
-    """Where the loss of one sample is least, its softmax is the label."""
-    criterion, x = nn.CrossEntropyLoss(W, label_smoothing=0.1), torch.zeros(1, 3, requires_grad=True)
+@pytest.mark.parametrize("weights", [W, torch.tensor([0.01, 1.0, 1.0])])
+def test_the_label_that_torch_smooths_by_weights_is_the_one_named(weights: torch.Tensor) -> None:
+    """Where the loss of one sample is least, its softmax is the label; the class itself need not come first."""
+    criterion, x = nn.CrossEntropyLoss(weights, label_smoothing=0.1), torch.zeros(1, 3, requires_grad=True)
     optimizer = torch_optim.LBFGS([x], lr=0.5, max_iter=200)
 
     def closure():
@@ -814,8 +815,10 @@ def test_the_label_that_torch_smooths_by_weights_is_the_one_named() -> None:
         return loss
 
     optimizer.step(closure)
-    own = float(x.detach().softmax(1)[0, 0])
-    assert f"counts {own:.2g} for its own" in read_criterion(criterion, 3).reason
+    own, *others = x.detach().softmax(1)[0].tolist()
+    behind = f", and {others[0]:.2g} for class 1" if own < max(others) else ""
+    assert bool(behind) == (weights is not W)
+    assert f"counts {own:.2g} for its own class there{behind}; in" in read_criterion(criterion, 3).reason
 
 
 def test_a_loss_times_a_number_beside_weights_is_read_with_it() -> None:

@@ -113,16 +113,18 @@ def _tried(criterion: Callable[..., Any], num_classes: int) -> Criterion | None:
 def _smoothed_by_weights(weights: NDArray[np.float64], criterion: nn.CrossEntropyLoss) -> Criterion:
     """CrossEntropyLoss with weights and smoothing: the labels' smoothed part is shared out by the weights."""
     smoothing, K = criterion.label_smoothing, len(weights)
-    own = (1 - smoothing + smoothing / K) * weights
-    kept = own / (own + smoothing / K * (weights.sum() - weights))
     theirs = 1 - smoothing + smoothing / K
-    k = int(np.argmax(np.abs(kept - theirs)))
+    whole = theirs * weights + smoothing / K * (weights.sum() - weights)
+    kept = theirs * weights / whole
+    k, first = int(np.argmax(np.abs(kept - theirs))), int(np.argmax(weights))
+    other = smoothing / K * float(weights[first] / whole[k])
+    behind = f", and {other:.2g} for class {first}" if other > kept[k] else ""
     return Criterion(
         Loss(weights, smoothing=smoothing),
         criterion.reduction == "sum",
         "CrossEntropyLoss with both class weights and label smoothing weighs the smoothed part by the other "
         "classes' weights, which is not the loss of the theory: the label of a sample of class "
-        f"{k} counts {kept[k]:.2g} for its own class there, {theirs:.2g} in the theory",
+        f"{k} counts {kept[k]:.2g} for its own class there{behind}; in the theory {theirs:.2g}",
     )
 
 
