@@ -73,7 +73,7 @@ def test_classes_that_the_optimum_outvotes_are_not_safe() -> None:
     assert np.flatnonzero(best != np.arange(10)).tolist() == list(a.outvoted)
     corrected = (s.Z + s.b[:, None] - np.log(s.problem.class_counts)[:, None]).argmax(axis=0)
     assert corrected.tolist() == list(range(10))
-    assert "subtract the log of the class frequencies from the logits: that gives them back too" in a.cure
+    assert "subtract the log of the class frequencies from the logits: at rest that gives them back too" in a.cure
 
 
 @pytest.mark.parametrize(("weight_decay", "enough"), [(1.3, True), (1.5, False)])
@@ -85,7 +85,8 @@ def test_the_prior_correction_is_offered_where_it_is_enough(weight_decay: float,
     s = solve(p, 1e-7)
     right = (s.Z + s.b[:, None] - np.log(p.class_counts)[:, None]).argmax(axis=0) == np.arange(5)
     assert (a.verdict, bool(right.all())) == ("outvoted", enough)
-    assert ("gives them back too" in a.cure, "does not give every class" in a.cure) == (enough, not enough)
+    assert "leaves the class of 5 samples outvoted, none of its own samples given to it" in a.reason
+    assert ("back too" in a.cure, "does not give every class" in a.cure) == (enough, not enough)
 
 
 LOSSES = {

@@ -208,8 +208,15 @@ def _of_few(n: NDArray[np.int64], few: NDArray[np.int64], recipe: Recipe, answer
     lost = merged or outvoted
     sizes = sorted({int(n[k]) for k in lost})
     which = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    what = "merges {} classes" if merged else "leaves {} classes outvoted, none of their own samples given to them"
-    reason = f"at rest the decay of the head {what.format(len(lost))}, those of {which} samples{when}"
+    if merged and len(lost) > 1:
+        what = f"merges {len(lost)} classes, those of {which} samples"
+    elif merged:
+        what = f"leaves the class of {which} samples without features of its own"
+    elif len(lost) > 1:
+        what = f"leaves {len(lost)} classes outvoted, none of their own samples given to them, those of {which} samples"
+    else:
+        what = f"leaves the class of {which} samples outvoted, none of its own samples given to it"
+    reason = f"at rest the decay of the head {what}{when}"
     cure = (
         f"lower the head's weight decay to {largest:.2g} or less: then every class keeps its own samples"
         if largest is not None
@@ -251,7 +258,8 @@ def _correction(s: Solution, recipe: Recipe, answer: _Answer) -> str:
         return f"to subtract {what} from the logits alone does not give every class its samples"
     if recipe.optimizer == "adamw":  # its runs end off the forecast: one was cured, one ruined (docs/advise.md)
         return f"{what} alone can be too much for logits that decay has shortened"
-    return f"where it must stay, subtract {what} from the logits: that gives them back too"
+    them = "it" if len(_outvoted(s)) == 1 else "them"
+    return f"where it must stay, subtract {what} from the logits: at rest that gives {them} back too"
 
 
 def _prior(recipe: Recipe, answer: _Answer) -> str:
