@@ -321,6 +321,27 @@ def test_one_output_at_its_own_optimum_is_found_at_rest(positive, tmp_path):
     assert record.report.num_classes == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda y: (y + 1) % K, "a, b, c and d are taken for one another"),  # numbered from 1, or in another order
+        (lambda y: torch.where(y < 2, 1 - y, y), "a and b are taken for one another"),
+        (lambda y: y, None),
+        (lambda y: torch.where(y == 0, 1, y), None),  # one class taken for another is lost, not exchanged
+    ],
+)
+def test_labels_in_another_order_than_the_heads_rows_are_told(given, words, tmp_path):
+    model, data = Net(linear(30 * EYE)).eval(), [(X, given(Y))]
+    found = diagnose(model, data, class_names=list("abcd")).words
+    said = monitored(model, tmp_path, data, class_names=list("abcd"))[1]
+    assert words is None or not any("needs more room" in text for text in found)
+    for texts in (found, said):
+        assert any("one for one" in text for text in texts) == (words is not None)
+        assert words is None or any(words in text for text in texts)
+    few = [(X[:4], given(Y[:4]))]
+    assert not any("one for one" in note for note in diagnose(model, few).words)
+
+
 def test_more_outputs_than_classes_is_a_caution():
     wide = nn.Linear(D, 32, bias=False)
     d = diagnose(Net(wide).eval(), [(X, Y)], head="fc")

@@ -12,6 +12,7 @@ from collapsar.advise.outlook import left_prior
 from collapsar.core.sentences import percent
 from collapsar.core.types import Mask
 from collapsar.metrics.evidence import LostClass
+from collapsar.metrics.predictions import exchanged, exchanged_words
 
 if TYPE_CHECKING:
     from collapsar.diagnose.record import Diagnosis
@@ -115,7 +116,10 @@ def lost(d: Diagnosis) -> Iterator[str]:
     m, states = d.measurement, d.separation.states
     dead = {k: group for group in d.shared_rows for k in group}
     corrections = _corrections(d) if d.standings.lost else ()
-    for c in [c for c in d.standings.lost if c.reason == "outvoted"][:_MOST_LOST]:
+    strange = () if m.taken_for is None else exchanged(m.accuracies, m.taken_for, m.class_counts)
+    if strange:
+        yield f"Caution: {exchanged_words([d.class_names[k] for k in strange])}"
+    for c in [c for c in d.standings.lost if c.reason == "outvoted" and c.index not in strange][:_MOST_LOST]:
         samples = f"none of the {m.class_counts[c.index]} samples of {d.class_names[c.index]} is given to it"
         ahead = (
             f"scores {d.class_names[c.rival]} higher by {_nats(c.nats)} nats" if c.nats > 0 else "is right all the same"

@@ -8,17 +8,21 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from collapsar.core.sentences import listed
 from collapsar.core.types import Matrix, Vector
 
 # Columns are made this many numbers at a time: 64 MiB.
 _BLOCK_NUMBERS = 1 << 23
+# Samples of a class that tell whether it is exchanged for another.
+_FEWEST = 5
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +101,39 @@ def decisions(labels: NDArray[np.int64], given: NDArray[np.int64], num_classes: 
     with np.errstate(invalid="ignore"):
         recall = np.bincount(labels[right], minlength=num_classes) / counts
     return Decisions(counts, recall, np.bincount(given, minlength=num_classes), taken_by)
+
+
+def exchanged(recall: ArrayLike, taken_by: ArrayLike, class_counts: ArrayLike) -> tuple[int, ...]:
+    """Classes that are taken for one another, one for one, and never for themselves: their numbers are exchanged.
+
+    No training does that: a head that knows two classes apart is right about one of them at least, by whatever odds.
+
+    Args:
+        recall: share of each class's samples that are given to it, shape (K,).
+        taken_by: the class that its other samples are mostly taken for, shape (K,), -1 for none.
+        class_counts: samples, shape (K,); classes of fewer than five tell nothing.
+
+    Returns:
+        Class indices, ascending.
+
+    Example:
+        >>> exchanged([1.0, 0.0, 0.0, 0.0], [-1, 2, 1, 0], [9, 9, 9, 9])
+        (1, 2)
+    """
+    target = np.asarray(taken_by)
+    inside = (np.asarray(recall) == 0) & (target >= 0) & (np.asarray(class_counts) >= _FEWEST)
+    while True:
+        reached = np.zeros_like(inside)
+        reached[target[inside]] = True
+        left = inside & inside[target] & reached
+        if (left == inside).all():
+            return tuple(np.flatnonzero(left).tolist())
+        inside = left
+
+
+def exchanged_words(names: Sequence[str]) -> str:
+    """What is said of classes of these names that are ``exchanged``."""
+    return (
+        f"{listed(names, _MOST_NAMED, last=' and ')} are taken for one another, one for one, and never for themselves: "
+        "the labels are not numbered as the head's rows are. States by class, and what is said of them, are of no use."
+    )

@@ -37,6 +37,7 @@ from collapsar.core.known import KnownTraining
 from collapsar.core.sentences import percent
 from collapsar.core.types import Record
 from collapsar.metrics.head import linear_map, refuse_untold, unwrapped
+from collapsar.metrics.predictions import exchanged, exchanged_words
 from collapsar.metrics.shared_rows import shared_rows
 from collapsar.monitor.differences import differences
 from collapsar.monitor.evaluation import MonitorRecord
@@ -331,6 +332,11 @@ class CollapseMonitor:
                 "order than the batch. States and recall are those of the labels given; a loader of plain samples has "
                 "their own.",
             )
+        taken_for = totals.taken_for
+        swapped = () if taken_for is None else exchanged(totals.recalls, taken_for, totals.report.class_counts)
+        if swapped:
+            words = exchanged_words([self.watch.class_names[k] for k in swapped])
+            self._complain(epoch, "exchanged", f"Classes {words}")
         if pulls.twice:
             self._complain(
                 epoch,
