@@ -14,7 +14,9 @@ import collapsar as cs
 from audit_heads import KINDS, check_proof, healthy, planted
 from collapsar.diagnose.audit_samples import count_effect
 from collapsar.diagnose.untrained import initial_variances
+from collapsar.metrics import near_rows
 from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
+from collapsar.metrics.shared_rows import longest_row
 
 SEEDS = range(2)
 
@@ -146,6 +148,22 @@ def test_near_rows_are_those_that_all_pairs_find(seed: int, d: int) -> None:
     np.fill_diagonal(table, np.inf)
     assert distances == pytest.approx(table.min(axis=1), rel=1e-12, abs=1e-14)
     assert table[np.arange(400), nearest] == pytest.approx(table.min(axis=1), rel=1e-12, abs=1e-14)
+
+
+def test_rows_of_very_different_lengths_are_compared_with_few_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounding of the longest row makes no candidates of all short ones: 290 for each row before, now 17."""
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((1500, 64)) * np.exp(1.5 * rng.standard_normal((1500, 1)))
+    tolerance = 0.01 * longest_row(np.linalg.norm(rows - rows.mean(axis=0), axis=1))
+    compared, distances = [], near_rows._distances  # pyright: ignore[reportPrivateUsage]
+
+    def counted(rows: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        compared.append(len(i))
+        return distances(rows, i, j)
+
+    monkeypatch.setattr(near_rows, "_distances", counted)
+    assert set(groups_of(near_labels(rows, tolerance))) == _single_linkage(pdist(rows), tolerance)
+    assert sum(compared) < 30 * len(rows)
 
 
 def test_a_chain_of_rows_is_no_group() -> None:

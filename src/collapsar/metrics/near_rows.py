@@ -28,6 +28,7 @@ Labels = NDArray[np.int64]
 
 _SKETCH = 32
 _BLOCK_NUMBERS = 1 << 22
+_PAIRS = 1 << 14  # compared at once
 
 
 class Rows(Protocol):
@@ -159,13 +160,14 @@ def _candidates(
     ones = np.ones_like(halves)
     # one product gives half the squared distances
     left, right = np.column_stack([-sketch, halves, ones]), np.column_stack([sketch, ones, halves])
-    limit = np.float32(0.5 * (tolerance + slack) ** 2 + 1e-5 * float(halves.max()))
     ends = np.searchsorted(key, key + np.float32(tolerance + slack), side="right")
     start = 0
     while start < K:
         width = int(ends[min(start + 1024, K) - 1]) - start
         stop = min(K, start + max(1, min(1024, 4 * _BLOCK_NUMBERS // max(width, 1))))
-        close = left[start:stop] @ right[start : ends[stop - 1]].T <= limit
+        near = slice(start, ends[stop - 1])  # the rounding of a product is that of its rows
+        limit = np.float32(0.5 * (tolerance + slack) ** 2 + 1e-5 * float(halves[near].max()))
+        close = left[start:stop] @ right[near].T <= limit
         i, j = np.divmod(np.flatnonzero(close), close.shape[1])
         later = j > i
         if later.any():
@@ -174,19 +176,17 @@ def _candidates(
 
 
 def _joined(rows: Rows, labels: Labels, pairs: NDArray[np.int64], tolerance: float) -> Labels:
-    """The labels after joining those of the pairs within the tolerance; a pair already joined is not compared."""
-    while len(pairs):
-        pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
-        if not len(pairs):
-            break
-        # one pair for each row, on either side, and round: in a large group all others are joined by then
-        chosen = np.union1d(*(np.unique(pairs[:, side], return_index=True)[1] for side in (0, 1)))
-        i, j = pairs[chosen].T
+    """The labels after joining those of the pairs within the tolerance; a pair already joined is not compared.
+
+    The first pairs are those of one row with all others: of a large group they join most.
+    """
+    while len(pairs := pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]):
+        i, j = pairs[:_PAIRS].T
         near = _distances(rows, i, j) <= tolerance
         if near.any():
             edges = coo_array((np.ones(near.sum()), (labels[i[near]], labels[j[near]])), shape=(len(labels),) * 2)
             labels = connected_components(edges, directed=False)[1][labels].astype(np.int64)
-        pairs = np.delete(pairs, chosen, axis=0)
+        pairs = pairs[_PAIRS:]
     return labels
 
 
