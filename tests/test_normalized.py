@@ -222,6 +222,14 @@ DESCENTS = {
     "distinct, no bias": normalized([60, 30, 17, 9, 4], 0.7, lambda_b=np.inf),
     "distinct, strong": normalized([60, 30, 17, 9, 4, 3], 9.0, lambda_b=0.02),
     "distinct, batch": normalized([60, 30, 17, 9, 4], 0.7, over="batch", lambda_b=0.02),
+    "distinct, smoothed": normalized("exp:1000:10:12", 1e-2, loss=LOSSES["smoothing"]),
+    # the large class meets its smoothed target exactly: part of its feature lies where the head sees nothing
+    "target met": normalized(
+        [3, 2, 2], 0.1675, lambda_b=0.174, loss=cs.Loss(temperatures=[1.6, 1.06, 1.06], smoothing=0.09)
+    ),
+    "target met, far from balance": normalized(
+        [82, 4], 8e-3, lambda_b=np.inf, loss=cs.Loss(offsets=[-0.6, -2.3], smoothing=0.47)
+    ),
     "merged": normalized(lambda_w=10.0),
     "rows": normalized(lambda_w=ROWS),
     "rows and a priced bias": normalized(lambda_w=ROWS, lambda_b=0.02),
@@ -230,6 +238,14 @@ DESCENTS = {
     "rows, batch": normalized(lambda_w=ROWS, over="batch"),
     "oversampled batch": normalized(over="batch", feature_mass=np.repeat([100.0, 60.0], 5)),
 }
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.3])
+@pytest.mark.parametrize("lambda_w", [1e-5, 1e-4, 1e-3, 1e-2])
+def test_targets_that_are_met_exactly_leave_no_gap(lambda_w: float, eps: float) -> None:
+    s = cs.solve(normalized("exp:1000:10:12", lambda_w, loss=cs.Loss(smoothing=eps)))
+    assert s.certificate.relative_gap <= 1e-9
+    assert np.abs(s.Z.sum(axis=0)).max() <= 1e-9 * np.abs(s.Z).max()
 
 
 @pytest.mark.parametrize("name", DESCENTS)

@@ -53,6 +53,8 @@ _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothi
 _CLOSED = 0.1  # of the tolerance: no better bound is looked for
 _LEAP = 3.0  # nats of the price that a secant may go at once
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
+_SADDLE = 1e-6  # decrement from which on a point may be a saddle
+_SHORTER = 1e-6  # multipliers below zero by more than this, relative to the largest, are no rounding
 MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
 
 
@@ -87,16 +89,18 @@ def minimise_normalized(
         x, certificate, status, num_steps = minimise_nonnegative_spheres(n, how, near)
         return NormalizedResult(x.blocks(n.q), certificate, num_steps, status, spheres=x, price=n.price)
     if own.lambda_gain is None:
-        return _on_spheres(normalized_quotient(problem, q), start, how)
+        # a smoothed target can be met exactly: then part of a feature lies where W sees nothing, which looks droppable
+        return _on_spheres(normalized_quotient(problem, q), start, how, drop=not q.smoothing)
     return _with_gain(problem, q, start, how)
 
 
-def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> NormalizedResult:
-    """Newton's method until the certificate closes."""
+def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings, *, drop: bool = True) -> NormalizedResult:
+    """Newton's method until the certificate closes; of many clusters it may ``drop`` directions on the way."""
     p = sphere_point(n, sphere_start(n) if start is None else awake(n, start))
-    radius, bound, idle, step, times_added = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0, 0
+    radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
+    times_added = turns = 0
     best: NormalizedResult | None = None
-    many = n.q.num_clusters > FEW
+    many = drop and n.q.num_clusters > FEW
     aim = max(10 * how.tol, 1e-13) if n.q.num_clusters > _FREE_DIGITS else _EASY
     aim = _SQUARED if n.q.num_clusters <= DENSE else aim
     for step in range(1, how.max_steps + 1):
@@ -115,6 +119,11 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
             p, wider = settle_directions(n, p, decrement, PATIENCE)
             if wider and step < how.max_steps:
                 continue
+        if decrement <= _SADDLE and turns < PATIENCE and step < how.max_steps:
+            shorter = _turned_out(n, p)
+            if shorter is not None:
+                p, radius, turns = shorter, max(radius, 1e-3 * np.sqrt(shorter.value)), turns + 1
+                continue
         certificate = Certificate(p.value, bound)
         if ready:
             p, certificate = _merged(n, p, how.tol)
@@ -131,6 +140,23 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
     assert best is not None  # the last step always certifies
     spent = best.status is not Status.OPTIMAL and step == how.max_steps
     return replace(best, status=Status.MAX_STEPS) if spent else best
+
+
+def _turned_out(n: NormalizedQuotient, p: SpherePoint) -> SpherePoint | None:
+    """Features that would better be shorter turned towards a direction that W does not use; None where none gains.
+
+    Multipliers below zero say which. From a start in the span of W no slope leads there: the point is a saddle.
+    """
+    x, q = p.x, n.q
+    long = p.nu < -_SHORTER * np.max(np.abs(p.nu))
+    if not long.any() or x.E.shape[0] < q.num_clusters:
+        return None
+    unused = np.linalg.svd(x.E)[0][:, -1:]  # rows of W have a sum of zero: one direction of as many as clusters is free
+    towards = unused * np.where(long, np.sqrt(q.sizes), 0.0)
+    still = (0 * x.E, towards, 0 * x.v, 0 * x.u, 0 * x.b)
+    tried = [sphere_point(n, x.moved(q, still, length)) for length in np.geomspace(1e-3, 1.0, 7)]
+    best = min(tried, key=lambda one: one.value)
+    return best if best.value < p.value else None
 
 
 def awake(n: NormalizedQuotient, x: Spheres, held: int | None = None) -> Spheres:

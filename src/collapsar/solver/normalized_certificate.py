@@ -31,6 +31,7 @@ from collapsar.solver.symmetry import Blocks, Quotient
 from collapsar.solver.witness import Witness, witness_of
 
 _CLOSED = 1e-12  # relative gap at which no better bound is looked for
+_SMALL = 1e-6  # multipliers below this share of the largest may be rounding
 _BALANCED = 1e-14  # of the bias equation: what is left of it multiplies a bias of order ten
 _TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative
 _ALIVE = 1e-12  # of the largest multiplier: no other is taken for less
@@ -131,6 +132,13 @@ def _dominating(q: Quotient, R: Residual, y: Vector) -> float:
     y = np.maximum(y, 1e-12 * float(np.max(y, initial=0.0)))
     if not np.all(y > 0):
         y = _cut_multipliers(q, R)
+    # a smoothed target that is met has no residual but rounding, and no multiplier but rounding either
+    length = np.maximum(np.sqrt(np.sum(R.between**2, axis=0)), np.abs(R.within))
+    raised = np.where(y < _SMALL * np.max(y), np.maximum(y, length * np.max(length)), y)
+    return min(_least_multiple(q, R, y), _least_multiple(q, R, raised))
+
+
+def _least_multiple(q: Quotient, R: Residual, y: Vector) -> float:
     part = R.between / np.sqrt(y)
     top = max(float(np.linalg.eigvalsh(part.T @ part)[-1]), float(np.max(R.within**2 / y, initial=0.0)))
     return top * (1 + 1e-14) * float(q.sizes @ y)

@@ -30,12 +30,14 @@ _FLAT = 1e-2  # curvature of a pair that is taken for more, in units of the fact
 _DEAD = 0.99  # a direction out of use counts as no nearer to use than this
 _MISSED = 10.0  # and that a direction is missed is known from this many on
 _ROUNDING = 1e-10
+_LEAST_HELD = 1e-9  # of the largest: less would drown the other units of a step
 
 
 def held(n: NormalizedQuotient, p: SpherePoint) -> Vector:
     """The multipliers, or half of what they are at least at the optimum, where price nu >= ||r||^2."""
     least = (np.sum(p.R.between**2, axis=0) + (n.q.sizes - 1) * p.R.within**2) / (2 * n.q.sizes * n.price)
-    return np.maximum(p.nu, np.maximum(least, 1e-300))
+    found = np.maximum(p.nu, least)  # zero where a smoothed target is met
+    return np.maximum(found, max(_LEAST_HELD * float(np.max(found)), 1e-300))
 
 
 @dataclass(frozen=True)
