@@ -311,3 +311,21 @@ def test_leaving_the_scatter_out_changes_nc1_alone():
         dataclasses.replace(report, nc1_uniform=0.0, nc1_weighted=0.0),
         dataclasses.replace(full, nc1_uniform=0.0, nc1_weighted=0.0),
     )
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_maps_are_flattened_as_the_message_says(channels_last):
+    """Of 2 maps of 3 x 5 places with 4 channels; some places have no label."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randn(2, 3, 5, 4, generator=generator)
+    labels = torch.randint(3, (2, 3, 5), generator=generator)
+    labels[0, 0] = 255
+    features = places if channels_last else places.movedim(-1, 1)
+    metric = NeuralCollapse(num_classes=3, num_features=4, ignore_index=255)
+    with pytest.raises(ValueError, match="one row per label: ") as refused:
+        metric.update(features, labels)
+    flat = str(refused.value).partition("one row per label: ")[2]
+    metric.update(*eval(flat, {"features": features, "labels": labels}))
+    report = metric.compute()
+    for k in range(3):
+        np.testing.assert_allclose(report.class_means[k], places[labels == k].double().mean(dim=0).numpy(), atol=1e-12)

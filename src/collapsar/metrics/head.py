@@ -97,7 +97,7 @@ def one_row_each(values: Tensor, name: str) -> Tensor:
             f"`head` {name!r} must receive one row per sample, (B, d); got {tuple(rows.shape)}. Of a head that is "
             "applied to every token or pixel, write the rows that have a label and these labels, shifted as the loss "
             "shifts them, to an .npz with the head's weight: `collapsar diagnose FILE` reads it, and `collapsar audit` "
-            "the head alone"
+            "the head alone; or pass such rows to collapsar.metrics.NeuralCollapse as they come"
         )
     return rows
 

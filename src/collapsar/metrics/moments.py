@@ -200,9 +200,12 @@ def checked_batch(
     features, labels = _tensor(features), _tensor(labels)
     if features.ndim != 2 or (num_features is not None and features.shape[1] != num_features):
         wanted = "(B, d)" if num_features is None else f"(B, {num_features})"
+        channels = num_features is not None and features.ndim > 2 and features.shape[1] == num_features
+        rows = "features.movedim(1, -1)" if channels else "features"  # else pixels and channels would be mixed
+        size = "d" if num_features is None else num_features
         raise ValueError(
-            f"`features` must have shape {wanted}; got {tuple(features.shape)}. "
-            "Flatten what the head receives to one row per sample"
+            f"`features` must have shape {wanted}; got {tuple(features.shape)}. Flatten what the head receives to one "
+            f"row per label: {rows}.reshape(-1, {size}), labels.reshape(-1)"
         )
     if labels.shape != features.shape[:1]:
         raise ValueError(
