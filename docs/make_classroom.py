@@ -73,8 +73,8 @@ numbers below and try to get the gap down by hand; then compare with `solve`."""
 >print(f"mine {mine.primal:.4f}, no point is below {mine.dual:.4f}; the optimum {theirs.primal:.4f}")""",
     """## 4. Does a network obey?
 
-We train a small network on pictures of digits: five digits with 60 pictures each, five with 15, once just below and
-once above the threshold that theory gives for its nonnegative (post-ReLU) features.""",
+We train a small network on pictures of digits: five digits with 60 pictures each, five with 15, once at half and
+once at 1.3 times the threshold that theory gives for its nonnegative (post-ReLU) features.""",
     """>from collapsar.app.demo_standard import collapse_report
 >from collapsar.training import ModelSpec, TrainConfig, load_data, train
 >
@@ -107,9 +107,9 @@ for each, then check.""",
 >    "as it is": (500, 100, 100), "twice the samples": (1000, 200, 200), "small classes twice": (500, 200, 200),
 >}.items():
 >    print(f"{words:>20}: {cs.solve(cs.Problem(changed, lambda_z=penalty, lambda_b=0.02)).class_states}")""",
-    """Twice the samples *lowers* the threshold, since the penalty here is per sample of loss: N grows faster than the
-root of n. Showing the small classes more often raises it, up to a point: `collapsar advise` computes the least
-factor.""",
+    """Twice the samples *lowers* the threshold, since the loss is a mean over samples and the penalty of their
+features a sum: N grows faster than the root of n. Showing the small classes more often raises it, up to a point:
+`collapsar advise` computes the least factor.""",
 ]
 
 

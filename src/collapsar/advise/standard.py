@@ -145,7 +145,8 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
         advice = _at_rest(n, recipe, answer)
     if recipe.width >= n.size - 1:
         return advice
-    room = f"; with {recipe.width} features for {n.size} classes some are close in any case: no room"
+    features = "1 feature" if recipe.width == 1 else f"{recipe.width} features"
+    room = f"; with {features} for {n.size} classes some are close in any case: no room"
     return replace(advice, reason=advice.reason + room)
 
 

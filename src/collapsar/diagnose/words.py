@@ -90,8 +90,8 @@ def _rest(d: Diagnosis) -> str:
     return (
         f"The head is not at rest: loss and penalty differ by {percent(value)} of the penalty{fitted}. Train on, with "
         "a smaller learning rate, before you read the distances to theory; states may still change. What minimises "
-        "something else than the plain loss of these samples (SAM, mixup, augmentation, dropout) comes to rest "
-        "elsewhere, and this does not judge it."
+        "something else than the plain loss of these samples (SAM, mixup, augmentation, resampling, dropout) comes to "
+        "rest elsewhere, and this does not judge it."
     )
 
 
