@@ -153,3 +153,85 @@ def test_decay_beside_a_step_that_is_not_adamws_is_known_by_its_clock_alone(
     assert isinstance(advice, StandardAdvice)
     assert (advice.verdict, advice.lambda_w) == (verdict, None)
     assert advice.clock == pytest.approx(0.5e-3 * steps)
+
+
+def eight_times(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return 8 * nn.functional.cross_entropy(x, y)
+
+
+def of_eight(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(x, y) / 8
+
+
+@pytest.mark.parametrize(
+    ("outputs", "criterion", "decay", "penalty"),
+    [
+        (3, nn.CrossEntropyLoss(), 4.0, 4.0),
+        (3, eight_times, 32.0, 4.0),
+        (3, of_eight, 0.5, 4.0),
+        (1, nn.BCEWithLogitsLoss(), 1.5, 3.0),
+    ],
+)
+def test_a_cure_names_the_decay_as_the_optimizer_calls_it(
+    outputs: int, criterion: Any, decay: float, penalty: float
+) -> None:
+    """Set there, it is safe: of a loss that is a multiple of the mean, and of one output that is two classes."""
+    norm = nn.LayerNorm(8, elementwise_affine=False)
+    model = nn.Sequential(nn.Linear(4, 8), norm, nn.Linear(8, outputs))
+    counts = COUNTS if outputs == 3 else [100, 5]
+
+    def advised(decay: float) -> StandardAdvice:
+        groups = [{"params": model[0].parameters()}, {"params": [model[2].weight], "weight_decay": decay}]
+        loop = Loop(criterion, schedule=2000)
+        found = advise_training(counts, model, torch.optim.SGD(groups, lr=0.1), loop).advice
+        assert isinstance(found, StandardAdvice)
+        return found
+
+    found = advised(decay)
+    assert found.verdict in ("outvoted", "merge")
+    assert found.lambda_w == pytest.approx(penalty)
+    assert found.clock == pytest.approx(0.1 * decay * 2000)
+    assert found.largest_decay is not None
+    assert f"lower the head's weight decay to {found.largest_decay:.2g} or less" in found.cure
+    assert advised(found.largest_decay).verdict == "safe"
+    assert advised(2 * found.largest_decay).verdict != "safe"
+
+
+@pytest.mark.parametrize("times", [8.0, 0.125])
+def test_ordinary_training_names_decays_as_the_optimizer_calls_them(times: float) -> None:
+    model = network()
+    plain = advise_training(COUNTS, model, sgd(model, 0.03)).advice
+    loop = Loop(eight_times if times == 8 else of_eight)
+    found = advise_training(COUNTS, model, sgd(model, times * 0.03), loop).advice
+    assert isinstance(found, DecayAdvice)
+    assert isinstance(plain, DecayAdvice)
+    assert found.verdict == plain.verdict
+    assert found.weight_decay == pytest.approx(times * 0.03)
+    assert found.largest_safe == pytest.approx(times * (plain.largest_safe or 0))
+
+
+def test_one_output_rests_where_two_classes_at_twice_the_penalty_do() -> None:
+    """Descent on one row and two class means on a sphere, against the solver's optimum of two rows."""
+    n, decay = torch.tensor([100.0, 20.0], dtype=torch.float64), 0.3
+    generator = torch.Generator().manual_seed(0)
+    w, H, b = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((4,), (2, 4), (1,)))
+    for x in (w, H, b):
+        x.requires_grad_()
+    how: Any = {"max_iter": 1000, "tolerance_grad": 1e-11, "tolerance_change": 0.0, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([w, H, b], **how)
+
+    def scores() -> torch.Tensor:
+        return 2 * H / H.norm(dim=1, keepdim=True) @ w + b
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        target = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        each = nn.functional.binary_cross_entropy_with_logits(scores(), target, reduction="none")
+        loss = n / n.sum() @ each + decay / 2 * w.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    s = cs.solve(cs.Problem.from_normalized([100, 20], lambda_w=2 * decay, norm=2.0, lambda_b=0.0))
+    u = s.Z + s.b[:, None]
+    np.testing.assert_allclose(scores().detach().numpy(), u[1] - u[0], atol=1e-6)

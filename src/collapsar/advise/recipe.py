@@ -35,6 +35,8 @@ class Recipe:
             whose scale this is.
         smoothing: of the labels, in [0, 1).
         loss: its class weights, offsets, scales and temperatures.
+        unit: what the optimizer calls a decay of 1: not 1 beside a loss that is a multiple of its mean, of a head of one
+            output, or of decoupled decay with momentum. Weight decays of the advice are multiplied by it.
 
     Raises:
         ValueError: A value is out of range, or ``loss`` has another smoothing.
@@ -53,6 +55,7 @@ class Recipe:
     length: float | None = None
     smoothing: float = 0.0
     loss: Loss = field(default_factory=Loss)
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", Optimizer), ("norm", Norm), ("schedule", Schedule)):
@@ -65,7 +68,8 @@ class Recipe:
                 f"`smoothing` must be that of `loss`, {self.loss.smoothing:g}, or be said once, got {self.smoothing:g}"
             )
         Loss(smoothing=self.smoothing)
-        must_be_positive(weight_decay=self.weight_decay, lr=self.lr, steps=self.steps, width=self.width, **known)
+        known |= {name: getattr(self, name) for name in ("weight_decay", "lr", "steps", "width", "unit")}
+        must_be_positive(**known)
 
     @property
     def whole_loss(self) -> Loss:

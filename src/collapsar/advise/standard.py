@@ -281,12 +281,12 @@ def _outvoting(recipe: Recipe, answer: _Answer) -> str:
 
 def _beyond(few: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
     """Where the forecast does not settle: the decay at which classes begin to be lost at rest bounds this one."""
-    bound, outvoting = _least_harmful(few, recipe), _outvoting(recipe, answer)
+    bound, outvoting = _least_harmful(few, recipe) * recipe.unit, _outvoting(recipe, answer)
     runs_off = (
         "AdamW's decay shrinks with the gradient, and where it comes to rest cannot be forecast at this decay: the "
         "margins grow beyond what any run reaches"
     )
-    if _room(recipe) * recipe.weight_decay < bound and not _seldom(few, recipe):
+    if _room(recipe) * recipe.weight_decay * recipe.unit < bound and not _seldom(few, recipe):
         reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}"
         return answer("safe", reason, f"none is needed against merging; {outvoting}")
     reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest"
@@ -438,6 +438,6 @@ def _loses(s: Solution) -> bool:
 
 
 def _largest_decay(n: NDArray[np.int64], recipe: Recipe) -> float | None:
-    """The first of wd/2, wd/4, ... that is safe."""
+    """The first of wd/2, wd/4, ... that is safe, as the optimizer calls it."""
     weaker = (replace(recipe, weight_decay=recipe.weight_decay / 2**halvings) for halvings in range(1, 14))
-    return next((w.weight_decay for w in weaker if _is_safe(n, w)), None)
+    return next((w.weight_decay * w.unit for w in weaker if _is_safe(n, w)), None)

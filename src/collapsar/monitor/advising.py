@@ -128,8 +128,10 @@ def advise_training(
         layers = (_BODY,) if facts.norm is not None and body(facts) == "decayed" else ()
         cautions = tuple(str(warning) for warning in found if warning.kind not in _answered(recipe, facts))
         return TrainingAdvice(advise_standard(n, recipe), cautions + layers + steps)
-    decay, layers = _one_decay(facts), layers_above_norm(model, head)
-    return TrainingAdvice(advise_weight_decay(n, decay, layers=layers, margin=margin), ())
+    decay, unit = _one_decay(facts)
+    found = advise_weight_decay(n, decay / unit, layers=layers_above_norm(model, head), margin=margin)
+    own = tuple(replace(p, weight_decay=p.weight_decay * unit) for p in found.predictions)  # as the optimizer calls it
+    return TrainingAdvice(replace(found, weight_decay=decay, predictions=own), ())
 
 
 def _answered(recipe: Recipe, facts: Facts) -> set[str]:
@@ -161,14 +163,16 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     own = "sgd" if not adaptive else "adamw" if preconditioner(facts.weight, optimizers) else "other"
     if batch is None and own == "adamw" and clock >= ACTED and norm is not None:
         raise ValueError("`loop.data` must be given: AdamW's decay at rest depends on the samples of a step")
-    # AdamW's steps are those of the mean, by whatever the loss is multiplied.
+    # AdamW's steps are those of the mean, by whatever the loss is multiplied. The row w of one output is two rows, w/2
+    # and -w/2, whose penalty is twice its own.
     step = 1.0 if adaptive else scale
+    head = wd / step * (2 if len(facts.weight) == 1 else 1)
     gain = None if norm is None or not norm.trained_gain or norm.free_gain else norm.gain_penalty or wd
     group = group_of(facts.weight, facts.optimizer)
     return Recipe(
         optimizer=own,
-        weight_decay=wd / step,
-        lr=clock * step / (wd * steps),
+        weight_decay=head,
+        lr=clock / (head * steps),
         steps=steps,
         batch_size=batch,
         norm="none" if norm is None else "batchnorm" if norm.over == "batch" else "layernorm",
@@ -179,6 +183,7 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
         length=None if norm is None else norm.length,
         smoothing=loss.smoothing,
         loss=loss,
+        unit=decay.weight_decay / head,
     )
 
 
@@ -212,8 +217,8 @@ def _problem(n: NDArray[np.int64], facts: Facts, features: FeatureModel) -> Prob
     return Problem(n, Penalties(known.one_lambda_w, known.lambda_h).lambda_z, bias, loss, features=features)
 
 
-def _one_decay(facts: Facts) -> float:
-    """The one weight decay of a training without a feature penalty."""
+def _one_decay(facts: Facts) -> tuple[float, float]:
+    """The one weight decay of a training without a feature penalty, and that over its penalty of the mean."""
     _check_plain(facts)
     if any(decay.kind == "preconditioned" for _, decay in facts.decays):
         raise ValueError(
@@ -227,7 +232,7 @@ def _one_decay(facts: Facts) -> float:
             f"{', '.join(f'{decay:g}' for decay in sorted(decays))}"
         )
     factor = 1.0 if facts.decay is None or facts.decay.kind != "linear" else facts.decay.factor
-    return decays.pop() * factor / _loss_scale(facts)
+    return decays.pop(), _loss_scale(facts) / factor
 
 
 def _loss_scale(facts: Facts) -> float:
