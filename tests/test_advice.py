@@ -535,6 +535,18 @@ def test_a_separated_class_that_does_not_lead_is_not_called_one_without_predicti
     assert "the class of 1797 samples is separated, but its own score does not lead" in words
 
 
+def test_what_was_measured_for_the_plain_loss_is_not_said_of_another() -> None:
+    prediction = diagnosis()["prediction"] | {"source": "effective", "lambda_z": 0.0022}
+    loss = cs.Loss(offsets=np.log([100] * 5 + [20] * 5)).to_dict()
+    known = {"loss": loss, "cautions": [], "lambda_w": 0.06}
+    found = diagnosis(prediction=prediction, known=known, class_counts=[100] * 5 + [20] * 5, headline="none")
+    record = advise_diagnosis(found)
+    assert (record["decay"], record["verdict"]) == (None, "separated")
+    assert "was measured for the plain cross-entropy" in record["cautions"][-1]
+    with pytest.raises(ValueError, match="and the plain loss"):
+        advise_diagnosis(found, layers=2)
+
+
 def test_layers_are_refused_where_the_penalties_are_known() -> None:
     with pytest.raises(ValueError, match="`layers` is for training with weight decay alone"):
         advise_diagnosis(diagnosis(), layers=2)

@@ -35,8 +35,8 @@ class Recipe:
             whose scale this is.
         smoothing: of the labels, in [0, 1).
         loss: its class weights, offsets, scales and temperatures.
-        unit: what the optimizer calls a decay of 1: not 1 beside a loss that is a multiple of its mean, of a head of one
-            output, or of decoupled decay with momentum. Weight decays of the advice are multiplied by it.
+        unit: what the optimizer calls a decay of 1: not 1 beside a loss that is a multiple of its mean, of a head of
+            one output, or of decoupled decay with momentum. Weight decays of the advice are multiplied by it.
 
     Raises:
         ValueError: A value is out of range, or ``loss`` has another smoothing.

@@ -28,7 +28,8 @@ def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: 
     Where the training had no feature penalty, the penalties behind the optimum were read from the trained head, and
     that reading misses the switch of ordinary training: the verdict is then the one that
     :func:`~collapsar.advise.weight_decay.advise_weight_decay` gives for the same counts and decay, "undecided" where
-    no decay is known. A verdict that the measured classes contradict is "undecided" as well.
+    no decay is known. That was measured for the plain loss: of another the optimum speaks, with a caution. A verdict
+    that the measured classes contradict is "undecided" as well.
 
     Args:
         record: as ``collapsar diagnose --json`` prints it.
@@ -45,15 +46,23 @@ def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: 
     """
     problem, cautions = problem_of_diagnosis(record)
     decay, effective = record["known"].get("lambda_w"), record["prediction"]["source"] == "effective"
-    if layers is not None and not (effective and isinstance(decay, float)):
-        raise ValueError("`layers` is for training with weight decay alone: say it to `diagnose` with --weight-decay")
+    if layers is not None and not (effective and isinstance(decay, float) and problem.loss.is_plain):
+        raise ValueError(
+            "`layers` is for training with weight decay alone and the plain loss; say the decay to `diagnose` with "
+            "--weight-decay"
+        )
     advice = advise(problem, margin, class_names=record.get("class_names"))
     out = {**advice.to_dict(), "cautions": list(cautions), "from_diagnosis": True}
     out |= {"measured": None, "decay": None}
     gone = record.get("num_collapsed", 0) + record.get("num_lost", 0) > 0
     if gone:
         out["measured"] = record["headline"]
-    if effective and isinstance(decay, float) and decay > 0:
+    ordinary = effective and isinstance(decay, float) and decay > 0
+    if ordinary and not problem.loss.is_plain:
+        out["cautions"].append(
+            "What weight decay alone loses was measured for the plain cross-entropy: of this loss the optimum speaks."
+        )
+    if ordinary and problem.loss.is_plain:
         out["decay"] = advise_weight_decay(problem.class_counts, decay, layers=layers, margin=margin).to_dict()
         out["verdict"] = out["decay"]["verdict"]
         if out["verdict"] == "collapsed" and not gone:
