@@ -28,7 +28,7 @@ PARALLEL = 1e-5
 FAINT = 1e-2
 # Parts of the prior's logs that a correction may subtract. A least margin will do that is three quarters of the best
 # one's, or says that the own class is twice as likely as any other: below that large classes lost test samples.
-_PRIOR_SHARES, _NEAR_BEST, _ENOUGH = (1.0, 0.75, 0.5, 0.25, 0.0), 0.75, float(np.log(2))
+_PRIOR_SHARES, NEAR_BEST, ENOUGH = (1.0, 0.75, 0.5, 0.25, 0.0), 0.75, float(np.log(2))
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def prior_share(solution: Solution) -> float:
     if not best > TIE:
         return 0.0
     return next(
-        share for share, margin in zip(_PRIOR_SHARES, least, strict=True) if margin >= min(_NEAR_BEST * best, _ENOUGH)
+        share for share, margin in zip(_PRIOR_SHARES, least, strict=True) if margin >= min(NEAR_BEST * best, ENOUGH)
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collapsar.advise.outlook import left_prior
+from collapsar.advise.outlook import ENOUGH, NEAR_BEST, left_prior
 from collapsar.core.sentences import percent
-from collapsar.core.types import Mask
+from collapsar.core.types import Mask, Vector
 from collapsar.metrics.evidence import LostClass
 from collapsar.metrics.predictions import exchanged, exchanged_words
 
@@ -162,14 +162,30 @@ class _Correction:
     Attributes:
         prior: it, in words: log(n_k/N) of the plain loss.
         share: how much of it.
-        right: classes whose mean prediction then scores their own class highest, shape (K,).
-        loses: classes that this takes away, ascending: right as they are, and not then.
+        before: nats by which each class's own score leads at its mean prediction as it is, shape (K,); NaN where that
+            was not looked at.
+        margins: the same then.
     """
 
     prior: str
     share: float
-    right: Mask
-    loses: tuple[int, ...]
+    before: Vector
+    margins: Vector
+
+    @property
+    def right(self) -> Mask:
+        """Classes whose mean prediction then scores their own class highest, shape (K,)."""
+        return self.margins > _TIE
+
+    @property
+    def loses(self) -> tuple[int, ...]:
+        """Classes that this takes away, ascending: right as they are, and not then."""
+        return tuple(np.flatnonzero((self.before > _TIE) & ~self.right).tolist())
+
+    def weakest(self, k: int) -> tuple[int, float]:
+        """Of the classes that are right as they are, and class k, the one that leads by least then, and by how much."""
+        kept = np.where((self.before > _TIE) | (np.arange(self.before.size) == k), self.margins, np.inf)
+        return int(kept.argmin()), float(kept.min())
 
     @property
     def text(self) -> str:
@@ -189,19 +205,16 @@ def _corrections(d: Diagnosis) -> tuple[_Correction, ...]:
     name = name if loss.offsets is None else f"[{name} - offset_k]"
     classes = np.arange(m.num_classes) if m.small else np.array([c.index for c in d.standings.lost[:_MOST_LISTED]])
     shares = (0.0, *_SHARES)
-    right = np.zeros((len(shares), m.num_classes), dtype=bool)
+    margins = np.full((len(shares), m.num_classes), np.nan)
     for part in np.array_split(classes, -(-len(classes) // _CLASSES)):
         scores, place = m.predictions.columns(part) + m.b[:, None], np.arange(len(part))
-        for found, share in zip(right, shares, strict=True):
+        for found, share in zip(margins, shares, strict=True):
             x = scores - share * prior
             x[absent & (share > 0)] = -np.inf  # a prior of zero has no correction
             own = x[part, place]
             x[part, place] = -np.inf
-            found[part] = own > x.max(axis=0) + _TIE
-    return tuple(
-        _Correction(name, share, found, tuple(np.flatnonzero(right[0] & ~found).tolist()))
-        for share, found in zip(_SHARES, right[1:], strict=True)
-    )
+            found[part] = own - x.max(axis=0)
+    return tuple(_Correction(name, share, margins[0], found) for share, found in zip(_SHARES, margins[1:], strict=True))
 
 
 def _of_merged(d: Diagnosis, lost: set[int], corrections: tuple[_Correction, ...]) -> str:
@@ -226,7 +239,7 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
     if not corrections:
         return f"No prior is left to take out of the scores, the loss has done it: {room}"
     whole = corrections[0]
-    best = next((found for found in corrections if found.right[k] and not found.loses), None)
+    best = _best(k, [found for found in corrections if found.right[k] and not found.loses])
     if best is None and whole.right[k]:
         return f"Subtracting {whole.text} from the scores gives it back and loses {d.named(whole.loses)}: {room}"
     if best is None:
@@ -235,7 +248,17 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
     if best is whole:
         how = "with those offsets (logit adjustment)" if d.known.loss.offsets is None else "with offsets larger by it"
         return f"{there}, or train {how}."
-    return f"{there}; all of it would lose {d.named(sorted({*whole.loses, *([] if whole.right[k] else [k])}))}."
+    if whole.loses or not whole.right[k]:
+        return f"{there}; all of it would lose {d.named(sorted({*whole.loses, *([] if whole.right[k] else [k])}))}."
+    least, lead = whole.weakest(k)
+    return f"{there}; after all of it {d.class_names[least]} would lead by only {_nats(lead)} nats on average."
+
+
+def _best(k: int, corrections: Sequence[_Correction]) -> _Correction | None:
+    """The largest share after which no class leads by little, as advice has it (``prior_share`` there)."""
+    leads = [found.weakest(k)[1] for found in corrections]
+    enough = min(ENOUGH, NEAR_BEST * max(leads, default=0.0))
+    return next((found for found, lead in zip(corrections, leads, strict=True) if lead >= enough), None)
 
 
 def outscored(d: Diagnosis) -> Iterator[str]:
