@@ -414,7 +414,7 @@ def _mean_square(s: Solution, recipe: Recipe) -> Vector:
     g = (p.loss_share / shown) * p.temperatures * p.scales[:, None] * r
     G, pull = s.feature_gram(), g * shown
     noise = (g**2 * np.diag(G)) @ shown / recipe.batch_size
-    mean = (1 - 1 / recipe.batch_size) * np.einsum("kc,cj,kj->k", pull, G, pull)
+    mean = (1 - 1 / recipe.batch_size) * np.sum(pull @ G * pull, axis=1)
     return (noise + np.maximum(mean, 0.0)) / recipe.width
 
 
