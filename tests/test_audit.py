@@ -151,9 +151,9 @@ def test_near_rows_are_those_that_all_pairs_find(seed: int, d: int) -> None:
 
 
 def test_rows_of_very_different_lengths_are_compared_with_few_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rounding of the longest row makes no candidates of all short ones: 290 for each row before, now 17."""
+    """The rounding of the longest row makes no candidates of all short ones: 77 for each row before, now 31."""
     rng = np.random.default_rng(2)
-    rows = rng.standard_normal((1500, 64)) * np.exp(1.5 * rng.standard_normal((1500, 1)))
+    rows = rng.standard_normal((1500, 256)) * np.exp(1.5 * rng.standard_normal((1500, 1)))
     tolerance = 0.01 * longest_row(np.linalg.norm(rows - rows.mean(axis=0), axis=1))
     compared, distances = [], near_rows._distances  # pyright: ignore[reportPrivateUsage]
 
@@ -163,7 +163,7 @@ def test_rows_of_very_different_lengths_are_compared_with_few_others(monkeypatch
 
     monkeypatch.setattr(near_rows, "_distances", counted)
     assert set(groups_of(near_labels(rows, tolerance))) == _single_linkage(pdist(rows), tolerance)
-    assert sum(compared) < 30 * len(rows)
+    assert sum(compared) < 45 * len(rows)
 
 
 def test_a_chain_of_rows_is_no_group() -> None:

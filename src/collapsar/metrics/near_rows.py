@@ -26,7 +26,7 @@ from collapsar.core.types import Vector
 
 Labels = NDArray[np.int64]
 
-_SKETCH = 32
+_SKETCH = 64
 _BLOCK_NUMBERS = 1 << 22
 _PAIRS = 1 << 14  # compared at once
 
