@@ -76,18 +76,19 @@ class LossHessian:
 
 def loss_hessian(q: Quotient, P: Columns) -> LossHessian:
     """The Hessian at the softmax P."""
-    on = np.diag_indices_from(P.other)
     mass, own = q.others * P.other, 1 - P.miss
+    siblings = mass.diagonal()
     column_weight = q.sizes * q.share * q.temperatures**2
     several = q.sizes > 1
     to_logit = q.scales[:, None] / q.weight
     to_contrast = np.where(several, q.scales / np.sqrt(np.maximum(q.sizes - 1, 1) * q.mass), 0.0)
     spread = mass * np.maximum(1 - mass, 0.0)
     # the cluster of the sample: own class and its siblings
-    spread[on] = (mass[on] + own) * np.maximum(P.miss - mass[on], 0.0)
+    np.einsum("jj->j", spread)[:] = (siblings + own) * np.maximum(P.miss - siblings, 0.0)
     spread *= column_weight
-    mean = own * (1 - 1 / q.sizes) - mass[on] / q.sizes
-    variance = own * (1 - 1 / q.sizes) ** 2 + mass[on] / q.sizes**2 - mean**2
+    rest = 1 - 1 / q.sizes
+    mean = own * rest - siblings / q.sizes
+    variance = own * rest**2 + siblings / q.sizes**2 - mean**2
     return LossHessian(
         diagonal=to_logit**2 * spread,
         within_diagonal=column_weight * to_contrast**2 * variance,
@@ -96,7 +97,7 @@ def loss_hessian(q: Quotient, P: Columns) -> LossHessian:
         to_logit=to_logit,
         to_contrast=to_contrast,
         column_weight=column_weight,
-        rest=1 - 1 / q.sizes,
+        rest=rest,
         several=bool(several.any()),
         q=q,
     )

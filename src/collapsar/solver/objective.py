@@ -52,25 +52,26 @@ def target(q: Quotient) -> Columns:
 def predict(q: Quotient, blocks: Blocks) -> tuple[Columns, float]:
     """P, the softmax of every column of the scaled logits u_k, and the loss sum_k q_k [lse(u_k) - <y_k, u_k>]."""
     d = logit_differences(q, blocks)
-    top = np.maximum(np.max(d, axis=0, where=q.others > 0, initial=0.0), 0.0)
-    each = np.exp(np.minimum(d - top, 0.0))
-    odds = q.others * each
-    miss_weight, own_weight = odds.sum(axis=0), np.exp(-top)
+    top = np.max(d, axis=0, where=q.seen, initial=0.0)
+    others = np.exp(np.minimum(d - top, 0.0))
+    miss_weight, own_weight = (q.others * others).sum(axis=0), np.exp(-top)
     lse = top + np.log1p(np.where(top == 0, miss_weight, own_weight + miss_weight - 1))  # lse(u) - u_own
     scale = 1 / (own_weight + miss_weight)
-    P = Columns(miss_weight * scale, each * scale)
-    smooth = q.smoothing / q.num_classes * np.sum(q.others * d, axis=0) if q.smoothing else 0.0
-    return P, float(np.sum(q.sizes * q.share * (lse - smooth)))
+    P = Columns(miss_weight * scale, others * scale)
+    smooth = q.smoothing / q.num_classes * (q.others * d).sum(axis=0) if q.smoothing else 0.0
+    return P, float((q.sizes * q.share * (lse - smooth)).sum())
 
 
 def logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
     """u_i - u_own for every cluster i of logits and j of samples, shape (J, J)."""
     u = q.scales[:, None] * (blocks.C + blocks.b[:, None])  # before temperature and offsets
-    own = np.diag(u) + q.scales * blocks.alpha
+    contrast = q.scales * blocks.alpha
+    sibling = contrast / q.sizes
     # the own class has C_jj + alpha (1 - 1/k), its siblings C_jj - alpha / k: the difference is -alpha
-    shared = np.diag(q.scales * blocks.alpha / q.sizes)
-    d = q.temperatures * (u - shared - (own - q.scales * blocks.alpha / q.sizes))
-    return d + (q.offsets[:, None] - q.offsets)
+    own = u.diagonal() + contrast - sibling
+    np.einsum("jj->j", u)[:] -= sibling
+    u -= own
+    return q.temperatures * u + q.offset_differences
 
 
 def cross_entropy(q: Quotient, blocks: Blocks) -> float:
@@ -80,11 +81,11 @@ def cross_entropy(q: Quotient, blocks: Blocks) -> float:
 
 def residual(q: Quotient, P: Columns) -> Residual:
     """R at stochastic columns P, from which the gradient in Z is -R M^(1/2)."""
-    even, root = q.smoothing / q.num_classes, np.sqrt(q.sizes)  # Y off the own class; what is left there is miss
+    even, root, mass = q.smoothing / q.num_classes, np.sqrt(q.sizes), np.sqrt(q.mass)
     share = q.temperatures * q.share
-    miss, other = P.miss - even * (q.num_classes - 1), even - P.other
-    r_own, siblings = q.scales * miss * share / np.sqrt(q.mass), np.diag(other) * q.scales * share / np.sqrt(q.mass)
-    between = (root * q.scales)[:, None] * other * (root * share / np.sqrt(q.mass))
+    miss, other = P.miss - even * (q.num_classes - 1), even - P.other  # Y off the own class; what is left there is miss
+    r_own, siblings = q.scales * miss * share / mass, other.diagonal() * q.scales * share / mass
+    between = (root * q.scales)[:, None] * other * (root * share / mass)
     np.einsum("jj->j", between)[:] = r_own + (q.sizes - 1) * siblings
     within = np.where(q.sizes > 1, r_own - siblings, 0.0)
     # of cluster j's classes, k_j - [i=j] see a logit of cluster i as "other"

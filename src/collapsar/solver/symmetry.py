@@ -54,6 +54,16 @@ class Quotient(ClusteredProblem):
         return self.sizes[:, None] - np.eye(self.num_clusters)
 
     @cached_property
+    def seen(self) -> NDArray[np.bool_]:
+        """Shape (J, J): whether there are such logits."""
+        return self.others > 0
+
+    @cached_property
+    def offset_differences(self) -> Matrix | float:
+        """Shape (J, J): iota_i - iota_j; 0 where there are none."""
+        return self.offsets[:, None] - self.offsets if np.ptp(self.offsets) else 0.0
+
+    @cached_property
     def weight(self) -> Matrix:
         """Shape (J, J): sqrt(k_i k_j m_j), so that ``weight * C`` is S diag(sqrt m), the cluster part of Z M^(1/2)."""
         return np.sqrt(self.sizes[:, None] * (self.sizes * self.mass))
