@@ -86,6 +86,11 @@ class Clusters(ClusteredProblem):
         return self.rows(self.sizes, np.ones_like(self.sizes)) - np.eye(self.num_clusters + 1, self.num_clusters)
 
     @cached_property
+    def seen(self) -> NDArray[np.bool_]:
+        """Which entries of a column stand for any logit."""
+        return self.multiplicity > 0
+
+    @cached_property
     def scale(self) -> Matrix:
         """The scale delta of each entry's logit."""
         return self.rows(self.scales, self.scales)
@@ -144,7 +149,7 @@ class Clusters(ClusteredProblem):
     def pooled(self, entries: Matrix, weight: Vector) -> Vector:
         """Per cluster of logits the weighted sum over all columns, as ``gathered(entries) @ weight``."""
         weighted = entries * weight[..., None, :]
-        return np.sum(self.multiplicity[..., :-1, :] * weighted[..., :-1, :], axis=-1) + weighted[..., -1, :]
+        return (self.multiplicity[..., :-1, :] * weighted[..., :-1, :]).sum(axis=-1) + weighted[..., -1, :]
 
     def logits(self, b: Vector) -> Matrix:
         """The scaled logits where Z = 0: tau delta o b + iota."""
@@ -204,17 +209,16 @@ def clusters_of(problem: Problem) -> Clusters:
 
 def softmax(c: Clusters, u: Matrix) -> tuple[Matrix, Vector]:
     """Predictions and log-normaliser of columns of logits."""
-    there = c.multiplicity > 0
-    top = np.max(u, axis=-2, where=there, initial=-np.inf)
-    odds = np.where(there, np.exp(np.minimum(u - top[..., None, :], 0.0)), 0.0)
-    total = np.sum(c.multiplicity * odds, axis=-2)
+    top = np.max(u, axis=-2, where=c.seen, initial=-np.inf)
+    odds = np.where(c.seen, np.exp(np.minimum(u - top[..., None, :], 0.0)), 0.0)
+    total = (c.multiplicity * odds).sum(axis=-2)
     return odds / total[..., None, :], top + np.log(total)
 
 
 def cross_entropy(c: Clusters, u: Matrix, log_normaliser: Vector) -> Vector:
     """sum_k q_k [lse(u_k) - <y_k, u_k>], nats, a number per problem."""
-    own = np.sum(c.multiplicity * c.target * u, axis=-2)
-    return np.sum(c.sizes * c.share * (log_normaliser - own), axis=-1)
+    own = (c.multiplicity * c.target * u).sum(axis=-2)
+    return (c.sizes * c.share * (log_normaliser - own)).sum(axis=-1)
 
 
 def balanced_bias(
@@ -249,25 +253,26 @@ def balanced_bias(
     home = ~biased[..., 0]
     along = c.sizes / c.scales
     shift = 1 / c.scales / np.sum(along / c.scales, axis=-1, keepdims=True)
+    unit, paid = np.eye(c.num_clusters), price * c.sizes
     for _ in range(NEWTON_STEPS):
         gradient = np.where(biased, c.sizes * price * b - c.scales * c.pooled(c.target - now.P, pull), 0.0)
-        ridge = DAMPING * np.max(np.abs(gradient), axis=-1)[..., None, None] * np.eye(c.num_clusters)
+        ridge = DAMPING * np.abs(gradient).max(axis=-1)[..., None, None] * unit
         step = -np.linalg.solve(bias_hessian(c, now) + ridge, gradient[..., None])[..., 0]
-        decrement = -np.sum(gradient * step, axis=-1)
-        value = now.value + 0.5 * np.sum(price * c.sizes * b**2, axis=-1)
-        length = np.ones_like(decrement)
+        decrement = -(gradient * step).sum(axis=-1)
+        value = now.value + 0.5 * (paid * b**2).sum(axis=-1)
+        length: Vector = np.ones_like(decrement)
         while True:
             trial = b + length[..., None] * step
-            trial -= np.sum(along * trial, axis=-1, keepdims=True) * shift  # to where the same loss costs least
+            trial -= (along * trial).sum(axis=-1, keepdims=True) * shift  # to where the same loss costs least
             then = respond(trial, now)
-            rise = then.value + 0.5 * np.sum(price * c.sizes * trial**2, axis=-1) - value
+            rise = then.value + 0.5 * (paid * trial**2).sum(axis=-1) - value
             # below 1e-11 nats rounding hides the decrease, and Newton is at home
             fine = (decrement < 1e-11) | (rise <= -1e-4 * length * decrement) | (length < 1e-9)
             if fine.all():
                 break
             length = np.where(fine, length, length / 2)
         b, now = trial, then
-        short = np.max(np.abs(step), axis=-1) <= LAST_STEP * (1 + np.max(np.abs(b), axis=-1))
+        short = np.abs(step).max(axis=-1) <= LAST_STEP * (1 + np.abs(b).max(axis=-1))
         home = home | ((length == 1) & short)
         if home.all():
             return b, now
@@ -283,12 +288,12 @@ def bias_hessian(c: Clusters, now: Response) -> Matrix:
     slope = c.multiplicity * now.slope
     reach = c.temperatures[..., None, :] * c.scale
     mean = slope.sum(axis=-2)
-    tie = now.tie - (np.sum(slope * now.tie, axis=-2) / mean)[..., None, :]
-    tie = np.where(np.any(now.tie != 0, axis=-2, keepdims=True), tie, 0.0)
-    spread = np.sum(slope * tie**2, axis=-2) - now.stiffness
-    weight = c.sizes * c.share
-    first = c.gathered(now.slope * reach)
-    second = c.gathered(now.slope * reach * tie)
+    tie = now.tie - ((slope * now.tie).sum(axis=-2) / mean)[..., None, :]
+    tie = np.where((now.tie != 0).any(axis=-2, keepdims=True), tie, 0.0)
+    spread = (slope * tie**2).sum(axis=-2) - now.stiffness
+    weight, reached = c.sizes * c.share, now.slope * reach
+    first = c.gathered(reached)
+    second = c.gathered(reached * tie)
     hessian = -(first * (weight / mean)[..., None, :]) @ first.swapaxes(-1, -2)
     hessian -= (second * (weight / np.where(spread > 0, spread, 1.0))[..., None, :]) @ second.swapaxes(-1, -2)
     return hessian + bias_curvature(c, c.pooled(now.slope * reach**2, weight))

@@ -216,7 +216,7 @@ def _without_cluster_part(c: Clusters, lambda_z: Vector, b: Vector, start: Respo
     alpha = -np.log(x) / tau
     u += c.contrast * alpha[..., None, :]
     P, log_normaliser = softmax(c, u)
-    length = np.sum(np.where(alive, (c.sizes - 1) * np.sqrt(c.mass) * alpha, 0.0), axis=-1)
+    length = np.where(alive, (c.sizes - 1) * np.sqrt(c.mass) * alpha, 0.0).sum(axis=-1)
     price = np.where(length > 0, lambda_z, 0.0) * length
     held = np.where(alive[..., None, :], c.contrast, 0.0)
     return Response(cross_entropy(c, u, log_normaliser) + price, P, P, held, alpha)
@@ -230,12 +230,13 @@ def _sibling_odds(apart: Vector, sizes: Vector, rest: Vector) -> Vector:
     power = 1 - 1 / sizes
     slope = 1 + apart * (sizes - 1)
     half = (1 - apart) / 2
-    x = np.minimum(half / slope, (half / (apart * rest)) ** (1 / power))
+    level, weight = 1 - apart, apart * rest
+    x = np.minimum(half / slope, (half / weight) ** (1 / power))
     for _ in range(100):
-        pull = apart * rest * x**power
-        step = (1 - apart - slope * x - pull) / (slope + power * pull / x)
+        pull = weight * x**power
+        step = (level - slope * x - pull) / (slope + power * pull / x)
         x = x + step
-        if np.all(np.abs(step) <= 1e-15 * x):
+        if (np.abs(step) <= 1e-15 * x).all():
             break
     return np.minimum(x, 1.0)
 
