@@ -216,7 +216,9 @@ def test_the_loss_is_read():
     model = plain_model()
     weight = torch.tensor([1.0, 2.0, 4.0])
     criterion = nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1)
-    with pytest.warns(PenaltyWarning, match="not quite the loss of the theory"):  # torch weighs the smoothed part too
+    with pytest.warns(
+        PenaltyWarning, match="which is not the loss of the theory"
+    ):  # torch weighs the smoothed part too
         known = known_training(model, model[2], sgd(model), penalties=Penalties(1, 1), criterion=criterion)
     assert known.loss == Loss(class_weights=np.array([1.0, 2.0, 4.0]), smoothing=0.1)
     assert kinds(model, model[2], criterion=nn.MultiMarginLoss()) == ["loss"]
