@@ -342,3 +342,18 @@ def test_recipe_values_are_checked() -> None:
         replace(SGD, gain_decay=0.0)
     with pytest.raises(ValueError, match="`smoothing` must be that of `loss`"):
         replace(SGD, smoothing=0.2, loss=Loss(smoothing=0.1))
+
+
+def test_a_decay_that_leaves_features_little_more_than_signs_comes_to_rest() -> None:
+    """They swing to and fro there, which was told as margins that grow; rows are in proportion to the decay."""
+    recipe = Recipe("adamw", 1e4, 1e-3, 10_000, 128, "layernorm", 128)
+    weak, strong = (forecast_rows("exp:5000:50:10", replace(recipe, weight_decay=decay)) for decay in (1e4, 1e6))
+    assert weak.settled
+    assert strong.settled
+    np.testing.assert_allclose(strong.rows / 1e6, weak.rows / 1e4, rtol=0.03)
+
+
+def test_the_largest_decay_is_not_sought_where_the_weakest_that_is_tried_is_not_safe() -> None:
+    a = advise_standard("100x5,20x5", Recipe("adamw", 1e9, 1e-3, 10_000, 128, "layernorm", 128))
+    assert (a.verdict, a.largest_decay) == ("merge", None)
+    assert "take the head out" in a.cure

@@ -35,6 +35,9 @@ ACTED, _RESTED = 0.1, 3.0  # decay clock: below, decay has not acted; above, the
 _LEVEL = 1e-6  # nats, by which scores of merged classes may differ
 _ROUNDS, _FORECAST_SIZES = 80, 32  # optima of a forecast, and different sizes of classes in each
 _AGREED = 1e-4  # relative: rows and optimum agree far better than either agrees with a run
+# The same where features swing to and fro, as they do where decay leaves hardly more of them than their signs, and a
+# share of the change as small as this has not brought them to rest: still far better.
+_SWINGING, _CALMED = 1e-2, 0.1
 # What holds at this multiple of the decay held for runs. Rows of AdamW at rest were up to a third above the forecast
 # (docs/optimizers.md). SGD lost classes from .9 of the decay on at which the optimum outvotes them, and from .6 of the
 # one at which it merges them; behind a batch norm, whose statistics are those of a batch, from .3 on, and sooner below
@@ -382,6 +385,7 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
     kind = quotient(_problem(n, recipe, 1.0)).labels
     rows = np.full(n.size, recipe.weight_decay * 0.05)
     last: Solution | None = None
+    share, before = 0.5, np.zeros(n.size)
     for _ in range(_ROUNDS):
         try:
             last = solve(_problem(n, recipe, rows), 1e-8, start=last)
@@ -392,9 +396,10 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
         # equal to the last bit for classes of one kind: they stay one cluster
         v = (np.bincount(kind, _mean_square(last, recipe)) / np.bincount(kind))[kind]
         new = recipe.weight_decay * (np.sqrt(v) + recipe.eps)
-        change = float(np.max(np.abs(np.log(new / rows))))
-        rows = np.sqrt(new * rows)
-        if change <= _AGREED:
+        change = np.log(new / rows)
+        share, before = share / 2 if change @ before < 0 else share, change
+        rows = rows * np.exp(share * change)
+        if float(np.max(np.abs(change))) <= (_AGREED if share > _CALMED else _SWINGING):
             return Forecast(rows, last, True)
         if float(rows.max()) < 1e-6 * recipe.weight_decay:
             break
@@ -438,6 +443,8 @@ def _loses(s: Solution) -> bool:
 
 
 def _largest_decay(n: NDArray[np.int64], recipe: Recipe) -> float | None:
-    """The first of wd/2, wd/4, ... that is safe, as the optimizer calls it."""
-    weaker = (replace(recipe, weight_decay=recipe.weight_decay / 2**halvings) for halvings in range(1, 14))
-    return next((w.weight_decay * w.unit for w in weaker if _is_safe(n, w)), None)
+    """The first of wd/2, wd/4, ... that is safe, as the optimizer calls it; None where the weakest is not."""
+    weaker = [replace(recipe, weight_decay=recipe.weight_decay / 2**halvings) for halvings in range(1, 14)]
+    if not _is_safe(n, weaker[-1]):
+        return None
+    return next(w.weight_decay * w.unit for w in weaker if w is weaker[-1] or _is_safe(n, w))
