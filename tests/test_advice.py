@@ -331,6 +331,20 @@ def test_levels_that_help_are_found_in_however_narrow_a_window(
             assert (clearance(cs.solve(treated.replace(lambda_z=1.1 * treated.lambda_z))) > 0).all()
 
 
+@pytest.mark.parametrize("jump", [3.0, 3.6])
+@pytest.mark.parametrize("root", [1.12, 1.187, 1.25, 1.3])
+def test_secants_across_a_jump_are_no_end_of_the_search(root: float, jump: float) -> None:
+    """Below the root classes are merged, and their margin is nats lower at once."""
+
+    def clear(level: float) -> float:
+        beyond = float(np.log(level / (20 * root)))
+        return 0.92 * beyond - 0.12 * beyond**2 if beyond >= 0 else beyond - jump
+
+    found = least_level(clear, (20.0, 100.0), 20.0, 1.005)
+    assert found is not None
+    assert 1 <= found / (20 * root) <= 1.005
+
+
 @pytest.mark.parametrize("guess", [1.0, 1.9, 2.03, 5.0, 9.0])
 @pytest.mark.parametrize(
     "clear",

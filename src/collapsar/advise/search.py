@@ -70,12 +70,16 @@ def _falls(looks: list[Look]) -> bool:
 
 
 def _is_least(looks: list[Look], tolerance: float) -> bool:
-    """Whether the last look is positive, and the last two secants agree that the root is near."""
+    """Whether the last look is positive, and the secants of the last three agree that the root is near.
+
+    All three: where ``clear`` jumps, two of them cross the jump and agree with each other.
+    """
     if len(looks) < 3 or not all(isfinite(value) for _, value in looks[-3:]):
         return False
     (x0, v0), (x1, v1), (x, value) = looks[-3:]
-    before, slope = (v1 - v0) / (x1 - x0), (value - v1) / (x - x1)
-    return 0 < value <= 0.8 * tolerance * slope and 0.5 * before < slope < 2 * before
+    slope = (value - v1) / (x - x1)
+    others = (v1 - v0) / (x1 - x0), (value - v0) / (x - x0)
+    return 0 < value <= 0.8 * tolerance * slope and all(0.5 * other < slope < 2 * other for other in others)
 
 
 def peak(clear: Callable[[float], float], seen: list[Look], floor: float, tolerance: float) -> tuple[Look, Look] | None:
