@@ -113,8 +113,6 @@ def pentagon(monkeypatch: pytest.MonkeyPatch) -> Quotient:
 def test_a_pentagon_is_cut_along_two_that_overlap(pentagon):
     q, S = pentagon, Columns(np.zeros(6), np.zeros((6, 6)))
     uncut, witness = cut_witness(q, S, 0.06), cut_witness(q, S, 1e-3)  # the relaxation's excess is 0.05
-    assert uncut is not None
-    assert witness is not None
     assert uncut.cuts == ()
     ((i, j, c),) = witness.cuts
     assert max(i, j) < 5
@@ -135,15 +133,17 @@ def test_no_cut_mends_a_residual_that_is_longer_along_a_direction(monkeypatch):
     R = Residual(np.zeros(6), np.asarray(q.lambda_z * np.linalg.cholesky(gram).T, dtype=np.float64), np.zeros(6))
     monkeypatch.setattr(cuts, "residual", lambda *_: R)
     S = Columns(np.zeros(6), np.zeros((6, 6)))
-    assert cut_witness(q, S, 0.299) is None
-    assert cut_witness(q, S, 0.301) is not None
+    for excess in (0.299, 0.301):
+        witness = cut_witness(q, S, excess)
+        assert witness.cuts == ()
+        largest = np.linalg.eigvalsh(q.lambda_z**2 * gram + witness.between)[-1] / q.lambda_z**2 - 1
+        assert 0.3 - 1e-9 <= largest <= max(excess, 0.3) * 1.01
 
 
 def test_the_residual_of_an_optimum_is_its_own_proof(solved):
     """Whatever the relaxation found: the program at the optimum's residual meets its bound."""
     q, proof = solved.quotient, proof_of(solved)
     witness = cut_witness(q, predict(q, balance_bias(q, solved.blocks))[0], 1e-8)
-    assert witness is not None
     bound = lower_bound(q, witness)
     assert solved.certificate.primal * (1 - 1e-8) <= bound <= solved.certificate.primal * (1 + 1e-13)
     assert proof.witness.cuts == ()

@@ -52,6 +52,10 @@ class Atoms:
         w = np.sum(self.between**2, axis=1) + self.within**2 @ contrasts
         return np.sqrt(w), np.sqrt(np.sum(self.mean**2, axis=1) + self.own**2 @ contrasts)
 
+    def weights(self, q: Quotient) -> Vector:
+        """||h_i||^2, shape (r,)."""
+        return self.norms(q)[1] ** 2
+
     def price(self, q: Quotient) -> float:
         """sum_i ||w_i|| ||h_i||, an upper bound of the gauge."""
         w, h = self.norms(q)

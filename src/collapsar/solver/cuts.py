@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from scipy.linalg import block_diag, cho_factor, cho_solve, solve_triangular
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Columns, Residual, residual
 from collapsar.solver.symmetry import Quotient
-from collapsar.solver.witness import Cut, Witness, coordinates
+from collapsar.solver.witness import Cut, Witness, coordinates, sides
 
 _CUTS = 4  # at most
 _HELPS = 0.5  # of the excess: a cut that leaves more of it in both halves does not help
@@ -53,36 +52,37 @@ class _Longest:
     X: Matrix
 
 
-def cut_witness(q: Quotient, S: Columns, excess: float) -> Witness | None:
-    """Multipliers with which R at S is longer than lambda_Z by no more than an excess, with as many cuts as that takes.
+def cut_witness(q: Quotient, S: Columns, excess: float) -> Witness:
+    """Multipliers with which R at S is longer than lambda_Z by as little as some cuts can show.
 
     Args:
         q: J clusters, at most 60.
         S: stochastic columns.
-        excess: of ||Rh||^2 over lambda_Z^2, relative.
+        excess: of ||Rh||^2 over lambda_Z^2, relative: no less is asked for.
 
     Returns:
-        The witness; None where cuts do not help, mostly since a direction h >= 0 is longer, or four do not suffice.
+        The witness, with the cuts that helped: none where the first does not, mostly since a direction h >= 0 is
+        longer by as much, and four at most.
     """
     J, R, lam2 = q.num_clusters, residual(q, S), q.lambda_z**2
     cuts: tuple[Cut, ...] = ()
     parts: dict[tuple[int, ...], _Longest] = {(): _longest(q, R, np.eye(J), excess)}
-    worst: tuple[int, ...] = ()
-    helps = True
-    while parts[worst].t > excess:
-        if len(cuts) == _CUTS or not helps:
-            return None
+    while len(cuts) < _CUTS:
+        worst = max(parts, key=lambda side: parts[side].t)
+        if parts[worst].t <= excess:
+            break
         cut = _pair(coordinates(cuts, worst, J), parts[worst].X)
-        cuts, whole, parts = (*cuts, cut), parts, {}
-        for side in product((0, 1), repeat=len(cuts)):
-            above = whole[side[:-1]]
+        finer: dict[tuple[int, ...], _Longest] = {}
+        for side in sides((*cuts, cut)):
+            above = parts[side[:-1]]
             if above.t <= excess:  # its multipliers serve both halves
                 back = np.linalg.inv(coordinates((cut,), side[-1:], J))
-                parts[side] = replace(above, between=back.T @ above.between @ back)
+                finer[side] = replace(above, between=back.T @ above.between @ back)
             else:
-                parts[side] = _longest(q, R, coordinates(cuts, side, J), excess)
-        helps = min(parts[*worst, half].t for half in (0, 1)) <= _HELPS * whole[worst].t
-        worst = max(parts, key=lambda side: parts[side].t)
+                finer[side] = _longest(q, R, coordinates((*cuts, cut), side, J), excess)
+        if min(finer[*worst, half].t for half in (0, 1)) > _HELPS * parts[worst].t:
+            break
+        cuts, parts = (*cuts, cut), finer
     between = np.array([part.between for part in parts.values()]).reshape(*(2,) * len(cuts), J, J)
     within = np.array([part.within for part in parts.values()]).reshape(*(2,) * len(cuts), J)
     return Witness(S, between * lam2, within * lam2, cuts)

@@ -28,12 +28,13 @@ import numpy as np
 
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms, combined, near_overlaps, own_directions, pruned
-from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks
+from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.cuts import cut_witness
 from collapsar.solver.factored import approach, descend, newton
+from collapsar.solver.interior import best_weights, relaxation
 from collapsar.solver.objective import Columns, cross_entropy, predict, residual
 from collapsar.solver.relaxed import Relaxed, beginning, relaxed
-from collapsar.solver.shared_directions import ascent, missing_directions, with_directions
+from collapsar.solver.shared_directions import ascent, missing_directions, near_directions, with_directions
 from collapsar.solver.status import Progress, Result, Status
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 from collapsar.solver.witness import Witness, lower_bound, witness_of
@@ -47,6 +48,12 @@ _UNDER_WAY = 0.25  # of the gap, gained in a round: descent goes on
 _STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
 _CUT_CLUSTERS = 60  # at most: a step of the program of a cut factors a matrix of order J^2 / 2
 _CUT_SHARE = 0.8  # of the gap that is left to what the residual has too much; the rest is the point's
+_CUT_ROUNDS = 3  # one cut more in each
+_INTERIOR_CLUSTERS = 50  # at most: an interior-point step of the relaxation factors a matrix of that order
+_CUT_ORDER = 2600  # of it over the parts of the cone, at most
+_NEARLY = 5e-6  # relative: directions are looked at that are shorter by this
+_TRACE = 1e-6  # of the largest weight: a direction that need not be looked at again
+_DIRECTION_ROUNDS = 30  # ten are usual
 _SKETCH = 60  # where it only says where descent begins
 
 
@@ -188,23 +195,68 @@ def minimise_shared(
         else:
             break
         fine = _FINER * best.certificate.relative_gap
-    return _with_cuts(q, best, tol) if best.status is Status.SHARED_DIRECTIONS else best
+    return _closer(q, best, tol) if best.status is Status.SHARED_DIRECTIONS else best
 
 
-def _with_cuts(q: Quotient, best: SharedResult, tol: float) -> SharedResult:
-    """The best point with the bound that its own residual proves, where the relaxation is not tight: the cone is cut.
+def _closer(q: Quotient, best: SharedResult, tol: float) -> SharedResult:
+    """The best point and its bound brought to their last digits, where descent ended short of them.
 
-    A residual that is too long by t, relatively and squared, costs t/2 of the price of Z.
+    First the features: along all directions that nearly pay at the relaxation's residual their weights are a convex
+    program. Then the bound: where the relaxation is not tight the cone is cut, first at the residual as it is; where a
+    direction that still misses makes that too long, in a relaxation of its own.
     """
-    S = _softmax(q, best.blocks)
-    if q.num_clusters > _CUT_CLUSTERS or missing_directions(q, S) is not None:
+    if q.num_clusters > _CUT_CLUSTERS:
         return best
-    atoms = best.atoms
-    witness = cut_witness(q, S, _CUT_SHARE * 2 * tol * best.certificate.primal / (q.lambda_z * atoms.price(q)))
-    if witness is None:
+    interior = q.num_clusters <= _INTERIOR_CLUSTERS
+    if not interior and missing_directions(q, _softmax(q, best.blocks)) is not None:
         return best
-    certificate = certify_atoms(q, atoms, best.blocks.b, witness)
+    witness = best.witness
+    for _ in range(_CUT_ROUNDS):
+        if interior and 2 ** len(witness.cuts) * q.num_clusters**2 <= 2 * _CUT_ORDER:
+            best = _along(q, best, witness, tol)
+            if best.status is Status.OPTIMAL:
+                break
+        elif witness.cuts:
+            break
+        # a residual that is too long by t, relatively and squared, costs t/2 of the price of Z
+        excess = _CUT_SHARE * 2 * tol * best.certificate.primal / (q.lambda_z * best.atoms.price(q))
+        before, witness = len(witness.cuts), cut_witness(q, _softmax(q, best.blocks), excess)
+        best = _proved(q, best, witness, tol)
+        if best.status is Status.OPTIMAL or len(witness.cuts) <= before:
+            break
+    return best
+
+
+def _proved(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> SharedResult:
+    """The point with another witness where that proves more."""
+    certificate = certify_atoms(q, best.atoms, best.blocks.b, witness)
     return _better(q, best, replace(best, certificate=certificate, witness=witness), tol, last=False)
+
+
+def _along(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> SharedResult:
+    """The relaxation in the parts of a witness, and the best features along directions that nearly pay there.
+
+    Directions that pay are added as long as the rounds that are left would close the gap at the pace of the last one.
+    """
+    rng, enough = np.random.default_rng(0), _FINER * tol * max(best.certificate.primal, GAP_FLOOR)
+    near = relaxation(q, best.atoms, _softmax(q, best.blocks), witness, enough)
+    best = _proved(q, best, near.witness, tol)
+    atoms, Q, more = best.atoms, near.Q, near_directions(q, near.witness.S, best.atoms, -_NEARLY, rng)
+    for left in range(_DIRECTION_ROUNDS, 0, -1):
+        weight, gap = atoms.weights(q), best.certificate.gap
+        kept = weight > _TRACE * np.max(weight)
+        own, common = np.vstack([atoms.own[kept], more.own]), np.vstack([atoms.common[kept], more.common])
+        weight = np.append(weight[kept], np.zeros(len(more.own)))
+        atoms, b, Q = best_weights(q, own, common, weight, Q, enough)
+        blocks, certificate = atoms.blocks(q, b), certify_atoms(q, atoms, b, best.witness)
+        found = replace(best, blocks=blocks, certificate=certificate, penalty=atoms.price(q), atoms=atoms)
+        best = _better(q, best, found, tol, last=False)
+        if best.status is Status.OPTIMAL or (gap - best.certificate.gap) * left < best.certificate.gap:
+            break
+        more = near_directions(q, _softmax(q, blocks), atoms, _ROUNDING, rng)
+        if not len(more.own):
+            break
+    return best
 
 
 def continued(q: Quotient, atoms: Atoms, b: Vector, tol: float) -> SharedResult | None:

@@ -13,11 +13,16 @@ _STARTS = 100  # of the search, of any kind
 _ASCENT = 300  # its steps
 _SETTLED = 1e-7  # of a unit direction from step to step: what it pays is then right to the square of that
 _PAYS = 1e-8  # relative
+_ALIKE, _NEARLY_ALIKE = 0.999, 0.9999  # cosines of directions of which one will do
+_LONG_ASCENT, _EXACT = 1000, 1e-10  # where digits of the objective hang on them
+_NOTHING = 1e-12  # of a unit direction: rounding
 _SMALL = 0.03  # of the features that there are: a new direction's
 _LEAST = 1e-2  # of the longest feature: those of classes that have none
 
 
-def ascent(q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = _ASCENT) -> tuple[Matrix, Matrix]:
+def ascent(
+    q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = _ASCENT, settled: float = _SETTLED
+) -> tuple[Matrix, Matrix]:
     """Projected power iteration on ||R h|| over unit h >= 0, from several h at once: one a row, in both of its parts.
 
     With m = own + common, R'R h has the part G m on the u_j, G = R'R there, and rho^2 own on the contrasts; what that
@@ -31,7 +36,7 @@ def ascent(q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = _
         length = np.sqrt(np.sum((own + common) ** 2, axis=1) + own**2 @ contrasts)[:, None]
         length = np.where(length > 0, length, 1.0)
         last, own, common = own + common, own / length, common / length
-        if np.abs(own + common - last).max() <= _SETTLED:
+        if np.abs(own + common - last).max() <= settled:
             break
     return own, common
 
@@ -56,16 +61,63 @@ def missing_directions(q: Quotient, S: Columns, held: int | None = None) -> tupl
     own = np.vstack([np.zeros((1 + len(alone), J)), own, mixed[1] * (q.sizes > 1)])
     common = np.vstack([np.ones(J), alone, common, mixed[0]])
     own[:, np.arange(J) == held] = 0.0  # and stays so
-    own, common = ascent(q, R, own, common)
+    own, common = _longest(q, R, *ascent(q, R, own, common), 1 + _PAYS, _ALIKE)
+    return (own[:J], common[:J], R) if len(own) else None
+
+
+def near_directions(q: Quotient, S: Columns, atoms: Atoms, pays: float, rng: np.random.Generator) -> Atoms:
+    """Directions that pay, or nearly, met from those of an optimum nearby.
+
+    Where many mixtures of directions are nearly as long as lambda_Z those that miss are found from mixtures of three
+    that are there, and from what the overlaps of all say.
+
+    Args:
+        q: J clusters.
+        S: the softmax.
+        atoms: the features that are there.
+        pays: ||R h|| over lambda_Z, less one, from which a direction counts.
+        rng: of the search.
+
+    Returns:
+        Atoms along them, without a size that means anything.
+    """
+    R, J = residual(q, S), q.num_clusters
+    size = np.sum(atoms.mean**2, axis=1)
+    largest = np.argsort(-size)[:_STARTS]
+    few = rng.choice(len(size), size=(2 * _STARTS, 3))
+    share = rng.random((2 * _STARTS, 3, 1)) / np.sqrt(np.maximum(size, np.finfo(np.float64).tiny))[few][:, :, None]
+    values, turn = np.linalg.eigh(atoms.gram()[0])
+    alike = np.maximum(rng.normal(size=(2 * _STARTS, J)) @ (turn * np.sqrt(np.maximum(values, 0.0))).T, 0.0)
+    part = rng.random((2 * _STARTS, J)) * (q.sizes > 1)
+    mixed = rng.random((2, 2 * _STARTS, J)) * (rng.random((2 * _STARTS, J)) < rng.random((2 * _STARTS, 1)))
+    own, common = _best_pairs(q, R)
+    starts = (
+        (atoms.own[largest], atoms.common[largest]),
+        (np.sum(share * atoms.own[few], axis=1), np.sum(share * atoms.common[few], axis=1)),
+        (part * alike, (1 - part) * alike),
+        (mixed[1] * (q.sizes > 1), mixed[0]),
+        (own, common),
+    )
+    own, common = (np.vstack([start[k] for start in starts]) for k in (0, 1))
+    some = (own + common).any(axis=1)
+    own, common = ascent(q, R, own[some], common[some], _LONG_ASCENT, _EXACT)
+    own, common = (np.where(part > _NOTHING, part, 0.0) for part in (own, common))
+    own, common = _longest(q, R, own, common, 1 + pays, _NEARLY_ALIKE)
+    return Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
+
+
+def _longest(
+    q: Quotient, R: Residual, own: Matrix, common: Matrix, least: float, alike: float
+) -> tuple[Matrix, Matrix]:
+    """The unit directions with ||R h|| > least * lambda_Z, the longest first, no two with a cosine of ``alike``."""
     image, inside = (own + common) @ R.between.T, own * R.within
     length = np.sqrt(np.sum(image**2, axis=1) + inside**2 @ (q.sizes - 1))
     unit = np.hstack([own + common, own * np.sqrt(q.sizes - 1)])
     found: list[int] = []
     for i in np.argsort(-length, kind="stable"):
-        if length[i] > q.lambda_z * (1 + _PAYS) and all(unit[i] @ unit[other] < 0.999 for other in found):
+        if length[i] > q.lambda_z * least and np.max(unit[found] @ unit[i], initial=0.0) < alike:
             found.append(int(i))
-    found = found[:J]
-    return (own[found], common[found], R) if found else None
+    return own[found], common[found]
 
 
 def _best_pairs(q: Quotient, R: Residual) -> tuple[Matrix, Matrix]:

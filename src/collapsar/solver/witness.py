@@ -30,7 +30,7 @@ its own y.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -80,6 +80,11 @@ def coordinates(cuts: Sequence[Cut], side: Sequence[int], num_clusters: int) -> 
     return A
 
 
+def sides(cuts: Sequence[Cut]) -> Iterator[tuple[int, ...]]:
+    """Which half of every cut each part is in."""
+    return product((0, 1), repeat=len(cuts))
+
+
 def lower_bound(q: Quotient, witness: Witness, *, search: bool = True) -> float:
     """The lower bound of the optimum that a witness proves, nats; -inf if none.
 
@@ -98,7 +103,7 @@ def lower_bound(q: Quotient, witness: Witness, *, search: bool = True) -> float:
         return -np.inf
     R = residual(q, witness.S)
     gram, largest = R.between.T @ R.between, max(float(np.max(R.within**2 - witness.within)), 0.0)
-    for side in product((0, 1), repeat=len(witness.cuts)):
+    for side in sides(witness.cuts):
         A, N, nu = coordinates(witness.cuts, side, J), witness.between[side], witness.within[side]
         largest = max(largest, float(np.linalg.eigvalsh(gram + A.T @ N @ A + np.diag((q.sizes - 1) * nu))[-1]))
     return dual_on_ray(q, witness.S, R, float(np.sqrt(largest)), search=search)

@@ -1,0 +1,497 @@
+"""Interior-point method over overlaps: the relaxation to its last digits, and the best features along given directions.
+
+With W and b eliminated the program with features >= 0 is the minimum of a smooth convex function phi(C) of the overlaps
+C = H'H (:mod:`.overlaps`), whose gradient is (lambda_Z / 2)(I - Q'Q) at the residual lambda_Z Q that solves X(Q) = QC.
+Two sets of C on either side of the program's have barriers:
+
+    doubly nonnegative C, in the coordinates of the parts of a cut cone a sum of such (:mod:`.witness`): a lower bound;
+    sums of l_i h_i h_i' along given directions h_i >= 0, l >= 0: features, an upper bound.
+
+Either is a sum of parts C_g = F_g x_g with rows_g x_g >= 0, and C_g positive semidefinite where F_g = I. A step is
+Newton's method on all conditions at once (Q, C and the multipliers of both), with Nesterov's and Todd's scaling for
+the semidefinite ones and Mehrotra's predictor and corrector for the others. With up to 60 clusters the second
+derivative of phi, of order J^2 / 2, is formed: from a point near the optimum ten to twenty steps go to 1e-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import block_diag, cho_factor, cho_solve, solve_triangular
+from scipy.sparse import csr_array, eye_array
+
+from collapsar.core.types import Matrix, Vector
+from collapsar.solver.atoms import Atoms
+from collapsar.solver.certificate import balance_bias
+from collapsar.solver.dual_model import DualModel, dual_model
+from collapsar.solver.objective import Columns, predict, residual
+from collapsar.solver.overlap_model import OverlapPoint, Response, response
+from collapsar.solver.symmetry import Blocks, Quotient, centred
+from collapsar.solver.witness import Witness, coordinates, sides
+
+_STEPS = 80  # ten to sixty are usual
+_PATIENCE = 6  # steps that come no nearer: float64 gives no more
+_INSIDE = 0.95  # of a step to the boundary
+_POSITIVE = 0.9  # of one to where a probability is zero
+_LEAST = 1e-3  # what a step leaves of complementarity, at least
+_LONG = 0.3  # a predictor from here on says something about the curvature
+_SHORTEST = 1e-5  # of a step
+_AWAY = 3e-2  # how far from the boundary a start is moved, in units of the features' sizes
+_MU = 1e-3  # complementarity of a start, in squares of a typical feature
+_MIXED = 0.3  # where a start is moved to, off the diagonal
+_SMALLEST = 1e-3  # of a typical squared feature: classes that vanish are measured by it
+_NEW = 1e-3  # of the mean weight: a new direction's
+_NEW_MU = 1e-6  # complementarity where directions are added
+_NOTHING = 1e-8  # of the largest weight
+_UNIT = 1e-15  # of a diagonal: rounding, and ten times as much until Cholesky's factor exists
+
+
+@dataclass(frozen=True)
+class Space:
+    """Overlaps as one vector: S_ij for i <= j, then the contrasts gamma of the clusters of several classes."""
+
+    q: Quotient
+
+    @cached_property
+    def several(self) -> NDArray[np.intp]:
+        """The clusters of several classes."""
+        return np.flatnonzero(self.q.sizes > 1)
+
+    @cached_property
+    def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Row and column of every entry, of a contrast its place on the diagonal."""
+        i, j = np.triu_indices(self.q.num_clusters)
+        return np.append(i, self.several), np.append(j, self.several)
+
+    @cached_property
+    def model(self) -> DualModel:
+        """What a residual stands for."""
+        return dual_model(self.q)
+
+    @property
+    def size(self) -> int:
+        """How many overlaps there are."""
+        return self.pairs[0].size
+
+    @cached_property
+    def half(self) -> Vector:
+        """An entry off the diagonal stands for two, e_i e_j' + e_j e_i'."""
+        i, j = self.pairs
+        return np.where(i == j, 0.5, 1.0)
+
+    def stacked(self, x: Vector) -> Matrix:
+        """S with gamma as the last row, (J + 1, J)."""
+        (i, j), J, between = self.pairs, self.q.num_clusters, self.size - self.several.size
+        D = np.zeros((J + 1, J))
+        D[i[:between], j[:between]] = D[j[:between], i[:between]] = x[:between]
+        D[-1, self.several] = x[between:]
+        return D
+
+    def gram(self, x: Vector) -> Matrix:
+        """C on the clusters."""
+        D = self.stacked(x)
+        return D[:-1] + np.diag(D[-1])
+
+    def vector(self, C: Matrix, gamma: Vector) -> Vector:
+        """The overlaps C, of which gamma is contrasts."""
+        (i, j), between = self.pairs, self.size - self.several.size
+        return np.append((C - np.diag(gamma))[i[:between], j[:between]], gamma[self.several])
+
+    def paired(self, M: Matrix, last: Vector | None = None) -> Vector:
+        """<M, E_a> over all entries, where contrasts have a derivative of their own last."""
+        i, j = self.pairs
+        out = 2 * self.half * M[i, j]
+        if last is not None:
+            out[self.size - self.several.size :] = last[self.several]
+        return out
+
+    def scaled(self, V: Matrix) -> Matrix:
+        """<E_a, V E_b V>."""
+        i, j = self.pairs
+        product = V[np.ix_(i, i)] * V[np.ix_(j, j)] + V[np.ix_(i, j)] * V[np.ix_(j, i)]
+        return product * np.multiply.outer(2 * self.half, self.half)
+
+    def curvature(self, at: OverlapPoint, follow: Response) -> Matrix:
+        """The second derivative of phi, in units of lambda_Z / 2: 2 <Q E_a, dQ> for the dQ that follows Q E_b.
+
+        Row i of Q E_b has two entries, Q_ik at l and Q_il at k, so that all products are entries of one tensor.
+        """
+        (i, j), J, half, Q, c = self.pairs, self.q.num_clusters, self.half, at.Q[:-1], at.contrasts
+        outer = (Q[:, :, None] * Q[:, None, :]).reshape(J, -1)
+        tensor = (outer.T @ follow.inverse.reshape(J, -1)).ravel()  # [m, k, n, l]
+
+        def entries(m: NDArray, k: NDArray, n: NDArray, at_l: NDArray) -> Matrix:
+            return tensor[((m[:, None] * J + k) * J + n[:, None]) * J + at_l]
+
+        H = entries(i, i, j, j) + entries(i, j, j, i) + entries(j, i, i, j) + entries(j, j, i, i)
+        H *= np.multiply.outer(half, half)
+        summed = np.tensordot(Q * follow.u[:, None], follow.inverse, axes=(0, 0))
+        columns = (summed[i, :, j] + summed[j, :, i]) * half[:, None]  # u' dQ
+        s, last = self.several, np.arange(self.size - self.several.size, self.size)
+        own = (c * at.Q[-1])[s]  # what a contrast asks of r, which is eliminated
+        bend = -(follow.mixed / follow.turn)[s] * own
+        row = follow.inverse[s, s]
+        across = bend[:, None] * (Q[s][:, i] * row[:, j] + Q[s][:, j] * row[:, i]) * half
+        H[last] += across
+        H[:, last] += across.T
+        H[last, last] += bend**2 * row[np.arange(s.size), s]
+        columns[last] += (follow.u[s] * bend)[:, None] * row
+        H -= columns @ follow.multiplier @ columns.T
+        H[last, last] += own**2 / follow.turn[s]
+        return H + H.T
+
+
+class At(NamedTuple):
+    """A point of a part: x, the multipliers of its rows, and T of its positive semidefinite overlaps, if any."""
+
+    x: Vector
+    nu: Vector
+    T: Matrix | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """C_g = onto x with rows x >= 0; without ``onto`` x is C_g itself, and positive semidefinite.
+
+    Attributes:
+        space: the overlaps.
+        rows: one inequality a row.
+        onto: shape (P, n).
+    """
+
+    space: Space
+    rows: csr_array
+    onto: Matrix | None = None
+
+    def overlaps(self, x: Vector) -> Vector:
+        """C_g as a vector."""
+        return x if self.onto is None else self.onto @ x
+
+    def reduced(self, slope: Vector) -> Vector:
+        """The transpose of :meth:`overlaps`."""
+        return slope if self.onto is None else self.onto.T @ slope
+
+    @property
+    def count(self) -> int:
+        """Complementary pairs."""
+        return len(self.rows.indptr) - 1 + (self.space.q.num_clusters if self.onto is None else 0)
+
+    def product(self, at: At) -> float:
+        """What the pairs add up to: the part's share of the gap, in units of lambda_Z / 2."""
+        value = float(at.nu @ (self.rows @ at.x))
+        return value if at.T is None else value + float(np.sum(at.T * self.space.gram(at.x)))
+
+    def pull(self, at: At) -> Vector:
+        """What the multipliers hold the slope with."""
+        value = self.rows.T @ at.nu
+        return value if at.T is None else value + self.space.paired(at.T)
+
+    def moved(self, at: At, step: At, length: float) -> At:
+        """The point after a step."""
+        T = None if at.T is None or step.T is None else at.T + length * step.T
+        return At(at.x + length * step.x, at.nu + length * step.nu, T)
+
+    def room(self, at: At, step: At) -> float:
+        """How far the point may go, and its multipliers."""
+        room = min(_ratio(self.rows @ at.x, self.rows @ step.x), _ratio(at.nu, step.nu))
+        if at.T is None or step.T is None:
+            return room
+        return min(room, _largest_step(self.space.gram(at.x), self.space.gram(step.x)), _largest_step(at.T, step.T))
+
+
+@dataclass(frozen=True)
+class _Newton:
+    """A part at a point: its share of Newton's matrix, and what follows from a step of x."""
+
+    part: Part
+    at: At
+
+    @cached_property
+    def slack(self) -> Vector:
+        return self.part.rows @ self.at.x
+
+    @cached_property
+    def inverses(self) -> tuple[Matrix, Matrix]:
+        """C^-1, and V with V C V = T."""
+        assert self.at.T is not None
+        root = np.linalg.cholesky(self.part.space.gram(self.at.x))
+        inverse = solve_triangular(root, np.eye(len(root)), lower=True)
+        values, turn = np.linalg.eigh(_symmetric(root.T @ self.at.T @ root))
+        half = inverse.T @ turn
+        return inverse.T @ inverse, (half * np.sqrt(np.maximum(values, 0.0))) @ half.T
+
+    @cached_property
+    def matrix(self) -> Matrix:
+        rows = self.part.rows
+        K = (rows.T * (self.at.nu / self.slack)).dot(rows).toarray()
+        return K if self.at.T is None else K + self.part.space.scaled(self.inverses[1])
+
+    def right(self, mu: float, ahead: At | None) -> Vector:
+        """What the step is to meet beside the slope, with the predictor's second order."""
+        value = self.part.rows.T @ ((mu - self._second(ahead)) / self.slack)
+        return value if self.at.T is None else value + mu * self.part.space.paired(self.inverses[0])
+
+    def step(self, dx: Vector, mu: float, ahead: At | None) -> At:
+        dnu = (mu - self._second(ahead) - self.at.nu * (self.part.rows @ dx)) / self.slack - self.at.nu
+        if self.at.T is None:
+            return At(dx, dnu, None)
+        inverse, V = self.inverses
+        return At(dx, dnu, _symmetric(mu * inverse - self.at.T - V @ self.part.space.gram(dx) @ V))
+
+    def _second(self, ahead: At | None) -> Vector | float:
+        return 0.0 if ahead is None else (self.part.rows @ ahead.x) * ahead.nu
+
+
+def _total(parts: Sequence[Part], xs: Iterable[Vector]) -> Vector:
+    """The overlaps of all parts."""
+    return np.sum([part.overlaps(x) for part, x in zip(parts, xs, strict=True)], axis=0)
+
+
+def interior_point(
+    parts: Sequence[Part], points: Sequence[At], Q: Matrix, enough: float
+) -> tuple[Sequence[At], Matrix]:
+    """The optimum over the sum of some parts.
+
+    Args:
+        parts: of one space.
+        points: where they begin, strictly inside.
+        Q: the residual over lambda_Z to begin with, shape (J + 1, J), all probabilities positive.
+        enough: of the gap, in units of lambda_Z / 2.
+
+    Returns:
+        The best points and the residual over lambda_Z there.
+    """
+    space, count, waited = parts[0].space, sum(part.count for part in parts), 0
+    best, nearest = (points, Q), np.inf
+    for _ in range(_STEPS):
+        D = space.stacked(_total(parts, (at.x for at in points)))
+        here = OverlapPoint(space.q, space.model, Q, D, np.zeros(space.q.num_clusters, dtype=bool))
+        gap, follow = sum(part.product(at) for part, at in zip(parts, points, strict=True)), response(here)
+        if follow is None:
+            break
+        X = here.logits - here.times(D)
+        if space.model.bias is not None:
+            X[:-1] -= Q[:-1] @ space.model.bias
+        towards = follow(X)
+        over = here.excess + here.bent(towards)
+        slope = -space.paired(over[:-1], over[-1])
+        off = max(float(np.abs(p.reduced(slope) - p.pull(at)).max()) for p, at in zip(parts, points, strict=True))
+        size = float(np.sum(D[:-1].diagonal() + D[-1]))
+        if gap + 0.2 * off * size < nearest:
+            best, nearest, waited = (points, Q), gap + 0.2 * off * size, 0
+        waited += 1
+        if gap <= enough or waited > _PATIENCE:
+            break
+        try:
+            steps, dQ, length = _step(parts, points, here, follow, (towards, slope, gap / count))
+        except np.linalg.LinAlgError:  # as far as float64 goes
+            break
+        if length < _SHORTEST:
+            break
+        points = [p.moved(at, step, length) for p, at, step in zip(parts, points, steps, strict=True)]
+        Q = Q + length * dQ
+    return best
+
+
+def _step(
+    parts: Sequence[Part],
+    points: Sequence[At],
+    here: OverlapPoint,
+    follow: Response,
+    state: tuple[Matrix, Vector, float],
+) -> tuple[list[At], Matrix, float]:
+    """The step of every part, that of Q, and how far to go."""
+    space, (towards, slope, mu) = parts[0].space, state
+    newton = [_Newton(part, at) for part, at in zip(parts, points, strict=True)]
+    H = space.curvature(here, follow)
+    ends = np.cumsum([at.x.size for at in points])[:-1]
+    if len(parts) == 1 and parts[0].onto is None:
+        matrix = newton[0].matrix + H
+    else:
+        onto = np.hstack([np.eye(space.size) if part.onto is None else part.onto for part in parts])
+        matrix = np.asarray(block_diag(*(part.matrix for part in newton))) + onto.T @ H @ onto
+    solved = _solver(matrix)
+
+    def direction(target: float, ahead: Sequence[At] | None) -> tuple[list[At], Matrix]:
+        known = [None] * len(parts) if ahead is None else ahead
+        right = [n.right(target, a) - n.part.reduced(slope) for n, a in zip(newton, known, strict=True)]
+        dx = np.split(solved(np.concatenate(right)), ends)
+        steps = [n.step(d, target, a) for n, d, a in zip(newton, dx, known, strict=True)]
+        change = space.stacked(_total(parts, dx))
+        return steps, towards - follow(here.times(change))
+
+    def room(steps: Sequence[At], dQ: Matrix) -> tuple[float, float]:
+        there = OverlapPoint(here.q, here.model, here.Q + dQ, here.D, here.lost)
+        inner = min(part.room(at, step) for part, at, step in zip(parts, points, steps, strict=True))
+        return inner, _ratio(here.p.ravel(), (there.p - here.p).ravel())
+
+    ahead, dQ = direction(0.0, None)
+    length = min(1.0, *room(ahead, dQ))
+    after = sum(part.product(part.moved(at, step, length)) for part, at, step in zip(parts, points, ahead, strict=True))
+    before = sum(part.product(at) for part, at in zip(parts, points, strict=True))
+    centre = float(np.clip((after / before) ** 2, _LEAST, 1.0))
+    steps, dQ = direction(centre * mu, ahead if length > _LONG else None)
+    inner, positive = room(steps, dQ)
+    return steps, dQ, min(1.0, _INSIDE * inner, _POSITIVE * positive)
+
+
+def _solver(matrix: Matrix) -> Callable[[Vector], Vector]:
+    """The solution of a positive definite system, refined once."""
+    scale = 1 / np.sqrt(matrix.diagonal())
+    unit, least = matrix * np.multiply.outer(scale, scale), _UNIT
+    while True:
+        try:
+            factor = cho_factor(unit + least * np.eye(len(unit)))
+            break
+        except np.linalg.LinAlgError:
+            least *= 10
+
+    def solved(right: Vector) -> Vector:
+        x = scale * cho_solve(factor, scale * right)
+        return x + scale * cho_solve(factor, scale * (right - matrix @ x))
+
+    return solved
+
+
+class Relaxation(NamedTuple):
+    """The optimum over doubly nonnegative overlaps, in the parts of a cut cone.
+
+    Attributes:
+        blocks: the point.
+        Q: the residual there over lambda_Z, with that of the contrasts as its last row, (J + 1, J).
+        witness: what proves its value from below.
+    """
+
+    blocks: Blocks
+    Q: Matrix
+    witness: Witness
+
+
+def relaxation(q: Quotient, atoms: Atoms, S: Columns, witness: Witness, enough: float) -> Relaxation:
+    """The optimum of the relaxation, from features near the program's.
+
+    Args:
+        q: J clusters, at most sixty or so.
+        atoms: the features to begin with.
+        S: the softmax there.
+        witness: multipliers to begin with, and the cuts.
+        enough: of the gap, nats.
+    """
+    space, J, c, lam2 = Space(q), q.num_clusters, q.sizes - 1, q.lambda_z**2
+    R, (C, gamma) = residual(q, S), atoms.gram()
+    Q = np.vstack([R.between, R.within]) / q.lambda_z
+    square = np.maximum(C.diagonal(), _SMALLEST * np.mean(C.diagonal()))
+    mu, slope = _MU * float(np.mean(C.diagonal())), np.eye(J) - Q[:-1].T @ Q[:-1]
+    parts, points, every = [], [], list(sides(witness.cuts))
+    for side in every:
+        A, N, nu = coordinates(witness.cuts, side, J), witness.between[side] / lam2, witness.within[side] / lam2
+        part, back = _cone(space, A), np.linalg.inv(A)
+        # the share of C, inside the cone by some of the features' sizes
+        mixed = back @ (np.sqrt(np.multiply.outer(square, square)) * (np.eye(J) + _MIXED)) @ back.T
+        inside = _AWAY * np.sqrt(np.multiply.outer(*2 * [(A @ mixed @ A.T).diagonal()])) * (np.eye(J) + _MIXED)
+        share = A @ (C / len(every)) @ A.T
+        start = back @ (np.maximum(share, 0.0) + inside) @ back.T if side else C + inside
+        low = float(np.linalg.eigvalsh(start / np.sqrt(np.multiply.outer(square, square)))[0])
+        if low < 0.1 * _AWAY:
+            start = start + (0.1 * _AWAY - low) * back @ np.diag((A @ mixed @ A.T).diagonal()) @ back.T
+        room = np.minimum(0.1 * _AWAY * square, _MIXED * start.diagonal())
+        x = space.vector(start, np.where(c > 0, np.clip(gamma / len(every), room, start.diagonal() - room), 0.0))
+        held = A.T @ N @ A + np.diag(c * nu)
+        scale = np.sqrt(np.multiply.outer(square, square))
+        values, turn = np.linalg.eigh(_symmetric((slope - held) * scale))
+        T = (turn * np.maximum(values, 0.0)) @ turn.T / scale
+        contrast = slope.diagonal() + c * (1 - Q[-1] ** 2) - T.diagonal() - (A.T @ N @ A).diagonal()
+        i, j = np.triu_indices(J, 1)
+        known = [2 * N[i, j], (c * nu)[space.several], np.maximum(contrast, 0.0)[space.several]]
+        T = _symmetric(T + mu * np.linalg.inv(space.gram(x)))
+        parts.append(part)
+        points.append(At(x, np.concatenate(known) + mu / (part.rows @ x), T))
+    points, Q = interior_point(parts, points, Q, 2 * enough / q.lambda_z)
+    blocks = _blocks(space, _total(parts, (at.x for at in points)), Q)
+    between, within = np.zeros((len(every), J, J)), np.zeros((len(every), J))
+    i, j = np.triu_indices(J, 1)
+    for N, nu, at in zip(between, within, points, strict=True):
+        N[i, j] = N[j, i] = at.nu[: i.size] / 2
+        nu[space.several] = at.nu[i.size : i.size + space.several.size] / c[space.several]
+    shape = (2,) * len(witness.cuts)
+    multipliers = between.reshape(*shape, J, J) * lam2, within.reshape(*shape, J) * lam2
+    return Relaxation(blocks, Q, Witness(predict(q, blocks)[0], *multipliers, witness.cuts))
+
+
+def _cone(space: Space, A: Matrix) -> Part:
+    """C with A C A' >= 0, whose classes of one cluster overlap by no less than zero, nor less than wholly."""
+    (i, j), (k, m) = np.triu_indices(space.q.num_clusters, 1), space.pairs
+    between, several = space.size - space.several.size, space.several.size
+    pairs = np.where(k == m, A[i][:, k] * A[j][:, k], A[i][:, k] * A[j][:, m] + A[i][:, m] * A[j][:, k])
+    ends = np.zeros((2 * several, space.size))
+    ends[np.arange(several), np.flatnonzero((k == m)[:between])[space.several]] = 1.0
+    ends[several + np.arange(several), between + np.arange(several)] = 1.0
+    return Part(space, csr_array(np.vstack([pairs, ends])))
+
+
+def best_weights(
+    q: Quotient, own: Matrix, common: Matrix, weight: Vector, Q: Matrix, enough: float
+) -> tuple[Atoms, Vector, Matrix]:
+    """The best features along given directions.
+
+    Args:
+        q: J clusters, at most sixty or so.
+        own: directions h >= 0 of any size, one a row: what they have on one class of each cluster.
+        common: what they have on all classes.
+        weight: to begin with, 0 for new ones.
+        Q: the residual to begin with over lambda_Z, (J + 1, J).
+        enough: of the gap, nats.
+
+    Returns:
+        The factors, without those whose weight is nearly zero, the bias, and the residual over lambda_Z.
+    """
+    space = Space(q)
+    size = np.sqrt(np.sum((own + common) ** 2, axis=1) + own**2 @ (q.sizes - 1))[:, None]
+    own, common = own / size, common / size
+    mean, (i, j) = own + common, space.pairs
+    onto = (mean[:, i] * mean[:, j]).T
+    between = space.size - space.several.size
+    onto[:between][i[:between] == j[:between]] -= (own**2).T
+    onto[between:] = (own[:, space.several] ** 2).T
+    typical = float(np.mean(weight))
+    weight = np.maximum(weight, _NEW * typical)
+    short = 1 - np.sum((mean @ Q[:-1].T) ** 2, axis=1) - (own * Q[-1]) ** 2 @ (q.sizes - 1)
+    start = At(weight, np.maximum(short, 0.0) + _NEW_MU * typical / weight, None)
+    part = Part(space, csr_array(eye_array(weight.size)), onto)
+    (at,), Q = interior_point([part], [start], Q, 2 * enough / q.lambda_z)
+    keep = at.x > _NOTHING * np.max(at.x)
+    root = np.sqrt(at.x[keep])[:, None]
+    own, common = root * own[keep], root * common[keep]
+    atoms = Atoms((own + common) @ Q[:-1].T, own * Q[-1], own, common)
+    return atoms, _blocks(space, part.overlaps(at.x), Q).b, Q
+
+
+def _blocks(space: Space, x: Vector, Q: Matrix) -> Blocks:
+    """The point QC with its best bias."""
+    q, D = space.q, space.stacked(x)
+    at = OverlapPoint(q, space.model, Q, D, np.zeros(q.num_clusters, dtype=bool))
+    blocks = Blocks(Q[-1] * D[-1] / np.sqrt(q.mass), (Q[:-1] @ at.gram) / q.weight, at.bias())
+    return centred(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))
+
+
+def _ratio(x: Vector, dx: Vector) -> float:
+    """The largest a with x + a dx >= 0."""
+    falls = dx < 0
+    return float(np.min(-x[falls] / dx[falls], initial=np.inf))
+
+
+def _largest_step(X: Matrix, dX: Matrix) -> float:
+    """The largest a with X + a dX positive semidefinite."""
+    root = np.linalg.cholesky(X)
+    half = solve_triangular(root, dX, lower=True)
+    least = float(np.linalg.eigvalsh(_symmetric(solve_triangular(root, half.T, lower=True)))[0])
+    return -1 / least if least < 0 else np.inf
+
+
+def _symmetric(M: Matrix) -> Matrix:
+    return (M + M.T) / 2
