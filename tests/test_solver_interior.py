@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ def test_the_relaxation_meets_the_optimum_from_below(q):
     optimum = minimise_shared(q, minimise_nonnegative(q).blocks, tol=1e-12).certificate.primal
     atoms, S = near_column(q)
     found = relaxation(q, atoms, S, witness_of(q, S, *atoms.gram()), 1e-13)
+    assert found is not None
     bound = lower_bound(q, found.witness)
     assert bound == pytest.approx(optimum, rel=1e-10)
     assert bound <= optimum * (1 + 1e-13)
@@ -110,6 +112,7 @@ def test_a_cut_changes_nothing_where_the_relaxation_is_tight(q, cut):
     optimum = minimise_shared(q, minimise_nonnegative(q).blocks, tol=1e-12).certificate.primal
     (atoms, S), J = near_column(q), q.num_clusters
     found = relaxation(q, atoms, S, Witness(S, np.zeros((2, J, J)), np.zeros((2, J)), (cut,)), 1e-12)
+    assert found is not None
     assert found.witness.cuts == (cut,)
     bound = lower_bound(q, found.witness)
     assert bound == pytest.approx(optimum, rel=1e-9)
@@ -158,6 +161,13 @@ def test_directions_that_pay_are_local_maxima(q):
     unit = np.hstack([found.mean, found.own * np.sqrt(q.sizes - 1)])
     np.testing.assert_allclose(np.sum(unit**2, axis=1), 1.0)
     assert np.max(unit @ unit.T - np.eye(len(unit))) < 0.9999
+
+
+def test_probabilities_below_what_a_residual_tells_are_left_alone():
+    q = quotient(PROBLEMS["long-tail"])
+    atoms, S = near_column(q)
+    tiny = replace(S, other=S.other * 1e-30, miss=S.miss * 1e-30)
+    assert relaxation(q, atoms, tiny, witness_of(q, tiny, *atoms.gram()), 1e-12) is None
 
 
 @pytest.mark.slow  # half a minute: directions whose weights alone are left, and a cut with a relaxation of its own

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import block_diag, cho_factor, cho_solve, solve_triangular
+from scipy.linalg import block_diag, cho_factor, cho_solve
 
 from collapsar.core.types import Matrix, Vector
+from collapsar.solver.interior import largest_step, ratio, symmetric
 from collapsar.solver.objective import Columns, Residual, residual
 from collapsar.solver.symmetry import Quotient
 from collapsar.solver.witness import Cut, Witness, coordinates, sides
@@ -167,7 +168,7 @@ class _Program:
         x = np.minimum(_BEGINNING / (len(X) * y), 1.0)
         t = 1 + float(np.linalg.eigvalsh(self.G + self.weighted(x))[-1])
         for _ in range(_STEPS):
-            S = _symmetric(t * on - self.G - self.weighted(x))
+            S = symmetric(t * on - self.G - self.weighted(x))
             gap = float(np.sum(X * S) + x @ y)
             if t <= enough or gap <= _KNOWN * abs(t):
                 break
@@ -182,53 +183,37 @@ class _Program:
             except np.linalg.LinAlgError:  # as far as float64 goes
                 break
             a, d = min(1.0, _INSIDE * a), min(1.0, _INSIDE * d)
-            X, y, x, t = _symmetric(X + a * step.X), y + a * step.y, x + d * step.x, t + d * step.t
+            X, y, x, t = symmetric(X + a * step.X), y + a * step.y, x + d * step.x, t + d * step.t
         return X, x, t
 
     def _newton(self, X: Matrix, y: Vector, x: Vector, S: Matrix) -> Callable[[Matrix, Vector], _Step]:
         """The step with X S = M and x y = m to first order, <E_p, X> = y_p and tr X = 1."""
         on, U, V = np.eye(len(S)), self.U, self.V
-        inverse = _symmetric(np.linalg.inv(S))
+        inverse: Matrix = symmetric(np.asarray(np.linalg.inv(S), dtype=np.float64))
         UX, VX, US, VS = U @ X, V @ X, U @ inverse, V @ inverse
         H = (VX @ U.T) * (US @ V.T) + (VX @ V.T) * (US @ U.T) + (UX @ U.T) * (VS @ V.T) + (UX @ V.T) * (VS @ U.T)
-        H = _symmetric(H)
+        H = symmetric(H)
         H[np.diag_indices_from(H)] += y / x
-        XS = _symmetric(X @ inverse)
+        XS = symmetric(X @ inverse)
         g, factor = self.along(XS), cho_factor(H)
         Hg = cho_solve(factor, g)
 
         def towards(M: Matrix, m: Vector) -> _Step:
-            ends, y_ends = _symmetric(M @ inverse), m / x
+            ends, y_ends = symmetric(M @ inverse), m / x
             free = cho_solve(factor, y_ends - self.along(ends))
             dt = float(1 - np.trace(ends) - g @ free) / float(g @ Hg - np.trace(XS))
             dx = free + Hg * dt
             dS = dt * on - self.weighted(dx)
-            return _Step(ends - X - _symmetric(X @ dS @ inverse), y_ends - y - y / x * dx, dt, dx, dS)
+            return _Step(ends - X - symmetric(X @ dS @ inverse), y_ends - y - y / x * dx, dt, dx, dS)
 
         return towards
 
 
 def _lengths(X: Matrix, y: Vector, x: Vector, S: Matrix, step: _Step) -> tuple[float, float]:
     """How far the multipliers and the variables may go, at most 1."""
-    return min(_room(X, step.X), _least_room(y, step.y)), min(_room(S, step.S), _least_room(x, step.x))
-
-
-def _room(X: Matrix, dX: Matrix) -> float:
-    """The largest a <= 1 with X + a dX positive semidefinite."""
-    L = np.linalg.cholesky(X)
-    half = solve_triangular(L, dX, lower=True)
-    least = float(np.linalg.eigvalsh(_symmetric(solve_triangular(L, half.T, lower=True)))[0])
-    return min(1.0, -1 / least) if least < 0 else 1.0
-
-
-def _least_room(x: Vector, dx: Vector) -> float:
-    """The largest a <= 1 with x + a dx >= 0."""
-    return float(np.min(-x / np.where(dx < 0, dx, -x), initial=1.0))
+    ahead = min(1.0, largest_step(X, step.X), ratio(y, step.y))
+    return ahead, min(1.0, largest_step(S, step.S), ratio(x, step.x))
 
 
 def _blocks(one: Matrix, other: Matrix) -> Matrix:
     return np.asarray(block_diag(one, other), dtype=np.float64)
-
-
-def _symmetric(M: Any) -> Matrix:
-    return (M + M.T) / 2

@@ -36,6 +36,7 @@ from collapsar.solver.witness import Witness, coordinates, sides
 
 _STEPS = 80  # ten to sixty are usual
 _PATIENCE = 6  # steps that come no nearer: float64 gives no more
+_OFF = 0.2  # of what a slope that is not met could cost: it is met by most overlaps
 _INSIDE = 0.95  # of a step to the boundary
 _POSITIVE = 0.9  # of one to where a probability is zero
 _LEAST = 1e-3  # what a step leaves of complementarity, at least
@@ -198,10 +199,10 @@ class Part:
 
     def room(self, at: At, step: At) -> float:
         """How far the point may go, and its multipliers."""
-        room = min(_ratio(self.rows @ at.x, self.rows @ step.x), _ratio(at.nu, step.nu))
+        room = min(ratio(self.rows @ at.x, self.rows @ step.x), ratio(at.nu, step.nu))
         if at.T is None or step.T is None:
             return room
-        return min(room, _largest_step(self.space.gram(at.x), self.space.gram(step.x)), _largest_step(at.T, step.T))
+        return min(room, largest_step(self.space.gram(at.x), self.space.gram(step.x)), largest_step(at.T, step.T))
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class _Newton:
         assert self.at.T is not None
         root = np.linalg.cholesky(self.part.space.gram(self.at.x))
         inverse = solve_triangular(root, np.eye(len(root)), lower=True)
-        values, turn = np.linalg.eigh(_symmetric(root.T @ self.at.T @ root))
+        values, turn = np.linalg.eigh(symmetric(root.T @ self.at.T @ root))
         half = inverse.T @ turn
         return inverse.T @ inverse, (half * np.sqrt(np.maximum(values, 0.0))) @ half.T
 
@@ -241,7 +242,7 @@ class _Newton:
         if self.at.T is None:
             return At(dx, dnu, None)
         inverse, V = self.inverses
-        return At(dx, dnu, _symmetric(mu * inverse - self.at.T - V @ self.part.space.gram(dx) @ V))
+        return At(dx, dnu, symmetric(mu * inverse - self.at.T - V @ self.part.space.gram(dx) @ V))
 
     def _second(self, ahead: At | None) -> Vector | float:
         return 0.0 if ahead is None else (self.part.rows @ ahead.x) * ahead.nu
@@ -258,7 +259,7 @@ def interior_point(
     """The optimum over the sum of some parts.
 
     Args:
-        parts: of one space.
+        parts: of one space; one with ``onto``, or any number without.
         points: where they begin, strictly inside.
         Q: the residual over lambda_Z to begin with, shape (J + 1, J), all probabilities positive.
         enough: of the gap, in units of lambda_Z / 2.
@@ -282,8 +283,8 @@ def interior_point(
         slope = -space.paired(over[:-1], over[-1])
         off = max(float(np.abs(p.reduced(slope) - p.pull(at)).max()) for p, at in zip(parts, points, strict=True))
         size = float(np.sum(D[:-1].diagonal() + D[-1]))
-        if gap + 0.2 * off * size < nearest:
-            best, nearest, waited = (points, Q), gap + 0.2 * off * size, 0
+        if gap + _OFF * off * size < nearest:
+            best, nearest, waited = (points, Q), gap + _OFF * off * size, 0
         waited += 1
         if gap <= enough or waited > _PATIENCE:
             break
@@ -310,11 +311,9 @@ def _step(
     newton = [_Newton(part, at) for part, at in zip(parts, points, strict=True)]
     H = space.curvature(here, follow)
     ends = np.cumsum([at.x.size for at in points])[:-1]
-    if len(parts) == 1 and parts[0].onto is None:
-        matrix = newton[0].matrix + H
-    else:
-        onto = np.hstack([np.eye(space.size) if part.onto is None else part.onto for part in parts])
-        matrix = np.asarray(block_diag(*(part.matrix for part in newton))) + onto.T @ H @ onto
+    onto, n = parts[0].onto, len(parts)
+    matrix = np.asarray(block_diag(*(part.matrix for part in newton)))
+    matrix += np.tile(H, (n, n)) if onto is None else onto.T @ H @ onto
     solved = _solver(matrix)
 
     def direction(target: float, ahead: Sequence[At] | None) -> tuple[list[At], Matrix]:
@@ -328,7 +327,7 @@ def _step(
     def room(steps: Sequence[At], dQ: Matrix) -> tuple[float, float]:
         there = OverlapPoint(here.q, here.model, here.Q + dQ, here.D, here.lost)
         inner = min(part.room(at, step) for part, at, step in zip(parts, points, steps, strict=True))
-        return inner, _ratio(here.p.ravel(), (there.p - here.p).ravel())
+        return inner, ratio(here.p.ravel(), (there.p - here.p).ravel())
 
     ahead, dQ = direction(0.0, None)
     length = min(1.0, *room(ahead, dQ))
@@ -372,55 +371,68 @@ class Relaxation(NamedTuple):
     witness: Witness
 
 
-def relaxation(q: Quotient, atoms: Atoms, S: Columns, witness: Witness, enough: float) -> Relaxation:
+def relaxation(q: Quotient, atoms: Atoms, S: Columns, witness: Witness, enough: float) -> Relaxation | None:
     """The optimum of the relaxation, from features near the program's.
 
     Args:
         q: J clusters, at most sixty or so.
-        atoms: the features to begin with.
+        atoms: the features to begin with, not all zero.
         S: the softmax there.
         witness: multipliers to begin with, and the cuts.
         enough: of the gap, nats.
+
+    Returns:
+        The optimum; None where probabilities are so small that a residual does not tell them from zero.
     """
-    space, J, c, lam2 = Space(q), q.num_clusters, q.sizes - 1, q.lambda_z**2
+    space, J, lam2 = Space(q), q.num_clusters, q.lambda_z**2
     R, (C, gamma) = residual(q, S), atoms.gram()
     Q = np.vstack([R.between, R.within]) / q.lambda_z
-    square = np.maximum(C.diagonal(), _SMALLEST * np.mean(C.diagonal()))
-    mu, slope = _MU * float(np.mean(C.diagonal())), np.eye(J) - Q[:-1].T @ Q[:-1]
-    parts, points, every = [], [], list(sides(witness.cuts))
-    for side in every:
-        A, N, nu = coordinates(witness.cuts, side, J), witness.between[side] / lam2, witness.within[side] / lam2
-        part, back = _cone(space, A), np.linalg.inv(A)
-        # the share of C, inside the cone by some of the features' sizes
-        mixed = back @ (np.sqrt(np.multiply.outer(square, square)) * (np.eye(J) + _MIXED)) @ back.T
-        inside = _AWAY * np.sqrt(np.multiply.outer(*2 * [(A @ mixed @ A.T).diagonal()])) * (np.eye(J) + _MIXED)
-        share = A @ (C / len(every)) @ A.T
-        start = back @ (np.maximum(share, 0.0) + inside) @ back.T if side else C + inside
-        low = float(np.linalg.eigvalsh(start / np.sqrt(np.multiply.outer(square, square)))[0])
-        if low < 0.1 * _AWAY:
-            start = start + (0.1 * _AWAY - low) * back @ np.diag((A @ mixed @ A.T).diagonal()) @ back.T
-        room = np.minimum(0.1 * _AWAY * square, _MIXED * start.diagonal())
-        x = space.vector(start, np.where(c > 0, np.clip(gamma / len(every), room, start.diagonal() - room), 0.0))
-        held = A.T @ N @ A + np.diag(c * nu)
-        scale = np.sqrt(np.multiply.outer(square, square))
-        values, turn = np.linalg.eigh(_symmetric((slope - held) * scale))
-        T = (turn * np.maximum(values, 0.0)) @ turn.T / scale
-        contrast = slope.diagonal() + c * (1 - Q[-1] ** 2) - T.diagonal() - (A.T @ N @ A).diagonal()
-        i, j = np.triu_indices(J, 1)
-        known = [2 * N[i, j], (c * nu)[space.several], np.maximum(contrast, 0.0)[space.several]]
-        T = _symmetric(T + mu * np.linalg.inv(space.gram(x)))
-        parts.append(part)
-        points.append(At(x, np.concatenate(known) + mu / (part.rows @ x), T))
+    here = OverlapPoint(q, space.model, Q, np.vstack([C - np.diag(gamma), gamma]), np.zeros(J, dtype=bool))
+    if not np.all(here.p > 0):
+        return None
+    every = list(sides(witness.cuts))
+    parts = [_cone(space, coordinates(witness.cuts, side, J)) for side in every]
+    points = []
+    for part, side in zip(parts, every, strict=True):
+        known = witness.between[side] / lam2, witness.within[side] / lam2
+        points.append(_beginning(part, coordinates(witness.cuts, side, J), here, len(every), known))
     points, Q = interior_point(parts, points, Q, 2 * enough / q.lambda_z)
     blocks = _blocks(space, _total(parts, (at.x for at in points)), Q)
     between, within = np.zeros((len(every), J, J)), np.zeros((len(every), J))
     i, j = np.triu_indices(J, 1)
+    several = space.several
     for N, nu, at in zip(between, within, points, strict=True):
         N[i, j] = N[j, i] = at.nu[: i.size] / 2
-        nu[space.several] = at.nu[i.size : i.size + space.several.size] / c[space.several]
+        nu[several] = at.nu[i.size : i.size + several.size] / (q.sizes[several] - 1)
     shape = (2,) * len(witness.cuts)
     multipliers = between.reshape(*shape, J, J) * lam2, within.reshape(*shape, J) * lam2
     return Relaxation(blocks, Q, Witness(predict(q, blocks)[0], *multipliers, witness.cuts))
+
+
+def _beginning(part: Part, A: Matrix, here: OverlapPoint, num_parts: int, known: tuple[Matrix, Vector]) -> At:
+    """A part's share of the overlaps, moved into its cone, with what is known of the multipliers N and nu."""
+    space, C, gamma, (N, nu) = part.space, here.gram, here.D[-1], known
+    J, c, back = len(C), here.contrasts, np.linalg.inv(A)
+    typical = float(np.mean(C.diagonal()))
+    square = np.maximum(C.diagonal(), _SMALLEST * typical)
+    scale, mixed = np.sqrt(np.multiply.outer(square, square)), np.eye(J) + _MIXED
+    seen = (A @ (scale * mixed) @ A.T).diagonal()  # squares in the part's own coordinates
+    share = A @ (C / num_parts) @ A.T
+    inner = np.maximum(share, 0.0) + _AWAY * np.sqrt(np.multiply.outer(seen, seen)) * mixed
+    start = back @ inner @ back.T
+    low = float(np.linalg.eigvalsh(start / scale)[0])
+    if low < 0.1 * _AWAY:
+        start += (0.1 * _AWAY - low) * back @ np.diag(seen) @ back.T
+    room = np.minimum(0.1 * _AWAY * square, _MIXED * start.diagonal())
+    x = space.vector(start, np.where(c > 0, np.clip(gamma / num_parts, room, start.diagonal() - room), 0.0))
+    slope, held = -here.excess[:-1], A.T @ N @ A
+    values, turn = np.linalg.eigh(symmetric((slope - held - np.diag(c * nu)) * scale))
+    T = (turn * np.maximum(values, 0.0)) @ turn.T / scale
+    contrast = np.maximum(-here.excess[-1] - T.diagonal() - held.diagonal(), 0.0)
+    i, j = np.triu_indices(J, 1)
+    multipliers = np.concatenate([2 * N[i, j], (c * nu)[space.several], contrast[space.several]])
+    mu = _MU * typical
+    return At(x, multipliers + mu / (part.rows @ x), symmetric(T + mu * np.linalg.inv(space.gram(x))))
 
 
 def _cone(space: Space, A: Matrix) -> Part:
@@ -479,19 +491,20 @@ def _blocks(space: Space, x: Vector, Q: Matrix) -> Blocks:
     return centred(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))
 
 
-def _ratio(x: Vector, dx: Vector) -> float:
+def ratio(x: Vector, dx: Vector) -> float:
     """The largest a with x + a dx >= 0."""
     falls = dx < 0
     return float(np.min(-x[falls] / dx[falls], initial=np.inf))
 
 
-def _largest_step(X: Matrix, dX: Matrix) -> float:
+def largest_step(X: Matrix, dX: Matrix) -> float:
     """The largest a with X + a dX positive semidefinite."""
     root = np.linalg.cholesky(X)
     half = solve_triangular(root, dX, lower=True)
-    least = float(np.linalg.eigvalsh(_symmetric(solve_triangular(root, half.T, lower=True)))[0])
+    least = float(np.linalg.eigvalsh(symmetric(solve_triangular(root, half.T, lower=True)))[0])
     return -1 / least if least < 0 else np.inf
 
 
-def _symmetric(M: Matrix) -> Matrix:
+def symmetric(M: Matrix) -> Matrix:
+    """Without what rounding has made unlike."""
     return (M + M.T) / 2

@@ -205,7 +205,7 @@ def _closer(q: Quotient, best: SharedResult, tol: float) -> SharedResult:
     program. Then the bound: where the relaxation is not tight the cone is cut, first at the residual as it is; where a
     direction that still misses makes that too long, in a relaxation of its own.
     """
-    if q.num_clusters > _CUT_CLUSTERS:
+    if q.num_clusters > _CUT_CLUSTERS or not best.atoms.price(q) > 0:
         return best
     interior = q.num_clusters <= _INTERIOR_CLUSTERS
     if not interior and missing_directions(q, _softmax(q, best.blocks)) is not None:
@@ -240,6 +240,8 @@ def _along(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> Sha
     """
     rng, enough = np.random.default_rng(0), _FINER * tol * max(best.certificate.primal, GAP_FLOOR)
     near = relaxation(q, best.atoms, _softmax(q, best.blocks), witness, enough)
+    if near is None:
+        return best
     best = _proved(q, best, near.witness, tol)
     atoms, Q, more = best.atoms, near.Q, near_directions(q, near.witness.S, best.atoms, -_NEARLY, rng)
     for left in range(_DIRECTION_ROUNDS, 0, -1):
