@@ -628,12 +628,12 @@ def test_a_convolution_of_one_pixel_is_read_as_the_layer_that_it_is(kind):
 
 def test_a_head_that_is_stored_turned_is_told(tmp_path):
     W, b = EYE.T.numpy(), np.zeros(K)
-    with pytest.raises(ValueError, match=r"a head stored \(d, K\), as Keras stores kernels, is given turned"):
+    with pytest.raises(ValueError, match=r"transpose a head stored \(d, K\), as Keras stores kernels: weight\.T"):
         audit(W, b)
     np.savez(tmp_path / "with", features=X, labels=Y, weight=W, bias=b)
     np.savez(tmp_path / "without", features=X, labels=Y, weight=W)
     for name in ("with", "without"):
-        with pytest.raises(ValueError, match=r"is given turned: weight\.T"):
+        with pytest.raises(ValueError, match=r"as Keras stores kernels: weight\.T"):
             diagnose(tmp_path / f"{name}.npz")
 
 

@@ -78,7 +78,7 @@ def test_a_prior_that_the_loss_has_taken_out_is_not_taken_out_again(loss):
     d = diagonal((10.0, 0.0, 0.0, 0.0), known=KnownTraining(loss=loss))
     assert d.lost == (1, 2, 3)
     text = " ".join(d.words)
-    assert "No prior is left to take out of the scores, the loss has done it" in text
+    assert "The loss has already taken the prior out of the scores" in text
     assert "log(n_k/N)" not in text
     assert "logit adjustment" not in text
 

@@ -236,14 +236,18 @@ def _kept(few: NDArray[np.int64], recipe: Recipe, answer: _Answer, when: str) ->
     keeps, room = f"at rest every class keeps features of its own and is given its own samples{when}", _room(recipe)
     if _seldom(few, recipe):
         shown = _in_a_batch(few, recipe)
-        reason = f"{keeps}; but a batch has {shown:.2g} samples of the smallest, too few for the norm's statistics"
+        reason = (
+            f"{keeps}; but a batch has {shown:.2g} samples of the smallest class, too few for the norm's statistics"
+        )
         return answer(
             "unknown", reason, f"use larger batches, or a norm over each sample; {_outvoting(recipe, answer)}"
         )
     if _is_safe(few, recipe):
         return answer("safe", keeps, f"none is needed; {_outvoting(recipe, answer)}")
     off = (
-        "were that far off a forecast" if recipe.optimizer == "adamw" else "lost classes that near to where it does not"
+        "have been that far off a forecast"
+        if recipe.optimizer == "adamw"
+        else "have lost classes that close to where it no longer does"
     )
     multiple = f"{room:g}" if room >= _MERGING else f"{room:g} to {_MERGING:g}"
     reason, largest = f"{keeps}; but not at {multiple} times this decay, and runs {off}", _largest_decay(few, recipe)
@@ -257,9 +261,9 @@ def _correction(s: Solution, recipe: Recipe, answer: _Answer) -> str:
     """What the prior correction alone does at an optimum that outvotes classes."""
     what = _prior(recipe, answer)
     if not what:
-        return "no correction of the prior is left to make, the loss has taken it out of the logits"
+        return "no correction of the prior is left to make: the loss has taken it out of the logits"
     if not corrected_margins(s).min() > _LEVEL:
-        return f"to subtract {what} from the logits alone does not give every class its samples"
+        return f"subtracting {what} from the logits alone does not give every class its samples"
     if recipe.optimizer == "adamw":  # its runs end off the forecast: one was cured, one ruined (docs/advise.md)
         return f"{what} alone can be too much for logits that decay has shortened"
     them = "it" if len(_outvoted(s)) == 1 else "them"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-STORED_TURNED = "; a head stored (d, K), as Keras stores kernels, is given turned: weight.T"
+STORED_TURNED = "; transpose a head stored (d, K), as Keras stores kernels: weight.T"
 """How a message ends where the sizes would fit the transpose."""
 
 

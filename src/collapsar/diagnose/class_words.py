@@ -237,14 +237,14 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
     if int(np.argmax(m.evidence.columns(k))) == k and m.b[k] < m.b[c.rival] - _SHUT:
         return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[k]:.3g} nats below the rival's; set it anew."
     if not corrections:
-        return f"No prior is left to take out of the scores, the loss has done it: {room}"
+        return f"The loss has already taken the prior out of the scores: {room}"
     whole = corrections[0]
     best = _best(k, [found for found in corrections if found.right[k] and not found.loses])
     if best is None and whole.right[k]:
         return f"Subtracting {whole.text} from the scores gives it back and loses {d.named(whole.loses)}: {room}"
     if best is None:
         return f"Subtracting {whole.text} from the scores is not enough to give it back: {room}"
-    there = f"The evidence is there, the prior outvotes it: subtract {best.text} from the scores after training"
+    there = f"The evidence is there, but the prior outvotes it: subtract {best.text} from the scores after training"
     if best is whole:
         how = "with those offsets (logit adjustment)" if d.known.loss.offsets is None else "with offsets larger by it"
         return f"{there}, or train {how}."

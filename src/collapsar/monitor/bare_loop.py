@@ -328,9 +328,9 @@ class CollapseMonitor:
                 epoch,
                 "targets",
                 f"The loss pulls {percent(pulls.elsewhere)} of the samples to another class than the label that the "
-                "monitor was given: mixed in the loop's body, as by mixup, taught by another network, or in another "
-                "order than the batch. States and recall are those of the labels given; a loader of plain samples has "
-                "their own.",
+                "monitor was given: they are mixed in the loop's body, as by mixup, come from another network, or are "
+                "in another order than the batch. States and recall are those of the labels given; a loader of plain "
+                "samples has their own.",
             )
         taken_for = totals.taken_for
         swapped = () if taken_for is None else exchanged(totals.recalls, taken_for, totals.report.class_counts)

@@ -141,13 +141,13 @@ def _unread(criterion: Callable[..., Any], name: str, num_classes: int) -> str:
         each = None
     if isinstance(each, Tensor) and each.numel() == rows:
         return (
-            f"The loss, {name}, gives a value for each sample, and what is made of them is not known here: pass a "
+            f"The loss, {name}, gives a value for each sample, and it is not known here what is made of them: pass a "
             "function that returns the loss of a batch"
         )
     if _tried(of_shares, num_classes) is not None:
         return (
-            f"The loss, {name}, takes a share of every class as labels, and how these are made (mixup, smoothing) is "
-            "not known here"
+            f"The loss, {name}, takes a share of every class as labels, and it is not known here how these are made "
+            "(mixup, smoothing)"
         )
     return f"The loss is {name}, which is none of the cross-entropies of the theory"
 
