@@ -342,6 +342,17 @@ def test_labels_in_another_order_than_the_heads_rows_are_told(given, words, tmp_
     assert not any("one for one" in note for note in diagnose(model, few).words)
 
 
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_head_that_is_right_about_neither_class_by_hardly_anything_is_not_told_to_be_in_another_order(
+    times, tmp_path
+):
+    """As an untrained one by chance; with scores a hundred times as far apart it says something."""
+    model, data = Net(linear(0.1 * times * EYE)).eval(), [(X, torch.where(Y < 2, 1 - Y, Y))]
+    found, said = diagnose(model, data).words, monitored(model, tmp_path, data)[1]
+    for texts in (found, said):
+        assert any("one for one" in text for text in texts) == (times == 100)
+
+
 def test_more_outputs_than_classes_is_a_caution():
     wide = nn.Linear(D, 32, bias=False)
     d = diagnose(Net(wide).eval(), [(X, Y)], head="fc")

@@ -385,6 +385,7 @@ LOSSES: dict[str, tuple[Any, Any, Any, bool]] = {
     "logit adjustment": (lambda z, y: F.cross_entropy(z + torch.tensor([0.0, 1.0, -3.0]), y), None, None, False),
     "focal": (focal, None, None, False),
     "one against all": (one_against_all, None, None, False),
+    "squared error": (lambda z, y: F.mse_loss(z, F.one_hot(y, K).float()), None, None, False),
     "mixup": (lambda z, y: half_of(z, y, y.roll(7)), lambda x: 0.6 * x + 0.4 * x.roll(7, 0), None, True),
     "labels in another order": (F.cross_entropy, None, lambda y: y.roll(1), True),
     "other labels": (F.cross_entropy, None, lambda y: (y + 1) % K, True),

@@ -824,6 +824,17 @@ def test_a_loss_times_a_number_beside_weights_is_read_with_it() -> None:
     assert (found.factor, found.normalised) == (pytest.approx(2.0), True)
 
 
+@pytest.mark.parametrize("first", [0.999, 1.0, 1.001])
+def test_a_weight_near_1_is_no_factor_of_a_loss_that_divides_by_weights(first: float) -> None:
+    weights = torch.tensor([first, 2.0, 3.0])
+    found = read_criterion(nn.CrossEntropyLoss(weights), 3)
+    assert (found.factor, found.normalised) == (1.0, True)
+    summed = read_criterion(nn.CrossEntropyLoss(weights, reduction="sum"), 3)
+    for each in (found, summed):
+        assert each.loss is not None
+        assert each.loss.class_weights == pytest.approx(weights.numpy())
+
+
 def test_class_weights_for_other_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="`criterion` has 5 class weights for a head of 3 classes"):
         read_criterion(nn.CrossEntropyLoss(torch.ones(5)), 3)

@@ -116,7 +116,9 @@ def lost(d: Diagnosis) -> Iterator[str]:
     m, states = d.measurement, d.separation.states
     dead = {k: group for group in d.shared_rows for k in group}
     corrections = _corrections(d) if d.standings.lost else ()
-    strange = () if m.taken_for is None else exchanged(m.accuracies, m.taken_for, m.class_counts)
+    strange: tuple[int, ...] = ()
+    if m.taken_for is not None:
+        strange = exchanged(m.accuracies, m.taken_for, m.class_counts, d.standings.behind(m.num_classes))
     if strange:
         yield f"Caution: {exchanged_words([d.class_names[k] for k in strange])}"
     for c in [c for c in d.standings.lost if c.reason == "outvoted" and c.index not in strange][:_MOST_LOST]:

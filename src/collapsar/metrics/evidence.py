@@ -69,6 +69,13 @@ class Standings:
     carried: tuple[int, ...]
     outscored: tuple[int, ...] = ()
 
+    def behind(self, num_classes: int) -> Vector:
+        """Nats by which the mean prediction of each lost class scores its rival higher, shape (K,); of others 0."""
+        found = np.zeros(num_classes)
+        for c in self.lost:
+            found[c.index] = c.nats
+        return found
+
 
 def collapsed_classes(found: ClassSeparation, standings: Standings) -> tuple[int, ...]:
     """The classes that are merged or vanished, ascending, but for those that the bias alone decides right."""

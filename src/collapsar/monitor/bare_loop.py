@@ -49,7 +49,7 @@ from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
 from collapsar.monitor.watch import MergeRule, MergeWatch
 
-# Labels that some noise has changed, or a loss that is no cross-entropy, pull fewer samples elsewhere.
+# Labels that some noise has changed, or a loss that weighs samples in another way, pull fewer samples elsewhere.
 _MOST_PULLED = 0.1
 
 _logger = logging.getLogger("collapsar")
@@ -332,8 +332,10 @@ class CollapseMonitor:
                 "in another order than the batch. States and recall are those of the labels given; a loader of plain "
                 "samples has their own.",
             )
-        taken_for = totals.taken_for
-        swapped = () if taken_for is None else exchanged(totals.recalls, taken_for, totals.report.class_counts)
+        swapped: tuple[int, ...] = ()
+        if totals.taken_for is not None and totals.evidence is not None:
+            n = totals.report.class_counts
+            swapped = exchanged(totals.recalls, totals.taken_for, n, self.watch.standings.behind(n.size))
         if swapped:
             words = exchanged_words([self.watch.class_names[k] for k in swapped])
             self._complain(epoch, "exchanged", f"Classes {words}")

@@ -32,6 +32,8 @@ _COMPARED = 64
 _PULLED, _FEWEST = 0.15, 20
 # Two softmaxes weigh a sample by about its own probability, one weighs all alike.
 _UNEQUAL = 3.0
+# Share of a gradient's entries that their sum is: of any softmax none, but for rounding.
+_BALANCED = 0.02
 
 
 class Pulls(NamedTuple):
@@ -142,6 +144,7 @@ class HeadTap:
         self._open: _Pass | None = None
         self._count, self._differences = 0, []
         self._labelled: list[tuple[_Pass, Tensor]] = []
+        self._softmax = True
         catch: Any = Hook(self._catch)
         follow: Any = Hook(self._follow)
         self._hooks = [self._head.register_forward_hook(catch)]
@@ -186,7 +189,11 @@ class HeadTap:
         return not any(map(bool, differences))
 
     def pulls(self, ignore_index: int) -> Pulls:
-        """What the loss did to the logits since the last time, in the passes that were compared."""
+        """What the loss did to the logits since the last time, in the passes that were compared.
+
+        Of a loss without a softmax, as the squared error, nothing is told: its gradients are no differences of a
+        prediction and a target that are shares.
+        """
         looked, self._labelled = self._labelled, []
         rows, twice = [torch.zeros(0)], False
         for seen, labels in looked:
@@ -194,12 +201,13 @@ class HeadTap:
                 continue
             y, logits = labels.to(seen.gradient.device), _some(seen.logits)
             kept = y != ignore_index
+            self._softmax &= _is_balanced(seen.gradient[kept])
             elsewhere, weights = _pulled(seen.gradient[kept], logits[kept], y[kept])
             if from_probabilities(logits) is not logits:
                 twice |= bool((weights.amin() * _UNEQUAL < weights.amax()).cpu()) if len(weights) else False
             else:
                 rows.append(elsewhere.cpu().float())
-        found = torch.cat(rows)
+        found = torch.cat(rows) if self._softmax else rows[0]
         return Pulls(float(found.mean()) if len(found) >= _FEWEST else math.nan, twice)
 
     def forget(self) -> None:
@@ -255,6 +263,13 @@ class HeadTap:
         rows = _some(logits)
         fits = expected.shape == rows.shape
         self._differences.append(differ(expected, from_probabilities(rows)) if fits else True)
+
+
+def _is_balanced(gradient: Tensor) -> bool:
+    """Whether the entries of most rows (B, K) sum to zero, as those of c (p - t) do; one column is one of two."""
+    g = gradient.double().nan_to_num(0, 0, 0)
+    balanced = g.sum(dim=1).abs() <= _BALANCED * g.abs().sum(dim=1)
+    return g.shape[1] == 1 or not len(g) or float(balanced.float().mean()) > 0.5
 
 
 def _pulled(gradient: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

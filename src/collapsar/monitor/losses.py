@@ -198,7 +198,7 @@ def _matching(criterion: Any, num_classes: int) -> Criterion | None:
         Loss(w, None if plain else shift, smoothing=smoothing),
         summed,
         normalised=normalised,
-        factor=scale if normalised else 1.0,
+        factor=scale if normalised and abs(scale - 1) >= _CLOSE else 1.0,
     )
 
 
