@@ -120,6 +120,20 @@ def linear_classifier(rows: np.ndarray, bias: np.ndarray, names: list, way: str)
     return made
 
 
+@pytest.mark.parametrize(("picked", "whole"), [(range(K), True), ([1], True), (range(1, 4), False), ([2, 1, 0], False)])
+def test_classes_cut_out_of_a_linear_classifier_are_not_taken_for_all(picked, whole: bool, tmp_path: Path) -> None:
+    made = linear_classifier(W, B, list(range(K)), "SOFTMAX")
+    made.graph.node.append(node("Gather", "y i", "z", axis=1))
+    made.graph.initializer.append(numpy_helper.from_array(np.array(picked), "i"))
+    made.graph.output[0].name = "z"
+    onnx.save(made, tmp_path / "m.onnx")
+    if whole:
+        assert np.array_equal(read_head(tmp_path / "m.onnx").weight, W)
+    else:
+        with pytest.raises(ValueError, match="no linear head whose classes"):
+            read_head(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize(
     ("rows", "bias", "names", "way"),
     [

@@ -248,8 +248,10 @@ def _linear_classifier(graph: _Graph, node: Any, output: str, path: list[Any]) -
     if K < 2 or not numbers.size or numbers.size % K or len(given.get("intercepts", ())) not in (0, K):
         return None
     tail = _tail(graph, (1, K), -1, node.output[1], path) if path else None
-    if path and (tail is None or np.ptp(tail.factor) or tail.added is not None or np.any(np.diff(tail.rows) != 1)):
+    if path and (tail is None or np.ptp(tail.factor) or tail.added is not None):
         return None
+    if tail is not None and len(tail.rows) > 1 and not np.array_equal(tail.rows, np.arange(K)):
+        return None  # one class alone, as the probability of the second of two, is an answer of the whole head
     W, bias = numbers.reshape(K, -1), np.asarray(given.get("intercepts") or np.zeros(K), dtype=np.float64)
     # Two classes with a sigmoid each, of s and of -s: the odds are those of a softmax over half the scores.
     if K == 2 and given.get("post_transform") == b"LOGISTIC" and np.array_equal(W[0], -W[1]):
