@@ -192,7 +192,9 @@ def _tried(optimizer: Optimizer, group: Group, decay: float) -> Decay:
 
 def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]:
     """The penalty of a decoupled decay whose steps are linear: where a constant gradient lets the weights rest."""
-    factors = []
+    # One that does not go with the learning rate, or that depends on the gradients, is another at each step: what is
+    # measured on these gradients would not hold on the network's.
+    possible, factors = (1.0, 1.0 - group.get("momentum", 0.0)), []
     uneven = torch.tensor(_WEIGHTS, dtype=torch.float64)
     for rate, pull in ((0.25, torch.ones_like(uneven)), (0.125, uneven), (0.125, uneven**3)):
         twin, now = _twin(optimizer, group, pull, lr=rate, weight_decay=_DECAY), pull
@@ -201,12 +203,11 @@ def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float
             if torch.allclose(now, before, rtol=1e-10, atol=0):
                 break
         factors.append((pull / now) / _DECAY)
+        if not any(torch.allclose(factors[-1], torch.full_like(pull, f), rtol=1e-2) for f in possible):
+            return "unknown", math.nan, math.nan
     both = torch.cat(factors)
     factor = float(both.mean())
-    # One that does not go with the learning rate, or that depends on the gradients, is another at each step: what is
-    # measured on these gradients would not hold on the network's.
-    momentum = group.get("momentum", 0.0)
-    expected = [f for f in (1.0, 1.0 - momentum) if abs(factor - f) <= 1e-3 * f] if factor > 0 else []
+    expected = [f for f in possible if abs(factor - f) <= 1e-3 * f] if factor > 0 else []
     if not (expected and torch.allclose(both, torch.full_like(both, factor), rtol=1e-3)):
         return "unknown", math.nan, math.nan
     return "linear", expected[0], _clock_rate(optimizer, group)
