@@ -210,6 +210,27 @@ def test_ordinary_training_names_decays_as_the_optimizer_calls_them(times: float
     assert found.largest_safe == pytest.approx(times * (plain.largest_safe or 0))
 
 
+@pytest.mark.parametrize("n", [[500, 50], [300, 290]])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_ordinary_training_loses_the_smaller_of_two_classes_where_its_optimum_does(outputs: int, n: list[int]) -> None:
+    """The penalty of one row is twice that of two; the model's geometric mean leaves that of the bias 9 % too small."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, outputs))
+    criterion = nn.BCEWithLogitsLoss() if outputs == 1 else nn.CrossEntropyLoss()
+    found = advise_training(n, model, sgd(model, 0.03), Loop(criterion)).advice
+    assert isinstance(found, DecayAdvice)
+    assert found.weight_decay == 0.03
+    (switch,) = (prediction.weight_decay for prediction in found.predictions)
+
+    def lost(decay: float) -> bool:
+        own = decay * (2 if outputs == 1 else 1)
+        penalties = {"lambda_w": own, "lambda_h": decay / sum(n), "lambda_b": own}
+        return cs.solve(cs.Problem.from_penalties(n, **penalties, features="nonnegative")).class_states[1] == "vanished"
+
+    off = 0.09 if outputs == 1 else 1e-3
+    assert lost(switch * (1 + 1e-3))
+    assert not lost(switch * (1 - off))
+
+
 def test_one_output_rests_where_two_classes_at_twice_the_penalty_do() -> None:
     """Descent on one row and two class means on a sphere, against the solver's optimum of two rows."""
     n, decay = torch.tensor([100.0, 20.0], dtype=torch.float64), 0.3

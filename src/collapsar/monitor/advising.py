@@ -128,8 +128,10 @@ def advise_training(
         layers = (_BODY,) if facts.norm is not None and body(facts) == "decayed" else ()
         cautions = tuple(str(warning) for warning in found if warning.kind not in _answered(recipe, facts))
         return TrainingAdvice(advise_standard(n, recipe), cautions + layers + steps)
-    decay, unit = _one_decay(facts)
-    found = advise_weight_decay(n, decay / unit, layers=layers_above_norm(model, head), margin=margin)
+    (decay, unit), above = _one_decay(facts), layers_above_norm(model, head)
+    if len(facts.weight) == 1:  # two rows, at twice the penalty: one of the factors, which cost by their geometric mean
+        unit /= 2 ** (1 / (above + 1))
+    found = advise_weight_decay(n, decay / unit, layers=above, margin=margin)
     own = tuple(replace(p, weight_decay=p.weight_decay * unit) for p in found.predictions)  # as the optimizer calls it
     return TrainingAdvice(replace(found, weight_decay=decay, predictions=own), ())
 
