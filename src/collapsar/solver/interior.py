@@ -340,7 +340,13 @@ def _step(
 
 
 def _solver(matrix: Matrix) -> Callable[[Vector], Vector]:
-    """The solution of a positive definite system, refined once."""
+    """The solution of a positive definite system, refined once.
+
+    Raises:
+        LinAlgError: it is none, or not finite.
+    """
+    if not np.isfinite(matrix).all():
+        raise np.linalg.LinAlgError("the matrix of the step is not finite")
     scale = 1 / np.sqrt(matrix.diagonal())
     unit, least = matrix * np.multiply.outer(scale, scale), _UNIT
     while True:
@@ -349,6 +355,8 @@ def _solver(matrix: Matrix) -> Callable[[Vector], Vector]:
             break
         except np.linalg.LinAlgError:
             least *= 10
+            if least > 1:
+                raise
 
     def solved(right: Vector) -> Vector:
         x = scale * cho_solve(factor, scale * right)
