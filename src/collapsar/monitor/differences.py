@@ -115,8 +115,9 @@ class Facts:
         if self.optimizer is not None and not any(id(p) in self._trained for p in self.model.parameters()):
             raise ValueError(
                 "`optimizer` holds no parameter of `model`: this is another network than the one that it trains, a "
-                "copy or a moving average of its weights. Read the training from the network that the optimizer was "
-                "made for; what is found holds for averages of its weights"
+                "copy or a moving average of its weights, or the optimizer steps copies of them, as some that offload "
+                "do. Read the training from the network and an optimizer made for its own parameters; what is found "
+                "holds for averages of its weights"
             )
 
     def decay_of(self, parameter: Any) -> Decay:
