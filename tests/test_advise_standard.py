@@ -11,8 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from collapsar.advise.forecast import forecast_rows
 from collapsar.advise.recipe import Recipe
-from collapsar.advise.standard import StandardAdvice, advise_standard, forecast_rows
+from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.cli.app import app
 from collapsar.core.loss import Loss
 from collapsar.core.problem import Problem

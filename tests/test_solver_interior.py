@@ -10,7 +10,8 @@ import pytest
 
 import collapsar as cs
 from collapsar.solver.atoms import Atoms
-from collapsar.solver.interior import Space, best_weights, relaxation
+from collapsar.solver.interior import Space
+from collapsar.solver.interior_bounds import best_weights, relaxation
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.overlap_model import OverlapPoint, response

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.advise.forecast import Forecast, head_problem, mean_square, optimum_at_rest
 from collapsar.advise.outlook import corrected_margins, inference_margins, left_prior
 from collapsar.advise.recipe import Recipe
 from collapsar.advise.sources import joined_classes
 from collapsar.core.counts import CountsLike, class_counts
-from collapsar.core.normalization import GATHERS, Over
-from collapsar.core.problem import Problem
+from collapsar.core.normalization import GATHERS
 from collapsar.core.sentences import percent
-from collapsar.core.types import Record, Vector
-from collapsar.solver import NotConvergedError, Solution, solve
+from collapsar.core.types import Record
+from collapsar.solver import Solution
 from collapsar.solver.solve import solve_near
-from collapsar.solver.symmetry import quotient
 
 _Answer = partial["StandardAdvice"]
 Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
@@ -33,11 +32,7 @@ Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
 _ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
 ACTED, _RESTED = 0.1, 3.0  # decay clock: below, decay has not acted; above, the run can be at rest
 _LEVEL = 1e-6  # nats, by which scores of merged classes may differ
-_ROUNDS, _FORECAST_SIZES = 80, 32  # optima of a forecast, and different sizes of classes in each
-_AGREED = 1e-4  # relative: rows and optimum agree far better than either agrees with a run
-# The same where features swing to and fro, as they do where decay leaves hardly more of them than their signs, and a
-# share of the change as small as this has not brought them to rest: still far better.
-_SWINGING, _CALMED = 1e-2, 0.1
+_FORECAST_SIZES = 32  # different sizes of classes in a forecast
 # What holds at this multiple of the decay held for runs. Rows of AdamW at rest were up to a third above the forecast
 # (docs/optimizers.md). SGD lost classes from .9 of the decay on at which the optimum outvotes them, and from .6 of the
 # one at which it merges them; behind a batch norm, whose statistics are those of a batch, from .3 on, and sooner below
@@ -45,21 +40,6 @@ _SWINGING, _CALMED = 1e-2, 0.1
 _OFF, _NEAR, _MERGING, _OF_BATCHES, _SEEN = 1.4, 1.25, 2.0, 4.0, 0.5
 _FLAT = 0.01  # nats: a prior that the loss has taken out
 _PRICES, _HALVINGS = (1e-5, 10.0), 10  # of lambda_w / norm^2 between which classes begin to be lost
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What AdamW's decay will be at rest.
-
-    Attributes:
-        rows: lambda_k, shape (K,).
-        solution: the optimum with these rows.
-        settled: whether rows and optimum agreed; otherwise the margins run off and only the clock speaks.
-    """
-
-    rows: Vector
-    solution: Solution
-    settled: bool
 
 
 @dataclass(frozen=True)
@@ -198,7 +178,7 @@ def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardA
 
 def _of_few(n: NDArray[np.int64], few: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
     """The advice from an optimum of few sizes of classes, in words of those given."""
-    found = _optimum(few, recipe)
+    found = optimum_at_rest(few, recipe)
     if not found.settled:
         return _beyond(few, recipe, answer)
     merged, outvoted = _alike(found.solution), _outvoted(found.solution)
@@ -321,7 +301,7 @@ def _is_safe(few: NDArray[np.int64], recipe: Recipe) -> bool:
     """Whether runs keep all classes: the rests at the multiples of this decay that were measured do."""
 
     def at(factor: float) -> Forecast:
-        return _optimum(few, replace(recipe, weight_decay=factor * recipe.weight_decay))
+        return optimum_at_rest(few, replace(recipe, weight_decay=factor * recipe.weight_decay))
 
     room = _room(recipe)
     found = at(room)
@@ -339,92 +319,15 @@ def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
     wd = lambda / (sqrt(v) + eps) at the largest v; it rises with lambda, so that weaker decay rests at smaller rows.
     """
     low, high = (price * recipe.norm_length**2 for price in _PRICES)
-    best = solve_near(_problem(few, recipe, low), None, 1e-7)
+    best = solve_near(head_problem(few, recipe, low), None, 1e-7)
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(low * high))
-        s = solve_near(_problem(few, recipe, middle), best, 1e-7)
+        s = solve_near(head_problem(few, recipe, middle), best, 1e-7)
         if _loses(s):
             high = middle
         else:
             low, best = middle, s
-    return low / float(np.sqrt(_mean_square(best, recipe)).max() + recipe.eps)
-
-
-def _optimum(n: NDArray[np.int64], recipe: Recipe) -> Forecast:
-    if recipe.optimizer == "adamw":
-        return forecast_rows(n, recipe)
-    s = solve(_problem(n, recipe, recipe.weight_decay), 1e-7, throw=False)
-    return Forecast(np.full(n.size, recipe.weight_decay), s, True)
-
-
-def _problem(n: NDArray[np.int64], recipe: Recipe, lambda_w: float | Vector) -> Problem:
-    over: Over = "batch" if recipe.norm == "batchnorm" else "sample"
-    how: Any = {"lambda_w": lambda_w, "over": over, "lambda_b": 0.0, "loss": recipe.whole_loss}
-    if recipe.gain_decay is not None:
-        return Problem.from_gain_decay(n, lambda_gain=recipe.gain_decay, **how)
-    return Problem.from_normalized(n, norm=recipe.norm_length, **how)
-
-
-def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
-    """AdamW's decay at rest before training: rows lambda_k = wd (sqrt(v_k) + eps) and the optimum with them, iterated.
-
-    At collapse v_k = (rho^2/d) (1/B) sum_c (n_c/N) g_kc^2 + (1 - 1/B) ||sum_c (n_c/N) g_kc h_c||^2 / d, B the batch and
-    g_kc = (q_c N/n_c) tau_c delta_k (P - Y)_kc the gradient of the logits, P - I of the plain loss.
-    Measured on digits with a LayerNorm: rows within 5 % of a run's at wd 30 and 60 with 32 features, a quarter below at
-    wd 10 there and at wd 30 with 128; at wd 3 its margins run off, while the run rests at rows of .02.
-
-    Args:
-        counts: samples per class.
-        recipe: with ``optimizer="adamw"`` and a norm without decayed gain.
-
-    Returns:
-        The forecast; ``settled`` is False where its margins run off.
-
-    Example:
-        >>> f = forecast_rows("100x5,20x5", Recipe("adamw", 30.0, 1e-3, 1000, 64, "layernorm", 128))
-        >>> f.settled, bool(f.rows[0] > f.rows[9])
-        (True, True)
-    """
-    n = class_counts(counts)
-    kind = quotient(_problem(n, recipe, 1.0)).labels
-    rows = np.full(n.size, recipe.weight_decay * 0.05)
-    last: Solution | None = None
-    share, before = 0.5, np.zeros(n.size)
-    for _ in range(_ROUNDS):
-        try:
-            last = solve(_problem(n, recipe, rows), 1e-8, start=last)
-        except (NotConvergedError, FloatingPointError) as error:
-            if last is None:
-                raise ValueError(f"no forecast for these counts: {error}") from error
-            return Forecast(rows, last, False)
-        # equal to the last bit for classes of one kind: they stay one cluster
-        v = (np.bincount(kind, _mean_square(last, recipe)) / np.bincount(kind))[kind]
-        new = recipe.weight_decay * (np.sqrt(v) + recipe.eps)
-        change = np.log(new / rows)
-        share, before = share / 2 if change @ before < 0 else share, change
-        rows = rows * np.exp(share * change)
-        if float(np.max(np.abs(change))) <= (_AGREED if share > _CALMED else _SWINGING):
-            return Forecast(rows, last, True)
-        if float(rows.max()) < 1e-6 * recipe.weight_decay:
-            break
-    assert last is not None
-    return Forecast(rows, last, False)
-
-
-def _mean_square(s: Solution, recipe: Recipe) -> Vector:
-    """v, shape (K,): the mean square of one entry of the head's gradient, per row."""
-    if recipe.batch_size is None:
-        raise ValueError("`batch_size` must be given: AdamW's decay at rest depends on the samples of a step")
-    p, eps = s.problem, recipe.smoothing
-    u = p.temperatures * p.scales[:, None] * (s.Z + s.b[:, None]) + p.offsets[:, None]
-    P = np.exp(u - u.max(axis=0))
-    r = P / P.sum(axis=0) - (1 - eps) * np.eye(p.num_classes) - eps / p.num_classes
-    shown = p.class_counts / p.num_samples
-    g = (p.loss_share / shown) * p.temperatures * p.scales[:, None] * r
-    G, pull = s.feature_gram(), g * shown
-    noise = (g**2 * np.diag(G)) @ shown / recipe.batch_size
-    mean = (1 - 1 / recipe.batch_size) * np.sum(pull @ G * pull, axis=1)
-    return (noise + np.maximum(mean, 0.0)) / recipe.width
+    return low / float(np.sqrt(mean_square(best, recipe)).max() + recipe.eps)
 
 
 def _alike(s: Solution) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Interior-point method over overlaps: the relaxation to its last digits, and the best features along given directions.
+"""Interior-point method over overlaps, where what they may be has a barrier.
 
 With W and b eliminated the program with features >= 0 is the minimum of a smooth convex function phi(C) of the overlaps
 C = H'H (:mod:`.overlaps`), whose gradient is (lambda_Z / 2)(I - Q'Q) at the residual lambda_Z Q that solves X(Q) = QC.
@@ -10,7 +10,8 @@ Two sets of C on either side of the program's have barriers:
 Either is a sum of parts C_g = F_g x_g with rows_g x_g >= 0, and C_g positive semidefinite where F_g = I. A step is
 Newton's method on all conditions at once (Q, C and the multipliers of both), with Nesterov's and Todd's scaling for
 the semidefinite ones and Mehrotra's predictor and corrector for the others. With up to 60 clusters the second
-derivative of phi, of order J^2 / 2, is formed: from a point near the optimum ten to twenty steps go to 1e-11.
+derivative of phi, of order J^2 / 2, is formed: from a point near the optimum ten to twenty steps go to 1e-11. What
+begins there and what its end says is in :mod:`.interior_bounds`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag, cho_factor, cho_solve, solve_triangular
-from scipy.sparse import csr_array, eye_array
+from scipy.sparse import csr_array
 
 from collapsar.core.types import Matrix, Vector
-from collapsar.solver.atoms import Atoms
-from collapsar.solver.certificate import balance_bias
 from collapsar.solver.dual_model import DualModel, dual_model
-from collapsar.solver.objective import Columns, predict, residual
 from collapsar.solver.overlap_model import OverlapPoint, Response, response
-from collapsar.solver.symmetry import Blocks, Quotient, centred
-from collapsar.solver.witness import Witness, coordinates, sides
+from collapsar.solver.symmetry import Quotient
 
 _STEPS = 80  # ten to sixty are usual
 _PATIENCE = 6  # steps that come no nearer: float64 gives no more
@@ -42,13 +39,6 @@ _POSITIVE = 0.9  # of one to where a probability is zero
 _LEAST = 1e-3  # what a step leaves of complementarity, at least
 _LONG = 0.3  # a predictor from here on says something about the curvature
 _SHORTEST = 1e-5  # of a step
-_AWAY = 3e-2  # how far from the boundary a start is moved, in units of the features' sizes
-_MU = 1e-3  # complementarity of a start, in squares of a typical feature
-_MIXED = 0.3  # where a start is moved to, off the diagonal
-_SMALLEST = 1e-3  # of a typical squared feature: classes that vanish are measured by it
-_NEW = 1e-3  # of the mean weight: a new direction's
-_NEW_MU = 1e-6  # complementarity where directions are added
-_NOTHING = 1e-8  # of the largest weight
 _UNIT = 1e-15  # of a diagonal: rounding, and ten times as much until Cholesky's factor exists
 
 
@@ -248,7 +238,7 @@ class _Newton:
         return 0.0 if ahead is None else (self.part.rows @ ahead.x) * ahead.nu
 
 
-def _total(parts: Sequence[Part], xs: Iterable[Vector]) -> Vector:
+def total(parts: Sequence[Part], xs: Iterable[Vector]) -> Vector:
     """The overlaps of all parts."""
     return np.sum([part.overlaps(x) for part, x in zip(parts, xs, strict=True)], axis=0)
 
@@ -270,7 +260,7 @@ def interior_point(
     space, count, waited = parts[0].space, sum(part.count for part in parts), 0
     best, nearest = (points, Q), np.inf
     for _ in range(_STEPS):
-        D = space.stacked(_total(parts, (at.x for at in points)))
+        D = space.stacked(total(parts, (at.x for at in points)))
         here = OverlapPoint(space.q, space.model, Q, D, np.zeros(space.q.num_clusters, dtype=bool))
         gap, follow = sum(part.product(at) for part, at in zip(parts, points, strict=True)), response(here)
         if follow is None:
@@ -321,7 +311,7 @@ def _step(
         right = [n.right(target, a) - n.part.reduced(slope) for n, a in zip(newton, known, strict=True)]
         dx = np.split(solved(np.concatenate(right)), ends)
         steps = [n.step(d, target, a) for n, d, a in zip(newton, dx, known, strict=True)]
-        change = space.stacked(_total(parts, dx))
+        change = space.stacked(total(parts, dx))
         return steps, towards - follow(here.times(change))
 
     def room(steps: Sequence[At], dQ: Matrix) -> tuple[float, float]:
@@ -363,140 +353,6 @@ def _solver(matrix: Matrix) -> Callable[[Vector], Vector]:
         return x + scale * cho_solve(factor, scale * (right - matrix @ x))
 
     return solved
-
-
-class Relaxation(NamedTuple):
-    """The optimum over doubly nonnegative overlaps, in the parts of a cut cone.
-
-    Attributes:
-        blocks: the point.
-        Q: the residual there over lambda_Z, with that of the contrasts as its last row, (J + 1, J).
-        witness: what proves its value from below.
-    """
-
-    blocks: Blocks
-    Q: Matrix
-    witness: Witness
-
-
-def relaxation(q: Quotient, atoms: Atoms, S: Columns, witness: Witness, enough: float) -> Relaxation | None:
-    """The optimum of the relaxation, from features near the program's.
-
-    Args:
-        q: J clusters, at most sixty or so.
-        atoms: the features to begin with, not all zero.
-        S: the softmax there.
-        witness: multipliers to begin with, and the cuts.
-        enough: of the gap, nats.
-
-    Returns:
-        The optimum; None where probabilities are so small that a residual does not tell them from zero.
-    """
-    space, J, lam2 = Space(q), q.num_clusters, q.lambda_z**2
-    R, (C, gamma) = residual(q, S), atoms.gram()
-    Q = np.vstack([R.between, R.within]) / q.lambda_z
-    here = OverlapPoint(q, space.model, Q, np.vstack([C - np.diag(gamma), gamma]), np.zeros(J, dtype=bool))
-    if not np.all(here.p > 0):
-        return None
-    every = list(sides(witness.cuts))
-    parts = [_cone(space, coordinates(witness.cuts, side, J)) for side in every]
-    points = []
-    for part, side in zip(parts, every, strict=True):
-        known = witness.between[side] / lam2, witness.within[side] / lam2
-        points.append(_beginning(part, coordinates(witness.cuts, side, J), here, len(every), known))
-    points, Q = interior_point(parts, points, Q, 2 * enough / q.lambda_z)
-    blocks = _blocks(space, _total(parts, (at.x for at in points)), Q)
-    between, within = np.zeros((len(every), J, J)), np.zeros((len(every), J))
-    i, j = np.triu_indices(J, 1)
-    several = space.several
-    for N, nu, at in zip(between, within, points, strict=True):
-        N[i, j] = N[j, i] = at.nu[: i.size] / 2
-        nu[several] = at.nu[i.size : i.size + several.size] / (q.sizes[several] - 1)
-    shape = (2,) * len(witness.cuts)
-    multipliers = between.reshape(*shape, J, J) * lam2, within.reshape(*shape, J) * lam2
-    return Relaxation(blocks, Q, Witness(predict(q, blocks)[0], *multipliers, witness.cuts))
-
-
-def _beginning(part: Part, A: Matrix, here: OverlapPoint, num_parts: int, known: tuple[Matrix, Vector]) -> At:
-    """A part's share of the overlaps, moved into its cone, with what is known of the multipliers N and nu."""
-    space, C, gamma, (N, nu) = part.space, here.gram, here.D[-1], known
-    J, c, back = len(C), here.contrasts, np.linalg.inv(A)
-    typical = float(np.mean(C.diagonal()))
-    square = np.maximum(C.diagonal(), _SMALLEST * typical)
-    scale, mixed = np.sqrt(np.multiply.outer(square, square)), np.eye(J) + _MIXED
-    seen = (A @ (scale * mixed) @ A.T).diagonal()  # squares in the part's own coordinates
-    share = A @ (C / num_parts) @ A.T
-    inner = np.maximum(share, 0.0) + _AWAY * np.sqrt(np.multiply.outer(seen, seen)) * mixed
-    start = back @ inner @ back.T
-    low = float(np.linalg.eigvalsh(start / scale)[0])
-    if low < 0.1 * _AWAY:
-        start += (0.1 * _AWAY - low) * back @ np.diag(seen) @ back.T
-    room = np.minimum(0.1 * _AWAY * square, _MIXED * start.diagonal())
-    x = space.vector(start, np.where(c > 0, np.clip(gamma / num_parts, room, start.diagonal() - room), 0.0))
-    slope, held = -here.excess[:-1], A.T @ N @ A
-    values, turn = np.linalg.eigh(symmetric((slope - held - np.diag(c * nu)) * scale))
-    T = (turn * np.maximum(values, 0.0)) @ turn.T / scale
-    contrast = np.maximum(-here.excess[-1] - T.diagonal() - held.diagonal(), 0.0)
-    i, j = np.triu_indices(J, 1)
-    multipliers = np.concatenate([2 * N[i, j], (c * nu)[space.several], contrast[space.several]])
-    mu = _MU * typical
-    return At(x, multipliers + mu / (part.rows @ x), symmetric(T + mu * np.linalg.inv(space.gram(x))))
-
-
-def _cone(space: Space, A: Matrix) -> Part:
-    """C with A C A' >= 0, whose classes of one cluster overlap by no less than zero, nor less than wholly."""
-    (i, j), (k, m) = np.triu_indices(space.q.num_clusters, 1), space.pairs
-    between, several = space.size - space.several.size, space.several.size
-    pairs = np.where(k == m, A[i][:, k] * A[j][:, k], A[i][:, k] * A[j][:, m] + A[i][:, m] * A[j][:, k])
-    ends = np.zeros((2 * several, space.size))
-    ends[np.arange(several), np.flatnonzero((k == m)[:between])[space.several]] = 1.0
-    ends[several + np.arange(several), between + np.arange(several)] = 1.0
-    return Part(space, csr_array(np.vstack([pairs, ends])))
-
-
-def best_weights(
-    q: Quotient, own: Matrix, common: Matrix, weight: Vector, Q: Matrix, enough: float
-) -> tuple[Atoms, Vector, Matrix]:
-    """The best features along given directions.
-
-    Args:
-        q: J clusters, at most sixty or so.
-        own: directions h >= 0 of any size, one a row: what they have on one class of each cluster.
-        common: what they have on all classes.
-        weight: to begin with, 0 for new ones.
-        Q: the residual to begin with over lambda_Z, (J + 1, J).
-        enough: of the gap, nats.
-
-    Returns:
-        The factors, without those whose weight is nearly zero, the bias, and the residual over lambda_Z.
-    """
-    space = Space(q)
-    size = np.sqrt(np.sum((own + common) ** 2, axis=1) + own**2 @ (q.sizes - 1))[:, None]
-    own, common = own / size, common / size
-    mean, (i, j) = own + common, space.pairs
-    onto = (mean[:, i] * mean[:, j]).T
-    between = space.size - space.several.size
-    onto[:between][i[:between] == j[:between]] -= (own**2).T
-    onto[between:] = (own[:, space.several] ** 2).T
-    typical = float(np.mean(weight))
-    weight = np.maximum(weight, _NEW * typical)
-    short = 1 - np.sum((mean @ Q[:-1].T) ** 2, axis=1) - (own * Q[-1]) ** 2 @ (q.sizes - 1)
-    start = At(weight, np.maximum(short, 0.0) + _NEW_MU * typical / weight, None)
-    part = Part(space, csr_array(eye_array(weight.size)), onto)
-    (at,), Q = interior_point([part], [start], Q, 2 * enough / q.lambda_z)
-    keep = at.x > _NOTHING * np.max(at.x)
-    root = np.sqrt(at.x[keep])[:, None]
-    own, common = root * own[keep], root * common[keep]
-    atoms = Atoms((own + common) @ Q[:-1].T, own * Q[-1], own, common)
-    return atoms, _blocks(space, part.overlaps(at.x), Q).b, Q
-
-
-def _blocks(space: Space, x: Vector, Q: Matrix) -> Blocks:
-    """The point QC with its best bias."""
-    q, D = space.q, space.stacked(x)
-    at = OverlapPoint(q, space.model, Q, D, np.zeros(q.num_clusters, dtype=bool))
-    blocks = Blocks(Q[-1] * D[-1] / np.sqrt(q.mass), (Q[:-1] @ at.gram) / q.weight, at.bias())
-    return centred(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))
 
 
 def ratio(x: Vector, dx: Vector) -> float:

@@ -31,7 +31,7 @@ from collapsar.solver.atoms import Atoms, combined, near_overlaps, own_direction
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
 from collapsar.solver.cuts import cut_witness
 from collapsar.solver.factored import approach, descend, newton
-from collapsar.solver.interior import best_weights, relaxation
+from collapsar.solver.interior_bounds import best_weights, relaxation
 from collapsar.solver.objective import Columns, cross_entropy, predict, residual
 from collapsar.solver.relaxed import Relaxed, beginning, relaxed
 from collapsar.solver.shared_directions import ascent, missing_directions, near_directions, with_directions

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import collapsar as cs
+from collapsar.advise.forecast import forecast_rows
 from collapsar.advise.recipe import Recipe
-from collapsar.advise.standard import forecast_rows
 from collapsar.diagnose import distance
 from collapsar_studies.adamw_rest import AdamWHead, RestPoint, averaged, random_point, rest_of_adamw
 from collapsar_studies.against_theory import environment

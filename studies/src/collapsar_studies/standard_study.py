@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 import collapsar as cs
+from collapsar.advise.forecast import forecast_rows
 from collapsar.advise.recipe import Recipe
-from collapsar.advise.standard import advise_standard, forecast_rows
+from collapsar.advise.standard import advise_standard
 from collapsar.diagnose import distance
 from collapsar.metrics import class_separation
 from collapsar.training import TrainConfig
