@@ -129,8 +129,7 @@ def advise_training(
         cautions = tuple(str(warning) for warning in found if warning.kind not in _answered(recipe, facts))
         return TrainingAdvice(advise_standard(n, recipe), cautions + layers + steps)
     (decay, unit), above = _one_decay(facts), layers_above_norm(model, head)
-    if len(facts.weight) == 1:  # two rows, at twice the penalty: one of the factors, which cost by their geometric mean
-        unit /= 2 ** (1 / (above + 1))
+    unit /= facts.row_penalty ** (1 / (above + 1))  # one of the factors, which cost by their geometric mean
     found = advise_weight_decay(n, decay / unit, layers=above, margin=margin)
     own = tuple(replace(p, weight_decay=p.weight_decay * unit) for p in found.predictions)  # as the optimizer calls it
     return TrainingAdvice(replace(found, weight_decay=decay, predictions=own), ())
@@ -165,10 +164,9 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     own = "sgd" if not adaptive else "adamw" if preconditioner(facts.weight, optimizers) else "other"
     if batch is None and own == "adamw" and clock >= ACTED and norm is not None:
         raise ValueError("`loop.data` must be given: AdamW's decay at rest depends on the samples of a step")
-    # AdamW's steps are those of the mean, by whatever the loss is multiplied. The row w of one output is two rows, w/2
-    # and -w/2, whose penalty is twice its own.
+    # AdamW's steps are those of the mean, by whatever the loss is multiplied.
     step = 1.0 if adaptive else scale
-    head = wd / step * (2 if len(facts.weight) == 1 else 1)
+    head = wd / step * facts.row_penalty
     gain = None if norm is None or not norm.trained_gain or norm.free_gain else norm.gain_penalty or wd
     group = group_of(facts.weight, facts.optimizer)
     return Recipe(

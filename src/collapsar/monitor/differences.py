@@ -236,6 +236,14 @@ class Facts:
         """The head's weight, shape (K, d)."""
         return self.head.weight
 
+    @property
+    def row_penalty(self) -> int:
+        """How many times that of the weight the penalty of the classes' rows is.
+
+        One output w is two rows, w/2 and -w/2, with half of its square; its bias likewise.
+        """
+        return 2 if len(self.weight) == 1 else 1
+
 
 def differences(facts: Facts) -> tuple[PenaltyWarning, ...]:
     """All differences found, those of the optimizer first."""

@@ -88,7 +88,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
     step, size = (facts.samples_per_step, facts.num_samples) if facts.loss.summed else (1, 1)
     step, size = (None if n is None or facts.loss_scale is None else n * facts.loss_scale for n in (step, size))
     nothing = facts.frozen_head or (facts.optimizer is None and facts.penalties is None)
-    lambda_w = None if nothing else _over(_of_two(facts, _held(facts) + own.lambda_w), step)
+    lambda_w = None if nothing else _over(_of_rows(facts, _held(facts) + own.lambda_w), step)
     if lambda_w is not None and not np.any(lambda_w):
         lambda_w = None
     lambda_h = _over(own.lambda_h, size) if own.lambda_h > 0 else _over(_of_batch_norm(facts), step)
@@ -98,7 +98,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
     return KnownTraining(
         lambda_w=lambda_w,
         lambda_h=lambda_h,
-        lambda_b=_over(_of_two(facts, _of_bias(facts)), step),
+        lambda_b=_over(_of_rows(facts, _of_bias(facts)), step),
         loss=facts.loss.loss or Loss(),
         cautions=tuple(str(warning) for warning in found),
         decay_clock=None if facts.clock is None else facts.clock.total,
@@ -146,11 +146,11 @@ def facts_of(model: nn.Module, head: nn.Module, *rest: Any) -> Facts:
     return Facts(model, head, *rest)
 
 
-def _of_two(facts: Facts, penalty: Any) -> Any:
-    """A penalty of the head where it has one output: -w/2 and w/2, of two classes, have half of the square of w."""
-    if penalty is None or len(facts.weight) > 1:
+def _of_rows(facts: Facts, penalty: Any) -> Any:
+    """A penalty of the head as that of the classes' rows."""
+    if penalty is None or facts.row_penalty == 1:
         return penalty
-    return 2 * np.repeat(penalty, 2) if isinstance(penalty, np.ndarray) else 2 * penalty
+    return facts.row_penalty * (np.repeat(penalty, 2) if isinstance(penalty, np.ndarray) else penalty)
 
 
 def _held(facts: Facts) -> float | NDArray[np.float64]:
