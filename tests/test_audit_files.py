@@ -154,6 +154,19 @@ def test_the_linear_classifier_of_scikit_learn_exports_is_a_head(rows, bias, nam
     assert found.class_names == (None if names == list(range(K)) else tuple(str(name) for name in names))
 
 
+@pytest.mark.parametrize(("width", "read"), [(4, True), (8, False), (None, False)])
+def test_one_row_of_a_linear_classifier_is_not_taken_for_two(width: int | None, read: bool, tmp_path: Path) -> None:
+    rows = RNG.standard_normal((2, 4)).astype(np.float32)
+    numbers = {"coefficients": np.ravel(rows).tolist(), "classlabels_ints": [0, 1], "post_transform": "NONE"}
+    made = model([node("LinearClassifier", "h", "label y", domain="ai.onnx.ml", **numbers)], {}, shape=(None, width))
+    onnx.save(made, tmp_path / "m.onnx")
+    if read:
+        np.testing.assert_array_equal(read_head(tmp_path / "m.onnx").weight, rows)
+    else:
+        with pytest.raises(ValueError, match="no linear head whose classes"):
+            read_head(tmp_path / "m.onnx")
+
+
 def constant(value: Any, kind: type = np.int64) -> np.ndarray:
     return np.array(value, dtype=kind)
 

@@ -764,7 +764,11 @@ LOSSES = {
         "of a sample of class 0 counts 0.48 for its own class there; in the theory 0.93",
     ),
     "focal subclass": (Focal(), None, False, "none of the cross-entropies"),
-    "NLL": (nn.NLLLoss(), None, False, "none of the cross-entropies"),
+    "NLL": (nn.NLLLoss(), cs.Loss(), False, ""),
+    "NLL in a function": (F.nll_loss, cs.Loss(), False, ""),
+    "NLL, weighted": (nn.NLLLoss(W), cs.Loss((5 * W).numpy()), False, ""),
+    "NLL, weighted sum": (nn.NLLLoss(W, reduction="sum"), cs.Loss(W.numpy()), True, ""),
+    "probabilities": (lambda x, y: -x.softmax(dim=1)[torch.arange(len(y)), y].mean(), None, False, "none of the"),
     "BCE": (nn.BCEWithLogitsLoss(), None, False, "none of the cross-entropies"),
     "weights over N": (
         lambda x, y: (W[y] * F.cross_entropy(x, y, reduction="none")).mean(),

@@ -52,6 +52,12 @@ class _Graph:
             }
         return {}
 
+    def width(self, name: str) -> int:
+        """The last axis of a tensor, where the model says it; 0 elsewhere."""
+        named = (value for value in (*self.model.graph.input, *self.model.graph.value_info) if value.name == name)
+        axes = [axis.dim_value for value in named for axis in value.type.tensor_type.shape.dim]
+        return axes[-1] if axes else 0
+
     def constant(self, name: str) -> NDArray | None:
         """The value of a tensor that no input changes."""
         if name in self.stored:
@@ -247,6 +253,8 @@ def _linear_classifier(graph: _Graph, node: Any, output: str, path: list[Any]) -
     numbers = np.asarray(given.get("coefficients", ()), dtype=np.float32)
     if K < 2 or not numbers.size or numbers.size % K or len(given.get("intercepts", ())) not in (0, K):
         return None
+    if K == 2 and not given.get("intercepts") and numbers.size != K * graph.width(node.input[0]):
+        return None  # one row of a score whose sign decides, or what may be one
     tail = _tail(graph, (1, K), -1, node.output[1], path) if path else None
     if path and (tail is None or np.ptp(tail.factor) or tail.added is not None):
         return None

@@ -62,9 +62,9 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
     """Find the loss of a criterion by trying it on a few logits: cross-entropy with weights, offsets and smoothing.
 
     Args:
-        criterion: a module or function of logits (B, K) and class indices (B,), for one output of scores (B, 1) and
-            labels as those of ``nn.BCEWithLogitsLoss``; None is plain cross-entropy. One with an attribute ``loss`` of
-            type :class:`collapsar.Loss` (``MatchedCrossEntropy``) is believed.
+        criterion: a module or function of logits (B, K), or their log-softmax, and class indices (B,), for one output
+            of scores (B, 1) and labels as those of ``nn.BCEWithLogitsLoss``; None is plain cross-entropy. One with an
+            attribute ``loss`` of type :class:`collapsar.Loss` (``MatchedCrossEntropy``) is believed.
         num_classes: K; 1 for a head of one output, which is read as two classes.
 
     Raises:
@@ -88,7 +88,11 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
         return Criterion(None, reason=f"The loss ignores class {ignored} (ignore_index): it is not trained")
     K = max(num_classes, 2)
     asked = criterion if num_classes > 1 else _TwoClasses(criterion)
-    found = _tried(asked, K)
+
+    def of_logarithms(x: Tensor, y: Tensor) -> Any:  # as NLLLoss takes them from a model, or skorch for it
+        return asked(x.log_softmax(dim=1), y)
+
+    found = _tried(asked, K) or (_tried(of_logarithms, K) if num_classes > 1 else None)
     if found is not None:
         return found
     if (
