@@ -5,7 +5,6 @@ import { FIGURES, OTHERS } from "./presets.mjs";
 import { groupsOf, NAMES, written } from "./state.mjs";
 
 const total = (state) => state.k.reduce((a, b) => a + b, 0);
-const group = (name, g) => (x, state) => ({ [name]: state[name].map((old, i) => (i === g ? x : old)) });
 /** K classes in all, of which A and C have theirs: B takes what is left. */
 const split = (state, K, a, c) => ({
   k: [
@@ -15,137 +14,53 @@ const split = (state, K, a, c) => ({
   ],
 });
 const logarithmic = (low, high) => ({ low, high, log: true });
+const linear = (low, high, step) => ({ low, high, step });
+
+/** One number of the state under its own name. */
+const entry = (box, id, words, range) => ({ id, box, words, ...range, read: (s) => s[id], write: (x) => ({ [id]: x }) });
+const samplesPerClass = (g, words) => ({
+  id: `n${NAMES[g]}`,
+  box: "classes",
+  words,
+  ...logarithmic(10, 10000),
+  integer: true,
+  read: (s) => s.n[g],
+  write: (x) => ({ n: { [g]: x } }),
+  off: (s) => s.k[g] === 0,
+});
+const classes = (id, words, range, read, write) => ({ id, box: "classes", words, ...range, read, write });
 
 /** id, words, slider range, read, write; `off`: not shown when it says so. */
 const CONTROLS = [
-  {
-    id: "K",
-    box: "classes",
-    words: () => "K, classes in all",
-    low: 2,
-    high: 40,
-    whole: true,
-    read: total,
-    write: (x, s) => split(s, Math.max(2, x), s.k[0], s.k[2]),
-  },
-  {
-    id: "kA",
-    box: "classes",
-    words: () => "k_A, classes of A",
-    low: 1,
-    high: (s) => Math.max(2, total(s) - s.k[2]),
-    whole: true,
-    read: (s) => s.k[0],
-    write: (x, s) => split(s, Math.max(total(s), x + s.k[2]), x, s.k[2]),
-  },
-  {
-    id: "nA",
-    box: "classes",
-    words: () => "n_A, samples in each",
-    ...logarithmic(10, 10000),
-    integer: true,
-    read: (s) => s.n[0],
-    write: group("n", 0),
-  },
-  {
-    id: "nB",
-    box: "classes",
-    words: (s) => `n_B, samples in each of B's ${s.k[1]}`,
-    ...logarithmic(10, 10000),
-    integer: true,
-    read: (s) => s.n[1],
-    write: group("n", 1),
-    off: (s) => s.k[1] === 0,
-  },
-  {
-    id: "kC",
-    box: "classes",
-    words: () => "k_C, classes of a third group",
-    low: 0,
-    high: (s) => Math.max(1, total(s) - s.k[0]),
-    whole: true,
-    read: (s) => s.k[2],
-    write: (x, s) => split(s, Math.max(total(s), s.k[0] + x), s.k[0], x),
-  },
-  {
-    id: "nC",
-    box: "classes",
-    words: () => "n_C, samples in each",
-    ...logarithmic(10, 10000),
-    integer: true,
-    read: (s) => s.n[2],
-    write: group("n", 2),
-    off: (s) => s.k[2] === 0,
-  },
-  {
-    id: "b",
-    box: "penalties",
-    words: () => "λ_b, price of the bias (0: free, inf: no bias)",
+  classes("K", () => "K, classes in all", linear(2, 40), total, (x, s) => split(s, Math.max(2, x), s.k[0], s.k[2])),
+  classes(
+    "kA",
+    () => "k_A, classes of A",
+    linear(1, (s) => Math.max(2, total(s) - s.k[2])),
+    (s) => s.k[0],
+    (x, s) => split(s, Math.max(total(s), x + s.k[2]), x, s.k[2]),
+  ),
+  samplesPerClass(0, () => "n_A, samples in each"),
+  samplesPerClass(1, (s) => `n_B, samples in each of B's ${s.k[1]}`),
+  classes(
+    "kC",
+    () => "k_C, classes of a third group",
+    linear(0, (s) => Math.max(1, total(s) - s.k[0])),
+    (s) => s.k[2],
+    (x, s) => split(s, Math.max(total(s), s.k[0] + x), s.k[0], x),
+  ),
+  samplesPerClass(2, () => "n_C, samples in each"),
+  entry("penalties", "b", () => "λ_b, price of the bias (0: free, inf: no bias)", {
     ...logarithmic(1e-4, 10),
     ends: true,
-    read: (s) => s.b,
-    write: (b) => ({ b }),
-  },
-  {
-    id: "s",
-    box: "remedies",
-    words: (s) => `oversampling of ${few(s)}`,
-    ...logarithmic(1, 50),
-    read: (s) => s.s,
-    write: (s) => ({ s }),
-  },
-  {
-    id: "w",
-    box: "remedies",
-    words: (s) => `loss weight of ${few(s)}`,
-    ...logarithmic(1, 50),
-    read: (s) => s.w,
-    write: (w) => ({ w }),
-  },
-  {
-    id: "t",
-    box: "remedies",
-    words: () => "logit adjustment τ",
-    low: 0,
-    high: 2,
-    step: 0.01,
-    read: (s) => s.t,
-    write: (t) => ({ t }),
-  },
-  {
-    id: "d",
-    box: "remedies",
-    words: (s) => `logit scale δ of ${few(s)} (CDT)`,
-    ...logarithmic(0.3, 3),
-    read: (s) => s.d,
-    write: (d) => ({ d }),
-  },
-  {
-    id: "l",
-    box: "remedies",
-    words: (s) => `temperature of ${few(s)}'s samples (LDT)`,
-    ...logarithmic(0.3, 3),
-    read: (s) => s.l,
-    write: (l) => ({ l }),
-  },
-  {
-    id: "e",
-    box: "remedies",
-    words: () => "label smoothing ε",
-    low: 0,
-    high: 0.5,
-    step: 0.005,
-    read: (s) => s.e,
-    write: (e) => ({ e }),
-  },
-  {
-    id: "c",
-    box: "remedies",
-    words: () => "weight decay of the head, factor",
-    ...logarithmic(0.01, 10),
-    read: (s) => s.c,
-    write: (c) => ({ c }),
-  },
+  }),
+  entry("remedies", "s", (s) => `oversampling of ${few(s)}`, logarithmic(1, 50)),
+  entry("remedies", "w", (s) => `loss weight of ${few(s)}`, logarithmic(1, 50)),
+  entry("remedies", "t", () => "logit adjustment τ", linear(0, 2, 0.01)),
+  entry("remedies", "d", (s) => `logit scale δ of ${few(s)} (CDT)`, logarithmic(0.3, 3)),
+  entry("remedies", "l", (s) => `temperature of ${few(s)}'s samples (LDT)`, logarithmic(0.3, 3)),
+  entry("remedies", "e", () => "label smoothing ε", linear(0, 0.5, 0.005)),
+  entry("remedies", "c", () => "weight decay of the head, factor", logarithmic(0.01, 10)),
 ];
 const few = (state) => NAMES[groupsOf(state).small];
 const bound = (x, state) => (typeof x === "function" ? x(state) : x);

@@ -4,7 +4,7 @@
 
 import { arrow, byId, draggable, shown, svg, withSvgSubscripts } from "./dom.mjs";
 import { changed, groupsOf, NAMES, problemOf } from "./state.mjs";
-import { zonesOf } from "./strip.mjs";
+import { zonesOf, zoneWords } from "./strip.mjs";
 import { thresholds } from "./thresholds.mjs";
 
 const WIDTH = 420,
@@ -22,7 +22,7 @@ let job = null,
 export function axisOf(state) {
   const { small } = groupsOf(state),
     [nA, nB] = state.n,
-    set = (g) => (x) => ({ n: state.n.map((n, i) => (i === g ? x : n)) });
+    set = (g) => (x) => ({ n: { [g]: x } });
   switch (state.x) {
     case "nB":
       return { name: "n_B, samples per class of B", low: Math.max(1, nA / 500), high: nA, value: nB, patch: set(1) };
@@ -86,79 +86,50 @@ const upwards = (z, range) =>
 function paint(mine) {
   const { curves, axis } = mine,
     all = curves.flatMap((c) => [c.merge, c.vanish, c.complete]).filter((z) => z > 0);
-  const range = { low: Math.min(...all) / 3, high: Math.max(...all) * 1.6 },
-    floor = () => range.low,
-    ceiling = () => range.high;
-  const line = (f) =>
-    curves.map((c) => `${across(c.x, axis).toFixed(1)} ${upwards(Math.max(f(c), range.low), range).toFixed(1)}`);
-  const area = (state, low, high) =>
-    svg("path", { class: `zone z-${state}`, d: `M${line(low).join("L")}L${line(high).reverse().join("L")}Z` });
-  const [merge, vanish, complete] = ["merge", "vanish", "complete"].map((name) => (c) => c[name]);
-  const nodes = [
-    area("separated", floor, merge),
-    area("merged", merge, vanish),
-    area("vanished", vanish, complete),
-    area("all", complete, ceiling),
-  ];
-  for (const f of [merge, vanish, complete]) nodes.push(svg("path", { class: "curve", d: `M${line(f).join("L")}` }));
-  nodes.push(...nameAreas(curves, axis, range, NAMES[mine.small]), ...axes(axis, range));
+  const range = { low: Math.min(...all) / 3, high: Math.max(...all) * 1.6 };
+  const names = ["merge", "vanish", "complete"],
+    bounds = [() => range.low, ...names.map((name) => (c) => c[name]), () => range.high];
+  const lines = bounds.map((f) =>
+    curves.map((c) => `${across(c.x, axis).toFixed(1)} ${upwards(Math.max(f(c), range.low), range).toFixed(1)}`),
+  );
+  const areas = Object.entries(zoneWords(NAMES[mine.small])); // each from one bound to the next
+  const nodes = areas.map(([state], i) =>
+    svg("path", { class: `zone z-${state}`, d: `M${lines[i].join("L")}L${[...lines[i + 1]].reverse().join("L")}Z` }),
+  );
+  nodes.push(...lines.slice(1, -1).map((line) => svg("path", { class: "curve", d: `M${line.join("L")}` })));
+  nodes.push(
+    ...areas.flatMap(([, words], i) => areaName(words, curves, axis, range, bounds[i], bounds[i + 1])),
+    ...axes(axis, range),
+  );
   byId("phase-map").replaceChildren(...nodes);
   drawn = { axis, range };
   placePoint(mine.state, axis);
 }
 
-/** The name of every area where it is tallest, if it fits. */
-function nameAreas(curves, axis, range, name) {
-  const words = [
-    ["separated", `${name} separated`, (c) => [range.low, c.merge]],
-    ["merged", `${name} merged`, (c) => [c.merge, c.vanish]],
-    ["vanished", `${name} vanished`, (c) => [c.vanish, c.complete]],
-    ["all", "all collapsed", (c) => [c.complete, range.high]],
-  ];
-  return words.flatMap(([, text, span]) => {
-    const spots = curves.slice(5, -5).map((c) => {
-      const [low, high] = span(c).map((z) => upwards(Math.max(z, range.low), range));
-      return { x: across(c.x, axis), y: (low + high) / 2, tall: low - high };
-    });
-    const best = spots.reduce((a, b) => (b.tall > a.tall ? b : a)),
-      half = text.length * 3.6;
-    if (best.tall < 17) return [];
-    const x = Math.min(WIDTH - RIGHT - half, Math.max(LEFT + half, best.x));
-    return [svg("text", { class: "area-name", x, y: best.y + 4, "text-anchor": "middle" }, text)];
+/** The name of an area where it is tallest, if it fits. */
+function areaName(text, curves, axis, range, lower, upper) {
+  const spots = curves.slice(5, -5).map((c) => {
+    const [low, high] = [lower, upper].map((f) => upwards(Math.max(f(c), range.low), range));
+    return { x: across(c.x, axis), y: (low + high) / 2, tall: low - high };
   });
+  const best = spots.reduce((a, b) => (b.tall > a.tall ? b : a)),
+    half = text.length * 3.6;
+  if (best.tall < 17) return [];
+  const x = Math.min(WIDTH - RIGHT - half, Math.max(LEFT + half, best.x));
+  return [svg("text", { class: "area-name", x, y: best.y + 4, "text-anchor": "middle" }, text)];
 }
 
 function axes(axis, range) {
-  const nodes = [];
-  for (const x of decades(axis.low, axis.high))
-    nodes.push(
-      svg("text", { class: "tick", x: across(x, axis), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, shown(x, 1)),
-    );
-  for (const z of decades(range.low, range.high))
-    nodes.push(
-      svg("text", { class: "tick", x: LEFT - 6, y: upwards(z, range) + 4, "text-anchor": "end" }, shown(z, 1)),
-    );
-  nodes.push(
-    svg(
-      "text",
-      { class: "axis", x: (LEFT + WIDTH) / 2, y: HEIGHT - 8, "text-anchor": "middle" },
-      ...withSvgSubscripts(axis.name),
-    ),
-  );
-  nodes.push(
-    svg(
-      "text",
-      {
-        class: "axis",
-        x: 11,
-        y: (TOP + HEIGHT - BOTTOM) / 2,
-        "text-anchor": "middle",
-        transform: `rotate(-90 11 ${(TOP + HEIGHT - BOTTOM) / 2})`,
-      },
-      ...withSvgSubscripts("λ_Z"),
-    ),
-  );
-  return nodes;
+  const text = (kind, x, y, anchor, words, turn = null) =>
+    svg("text", { class: kind, x, y, "text-anchor": anchor, transform: turn }, ...words);
+  const middle = (TOP + HEIGHT - BOTTOM) / 2,
+    below = HEIGHT - BOTTOM + 16;
+  return [
+    ...decades(axis.low, axis.high).map((x) => text("tick", across(x, axis), below, "middle", [shown(x, 1)])),
+    ...decades(range.low, range.high).map((z) => text("tick", LEFT - 6, upwards(z, range) + 4, "end", [shown(z, 1)])),
+    text("axis", (LEFT + WIDTH) / 2, HEIGHT - 8, "middle", withSvgSubscripts(axis.name)),
+    text("axis", 11, middle, "middle", withSvgSubscripts("λ_Z"), `rotate(-90 11 ${middle})`),
+  ];
 }
 
 /** 1, 2 and 5 times powers of ten, as many as there is room for. */

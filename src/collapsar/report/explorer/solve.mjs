@@ -69,6 +69,13 @@ function centre(b, m) {
   for (let j = 0; j < m.J; j++) b[j] -= along / size / m.delta[j];
 }
 
+/** The length of the column of Z of a class of cluster j. */
+function columnLength({ J, k }, alpha, C, j) {
+  let square = alpha[j] ** 2 * (1 - 1 / k[j]);
+  for (let i = 0; i < J; i++) square += k[i] * C[i * J + j] ** 2;
+  return Math.sqrt(square);
+}
+
 /**
  * W'W and H'H for lambda_w = lambda_h (JMLR Thm 2d) as {within (J), between (J x J, on 1_j / sqrt(k_j))}.
  * Signed: from the singular vectors of Z M^(1/2); nonnegative: every class owns one direction.
@@ -98,9 +105,7 @@ function gramsOf(m, alpha, C) {
     ).map((x, at) => x / (root[(at / J) | 0] * root[at % J]));
   } else {
     for (let j = 0; j < J; j++) {
-      let square = alpha[j] ** 2 * (1 - 1 / k[j]);
-      for (let i = 0; i < J; i++) square += k[i] * C[i * J + j] ** 2;
-      const norm = Math.sqrt(square),
+      const norm = columnLength(m, alpha, C, j),
         root = Math.sqrt(mass[j]);
       H.within[j] = H.between[j * J + j] = norm / root;
       if (!(norm > 0)) continue;
@@ -134,18 +139,12 @@ function onGroups(problem, of, m, { alpha, C, b, states, grams }) {
     C.map((x, at) => x * Math.sqrt(m.k[(at / J) | 0] * m.k[at % J])),
   );
   const root = (g, h) => Math.sqrt(groups[g].k * groups[h].k);
-  const norms = groups.map((_, g) => {
-    const j = of[g];
-    let square = alpha[j] ** 2 * (1 - 1 / m.k[j]);
-    for (let i = 0; i < J; i++) square += m.k[i] * C[i * J + j] ** 2;
-    return Math.sqrt(square);
-  });
   return {
     alpha: Float64Array.from(groups, (g, i) => (g.k > 1 ? whole.within[i] : 0)),
     C: whole.between.map((x, at) => x / root((at / G) | 0, at % G)),
     b: Float64Array.from(groups, (_, g) => b[of[g]]),
     states: groups.map((_, g) => states[of[g]]),
-    norms,
+    norms: of.map((j) => columnLength(m, alpha, C, j)),
     grams: {
       W: split(grams.W.within, grams.W.between),
       H: split(grams.H.within, grams.H.between),

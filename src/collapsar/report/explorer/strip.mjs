@@ -28,6 +28,14 @@ export function zonesOf(limits, small) {
   return zones.filter((zone) => zone.to > zone.from * (1 + 1e-9));
 }
 
+/** What the zones are called, in their order; `name`: the group of the smallest classes. */
+export const zoneWords = (name) => ({
+  separated: `${name} separated`,
+  merged: `${name} merged`,
+  vanished: `${name} vanished`,
+  all: "all collapsed",
+});
+
 export function drawStrip(state, limits) {
   const { used, small, large } = groupsOf(state),
     box = byId("strip"),
@@ -35,14 +43,9 @@ export function drawStrip(state, limits) {
   const where = (x) =>
     (LENGTH * Math.log(Math.min(scale.high, Math.max(scale.low, x)) / scale.low)) / Math.log(scale.high / scale.low);
   const pixels = box.clientWidth || LENGTH,
-    nodes = [],
-    name = NAMES[small];
-  const words = {
-    separated: used.length > 1 && small !== large ? `${name} separated` : "all separated",
-    merged: `${name} merged`,
-    vanished: `${name} vanished`,
-    all: "all collapsed",
-  };
+    nodes = [];
+  const words = zoneWords(NAMES[small]);
+  if (used.length === 1 || small === large) words.separated = "all separated";
   for (const zone of zonesOf(limits, used.indexOf(small))) {
     const from = where(zone.from),
       to = where(zone.to);
