@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
@@ -145,12 +145,10 @@ class Normalization(JsonValue):
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; ``norm`` takes the place of ``lambda_gain`` and the reverse."""
-        values = self.to_dict()
-        if changes.get("norm") is not None:
-            values["lambda_gain"] = None
-        if changes.get("lambda_gain") is not None:
-            values["norm"] = None
-        return type(self)(**{**values, **changes})
+        for given, other in (("norm", "lambda_gain"), ("lambda_gain", "norm")):
+            if changes.get(given) is not None:
+                changes.setdefault(other, None)
+        return replace(self, **changes)
 
 
 def normalization_of(problem: Problem) -> Normalization:

@@ -26,7 +26,10 @@ MARKS: Mapping[str, str] = {"lost": "▽", "dead": "†"}
 # What is drawn and listed of a head with more classes than this, and the share of those in trouble among them.
 _MOST_CLASSES, _TOLD = 400, 0.75
 _MOST_NAMES = 8
-_BY_CLASS = ("states", "seen", "lengths", "merge", "vanish", "edge", "b")  # of a prediction
+# What pictures read of a diagnosis, and what of it is a number or a word for each class.
+_DRAWN = ("class_names", "class_counts", "accuracies", "separation", "effective", "prediction")
+_BY_CLASS = {"class_names", "class_counts", "accuracies", "states", "relative_norms", "nearest", "nearest_separation"}
+_BY_CLASS |= {"by_class", "tells", "seen", "lengths", "merge", "vanish", "edge", "b"}
 
 
 def class_marks(record: Mapping[str, Any]) -> list[list[str]]:
@@ -87,32 +90,21 @@ def shown_classes(record: Mapping[str, Any], most: int = _MOST_CLASSES) -> list[
 
 
 def part_of(record: Record, classes: Sequence[int]) -> Record:
-    """What pictures and tables of single classes read of a diagnosis, for these classes alone."""
+    """What pictures and tables of single classes read of a diagnosis, for these classes alone; matrices stay whole."""
     if len(classes) == len(record["class_names"]):
         return record
 
-    def some(values: Sequence[Any]) -> list[Any]:
-        return [values[k] for k in classes]
+    def some(part: Record) -> Record:
+        return {
+            key: some(value) if isinstance(value, dict) else [value[k] for k in classes] if key in _BY_CLASS else value
+            for key, value in part.items()
+        }
 
     place = {k: i for i, k in enumerate(classes)}
-    separation, effective, theory = record["separation"], record["effective"], record["prediction"]
     lost = (record.get("standings") or {}).get("lost", ())
     return {
         **record,
-        **{key: some(record[key]) for key in ("class_names", "class_counts", "accuracies")},
-        "Z": None,
+        **some({key: record[key] for key in _DRAWN}),
         "dead": [place[k] for k in record.get("dead") or () if k in place],
         "standings": {"lost": [{**c, "index": place[c["index"]]} for c in lost if c["index"] in place], "carried": []},
-        "separation": {
-            **separation,
-            **{key: some(separation[key]) for key in ("states", "relative_norms", "nearest", "nearest_separation")},
-        },
-        "effective": None if effective is None else {
-            **effective, **{key: some(effective[key]) for key in ("by_class", "tells")}
-        },
-        "prediction": None if theory is None else {
-            **theory,
-            **{key: some(theory[key]) for key in _BY_CLASS if key in theory},
-            "Z": None,
-        },
-    }  # fmt: skip
+    }
