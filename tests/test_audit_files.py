@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,30 @@ def test_peft_s_trained_copy_is_the_head_and_adapters_are_to_be_merged(tmp_path:
     torch.save(PLAIN | adapted | {f"{stem}.lora_B.default.weight": w[:, :4]}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match="merge_and_unload"):
         read_head(tmp_path / "c.pt", head=f"{stem}.base_layer")
+
+
+@pytest.mark.parametrize(
+    ("stored", "head"),
+    [
+        ({"kernel": W.T, "bias": B}, None),
+        ({"params/Dense_1/kernel": W.T, "params/Dense_1/bias": B, "params/Dense_0/kernel": H.T}, "params/Dense_1"),
+        ({"classifier.kernel": W.T, "classifier.bias": B, "encoder.kernel": H.T, "wte.embedding": H}, None),
+    ],
+)
+def test_a_kernel_of_keras_or_flax_has_a_column_per_class(stored: dict, head: str | None, tmp_path: Path) -> None:
+    save_file({name: torch.from_numpy(value.copy()) for name, value in stored.items()}, tmp_path / "m.safetensors")
+    found = read_head(tmp_path / "m.safetensors", head)
+    assert found.bias is not None
+    np.testing.assert_array_equal(found.weight, W)
+    np.testing.assert_array_equal(found.bias, B.astype(float))
+    assert "a kernel of (d, K) turned" in found.reason
+
+
+def test_a_torchscript_program_is_not_run(tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(D, K), torch.zeros(1, D)), tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"a TorchScript program.*torch\.jit\.load\('m\.pt'\)\.state_dict\(\)"):
+        read_head(tmp_path / "m.pt")
 
 
 def test_what_torch_has_packed_is_refused_by_its_name(tmp_path: Path) -> None:

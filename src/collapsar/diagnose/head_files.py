@@ -37,6 +37,7 @@ _HEAD_NAMES = re.compile(
     r"|output_layer|logits|last_linear|proj|classif)(\.\d+)?(\.base_layer|\.modules_to_save\.\w+)?$"
 )
 _EMBEDDING_NAMES = re.compile(r"(^|[./])(embed_tokens|wte|word_embeddings|tok_embeddings|shared|embed_in)$")
+_LAYER = re.compile(r"[./](weight|kernel|embedding)$")  # a layer's matrix, with torch, Keras and flax
 # The names of direction and length of a weight under torch's normalisation of weights, new and old.
 _WEIGHT_NORM = (("parametrizations.weight.original1", "parametrizations.weight.original0"), ("weight_v", "weight_g"))
 _KINDS = ".npz, .npy, .safetensors, .pt, .pth, .bin or .onnx, or a folder of a model"
@@ -87,7 +88,10 @@ def read_head(source: str | os.PathLike[str], head: str | None = None) -> HeadFi
         ".pt": _torch, ".pth": _torch, ".bin": _torch,
     }  # fmt: skip
     if kind != ".onnx" and kind not in readers:
-        raise ValueError(f"`source` must be {_KINDS}; got {path}")
+        raise ValueError(
+            f"`source` must be {_KINDS}; got {path}: load it with the library that wrote it, and save the last layer's "
+            "weight (K, d) and bias (K,) with numpy.savez('head.npz', weight=weight, bias=bias)"
+        )
     with said_plainly(path, "encrypted, or of another kind than its name says"):
         if kind == ".onnx":
             from collapsar.diagnose.head_onnx import read_onnx
@@ -114,7 +118,7 @@ def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None) -> Hea
     adapters = {name for name in tensors if ".lora_" in name}
     tensors = {name: entry for name, entry in _acting(tensors).items() if name not in adapters}
     name, reason = _weight_name(path, tensors, head)
-    layer = name.removesuffix(".weight").removesuffix(".base_layer")
+    layer = _layer(name).removesuffix(".base_layer")
     if any(other.startswith(f"{layer}.lora_") for other in adapters):
         raise Refused(
             f"{path} has LoRA adapters on {layer!r}, which change its weight by a scale that is not in the file; merge "
@@ -123,6 +127,8 @@ def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None) -> Hea
     weight = tensors[name].read()
     if len(weight.shape) > 2:  # a convolution of one pixel
         weight = np.reshape(weight, weight.shape[:2])
+    if name.endswith("kernel"):  # (d, K) with Keras and flax
+        weight, reason = weight[:].T, f"{reason}, a kernel of (d, K) turned"
     bias = _beside(path, tensors, name, weight.shape)
     extra = {key: tensors[key].read() for key in ("class_names", "class_counts") if key in tensors}
     names = extra.get("class_names")
@@ -162,7 +168,7 @@ def _normalised(g: ArrayEntry, v: ArrayEntry) -> NDArray[np.float32]:
 
 def _beside(path: Path, tensors: Mapping[str, ArrayEntry], name: str, shape: tuple[int, ...]) -> str | None:
     """The bias that goes with a weight."""
-    own = re.sub(r"weight$", "bias", name) if name.endswith("weight") else f"{name}_bias"
+    own = re.sub(r"(weight|kernel)$", "bias", name) if name.endswith(("weight", "kernel")) else f"{name}_bias"
     for candidate in (own, "bias"):
         if candidate in tensors and tensors[candidate].shape in (shape[:1], (shape[0], 1), (1, shape[0])):
             return candidate
@@ -179,9 +185,8 @@ def _weight_name(path: Path, tensors: Mapping[str, ArrayEntry], head: str | None
         name: t.shape for name, t in tensors.items() if min(t.shape, default=0) >= 1 and _is_head(name, t, head)
     }
     if head is not None:
-        for candidate in (head, f"{head}.weight"):
-            if candidate in matrices:
-                return candidate, "it was named"
+        for candidate in (name for name in matrices if head in (name, _layer(name))):
+            return candidate, "it was named"
         raise Refused(f"{path} has no matrix {head!r} or '{head}.weight'; it has {listed(sorted(matrices), 6)}")
     if not matrices:
         raise Refused(
@@ -192,15 +197,15 @@ def _weight_name(path: Path, tensors: Mapping[str, ArrayEntry], head: str | None
             return exact, f"it is called {exact!r}"
     if len(matrices) == 1:
         return next(iter(matrices)), "it is the only matrix"
-    named = [n for n in matrices if n.endswith("weight") and _HEAD_NAMES.search(n.removesuffix(".weight"))]
+    named = [n for n in matrices if _LAYER.search(n) and _HEAD_NAMES.search(_layer(n))]
     if len(named) > 1:  # the layer nearest to the model's surface
-        depth = min(n.count(".") for n in named)
-        named = [n for n in named if n.count(".") == depth]
-        by_name = [n for n in named if re.search(r"(^|\.)(lm_head|classifier|score)\.weight$", n)]
+        depth = min(len(re.findall("[./]", n)) for n in named)
+        named = [n for n in named if len(re.findall("[./]", n)) == depth]
+        by_name = [n for n in named if re.search(r"(^|[./])(lm_head|classifier|score)$", _layer(n))]
         named = by_name if len(by_name) == 1 else named
     if len(named) == 1:
         return named[0], f"of {len(matrices)} matrices it is the one that is named as a head"
-    embeddings = [n for n in matrices if _EMBEDDING_NAMES.search(n.removesuffix(".weight"))]
+    embeddings = [n for n in matrices if _EMBEDDING_NAMES.search(_layer(n))]
     if not named and len(embeddings) == 1:
         return embeddings[0], "there is no head of its own: it is the embedding that the model shares with its head"
     asked = sorted(named or matrices)
@@ -208,11 +213,16 @@ def _weight_name(path: Path, tensors: Mapping[str, ArrayEntry], head: str | None
     raise Refused(f"{path} has {len(asked)} matrices that could be the head; name it with --head: {shown}")
 
 
+def _layer(name: str) -> str:
+    """The name of a matrix's layer."""
+    return _LAYER.sub("", name)
+
+
 def _is_head(name: str, tensor: ArrayEntry, head: str | None) -> bool:
     """Whether it can be one: a matrix, or a convolution of one pixel that is called a head, as few of them are."""
     if len(tensor.shape) <= 2:
         return len(tensor.shape) == 2 and tensor.kind in "fiub"
-    called = name in (head, f"{head}.weight") or _HEAD_NAMES.search(name.removesuffix(".weight")) is not None
+    called = head in (name, _layer(name)) or _HEAD_NAMES.search(_layer(name)) is not None
     return called and set(tensor.shape[2:]) == {1}
 
 
@@ -251,8 +261,14 @@ def _sharded(path: Path) -> dict[str, ArrayEntry]:
 def _torch(path: Path) -> dict[str, ArrayEntry]:
     import torch
 
+    archive = zipfile.is_zipfile(path)
+    if archive and any("/code/" in member for member in zipfile.ZipFile(path).namelist()):
+        raise Refused(
+            f"{path} is a TorchScript program, which is not run; save its tensors alone: "
+            f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'state.pt')"
+        )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error) and "global" not in str(error).lower():
             raise
