@@ -11,6 +11,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -34,9 +35,12 @@ _LABEL_WORDS |= {"label_id", "class_name", "class_idx", "label_idx", "fine_label
 _LABEL_ARRAYS = ("labels", "train_labels", "y_train", "y", "targets")  # of an archive, as `collapsar train` takes them
 _COUNT_WORDS = {"count", "counts", "n", "num", "num_samples", "num_images", "samples", "images", "image_count"}
 _COUNT_WORDS |= {"instance_count", "frequency", "freq", "class_counts", "class_count"}
+# Of a column that says which sample it is; without a name: pandas' index.
+_SAMPLE_WORDS = {"", "id", "image", "image_id", "image_name", "img", "index", "idx", "file", "file_name", "filename"}
+_SAMPLE_WORDS |= {"path", "name", "key", "uuid", "text", "sentence", "review", "comment", "tweet", "question"}
 _COUNT_FIELDS = ("image_count", "instance_count", "count", "num_samples", "num_images")
 _CHOOSE = "`column` (on the command line --column)"
-_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+_DECIMAL = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d\d?)?")
 _FILE_NAME = re.compile(r"[/\\]|\.[A-Za-z]\w{1,4}$")
 _LIBSVM = re.compile(r"(\S+)(\s+\d+:\S+)+")
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f]")  # no text has them
@@ -233,7 +237,7 @@ def _rows(lines: list[str]) -> list[list[str]]:
     pairs = [_PATH_LABEL.fullmatch(line) for line in lines]
     found = [match.groups() for match in pairs if match]
     if len(found) == len(lines) and (
-        all(_WHOLE.fullmatch(b) for _, b in found) or all(_FILE_NAME.search(a) for a, _ in found)
+        whole_numbers([b for _, b in found]) or all(_FILE_NAME.search(a) for a, _ in found)
     ):
         return [list(pair) for pair in found]
     return [[line[1:-1] if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'" else line] for line in lines]
@@ -249,11 +253,16 @@ def _header(cells: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _is_header(rows: list[list[str]]) -> bool:
-    first, rest = rows[0], rows[1:]
-    if not rest or any(is_number(cell) for cell in first):
+    first, rest = rows[0], list(zip(*rows[1:], strict=True))
+    if not rest or any(is_number(cell) and cell for cell in first) or "" in first[1:]:
         return False
-    words = any(cell.lower() in _LABEL_WORDS | _COUNT_WORDS for cell in first)
-    return words or any(all(is_number(row[j]) for row in rest) for j in range(len(first)))
+    known = _LABEL_WORDS | _COUNT_WORDS | _SAMPLE_WORDS
+    return any(
+        (cell.lower() in known and cell not in column)
+        or all(map(is_number, column))
+        or (all(map(_FILE_NAME.search, column)) and not _FILE_NAME.search(cell))
+        for cell, column in zip(first, rest, strict=True)
+    )
 
 
 def is_number(cell: Any) -> bool:
@@ -281,6 +290,12 @@ def _named_columns(names: list[str], columns: list[list[str]], path: Path) -> La
         return dict(zip(columns[1 - counted[0]], columns[counted[0]], strict=True))
     if len(labelled) == 1 and not counted:
         return columns[labelled[0]]
+    if (
+        len(names) == 2
+        and not labelled
+        and (names[0].lower() in _SAMPLE_WORDS or all(map(_FILE_NAME.search, columns[0])))
+    ):
+        return _two_columns(columns[0], columns[1], path)
     raise ValueError(
         f"`class_counts`: {path} has the columns {', '.join(names)}; choose that with the labels with {_CHOOSE}"
     )
@@ -322,6 +337,9 @@ def _looks_counted(cells: list[str], path: Path) -> bool:
 
 
 def whole_numbers(cells: Sequence[Any]) -> list[int] | None:
-    """The cells as whole numbers, "3.0" being one, or None where one is something else."""
-    texts = [str(cell) for cell in cells]
-    return [int(float(t)) for t in texts] if texts and all(_WHOLE.fullmatch(t) for t in texts) else None
+    """The cells as whole numbers, "3.0" and numpy's "3.0e+00" being ones, or None where one is something else."""
+    texts = list(map(str, cells))
+    if all(map(str.isdecimal, texts)):  # of any length
+        return list(map(int, texts)) or None
+    values = list(map(float, texts)) if all(map(_DECIMAL.fullmatch, texts)) else [math.nan]
+    return list(map(int, values)) if all(map(float.is_integer, values)) else None
