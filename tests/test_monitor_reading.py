@@ -839,6 +839,31 @@ def test_a_weight_near_1_is_no_factor_of_a_loss_that_divides_by_weights(first: f
         assert each.loss.class_weights == pytest.approx(weights.numpy())
 
 
+@pytest.mark.parametrize("num_classes", [7, 14, 100, 1000])  # of seven, every seventh label is the same
+@pytest.mark.parametrize("over_n", [False, True])
+def test_weights_of_the_last_classes_alone_are_read(num_classes: int, over_n: bool) -> None:
+    weights = torch.ones(num_classes)
+    weights[-(num_classes // 3) :] = 10.0
+
+    def criterion(x, y):
+        if over_n:
+            return (weights[y] * F.cross_entropy(x, y, reduction="none")).mean()
+        return F.cross_entropy(x, y, weight=weights)
+
+    found = read_criterion(criterion, num_classes)
+    assert found.loss is not None
+    assert found.loss.class_weights == pytest.approx(weights.numpy(), rel=1e-5)
+    assert found.normalised is not over_n
+
+
+@pytest.mark.parametrize("num_classes", [7, 1000, 3000])
+def test_margins_of_the_last_classes_alone_are_none_of_the_losses(num_classes: int) -> None:
+    margins = torch.zeros(num_classes)
+    margins[-(num_classes // 3) :] = 0.5
+    found = read_criterion(lambda x, y: F.cross_entropy(x - torch.diag(margins)[y], y), num_classes)
+    assert found.loss is None
+
+
 def test_class_weights_for_other_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="`criterion` has 5 class weights for a head of 3 classes"):
         read_criterion(nn.CrossEntropyLoss(torch.ones(5)), 3)

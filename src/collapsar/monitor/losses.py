@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from collapsar.core.loss import Loss
 from collapsar.core.sentences import listed
 
-# Logits of usual size; what the formula and the criterion may differ by, float16 weights included.
-_BATCHES, _ROWS, _CLOSE = 3, 8, 2e-3
+# Logits of usual size; what the formula and the criterion may differ by, float16 weights included; and what the weights
+# that a criterion names may differ by from those that it is found to use.
+_BATCHES, _ROWS, _CLOSE, _NAMED = 3, 8, 2e-3, 2e-2
 # Below all others by this, a logit is pulled by the whole weight; the number of classes for which that is tried.
 _FAR, _MOST_READ = 30.0, 2048
 
@@ -185,11 +186,11 @@ def _matching(criterion: Any, num_classes: int) -> Criterion | None:
     weights = torch.ones(num_classes) if given is None else given.detach().float().cpu()
     if abs(scale / float(weights[0]) - 1) < _CLOSE:
         scale = float(weights[0])
+    if num_classes <= _MOST_READ:
+        used = _relative_weights(criterion, num_classes, kind)
+        weights = weights if torch.allclose(used, weights / weights[0], rtol=_NAMED, atol=0) else used
     found = _with_weights(criterion, weights / weights[0], (scale, smoothing), kind)
-    if found is None and num_classes <= _MOST_READ:
-        weights = _relative_weights(criterion, num_classes, kind)
-        found = _with_weights(criterion, weights, (scale, smoothing), kind) if bool((weights > 0).all()) else None
-    if found is None:
+    if found is None or not bool((weights > 0).all()):
         return None
     offsets, summed, normalised = found
     shift = (offsets - offsets.mean()).double().numpy()
@@ -214,8 +215,8 @@ def _with_weights(
     ``w`` are the weights over that of class 0, and ``of_one`` the scale and smoothing of a sample of that alone.
     """
     num_classes, generator, (scale, smoothing) = len(w), torch.Generator().manual_seed(0), of_one
-    # Of different sizes, which tell a sum from a mean that is multiplied.
-    labels = [(torch.arange(_ROWS + batch) * 7 + batch) % num_classes for batch in range(_BATCHES)]
+    # From the first class to the last; of different sizes, which tell a sum from a mean that is multiplied.
+    labels = [torch.linspace(0, num_classes - 1, _ROWS + batch).round().long() for batch in range(_BATCHES)]
     logits = [(2 * torch.randn(len(y), num_classes, generator=generator)).to(**kind) for y in labels]
     values = [float(criterion(x, y.to(x.device))) for x, y in zip(logits, labels, strict=True)]
     for normalised in (True, False):
