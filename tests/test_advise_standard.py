@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -354,7 +355,32 @@ def test_a_decay_that_leaves_features_little_more_than_signs_comes_to_rest() -> 
     np.testing.assert_allclose(strong.rows / 1e6, weak.rows / 1e4, rtol=0.03)
 
 
-def test_the_largest_decay_is_not_sought_where_the_weakest_that_is_tried_is_not_safe() -> None:
-    a = advise_standard("100x5,20x5", Recipe("adamw", 1e9, 1e-3, 10_000, 128, "layernorm", 128))
-    assert (a.verdict, a.largest_decay) == ("merge", None)
-    assert "take the head out" in a.cure
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_largest_safe_decay_is_found_however_strong_the_one_given(optimizer: Any) -> None:
+    recipe = Recipe(optimizer, 1e9, 1e-3, 10_000, 128, "layernorm", 128, "constant")
+    a = advise_standard("100x5,20x5", recipe)
+    assert a.verdict == "merge"
+    assert a.largest_decay is not None
+    verdicts = [
+        advise_standard("100x5,20x5", replace(recipe, weight_decay=factor * a.largest_decay, lr=1.0)).verdict
+        for factor in (1, 2)
+    ]
+    assert verdicts[0] == "safe"
+    assert verdicts[1] != "safe"
+    assert f"lower the head's weight decay to {a.largest_decay:.2g} or less" in a.cure
+
+
+@pytest.mark.parametrize(
+    ("loss", "known"),
+    [
+        (Loss(class_weights=np.logspace(-20, 0, 6)), "is known to a relative gap of 0.0003 only"),  # its point merges
+        (Loss(scales=[13.5, 6.6, 0.245, 0.08, 0.29, 1.1]), "is known to a relative gap of 0.9 only"),  # and keeps all
+    ],
+)
+def test_no_verdict_rests_on_an_optimum_that_is_not_found(loss: Loss, known: str) -> None:
+    p = Problem.from_normalized("500x3,20x3", lambda_w=1e-4, norm=128**0.5, lambda_b=0.0, loss=loss)
+    assert solve(p, 1e-7, throw=False).certificate.relative_gap > 1e-4
+    a = advise_standard("500x3,20x3", Recipe("sgd", 1e-4, 0.1, 10**9, None, "layernorm", 128, loss=loss))
+    assert (a.verdict, a.merged, a.outvoted, a.lambda_w) == ("unknown", (), (), None)
+    assert f"the optimum at rest {known}: whether classes merge is not known" in a.reason
+    assert "bring the loss's values for the classes closer together" in a.cure

@@ -1,19 +1,22 @@
-"""The optimum that standard training comes to rest at: under SGD that of its decay, under AdamW that of a forecast."""
+"""The rest of standard training, an optimum under SGD, a forecast under AdamW; whether runs keep all classes there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapsar.advise.outlook import inference_margins
 from collapsar.advise.recipe import Recipe
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.normalization import Over
 from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
-from collapsar.solver import NotConvergedError, Solution, solve
+from collapsar.solver import NotConvergedError, Solution, Status, solve
+from collapsar.solver.solve import solve_near
 from collapsar.solver.symmetry import quotient
 
 _ROUNDS = 80  # optima of a forecast
@@ -23,6 +26,19 @@ _AGREED = 1e-4  # relative: rows and optimum agree far better than either agrees
 _SWINGING, _CALMED = 1e-2, 0.1
 
 
+LEVEL = 1e-6
+"""Nats, by which scores of merged classes may differ."""
+
+_ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
+# What holds at this multiple of the decay held for runs. Rows of AdamW at rest were up to a third above the forecast
+# (docs/optimizers.md). SGD lost classes from .9 of the decay on at which the optimum outvotes them, and from .6 of the
+# one at which it merges them; behind a batch norm, whose statistics are those of a batch, from .3 on, and sooner below
+# half a sample of a class per batch (docs/advise.md).
+_OFF, _NEAR, _MERGING, _OF_BATCHES, _SEEN = 1.4, 1.25, 2.0, 4.0, 0.5
+_PRICES, _BISECTIONS = (1e-5, 10.0), 10  # of lambda_w / norm^2 between which classes begin to be lost
+_MOST_HALVINGS = 64
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What the decay of the head will be at rest.
@@ -30,20 +46,13 @@ class Forecast:
     Attributes:
         rows: lambda_k, shape (K,).
         solution: the optimum with these rows.
-        settled: whether rows and optimum agreed; otherwise the margins run off and only the clock speaks.
+        settled: whether rows and optimum agreed; otherwise the margins run off and only the clock speaks. Of SGD, whose
+            rows are known, whether the optimum was found.
     """
 
     rows: Vector
     solution: Solution
     settled: bool
-
-
-def optimum_at_rest(n: NDArray[np.int64], recipe: Recipe) -> Forecast:
-    """The optimum of training as in the recipe, of which SGD's rows are known beforehand."""
-    if recipe.optimizer == "adamw":
-        return forecast_rows(n, recipe)
-    s = solve(head_problem(n, recipe, recipe.weight_decay), 1e-7, throw=False)
-    return Forecast(np.full(n.size, recipe.weight_decay), s, True)
 
 
 def head_problem(n: NDArray[np.int64], recipe: Recipe, lambda_w: float | Vector) -> Problem:
@@ -115,3 +124,113 @@ def mean_square(s: Solution, recipe: Recipe) -> Vector:
     noise = (g**2 * np.diag(G)) @ shown / recipe.batch_size
     mean = (1 - 1 / recipe.batch_size) * np.sum(pull @ G * pull, axis=1)
     return (noise + np.maximum(mean, 0.0)) / recipe.width
+
+
+@dataclass(frozen=True)
+class Rests:
+    """Optima at rest of a recipe at multiples of its weight decay.
+
+    Attributes:
+        n: samples per class, of few different sizes.
+        recipe: the training.
+    """
+
+    n: NDArray[np.int64]
+    recipe: Recipe
+
+    def at(self, factor: float) -> Forecast:
+        """The optimum at ``factor`` times the decay."""
+        n, decay = self.n, factor * self.recipe.weight_decay
+        if self.recipe.optimizer == "adamw":
+            return forecast_rows(n, replace(self.recipe, weight_decay=decay))
+        s = solve(head_problem(n, self.recipe, decay), 1e-7, throw=False)
+        return Forecast(np.full(n.size, decay), s, s.status is Status.OPTIMAL)
+
+    @property
+    def room(self) -> float:
+        """The multiple of the decay that must be harmless for a run to be safe."""
+        if self.recipe.norm == "batchnorm":
+            return _OF_BATCHES
+        return _OFF if self.recipe.optimizer == "adamw" else _NEAR
+
+    @property
+    def multiple(self) -> str:
+        """The multiples of the decay at which a run that is safe would be so still, in words."""
+        return f"{self.room:g}" if self.room >= _MERGING else f"{self.room:g} to {_MERGING:g}"
+
+    @property
+    def in_a_batch(self) -> float:
+        """Samples of the smallest class in a batch; inf where its size is not known."""
+        size = self.recipe.batch_size
+        return np.inf if size is None else size * float(self.n.min() / self.n.sum())
+
+    @property
+    def seldom(self) -> bool:
+        """Whether a norm over batches sees too little of the smallest class for the theory, which has all in one."""
+        return self.recipe.norm == "batchnorm" and self.in_a_batch < _SEEN
+
+    def kept(self, factor: float) -> bool | None:
+        """Whether runs keep all classes, as the rests at the multiples that were measured do; None: one stays open."""
+        found = self.at(self.room * factor)
+        if not found.settled:
+            return self.kept_if_weaker(factor) if self.recipe.optimizer == "adamw" else None
+        if _loses(found.solution):
+            return False
+        if self.room >= _MERGING:
+            return True
+        further = self.at(_MERGING * factor)
+        if not further.settled:
+            return True if self.recipe.optimizer == "adamw" else None
+        return not alike(further.solution)
+
+    def kept_if_weaker(self, factor: float) -> bool:
+        """Whether this is weaker than the decay at which classes begin to be lost, where a forecast does not settle."""
+        return self.room * factor * self.recipe.weight_decay < self.least_harmful
+
+    @cached_property
+    def least_harmful(self) -> float:
+        """The decay whose rest has rows at which classes begin to merge or to be outvoted, all rows taken as one.
+
+        wd = lambda / (sqrt(v) + eps) at the largest v rises with lambda: weaker decay rests at smaller rows.
+        """
+        low, high = (price * self.recipe.norm_length**2 for price in _PRICES)
+        best = solve_near(head_problem(self.n, self.recipe, low), None, 1e-7)
+        for _ in range(_BISECTIONS):
+            middle = float(np.sqrt(low * high))
+            s = solve_near(head_problem(self.n, self.recipe, middle), best, 1e-7)
+            if s.status is not Status.OPTIMAL or _loses(s):
+                high = middle
+            else:
+                low, best = middle, s
+        return low / float(np.sqrt(mean_square(best, self.recipe)).max() + self.recipe.eps)
+
+    def largest_decay(self) -> float | None:
+        """The largest of wd/2, wd/4, ... that is safe, as the optimizer calls it; None: none that was tried is."""
+        tried, halvings = 0, 1
+        while not self.kept(0.5**halvings):
+            if halvings == _MOST_HALVINGS:
+                return None
+            tried, halvings = halvings, 2 * halvings
+        while halvings - tried > 1:
+            middle = (tried + halvings) // 2
+            tried, halvings = (tried, middle) if self.kept(0.5**middle) else (middle, halvings)
+        return 0.5**halvings * self.recipe.weight_decay * self.recipe.unit
+
+
+def alike(s: Solution) -> tuple[int, ...]:
+    """Classes whose features are those of another class, or nothing, as all are where Z = 0."""
+    G = s.feature_gram()
+    size = np.sqrt(np.diag(G))
+    gone = size <= 1e-6 * size.max()
+    cosines = G / np.maximum(np.outer(size, size), 1e-300)
+    np.fill_diagonal(cosines, 0.0)
+    return tuple(int(k) for k in np.flatnonzero(gone | (cosines.max(axis=0) >= _ALIKE)))
+
+
+def outvoted_at(s: Solution) -> tuple[int, ...]:
+    """Classes for which the optimum scores another class higher."""
+    return tuple(int(k) for k in np.flatnonzero(inference_margins(s) < -LEVEL))
+
+
+def _loses(s: Solution) -> bool:
+    return bool(alike(s) or outvoted_at(s))

@@ -9,14 +9,13 @@ says the decay clock, the sum of lr * wd over its steps: far below one, decay ha
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapsar.advise.forecast import Forecast, head_problem, mean_square, optimum_at_rest
-from collapsar.advise.outlook import corrected_margins, inference_margins, left_prior
+from collapsar.advise.forecast import LEVEL, Rests, alike, outvoted_at
+from collapsar.advise.outlook import corrected_margins, left_prior
 from collapsar.advise.recipe import Recipe
 from collapsar.advise.sources import joined_classes
 from collapsar.core.counts import CountsLike, class_counts
@@ -24,22 +23,13 @@ from collapsar.core.normalization import GATHERS
 from collapsar.core.sentences import percent
 from collapsar.core.types import Record
 from collapsar.solver import Solution
-from collapsar.solver.solve import solve_near
 
-_Answer = partial["StandardAdvice"]
 Verdict = Literal["safe", "merge", "outvoted", "not acted", "unknown"]
 
-_ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
 ACTED, _RESTED = 0.1, 3.0  # decay clock: below, decay has not acted; above, the run can be at rest
-_LEVEL = 1e-6  # nats, by which scores of merged classes may differ
 _FORECAST_SIZES = 32  # different sizes of classes in a forecast
-# What holds at this multiple of the decay held for runs. Rows of AdamW at rest were up to a third above the forecast
-# (docs/optimizers.md). SGD lost classes from .9 of the decay on at which the optimum outvotes them, and from .6 of the
-# one at which it merges them; behind a batch norm, whose statistics are those of a batch, from .3 on, and sooner below
-# half a sample of a class per batch (docs/advise.md).
-_OFF, _NEAR, _MERGING, _OF_BATCHES, _SEEN = 1.4, 1.25, 2.0, 4.0, 0.5
 _FLAT = 0.01  # nats: a prior that the loss has taken out
-_PRICES, _HALVINGS = (1e-5, 10.0), 10  # of lambda_w / norm^2 between which classes begin to be lost
+_WATCH, _HEAD_OUT = "watch the class means during training", "take the head out of the weight decay"
 
 
 @dataclass(frozen=True)
@@ -117,37 +107,19 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
         ('not acted', 0.0003)
     """
     n = class_counts(counts)
-    answer = partial(StandardAdvice, clock=recipe.clock, prior=tuple(left_prior(n, recipe.whole_loss).tolist()))
+    training = _Training(n, recipe, tuple(left_prior(n, recipe.whole_loss).tolist()))
     if recipe.clock < ACTED:
-        advice = _not_acted(n, recipe, answer)
+        advice = training.not_acted()
     elif (why := _uncovered(recipe)) is not None:
-        what = _prior(recipe, answer)
-        cure = f"{f'subtract {what} from the logits; ' if what else ''}watch the class means during training"
-        advice = answer("unknown", f"{why}: whether classes merge is not known", cure)
+        cure = f"{f'subtract {training.left} from the logits; ' if training.left else ''}{_WATCH}"
+        advice = training.answer("unknown", f"{why}: whether classes merge is not known", cure)
     else:
-        advice = _at_rest(n, recipe, answer)
+        advice = training.at_rest()
     if recipe.width >= n.size - 1:
         return advice
     features = "1 feature" if recipe.width == 1 else f"{recipe.width} features"
     room = f"; with {features} for {n.size} classes some are close in any case: no room"
     return replace(advice, reason=advice.reason + room)
-
-
-def _not_acted(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
-    seen = ""
-    if recipe.batch_size is not None:
-        times = recipe.steps * recipe.batch_size * int(n.min()) / int(n.sum())
-        seen = f" (the smallest is seen {times:{'.0f' if times >= 100 else '.3g'}} times)"
-    reason = (
-        f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
-        "have merged classes"
-    )
-    what = _prior(recipe, answer)
-    cure = (
-        f"small classes that are lost are {'outvoted or ' if what else ''}not learned yet{seen}: "
-        f"{f'subtract {what} from the logits, then ' if what else ''}train longer; leave the decay alone"
-    )
-    return answer("not acted", reason, cure)
 
 
 def _uncovered(recipe: Recipe) -> str | None:
@@ -165,193 +137,149 @@ def _uncovered(recipe: Recipe) -> str | None:
     return None
 
 
-def _at_rest(n: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
-    most = {"most": _FORECAST_SIZES} if recipe.optimizer == "adamw" else {}
-    few, loss, change = joined_classes(n, recipe.loss, **most)
-    advice = _of_few(n, few, replace(recipe, loss=loss), answer)
-    if not change:
-        return advice
-    sizes = f"{np.unique(n).size} sizes of classes were joined into {np.unique(few).size}"
-    joined = f"; for this {sizes}, the smallest kept, the others changed by at most {percent(change)}"
-    return replace(advice, reason=advice.reason + joined)
+@dataclass(frozen=True)
+class _Training:
+    """A training, and what is said of it."""
 
+    n: NDArray[np.int64]
+    recipe: Recipe
+    prior: tuple[float, ...]
 
-def _of_few(n: NDArray[np.int64], few: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
-    """The advice from an optimum of few sizes of classes, in words of those given."""
-    found = optimum_at_rest(few, recipe)
-    if not found.settled:
-        return _beyond(few, recipe, answer)
-    merged, outvoted = _alike(found.solution), _outvoted(found.solution)
-    rows = found.rows.tolist()
-    weight = rows[0] if len(set(rows)) == 1 else tuple(rows)
-    when = "" if recipe.clock >= _RESTED else f" (the clock is {recipe.clock:.2g}: the run ends on its way there)"
-    answer = partial(answer, merged=merged, outvoted=outvoted, lambda_w=weight)
-    if not (merged or outvoted):
-        return _kept(few, recipe, answer, when)
-    largest = _largest_decay(few, recipe)
-    lost = merged or outvoted
-    sizes = sorted({int(n[k]) for k in lost})
-    which = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    if merged and len(lost) > 1:
-        what = f"merges {len(lost)} classes, those of {which} samples"
-    elif merged:
-        what = f"leaves the class of {which} samples without features of its own"
-    elif len(lost) > 1:
-        what = f"leaves {len(lost)} classes outvoted, none of their own samples given to them, those of {which} samples"
-    else:
-        what = f"leaves the class of {which} samples outvoted, none of its own samples given to it"
-    reason = f"at rest the decay of the head {what}{when}"
-    cure = (
-        f"lower the head's weight decay to {largest:.2g} or less: then every class keeps its own samples"
-        if largest is not None
-        else "take the head out of the weight decay"
-    )
-    if not merged:
-        cure = f"{cure}; {_correction(found.solution, recipe, answer)}"
-    return answer("merge" if merged else "outvoted", reason, cure, largest_decay=largest)
+    def answer(self, verdict: Verdict, reason: str, cure: str, **found: Any) -> StandardAdvice:
+        return StandardAdvice(verdict, reason, cure, clock=self.recipe.clock, prior=self.prior, **found)
 
+    @property
+    def left(self) -> str:
+        """What there is to subtract from the logits for equal priors, in words; "" where the loss has left nothing."""
+        if float(np.ptp(self.prior)) < _FLAT:
+            return ""
+        loss, frequencies = self.recipe.loss, "the log of the class frequencies"
+        shares = frequencies if loss.class_weights is None else "the log of the classes' shares in the loss"
+        return shares if loss.offsets is None else f"{shares}, less the loss's offsets,"
 
-def _kept(few: NDArray[np.int64], recipe: Recipe, answer: _Answer, when: str) -> StandardAdvice:
-    """Where the optimum at rest keeps all classes: whether runs do."""
-    keeps, room = f"at rest every class keeps features of its own and is given its own samples{when}", _room(recipe)
-    if _seldom(few, recipe):
-        shown = _in_a_batch(few, recipe)
+    @property
+    def outvoting(self) -> str:
+        if not self.left:
+            return "the loss has taken the prior out of the logits: subtract nothing from them"
+        return f"if small classes are outvoted, subtract {self.left} from the logits"
+
+    def not_acted(self) -> StandardAdvice:
+        n, recipe, seen = self.n, self.recipe, ""
+        if recipe.batch_size is not None:
+            times = recipe.steps * recipe.batch_size * int(n.min()) / int(n.sum())
+            seen = f" (the smallest is seen {times:{'.0f' if times >= 100 else '.3g'}} times)"
         reason = (
-            f"{keeps}; but a batch has {shown:.2g} samples of the smallest class, too few for the norm's statistics"
+            f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
+            "have merged classes"
         )
-        return answer(
-            "unknown", reason, f"use larger batches, or a norm over each sample; {_outvoting(recipe, answer)}"
+        cure = (
+            f"small classes that are lost are {'outvoted or ' if self.left else ''}not learned yet{seen}: "
+            f"{f'subtract {self.left} from the logits, then ' if self.left else ''}train longer; leave the decay alone"
         )
-    if _is_safe(few, recipe):
-        return answer("safe", keeps, f"none is needed; {_outvoting(recipe, answer)}")
-    off = (
-        "have been that far off a forecast"
-        if recipe.optimizer == "adamw"
-        else "have lost classes that close to where it no longer does"
-    )
-    multiple = f"{room:g}" if room >= _MERGING else f"{room:g} to {_MERGING:g}"
-    reason, largest = f"{keeps}; but not at {multiple} times this decay, and runs {off}", _largest_decay(few, recipe)
-    lower = "take the head out of the weight decay"
-    if largest is not None:
-        lower = f"lower the head's weight decay to {largest:.2g}"
-    return answer("unknown", reason, f"{lower} to be sure; {_outvoting(recipe, answer)}", largest_decay=largest)
+        return self.answer("not acted", reason, cure)
+
+    def at_rest(self) -> StandardAdvice:
+        most = {"most": _FORECAST_SIZES} if self.recipe.optimizer == "adamw" else {}
+        few, loss, change = joined_classes(self.n, self.recipe.loss, **most)
+        advice = self._of_few(Rests(few, replace(self.recipe, loss=loss)))
+        if not change:
+            return advice
+        sizes = f"{np.unique(self.n).size} sizes of classes were joined into {np.unique(few).size}"
+        joined = f"; for this {sizes}, the smallest kept, the others changed by at most {percent(change)}"
+        return replace(advice, reason=advice.reason + joined)
+
+    def _of_few(self, rests: Rests) -> StandardAdvice:
+        """The advice from an optimum of few sizes of classes, in words of those given."""
+        found = rests.at(1.0)
+        if not found.settled:
+            return self._open(found.solution) if self.recipe.optimizer != "adamw" else self._beyond(rests)
+        merged, outvoted = alike(found.solution), outvoted_at(found.solution)
+        rows, clock = found.rows.tolist(), self.recipe.clock
+        when = "" if clock >= _RESTED else f" (the clock is {clock:.2g}: the run ends on its way there)"
+        weight = rows[0] if len(set(rows)) == 1 else tuple(rows)
+        if not (merged or outvoted):
+            return replace(self._kept(rests, when), lambda_w=weight)
+        largest = rests.largest_decay()
+        cure = _HEAD_OUT if largest is None else _lower(largest, " or less: then every class keeps its own samples")
+        if not merged:
+            cure = f"{cure}; {self._correction(found.solution)}"
+        reason = f"at rest the decay of the head {self._what(merged, outvoted)}{when}"
+        lost = {"merged": merged, "outvoted": outvoted, "lambda_w": weight, "largest_decay": largest}
+        return self.answer("merge" if merged else "outvoted", reason, cure, **lost)
+
+    def _what(self, merged: tuple[int, ...], outvoted: tuple[int, ...]) -> str:
+        """What becomes of the classes that are lost."""
+        lost = merged or outvoted
+        sizes = sorted({int(self.n[k]) for k in lost})
+        which = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        if merged and len(lost) > 1:
+            return f"merges {len(lost)} classes, those of {which} samples"
+        if merged:
+            return f"leaves the class of {which} samples without features of its own"
+        if len(lost) > 1:
+            some = f"leaves {len(lost)} classes outvoted"
+            return f"{some}, none of their own samples given to them, those of {which} samples"
+        return f"leaves the class of {which} samples outvoted, none of its own samples given to it"
+
+    def _kept(self, rests: Rests, when: str) -> StandardAdvice:
+        """Where the optimum at rest keeps all classes: whether runs do."""
+        keeps = f"at rest every class keeps features of its own and is given its own samples{when}"
+        if rests.seldom:
+            reason = (
+                f"{keeps}; but a batch has {rests.in_a_batch:.2g} samples of the smallest class, too few for the "
+                "norm's statistics"
+            )
+            return self.answer("unknown", reason, f"use larger batches, or a norm over each sample; {self.outvoting}")
+        kept = rests.kept(1.0)
+        if kept:
+            return self.answer("safe", keeps, f"none is needed; {self.outvoting}")
+        off = (
+            "have been that far off a forecast"
+            if self.recipe.optimizer == "adamw"
+            else "have lost classes that close to where it no longer does"
+        )
+        largest = rests.largest_decay()
+        lower = _HEAD_OUT if largest is None else _lower(largest)
+        there = f"at {rests.multiple} times this decay"
+        there = f"not {there}" if kept is not None else f"whether {there} as well is not known"
+        reason = f"{keeps}; but {there}, and runs {off}"
+        return self.answer("unknown", reason, f"{lower} to be sure; {self.outvoting}", largest_decay=largest)
+
+    def _correction(self, s: Solution) -> str:
+        """What the prior correction alone does at an optimum that outvotes classes."""
+        if not self.left:
+            return "no correction of the prior is left to make: the loss has taken it out of the logits"
+        if not corrected_margins(s).min() > LEVEL:
+            return f"subtracting {self.left} from the logits alone does not give every class its samples"
+        if (
+            self.recipe.optimizer == "adamw"
+        ):  # its runs end off the forecast: one was cured, one ruined (docs/advise.md)
+            return f"{self.left} alone can be too much for logits that decay has shortened"
+        them = "it" if len(outvoted_at(s)) == 1 else "them"
+        return f"where it must stay, subtract {self.left} from the logits: at rest that gives {them} back too"
+
+    def _open(self, s: Solution) -> StandardAdvice:
+        """Where the optimum is not found, as beside class weights that span more than float64 does."""
+        gap = s.certificate.relative_gap
+        known = f"is known to a relative gap of {gap:.1g} only" if gap < 1 else "is not found"
+        reason = f"the optimum at rest {known}: whether classes merge is not known"
+        vectors = any(v is not None for v in (self.recipe.loss.class_weights, self.recipe.loss.scales))
+        closer = "bring the loss's values for the classes closer together; " if vectors else ""
+        return self.answer("unknown", reason, f"{closer}{_WATCH}; {self.outvoting}")
+
+    def _beyond(self, rests: Rests) -> StandardAdvice:
+        """Where the forecast does not settle: the decay at which classes begin to be lost at rest bounds this one."""
+        bound = rests.least_harmful * self.recipe.unit
+        runs_off = (
+            "AdamW's decay shrinks with the gradient, and where it comes to rest cannot be forecast at this decay: the "
+            "margins grow beyond what any run reaches"
+        )
+        if rests.kept_if_weaker(1.0) and not rests.seldom:
+            reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}"
+            return self.answer("safe", reason, f"none is needed against merging; {self.outvoting}")
+        reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest"
+        return self.answer("unknown", reason, f"{_WATCH}; {self.outvoting}")
 
 
-def _correction(s: Solution, recipe: Recipe, answer: _Answer) -> str:
-    """What the prior correction alone does at an optimum that outvotes classes."""
-    what = _prior(recipe, answer)
-    if not what:
-        return "no correction of the prior is left to make: the loss has taken it out of the logits"
-    if not corrected_margins(s).min() > _LEVEL:
-        return f"subtracting {what} from the logits alone does not give every class its samples"
-    if recipe.optimizer == "adamw":  # its runs end off the forecast: one was cured, one ruined (docs/advise.md)
-        return f"{what} alone can be too much for logits that decay has shortened"
-    them = "it" if len(_outvoted(s)) == 1 else "them"
-    return f"where it must stay, subtract {what} from the logits: at rest that gives {them} back too"
-
-
-def _prior(recipe: Recipe, answer: _Answer) -> str:
-    """What there is to subtract from the logits for equal priors, in words; "" where the loss has left nothing."""
-    if float(np.ptp(answer.keywords["prior"])) < _FLAT:
-        return ""
-    frequencies = "the log of the class frequencies"
-    shares = frequencies if recipe.loss.class_weights is None else "the log of the classes' shares in the loss"
-    return shares if recipe.loss.offsets is None else f"{shares}, less the loss's offsets,"
-
-
-def _outvoting(recipe: Recipe, answer: _Answer) -> str:
-    what = _prior(recipe, answer)
-    if not what:
-        return "the loss has taken the prior out of the logits: subtract nothing from them"
-    return f"if small classes are outvoted, subtract {what} from the logits"
-
-
-def _beyond(few: NDArray[np.int64], recipe: Recipe, answer: _Answer) -> StandardAdvice:
-    """Where the forecast does not settle: the decay at which classes begin to be lost at rest bounds this one."""
-    bound, outvoting = _least_harmful(few, recipe) * recipe.unit, _outvoting(recipe, answer)
-    runs_off = (
-        "AdamW's decay shrinks with the gradient, and where it comes to rest cannot be forecast at this decay: the "
-        "margins grow beyond what any run reaches"
-    )
-    if _room(recipe) * recipe.weight_decay * recipe.unit < bound and not _seldom(few, recipe):
-        reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}"
-        return answer("safe", reason, f"none is needed against merging; {outvoting}")
-    reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest"
-    return answer("unknown", reason, f"watch the class means during training; {outvoting}")
-
-
-def _room(recipe: Recipe) -> float:
-    """The multiple of the decay that must be harmless for a run to be safe."""
-    if recipe.norm == "batchnorm":
-        return _OF_BATCHES
-    return _OFF if recipe.optimizer == "adamw" else _NEAR
-
-
-def _in_a_batch(n: NDArray[np.int64], recipe: Recipe) -> float:
-    """Samples of the smallest class in a batch; inf where its size is not known."""
-    return np.inf if recipe.batch_size is None else recipe.batch_size * float(n.min() / n.sum())
-
-
-def _seldom(n: NDArray[np.int64], recipe: Recipe) -> bool:
-    """Whether a norm over batches sees too little of the smallest class for the theory, whose batch is all samples."""
-    return recipe.norm == "batchnorm" and _in_a_batch(n, recipe) < _SEEN
-
-
-def _is_safe(few: NDArray[np.int64], recipe: Recipe) -> bool:
-    """Whether runs keep all classes: the rests at the multiples of this decay that were measured do."""
-
-    def at(factor: float) -> Forecast:
-        return optimum_at_rest(few, replace(recipe, weight_decay=factor * recipe.weight_decay))
-
-    room = _room(recipe)
-    found = at(room)
-    if not found.settled:
-        return room * recipe.weight_decay < _least_harmful(few, recipe)
-    if _loses(found.solution):
-        return False
-    further = None if room >= _MERGING else at(_MERGING)
-    return further is None or not (further.settled and _alike(further.solution))
-
-
-def _least_harmful(few: NDArray[np.int64], recipe: Recipe) -> float:
-    """The decay whose rest has rows at which classes begin to merge or to be outvoted, all rows taken as one.
-
-    wd = lambda / (sqrt(v) + eps) at the largest v; it rises with lambda, so that weaker decay rests at smaller rows.
-    """
-    low, high = (price * recipe.norm_length**2 for price in _PRICES)
-    best = solve_near(head_problem(few, recipe, low), None, 1e-7)
-    for _ in range(_HALVINGS):
-        middle = float(np.sqrt(low * high))
-        s = solve_near(head_problem(few, recipe, middle), best, 1e-7)
-        if _loses(s):
-            high = middle
-        else:
-            low, best = middle, s
-    return low / float(np.sqrt(mean_square(best, recipe)).max() + recipe.eps)
-
-
-def _alike(s: Solution) -> tuple[int, ...]:
-    """Classes whose features are those of another class, or nothing, as all are where Z = 0."""
-    G = s.feature_gram()
-    size = np.sqrt(np.diag(G))
-    gone = size <= 1e-6 * size.max()
-    cosines = G / np.maximum(np.outer(size, size), 1e-300)
-    np.fill_diagonal(cosines, 0.0)
-    return tuple(int(k) for k in np.flatnonzero(gone | (cosines.max(axis=0) >= _ALIKE)))
-
-
-def _outvoted(s: Solution) -> tuple[int, ...]:
-    """Classes for which the optimum scores another class higher."""
-    return tuple(int(k) for k in np.flatnonzero(inference_margins(s) < -_LEVEL))
-
-
-def _loses(s: Solution) -> bool:
-    return bool(_alike(s) or _outvoted(s))
-
-
-def _largest_decay(n: NDArray[np.int64], recipe: Recipe) -> float | None:
-    """The first of wd/2, wd/4, ... that is safe, as the optimizer calls it; None where the weakest is not."""
-    weaker = [replace(recipe, weight_decay=recipe.weight_decay / 2**halvings) for halvings in range(1, 14)]
-    if not _is_safe(n, weaker[-1]):
-        return None
-    return next(w.weight_decay * w.unit for w in weaker if w is weaker[-1] or _is_safe(n, w))
+def _lower(decay: float, then: str = "") -> str:
+    return f"lower the head's weight decay to {decay:.2g}{then}"
