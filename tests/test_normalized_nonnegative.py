@@ -186,6 +186,16 @@ def test_path_and_a_solution_as_a_start() -> None:
         assert s.certificate.primal == pytest.approx(cs.solve(p.replace(lambda_w=value)).certificate.primal, rel=1e-10)
 
 
+def test_a_path_goes_on_where_a_direction_dies() -> None:
+    p = cs.Problem.from_normalized(
+        "160x2,50x3,17,3", lambda_w=1.0, norm=8.0, over="sample", lambda_b=0.0, features="nonnegative"
+    )
+    _, s = cs.path(p, [2.85 * 1.25**7, 2.85 * 1.25**6])
+    cold = cs.solve(s.problem)
+    assert s.certificate.primal == pytest.approx(cold.certificate.primal, rel=1e-9)
+    assert s.class_states == cold.class_states
+
+
 def test_nonnegative_batch_factors_stay_nonnegative_where_directions_are_shared() -> None:
     p = cs.Problem.from_normalized(
         "500x5,20x5", lambda_w=2.0, norm=NORM, over="batch", lambda_b=0.001, features="nonnegative"

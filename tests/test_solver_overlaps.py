@@ -124,6 +124,14 @@ def test_overlaps_are_followed_from_stronger_penalties():
     assert follow_overlaps(q, max_steps=20) is None
 
 
+@pytest.mark.parametrize("lambda_z", [0.01304, 0.01307])
+def test_overlaps_that_turn_singular_in_a_shortened_step_are_left_to_the_general_algorithm(lambda_z: float):
+    n = np.array([8, 8, 8, 15, 15, 15, 24, 24, 24, 438])
+    p = Problem(n, lambda_z, 0.0, Loss(temperatures=(438 / n) ** 0.315), features="nonnegative")
+    assert minimise_overlaps(quotient(p)) is None
+    assert cs.solve(p).class_states == ("separated",) * 9 + ("vanished",)
+
+
 def test_features_with_given_overlaps():
     q = trivial_quotient(Problem([5, 4, 3, 2, 1], 0.01))
     H = np.triu(np.random.default_rng(1).random((5, 5)))

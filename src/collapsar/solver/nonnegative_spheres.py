@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms, combined, own_directions, with_overlaps
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, balance_bias
 from collapsar.solver.conjugate_gradients import truncated_newton
@@ -35,9 +35,6 @@ from collapsar.solver.symmetry import Blocks
 
 if TYPE_CHECKING:
     from collapsar.solver.solve import Settings
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
 
 _ROUNDS = 8  # of descent, Newton's method and the bound: one or two are usual
 _RIDGE_STEPS = 100  # a dozen are usual
@@ -147,7 +144,7 @@ def _continued(
     x = nonnegative_point(n, near.atoms, near.b)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # where the way is lost the best point is kept
         atoms, b = newton(n.lagrangian(x.y), _priced(n, x), x.b, n.q.sizes * x.y / n.price, held)
-    x = nonnegative_point(n, _unit(n, combined(n.q, atoms), x).atoms, b)
+    x = nonnegative_point(n, _unit(n, combined(n.q, atoms).alive(n.q), x).atoms, b)
     asked = _asked(n, x, x.atoms.own, x.atoms.common)
     if not float(np.max(np.abs(x.atoms.between - asked.between))) <= _AT_REST * float(np.max(np.abs(asked.between))):
         return None
@@ -162,13 +159,13 @@ def fewest(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres:
     """The optimum with no more directions than its overlaps need, where these are found: Newton's method then ends."""
     C, gamma = x.atoms.gram()
     features = with_overlaps(n.q, C - np.diag(gamma), gamma)
-    return x if features is None else replace(x, atoms=_asked(n, x, *features))
+    return x if features is None else replace(x, atoms=_asked(n, x, *features).alive(n.q))
 
 
 def _asked(n: NormalizedQuotient, x: NonnegativeSpheres, own: Matrix, common: Matrix) -> Atoms:
     """The head that features ask for at the softmax of a point, which at the optimum is its own."""
     R = residual(n.q, predict(n.q, x.blocks(n.q))[0])
-    return Atoms((own + common) @ R.between.T / n.price, own * R.within / n.price, own, common).alive(n.q)
+    return Atoms((own + common) @ R.between.T / n.price, own * R.within / n.price, own, common)
 
 
 def _leaning(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres:

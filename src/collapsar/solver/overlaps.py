@@ -25,6 +25,7 @@ Where the certificate does not close, descent on the factors (:mod:`.shared`) ta
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -138,8 +139,8 @@ def _optimum(q: Quotient, max_steps: int, near: OverlapPoint | None = None) -> t
     at = _start(q, model) if near is None else OverlapPoint(q, model, near.Q, near.D, near.lost)
     if not bool((at.p > 0).all()):
         return None, 0
-    for step in range(1, max_steps + 1):
-        try:
+    with suppress(np.linalg.LinAlgError):
+        for step in range(1, max_steps + 1):
             moves = _newton_step(at)
             if moves is None:
                 break
@@ -147,15 +148,13 @@ def _optimum(q: Quotient, max_steps: int, near: OverlapPoint | None = None) -> t
             if not (np.isfinite(dQ).all() and np.isfinite(dD).all()):
                 break
             new = _moved(at, dQ, dD)
-        except np.linalg.LinAlgError:
-            break
-        rise = new.p / at.p - 1
-        fall, most = -float(rise.min()), float(np.abs(rise).max())
-        if fall > _FALL:
-            new = _moved(at, _FALL / fall * dQ, _FALL / fall * dD)
-        elif most <= _LAST and np.abs(dD).max() <= _LAST * np.abs(at.D).max() and np.array_equal(new.lost, at.lost):
-            return new, step
-        at = new
+            rise = new.p / at.p - 1
+            fall, most = -float(rise.min()), float(np.abs(rise).max())
+            if fall > _FALL:
+                new = _moved(at, _FALL / fall * dQ, _FALL / fall * dD)
+            elif most <= _LAST and np.abs(dD).max() <= _LAST * np.abs(at.D).max() and np.array_equal(new.lost, at.lost):
+                return new, step
+            at = new
     return None, max_steps
 
 
