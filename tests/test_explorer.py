@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 import collapsar as cs
+from collapsar.app.theory_records import near_merge
 from collapsar.cli.app import app
 from collapsar.report import explorer
 from collapsar.theory import least_oversampling
@@ -213,6 +214,9 @@ STATES = [
     {"n": [500.5, 100.25, 1], "z": 0.0036, "w": 1.1},
     {"k": [1, 1, 0], "n": [90, 10, 1], "z": 0.02},
     {"b": 0, "z": 0.0037},
+    # a class alone in its size whose features raise another's score as much
+    {"k": [6, 5, 1], "n": [4310, 3333, 44], "z": 0.001118, "b": 0.0131},
+    {"k": [2, 1, 1], "n": [4226, 5, 572], "z": 0.001166, "b": 0},
 ]
 
 
@@ -237,6 +241,10 @@ def test_links_restore_the_state_and_the_python_text_is_the_same_problem(states,
     assert sorted(mine["own"]) == pytest.approx(sorted(np.diag(solution.Z)[first]), abs=1e-6)
     t = space["cs"].thresholds(problem)
     assert mine["thresholds"]["complete"] == pytest.approx(t.complete, rel=1e-8)
+    first = np.cumsum([0, *(k for k in mine["state"]["k"] if k)])[:-1]
+    assert mine["states"] == [solution.class_states[k] for k in first]
+    near = near_merge(problem, t)[first]
+    assert mine["thresholds"]["gradual"] == [None if np.isnan(x) else pytest.approx(x, rel=1e-8) for x in near]
     assert "Thresholds(" in capsys.readouterr().out
 
 

@@ -49,6 +49,7 @@ function refresh(state) {
     scaled = (list) => list.map((z) => z * unit);
   page.limits = {
     merge: scaled(limits.merge),
+    gradual: scaled(limits.gradual),
     vanish: scaled(limits.vanish),
     exact: limits.exact,
     complete: limits.complete * unit,

@@ -3,6 +3,7 @@
 import { byId, el, listed, plural, raised, shown, SYMBOLS, withSubscripts } from "./dom.mjs";
 import { batchDecayOf, cosineOf } from "./solve.mjs";
 import { changed, groupsOf, NAMES, problemOf } from "./state.mjs";
+import { onsetOf } from "./strip.mjs";
 import { leastCure } from "./thresholds.mjs";
 
 const sizeWord = (state, g) => {
@@ -38,9 +39,15 @@ export function verdict(state, solution) {
   const name = (groups) => listed(groups.map((g) => groupWords(state, g))).replace(/^t/, "T");
   const many = (groups) => groups.length > 1 || several(state, groups[0]);
   const parts = [];
-  if (by.merged.length) {
-    const each = by.merged.length > 1 ? "each " : "";
-    parts.push(`${name(by.merged)} have ${each}merged into one point: the head cannot distinguish them.`);
+  const pooled = by.merged.filter((g) => several(state, g)),
+    alone = by.merged.filter((g) => !several(state, g));
+  if (pooled.length) {
+    const each = pooled.length > 1 ? "each " : "";
+    parts.push(`${name(pooled)} have ${each}merged into one point: the head cannot distinguish them.`);
+  }
+  if (alone.length) {
+    const [has, its] = alone.length > 1 ? ["have", "their"] : ["has", "its"];
+    parts.push(`${name(alone)} ${has} merged with others: ${its} features raise another class's score as much.`);
   }
   if (by.vanished.length) {
     parts.push(
@@ -126,8 +133,7 @@ export function curesOf(state, limits) {
   const { used, small } = groupsOf(state),
     i = used.indexOf(small),
     name = NAMES[small];
-  const signed = Number.isFinite(limits.merge[i]),
-    edge = signed ? limits.merge[i] : limits.vanish[i];
+  const edge = onsetOf(limits, i);
   const at = (field) => (x) => problemOf(changed(state, { [field]: x })),
     up = (x) => Number((x * 1.0005).toPrecision(4));
   const search = (field, to) => leastCure(at(field), i, state[field], to);
@@ -136,7 +142,9 @@ export function curesOf(state, limits) {
       cures.push(
         x === null ? { words: none, patch: null } : { words: words(shown(up(x), 4)), patch: { [field]: up(x) } },
       );
-  const lower = edge > 0 ? Number((edge * 0.999).toPrecision(4)) : null;
+  // where the threshold is approximate the optimum decides
+  const below = Number.isNaN(limits.gradual[i]) ? edge : leastCure(at("z"), i, state.z, Math.min(edge, state.z) / 10);
+  const lower = below > 0 ? Number((below * 0.999).toPrecision(4)) : null;
   cures.push(
     lower
       ? {
@@ -164,7 +172,7 @@ export function curesOf(state, limits) {
     "d",
     "No logit scale up to 10 helps",
   );
-  if (signed) cures.push({ words: "Logit adjustment moves decisions, but not this threshold", patch: null });
+  if (Number.isFinite(limits.merge[i])) cures.push({ words: "Logit adjustment moves decisions, but not this threshold", patch: null });
   return cures;
 }
 
@@ -173,11 +181,13 @@ export function drawCures(state, limits, solution, onChange) {
     i = used.indexOf(small),
     list = byId("cure-list"),
     name = NAMES[small];
-  const edge = Number.isFinite(limits.merge[i]) ? limits.merge[i] : limits.vanish[i];
+  const edge = onsetOf(limits, i),
+    about = Number.isNaN(limits.gradual[i]) ? "" : "about ";
   if (solution.states[i] === "separated") {
     const whose = `${groupWords(state, small)} ${several(state, small) ? "are" : "is"} separated`;
-    const reach = `up to λ_Z = ${shown(edge, 4)}, ${shown(edge / state.z, 3)} times the present one`;
-    byId("cure-lead").replaceChildren(...withSubscripts(`Nothing to cure: ${whose}, ${reach}.`));
+    const times = `${shown(edge / state.z, 3)} times the present one`,
+      reach = edge > state.z ? `, ${about}up to λ_Z = ${shown(edge, 4)}, ${times}` : "";
+    byId("cure-lead").replaceChildren(...withSubscripts(`Nothing to cure: ${whose}${reach}.`));
     list.replaceChildren();
     return;
   }

@@ -8,6 +8,7 @@ import { modelOf } from "./model.mjs";
 import { minimise, relativeGap } from "./newton.mjs";
 
 export const TOL = 1e-9;
+const TIE = 1e-6; // entries of a column this close, relatively, are equal
 
 /** The clusters of a problem: {q, of}, of[g] the cluster of group g. */
 export function clustersOf(problem) {
@@ -50,12 +51,19 @@ export function solve(problem) {
   const C = S.map((x, at) => x / (Math.sqrt(m.k[(at / J) | 0]) * m.root[at % J]));
   const states = m.k.map((k, j) => {
     const alive = Array.from({ length: J }, (_, c) => point.v[c * J + j]).some((x) => x !== 0);
-    return (k > 1 ? alpha[j] > 0 : alive) ? "separated" : alive ? "merged" : "vanished";
+    return (k > 1 ? alpha[j] > 0 : alive && ownMost(C, j, J)) ? "separated" : alive ? "merged" : "vanished";
   });
   const grams = gramsOf(m, alpha, C);
   const gap = relativeGap(point.primal, point.dual);
   const solution = onGroups(problem, of, m, { alpha, C, b, states, grams });
   return { ...solution, primal: point.primal, dual: point.dual, gap, closed: gap <= TOL, steps: point.steps };
+}
+
+/** Whether a class alone in its cluster has a direction of its own: its features raise its own logit most. */
+function ownMost(C, j, J) {
+  const column = Array.from({ length: J }, (_, i) => C[i * J + j]),
+    own = column.splice(j, 1)[0];
+  return own > Math.max(...column) + TIE * Math.max(Math.abs(own), ...column.map(Math.abs));
 }
 
 /** With a free bias a shift of b along 1/delta changes nothing: the one with sum_k b_k / delta_k = 0. */

@@ -14,11 +14,15 @@ export function fitScale(complete, here) {
   scale.high = Math.max(complete * 1.5, here * 1.05);
 }
 
+/** From where on a group's classes are not separated; about, for a class alone. */
+export const onsetOf = ({ merge, gradual, vanish }, i) =>
+  [merge[i], gradual[i], vanish[i], 0].find((x) => !Number.isNaN(x));
+
 /** The zones of the smallest classes along lambda_Z: [{state, from, to}], "all" beyond complete collapse. */
 export function zonesOf(limits, small) {
-  const { merge, vanish, complete } = limits,
+  const { vanish, complete } = limits,
     gone = Number.isNaN(vanish[small]) ? 0 : vanish[small];
-  const onset = Number.isNaN(merge[small]) ? gone : Math.min(merge[small], gone);
+  const onset = Math.min(onsetOf(limits, small), gone);
   const zones = [
     { state: "separated", from: 0, to: onset },
     { state: "merged", from: onset, to: gone },
@@ -90,6 +94,8 @@ function drawTicks(state, limits, where) {
   used.forEach((g, i) => {
     const stays = limits.merge[i] < limits.vanish[i] * (1 - 1e-9);
     if (stays) ticks.push({ x: limits.merge[i], text: `${NAMES[g]} merges` });
+    if (limits.gradual[i] < limits.vanish[i] * (1 - 1e-9))
+      ticks.push({ x: limits.gradual[i], text: `${NAMES[g]} loses its own direction`, open: true });
     if (limits.vanish[i] < limits.complete * (1 - 1e-9))
       ticks.push({ x: limits.vanish[i], text: `${NAMES[g]} vanishes`, open: !limits.exact[i] });
   });
@@ -116,8 +122,8 @@ export function bindStrip(onChange, getLimits) {
   };
   button.addEventListener("click", () => {
     if (stop) return end();
-    const { merge, vanish, complete } = getLimits(),
-      first = Math.min(complete, ...[...merge, ...vanish].filter((x) => x > 0));
+    const { merge, gradual, vanish, complete } = getLimits(),
+      first = Math.min(complete, ...[...merge, ...gradual, ...vanish].filter((x) => x > 0));
     button.textContent = "Stop";
     stop = glide(first / 4, complete * 1.15, PLAY, onChange, end);
   });

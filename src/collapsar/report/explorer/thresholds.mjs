@@ -7,17 +7,21 @@
 import { rootBetween, symmetricEigen } from "./linalg.mjs";
 import { columnNorms, dualNorm, modelOf, residualGram, residualOf, spectralNorm } from "./model.mjs";
 import { minimise } from "./newton.mjs";
-import { clustersOf } from "./solve.mjs";
+import { clustersOf, solve } from "./solve.mjs";
 
 const FLOOR = 1e-3; // how far below its guess a root is looked for
 const CLOSED = 1e-9; // the certificate of nonnegative features counts as closed up to this
 
-/** {merge, vanish, exact} per group and complete; NaN where a class has no such transition. */
+/**
+ * {merge, gradual, vanish, exact} per group and complete; NaN where a class has no such transition. A class alone in its
+ * cluster merges with none: `gradual` is about where its features no longer raise its own score most (signed features).
+ */
 export function thresholds(problem) {
   const { q, of } = clustersOf(problem),
     t = q.features === "signed" ? signed(q) : nonnegative(q);
   return {
     merge: of.map((j) => t.merge[j]),
+    gradual: of.map((j) => (q.features === "signed" && q.k[j] === 1 ? gradual(q, j, t.complete) : NaN)),
     vanish: of.map((j) => t.vanish[j]),
     exact: of.map((j) => t.exact[j]),
     complete: t.complete,
@@ -35,8 +39,13 @@ function heldAt(q, held) {
   };
 }
 
-function mergeOf(q) {
-  return q.k.map((k, j) => (k > 1 ? (q.tau[j] * q.delta[j] * (1 - q.eps) * q.share[j]) / Math.sqrt(q.mass[j]) : NaN));
+const withinStrength = (q, j) => (q.tau[j] * q.delta[j] * (1 - q.eps) * q.share[j]) / Math.sqrt(q.mass[j]);
+const mergeOf = (q) => q.k.map((k, j) => (k > 1 ? withinStrength(q, j) : NaN));
+
+/** Two columns are opposite until both vanish, unless labels are smoothed and logits offset at once. */
+function gradual(q, j, complete) {
+  const opposite = q.k.length === 2 && q.k[1 - j] === 1 && !(q.eps > 0 && q.iota.some((x) => x !== 0));
+  return opposite ? complete : Math.min(withinStrength(q, j), complete);
 }
 
 function signed(q) {
@@ -150,19 +159,16 @@ function largestRoot(excess, top, guess) {
   return value === 0 ? low : rootBetween(excess, low, high, value, above);
 }
 
-/** Whether the classes of a group are apart at the problem's own lambda_Z: no transition passed. No root is needed. */
+/** Whether the classes of a group are separated at the problem's own lambda_Z. No root is needed. */
 export function isApart(problem, group) {
   const { q, of } = clustersOf(problem),
-    j = of[group],
-    J = q.k.length;
+    j = of[group];
   if (q.features === "nonnegative") {
     const { m, P } = heldAt(q, { column: j })(q.lambdaZ);
     return columnNorms(m, P)[j] > q.lambdaZ * (1 + 1e-12);
   }
   if (q.k[j] > 1) return mergeOf(q)[j] > q.lambdaZ;
-  if (J === 1) return false;
-  const { m, P } = heldAt(q, { between: true })(q.lambdaZ);
-  return spectralNorm(residualOf(m, P).between, m.p, J) > q.lambdaZ;
+  return solve(problem).states[group] === "separated";
 }
 
 /**
