@@ -170,16 +170,22 @@ def _tried(optimizer: Optimizer, group: Group, decay: float) -> Decay:
     start = torch.tensor(_WEIGHTS, dtype=torch.float64)
     balance = -_DECAY * start
 
-    def moved(gradient: Tensor, decay: float) -> Tensor:
-        return _twin(optimizer, group, start, weight_decay=decay).stepped(gradient, _STEPS) - start
+    def moves(gradient: Tensor, decay: float) -> Iterator[Tensor]:
+        twin = _twin(optimizer, group, start, weight_decay=decay)
+        return (twin.stepped(gradient) - start for _ in range(_STEPS))
 
-    free, held = moved(balance, 0.0), moved(balance, _DECAY)
+    all_free = list(moves(balance, 0.0))
+    *_, held = moves(balance, _DECAY)
+    free = all_free[-1]
     if not (torch.isfinite(free).all() and torch.isfinite(held).all() and free.abs().max() > 0):
         return Decay(decay, "unknown", math.nan, math.nan)
     ratio = float(held.abs().max() / free.abs().max())
-    linear = torch.allclose(moved(4 * balance, 0.0), 4 * free, rtol=_CLOSE, atol=0)
+    linear = all(
+        torch.allclose(fourfold, 4 * once, rtol=_CLOSE, atol=0)
+        for once, fourfold in zip(all_free, moves(4 * balance, 0.0), strict=True)
+    )
     if ratio < _STILL:
-        centred = not bool(moved(torch.ones_like(start), 0.0).any())
+        centred = not any(bool(move.any()) for move in moves(torch.ones_like(start), 0.0))
         return Decay(decay, "coupled", 1.0, _clock_rate(optimizer, group) if linear else math.nan, centred)
     if linear:
         return Decay(decay, *_rested(optimizer, group))
@@ -234,16 +240,13 @@ def _share(optimizer: Optimizer, group: dict[str, Any]) -> float:
     """The share of a weight that decoupled decay takes in a step, over lr * weight_decay; NaN where it varies."""
     start, shares, estimates = torch.tensor(_WEIGHTS, dtype=torch.float64), [], []
     for rate, pull, steps in ((_RATE, start, 3), (_RATE / 4, 4 * start, 3), (_RATE, start**3, _STEPS)):
-        moved = []
-        for decay in (0.0, _DECAY):  # in the last step alone, before which the two are the same
-            twin = _twin(optimizer, group, start, weight_decay=0.0, lr=rate)
-            before = twin.stepped(pull, steps - 1)
-            twin.group["weight_decay"] = decay
-            # D-Adaptation and Prodigy keep the estimate that their steps are multiples of in the group.
-            d = float(twin.group.get("d", math.nan))
-            moved.append((twin.stepped(pull) - before) / (rate * _DECAY * before))
-        shares.append(moved[0] - moved[1])
-        estimates.append(d)
+        free = _twin(optimizer, group, start, weight_decay=0.0, lr=rate)
+        before = free.stepped(pull, steps - 1)
+        decayed = free.copied()
+        decayed.group["weight_decay"] = _DECAY  # in the last step alone
+        # D-Adaptation and Prodigy keep the estimate that their steps are multiples of in the group.
+        estimates.append(float(free.group.get("d", math.nan)))
+        shares.append((free.stepped(pull) - decayed.stepped(pull)) / (rate * _DECAY * before))
     every, one = torch.stack(shares), torch.ones((), dtype=torch.float64)
     if torch.allclose(every, one, rtol=_CLOSE):
         return 1.0
@@ -302,6 +305,13 @@ class _Twin:
             self.weight.grad = gradient.clone()
             self.optimizer.step()
         return self.weight.detach().clone()
+
+    def copied(self) -> _Twin:
+        """Another that goes on from here."""
+        optimizer = object.__new__(type(self.optimizer))
+        optimizer.__dict__.update(copy.deepcopy(vars(self.optimizer), {id(self.optimizer): optimizer}))
+        group = optimizer.param_groups[0]
+        return _Twin(optimizer, group, group["params"][0])
 
 
 def _twin(optimizer: Optimizer, group: Group, start: Tensor, *, weight_decay: float, lr: float = _RATE) -> _Twin:
