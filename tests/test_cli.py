@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,16 @@ def test_the_list_of_commands_says_what_each_command_says() -> None:
     for name, words in ({n: w for n, (_, w) in COMMANDS.items()} | STUDIES).items():
         command = program().resolve_command(None, [name])[1]
         assert " ".join(command.help.split()).startswith(words.rstrip(".")), name
+
+
+def test_the_help_lists_at_most_a_dozen_options_together() -> None:
+    """Long commands have theirs in groups that say what they are about."""
+    for name in COMMANDS:
+        command = program().resolve_command(None, [name])[1]
+        options = Counter(p.rich_help_panel for p in command.params if p.param_type_name == "option")
+        assert max(options.values(), default=0) <= 12, name
+        if name in ("solve", "advise"):
+            assert {"The penalties", "The loss"} <= set(options)
 
 
 LIGHT = (

@@ -47,18 +47,23 @@ _NEEDED = "--norm, --lr, --steps, --batch-size, --width and --weight-decay"
 
 @dataclass(frozen=True)
 class Training(DecayOptions):
-    """A training without a penalty on the features: weight decay alone, or with a norm before the head."""
+    """Weight decay in place of penalties.
+
+    Alone, or with a norm before the head.
+    """
 
     optimizer: Literal["sgd", "adam", "adamw"] = Option("sgd", help="What applies the decay.")
     norm: Norm | None = Option(None, help="Standard training: what normalises the features before the head.")
-    lr: float | None = Option(None, help="With --norm: learning rate at its peak.")
-    steps: int | None = Option(None, help="With --norm: updates in the run.")
+    lr: float | None = Option(None, help="With --norm: peak learning rate.")
+    steps: int | None = Option(None, help="With --norm: number of updates in the run.")
     batch_size: int | None = Option(None, help="With --norm: samples per update.")
-    width: int | None = Option(None, help="With --norm: features before the head.")
-    schedule: Schedule = Option("cosine", help="With --norm: how the learning rate goes down.")
-    head_weight_decay: float | None = Option(None, help="With --norm: the head's own, if not --weight-decay.")
+    width: int | None = Option(None, help="With --norm: number of features before the head.")
+    schedule: Schedule = Option("cosine", help="With --norm: how the learning rate decreases.")
+    head_weight_decay: float | None = Option(
+        None, help="With --norm: weight decay of the head, where it is not --weight-decay."
+    )
     length: float | None = Option(
-        None, help="With --norm: of the features; default sqrt(width), and 16, its scale, for cosine."
+        None, help="With --norm: length of the features; default sqrt(width), or for cosine 16, its scale."
     )
 
     def recipe(self, smoothing: float) -> Recipe | None:
@@ -109,18 +114,20 @@ def advise(
     diagnosis: Path | None = Option(
         None, help="What `collapsar diagnose` printed as --json, or what it reads: a run's folder, a file of features."
     ),
-    margin: float = Option(0.1, help="Room a remedy must leave: 0.1 is 10% in lambda_z."),
+    margin: float = Option(0.1, help="Room that a mitigation must leave: 0.1 is 10 % in lambda_z."),
     loss: LossOptions,
     file: LabelFile,
-    exact: bool = Option(False, "--exact", help="Solve for every class size; by default more than 64 are joined."),
+    exact: bool = Option(
+        False, "--exact", help="Solve for every class size; by default, more than 64 of them are grouped."
+    ),
     html: Html = None,
     picture: Picture = None,
     as_json: Json = False,
 ) -> None:
     """Which classes merge at your penalties, and the least change that keeps them separated, with its price.
 
-    Every remedy is the least setting that brings each class across its threshold with room to spare, checked by solving
-    the problem after the change. No training, no torch.
+    Every mitigation is at the least setting that brings each class across its threshold with room to spare, checked by
+    solving the problem after the change. No training, no torch.
     """
     recipe = training.recipe(loss.smoothing)
     _check_options(context)
@@ -253,7 +260,7 @@ def _print_advice(record: Record) -> None:
         shown.print(plain_table(*words.SUGGESTION_COLUMNS, rows=words.suggestion_rows(record), folds=(1,)))
         shown.print(f"1: {suggestions[0]['words']}. {' '.join(suggestions[0]['caveats'])}")
     elif record["verdict"] in ("merging", "collapsed") and record.get("decay") is None:
-        shown.print("No single remedy reaches the target; combine two, or lower the penalty and try again.")
+        shown.print("No single mitigation reaches the target; combine two, or lower the penalty and try again.")
     for sentence in filter(None, (words.room_words(record), words.prior_words(record))):
         shown.print(sentence)
     if not suggestions:

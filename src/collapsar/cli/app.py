@@ -82,10 +82,10 @@ app = typer.Typer(
     help="""
 Predict, measure and prevent the collapse of classes in classifiers trained on imbalanced data.
 
-A network trained to the end shrinks every class to one point. With imbalanced classes and too strong penalties, the
-points of the small classes fall **onto each other**: the network can no longer tell them apart. That happens at sharp
-thresholds, which `collapsar thresholds` computes; `collapsar solve` gives the exact geometry, with a certificate;
-`collapsar train` and `collapsar demo` show it in a real network.
+A network trained to the end shrinks every class to one point. With imbalanced classes and penalties that are too
+strong, the points of the small classes fall **onto each other**: the network can no longer tell them apart. That
+happens at sharp thresholds, which `collapsar thresholds` computes; `collapsar solve` gives the exact geometry, with a
+certificate; `collapsar train` and `collapsar demo` show it in a real network.
 
 Start with `collapsar demo`.
 """,

@@ -30,7 +30,8 @@ class Scope:
     norm: float | None = Option(None, help="Features come out of a normalisation: all are of this length.")
     tolerance: float = Option(0.01, help="Rows coincide if no farther apart than this share of the longest row.")
     largest_reach: float = Option(
-        AuditOptions.largest_reach, help="Multiplications to spend on whether features make each class the answer."
+        AuditOptions.largest_reach,
+        help="Most multiplications to spend on finding out whether any features make each class the answer.",
     )
 
     def options(self, prices: Prices) -> AuditOptions:
@@ -73,7 +74,8 @@ def audit(
         help="Training samples of each class: a number per line, .npy, 500x5,100x5, or what solve takes as COUNTS.",
     ),
     features: Path | None = Option(
-        None, help="A file with features (N, d) and labels (N,), as diagnose takes it: recall of dead classes."
+        None,
+        help="A file with features (N, d) and labels (N,), as diagnose takes it, for the recall of dead classes.",
     ),
     scope: Scope,
     prices: Prices,

@@ -26,7 +26,7 @@ _MOST_ROWS = 40
 class Known:
     """What is known of the training."""
 
-    weight_decay: float | None = Option(None, help="SGD's, on the head: lambda_w and lambda_b in one.")
+    weight_decay: float | None = Option(None, help="Weight decay of SGD on the head: sets both lambda_w and lambda_b.")
     lambda_w: float | None = Option(None, help="Penalty of the head's weight, if known.")
     lambda_h: float | None = Option(None, help="Penalty of the features, summed over samples, if known.")
     lambda_b: float | None = Option(None, help="Penalty of the head's bias, if known.")
@@ -62,7 +62,7 @@ def diagnose(
     path: Path = Argument(
         ...,
         metavar="PATH",
-        help="An .npz or .safetensors file with features (N, d), labels (N,), weight (K, d) and maybe bias (K,), "
+        help="An .npz or .safetensors file with features (N, d), labels (N,), weight (K, d) and optionally bias (K,), "
         "or the folder of a training run.",
         show_default=False,
     ),
@@ -77,10 +77,12 @@ def diagnose(
     html: Html = None,
     picture: Picture = None,
     data_dir: DataDir = None,
-    ignore_index: int = Option(-100, help="Label of samples without one in a file of features: they are left out."),
+    ignore_index: int = Option(
+        -100, help="In a file of features: label of samples without a class; they are left out."
+    ),
     as_json: Json = False,
 ) -> None:
-    """Say which classes of a trained network have merged or vanished, and what theory says of it.
+    """Say which classes of a trained network have merged or vanished, and what the theory says about it.
 
     Compares the network with the exact optima, reads the penalties it acts as if it had, and says how far to trust
     that. Penalties that are not given are read from the network. With --max-merged and

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import typer
 from typer import Argument, Option
+from typer.models import OptionInfo
 
 import collapsar as cs
 from collapsar.cli.app import app
@@ -38,7 +40,9 @@ Features = Annotated[
 Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Html = Annotated[Path | None, Option("--html", help="Also write a page that opens in any browser.")]
 Picture = Annotated[Path | None, Option("--picture", help="Also write a picture, .png or .svg.")]
-DataDir = Annotated[Path | None, Option("--data-dir", help="Where the data set lies, if not in a standard place.")]
+DataDir = Annotated[
+    Path | None, Option("--data-dir", help="Folder with the data set, if it is not in a standard place.")
+]
 ClassNames = Annotated[
     Path | None, Option("--class-names", "--classes", help="Text file with one class name per line.")
 ]
@@ -46,7 +50,10 @@ Show = Annotated[bool, Option("--open/--no-open", help="Open the page in a brows
 
 
 def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command with these examples; of a dataclass that it takes each field is an option of its own."""
+    """Register a command with these examples; of a dataclass that it takes each field is an option of its own.
+
+    The help lists these options together, under the first line of the dataclass's docstring.
+    """
     epilog = "\n\n".join(("Examples:", *(f"    {example}" for example in examples)))
     return lambda function: app.command(epilog=epilog)(_ungrouped(function))
 
@@ -59,7 +66,8 @@ def _ungrouped(command: Callable[..., None]) -> Callable[..., None]:
     for p in parameters:
         if p.name in groups:
             hints = get_type_hints(p.annotation, include_extras=True)
-            flat |= {field.name: (hints[field.name], field.default) for field in fields(p.annotation)}
+            panel = (p.annotation.__doc__ or "").partition("\n")[0].rstrip(".")
+            flat |= {f.name: _in_panel(panel, hints[f.name], f.default) for f in fields(p.annotation)}
         else:
             flat[p.name] = (p.annotation, p.default)
 
@@ -76,6 +84,16 @@ def _ungrouped(command: Callable[..., None]) -> Callable[..., None]:
         ]
     )
     return called
+
+
+def _in_panel(panel: str, annotation: Any, default: Any) -> tuple[Any, Any]:
+    """An option's annotation and default, listed in this panel of the help."""
+    if not isinstance(default, OptionInfo):
+        kind, option = get_args(annotation)
+        return Annotated[kind, _in_panel(panel, kind, option)[1]], default
+    listed = copy(default)
+    listed.rich_help_panel = panel
+    return annotation, listed
 
 
 BEHIND_A_NORM = "; behind a norm --lambda-w and --norm"
@@ -112,7 +130,7 @@ class NormOptions:
         help="What normalises the features: layernorm, rmsnorm, batchnorm (without gain) or cosine, with --width; or "
         "their length. With --lambda-w alone.",
     )
-    width: int | None = Option(None, min=1, help="With the name of a norm: features before the head.")
+    width: int | None = Option(None, min=1, help="With a named norm: number of features before the head.")
     over: Literal["sample", "batch"] | None = Option(
         None, help="With a length: sample (the default) for LayerNorm, RMSNorm and cosine heads, batch for BatchNorm."
     )
@@ -158,10 +176,15 @@ class NormOptions:
 
 @dataclass(frozen=True)
 class DecayOptions:
-    """A training with weight decay in place of penalties: SGD, or Adam with the decay in its gradient."""
+    """Weight decay in place of penalties.
+
+    By SGD, or by Adam with the decay in its gradient.
+    """
 
     weight_decay: float | None = Option(None, help="Ordinary training: decay on everything, no feature penalty.")
-    layers: int | None = Option(None, help="Without --norm: linear layers above the last normalisation, with the head.")
+    layers: int | None = Option(
+        None, help="Without --norm: linear layers above the last normalisation, the head included."
+    )
     gain_decay: float | None = Option(
         None, help="With --norm: weight decay of its gain; leave out if it has none or is exempt."
     )
@@ -225,7 +248,10 @@ def listed_options(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The loss: what is not given is that of plain training."""
+    """The loss.
+
+    What is not given is that of plain training.
+    """
 
     class_weights: str | None = Option(None, help='Loss weight per class, e.g. "1x5,3x5".')
     offsets: str | None = Option(None, help="Logit offsets of the training loss, per class.")
@@ -261,7 +287,10 @@ def _class_vector(name: str, text: str, num_classes: int) -> list[float]:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """How COUNTS is read where it is a file."""
+    """A file of labels.
+
+    How COUNTS is read where it is one.
+    """
 
     column: str | None = Option(None, help="Name or number of the column of a table that holds the labels.")
     ignore_index: int | None = Option(

@@ -28,12 +28,12 @@ class Fixed:
     """What stays fixed, unless it is on an axis."""
 
     classes: int = Option(10, help="K, the number of classes.")
-    k_a: int | None = Option(None, help="k_A, the large ones among them.  [default: half]")
+    k_a: int | None = Option(None, help="k_A, how many of them are large.  [default: half]")
     n_a: float = Option(500.0, help="n_A, samples per large class.")
     n_b: float = Option(100.0, help="n_B, samples per small class.")
     lambda_z: float = Option(0.0036, help="Penalty of the mean predictions.")
     lambda_b: float = Option(0.02, help="Penalty of the bias; inf: none, 0: free.")
-    oversampling: float = Option(1.0, help="Repeats of every small class's sample.")
+    oversampling: float = Option(1.0, help="How often each sample of a small class is shown.")
     over: Literal["sample", "batch"] | None = Option(
         None, help="Features normalised per sample (LayerNorm) or batch (BatchNorm)."
     )
@@ -61,20 +61,20 @@ class Fixed:
 def phase(
     *,
     x: str = Option(..., help=f"Horizontal axis: {_AXIS_HELP}", show_default=False),
-    y: str = Option(..., help="Vertical axis, another parameter.", show_default=False),
+    y: str = Option(..., help="Vertical axis: another parameter, in the same form.", show_default=False),
     fixed: Fixed,
     tol: float = Option(1e-9, help="Relative duality gap of every cell."),
-    out: Path | None = Option(None, help="Picture, .png, .svg or .pdf; the record beside it, as .json."),
+    out: Path | None = Option(None, help="Picture to write: .png, .svg or .pdf; the record goes beside it, as .json."),
     jobs: int = Option(1, help="Processes; -1: one per core. More than one needs joblib."),
     dask_scheduler: str | None = Option(None, help='Compute on a dask cluster: "tcp://host:8786".'),
     as_json: Json = False,
 ) -> None:
     """Which classes stay separated, merge or vanish, over a grid of two parameters, with the exact thresholds drawn in.
 
-    Every cell is a certified optimum, for signed and for nonnegative features; for networks that normalise their
-    features with --over, where lambda_w is the penalty. "r" is the imbalance n_A / n_B and moves
-    n_A; "share_a" is k_A / K. An interrupted sweep resumes where it stopped when the same command is given again
-    with the same --out; a finished one computes nothing.
+    Every cell is a certified optimum, for signed and for nonnegative features; with --over, for networks that normalise
+    their features, where lambda_w is the penalty. "r" is the imbalance n_A / n_B and moves
+    n_A; "share_a" is k_A / K. An interrupted sweep resumes where it stopped when the same command is run again
+    with the same --out; a finished one is not computed again.
     """
     from collapsar.phase.grid import Axis, PhaseConfig
     from collapsar.phase.sweep import sweep

@@ -68,7 +68,7 @@ def explore(
 ) -> None:
     """Write a page that solves the model as you move its sliders, and open it: self-contained, works offline.
 
-    Class counts, penalties and remedies are sliders; class means, thresholds, phase diagram and advice follow.
+    Class counts, penalties and mitigations are sliders; class means, thresholds, phase diagram and advice follow.
     """
     from collapsar.report.explorer import explorer_page
 

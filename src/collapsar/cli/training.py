@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collapsar.training import TrainConfig
 
 DATA_HELP = "digits (inside scikit-learn), fashion-mnist, mnist, cifar10; or an .npz file or a folder of IDX files."
-Seed = Annotated[int, Option("--seed", help="Of the initial weights and of the order of the images.")]
+Seed = Annotated[int, Option("--seed", help="Seed of the initial weights and of the order of the images.")]
 Model = Literal["mlp", "cnn", "vit", "resnet18", "vgg11", "vgg13"]
 Precision = Literal["float32", "bf16"]
 
@@ -35,9 +35,9 @@ class Recipe:
     signed: bool = Option(False, "--signed", help="Leave out the last ReLU: signed features.")
     epochs: int = Option(400, help="Passes over the training images.")
     batch_size: int = Option(128, help="Images per step.")
-    learning_rate: float = Option(0.1, help="Of SGD, before its steps down.")
-    weight_decay: float = Option(0.0, help="SGD's, on all parameters, on top.")
-    stop_at: float = Option(0.0, help="Stop once the head is this stationary; 0: never.")
+    learning_rate: float = Option(0.1, help="Initial learning rate of SGD.")
+    weight_decay: float = Option(0.0, help="Weight decay of SGD on all parameters, in addition to the penalties.")
+    stop_at: float = Option(0.0, help="Stop once the head's relative gradient is below this; 0: never.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Machine:
 
     seed: Seed = 0
     device: str = Option("auto", "--device", "--accelerator", help="auto, cpu, cuda, ...")
-    devices: int = Option(1, help="Processes that share each batch.")
+    devices: int = Option(1, help="Number of processes that share each batch.")
     precision: Precision = Option("float32", help="bf16: for the body alone.")
     compiled: bool = Option(False, "--compile", help="Compile the network first; on a GPU, CUDA graphs.")
 
@@ -66,7 +66,7 @@ def train(
     recipe: Recipe,
     file: LabelFile,
     machine: Machine,
-    fresh: bool = Option(False, "--fresh", help="Begin anew instead of resuming what is in --out."),
+    fresh: bool = Option(False, "--fresh", help="Start afresh instead of resuming from --out."),
     as_json: Json = False,
 ) -> None:
     """Train a network on imbalanced data with penalised features, and compare it with the exact optimum.
@@ -131,9 +131,9 @@ def _print_training(record: Record, out: Path) -> None:
     "collapsar demo --data fashion-mnist --out runs/fashion",
 )
 def demo(
-    data: Literal["digits", "fashion-mnist"] = Option("digits", help="The images."),
+    data: Literal["digits", "fashion-mnist"] = Option("digits", help="The data set."),
     data_dir: DataDir = None,
-    out: Path | None = Option(None, help="Folder for it all; default runs/demo-DATA."),
+    out: Path | None = Option(None, help="Folder for the results; default runs/demo-DATA."),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

@@ -29,10 +29,10 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for NAME.json, NAME.png
 )
 def theory(
     out: Out = Path("results/theory"),
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only this one; may be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Draw this one only; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw every picture of the theory, with its record: a quarter of a minute, the same bytes each time."""
+    """Draw every picture of the theory, with its record: takes about 15 s and writes the same files each time."""
     from collapsar_studies.theory_figures import FIGURES, theory_figures
 
     log = Console(stderr=True, highlight=False)
@@ -77,12 +77,14 @@ def table(as_json: Json = False) -> None:
 )
 def remedies(
     counts: Annotated[str, typer.Argument(metavar="COUNTS", help="As for `collapsar solve`.", show_default=False)],
-    lambda_z: Annotated[float, typer.Option("--lambda-z", help="Price of the predictions.", show_default=False)],
-    lambda_b: Annotated[float, typer.Option("--lambda-b", help="Of the head's bias; inf: none, 0: free.")] = math.inf,
+    lambda_z: Annotated[float, typer.Option("--lambda-z", help="Penalty of the mean predictions.", show_default=False)],
+    lambda_b: Annotated[
+        float, typer.Option("--lambda-b", help="Penalty of the head's bias; inf: no bias, 0: free bias.")
+    ] = math.inf,
     out: Annotated[Path | None, typer.Option("--out", help="Also write record and picture into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What each remedy against imbalance does to these counts: thresholds, states, margins, for both feature models."""
+    """What each mitigation of imbalance does to these counts: thresholds, states, margins, for both feature models."""
     from collapsar_studies.theory_figures import remedies_record, write_figure
 
     record = remedies_record(counts, lambda_z, lambda_b)

@@ -46,7 +46,7 @@ def reproduce(
     preset: Annotated[
         str, typer.Option(help="paper: its settings in full, on a GPU; cpu: minutes on two cores; tiny: seconds.")
     ] = "cpu",
-    data: Annotated[str | None, typer.Option("--data", help="Another data set than the preset's.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="A data set other than the preset's.")] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder with the data set's files.")] = None,
     network: Annotated[str | None, typer.Option("--network", help="Another network; figures only.")] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Other seeds; may be repeated.")] = None,
@@ -61,11 +61,11 @@ def reproduce(
 ) -> None:
     """Train the networks behind a figure of Hong & Ling (2024), and draw it with both feature models over it.
 
-    Runs that are done are not repeated: an interrupted command goes on where it stopped when it is given again. Studies
+    Runs that are done are not repeated: an interrupted command resumes where it stopped when it is run again. Studies
     go beyond the paper: which-model compares the same network with and without its last ReLU with both feature models;
     effective asks what predicts the loss of the small classes when there is nothing but weight decay; standard trains
-    as people do, a norm before the head and decay on it, by SGD and AdamW. A last one, advice, asks whether what
-    `collapsar advise` says helps.
+    as people do, a norm before the head and decay on it, by SGD and AdamW. The last, advice, asks whether following
+    `collapsar advise` helps.
     """
     check(name, preset)
     from collapsar_studies.reproduce import Place, Request, needs_a_gpu
