@@ -1060,6 +1060,22 @@ def test_resampling_is_seen_whatever_does_it(name: str) -> None:
         assert found.shown / found.shown.sum() == pytest.approx(seen / seen.sum(), abs=0.15)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        (DATA.tensors[1], torch.arange(370)),  # the samples' numbers
+        (DATA.tensors[1], torch.rand(370)),  # weights
+        (DATA.tensors[1][:, None],),  # a column, as MedMNIST's
+        (torch.ones(370, 4, dtype=torch.int64), DATA.tensors[1]),  # a mask of tokens
+    ],
+)
+def test_the_labels_are_the_first_class_indices_behind_the_inputs(more: tuple[torch.Tensor, ...]) -> None:
+    found = exposure(DataLoader(TensorDataset(torch.zeros(370, 4), *more), 32, shuffle=True))
+    assert found is not None
+    assert found.shown is not None
+    assert found.shown.tolist() == COUNTS
+
+
 def test_counts_that_are_not_the_datas_are_refused() -> None:
     below = [nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU()]
     model = nn.Sequential(*below, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))

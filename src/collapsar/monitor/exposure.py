@@ -192,8 +192,8 @@ def _base(dataset: Any) -> Any:
 def _labels(dataset: Any) -> Counts | None:
     """The labels of a data set that keeps them at hand, shape (N,)."""
     found: Any = None
-    if isinstance(dataset, TensorDataset):
-        found = dataset.tensors[-1] if len(dataset.tensors) > 1 else None
+    if isinstance(dataset, TensorDataset):  # (inputs, labels, numbers of the samples), or (tokens, mask, labels)
+        found = next((t for t in dataset.tensors[1:] if _whole(t, len(dataset)) is not None), None)
     elif isinstance(dataset, list | tuple):
         found = None if labels_in(dataset[0]) is None else [labels_in(item) for item in dataset]
     else:
@@ -208,13 +208,14 @@ def _sized(value: Any) -> bool:
 
 
 def _whole(labels: Any, size: int) -> Counts | None:
-    """Class indices, or None."""
+    """Class indices, one for each sample or a column of them, or None."""
     if labels is None:
         return None
     try:
         array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels[:])
     except (TypeError, ValueError):
         return None
+    array = array[:, 0] if array.shape == (size, 1) else array
     if array.shape != (size,) or array.dtype.kind not in "iu" or array.min() < 0:
         return None
     return array.astype(np.int64)
