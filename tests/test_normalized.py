@@ -248,6 +248,38 @@ def test_targets_that_are_met_exactly_leave_no_gap(lambda_w: float, eps: float) 
     assert np.abs(s.Z.sum(axis=0)).max() <= 1e-9 * np.abs(s.Z).max()
 
 
+# classes that meet their targets have multipliers and residuals of nothing but rounding
+MET_WITH_A_GAIN = [
+    ([42] * 5 + [693], 8.31e-4, 1.744e-3, 1.43, cs.Loss(offsets=[-1.23] * 5 + [0.24], smoothing=0.412)),
+    (
+        [3, 6],
+        1.028e-3,
+        2.828e-4,
+        0.111,
+        cs.Loss(offsets=[1.784, -0.324], scales=[0.559, 1.551], temperatures=[0.925, 0.997], smoothing=0.357),
+    ),
+    (
+        [8, 8, 1, 1, 1, 1, 4, 2],
+        1.254e-5,
+        1.571e-2,
+        1.15e-2,
+        cs.Loss(offsets=[-2.37, -2.37, *[-0.602] * 4, 1.941, -1.22], smoothing=0.488),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counts", "lambda_w", "lambda_gain", "lambda_b", "loss"), MET_WITH_A_GAIN)
+def test_targets_that_are_met_under_a_decayed_gain_leave_no_gap(
+    counts: list[int], lambda_w: float, lambda_gain: float, lambda_b: float, loss: cs.Loss
+) -> None:
+    p = cs.Problem.from_gain_decay(counts, lambda_w=lambda_w, lambda_gain=lambda_gain, lambda_b=lambda_b, loss=loss)
+    s = cs.solve(p)
+    assert s.certificate.relative_gap <= 1e-9
+    assert isinstance(s, NormalizedSolution)
+    fixed = descended(p.replace(norm=s.norm)) + 0.5 * lambda_gain * s.norm**2
+    assert s.certificate.primal == pytest.approx(fixed, rel=1e-7)
+
+
 @pytest.mark.parametrize("name", DESCENTS)
 def test_optimum_factors_and_file(name: str, tmp_path: Path) -> None:
     p = DESCENTS[name]

@@ -85,18 +85,19 @@ def certify_spheres(
         The objective of the factors, and the best bound known at their softmax.
     """
     q, p = n.q, sphere_point(n, x)
-    weight = x.weight_norm()
+    weight, nu = x.weight_norm(), np.maximum(p.nu, 0.0)
     fixed = p.value - 0.5 * n.price * weight
-    primal = fixed + (0.5 * n.price * weight if gain is None else gain * np.sqrt(weight))
-    P, R = p.P, p.R
-    off = np.max(np.abs(R.bias - n.bias_price * x.b)) if n.has_bias else 0.0
-    if off > _BALANCED and np.ptp(n.bias_price) == 0:  # the dual's equality holds at the best bias for this Z
+    primal = float(fixed + (0.5 * n.price * weight if gain is None else gain * np.sqrt(weight)))
+    best = Certificate(primal, _dual(n, p.P, p.R, _dominating(q, p.R, nu), gain))
+    P, off = p.P, np.max(np.abs(p.R.bias - n.bias_price * x.b)) if n.has_bias else 0.0
+    if not best.relative_gap <= enough and off > _BALANCED and np.ptp(n.bias_price) == 0:
+        # a free bias's equality holds at the best bias for this Z; a target that is met is not met there
         P = predict(q, balance_bias(q, x.blocks(q)))[0]
         R = residual(q, P)
-    own = Certificate(float(primal), _dual(n, P, R, _dominating(q, R, np.maximum(p.nu, 0.0)), gain))
-    if own.relative_gap <= enough:
-        return own
-    return Certificate(own.primal, max(own.dual, _plain_dual(n, P, x.blocks(q), np.maximum(p.nu, 0.0), gain)))
+        best = Certificate(primal, max(best.dual, _dual(n, P, R, _dominating(q, R, nu), gain)))
+    if not best.relative_gap <= enough:
+        best = Certificate(primal, max(best.dual, _plain_dual(n, P, x.blocks(q), nu, gain)))
+    return best
 
 
 def _plain_dual(n: NormalizedQuotient, P: Columns, blocks: Blocks, nu: Vector, gain: float | None) -> float:

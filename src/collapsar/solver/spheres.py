@@ -304,8 +304,8 @@ def _gained(n: NormalizedQuotient, p: SpherePoint, new: SpherePoint) -> float:
 def _dense_step(s: _System) -> ModelStep:
     """Newton's step of a few clusters from the eigenvalues of the second derivative, by their size.
 
-    In units in which both factors cost one; without the spheres' normals and the shift of a free bias. The loss's part
-    is A' diag(p) A - B'B per sample, A the logits' differences to the own class and B their mean.
+    In units in which its diagonal is about one; without the spheres' normals and the shift of a free bias. The loss's
+    part is A' diag(p) A - B'B per sample, A the logits' differences to the own class and B their mean.
     """
     n, p, x, J, loss, c = s.n, s.p, s.p.x, s.width.size, s.loss, s.n.price
     N, on = s.gradient.size, np.arange(J)
@@ -327,16 +327,13 @@ def _dense_step(s: _System) -> ModelStep:
     H[iF[:, None, :], iE[:, :, None]] -= p.R.between
     H[iv, iu] -= p.R.within
     H[iu, iv] -= p.R.within
-    hold = held(n, p)
-    same, spread = np.ones_like(x.E), np.broadcast_to(hold, x.F.shape)
     biased = n.bias_price * n.q.sizes if s.has_bias else np.ones(J)
-    H[np.arange(N), np.arange(N)] += _joined(np.float64, c * same, spread * 0 + p.nu, c + 0 * x.v, p.nu, biased)
-    scale = 1 / np.sqrt(_joined(np.float64, c * same, spread, c + 0 * x.v, hold, s.stiff[4]))
+    H[places, places] += _joined(np.float64, c + 0 * x.E, 0 * x.F + p.nu, c + 0 * x.v, p.nu, biased)
+    scale = 1 / np.sqrt(_joined(np.float64, *s.stiff))
     normals = np.zeros((J + 1, N))
-    normals[on, iF], normals[on, iu] = x.F / np.sqrt(n.q.sizes), x.u / np.sqrt(n.q.sizes)
-    if s.free_bias:
-        shift = s.shift * np.sqrt(s.stiff[4])
-        normals[J, ib] = shift / np.sqrt(shift @ shift)
+    normals[on, iF], normals[on, iu] = x.F * scale[iF], x.u * scale[iu]
+    normals[J, ib] = s.free_bias * s.shift / scale[ib]
+    normals /= np.maximum(np.linalg.norm(normals, axis=1), 1e-300)[:, None]
     P = np.eye(N) - normals.T @ normals
     if not s.has_bias:
         P[ib, ib] = 0.0
