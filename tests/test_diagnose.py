@@ -18,12 +18,17 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import collapsar as cs
+from collapsar.advise.sources import problem_of_diagnosis
 from collapsar.core.known import KnownTraining
 from collapsar.diagnose import feature_files
 from collapsar.diagnose.readers import diagnose
 from collapsar.metrics import class_moments
+from collapsar.monitor import known_training
+from collapsar.monitor.differences import PenaltyWarning
+from collapsar.training import ClassAwareSampler
 from networks import nonnegative_network, samples, signed_network
 
 ROOT = Path(__file__).parent.parent
@@ -681,3 +686,37 @@ def test_the_layer_before_the_head_is_seen_without_being_told(layer: nn.Module, 
         optimizer.step()
     found = diagnose(model, [(x, y)])
     assert any(text.startswith(f"Model: {says}") for text in found.words), found.words
+
+
+@pytest.mark.parametrize("kind", ["class-aware", "weighted"])
+def test_a_network_trained_with_a_sampler_is_compared_with_the_optimum_of_what_it_was_shown(kind: str) -> None:
+    labels, times = np.repeat(np.arange(6), [100] * 3 + [20] * 3), np.array([1.0] * 3 + [2.5] * 3)
+    own = ClassAwareSampler(labels, times)
+    sampler = own if kind == "class-aware" else WeightedRandomSampler(times[labels].tolist(), 400)
+    p = own.problem(0.015, 0.02, penalty="held", features="signed")
+    assert np.all(cs.thresholds(p.replace(loss=cs.Loss(), feature_mass=None)).merge[3:] < 0.013)  # without it: merged
+    optimum = cs.solve(p)
+    W, H, b = (torch.from_numpy(part) for part in optimum.factors(16, lambda_w=0.1, lambda_h=0.015**2 / 0.1))
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 6)).double()
+    for parameter, value in zip(model.parameters(), (torch.eye(16), W.T, b), strict=True):
+        parameter.data = value.to(torch.float64)
+    data = TensorDataset(H.T[labels], torch.from_numpy(labels))
+    train, plain = DataLoader(data, 64, sampler=sampler), DataLoader(data, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalties = cs.Penalties(0.1, 0.015**2 / 0.1, 0.02)
+    with pytest.warns(PenaltyWarning, match="what theory says here holds with resampling"):
+        known = known_training(model, model[1], optimizer, penalties=penalties, data=train)
+    d = diagnose(model, plain, known=known)
+    assert d.effective is not None
+    assert d.fit is not None
+    assert d.prediction is not None
+    assert d.effective.lambda_z == pytest.approx(0.015)
+    assert (d.at_rest, d.effective.agree, d.fit.follows) == (True, True, "signed")
+    assert d.fit.models["signed"].distance.Z < 1e-6
+    assert d.prediction.states == d.separation.states == optimum.class_states == ("separated",) * 6
+    assert d.prediction.merge == pytest.approx(cs.thresholds(p).merge)
+    problem, _ = problem_of_diagnosis(json.loads(d.to_json()))
+    assert problem.loss_share == pytest.approx(p.loss_share)
+    assert problem.mass == pytest.approx(p.mass)
+    again = diagnose(model, train, known=known)  # the samples measured are those that training shows
+    assert (again.known.exposure, again.known.loss) == (None, cs.Loss())

@@ -685,3 +685,20 @@ def test_each_problem_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.prediction is not None
     assert found.prediction.source == "effective"
     assert len(solved) == len(set(solved)) == 2
+
+
+def test_a_sampler_counts_where_features_are_normalised_per_batch():
+    times = np.array([0.5, 0.5, 3.0, 3.0]) * 100 / 160
+    loss = cs.Loss(class_weights=times)
+    mass = times * [40, 40, 10, 10]
+    how = {"lambda_w": 0.4, "norm": 4.0, "over": "batch", "lambda_b": 0.0, "loss": loss}
+    p = cs.Problem.from_normalized("40x2,10x2", feature_mass=mass * 100 / mass.sum(), **how)
+    W, H, b = cs.solve(p).factors(16)
+    labels = np.repeat(np.arange(4), p.class_counts)
+    norm = HeadNorm("BatchNorm1d", "batch", 16, 4.0, None, False)
+    known = KnownTraining(0.4, lambda_b=0.0, loss=loss, norm=norm, exposure=times)
+    d = diagnose_measurement(measure(H.T[labels], labels, W.T, b, loss), known)
+    assert d.model_fit is not None
+    assert d.at_rest
+    assert d.model.problem == p
+    assert d.model_fit.distance.Z < 1e-3

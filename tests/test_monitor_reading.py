@@ -1058,6 +1058,10 @@ def test_resampling_is_seen_whatever_does_it(name: str) -> None:
         for _, labels in loader:
             seen += np.bincount(labels, minlength=3)
         assert found.shown / found.shown.sum() == pytest.approx(seen / seen.sum(), abs=0.15)
+        often = [1, 1, 30] if "repeated" in name or "copies" in name else [1, 5, 30]
+        assert found.factors == pytest.approx(np.array(often) * 370 / (np.array(often) @ COUNTS), rel=0.15)
+        if {"weighted", "prepared", "class-aware"} & {*name.split()}:  # which tell their rates
+            assert found.factors == pytest.approx(np.array(often) * 370 / (np.array(often) @ COUNTS), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -104,15 +104,18 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
         )
     try:
         chosen = (record.get("model") or {}).get("problem")  # of normalised features
+        counts, times = record["class_counts"], record["known"].get("exposure")
+        shown = None if times is None else np.multiply(counts, times)
         problem = (
             Problem.from_dict(chosen)
             if chosen is not None
             else Problem(
-                record["class_counts"],
+                counts,
                 float(prediction["lambda_z"]),
                 float(prediction["lambda_b"]),
                 Loss(**record["known"]["loss"]),
-                features=prediction["features"],
+                None if shown is None else shown * (np.sum(counts) / shown.sum()),
+                prediction["features"],
             )
         )
         cautions = [str(caution) for caution in record["known"]["cautions"]]

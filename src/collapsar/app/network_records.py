@@ -36,8 +36,9 @@ def _optimal_means(found: Diagnosis) -> list[list[float]] | None:
         return None
     if found.model_fit is not None:  # in units of its own: the length of its features is given
         return coordinates(found.model_fit.solution.feature_gram())
+    m = found.measurement
     problem = cs.Problem(
-        found.measurement.class_counts, theory.lambda_z, theory.lambda_b, found.known.loss, features=theory.features
+        m.class_counts, theory.lambda_z, theory.lambda_b, found.known.loss, m.feature_mass, theory.features
     )
     gram = cs.solve(problem, 1e-7, throw=False).feature_gram()
     known, effective = found.known, found.effective

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from collapsar.core.loss import Loss, frozen_vector
+from collapsar.core.loss import Loss, class_vector, frozen_vector
 from collapsar.core.problem import FeatureModel
 from collapsar.core.records import JsonValue, to_json
 from collapsar.core.types import Record, Vector
@@ -83,7 +83,7 @@ class KnownTraining(JsonValue):
             number, or shape (K,), one for each class's row: AdamW at rest.
         lambda_h: penalty of the features, with its half, summed over all training samples.
         lambda_b: penalty of the head's bias; 0: not penalised.
-        loss: the loss.
+        loss: the loss, as it counts each class: its class weights times ``exposure``.
         features: "nonnegative" after a ReLU, "signed" otherwise; None looks at the features.
         cautions: what makes these penalties differ from the theory's.
         decay_clock: sum of lr * weight_decay of the head over all steps, those to come included where they are known.
@@ -94,9 +94,11 @@ class KnownTraining(JsonValue):
         body: of the layers below the head: "frozen", "decayed" where decay acts on any of their matrices, else "free".
         frozen_head: whether the head's weight is not trained, as of a fixed simplex or below adapters: it balances no
             forces, and no optimum here has it.
+        exposure: how many times as often as its share of the samples training shows each class, shape (K,), > 0: where
+            a sampler resamples. A feature's penalty counts as often; None: all samples are shown alike.
 
     Raises:
-        ValueError: a penalty is negative or not finite, or ``features`` is unknown.
+        ValueError: a penalty or an exposure is out of range, or ``features`` is unknown.
 
     Example:
         >>> KnownTraining(lambda_w=0.04, lambda_h=0.01).lambda_z
@@ -115,8 +117,11 @@ class KnownTraining(JsonValue):
     bounded_by: str | None = None
     body: Literal["frozen", "decayed", "free"] | None = None
     frozen_head: bool = False
+    exposure: Vector | None = None
 
     def __post_init__(self) -> None:
+        if self.exposure is not None:
+            object.__setattr__(self, "exposure", class_vector("exposure", self.exposure, positive=True))
         for name in ("lambda_w", "lambda_h", "lambda_b"):
             value = getattr(self, name)
             numbers = np.asarray(0.0 if value is None else value, dtype=np.float64)

@@ -168,10 +168,9 @@ def effective_penalties(
     used_w = forces.fitted_w if lambda_w is None else lambda_w
     used_b = bias_price(m, lambda_b, forces.fitted_b)
     lambda_h = lambda_z = float("nan")
-    mass = m.class_counts.astype(np.float64)
     if used_w > 0 and np.any(m.weight):
-        lambda_h, lambda_z = balance_penalties(m.weight, m.class_means, mass, used_w)
-    problem = Problem(m.class_counts, 1.0, used_b, m.loss_form, features=features)
+        lambda_h, lambda_z = balance_penalties(m.weight, m.class_means, m.mass, used_w)
+    problem = Problem(m.class_counts, 1.0, used_b, m.loss_form, m.feature_mass, features)
     found = m.separation if found is None else found
     tells = np.array([state == "separated" for state in found.states])
     alive = any(state != "vanished" for state in found.states)

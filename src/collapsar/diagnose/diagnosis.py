@@ -17,6 +17,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -73,6 +74,7 @@ def diagnose_measurement(
     known = KnownTraining(loss=m.loss_form) if known is None else known
     if known.loss != m.loss_form:
         raise ValueError("`known` must name the loss that the network was measured with; measure with loss=known.loss")
+    m = replace(m, exposure=known.exposure)
     names, separation = names_of(class_names, m.num_classes), m.separation
     alive = any(state in ("separated", "merged") for state in separation.states)
     moved = without_offset(m, known.priced_w)

@@ -66,7 +66,7 @@ def _offset(m: Measurement, lambda_w: float | NDArray[np.float64] | None) -> Vec
     = 0: from there lambda_h = -<pull at W about the mean, W> / sum n ||h - mean||^2 whatever the offset. At rest the
     pull at W is -lambda_w W: least squares for what is left, where the bias is pulled at hard enough to tell.
     """
-    n, means, g = m.class_counts.astype(np.float64), np.nan_to_num(m.class_means), m.bias_gradient
+    n, means, g = m.mass, np.nan_to_num(m.class_means), m.bias_gradient
     mean = n @ means / n.sum()
     spread = float(n @ np.sum((means - mean) ** 2, axis=1))
     pull = m.weight_gradient - np.outer(g, mean)

@@ -93,6 +93,7 @@ class Measurement:
             nothing is said of penalties and geometry.
         lengths: how long the features are, as the head receives them.
         least: shape (d,), the smallest value of each feature over the samples.
+        exposure: shape (K,), how many times its share training shows each class; None: all samples alike.
     """
 
     class_counts: NDArray[np.int64]
@@ -111,6 +112,7 @@ class Measurement:
     linear: bool = True
     lengths: Lengths | None = None
     least: Vector | None = None
+    exposure: Vector | None = None
 
     @property
     def num_classes(self) -> int:
@@ -149,6 +151,19 @@ class Measurement:
     def separation(self) -> ClassSeparation:
         """Which classes are separated, merged or vanished, by the ``evidence``."""
         return mean_separation(self.evidence.class_means, self.weight)
+
+    @property
+    def feature_mass(self) -> Vector | None:
+        """How often training's penalty counts a feature of each class, shape (K,), N in all; None: once a sample."""
+        if self.exposure is None:
+            return None
+        shown = self.class_counts * self.exposure
+        return shown * (self.class_counts.sum() / shown.sum())
+
+    @property
+    def mass(self) -> Vector:
+        """The same, the class counts for once a sample."""
+        return self.class_counts.astype(np.float64) if self.feature_mass is None else self.feature_mass
 
     @property
     def b(self) -> Vector:

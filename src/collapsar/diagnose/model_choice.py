@@ -146,7 +146,8 @@ def _elsewhere(m: Measurement, norm: HeadNorm) -> bool:
     """Whether the features cannot be what a norm puts out: none is below zero, or they are too long."""
     if m.lengths is None:
         return False
-    too_long = m.lengths.mean_square > (_LONGER * norm.length) ** 2
+    # a mean over a batch is one over what is shown
+    too_long = m.exposure is None and m.lengths.mean_square > (_LONGER * norm.length) ** 2
     return m.lengths.least >= 0 or (too_long and not norm.shifted and norm.uneven < _UNEVEN)
 
 
@@ -204,7 +205,7 @@ def _named(norm: HeadNorm) -> str:
 
 def _lengths(m: Measurement, norm: HeadNorm) -> str:
     """What the measured lengths say of the layer."""
-    if m.lengths is None or norm.shifted:
+    if m.lengths is None or norm.shifted or (m.exposure is not None and norm.over == "batch"):
         return ""
     share = float(np.sqrt(m.lengths.mean_square)) / norm.length
     if share < _SHORT:
@@ -237,10 +238,11 @@ def _priced(
     if m.unseen:
         return Choice(over, f"{found}.", None, shifted)
     rows, features = " by rows" if isinstance(weight, np.ndarray) else "", known.features or m.features
+    rest: Any = {"loss": m.loss_form, "features": features}
+    if over == "batch":
+        rest["feature_mass"] = m.feature_mass
     try:
-        problem = make(
-            m.class_counts, lambda_w=weight, over=over, lambda_b=lambda_b, loss=m.loss_form, features=features
-        )
+        problem = make(m.class_counts, lambda_w=weight, over=over, lambda_b=lambda_b, **rest)
     except ValueError as error:
         return Choice(over, f"{found}, which is not compared here: {error}.", None, shifted)
     origin = "" if known.one_lambda_w else ", read from the head's gradient"

@@ -103,7 +103,7 @@ def priced(
     read = None if effective is None or not 0 < effective.lambda_z < math.inf else effective.lambda_z
     prices: dict[Source, float | None] = {"as trained": known.lambda_z, "effective": read}
     return {
-        source: Problem(m.class_counts, lambda_z, lambda_b, m.loss_form, features=features)
+        source: Problem(m.class_counts, lambda_z, lambda_b, m.loss_form, m.feature_mass, features)
         for source, lambda_z in prices.items()
         if lambda_z is not None
     }

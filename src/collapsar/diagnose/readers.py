@@ -88,6 +88,7 @@ def diagnose(
         )
     known = KnownTraining() if known is None else known
     from collapsar.metrics.head import unwrapped
+    from collapsar.monitor.exposure import exposure
     from collapsar.monitor.head import is_told, told_head
     from collapsar.monitor.layers import bounding, head_norm
 
@@ -96,6 +97,9 @@ def diagnose(
     name, layer = told_head(model, head, named, loader, weighted=head is None)
     if not known.lambda_h and known.norm is None and known.bounded_by is None:  # the layers are at hand in any case
         known = replace(known, norm=head_norm(model, layer, None), bounded_by=bounding(model, layer))
+    seen = None if known.exposure is None else exposure(loader)
+    if seen is not None and seen.resampled:
+        known = _as_counted(known)
     told = head is not None or is_told(layer, named, loader)
     passes = _features(model, (name, layer), loader, told=told)
     measurement, kept = _measured(layer, _labelled(passes, ignore_index), known)
@@ -155,6 +159,16 @@ def _solved_head(
         return None, "The head on frozen features is not solved: they are too many to keep; write a sample to a file."
     X, y = (np.concatenate([part.cpu().numpy() for part in parts]) for parts in zip(*kept, strict=True))
     return frozen_of(X, y, m, known)
+
+
+def _as_counted(known: KnownTraining) -> KnownTraining:
+    """What is known where the samples measured are themselves those that training shows."""
+    weights, times = known.loss.class_weights, known.exposure
+    if weights is None or times is None:
+        return replace(known, exposure=None)
+    own = weights / times
+    plain = bool(np.ptp(own) <= 1e-9 * own.max())
+    return replace(known, exposure=None, loss=replace(known.loss, class_weights=None if plain else own))
 
 
 def _merged(known: KnownTraining | None, scalars: Mapping[str, float]) -> KnownTraining:

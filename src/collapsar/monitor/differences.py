@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from collapsar.core.known import NORMALISED, UNPENALISED, UNTRAINED, HeadNorm
 from collapsar.core.penalties import Penalties
 from collapsar.core.sentences import percent
+from collapsar.core.types import Vector
 from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
 from collapsar.monitor.exposure import Exposure, batch_size, exposure
 from collapsar.monitor.layers import above_norm, head_norm, is_linear
@@ -60,7 +61,7 @@ _TEXTS: Mapping[str, str] = {
     "mixup": "Samples and labels are mixed in training: the targets are soft, which acts like a stronger penalty and "
     "is not in the theory.",
     "resampled": "{} shows classes at other rates than the data set has them{}: states and margins are measured on the "
-    "samples given, but what theory says here holds without resampling.",
+    "samples given, and what theory says here {}.",
     "compounded": "Two mitigations compound: {} shows classes at other rates, and the loss {}. {}",
     "loss": "{}; the theory here is that of cross-entropy.",
     "summed-loss": "The loss is a sum over the batch: a penalty beside it counts as if divided by the samples of a "
@@ -203,6 +204,13 @@ class Facts:
     def exposure(self) -> Exposure | None:
         """What an epoch shows."""
         return exposure(self.data)
+
+    @cached_property
+    def resampling(self) -> Vector | None:
+        """How many times its share an epoch shows each class, shape (K,); None: once, or not known for every one."""
+        factors = self.exposure.factors if self.exposure is not None and self.exposure.resampled else None
+        known = factors is not None and factors.size == max(len(self.weight), 2) and bool((factors > 0).all())
+        return factors if known else None
 
     @cached_property
     def norm(self) -> HeadNorm | None:
@@ -371,7 +379,8 @@ def _of_data(facts: Facts) -> Iterator[PenaltyWarning]:
         yield _warning("multiplied-loss", loss.factor)
     if seen is None or not seen.resampled:
         return
-    yield _warning("resampled", seen.name, "" if seen.factors is None else f" ({_times(seen.factors)})")
+    times = "" if seen.factors is None else f" ({_times(seen.factors)})"
+    yield _warning("resampled", seen.name, times, f"holds with{'out' if facts.resampling is None else ''} resampling")
     weights = None if loss.loss is None else loss.loss.class_weights
     if loss.loss is None and facts.criterion is not None:
         yield _warning("compounded", seen.name, "changes their weight as well", f"{loss.reason}.")

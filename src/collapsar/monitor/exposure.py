@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.utils.data import ConcatDataset, RandomSampler, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, RandomSampler, Subset, TensorDataset, WeightedRandomSampler
 
+from collapsar.core.types import Vector
 from collapsar.monitor.undisturbed import labels_in, random_states_kept
 
 Counts = NDArray[np.int64]
@@ -44,20 +45,31 @@ class Exposure:
         resampled: whether the shares of the two differ by more than chance; without labels, whether single samples are
             drawn at different rates.
         name: what draws: the class of the sampler, or of the data set that repeats samples.
+        expected: what ``shown`` is in the mean, to a factor, where the sampler tells, shape (K,); None elsewhere.
     """
 
     shown: Counts | None
     present: Counts | None
     resampled: bool
     name: str
+    expected: Vector | None = None
 
     @property
-    def factors(self) -> NDArray[np.float64] | None:
-        """By how much each class's share is multiplied, shape (K,); NaN for classes without samples."""
+    def factors(self) -> Vector | None:
+        """By how much each class's share is multiplied, shape (K,); NaN for classes without samples.
+
+        Where the sampler does not tell, classes of one size that differ by chance alone have one factor.
+        """
         if self.shown is None or self.present is None:
             return None
+        shown = self.expected
+        if shown is None:
+            shown = self.shown.astype(np.float64)
+            for alike in (self.present == size for size in np.unique(self.present[self.present > 0])):
+                if shown[alike].any() and not unlike(shown[alike], self.present[alike]):
+                    shown[alike] = shown[alike].mean()
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (self.shown / self.shown.sum()) / (self.present / self.present.sum())
+            return (shown / shown.sum()) / (self.present / self.present.sum())
 
 
 def exposure(data: Any) -> Exposure | None:
@@ -91,9 +103,8 @@ def exposure(data: Any) -> Exposure | None:
     size = int(labels.max()) + 1
     held, present = _count(labels, size), _count(labels[np.unique(origin, return_index=True)[1]], size)
     repeated = np.abs(held / held.sum() - present / present.sum()).max() > _LEAST
-    return Exposure(
-        _count(labels[epochs[0]], size), present, bool(repeated) or unlike(_count(labels[drawn], size), held), name
-    )
+    resampled = bool(repeated) or unlike(_count(labels[drawn], size), held)
+    return Exposure(_count(labels[epochs[0]], size), present, resampled, name, _expected(data, labels, size))
 
 
 def unlike(shown: ArrayLike, counts: ArrayLike) -> bool:
@@ -254,6 +265,16 @@ def _sampler(data: Any) -> Any:
             break
         found = inner
     return found
+
+
+def _expected(data: Any, labels: Counts, size: int) -> Vector | None:
+    """How often a sampler shows each class in the mean, to a factor, where it says so; None elsewhere."""
+    sampler = _sampler(data)
+    shares, weights = getattr(sampler, "effective_counts", None), getattr(sampler, "weights", None)
+    own = getattr(type(sampler), "__iter__", None) is WeightedRandomSampler.__iter__ and sampler.replacement
+    if own and weights is not None and len(weights) == len(labels):
+        shares = np.bincount(labels, np.asarray(weights, dtype=np.float64), minlength=size)
+    return None if shares is None or np.shape(shares) != (size,) else np.asarray(shares, dtype=np.float64)
 
 
 def _who(data: Any, dataset: Any, origin: NDArray[Any]) -> str:

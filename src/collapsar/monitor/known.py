@@ -92,14 +92,16 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
     if lambda_w is not None and not np.any(lambda_w):
         lambda_w = None
     lambda_h = _over(own.lambda_h, size) if own.lambda_h > 0 else _over(_of_batch_norm(facts), step)
-    norm = facts.norm
+    norm, loss, times = facts.norm, facts.loss.loss or Loss(), facts.resampling
+    if times is not None:
+        loss = replace(loss, class_weights=times * (1.0 if loss.class_weights is None else loss.class_weights))
     if norm is not None and norm.gain_penalty:
         norm = replace(norm, gain_penalty=norm.gain_penalty / (step or math.nan))
     return KnownTraining(
         lambda_w=lambda_w,
         lambda_h=lambda_h,
         lambda_b=_over(_of_rows(facts, _of_bias(facts)), step),
-        loss=facts.loss.loss or Loss(),
+        loss=loss,
         cautions=tuple(str(warning) for warning in found),
         decay_clock=None if facts.clock is None else facts.clock.total,
         rest=None if facts.rows is None else facts.rows.rest,
@@ -107,6 +109,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
         bounded_by=bounding(facts.model, facts.head),
         body=body(facts),
         frozen_head=facts.frozen_head,
+        exposure=times,
     )
 
 
