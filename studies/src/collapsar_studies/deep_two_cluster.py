@@ -28,6 +28,7 @@ Vector = NDArray[np.float64]
 
 DEAD = 1e-2  # nats: a column this short has gone to zero, its basin; the separated branches end at norms above 0.5
 STEP = 1.02  # of the decay along a branch
+STRIDE = 16  # steps at once, until something happens
 
 
 @dataclass(frozen=True)
@@ -198,20 +199,29 @@ def decay_switches(pair: DeepPair, low: float, high: float) -> Switches:
         >>> round(found.deep, 3), round(found.spinodal, 3)
         (0.017, 0.021)
     """
-    deep = np.inf
+    decays = list(_decays(low, high))
+    deep, n, stride = np.inf, 0, 1
     point: DeepPoint | None = None
     other: DeepPoint | None = None
-    for wd in _decays(low, high):
-        here = replace(pair, decay=wd)
-        point = deep_optimum(here, minority_alive=True, start=point)
-        if point is None:
-            if wd == low:
+    while n < len(decays):
+        here = replace(pair, decay=decays[n])
+        alive = deep_optimum(here, minority_alive=True, start=point)
+        dead = deep_optimum(here, minority_alive=False, start=other) if np.isinf(deep) else None
+        switched = alive is None or (dead is not None and dead.value <= alive.value)
+        if switched and stride > 1:  # somewhere on the way: again, step by step
+            n, stride = n - stride + 1, 1
+            continue
+        if alive is None:
+            if n == 0:
                 raise ValueError(f"`low` must leave the minority separated, got {low!r}, where it is not; lower it")
-            return Switches(min(deep, wd), wd)
-        if np.isinf(deep):
-            other = deep_optimum(here, minority_alive=False, start=other)
-            if other is not None and other.value <= point.value:
-                deep = wd
+            return Switches(min(deep, decays[n]), decays[n])
+        if switched:
+            deep = decays[n]
+        if switched or n == 0:
+            stride = STRIDE
+        point, other = alive, dead
+        stride = max(1, min(stride, len(decays) - 1 - n))
+        n += stride
     return Switches(float(deep), np.inf)
 
 
