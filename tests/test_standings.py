@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 import collapsar as cs
 from collapsar.core.known import KnownTraining
@@ -172,43 +173,22 @@ def verdicts(d: Diagnosis):
 
 
 CASES = {
-    "signed, apart": (signed_network(), {}),
-    "signed, merged": (signed_network(lambda_z=0.0037), {}),
-    "signed, vanished": (signed_network(lambda_z=0.0045), {}),
+    "signed, apart": signed_network(),
+    "signed, merged": signed_network(lambda_z=0.0037),
+    "signed, vanished": signed_network(lambda_z=0.0045),
     "nonnegative, vanished": (
-        (*nonnegative_network([300, 300, 100, 100, 5], 0.012, dim=9), 0.001 * np.arange(5.0)),
-        {},
+        *nonnegative_network([300, 300, 100, 100, 5], 0.012, dim=9),
+        0.001 * np.arange(5.0),
     ),
-    "random features": (
-        (np.full(6, 30), RNG(3).normal(size=(6, 12)), 2 * RNG(4).normal(size=(6, 12)), np.zeros(6)),
-        {},
-    ),
+    "random features": (np.full(6, 30), RNG(3).normal(size=(6, 12)), 2 * RNG(4).normal(size=(6, 12)), np.zeros(6)),
 }
 
 
 @cache
 def at_home(case: str, known: KnownTraining | None = None) -> Diagnosis:
     """Before anything is moved or turned."""
-    counts, W, H, b = CASES[case][0]
+    counts, W, H, b = CASES[case]
     return diagnose_measurement(measure(*samples(counts, H), W, b), known)
-
-
-@pytest.mark.parametrize("case", CASES)
-@settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 2**31), size=st.sampled_from([0.1, 1.0, 100.0, 1e4]))
-def test_an_offset_of_all_features_changes_no_verdict(case, seed, size):
-    (counts, W, H, b), _ = CASES[case]
-    rng = RNG(seed)
-    c = rng.normal(size=W.shape[1])
-    c *= size / np.linalg.norm(c)
-    X, y = samples(counts, H)
-    here = at_home(case)
-    there = diagnose_measurement(measure(X + c, y, W, b - W @ c))
-    assert there.separation.states == here.separation.states
-    np.testing.assert_allclose(there.separation.relative_norms, here.separation.relative_norms, atol=1e-6)
-    np.testing.assert_allclose(there.separation.nearest_separation, here.separation.nearest_separation, atol=1e-6)
-    assert (there.headline, there.lost) == (here.headline, here.lost)
-    assert there.measurement.nonnegative == here.measurement.nonnegative
 
 
 def numbers(d: Diagnosis) -> dict[str, float]:
@@ -223,23 +203,27 @@ def numbers(d: Diagnosis) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("size", [0.1, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize("size", [1.0, 100.0, 1e4])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("known", [None, KnownTraining(0.01, 0.004**2 / 0.01, 0.02)])
 def test_no_offset_changes_a_number_that_is_read(case, size, known):
-    (counts, W, H, b), _ = CASES[case]
+    counts, W, H, b = CASES[case]
     X, y = samples(counts, H)
-    c = RNG(5).normal(size=W.shape[1])
+    c = RNG(int(size)).normal(size=W.shape[1])
     c *= size / np.linalg.norm(c)
     here, there = at_home(case, known), diagnose_measurement(measure(X + c, y, W, b - W @ c), known)
     assert verdicts(there) == verdicts(here)
+    assert there.measurement.nonnegative == here.measurement.nonnegative
+    for name in ("relative_norms", "nearest_separation"):
+        moved, still = getattr(there.separation, name), getattr(here.separation, name)
+        np.testing.assert_allclose(moved, still, atol=1e-6)
     tolerance = 1e-6 if size <= 100 else 1e-3  # an offset of 1e4 leaves twelve digits of the features
     assert numbers(there) == pytest.approx(numbers(here), rel=tolerance, abs=0.01 * tolerance, nan_ok=True)
 
 
 @pytest.mark.parametrize("size", [0.1, 1.0, 100.0])
 def test_what_all_logits_share_changes_no_number_that_is_read(size):
-    counts, W, H, b = CASES["signed, merged"][0]
+    counts, W, H, b = CASES["signed, merged"]
     X, y = samples(counts, H)
     common = RNG(6).normal(size=W.shape[1])
     common *= size / np.linalg.norm(common)  # adds common'h + 3 to every logit of a sample
@@ -254,12 +238,14 @@ def test_what_all_logits_share_changes_no_number_that_is_read(size):
 def test_a_head_at_rest_is_at_rest_and_keeps_its_penalties_in_its_own_units():
     """Features with an offset that nothing explains, a bias that is decayed: W, b balance the loss, features do not."""
     counts, W, H, b = signed_network(lambda_z=0.0027)
-    X, y = samples(counts, H + 0.3 * RNG(8).normal(size=16))
+    H = H + 0.3 * RNG(8).normal(size=16)
+    share = (counts / counts.sum())[:, None]
     w, v = np.zeros_like(W), np.zeros_like(b)
     for _ in range(500):  # the head comes to rest on these features, by descent with momentum
-        m = measure(X, y, W, b)
-        w, v = 0.9 * w - 0.5 * (m.weight_gradient + 0.01 * W), 0.9 * v - 0.5 * (m.bias_gradient + 0.02 * b)
+        G = share * (softmax(H @ W.T + b, axis=1) - np.eye(10))
+        w, v = 0.9 * w - 0.5 * (G.T @ H + 0.01 * W), 0.9 * v - 0.5 * (G.sum(axis=0) + 0.02 * b)
         W, b = W + w, b + v
+    X, y = samples(counts, H)
     m = measure(X, y, W, b)
     assert np.linalg.norm(m.weight_gradient + 0.01 * m.weight) < 1e-3 * 0.01 * np.linalg.norm(m.weight)
     d = diagnose_measurement(m)
@@ -268,10 +254,10 @@ def test_a_head_at_rest_is_at_rest_and_keeps_its_penalties_in_its_own_units():
     assert diagnose_measurement(m, KnownTraining(0.01, lambda_b=0.02)).at_rest
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_rotations_and_constants_on_all_logits_change_no_verdict(seed):
-    counts, W, H, b = CASES["signed, merged"][0]
+    counts, W, H, b = CASES["signed, merged"]
     X, y = samples(counts, H)
     here = at_home("signed, merged")
     rng = RNG(seed)
