@@ -39,7 +39,7 @@ def random_problems(number: int) -> list[tuple[cs.Problem, int]]:
 def test_states_beside_the_merge_threshold() -> None:
     """At the threshold and above it merged or vanished, below it separated, however close."""
     wrong = []
-    problems = random_problems(160)
+    problems = random_problems(80)
     found = thresholds_of_many([problem for problem, _ in problems])
     for i, ((problem, k), t) in enumerate(zip(problems, found, strict=True)):
         at = t.merge[k]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from numpy.random import Generator
@@ -44,11 +46,12 @@ def test_half_a_percent_on_either_side(seed: int, features: FeatureModel) -> Non
     problem = random_problem(seed, features)
     t = thresholds(problem)
     k, met = seed % problem.num_classes, 0
+    solved = cache(lambda lambda_z: solve(problem.replace(lambda_z=lambda_z), throw=False))
     for name, value in (("merge", t.merge[k]), ("vanish", t.vanish[k]), ("complete", t.complete)):
         if not np.isfinite(value) or (name == "vanish" and not t.exact[k]):
             continue
         for factor in (0.995, 1.005):
-            s = solve(problem.replace(lambda_z=float(value) * factor), throw=False)
+            s = solved(float(value) * factor)
             if s.certificate.relative_gap > 1e-6:  # only where classes share a direction
                 assert features == "nonnegative"
                 assert not t.exact.all()
@@ -95,7 +98,7 @@ def test_classes_that_share_a_direction_are_zero_from_the_bound_on(name: str) ->
         s = solve(problem.replace(lambda_z=float(bound) * factor), 1e-11)
         return np.array(s.class_states) != "vanished"
 
-    for factor in (1.0001, 1.01, 1.1, 1.3):
+    for factor in (1.0001, 1.1):
         np.testing.assert_array_equal(alive(factor), t.exact & (bound * factor < t.vanish))
     below = alive(0.998)
     assert (below & ~t.exact).any()

@@ -80,7 +80,7 @@ def test_figures_7_and_8(
     def at(n_a: float) -> Problem:
         return fractional_problem([n_a] * k[0] + [100.0] * k[1], 0.005, 0.02, features=features)
 
-    edge = edge_of(at, -1, (101, 5000), transition, points=12)
+    edge = edge_of(at, -1, (101, 5000), transition, points=6)
     assert edge.value is not None
     assert edge.value == pytest.approx(float(printed), abs=0.51 * 10.0 ** -len(printed.partition(".")[2]))
     assert edge.bracket[0] <= edge.value <= edge.bracket[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 import pytest
@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from collapsar.core.loss import Loss
 from collapsar.core.problem import FeatureModel, Problem
-from collapsar.core.thresholds import Thresholds
 from collapsar.solver.solve import solve
 from collapsar.theory import column_path
 from collapsar.theory.clusters import balanced_bias, clusters_of
@@ -24,6 +22,7 @@ from collapsar.theory.roots import root_between, roots_between
 from collapsar.theory.thresholds import complete_collapse, thresholds, thresholds_of_many
 
 INF = float("inf")
+known = cache(thresholds)
 
 
 # --- an oracle: accelerated proximal gradient on the full (K, K) program, no clusters, no roots
@@ -36,16 +35,22 @@ class Program:
     problem: Problem
     lambda_z: float
 
+    @cached_property
+    def parts(self) -> tuple[NDArray, ...]:
+        """Temperatures, scales, offsets, labels and weights, each as its products need it."""
+        p, K = self.problem, self.problem.num_classes
+        Y = (1 - p.loss.smoothing) * np.eye(K) + p.loss.smoothing / K
+        return p.temperatures, p.scales[:, None], p.offsets[:, None], Y, p.temperatures * p.loss_share
+
     def logits(self, Z: NDArray, b: NDArray) -> NDArray:
-        p = self.problem
-        return p.temperatures * (p.scales[:, None] * (Z + b[:, None])) + p.offsets[:, None]
+        temperatures, scales, offsets, _, _ = self.parts
+        return temperatures * (scales * (Z + b[:, None])) + offsets
 
     def gradient(self, Z: NDArray, b: NDArray) -> NDArray:
         """The loss's gradient in Z; the one in b is its row sum."""
-        p, K = self.problem, self.problem.num_classes
-        Y = (1 - p.loss.smoothing) * np.eye(K) + p.loss.smoothing / K
+        _, scales, _, Y, weights = self.parts
         odds = np.exp(self.logits(Z, b))
-        return p.scales[:, None] * (odds / odds.sum(axis=0) - Y) * (p.temperatures * p.loss_share)
+        return scales * (odds / odds.sum(axis=0) - Y) * weights
 
     def shrink(self, X: NDArray, amount: float) -> NDArray:
         if self.problem.features == "signed":
@@ -126,7 +131,7 @@ def _alike(problem: Problem, k: int) -> NDArray[np.intp]:
 @pytest.mark.parametrize("name", CASES)
 def test_both_sides_of_every_threshold(name: str, features: FeatureModel) -> None:
     problem = CASES[name].replace(features=features)
-    t = thresholds(problem)
+    t = known(problem)
     values = {round(float(v), 14) for v in (*t.merge, *t.vanish) if np.isfinite(v)}
     if features == "signed":
         values.add(round(t.complete, 14))
@@ -226,12 +231,13 @@ def _factored_optimum(problem: Problem, seeds: int = 3) -> float:
     """The best objective over W, H >= 0, b by bounded quasi-Newton from random starts."""
     p, K, d = problem, problem.num_classes, 2 * problem.num_classes
 
+    lam, program = p.lambda_z, Program(p, p.lambda_z)
+
     def objective(v: NDArray) -> tuple[float, NDArray]:
         W, H, b = v[: d * K].reshape(d, K), v[d * K : 2 * d * K].reshape(d, K), v[2 * d * K :]
-        Z, lam = W.T @ H, p.lambda_z
-        program = Program(p, lam)
+        Z = W.T @ H
         U = program.logits(Z, b)
-        value = float(p.loss_share @ (logsumexp(U, axis=0) - np.diag(U)))
+        value = float(p.loss_share @ (np.logaddexp.reduce(U, axis=0) - np.diag(U)))
         value += 0.5 * lam * (np.sum(W**2) + np.sum(p.mass * H**2)) + 0.5 * p.lambda_b * b @ b
         G = program.gradient(Z, b)
         parts = (H @ G.T + lam * W, W @ G + lam * p.mass * H, G.sum(axis=1) + p.lambda_b * b)
@@ -324,10 +330,10 @@ LONG_TAILS = {  # gaps of up to a factor of 4 between neighbours, and a majority
 def test_the_path_meets_what_each_class_finds_by_itself(name: str) -> None:
     """Newton along lambda_z on everything at once, against nested roots: bias, column, prediction."""
     problem = LONG_TAILS[name].replace(features="nonnegative")
-    t, c = thresholds(problem), clusters_of(problem)
+    t, c = known(problem), clusters_of(problem)
     at_rest = c.column_norms(balanced_bias(c, partial(without_columns, c))[1].P)
     later = np.flatnonzero(at_rest < at_rest.max())
-    for j in later[:: max(1, later.size // 10)]:
+    for j in later[:: max(1, later.size // 5)]:
         k = int(np.argmax(c.labels == j))
         value, exact = column_path._alone(c, int(j), float(at_rest.max()), float(at_rest[j]))
         assert t.vanish[k] == pytest.approx(value, rel=1e-11, nan_ok=True)
@@ -359,7 +365,7 @@ def test_the_bias_alone_by_one_softmax_is_the_one_that_balances_all_columns(name
 def test_many_problems_at_once_are_those_one_by_one(features: FeatureModel) -> None:
     problems = [p.replace(features=features) for p in (*CASES.values(), *LONG_TAILS.values())]
     for problem, together in zip(problems, thresholds_of_many(problems), strict=True):
-        alone = thresholds(problem)
+        alone = known(problem)
         for name in ("merge", "vanish", "complete", "complete_bound", "exact"):
             np.testing.assert_allclose(getattr(together, name), getattr(alone, name), rtol=1e-11)
 
@@ -370,7 +376,7 @@ def test_many_problems_at_once_are_those_one_by_one(features: FeatureModel) -> N
 @pytest.mark.parametrize("name", CASES)
 def test_complete_collapse_by_itself_is_the_last_of_all_transitions(name: str) -> None:
     problem = CASES[name].replace(features="signed")
-    assert complete_collapse(problem) == pytest.approx(thresholds(problem).complete, rel=1e-12)
+    assert complete_collapse(problem) == pytest.approx(known(problem).complete, rel=1e-12)
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.01, INF])
@@ -421,11 +427,6 @@ def test_a_thousand_classes_in_two_sizes_have_the_thresholds_of_ten() -> None:
     assert np.unique(many.vanish).size == 2
 
 
-@cache
-def with_free_bias(counts: tuple[int, ...], features: FeatureModel) -> Thresholds:
-    return thresholds(Problem(counts, 1.0, 0.0, features=features))
-
-
 @pytest.mark.parametrize("features", ["signed", "nonnegative"])
 @pytest.mark.parametrize(
     ("counts", "lambda_b"),
@@ -441,7 +442,8 @@ def with_free_bias(counts: tuple[int, ...], features: FeatureModel) -> Threshold
 def test_a_bias_that_costs_next_to_nothing_is_a_free_one(
     counts: tuple[int, ...], lambda_b: float, features: FeatureModel
 ) -> None:
-    free, cheap = with_free_bias(counts, features), thresholds(Problem(counts, 1.0, lambda_b, features=features))
+    free = known(Problem(counts, 1.0, 0.0, features=features))
+    cheap = thresholds(Problem(counts, 1.0, lambda_b, features=features))
     np.testing.assert_allclose(cheap.vanish, free.vanish, rtol=1e-9)
     assert cheap.complete == pytest.approx(free.complete, rel=1e-9)
 
