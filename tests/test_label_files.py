@@ -80,6 +80,25 @@ READ: dict[str, tuple[str, str | bytes, dict[str, Any], tuple[str, ...]]] = {
     "JSON labels": ("n.json", json.dumps(Y), {}, NUMBERS),
     "JSON names": ("n.json", json.dumps(WORDS), {}, tuple(BY_NAME)),
     "JSON path to label": ("n.json", json.dumps({f"a/{i}.png": k for i, k in enumerate(Y)}), {}, NUMBERS),
+    "JSON lines": (
+        "metadata.jsonl",
+        lines(json.dumps({"file_name": f"{i}.png", "label": k, "boxes": [1, 2]}) for i, k in enumerate(Y)),
+        {},
+        NUMBERS,
+    ),
+    "JSON records": (
+        "y.json",
+        json.dumps([{"text": f"so {i}", "mood": w} for i, w in enumerate(WORDS)]),
+        {},
+        tuple(BY_NAME),
+    ),
+    "JSON records, by name": (
+        "y.json",
+        json.dumps([{"name": f"{i}.png", "label": k + 1, "target": k} for i, k in enumerate(Y)]),
+        {"column": "target"},
+        NUMBERS,
+    ),
+    "JSON records without some labels": ("y.json", json.dumps([{"label": k} for k in [*Y, None, None]]), {}, NUMBERS),
     "LVIS": ("lvis.json", json.dumps({"categories": LVIS}), {}, tuple(BY_NAME)),
     "LVIS's list": ("lvis.json", json.dumps(LVIS), {}, tuple(BY_NAME)),
     "LVIS, two counts": (
@@ -264,6 +283,12 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "counts or labels": ("n.txt", lines([500, 3, 500, 3]), "4 counts or 4 labels"),
     "no JSON": ("n.json", "{'cat': 1}", "no readable JSON"),
     "JSON of lists": ("n.json", '{"cat": [1, 2], "dog": [3]}', "one number per class"),
+    "JSON records of lists": (
+        "n.json",
+        json.dumps([{"id": i, "label": [k, 7]} for i, k in enumerate(Y)]),
+        "columns id",
+    ),
+    "JSON records of names": ("n.json", json.dumps([{"name": w} for w in BY_NAME]), "columns name"),
     "JSON with an empty class": ("n.json", '{"cat": 60, "dog": 0}', "class dog"),
     "LVIS, two counts": (
         "l.json",

@@ -58,20 +58,15 @@ class ClusteredProblem:
             first: shape (J,), a class of each cluster.
             **more: fields beside those of this class.
         """
-        loss = problem.loss
-
-        def picked(value: Vector | None, constant: float) -> Vector:
-            return np.full(first.size, constant) if value is None else value[first]
-
         return cls(
             labels=labels,
             sizes=np.bincount(labels).astype(np.float64),
             share=problem.loss_share[first],
             mass=problem.mass[first],
-            scales=picked(loss.scales, 1.0),
-            temperatures=picked(loss.temperatures, 1.0),
-            offsets=picked(loss.offsets, 0.0),
-            smoothing=loss.smoothing,
+            scales=problem.scales[first],
+            temperatures=problem.temperatures[first],
+            offsets=problem.offsets[first],
+            smoothing=problem.loss.smoothing,
             lambda_b=problem.lambda_b,
             **more,
         )

@@ -93,8 +93,9 @@ def label_counts(
     """Samples per class and the classes' names: :func:`class_counts` with names and choices.
 
     A file may hold one label or one count per line, ``path label`` or ``class count`` lines, CSV or TSV with or
-    without a header, LIBSVM lines, JSON (an array, an object of counts, LVIS or COCO categories) or a ``.npy`` array,
-    each also in gzip; a folder must hold one folder of images per class. What has several readings is refused.
+    without a header, LIBSVM lines, JSON (an array, an object of counts, an object for each sample, LVIS or COCO
+    categories), JSON lines or a ``.npy`` array, each also in gzip; a folder must hold one folder of images per class.
+    What has several readings is refused.
 
     Args:
         spec: As for :func:`class_counts`.

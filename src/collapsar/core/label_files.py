@@ -52,8 +52,9 @@ def read_label_file(path: Path, column: str | int | None = None) -> tuple[Labell
 
     Args:
         path: A text file (one label or one count per line, ``path label``, ``class count``, CSV, TSV, LIBSVM), JSON
-            (an array, an object of counts, LVIS or COCO categories), a ``.npy`` array, any of these in gzip; an
-            ``.npz`` archive with one array of labels; or a folder with one folder of images per class.
+            (an array, an object of counts, an object for each sample, LVIS or COCO categories) or JSON lines, a
+            ``.npy`` array, any of these in gzip; an ``.npz`` archive with one array of labels; or a folder with one
+            folder of images per class.
         column: Of a table, the name or the number, counted from 1, of the column with the labels; of categories, the
             field with the counts.
 
@@ -152,11 +153,17 @@ def _json(text: str, path: Path, column: str | int | None) -> Labelled | Counted
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"`class_counts`: {path} is no readable JSON ({error})") from None
+        try:  # an object on each line
+            value = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            raise ValueError(f"`class_counts`: {path} is no readable JSON ({error})") from None
     if isinstance(value, dict) and isinstance(value.get("categories"), list):
         return _categories(value["categories"], value.get("annotations"), path, column)
     if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-        return _categories(value, None, path, column)
+        counted = {*_COUNT_FIELDS, *([] if column is None or str(column).lower() in _LABEL_WORDS else [str(column)])}
+        if all("name" in entry and counted & entry.keys() for entry in value):
+            return _categories(value, None, path, column)
+        return _records(value, path, column)
     if isinstance(value, dict) and value:
         if all(_FILE_NAME.search(name) for name in value):
             return _scalars(list(value.values()), path)
@@ -176,6 +183,19 @@ def _scalars(values: list[Any], path: Path) -> list[Any]:
     if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values):
         raise ValueError(f'`class_counts`: {path} must hold one number per class, such as {{"cat": 60, "dog": 30}}')
     return values
+
+
+def _records(entries: list[dict[str, Any]], path: Path, column: str | int | None) -> Labelled | Counted:
+    """A table, an object for each row; what holds lists or objects is no column."""
+    table = {
+        name: ["" if (cell := entry.get(name)) is None else str(cell) for entry in entries]
+        for name in entries[0]
+        if not any(isinstance(entry.get(name), list | dict) for entry in entries)
+    }
+    names, columns = list(table), list(table.values())
+    if column is not None:
+        return columns[_chosen(column, names, len(names), path)]
+    return _named_columns(names, columns, path)
 
 
 def _categories(entries: list[Any], annotations: Any, path: Path, column: str | int | None) -> Counted:
