@@ -647,6 +647,53 @@ def test_a_scheduler_alone_does_not_tell_how_many_steps_sgd_made() -> None:
     assert told.total == pytest.approx(78_000 * 0.1 * 5e-4)
 
 
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_scheduler_before_the_first_tick_does_not_tell_how_many_steps_there_will_be(name: str) -> None:
+    """T_max may count epochs: 200 of them are no clock of 200 steps, and decay that will act is not called idle."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer: Any = getattr(torch_optim, name)(model.parameters(), lr=0.1, weight_decay=0.001)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    known, kinds = quietly(model, model[2], optimizer, penalties=Penalties(0.0, 0.01), schedule=scheduler)
+    assert known.decay_clock is None
+    assert "decay-clock" not in kinds
+    optimizer.step()  # in the first epoch
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    clock = decay_clock(model[2].weight, optimizer, scheduler=scheduler, steps=78_000)
+    assert clock is not None
+    assert not clock.exact
+    assert clock.total == pytest.approx(78_000 * 0.1 * 0.001)
+
+
+def test_one_cycle_is_made_of_steps() -> None:
+    w, total = nn.Parameter(torch.ones(3, 2)), 0.0
+    optimizer = torch_optim.SGD([w], lr=0.1, weight_decay=0.5)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, 50)
+    clock = decay_clock(w, optimizer, scheduler=scheduler)
+    for _ in range(50):
+        total += 0.5 * optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+    assert clock is not None
+    assert clock.exact
+    assert clock.total == pytest.approx(total, rel=1e-9)
+
+
+def test_the_scheduler_of_an_optimizer_that_does_not_count_its_steps_bounds_the_clock() -> None:
+    w = nn.Parameter(torch.ones(3, 2))
+    optimizer = torch_optim.SGD([w], lr=0.1, weight_decay=5e-4)
+    scheduler, total = lr_scheduler.StepLR(optimizer, 2, 0.1), 0.0
+    for _ in range(5):
+        total += 20 * 5e-4 * optimizer.param_groups[0]["lr"]
+        optimizer.step()  # one of 20 in the epoch
+        scheduler.step()
+    clock = decay_clock(w, optimizer, scheduler=scheduler, steps=100)
+    assert clock is not None
+    assert not clock.exact
+    assert clock.total >= total
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_odometer_reads_the_clock_off_the_head(momentum: float) -> None:
     torch.manual_seed(0)

@@ -56,7 +56,7 @@ class Clock:
     """Sums of lr * weight_decay.
 
     Attributes:
-        past: over the steps made.
+        past: over the steps made, so far as the optimizer has counted them.
         total: with those to come, as far as they are known.
         exact: whether a scheduler told every learning rate; else the largest rate remembered counts throughout.
         steps: of the run, as far as they are known.
@@ -133,10 +133,11 @@ def decay_clock(
     Args:
         parameter: the head's weight.
         optimizers: as the training has them.
-        scheduler: the optimizer's; run again on a copy to know the learning rates of all steps. Without it the largest
-            rate that the optimizer remembers counts, an upper bound for rates that only fall.
+        scheduler: the optimizer's; run again on a copy to know the learning rates of all steps. It may be stepped once
+            an epoch: what a step has of it the optimizer's counter tells. Without either the largest rate that the
+            optimizer remembers counts, an upper bound for rates that only fall.
         steps: of the whole run; by default what the scheduler was made for, else those made so far. An optimizer that
-            does not count its steps (SGD) needs it: a scheduler may be stepped once an epoch.
+            does not count its steps (SGD), or has not begun, needs it.
 
     Returns:
         The clock; None where no number of steps is known.
@@ -151,18 +152,17 @@ def decay_clock(
         return None
     optimizer, group = innermost(found[0]), found[1]
     decay, rate = float(group.get("weight_decay", 0.0)), float("nan" if group.get("lr") is None else group["lr"])
-    ticks = _ticks(scheduler)
-    counter = optimizer.state.get(parameter, {}).get("step")
+    counter, ticks = optimizer.state.get(parameter, {}).get("step"), _ticks(scheduler)
     if counter is None and ticks and steps is None:
         return None
-    past = int(counter) if counter is not None else ticks
-    each = max(1, round(past / ticks)) if ticks else 1  # steps per tick: 1, or an epoch
-    planned = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
-    total = max(past, steps if steps is not None else int(planned or 0) * each)
+    past, cycle = int(counter or 0), getattr(scheduler, "total_steps", None)
+    # Steps per tick, 1 or an epoch: what both have counted tells; before that one cycle is known to be made of steps.
+    each = max(1, round(past / ticks)) if past and ticks else int(bool(cycle) and not ticks)
+    total = max(past, steps if steps is not None else int(cycle or getattr(scheduler, "T_max", None) or 0) * each)
     if not total or not math.isfinite(rate):
         return None
     index = next(i for i, g in enumerate(groups_of(found[0])) if g["params"][0] is group["params"][0])
-    rates = None if scheduler is None else _replayed(scheduler, index, total // each + 1)
+    rates = None if scheduler is None or not each else _replayed(scheduler, index, total // each + 1)
     if rates is not None and abs(rates[min(ticks, len(rates) - 1)] - rate) <= 1e-3 * max(rates):
         every = np.repeat(rates, each)[:total]
         return Clock(decay * float(every[:past].sum()), decay * float(every.sum()), exact=True, steps=total)
