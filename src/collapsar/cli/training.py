@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.progress import Progress
 from typer import Option
@@ -82,7 +83,11 @@ def train(
 
     images = imbalanced(load_data(data, data_dir), config.class_counts)
     with bars("epochs") as bar:
-        progress = _advance(bar, "training")
+        move = _moves(bar)
+
+        def progress(epoch: int, epochs: int, _: Record | None) -> None:
+            move("training", epoch, epochs)
+
         result = train_network(config, images, out, progress=progress, resume=not fresh, measure=collapse_numbers)
     record = {"config": json.loads(config.to_json()), **run_record(result, images)}
     write_atomically(out / "result.json", json.dumps(to_json(record), allow_nan=False))
@@ -149,27 +154,17 @@ def demo(
 
     folder = Path("runs") / f"demo-{data}" if out is None else out
     with bars("epochs") as bar:
-        tasks: dict[str, Callable[..., None]] = {}
-
-        def progress(words: str, epoch: int, epochs: int) -> None:
-            if words not in tasks:
-                tasks[words] = _advance(bar, words)
-            tasks[words](epoch, epochs, None)
-
-        record = to_json(run_demo(data, out=folder, data_dir=data_dir, seed=seed, progress=progress))
+        record = to_json(run_demo(data, out=folder, data_dir=data_dir, seed=seed, progress=_moves(bar)))
     write_atomically(folder / "record.json", json.dumps(record, allow_nan=False))
     write_atomically(folder / "picture.png", png_bytes(demo_figure(record)))
     page = write_atomically(folder / "report.html", demo_page(record))
     tell(record, lambda: _print_demo(record, page), as_json=as_json)
 
 
-def _advance(bar: Progress, name: str) -> Callable[[int, int, Any], None]:
-    task = bar.add_task(name, total=None)
-
-    def advance(epoch: int, epochs: int, record: Any) -> None:
-        bar.update(task, completed=epoch, total=epochs)
-
-    return advance
+def _moves(bar: Progress) -> Callable[[str, int, int], None]:
+    """Called with a name and how far it is of how much: moves its bar, which is made the first time."""
+    task = cache(lambda name: bar.add_task(name, total=None))
+    return lambda name, done, total: bar.update(task(name), completed=done, total=total)
 
 
 def _print_demo(record: Record, page: Path) -> None:
