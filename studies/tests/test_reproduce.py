@@ -23,11 +23,11 @@ from collapsar_studies import advice_plans, advice_study, names, presets, reprod
 from collapsar_studies import against_theory as at
 from collapsar_studies import effective as ef
 from collapsar_studies import paper_figures as pf
-from collapsar_studies.cells import layer_norms
 from collapsar_studies.deep import deep_column
 from collapsar_studies.deep_two_cluster import DeepPair, decay_switches, deep_optimum
 from collapsar_studies.effective_scores import predictors_of, statement_of
 from collapsar_studies.paper_plots import paper_figure
+from collapsar_studies.run_record import layer_norms
 from collapsar_studies.study_plots import study_figure
 
 

@@ -20,8 +20,8 @@ import torch
 from collapsar import Penalties
 from collapsar.training import ModelSpec, TrainConfig, train
 from collapsar_studies import sweep as sweep_module
-from collapsar_studies.clock import Clock
 from collapsar_studies.sweep import Cell, SweepSettings, load_cell, run_sweep
+from collapsar_studies.time_left import TimeLeft
 
 CONFIG = TrainConfig(
     dataset="digits",
@@ -209,10 +209,10 @@ def test_the_time_left_is_that_of_the_pace_so_far(monkeypatch: pytest.MonkeyPatc
     calls: list[tuple[int, int, float]] = []
     there, resumed, other = (Cell(replace(CONFIG, epochs=epochs)) for epochs in (6, 12, 24))
     images = {cell.key: 125 * cell.config.epochs for cell in (there, resumed, other)}
-    clock = Clock(images, [there.key], lambda *call: calls.append(call))
-    clock.tick(resumed.key, 7, 12)  # one epoch in 10 seconds; 5 + 24 are left
-    clock.tick(resumed.key, 8, 12)  # two in 30; 4 + 24 are left
-    clock.ended([resumed.key])  # six in 60; 24 are left
+    left = TimeLeft(images, [there.key], lambda *call: calls.append(call))
+    left.tick(resumed.key, 7, 12)  # one epoch in 10 seconds; 5 + 24 are left
+    left.tick(resumed.key, 8, 12)  # two in 30; 4 + 24 are left
+    left.ended([resumed.key])  # six in 60; 24 are left
     assert [call[:2] for call in calls] == [(1, 3), (1, 3), (1, 3), (2, 3)]
     assert math.isnan(calls[0][2])
     assert [call[2] for call in calls[1:]] == pytest.approx([10 * 29, 15 * 28, 10 * 24])

@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Matrix = NDArray[np.float64]
+from collapsar.core.types import Matrix
+
 # (share of the steps, factor on the rate): the last stages settle what the first leaves swinging.
 _STAGES = ((0.0, 1.0), (0.7, 0.1), (0.9, 0.01))
 _RATE, _FEATURE_RATE = 1e-3, 0.5

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +18,12 @@ from torch import Tensor
 
 from collapsar import Penalties
 from collapsar.core.files import write_atomically
+from collapsar.core.types import Record
 from collapsar.metrics.balance import balance_penalties
 from collapsar.training.loop import one_thread
 from collapsar.training.models import FeatureNetwork
 from collapsar_studies.advice_plans import PRESETS, Setting, base_recipe, recipes
 from collapsar_studies.advice_runs import Images, subset, train_and_measure
-
-Record = dict[str, Any]
 
 EVERY = 5  # epochs between two readings
 RATIOS = (10, 50)

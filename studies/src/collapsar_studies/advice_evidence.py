@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from collapsar.core.types import Record
 from collapsar_studies.effective import K_A, K_B
 from collapsar_studies.effective_scores import middle
-
-Record = dict[str, Any]
 
 # Models that need no more than counts, decay and layers, as advice has them: the record may hold nearer ones that need
 # the images or a trained network.

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from collapsar.core.types import Record
 from collapsar.report import styled
 from collapsar.report.style import COLOURS
-
-Record = Mapping[str, Any]
 
 METHOD_WORDS = {
     "nothing": "nothing",

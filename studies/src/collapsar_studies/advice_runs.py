@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from collapsar import Penalties, Problem
+from collapsar.core.types import Record
 from collapsar.diagnose import distance
 from collapsar.metrics import NeuralCollapse
 from collapsar.solver import solve
@@ -34,7 +34,6 @@ from collapsar.training import (
 from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import scaled
 
-Record = dict[str, Any]
 Adjust = Callable[[int, FeatureNetwork, Penalties], Penalties]
 """Called with (epoch, network, the recipe's penalties) before an epoch past the warm start."""
 

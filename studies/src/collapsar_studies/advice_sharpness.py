@@ -18,13 +18,12 @@ from collapsar import Problem
 from collapsar.advise.families import FAMILIES, least_treatment
 from collapsar.advise.mitigations import oversampling
 from collapsar.core.files import write_atomically
+from collapsar.core.types import Record
 from collapsar.solver import solve
 from collapsar.theory import thresholds
 from collapsar.training import penalties_for
 from collapsar.training.loop import one_thread
 from collapsar_studies.advice_runs import Recipe, Schedule, subset, train_and_measure
-
-Record = dict[str, Any]
 
 LAMBDA_B = 0.02
 

@@ -23,13 +23,13 @@ import collapsar
 from collapsar import Problem
 from collapsar.advise.outlook import clearance
 from collapsar.core.files import write_atomically
+from collapsar.core.types import Record
 from collapsar.solver import solve
 from collapsar.training.loop import one_thread
 from collapsar_studies.advice_plans import PRESETS, Setting, StudyPreset, recipes, standard_advice
 from collapsar_studies.advice_runs import ADAMW_RATE, Recipe, Schedule, subset, train_and_measure
 from collapsar_studies.advice_sharpness import SHARPNESS, sharpness
 
-Record = dict[str, Any]
 Progress = Callable[[int, int, float], None]
 """Called with (finished cells, all cells, estimated seconds left); a cell is one setting and seed, every method."""
 

@@ -13,13 +13,13 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.core.problem import FeatureModel
+from collapsar.core.types import Record
 from collapsar.diagnose import distance
 from collapsar.metrics import cluster_contrasts
 from collapsar.theory.limits import column_cosines
 from collapsar.training import TrainConfig
 from collapsar.training.penalties import with_weight_decay
 
-Record = dict[str, Any]
 LOST, LEAST = 0.1, 0.05
 MODELS: tuple[FeatureModel, FeatureModel] = ("signed", "nonnegative")
 

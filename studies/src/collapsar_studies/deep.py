@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from collapsar.core.types import Vector
 from collapsar_studies.roots import root_between
-
-Vector = NDArray[np.float64]
 
 # log mu (or log alpha) from, to, points: wide enough for prices over twelve decades, refined where it
 # matters.

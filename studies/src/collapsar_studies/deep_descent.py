@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from collapsar.core.types import Vector
 from collapsar_studies.against_theory import lost
-
-Vector = NDArray[np.float64]
 
 WIDER = 2  # units in each layer beyond the number of classes; more change nothing
 STEPS = 1500

@@ -18,13 +18,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from collapsar.core.types import Vector
 from collapsar_studies.deep import deep_price
 from collapsar_studies.deep_body import Body, body_cost
-
-Vector = NDArray[np.float64]
 
 DEAD = 1e-2  # nats: a column this short has gone to zero, its basin; the separated branches end at norms above 0.5
 STEP = 1.02  # of the decay along a branch

@@ -19,6 +19,7 @@ import numpy as np
 
 import collapsar as cs
 from collapsar import Penalties
+from collapsar.core.types import Record
 from collapsar.theory import fractional_problem
 from collapsar.training import ModelSpec, TrainConfig, imbalanced, load_data
 from collapsar_studies.against_theory import LEAST, contrasts, environment, lost, optimum
@@ -37,7 +38,6 @@ from collapsar_studies.image_reach import image_reach
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell
 
-Record = dict[str, Any]
 Reaches = Mapping[int, tuple[float, float]]
 """By the number of images of a small class: ``Body.reach`` of a class of A and one of B."""
 

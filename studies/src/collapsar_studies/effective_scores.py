@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Record = dict[str, Any]
+from collapsar.core.types import Record
 
 BRANCHES = ("cold", "up", "down")
 PREDICTORS = ("shallow", "deep", "body", "spinodal", "descent")

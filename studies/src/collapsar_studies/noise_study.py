@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from collapsar.core.types import Record
 from collapsar_studies.against_theory import brackets, contrasts, environment, lost
 from collapsar_studies.effective import EFFECTIVE, K_A, Effective, RateSweep, effective_chains
 from collapsar_studies.gradient_noise import noise_share
 from collapsar_studies.presets import Job
 from collapsar_studies.sweep import Cell
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Record = Mapping[str, Any]
+from collapsar.core.types import Record
+
 PAGES = ("docs/reproduce.md", "docs/advise.md")
 _PLACE = re.compile(r"(<!-- made from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

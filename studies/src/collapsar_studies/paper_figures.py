@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 import collapsar as cs
+from collapsar.core.types import Record
 from collapsar.diagnose import distance
 from collapsar.theory import fractional_problem
 from collapsar.theory.limits import etf_cosine
@@ -25,7 +25,6 @@ from collapsar_studies.against_theory import (
 from collapsar_studies.presets import CLASSES, LAMBDA_B, LAMBDAS, FigurePlan, Job
 from collapsar_studies.theory_figures import table_record
 
-Record = dict[str, Any]
 Cells = Mapping[str, Record]
 
 TITLES = {

@@ -15,10 +15,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
+from collapsar.core.types import Record
 from collapsar.report import styled
 from collapsar.report.style import COLOURS
-
-Record = Mapping[str, Any]
 
 # colour, line and word: the same two models in every picture
 MODEL_LOOK: Mapping[str, tuple[str, Any, str]] = {

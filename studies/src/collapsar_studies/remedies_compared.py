@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,9 +27,7 @@ from collapsar.advise.mitigations import (
 )
 from collapsar.advise.outlook import inference_margins
 from collapsar.core.problem import FeatureModel
-
-Record = dict[str, Any]
-Matrix = NDArray[np.float64]
+from collapsar.core.types import Matrix, Record
 
 
 def standard_remedies(counts: ArrayLike) -> tuple[Remedy, ...]:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from collapsar.core.files import write_atomically
+from collapsar.core.types import Record
 from collapsar.training import TrainingInterrupted
-from collapsar_studies.beyond import beyond, beyond_record
-from collapsar_studies.clock import Note, Progress
+from collapsar_studies.continued_runs import continued, continued_record
 from collapsar_studies.effective import EFFECTIVE, effective_chains, effective_record, reaches
 from collapsar_studies.names import NAMES
 from collapsar_studies.noise_study import NOISE, noise_chains, noise_record
@@ -26,9 +26,8 @@ from collapsar_studies.standard_study import standard_record
 from collapsar_studies.starts_study import STARTS, starts_chains, starts_record
 from collapsar_studies.sweep import SweepSettings, run_sweep
 from collapsar_studies.text_study import TEXT, text_record
+from collapsar_studies.time_left import Note, Progress
 from collapsar_studies.which_model import WHICH_MODEL, which_model_jobs, which_model_record
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
         text = replace(text, seeds=request.seeds or text.seeds)
         return _written(place.out / "text", "text", text_record(text, place.out / "text" / "cells", progress))
     chains, home, finish = _plan(request, place.data_dir)
-    longer = [beyond(chain[-1], request.beyond) for chain in chains] if request.beyond else []
+    longer = [continued(chain[-1], request.beyond) for chain in chains] if request.beyond else []
     chains = [(*chain, job) for chain, job in zip(chains, longer, strict=True)] if longer else chains
     cells = run_sweep([tuple(job.cell for job in chain) for chain in chains], place.settings(home), progress, note)
     missing = {job.cell.key for chain in chains for job in chain} - cells.keys()
@@ -148,7 +147,7 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
     record = finish(cells)
     if longer:
         went_on = [job for job in _ended(longer, cells) if cells[job.cell.key]["result"] is not None]
-        record["beyond"] = [beyond_record(job, cells[job.cell.key]) for job in went_on]
+        record["beyond"] = [continued_record(job, cells[job.cell.key]) for job in went_on]
     return _written(place.out / request.name, request.name, record)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from collapsar.core.types import Record
 from collapsar.report.style import COLOURS
 
-Record = Mapping[str, Any]
 LOOK = {  # colour, marker, words
     "rows": ("vermilion", "s", "one penalty per row"),
     "rows_averaged": ("orange", "D", "the same, Z averaged over classes of one size"),

@@ -12,14 +12,13 @@ import numpy as np
 import collapsar as cs
 from collapsar.advise.forecast import forecast_rows
 from collapsar.advise.recipe import Recipe
+from collapsar.core.types import Record
 from collapsar.diagnose import distance
 from collapsar_studies.adamw_rest import AdamWHead, RestPoint, averaged, random_point, rest_of_adamw
 from collapsar_studies.against_theory import environment
 from collapsar_studies.presets import Job
 from collapsar_studies.standard_runs import STANDARD, adamw_run, problem_of
 from collapsar_studies.sweep import Cell
-
-Record = dict[str, Any]
 
 # The study of standard training stops AdamW after a fifth of this: what its rate still does after falling is then less
 # than rest asks for, and sqrt(v), which remembers 1000 steps, still holds the noise of the large rate.

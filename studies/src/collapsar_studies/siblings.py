@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from math import exp, inf, log1p, sqrt
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from collapsar.core.types import Matrix, Vector
 from collapsar.theory.two_cluster import Side, TwoCluster, optimum_of_sides
 from collapsar_studies.roots import root_between
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-
 
 # --- layer-peeled model (Fang et al., PNAS 2021)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from collapsar.core.types import Record
 from collapsar.report.style import COLOURS
 
-Record = Mapping[str, Any]
 PANELS = {"layernorm": "LayerNorm before the head", "batchnorm": "BatchNorm before the head", "none": "no norm"}
 LOOK = {  # colour, marker, words
     "sample": ("blue", "o", "features of one length (per sample)"),

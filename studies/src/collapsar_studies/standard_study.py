@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -13,15 +12,13 @@ import collapsar as cs
 from collapsar.advise.forecast import forecast_rows
 from collapsar.advise.recipe import Recipe
 from collapsar.advise.standard import advise_standard
+from collapsar.core.types import Matrix, Record
 from collapsar.diagnose import distance
 from collapsar.metrics import class_separation
 from collapsar.training import TrainConfig
 from collapsar_studies.against_theory import contrasts, environment
 from collapsar_studies.presets import Job
 from collapsar_studies.standard_runs import Standard, length_of, merge_of, over_of, problem_of
-
-Record = dict[str, Any]
-Matrix = np.ndarray
 
 # Contrast of the small classes, of that of the large ones, below which a network counts as having merged them. At .9 of
 # the threshold the optimum has .040 (per sample) or .137 (per batch).

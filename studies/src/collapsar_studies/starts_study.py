@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from collapsar.core.types import Record
 from collapsar.training import ModelSpec
 from collapsar_studies.against_theory import environment
 from collapsar_studies.presets import Job
@@ -18,7 +18,6 @@ from collapsar_studies.standard_runs import STANDARD, over_of, sgd_run
 from collapsar_studies.standard_study import beside, has_merged
 from collapsar_studies.sweep import Cell
 
-Record = dict[str, Any]
 GENTLE = 0.5  # of the epochs have a tenth of the decay
 BELOW = 0.6  # of the threshold: where a network that is raised comes from
 

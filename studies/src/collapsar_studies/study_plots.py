@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from collapsar.core.types import Record
 from collapsar.report import styled
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS
 from collapsar_studies.noise_plots import noise_figure
@@ -20,7 +21,6 @@ from collapsar_studies.standard_plots import standard_figure
 from collapsar_studies.starts_plots import starts_figure
 from collapsar_studies.text_plots import text_figure
 
-Record = Mapping[str, Any]
 SMALL = "x-small"
 BRANCHES: Mapping[str, tuple[str, str, float]] = {  # colour, marker, lane in the bars
     "cold": ("ink", "o", 0.0),

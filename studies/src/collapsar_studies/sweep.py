@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from collapsar.core.files import write_atomically
+from collapsar.core.types import Record
 from collapsar.training import (
     DivergedError,
     ImageData,
@@ -35,11 +36,10 @@ from collapsar.training import (
 )
 from collapsar.training.graphs import taking_turns
 from collapsar.training.loop import exact_products, one_thread
-from collapsar_studies.cells import DETAILS, Detail, finished_record
-from collapsar_studies.clock import Clock, Live, Note, Progress
-from collapsar_studies.cuts import cut, digest
+from collapsar_studies.imbalanced_data import data_of, digest
+from collapsar_studies.run_record import DETAILS, Detail, finished_record
+from collapsar_studies.time_left import Live, Note, Progress, TimeLeft
 
-Record = dict[str, Any]
 # Not the configuration's fault, as divergence is, but perhaps the machine's: tried again the next time.
 _BROKEN_OFF = "broke off"
 
@@ -162,14 +162,14 @@ def run_sweep(
     if len(set(cells)) < len(cells):
         raise ValueError("`chains` must hold each cell once: two processes would train it at the same time")
     for config in {(c.config.dataset, c.config.class_counts): c.config for c in cells}.values():
-        cut(config, settings.data_dir)  # what the data set cannot give is found now, not after hours
+        data_of(config, settings.data_dir)  # what the data set cannot give is found now, not after hours
     settings.folder.mkdir(parents=True, exist_ok=True)
     records = _found(cells, settings, note)
     missing = [chain for chain in chains if any(cell.key not in records for cell in chain)]
     by_key = {cell.key: cell for cell in cells}
     images = {cell.key: cell.config.epochs * sum(cell.config.class_counts) for cell in cells}
-    clock = Clock(images, records, progress)
-    for keys, notes in _computed(missing, settings, frozenset(records), Live(clock.tick, note)):
+    left = TimeLeft(images, records, progress)
+    for keys, notes in _computed(missing, settings, frozenset(records), Live(left.tick, note)):
         for sentence in notes:
             note(sentence)
         for key in keys:
@@ -177,7 +177,7 @@ def run_sweep(
             if found is None:
                 raise OSError(f"{_record_file(settings.folder, by_key[key])} is not there although its run has ended")
             records[key] = found
-        clock.ended(keys)
+        left.ended(keys)
     return records
 
 
@@ -287,7 +287,7 @@ def _run_chain(
 
 def _trained(cell: Cell, settings: SweepSettings, live: Live) -> Record:
     """The record of one run."""
-    data = cut(cell.config, settings.data_dir)
+    data = data_of(cell.config, settings.data_dir)
     clock = time.process_time if settings.at_once == 1 else time.thread_time
     begun = clock()
     content: Record = {
@@ -344,7 +344,7 @@ def _final_weights(cell: Cell, settings: SweepSettings, note: Note) -> Mapping[s
         except ValueError as error:
             note(f"{folder} is damaged ({error}); this run is trained again")
     weights = None if cell.start is None else _final_weights(cell.start, settings, note)
-    return _train(cell, cut(cell.config, settings.data_dir), weights, settings, Live(None, note)).model.state_dict()
+    return _train(cell, data_of(cell.config, settings.data_dir), weights, settings, Live(None, note)).model.state_dict()
 
 
 # --- files

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from collapsar.core.types import Record
 from collapsar.metrics import NeuralCollapse
-from collapsar_studies.cells import rounded
+from collapsar_studies.run_record import rounded
 from collapsar_studies.standard_runs import STAGES
 
-Record = dict[str, Any]
 # Every Python since 3.11 has these; the five with the most text are the large classes.
 PACKAGES = (
     "asyncio", "email", "unittest", "xml", "multiprocessing", "ctypes", "http", "importlib", "json", "logging",

@@ -14,14 +14,14 @@ import torch
 
 import collapsar as cs
 from collapsar.core.files import write_atomically
+from collapsar.core.types import Record
 from collapsar.diagnose import distance
 from collapsar.training.provenance import checkout_commit
 from collapsar_studies.against_theory import contrasts
-from collapsar_studies.clock import Progress
 from collapsar_studies.standard_runs import merge_of, problem_of
 from collapsar_studies.text_runs import PACKAGES, TextRun, train_text
+from collapsar_studies.time_left import Progress
 
-Record = dict[str, Any]
 RATE = 1e-3
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy
@@ -20,6 +20,7 @@ import collapsar as cs
 from collapsar.core.files import write_atomically
 from collapsar.core.problem import FeatureModel
 from collapsar.core.records import to_json
+from collapsar.core.types import Record
 from collapsar.theory import best_oversampling, edge_of, fractional_problem, least_oversampling, seli, two_cluster
 from collapsar.theory.limits import column_cosines, etf_cosine, etf_slope, self_consistent_cosines, simplex_etf
 from collapsar.theory.vanish_boundary import lowest_vanish, vanish_boundary
@@ -30,7 +31,6 @@ from collapsar_studies.vanish_shape import monotonicity
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = dict[str, Any]
 MODELS: tuple[FeatureModel, FeatureModel] = ("signed", "nonnegative")
 INF = float("inf")
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 import collapsar as cs
+from collapsar.core.types import Record
 from collapsar.theory import landscape
 from collapsar_studies.deep import deep_column
 from collapsar_studies.siblings import layer_peeled_ratio, mse_deep_linear
 
-Record = dict[str, Any]
 Row = dict[str, Any]
 INF = float("inf")
 

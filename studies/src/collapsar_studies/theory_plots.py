@@ -5,7 +5,7 @@ The records come from ``collapsar figures theory``; a number that is undefined i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 
+from collapsar.core.types import Record
 from collapsar.report import styled
 from collapsar.report.style import COLOURS
-
-Record = Mapping[str, Any]
 
 # The two feature models look alike everywhere: colour, marker and word.
 MODEL_STYLE = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import ceil, floor, log10
 from typing import Any
 
@@ -10,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from collapsar.core.types import Record
 from collapsar.report import styled
 from collapsar.report.style import COLOURS
 
-Record = Mapping[str, Any]
 SMALL = "x-small"
 
 

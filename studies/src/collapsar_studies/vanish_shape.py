@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
 from collapsar.core.problem import FeatureModel
+from collapsar.core.types import Record
 from collapsar.theory.vanish_boundary import BoundaryCurve
-
-Record = dict[str, Any]
 
 
 def monotonicity(num_problems: int = 1000, seed: int = 0, features: FeatureModel = "signed") -> Record:

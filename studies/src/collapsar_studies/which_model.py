@@ -6,18 +6,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 import collapsar as cs
+from collapsar.core.types import Record
 from collapsar.theory import fractional_problem
 from collapsar.training import ModelSpec, penalties_for
 from collapsar_studies.against_theory import MODELS, brackets, environment, optimum, summary, verdict
 from collapsar_studies.presets import LAMBDAS, Job, figure_plan, perceptron_run
 from collapsar_studies.sweep import Cell
-
-Record = dict[str, Any]
 
 LAMBDA_B = 0.02
 LARGE = 5

@@ -1,4 +1,4 @@
-"""Data sets cut to the class counts of a run, the last few kept: neighbouring runs share them."""
+"""Data sets reduced to the class counts of a run, the last few kept: neighbouring runs share them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def _whole(name: str, data_dir: Path | None) -> ImageData:
 
 
 @lru_cache(maxsize=4)
-def _cut_to(name: str, class_counts: tuple[int, ...], data_dir: Path | None) -> tuple[ImageData, str]:
+def _of_counts(name: str, class_counts: tuple[int, ...], data_dir: Path | None) -> tuple[ImageData, str]:
     data = imbalanced(_whole(name, data_dir), class_counts)
     return data, data_digest(data)
 
 
-def cut(config: TrainConfig, data_dir: Path | None) -> ImageData:
+def data_of(config: TrainConfig, data_dir: Path | None) -> ImageData:
     """The training images a run takes, and all test images.
 
     Raises:
         ValueError: The data set cannot be found, or a class has too few images.
     """
-    return _cut_to(config.dataset, config.class_counts, data_dir)[0]
+    return _of_counts(config.dataset, config.class_counts, data_dir)[0]
 
 
 def digest(config: TrainConfig, data_dir: Path | None) -> str:
     """A hash of those training images."""
-    return _cut_to(config.dataset, config.class_counts, data_dir)[1]
+    return _of_counts(config.dataset, config.class_counts, data_dir)[1]

@@ -20,7 +20,7 @@ STATIONARY = 0.01  # relative gradient of the head
 LOOKS = 4
 
 
-def beyond(job: Job, epochs: int) -> Job:
+def continued(job: Job, epochs: int) -> Job:
     """The run that goes on from the end of a job's, at its last learning rate.
 
     Args:
@@ -29,7 +29,7 @@ def beyond(job: Job, epochs: int) -> Job:
 
     Example:
         >>> from collapsar_studies.presets import figure_plan
-        >>> config = beyond(figure_plan(5, "paper").jobs[0], 200).cell.config
+        >>> config = continued(figure_plan(5, "paper").jobs[0], 200).cell.config
         >>> round(config.learning_rate_at(0), 6), config.penalties_at(0).lambda_z, config.eval_every
         (0.001, 0.0027, 50)
     """
@@ -46,11 +46,11 @@ def beyond(job: Job, epochs: int) -> Job:
     return Job(job.labels, Cell(longer, start=job.cell))
 
 
-def beyond_record(job: Job, cell: Mapping[str, Any]) -> dict[str, Any]:
+def continued_record(job: Job, cell: Mapping[str, Any]) -> dict[str, Any]:
     """Where a run that went on has ended, with its distance to both optima at the penalties that its head feels.
 
     Args:
-        job: The run, as ``beyond`` gives it.
+        job: The run, as ``continued`` gives it.
         cell: Its record, with a result.
     """
     result, config = cell["result"], TrainConfig.from_json(json.dumps(cell["config"]))

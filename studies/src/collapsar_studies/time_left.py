@@ -26,7 +26,7 @@ class Live:
     note: Note
 
 
-class Clock:
+class TimeLeft:
     """Says how much is done, and how long the rest will take at the pace so far.
 
     Args:
@@ -39,7 +39,7 @@ class Clock:
         self.images = images
         self.done, self.progress, self.begun = set(records), progress, time.monotonic()
         self.gone: dict[str, float] = {key: self.images[key] for key in self.done}  # images that are no longer to do
-        self.first: dict[str, float] = dict(self.gone)  # of these, what was done before this clock began
+        self.first: dict[str, float] = dict(self.gone)  # of these, what was done before this began
         self._tell()
 
     def tick(self, key: str, epoch: int, epochs: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from collapsar.core.types import Record
 from collapsar.metrics import CollapseReport, NeuralCollapse
 from collapsar.monitor.adaptive import decay_rows
 from collapsar.training import ImageData, TrainResult
@@ -17,7 +18,6 @@ from collapsar.training.measure import features_and_logits
 from collapsar.training.models import FeatureNetwork
 from collapsar_studies.gradient_noise import gradient_noise
 
-Record = dict[str, Any]
 Detail = Literal["end", "curve", "layers", "decay", "entries", "noise"]
 
 DIGITS = 6
