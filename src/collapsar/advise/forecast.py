@@ -138,8 +138,17 @@ class Rests:
     n: NDArray[np.int64]
     recipe: Recipe
 
+    @cached_property
+    def _found(self) -> dict[float, Forecast]:
+        return {}
+
     def at(self, factor: float) -> Forecast:
-        """The optimum at ``factor`` times the decay."""
+        """The optimum at ``factor`` times the decay, found once: multiples of halves are asked for again."""
+        if factor not in self._found:
+            self._found[factor] = self._rest(factor)
+        return self._found[factor]
+
+    def _rest(self, factor: float) -> Forecast:
         n, decay = self.n, factor * self.recipe.weight_decay
         if self.recipe.optimizer == "adamw":
             return forecast_rows(n, replace(self.recipe, weight_decay=decay))

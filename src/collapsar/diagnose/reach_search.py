@@ -152,7 +152,8 @@ def _in_the_way(logits: Vector, own: float, known: NDArray[np.int64]) -> NDArray
     """The classes that score most, of those that lead and are not known."""
     count = min(_NEW_RIVALS, len(logits) - 1)
     most = np.argpartition(-logits, count - 1)[:count]
-    return np.setdiff1d(most[logits[most] >= own], known)
+    ahead = np.sort(most[logits[most] >= own])
+    return ahead[(ahead[:, None] != known).all(axis=1)]
 
 
 def _least_squares(contest: Contest, k: int, rivals: NDArray[np.int64], budget: Budget) -> tuple[Vector | None, Vector]:

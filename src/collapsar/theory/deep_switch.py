@@ -12,6 +12,7 @@ Given b the columns separate: z = mu (e - p), and mu is the larger root of q ||e
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,12 @@ def decay_switch(counts: CountsLike, layers: int) -> float:
     """
     if not (isinstance(layers, int) and layers >= 1):
         raise ValueError(f"`layers` must be a whole number >= 1, got {layers!r}")
-    deep = _Deep(_kinds(class_counts(counts).astype(np.float64)), layers + 1)
+    return _switch(tuple(class_counts(counts).tolist()), layers)
+
+
+@lru_cache(maxsize=64)  # advice asks for the same few again and again
+def _switch(counts: tuple[int, ...], layers: int) -> float:
+    deep = _Deep(_kinds(np.array(counts, dtype=np.float64)), layers + 1)
     return deep.vanish() if layers == 1 else deep.switch()
 
 
