@@ -304,13 +304,9 @@ def test_clearance_is_positive_exactly_where_a_class_is_decided_by_predictions_o
     assert {("separated", True), ("merged" if features == "signed" else "vanished", False)} <= seen
 
 
-@pytest.mark.parametrize("features", ["signed", "nonnegative"])
-@pytest.mark.parametrize("family", ["more-samples", "oversampling"])
-@pytest.mark.parametrize(("counts", "low", "high"), [("300x5,50x5", 100, 500), ("1000x2,400x2,20x3", 300, 1500)])
-def test_levels_that_help_are_found_in_however_narrow_a_window(
-    family: str, counts: str, low: int, high: int, features: FeatureModel
-) -> None:
-    """More samples at one penalty help only up to some number; thresholds of the counts themselves say how far."""
+@cache
+def widest_window(counts: str, low: int, high: int, features: FeatureModel) -> tuple[int, float]:
+    """The number of samples that small classes must be brought to for all to last longest, and up to which lambda_z."""
 
     def least_threshold(floor: int) -> float:
         n = np.maximum(cs.class_counts(counts), floor)
@@ -320,7 +316,17 @@ def test_levels_that_help_are_found_in_however_narrow_a_window(
     widest: Any = minimize_scalar(
         lambda floor: -least_threshold(round(floor)), bounds=(low, high), options={"xatol": 1}
     )
-    best, most = round(widest.x), -widest.fun
+    return round(widest.x), -widest.fun
+
+
+@pytest.mark.parametrize("features", ["signed", "nonnegative"])
+@pytest.mark.parametrize("family", ["more-samples", "oversampling"])
+@pytest.mark.parametrize(("counts", "low", "high"), [("300x5,50x5", 100, 500), ("1000x2,400x2,20x3", 300, 1500)])
+def test_levels_that_help_are_found_in_however_narrow_a_window(
+    family: str, counts: str, low: int, high: int, features: FeatureModel
+) -> None:
+    """More samples at one penalty help only up to some number; thresholds of the counts themselves say how far."""
+    best, most = widest_window(counts, low, high, features)
     for share, there in ((0.9985, True), (1.003, False)):
         problem = cs.Problem(counts, share * most / 1.1, 0.02, features=features)
         treatment = least_treatment(FAMILIES[family], problem, 0.1, slack=2e-4)

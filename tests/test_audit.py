@@ -48,9 +48,9 @@ def test_every_planted_death_is_found(seed: int, K: int, d: int) -> None:
     assert not found.shrunk[others].any()
 
 
-def test_none_of_a_thousand_healthy_heads_has_a_dead_class() -> None:
+def test_none_of_hundreds_of_healthy_heads_has_a_dead_class() -> None:
     accused = []
-    for seed in range(1000):
+    for seed in range(300):
         rng = np.random.default_rng(seed)
         d = int(rng.integers(16, 65))
         W, b = healthy(rng, int(rng.integers(2, 3 * d)), d, decay=rng.uniform(0, 1.5))
@@ -93,7 +93,7 @@ def test_no_verdict_depends_on_the_coordinates_of_the_features(seed: int) -> Non
 
 @cache
 def _in_nats() -> tuple[np.ndarray, np.ndarray, cs.Audit]:
-    W, b, _ = planted(np.random.default_rng(5), 200, 32, 6)
+    W, b, _ = planted(np.random.default_rng(5), 100, 16, 4)
     return W, b, cs.audit(W, b)
 
 

@@ -96,7 +96,7 @@ def test_it_names_the_classes_that_theory_says_will_merge(tmp_path):
     said: list[str] = []
     callback = CollapseCallback(class_names=NAMES, options=MonitorOptions(say=said.append))
     logger = CSVLogger(tmp_path, name="logs")
-    model, trainer = fit(tmp_path, [callback], logger=logger)
+    model, trainer = fit(tmp_path, [callback], logger=logger, check_val_every_n_epoch=10)
     lines = read_json_lines(tmp_path / "collapse.jsonl")
     merges = [line for line in lines if line.get("event") == "merge"]
     assert {name for line in merges for name in line["names"]} == {"three", "four", "five"}
