@@ -252,6 +252,7 @@ def test_bad_arguments_and_problems_that_are_not_alike():
         ([], "at least one problem"),
         ([p, Problem("5x5", 0.003)], "one number of clusters"),
         ([p, p.replace(features="nonnegative")], "one feature model"),
+        ([p, Problem.from_normalized("500x5,100x5", lambda_w=1.0, norm=1.0)], "normalised features one by one"),
     ):
         with pytest.raises(ValueError, match=message):
             solve_batch(problems)

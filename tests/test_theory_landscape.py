@@ -133,6 +133,7 @@ def test_no_spare_dimension_is_undecided() -> None:
         ({"W": np.full((3, 3), np.nan)}, "W"),
         ({"lambda_w": 0.0}, "lambda_w"),
         ({"problem": Problem([10, 10, 5], 0.1, features="nonnegative")}, "problem"),
+        ({"problem": Problem.from_normalized([10, 10, 5], lambda_w=0.1, norm=1.0)}, "problem"),
         ({"labels": [0, 0, 1]}, "labels"),
     ],
 )

@@ -118,7 +118,7 @@ class ProblemBatch:
         """The problems of a list, all of one feature model and one number of clusters.
 
         Raises:
-            ValueError: the list is empty, or the problems are not alike.
+            ValueError: the list is empty, the problems are not alike, or their features are normalised.
 
         Example:
             >>> ProblemBatch.of([Problem("500x5,100x5", 0.003), Problem("50x2,20", 0.01)]).sizes.tolist()
@@ -126,6 +126,8 @@ class ProblemBatch:
         """
         if not len(problems):
             raise ValueError("`problems` must hold at least one problem")
+        if any(problem.normalization is not None for problem in problems):
+            raise ValueError("`problems` must have a feature penalty: solve normalised features one by one with solve")
         qs = [quotient(problem) for problem in problems]
         for what, values in (
             ("feature model", {q.features for q in qs}),

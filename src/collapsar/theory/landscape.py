@@ -78,8 +78,8 @@ def landscape(
         The verdict.
 
     Raises:
-        ValueError: features are nonnegative, a shape disagrees, an entry is not finite, or ``lambda_w`` is
-        not > 0.
+        ValueError: features are nonnegative or normalised, a shape disagrees, an entry is not finite, or
+            ``lambda_w`` is not > 0.
 
     Example:
         >>> import numpy as np
@@ -88,8 +88,11 @@ def landscape(
         >>> at_zero.verdict.name, round(at_zero.spectral_norm, 4)
         ('SADDLE', 0.1581)
     """
-    if problem.features != "signed":
-        raise ValueError('`problem` must have signed features: the statement is not known for "nonnegative"')
+    if problem.features != "signed" or problem.normalization is not None:
+        kind = '"nonnegative"' if problem.normalization is None else "normalised"
+        raise ValueError(
+            f"`problem` must have signed features with a penalty: the statement is not known for {kind} ones"
+        )
     must_be_positive(lambda_w=lambda_w)
     w, h, bias, classes = _checked(problem, W, H, b, labels)
     per_class = np.bincount(classes, minlength=problem.num_classes)
