@@ -15,7 +15,7 @@ column form sum_j sqrt(k_j)||v[:, j]||. For a sample of cluster j the logit of a
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,10 @@ from scipy.special import xlog1py, xlogy
 
 from collapsar.core.problem import FeatureModel
 from collapsar.core.types import Array
-
-_INSIDE = 1 - 1e-13  # strictly feasible, whatever the last digit of a norm
-_BALANCED = 1e-14  # what may be left of the dual's equality constraint where the bias is free
+from collapsar.solver.certificate import BALANCED, INSIDE
 
 
-@dataclass(frozen=True)
-class Softmax:
+class Softmax(NamedTuple):
     """Predictions and loss.
 
     Attributes:
@@ -169,11 +166,11 @@ def lower_bound(model: BatchModel, P: Softmax) -> Array:
     R, bias = model.gradient(P, zero)
     norm = model.dual_norm(R)
     limit = _simplex_limit(model, P)
-    limit = np.minimum(limit, np.where(norm > 0, model.lambda_z / np.where(norm > 0, norm, 1.0) * _INSIDE, np.inf))
+    limit = np.minimum(limit, np.where(norm > 0, model.lambda_z / np.where(norm > 0, norm, 1.0) * INSIDE, np.inf))
     limit = np.where(np.isfinite(limit), limit, 1.0)
     square = np.sum(bias**2, axis=0)
     best = np.maximum(_dual(model, P, limit, square), _dual(model, P, np.minimum(limit, 1.0), square))
-    unbalanced = model.biased & (model.lambda_b == 0) & ~(np.sqrt(square) <= _BALANCED)
+    unbalanced = model.biased & (model.lambda_b == 0) & ~(np.sqrt(square) <= BALANCED)
     return np.where(unbalanced, -np.inf, best)
 
 

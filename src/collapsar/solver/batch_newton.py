@@ -87,8 +87,8 @@ class _Work:
         if which.size == self.value.size:
             self.v, self.beta, self.value, self.P = v, beta, value, P
             return
-        self.v[..., which], self.beta[:, which], self.value[which] = v, beta, value
-        self.P.miss[:, which], self.P.other[:, :, which], self.P.loss[which] = P.miss, P.other, P.loss
+        for own, new in zip((self.v, self.beta, self.value, *self.P), (v, beta, value, *P), strict=True):
+            own[..., which] = new
 
 
 def minimise_lines(model: BatchModel, line: int, tol: float, max_steps: int) -> BatchPoint:
@@ -156,9 +156,7 @@ def minimise_batch(
 
 
 def _cut(P: Softmax, which: Index) -> Softmax:
-    if which.size == P.loss.size:
-        return P
-    return Softmax(P.miss[:, which], P.other[:, :, which], P.loss[which])
+    return P if which.size == P.loss.size else Softmax(*(part[..., which] for part in P))
 
 
 def _evaluate(model: BatchModel, price: Price, v: Array, beta: Array) -> tuple[Array, Softmax]:
@@ -177,7 +175,7 @@ def _start(model: BatchModel) -> _Work:
         other_value, other_P = _evaluate(model, price, factor * form, beta)
         better = other_value < value
         v, value = np.where(better, factor * form, v), np.where(better, other_value, value)
-        P = Softmax(*(np.where(better, new, old) for new, old in zip(_parts(other_P), _parts(P), strict=True)))
+        P = Softmax(*(np.where(better, new, old) for new, old in zip(other_P, P, strict=True)))
     return _work(model, price, v, beta, value, P)
 
 
@@ -191,10 +189,6 @@ def _work(
     return _Work(
         model, price, v, beta, value, P, np.ones(B), np.zeros(B, dtype=bool), np.zeros(B, dtype=np.int64), np.arange(B)
     )
-
-
-def _parts(P: Softmax) -> tuple[Array, Array, Array]:
-    return P.miss, P.other, P.loss
 
 
 def _asymptotic(model: BatchModel) -> Array:

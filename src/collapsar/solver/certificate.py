@@ -26,10 +26,10 @@ from collapsar.solver.symmetry import Blocks, Quotient, trivial_quotient
 GAP_FLOOR = 2e-3
 
 # Dual points are kept this much inside the constraint, so that rounding in a norm cannot make the bound invalid.
-_INSIDE = 1 - 1e-13
+INSIDE = 1 - 1e-13
 
 # With a free bias the dual's equality constraint must hold; what is left of it multiplies the bias, of order 10.
-_BALANCED = 1e-14
+BALANCED = 1e-14
 
 # A proximal step may be this many times shorter than the steepest curvature asks and still prove a good bound, because
 # few entries are as steep.
@@ -142,7 +142,7 @@ def as_free(q: Quotient) -> Quotient:
 
     A price can only raise the optimum, so a lower bound of the free problem is one of the priced problem too.
     """
-    return replace(q, lambda_b=0.0) if 0 < q.lambda_b <= _ALMOST_FREE * q.lambda_z else q
+    return replace(q, lambda_b=0.0, bias_rows=None) if 0 < q.lambda_b <= _ALMOST_FREE * q.lambda_z else q
 
 
 def penalty(q: Quotient, blocks: Blocks) -> float:
@@ -191,7 +191,7 @@ def balance_bias(q: Quotient, blocks: Blocks, max_steps: int = 60) -> Blocks:
     value = np.inf
     for _ in range(max_steps):
         P, loss = predict(q, Blocks(blocks.alpha, blocks.C, b))
-        gradient = q.sizes * (q.bias_price * b - residual(q, P).bias)
+        gradient = q.bias_weight * b - q.sizes * residual(q, P).bias
         hessian = _bias_hessian(q, P)
         if q.lambda_b == 0:  # the shift along 1/delta is free: pin it
             hessian = hessian + (np.trace(hessian) or 1.0) / (shift @ shift) * np.outer(shift, shift)  # 0 if J = 1
@@ -231,7 +231,7 @@ def _bias_hessian(q: Quotient, P: Columns) -> Matrix:
     laplacian = -edges
     laplacian[diagonal] = edges.sum(axis=1)
     hessian = q.scales[:, None] * laplacian * q.scales
-    hessian[diagonal] += q.bias_price * q.sizes
+    hessian[diagonal] += q.bias_weight
     return hessian
 
 
@@ -246,10 +246,12 @@ def best_dual(q: Quotient, P: Columns, blocks: Blocks) -> float:
     return dual if S is None else max(dual, dual_on_ray(q, *S, search=False))
 
 
-def _dual_at(q: Quotient, S: Columns, R: Residual) -> float:
-    """D(S), for S with residual R."""
+def dual_along(q: Quotient, S: Columns, R: Residual, t: float) -> float:
+    """D(S_t) at S_t = Y + t(S - Y), R the residual at S, whatever its norm."""
+    Y = target(q)
+    at = Columns(Y.miss + t * (S.miss - Y.miss), Y.other + t * (S.other - Y.other))
     bias = 0.0 if q.lambda_b in (0, np.inf) else 0.5 * float(q.sizes @ (R.bias**2 / q.bias_price))
-    return dual_entropy(q, S) - bias
+    return dual_entropy(q, at) - t * t * bias
 
 
 def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float, *, search: bool = True) -> float:
@@ -265,27 +267,24 @@ def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float, *, search: bo
     Returns:
         A lower bound of the optimum, nats.
     """
-    Y = target(q)
-    limit = _simplex_limit(Y, S, q)
+    limit = _simplex_limit(target(q), S, q)
     if norm > 0:
-        limit = min(limit, q.lambda_z / norm * _INSIDE)
+        limit = min(limit, q.lambda_z / norm * INSIDE)
     off = float(np.sqrt(q.sizes @ R.bias**2)) if q.lambda_b == 0 else 0.0
     if off > 0:  # what breaks the dual's equality constraint grows along the ray
-        limit = min(limit, _BALANCED / off)
-
-    def negative_dual(t: float) -> float:
-        at = Columns(Y.miss + t * (S.miss - Y.miss), Y.other + t * (S.other - Y.other))
-        return -_dual_at(q, at, Residual(R.within, R.between, t * R.bias))
+        limit = min(limit, BALANCED / off)
 
     if not search:
-        return -negative_dual(min(limit, 1.0))
-    at_limit = negative_dual(limit)
-    if at_limit <= negative_dual(limit * (1 - 1e-6)):  # concave and still growing: the end of the ray is best
-        return -at_limit
+        return dual_along(q, S, R, min(limit, 1.0))
+    at_limit = dual_along(q, S, R, limit)
+    if at_limit >= dual_along(q, S, R, limit * (1 - 1e-6)):  # concave and still growing: the end of the ray is best
+        return at_limit
     from scipy.optimize import minimize_scalar
 
-    inner = minimize_scalar(negative_dual, bounds=(0.0, limit), method="bounded", options={"xatol": 1e-10})
-    return -min(at_limit, float(inner.fun))
+    inner = minimize_scalar(
+        lambda t: -dual_along(q, S, R, t), bounds=(0.0, limit), method="bounded", options={"xatol": 1e-10}
+    )
+    return max(at_limit, -float(inner.fun))
 
 
 def _mended(
@@ -306,9 +305,9 @@ def _mended(
     used = np.sum(A * (X @ Bt.T), axis=0)
     rise = np.sum(A**2 * (curvature.diagonal @ Bt.T**2), axis=0) * used
     rise[(sigma <= 0.5 * q.lambda_z) | (used <= 1e-9 * float(np.max(np.abs(used))))] = 0.0
-    mended = np.minimum(sigma + rise, q.lambda_z * _INSIDE)
+    mended = np.minimum(sigma + rise, q.lambda_z * INSIDE)
     rise = curvature.within_diagonal * np.sqrt(q.mass) * np.maximum(blocks.alpha, 0.0)
-    within = np.clip(R.within + rise, -q.lambda_z, q.lambda_z) * _INSIDE
+    within = np.clip(R.within + rise, -q.lambda_z, q.lambda_z) * INSIDE
     return R.between + (A * (mended - sigma)) @ Bt, within
 
 
@@ -321,9 +320,9 @@ def _dual_of_step(q: Quotient, P: Columns, blocks: Blocks) -> float:
     curvature = loss_hessian(q, P)
     stiff = _SHORT * max(float(curvature.diagonal.max()), float(curvature.within_diagonal.max()))
     A, sigma, Bt = np.linalg.svd(R.between + stiff * q.weight * blocks.C)
-    between = (A * np.minimum(sigma, q.lambda_z * _INSIDE)) @ Bt
+    between = (A * np.minimum(sigma, q.lambda_z * INSIDE)) @ Bt
     within = R.within + stiff * np.sqrt(q.mass) * blocks.alpha
-    S = _columns(q, between, np.clip(within, -q.lambda_z, q.lambda_z) * _INSIDE)
+    S = _columns(q, between, np.clip(within, -q.lambda_z, q.lambda_z) * INSIDE)
     return -np.inf if S is None else dual_on_ray(q, *S, search=False)
 
 
@@ -343,11 +342,11 @@ def _columns(q: Quotient, between: Matrix, within: Vector) -> tuple[Columns, Res
     miss = np.sum(q.others * other, axis=0)
     S = Columns(np.minimum(miss, 1.0), other / np.maximum(miss, 1.0))
     actual = residual(q, S)
-    if q.lambda_b == 0 and np.sqrt(q.sizes @ actual.bias**2) > _BALANCED:
+    if q.lambda_b == 0 and np.sqrt(q.sizes @ actual.bias**2) > BALANCED:
         return None
     # the parts act on orthogonal subspaces; from rounding alone this is 1e-14 of lambda_Z with fifty thousand classes
     off = max(float(np.linalg.norm(actual.between - between)), float(np.max(np.abs(actual.within - within))))
-    return S, actual, q.lambda_z * _INSIDE + off
+    return S, actual, q.lambda_z * INSIDE + off
 
 
 def _simplex_limit(Y: Columns, P: Columns, q: Quotient) -> float:

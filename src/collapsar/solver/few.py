@@ -11,13 +11,10 @@ import math
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
-from collapsar.solver.certificate import Certificate
+from collapsar.solver.certificate import BALANCED, INSIDE, Certificate
 from collapsar.solver.symmetry import Blocks, Quotient, grid
 
 (_gesdd,) = get_lapack_funcs(("gesdd",), dtype=np.float64)
-
-_INSIDE = 1 - 1e-13  # rounding in a norm must not make the bound invalid
-_BALANCED = 1e-14  # with a free bias: how far from 0 the dual's equality may be
 
 
 def certify_few(q: Quotient, blocks: Blocks) -> Certificate:
@@ -64,7 +61,7 @@ def certify_few(q: Quotient, blocks: Blocks) -> Certificate:
     R = r.reshape(J, J)
     inside = [rho for rho, n in zip(abs(own - sibling).tolist(), siblings.tolist(), strict=True) if n]
     norm = max([float(_gesdd(R, compute_uv=0)[1][0]), *inside])
-    t = min(q.lambda_z * _INSIDE / norm, 1.0) if norm > 0 else 1.0
+    t = min(q.lambda_z * INSIDE / norm, 1.0) if norm > 0 else 1.0
     S, miss = even + t * (P - even), certain + t * (miss - certain)
     terms = S * np.log(S) if offsets is None else S * np.log(S) - (S - even) * offsets
     entropy = one.dot((others * terms).reshape(J, J)) + (1 - miss) * np.log1p(-miss)
@@ -73,6 +70,6 @@ def certify_few(q: Quotient, blocks: Blocks) -> Certificate:
     if 0 < q.lambda_b < math.inf:
         primal += 0.5 * q.lambda_b * k.dot(blocks.b * blocks.b)
         dual -= 0.5 * t * t / q.lambda_b * imbalance.dot(imbalance)
-    elif q.lambda_b == 0 and not math.sqrt(imbalance.dot(imbalance)) <= _BALANCED:
+    elif q.lambda_b == 0 and not math.sqrt(imbalance.dot(imbalance)) <= BALANCED:
         dual = -math.inf
     return Certificate(float(primal), float(dual))

@@ -82,7 +82,6 @@ class NewtonSystem:
         A, B, even, odd, pair, loss: what a product needs, in the precision of the conjugate gradients.
         y_weight: the factors' weight of y, shape (J,).
         y_inverse: the preconditioner on y, shape (J,), 0 where it is dead.
-        bias_weight: the price's curvature in b, shape (J,), 0 without bias.
         bias_inverse: the preconditioner on b, shape (J,).
     """
 
@@ -101,7 +100,6 @@ class NewtonSystem:
     loss: LossHessian
     y_weight: Vector
     y_inverse: Vector
-    bias_weight: Vector
     bias_inverse: Vector
 
     @property
@@ -146,7 +144,7 @@ class NewtonSystem:
             gX[r:, r:] = 0.0
         if self.loss.several:
             gy = np.where(self.x.y > 0, gy + self.y_weight * y, 0.0)
-        gb = gb + self.bias_weight * b if self.q.lambda_b < np.inf else np.zeros_like(gb)
+        gb = gb + self.q.bias_weight * b if self.q.lambda_b < np.inf else np.zeros_like(gb)
         product = self._joined(gX, gy, gb)
         product *= 1 / self.unit
         return product
@@ -165,7 +163,7 @@ class NewtonSystem:
         if self.q.lambda_b == np.inf:
             b = np.zeros_like(b)
         else:
-            b = self.unit * _without_shift(self.q, _without_shift(self.q, b) * self.bias_inverse)
+            b = self.unit * self.q.without_shift(self.q.without_shift(b) * self.bias_inverse)
         return self._joined(same * M + swap * M.T, y * self.y_inverse if self.loss.several else y, b)
 
 
@@ -218,13 +216,12 @@ def newton_system(q: Quotient, x: Point, basis: Basis) -> NewtonSystem:
     width = np.sqrt(np.maximum(q.sizes - 1, 0.0))
     alive = x.y > 0
     y_weight = np.where(alive, width * np.maximum(lam - x.R.within, 0.0) / np.where(alive, 2 * x.y, 1.0), 0.0) + _TINY
-    gb = q.sizes * q.bias_price * x.b - q.sizes * x.R.bias if q.lambda_b < np.inf else np.zeros(J)
+    gb = q.bias_weight * x.b - q.sizes * x.R.bias if q.lambda_b < np.inf else np.zeros(J)
     gradient = np.concatenate([G.ravel(), np.where(alive, width * (lam - x.R.within), 0.0), gb])
     # conjugate gradients need few digits and most of the time: beyond the cache, half the bytes are half of it
     work: Any = np.float32 if J > _SMALL else np.float64
     A, B, even, odd, same, swap = (part.astype(work, copy=False) for part in (A, B, even / 2, odd / 2, *pair))
-    bias_weight = np.zeros(J) if q.lambda_b == np.inf else q.bias_price * q.sizes
-    bias = loss.bias_diagonal + bias_weight
+    bias = loss.bias_diagonal + q.bias_weight
     return NewtonSystem(
         q,
         x,
@@ -241,17 +238,8 @@ def newton_system(q: Quotient, x: Point, basis: Basis) -> NewtonSystem:
         loss.astype(work),
         y_weight,
         y_inverse=np.where(alive, unit / (loss.within_diagonal + y_weight), 0.0),
-        bias_weight=bias_weight,
         bias_inverse=1 / np.where(bias > 0, bias, 1.0),
     )
-
-
-def _without_shift(q: Quotient, b: Vector) -> Vector:
-    """With a free bias the shift along 1/delta is flat: keep rounding from walking along it."""
-    if q.lambda_b > 0:
-        return b
-    shift = 1 / q.scales
-    return b - (shift @ b) / (shift @ shift) * shift
 
 
 def _weights(sigma: Vector, slack: Vector, rank: int) -> Matrix:

@@ -14,7 +14,6 @@ bound iff no two columns of R are at an acute angle. Elsewhere classes share dir
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,11 +29,8 @@ from collapsar.solver.relaxed import beginning, relaxed
 from collapsar.solver.shared import leaning
 from collapsar.solver.shared_directions import missing_directions, with_directions
 from collapsar.solver.spheres import NormalizedQuotient, sphere_start
-from collapsar.solver.status import Status
+from collapsar.solver.status import Settings, Status
 from collapsar.solver.symmetry import Blocks
-
-if TYPE_CHECKING:
-    from collapsar.solver.solve import Settings
 
 _ROUNDS = 8  # of descent, Newton's method and the bound: one or two are usual
 _RIDGE_STEPS = 100  # a dozen are usual
@@ -211,10 +207,7 @@ class _Ridge:
 
     def joined(self, X: Matrix, v: Vector, b: Vector) -> Vector:
         """One vector; a free bias without the shift that changes nothing."""
-        if self.n.q.lambda_b == 0:
-            shift = 1 / self.n.q.scales
-            b = b - (shift @ b) / (shift @ shift) * shift
-        return np.concatenate([X.ravel(), v, b if self.n.has_bias else np.zeros_like(b)])
+        return np.concatenate([X.ravel(), v, self.n.q.without_shift(b) if self.n.has_bias else np.zeros_like(b)])
 
     def blocks(self, x: Vector) -> Blocks:
         X, v, b = self.split(x)
@@ -229,17 +222,16 @@ class _Ridge:
     def step(self, x: Vector, P: Columns) -> tuple[Vector, float]:
         """Newton's step and the slope along it."""
         q, c = self.n.q, self.n.price
-        price = self.n.bias_price if self.n.has_bias else 0.0
         loss, R, (X, v, b) = loss_hessian(q, P), residual(q, P), self.split(x)
         pull = np.sqrt(q.sizes - 1) * R.within
-        gradient = self.joined(c * X - R.between, c * v - pull, q.sizes * (price * b - R.bias))
-        bias = np.maximum(loss.bias_diagonal + price * q.sizes, np.finfo(np.float64).tiny)
+        gradient = self.joined(c * X - R.between, c * v - pull, q.bias_weight * b - q.sizes * R.bias)
+        bias = np.maximum(loss.bias_diagonal + q.bias_weight, np.finfo(np.float64).tiny)
         stiff = np.concatenate([(c + loss.diagonal).ravel(), c + loss.within_diagonal, bias])
 
         def curve(d: Vector) -> Vector:
             dX, dv, db = self.split(d)
             hX, hv, hb = loss.apply(dX, dv, db)
-            return self.joined(hX + c * dX, hv + c * dv, hb + price * q.sizes * db)
+            return self.joined(hX + c * dX, hv + c * dv, hb + q.bias_weight * db)
 
         move = truncated_newton(
             curve, lambda d: self.joined(*self.split(d / stiff)), gradient, radius=np.inf, forcing=1e-3

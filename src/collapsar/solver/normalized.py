@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from collapsar.core.normalization import normalization_of
 from collapsar.core.problem import Problem
-from collapsar.core.types import Vector
 from collapsar.solver.certificate import Certificate, balance_bias, penalty
 from collapsar.solver.nonnegative_spheres import minimise_nonnegative_spheres
 from collapsar.solver.normalized_certificate import (
@@ -38,13 +36,10 @@ from collapsar.solver.spheres import (
     sphere_point,
     sphere_start,
 )
-from collapsar.solver.status import Progress, Result, Status
+from collapsar.solver.status import Result, Settings, Status
 from collapsar.solver.symmetry import Blocks, Quotient
 
-if TYPE_CHECKING:
-    from collapsar.solver.solve import Settings
-
-Solver = Callable[[Quotient, Blocks | None, float, int, "Progress | None"], Result]
+Solver = Callable[[Quotient, Blocks | None, Settings], Result]
 
 _EASY = 1e-17  # decrement from which on one more step of Newton leaves only rounding
 _SQUARED = 1e-10  # the same where a step is exact: what it leaves is this squared
@@ -82,25 +77,23 @@ def minimise_normalized(
     own = normalization_of(problem)
     if own.over == "batch":
         return _per_batch(problem, q, first if isinstance(first, Blocks) else None, how, plain)
-    start = first if isinstance(first, Spheres) else None
+    n = normalized_quotient(problem, q)
     if problem.features == "nonnegative":
-        n = normalized_quotient(problem, q)
         near = first if isinstance(first, NonnegativeSpheres) else None
         x, certificate, status, num_steps = minimise_nonnegative_spheres(n, how, near)
         return NormalizedResult(x.blocks(n.q), certificate, num_steps, status, spheres=x, price=n.price)
-    if own.lambda_gain is None:
-        # a smoothed target can be met exactly: then part of a feature lies where W sees nothing, which looks droppable
-        return _on_spheres(normalized_quotient(problem, q), start, how, drop=not q.smoothing)
-    return _with_gain(problem, q, start, how)
+    start = first if isinstance(first, Spheres) else None
+    return _on_spheres(n, start, how) if n.gain is None else _with_gain(n, n.gain, start, how)
 
 
-def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings, *, drop: bool = True) -> NormalizedResult:
-    """Newton's method until the certificate closes; of many clusters it may ``drop`` directions on the way."""
+def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> NormalizedResult:
+    """Newton's method until the certificate closes; of many clusters directions are dropped on the way."""
     p = sphere_point(n, sphere_start(n) if start is None else awake(n, start))
     radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
     times_added = turns = 0
     best: NormalizedResult | None = None
-    many = drop and n.q.num_clusters > FEW
+    # a smoothed target can be met exactly: then part of a feature lies where W sees nothing, which looks droppable
+    many = n.q.num_clusters > FEW and not n.q.smoothing
     aim = max(10 * how.tol, 1e-13) if n.q.num_clusters > _FREE_DIGITS else _EASY
     aim = _SQUARED if n.q.num_clusters <= DENSE else aim
     for step in range(1, how.max_steps + 1):
@@ -215,60 +208,42 @@ def _root(excess: Callable[[float], float], guess: float, tol: float) -> float:
 
 
 def _per_batch(problem: Problem, q: Quotient, first: Blocks | None, how: Settings, plain: Solver) -> NormalizedResult:
-    own, scaled = normalization_of(problem), scaled_quotient(problem, q)
+    scaled = scaled_quotient(problem, q)
+    if normalization_of(problem).lambda_gain is not None:
+        lambda_z = problem.lambda_z / float(np.sqrt(problem.mass.sum()))
+        result = plain(replace(scaled, lambda_z=lambda_z), first, how)
+        own, proof = (result.blocks, result.certificate, result.num_steps, result.status), shared_proof(result)
+        return NormalizedResult(*own, price=lambda_z, proof=proof)
+    a, inner = batch_price(problem), how._replace(tol=0.1 * how.tol, progress=None)
     last: list[Result] = []
     steps = 0
 
-    def at(lambda_z: float, tol: float) -> Result:
+    def excess(lambda_z: float) -> float:
         nonlocal steps
-        result = plain(replace(scaled, lambda_z=lambda_z), last[-1].blocks if last else first, tol, how.max_steps, None)
+        result = plain(replace(scaled, lambda_z=lambda_z), last[-1].blocks if last else first, inner)
         steps += result.num_steps
         last.append(result)
-        return result
-
-    if own.lambda_gain is not None:
-        lambda_z = problem.lambda_z / float(np.sqrt(problem.mass.sum()))
-        result = plain(replace(scaled, lambda_z=lambda_z), first, how.tol, how.max_steps, how.progress)
-        return NormalizedResult(
-            result.blocks,
-            result.certificate,
-            result.num_steps,
-            result.status,
-            result.penalty,
-            price=lambda_z,
-            proof=shared_proof(result),
-        )
-    a = batch_price(problem)
-
-    def excess(lambda_z: float) -> float:
-        result = at(lambda_z, 0.1 * how.tol)
-        nuclear = _price_of(scaled, result)
+        nuclear = penalty(scaled, result.blocks) if result.penalty is None else result.penalty
         return float(np.log(lambda_z / (a * nuclear))) if nuclear > 0 else 50.0
 
     complete = float(np.max(q.share * q.temperatures * scaled.scales / np.sqrt(q.mass)))
     # a mismatch of the two prices costs its square
     exact = 1e-12 if q.num_clusters <= _FREE_DIGITS else 0.01 * float(np.sqrt(how.tol))
     lambda_z = _root(excess, min(np.sqrt(a) * 1.5, 0.5 * complete), exact)
-    result = last[-1]
-    proof = shared_proof(result)
-    if proof is None:
-        certificate = certify_batch(problem, scaled, result.blocks)
-    else:
-        certificate = shifted(problem, proof, replace(scaled, lambda_z=lambda_z), result.blocks.b)
-    status = Status.OPTIMAL if certificate.relative_gap <= how.tol else Status.STALLED
+    blocks, proof = last[-1].blocks, shared_proof(last[-1])
+    certificate = certify_batch(problem, replace(scaled, lambda_z=lambda_z), blocks, proof)
+    return _told(NormalizedResult(blocks, certificate, steps, Status.STALLED, price=lambda_z, proof=proof), how)
+
+
+def _told(result: NormalizedResult, how: Settings) -> NormalizedResult:
+    """The result with the status that its gap asks for, and reported."""
     if how.progress is not None:
-        how.progress(steps, certificate)
-    return NormalizedResult(result.blocks, certificate, steps, status, result.penalty, price=lambda_z, proof=proof)
+        how.progress(result.num_steps, result.certificate)
+    return replace(result, status=Status.OPTIMAL) if result.certificate.relative_gap <= how.tol else result
 
 
-def _price_of(q: Quotient, result: Result) -> float:
-    return penalty(q, result.blocks) if result.penalty is None else result.penalty
-
-
-def _with_gain(problem: Problem, q: Quotient, start: Spheres | None, how: Settings) -> NormalizedResult:
+def _with_gain(n: NormalizedQuotient, gain: float, start: Spheres | None, how: Settings) -> NormalizedResult:
     """The price c at which c gamma(Z) is the price of gamma: where gamma(Z) = ||W|| for unit features."""
-    gain = problem.lambda_z
-    n = normalized_quotient(problem, q, price=1.0)
     zero = _collapsed(n, gain, how)
     if zero is not None:
         return zero
@@ -279,7 +254,7 @@ def _with_gain(problem: Problem, q: Quotient, start: Spheres | None, how: Settin
         nonlocal steps
         begin = last[-1].spheres if last else start
         assert begin is None or isinstance(begin, Spheres)
-        result = _on_spheres(replace(n, price=price), begin, how._replace(progress=None))
+        result = _on_spheres(replace(n, price=price, gain=None), begin, how._replace(progress=None))
         steps += result.num_steps
         last.append(result)
         assert isinstance(result.spheres, Spheres)
@@ -288,11 +263,8 @@ def _with_gain(problem: Problem, q: Quotient, start: Spheres | None, how: Settin
     _root(excess, gain / 4, 1e-13)
     result = last[-1]
     assert isinstance(result.spheres, Spheres)
-    certificate = certify_spheres(n, result.spheres, gain=gain)
-    status = Status.OPTIMAL if certificate.relative_gap <= how.tol else Status.STALLED
-    if how.progress is not None:
-        how.progress(steps, certificate)
-    return NormalizedResult(result.blocks, certificate, steps, status, spheres=result.spheres, price=result.price)
+    certificate = certify_spheres(n, result.spheres)
+    return _told(replace(result, certificate=certificate, num_steps=steps, status=Status.STALLED), how)
 
 
 def _collapsed(n: NormalizedQuotient, gain: float, how: Settings) -> NormalizedResult | None:
@@ -306,17 +278,7 @@ def _collapsed(n: NormalizedQuotient, gain: float, how: Settings) -> NormalizedR
     if float(np.sum(R.between**2) + (n.q.sizes - 1) @ R.within**2) > gain**2:
         return None  # orthogonal features alone show that Z = 0 is not the optimum
     x = Spheres(0 * blank.E, blank.F, 0 * blank.v, blank.u, blocks.b)
-    certificate = certify_spheres(n, x, gain=gain)
+    certificate = certify_spheres(n, x)
     if not certificate.relative_gap <= how.tol:
         return None
     return NormalizedResult(x.blocks(n.q), certificate, 1, Status.OPTIMAL, spheres=x, price=np.inf)
-
-
-def shifted(problem: Problem, proof: SharedProof, q: Quotient, b: Vector) -> Certificate:
-    """Per batch with shared nonnegative directions: the certificate of the plain program, its price squared."""
-    own = proof.certificate(q, b)
-    if problem.normalization is None or problem.normalization.lambda_gain is not None:
-        return own
-    price = proof.atoms.price(q)
-    shift = 0.5 * q.lambda_z * price
-    return Certificate(own.primal - shift, own.dual - shift)

@@ -17,6 +17,7 @@ lambda_z = a ||Z M^(1/2)||_* (:mod:`.certificate`). With a decayed gain both nor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,18 +25,28 @@ from collapsar.core.normalization import normalization_of
 from collapsar.core.problem import Problem
 from collapsar.core.types import Vector
 from collapsar.solver.atoms import Atoms, own_directions
-from collapsar.solver.certificate import Certificate, balance_bias, best_dual, certify_blocks, penalty
-from collapsar.solver.objective import Columns, Residual, dual_entropy, predict, residual, target
+from collapsar.solver.certificate import (
+    BALANCED,
+    Certificate,
+    as_free,
+    balance_bias,
+    best_dual,
+    certify_blocks,
+    dual_along,
+    penalty,
+)
+from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.spheres import NormalizedQuotient, Spheres, sphere_point
 from collapsar.solver.symmetry import Blocks, Quotient
 from collapsar.solver.witness import Witness, witness_of
 
+if TYPE_CHECKING:
+    from collapsar.solver.solution import SharedProof
+
 _CLOSED = 1e-12  # relative gap at which no better bound is looked for
 _SMALL = 1e-6  # multipliers below this share of the largest may be rounding
-_BALANCED = 1e-14  # of the bias equation: what is left of it multiplies a bias of order ten
 _TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative
 _ALIVE = 1e-12  # of the largest multiplier: no other is taken for less
-_ALMOST_FREE = 1e-13  # of lambda_z: a bias this cheap is free to rounding
 
 
 def row_scales(problem: Problem, q: Quotient) -> Vector:
@@ -53,12 +64,11 @@ def scaled_quotient(problem: Problem, q: Quotient) -> Quotient:
 
 
 def normalized_quotient(problem: Problem, q: Quotient, price: float | None = None) -> NormalizedQuotient:
-    """The per-sample program of a problem on its clusters; ``price`` takes the place of lambda_w / norm^2."""
-    how, scaled = normalization_of(problem), scaled_quotient(problem, q)
-    lambda_b = 0.0 if problem.lambda_b <= _ALMOST_FREE * problem.lambda_z else problem.lambda_b
-    unit = replace(scaled, mass=np.ones(q.num_clusters), lambda_b=lambda_b)
-    bias = lambda_b * row_scales(problem, q) ** 2 if 0 < lambda_b < np.inf else np.full(q.num_clusters, lambda_b)
-    return NormalizedQuotient(unit, how.price if price is None else price, bias)
+    """The per-sample program of a problem on its clusters; with a ``price`` that of a given length."""
+    how, unit = normalization_of(problem), replace(as_free(scaled_quotient(problem, q)), mass=np.ones(q.num_clusters))
+    if price is None and how.lambda_gain is not None:
+        return NormalizedQuotient(unit, 1.0, problem.lambda_z)
+    return NormalizedQuotient(unit, how.price if price is None else price)
 
 
 def batch_price(problem: Problem) -> float:
@@ -70,15 +80,12 @@ def batch_price(problem: Problem) -> float:
 # --- per sample
 
 
-def certify_spheres(
-    n: NormalizedQuotient, x: Spheres, gain: float | None = None, *, enough: float = _CLOSED
-) -> Certificate:
+def certify_spheres(n: NormalizedQuotient, x: Spheres, *, enough: float = _CLOSED) -> Certificate:
     """The certificate of factors with unit features.
 
     Args:
         n: the program.
         x: the factors.
-        gain: where the length is priced, sqrt(lambda_w lambda_gain), the factor of gamma(Z); n.price is not used then.
         enough: look for no better bound once the relative gap is this small.
 
     Returns:
@@ -86,46 +93,38 @@ def certify_spheres(
     """
     q, p = n.q, sphere_point(n, x)
     weight, nu = x.weight_norm(), np.maximum(p.nu, 0.0)
-    fixed = p.value - 0.5 * n.price * weight
-    primal = float(fixed + (0.5 * n.price * weight if gain is None else gain * np.sqrt(weight)))
-    best = Certificate(primal, _dual(n, p.P, p.R, _dominating(q, p.R, nu), gain))
-    P, off = p.P, np.max(np.abs(p.R.bias - n.bias_price * x.b)) if n.has_bias else 0.0
-    if not best.relative_gap <= enough and off > _BALANCED and np.ptp(n.bias_price) == 0:
+    primal = p.value if n.gain is None else p.value - 0.5 * n.price * weight + n.gain * float(np.sqrt(weight))
+    best = Certificate(primal, _dual(n, p.P, p.R, _dominating(q, p.R, nu)))
+    P, off = p.P, np.max(np.abs(q.bias_weight * x.b / q.sizes - p.R.bias)) if n.has_bias else 0.0
+    if not best.relative_gap <= enough and off > BALANCED and q.bias_rows is None:
         # a free bias's equality holds at the best bias for this Z; a target that is met is not met there
         P = predict(q, balance_bias(q, x.blocks(q)))[0]
         R = residual(q, P)
-        best = Certificate(primal, max(best.dual, _dual(n, P, R, _dominating(q, R, nu), gain)))
+        best = Certificate(primal, max(best.dual, _dual(n, P, R, _dominating(q, R, nu))))
     if not best.relative_gap <= enough:
-        best = Certificate(primal, max(best.dual, _plain_dual(n, P, x.blocks(q), nu, gain)))
+        best = Certificate(primal, max(best.dual, _plain_dual(n, P, x.blocks(q), nu)))
     return best
 
 
-def _plain_dual(n: NormalizedQuotient, P: Columns, blocks: Blocks, nu: Vector, gain: float | None) -> float:
+def _plain_dual(n: NormalizedQuotient, P: Columns, blocks: Blocks, nu: Vector) -> float:
     """The bound by the program with a feature penalty whose masses are the multipliers: good to second order."""
-    q, total = n.q, float(n.q.sizes @ nu)
+    total = float(n.q.sizes @ nu)
     if not np.all(nu > 1e-12 * np.max(nu, initial=0.0)) or not total > 0:
         return -np.inf
-    y = n.price * nu if gain is None else nu * (gain**2 / total)
-    price = 0.0 if gain is not None else float(q.sizes @ y) / (2 * n.price)
-    return best_dual(n.lagrangian(y), P, blocks) - price
+    if n.gain is not None:
+        return best_dual(n.lagrangian(nu * (n.gain**2 / total)), P, blocks)
+    return best_dual(n.lagrangian(n.price * nu), P, blocks) - 0.5 * total
 
 
-def _dual(n: NormalizedQuotient, P: Columns, R: Residual, total: float, gain: float | None) -> float:
+def _dual(n: NormalizedQuotient, P: Columns, R: Residual, total: float) -> float:
     """D(P), ``total`` the sum of multipliers that dominate R'R."""
-    q = n.q
+    q, gain = n.q, n.gain
     if q.lambda_b == 0 and not np.sqrt(q.sizes @ R.bias**2) <= 1e-13:
         return -np.inf
-    bias = float(np.sum(q.sizes * R.bias**2 / (2 * n.bias_price))) if n.has_bias and q.lambda_b > 0 else 0.0
     if gain is None:
         # along S_t = Y + t(P - Y) the price grows like t^2: the best t is one unless P is far from the optimum
-        return max(_entropy(q, P, t) - t * t * (total / (2 * n.price) + bias) for t in (1.0, 0.9, 0.5, 0.1, 0.0))
-    t = min(1.0, gain / np.sqrt(total) * (1 - 1e-13)) if total > 0 else 1.0
-    return _entropy(q, P, t) - t * t * bias
-
-
-def _entropy(q: Quotient, P: Columns, t: float) -> float:
-    Y = target(q)
-    return dual_entropy(q, Columns(Y.miss + t * (P.miss - Y.miss), Y.other + t * (P.other - Y.other)))
+        return max(dual_along(q, P, R, t) - t * t * total / (2 * n.price) for t in (1.0, 0.9, 0.5, 0.1, 0.0))
+    return dual_along(q, P, R, min(1.0, gain / np.sqrt(total) * (1 - 1e-13)) if total > 0 else 1.0)
 
 
 def _dominating(q: Quotient, R: Residual, y: Vector) -> float:
@@ -250,34 +249,41 @@ def certify_nonnegative(n: NormalizedQuotient, x: NonnegativeSpheres, held: int 
     gram = R.between.T @ R.between + N.between + np.diag((q.sizes - 1) * N.within)
     contrasts = np.where(np.arange(q.num_clusters) == held, 0.0, R.within**2 - N.within)
     top = max(float(np.linalg.eigvalsh(gram)[-1]), float(np.max(contrasts)))
-    return Certificate(primal, _dual(n, N.S, residual(q, N.S), top * (1 + 1e-14) * float(q.sizes @ x.y), None))
+    return Certificate(primal, _dual(n, N.S, residual(q, N.S), top * (1 + 1e-14) * float(q.sizes @ x.y)))
 
 
 # --- per batch
 
 
-def certify_batch(problem: Problem, q: Quotient, blocks: Blocks) -> Certificate:
-    """The certificate per batch; ``q`` and ``blocks`` with row penalties taken into the scales."""
-    how = normalization_of(problem)
-    nuclear, mass = penalty(q, blocks), float(problem.mass.sum())
-    if how.lambda_gain is not None:
-        return certify_blocks(replace(q, lambda_z=problem.lambda_z / np.sqrt(mass)), blocks)
-    slope = batch_price(problem) * nuclear
-    own = certify_blocks(replace(q, lambda_z=slope), blocks)
-    return Certificate(own.primal - 0.5 * slope * nuclear, own.dual - 0.5 * slope * nuclear)
+def certify_batch(problem: Problem, q: Quotient, blocks: Blocks, proof: SharedProof | None = None) -> Certificate:
+    """The certificate per batch; ``q`` and ``blocks`` with row penalties taken into the scales.
+
+    Where classes share directions ``proof`` is that of the plain program, and ``q.lambda_z`` the price there.
+    """
+    gain = normalization_of(problem).lambda_gain is not None
+    price = penalty(q, blocks) if proof is None else proof.atoms.price(q)
+    if proof is None:
+        q = replace(
+            q, lambda_z=problem.lambda_z / np.sqrt(problem.mass.sum()) if gain else batch_price(problem) * price
+        )
+    own = certify_blocks(q, blocks) if proof is None else proof.certificate(q, blocks.b)
+    shift = 0.0 if gain else 0.5 * q.lambda_z * price  # the price of a given length is squared
+    return Certificate(own.primal - shift, own.dual - shift)
+
+
+def in_row_units(problem: Problem, q: Quotient, blocks: Blocks) -> Blocks:
+    """A point in the units of :func:`scaled_quotient`."""
+    rows = row_scales(problem, q)
+    return Blocks(blocks.alpha / rows, blocks.C / rows[:, None], blocks.b / rows)
 
 
 def certify_normalized(problem: Problem, q: Quotient, blocks: Blocks) -> Certificate:
     """The duality gap at a point of a problem with normalised features, block-structured over ``q``."""
-    how, rows = normalization_of(problem), row_scales(problem, q)
-    inner = Blocks(blocks.alpha / rows, blocks.C / rows[:, None], blocks.b / rows)
-    if how.over == "batch":
+    inner = in_row_units(problem, q, blocks)
+    if normalization_of(problem).over == "batch":
         return certify_batch(problem, scaled_quotient(problem, q), inner)
-    if how.lambda_gain is None:
-        n = normalized_quotient(problem, q)
-        if q.features == "nonnegative":  # one direction per class, an upper bound of the price
-            x = nonnegative_point(n, own_directions(n.q, inner), inner.b)
-            return certify_nonnegative(n, replace(x, b=inner.b))
+    n = normalized_quotient(problem, q)
+    if q.features == "signed":
         return certify_spheres(n, spheres_of(n, inner))
-    n = normalized_quotient(problem, q, price=1.0)
-    return certify_spheres(n, spheres_of(n, inner), gain=problem.lambda_z)
+    x = nonnegative_point(n, own_directions(n.q, inner), inner.b)  # one direction per class, an upper bound
+    return certify_nonnegative(n, replace(x, b=inner.b))

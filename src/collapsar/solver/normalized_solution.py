@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from collapsar.core.normalization import Normalization, normalization_of
 from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Record, Vector
-from collapsar.solver.certificate import Certificate
 from collapsar.solver.nonnegative_spheres import fewest
-from collapsar.solver.normalized import NormalizedResult, Solver, minimise_normalized, shifted
+from collapsar.solver.normalized import NormalizedResult, Solver, minimise_normalized
 from collapsar.solver.normalized_certificate import (
     NonnegativeSpheres,
     certify_batch,
     certify_nonnegative,
     certify_spheres,
+    in_row_units,
     normalized_quotient,
     row_scales,
     scaled_quotient,
@@ -26,8 +26,8 @@ from collapsar.solver.normalized_certificate import (
 from collapsar.solver.objective import predict, residual
 from collapsar.solver.shared import factors
 from collapsar.solver.solution import SharedProof, Solution
-from collapsar.solver.solve import Settings
 from collapsar.solver.spheres import Spheres
+from collapsar.solver.status import Settings
 from collapsar.solver.symmetry import Blocks, Quotient
 
 _MERGED = 1e-10  # of a feature's square: its part inside the cluster counts as zero
@@ -73,8 +73,7 @@ class NormalizedSolution(Solution):
     @cached_property
     def _plain(self) -> Solution:
         """Per batch: the same point as the optimum of the program with a feature penalty."""
-        rows = self._rows
-        blocks = Blocks(self.blocks.alpha / rows, self.blocks.C / rows[:, None], self.blocks.b / rows)
+        blocks = in_row_units(self.problem, self.quotient, self.blocks)
         q = replace(scaled_quotient(self.problem, self.quotient), lambda_z=self.price)
         return Solution(self.problem, blocks, self.certificate, self.status, self.num_steps, q, self.proof)
 
@@ -235,34 +234,18 @@ def _shared(q: Quotient, result: NormalizedResult) -> SharedProof | None:
 
 def certified_again(solution: Solution, header: Record, arrays: dict[str, Matrix]) -> NormalizedSolution:
     """A point read from a file, with its factors and a certificate of its own."""
-    problem, q = solution.problem, solution.quotient
-    how, price, rows = normalization_of(problem), float(header["price"]), row_scales(problem, q)
-    own = {f.name: getattr(solution, f.name) for f in fields(Solution)}
-    if how.over == "batch":
-        made = NormalizedSolution(**own, price=price)
-        return replace(made, certificate=_batch_certificate(made))
-    if problem.features == "nonnegative":
-        n, proof = normalized_quotient(problem, q), solution.proof
-        assert proof is not None
-        x = NonnegativeSpheres(proof.atoms, solution.blocks.b / rows, arrays["spheres_y"], proof.witness)
-        return _solution(
-            problem,
-            q,
-            NormalizedResult(
-                x.blocks(n.q), certify_nonnegative(n, x), solution.num_steps, solution.status, spheres=x, price=price
-            ),
-        )
-    spheres = Spheres(**{f.name: arrays[f"spheres_{f.name}"] for f in fields(Spheres)})
-    gain = None if how.lambda_gain is None else problem.lambda_z
-    n = normalized_quotient(problem, q, price=1.0 if gain is not None else None)
-    x = spheres.blocks(n.q)
-    own["blocks"] = Blocks(x.alpha * rows, x.C * rows[:, None], x.b * rows)
-    own["certificate"] = certify_spheres(n, spheres, gain)
-    return NormalizedSolution(**own, spheres=spheres, price=price)
-
-
-def _batch_certificate(s: NormalizedSolution) -> Certificate:
-    plain = s._plain
-    if s.proof is None:
-        return certify_batch(s.problem, plain.quotient, plain.blocks)
-    return shifted(s.problem, s.proof, plain.quotient, plain.blocks.b)
+    problem, q, proof, price = solution.problem, solution.quotient, solution.proof, float(header["price"])
+    blocks, x = in_row_units(problem, q, solution.blocks), None
+    if normalization_of(problem).over == "batch":
+        certificate = certify_batch(problem, replace(scaled_quotient(problem, q), lambda_z=price), blocks, proof)
+    else:
+        n = normalized_quotient(problem, q)
+        if proof is not None:
+            x = NonnegativeSpheres(proof.atoms, blocks.b, arrays["spheres_y"], proof.witness)
+            certificate = certify_nonnegative(n, x)
+        else:
+            x = Spheres(**{f.name: arrays[f"spheres_{f.name}"] for f in fields(Spheres)})
+            certificate = certify_spheres(n, x)
+        blocks = x.blocks(n.q)
+    ended = solution.num_steps, solution.status
+    return _solution(problem, q, NormalizedResult(blocks, certificate, *ended, spheres=x, price=price, proof=proof))

@@ -27,7 +27,7 @@ from collapsar.solver.normalized_certificate import (
     row_scales,
     scaled_quotient,
 )
-from collapsar.solver.solve import Settings, solve_quotient
+from collapsar.solver.solve import solve_quotient
 from collapsar.solver.spheres import (
     PATIENCE,
     NormalizedQuotient,
@@ -38,6 +38,7 @@ from collapsar.solver.spheres import (
     sphere_point,
     sphere_start,
 )
+from collapsar.solver.status import Settings
 from collapsar.solver.symmetry import Quotient, quotient
 
 _WEAKEST, _STRONGEST = 1e-9, 1e3  # of lambda_w / norm^2 that are looked at; beyond, the loss hardly knows the head

@@ -13,8 +13,8 @@ from collapsar.core.problem import Problem
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.solution import Solution
-from collapsar.solver.solve import Settings, checked_settings, solve_normalized, solve_quotient
-from collapsar.solver.status import Progress, Status
+from collapsar.solver.solve import checked_settings, solve_normalized, solve_quotient
+from collapsar.solver.status import Progress, Settings, Status
 from collapsar.solver.symmetry import Blocks, quotient
 
 # A line through two solutions is followed at most this many times their distance in log lambda_z: beyond, curvature

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from collapsar.solver.rotation import SOME, rotation_point
 from collapsar.solver.shared import continued, minimise_shared
 from collapsar.solver.signed import minimise_signed
 from collapsar.solver.solution import NotConvergedError, Solution, shared_proof
-from collapsar.solver.status import Progress, Result, Status
+from collapsar.solver.status import Progress, Result, Settings, Status
 from collapsar.solver.symmetry import Blocks, Quotient, finer_quotient, quotient
 
 _NEAR_REST = 1e-3  # logits, in nats, below which Z = 0 itself is looked at
@@ -96,15 +95,6 @@ def solve_near(problem: Problem, near: Solution | None, tol: float = 1e-9) -> So
     return _solved(problem, q, near if alike else None, Settings(tol, 300, None, throw=False))
 
 
-class Settings(NamedTuple):
-    """How to solve: the arguments of :func:`solve` beside the problem."""
-
-    tol: float
-    max_steps: int
-    progress: Progress | None
-    throw: bool
-
-
 def checked_settings(tol: float, max_steps: int, progress: Progress | None, throw: bool) -> Settings:
     """The arguments of :func:`solve`, once for any number of problems.
 
@@ -127,7 +117,7 @@ def solve_quotient(
         NotConvergedError: as for :func:`solve`.
     """
     with one_thread_below(q.num_clusters):
-        result = _minimise(q, first, how.tol, how.max_steps, how.progress, atoms)
+        result = _minimise(q, first, how, atoms)
         solution = _solution(problem, q, result)
     if how.throw and result.status is not Status.OPTIMAL:
         raise NotConvergedError(solution)
@@ -149,29 +139,22 @@ def solve_normalized(problem: Problem, q: Quotient, start: Solution | None, how:
     return solution
 
 
-def _minimise(
-    q: Quotient,
-    first: Blocks | None,
-    tol: float,
-    max_steps: int,
-    progress: Progress | None,
-    atoms: Atoms | None = None,
-) -> Result:
+def _minimise(q: Quotient, first: Blocks | None, how: Settings, atoms: Atoms | None = None) -> Result:
     """One algorithm after the other, until one closes the certificate."""
     free = as_free(q)
     if free is not q:
-        result = _minimise(free, first, tol, max_steps, progress, atoms)
+        result = _minimise(free, first, how, atoms)
         price = q.bias_cost(result.blocks.b)
         own = result.certificate
         return replace(result, certificate=Certificate(own.primal + price, own.dual))
     if first is not None and q.lambda_b == np.inf:
         first = Blocks(first.alpha, first.C, np.zeros_like(first.b))
     if q.features == "nonnegative":
-        return _minimise_nonnegative(q, first, tol, max_steps, progress, atoms)
-    found = _from_dual(q, first, tol, max_steps) if q.num_clusters <= SOME and q.bias_rows is None else None
-    if found is not None:
-        return _resting(q, _reported(found, progress))
-    return _resting(q, minimise_signed(q, first, tol=tol, max_steps=max_steps, progress=progress))
+        return _minimise_nonnegative(q, first, how, atoms)
+    found = _from_dual(q, first, how) if q.num_clusters <= SOME and q.bias_rows is None else None
+    if found is None:
+        found = minimise_signed(q, first, tol=how.tol, max_steps=how.max_steps, progress=how.progress)
+    return _resting(q, found)
 
 
 def _resting(q: Quotient, result: Result) -> Result:
@@ -187,51 +170,44 @@ def _resting(q: Quotient, result: Result) -> Result:
     return replace(result, blocks=rest, certificate=own) if own.gap <= max(result.certificate.gap, _EDGE) else result
 
 
-def _minimise_nonnegative(
-    q: Quotient,
-    first: Blocks | None,
-    tol: float,
-    max_steps: int,
-    progress: Progress | None,
-    atoms: Atoms | None,
-) -> Result:
+def _minimise_nonnegative(q: Quotient, first: Blocks | None, how: Settings, atoms: Atoms | None) -> Result:
     """With many clusters the column form first, whose price grows slower, unless a near problem shared directions."""
+    tol, max_steps, progress = how.tol, how.max_steps, how.progress
     result, few = None, q.num_clusters <= _FEW
     if few or atoms is not None:
         result = minimise_overlaps(q, tol=tol, max_steps=min(max_steps, 12))
     if result is None and atoms is not None and first is not None:
         result = continued(q, atoms, first.b, tol)
     if result is not None:
-        return _reported(result, progress)
+        return _reported(result, how)
     column = minimise_nonnegative(q, first, tol=tol, max_steps=max_steps, progress=progress)
     if column.status is not Status.SHARED_DIRECTIONS:
-        return column if column.num_steps else _reported(column, progress)
+        return column if column.num_steps else _reported(column, how)
     if not few and atoms is None:
         result = minimise_overlaps(q, tol=tol, max_steps=min(max_steps, 12))
     result = result or follow_overlaps(q, tol=tol, max_steps=max_steps)
     if result is not None:
-        return _reported(result, progress)
+        return _reported(result, how)
     return minimise_shared(q, column.blocks, tol=tol, max_steps=max_steps, progress=progress)
 
 
-def _reported(result: Result, progress: Progress | None) -> Result:
-    if progress is not None:
-        progress(result.num_steps, result.certificate)
+def _reported(result: Result, how: Settings) -> Result:
+    if how.progress is not None:
+        how.progress(result.num_steps, result.certificate)
     return result
 
 
-def _from_dual(q: Quotient, first: Blocks | None, tol: float, max_steps: int) -> Result | None:
+def _from_dual(q: Quotient, first: Blocks | None, how: Settings) -> Result | None:
     """The optimum by Newton's method on the dual, where its certificate closes; None elsewhere."""
     for point in (
-        lambda: rotation_point(q, min(max_steps, 12), first),
-        lambda: contraction_point(q, min(max_steps, 24)),
+        lambda: rotation_point(q, min(how.max_steps, 12), first),
+        lambda: contraction_point(q, min(how.max_steps, 24)),
     ):
         found = point()
         if found is not None:
-            blocks, num_steps = found
-            certificate = certify_few(q, blocks)
-            if certificate.relative_gap <= tol:
-                return Result(blocks, certificate, num_steps, Status.OPTIMAL)
+            certificate = certify_few(q, found[0])
+            if certificate.relative_gap <= how.tol:
+                return _reported(Result(found[0], certificate, found[1], Status.OPTIMAL), how)
     return None
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from collapsar.core.types import Matrix, Vector
+from collapsar.solver.certificate import GAP_FLOOR
 from collapsar.solver.conjugate_gradients import ModelStep, next_radius, truncated_newton
 from collapsar.solver.hessian import LossHessian, loss_hessian
 from collapsar.solver.objective import Columns, Residual, logit_differences, predict, residual
@@ -29,7 +30,6 @@ from collapsar.solver.symmetry import Blocks, Quotient
 _NOISE = 1e-15  # relative rounding of the objective
 _LEAST = 1e-12  # nats that W may cost at least
 _NEAR = 0.1  # nats: logits that move less give the change of the loss to its own digits
-_FLOOR = 2e-3  # nats: objectives below count as this large, as in the certificate
 _BALANCED = 1e-3  # decrement from which on factors are near enough to balance for its preconditioner
 _ENOUGH = 1e-2  # with many clusters a step need not be better than this: the certificate is of second order
 PATIENCE = 3  # times that directions are added before none is dropped any more
@@ -45,17 +45,18 @@ class NormalizedQuotient:
     Attributes:
         q: the clusters, every mass 1, with row penalties taken into the scales.
         price: c, penalty of W for features of unit length.
-        bias_price: lambda_b per logit, shape (J,), all 0 for a free bias, all inf for none.
+        gain: where the length is priced, sqrt(lambda_w lambda_gain), the factor of gamma(Z) in place of ``price``; None
+            where it is given.
     """
 
     q: Quotient
     price: float
-    bias_price: Vector
+    gain: float | None = None
 
     @property
     def has_bias(self) -> bool:
         """Whether there is a bias."""
-        return bool(np.isfinite(self.bias_price).all())
+        return self.q.lambda_b < np.inf
 
     def lagrangian(self, y: Vector) -> Quotient:
         """The Lagrangian at multipliers y / price, but for sum(y) / (2 price): a program with a feature penalty."""
@@ -105,8 +106,7 @@ def sphere_point(n: NormalizedQuotient, x: Spheres) -> SpherePoint:
     P, loss = predict(q, x.blocks(q))
     R = residual(q, P)
     nu = (np.sum(x.F * (x.E @ R.between), axis=0) + x.u * R.within * x.v) / q.sizes
-    bias = 0.5 * float(q.sizes @ (n.bias_price * x.b**2)) if n.has_bias else 0.0
-    return SpherePoint(x, loss + 0.5 * n.price * x.weight_norm() + bias, P, R, nu)
+    return SpherePoint(x, loss + 0.5 * n.price * x.weight_norm() + q.bias_cost(x.b), P, R, nu)
 
 
 def sphere_start(n: NormalizedQuotient) -> Spheres:
@@ -143,10 +143,7 @@ class _System:
     nu: Vector
     stiff: tuple[Matrix, Matrix, Vector, Vector, Vector]
     gradient: Vector
-    has_bias: bool
-    free_bias: bool
     inward: tuple[Matrix, Vector]
-    shift: Vector
     balanced: BalancedFactors | None = None
 
     def split(self, flat: Vector) -> tuple[Matrix, Matrix, Vector, Vector, Vector]:
@@ -164,7 +161,7 @@ class _System:
         hF = self.E @ hX - dE @ self.R + dF * self.nu
         hv = hy * x.u / self.width - within * du + n.price * dv
         hu = hy * x.v / self.width - within * dv + self.p.nu * du
-        hb = hb + n.q.sizes * n.bias_price * db if self.has_bias else np.zeros_like(hb)
+        hb = hb + n.q.bias_weight * db if n.has_bias else np.zeros_like(hb)
         return _joined(flat.dtype, hE, *self._tangent(hF, hv, hu), hb)
 
     def precondition(self, flat: Vector) -> Vector:
@@ -177,18 +174,14 @@ class _System:
         F, v, u = self._tangent(F, v / self.stiff[2], u / self.stiff[3])
         if balanced is not None:
             E, F = balanced.without_turn(E, F)
-        b = self._without_shift(self._without_shift(b) / self.stiff[4]) if self.has_bias else np.zeros_like(b)
+        q = self.n.q
+        b = q.without_shift(q.without_shift(b) / self.stiff[4]) if self.n.has_bias else np.zeros_like(b)
         return _joined(flat.dtype, E, F, v, u, b)
 
     def _tangent(self, F: Matrix, v: Vector, u: Vector) -> tuple[Matrix, Vector, Vector]:
         Fk, uk = self.inward
         along = (Fk * F).sum(axis=0) + uk * u
         return F - self.F * along.astype(F.dtype, copy=False), v, u - self.p.x.u * along
-
-    def _without_shift(self, b: Vector) -> Vector:
-        if not self.free_bias:
-            return b
-        return b - self.shift.dot(b) * self.shift
 
 
 def _joined(dtype: Any, *parts: Any) -> Vector:
@@ -200,14 +193,13 @@ def _system(n: NormalizedQuotient, p: SpherePoint) -> _System:
     loss = loss_hessian(q, p.P)
     width, D = np.sqrt(np.maximum(q.sizes - 1, 1.0)), loss.diagonal
     hold = held(n, p)
-    bias = loss.bias_diagonal + (n.bias_price * q.sizes if n.has_bias else 0.0)
     work: Any = np.float32 if q.num_clusters > _SMALL else np.float64
     stiff = (
         (c + x.F**2 @ D.T).astype(work),
         (hold + x.E**2 @ D).astype(work),
         c + loss.within_diagonal * (x.u / width) ** 2,
         hold + loss.within_diagonal * (x.v / width) ** 2,
-        np.maximum(bias, 1e-300),
+        np.maximum(loss.bias_diagonal + q.bias_weight, 1e-300),
     )
     gradient = _joined(
         np.float64,
@@ -215,14 +207,11 @@ def _system(n: NormalizedQuotient, p: SpherePoint) -> _System:
         x.F * p.nu - x.E @ R.between,
         c * x.v - R.within * x.u,
         x.u * p.nu - R.within * x.v,
-        q.sizes * (n.bias_price * x.b - R.bias) if n.has_bias else np.zeros_like(x.b),
+        q.bias_weight * x.b - q.sizes * R.bias if n.has_bias else np.zeros_like(x.b),
     )
     E, F, between, nu = (part.astype(work) for part in (x.E, x.F, R.between, p.nu))
-    inward, shift = ((x.F / q.sizes).astype(work), x.u / q.sizes), 1 / q.scales
-    shift = shift / np.sqrt(shift.dot(shift))
-    free = q.lambda_b == 0
-    loss = loss.astype(work)
-    return _System(n, p, loss, width, E, F, between, nu, stiff, gradient, n.has_bias, free, inward, shift)
+    inward = (x.F / q.sizes).astype(work), x.u / q.sizes
+    return _System(n, p, loss.astype(work), width, E, F, between, nu, stiff, gradient, inward)
 
 
 def newton_step(n: NormalizedQuotient, p: SpherePoint, radius: float) -> tuple[SpherePoint, float, float]:
@@ -282,7 +271,7 @@ def _moved(
 def _size(n: NormalizedQuotient, p: SpherePoint) -> float:
     """What the objective is measured in: itself, or the price of W where decay leaves features little to gain."""
     price = n.price * p.x.weight_norm()
-    return max(min(max(abs(p.value), _FLOOR), price), _LEAST)
+    return max(min(max(abs(p.value), GAP_FLOOR), price), _LEAST)
 
 
 def _gained(n: NormalizedQuotient, p: SpherePoint, new: SpherePoint) -> float:
@@ -296,9 +285,7 @@ def _gained(n: NormalizedQuotient, p: SpherePoint, new: SpherePoint) -> float:
         loss -= q.smoothing / q.num_classes * np.sum(q.others * moved, axis=0)
     rise = float((q.sizes * q.share) @ loss)
     rise += 0.5 * n.price * (y.weight_norm() - x.weight_norm())
-    if n.has_bias:
-        rise += 0.5 * float((q.sizes * n.bias_price) @ ((y.b - x.b) * (y.b + x.b)))
-    return -rise
+    return -rise - 0.5 * float(q.bias_weight @ ((y.b - x.b) * (y.b + x.b)))
 
 
 def _dense_step(s: _System) -> ModelStep:
@@ -327,15 +314,14 @@ def _dense_step(s: _System) -> ModelStep:
     H[iF[:, None, :], iE[:, :, None]] -= p.R.between
     H[iv, iu] -= p.R.within
     H[iu, iv] -= p.R.within
-    biased = n.bias_price * n.q.sizes if s.has_bias else np.ones(J)
-    H[places, places] += _joined(np.float64, c + 0 * x.E, 0 * x.F + p.nu, c + 0 * x.v, p.nu, biased)
+    H[places, places] += _joined(np.float64, c + 0 * x.E, 0 * x.F + p.nu, c + 0 * x.v, p.nu, n.q.bias_weight)
     scale = 1 / np.sqrt(_joined(np.float64, *s.stiff))
     normals = np.zeros((J + 1, N))
     normals[on, iF], normals[on, iu] = x.F * scale[iF], x.u * scale[iu]
-    normals[J, ib] = s.free_bias * s.shift / scale[ib]
+    normals[J, ib] = (n.q.lambda_b == 0) / n.q.scales / scale[ib]
     normals /= np.maximum(np.linalg.norm(normals, axis=1), 1e-300)[:, None]
     P = np.eye(N) - normals.T @ normals
-    if not s.has_bias:
+    if not n.has_bias:
         P[ib, ib] = 0.0
     values, vectors = np.linalg.eigh(P @ (H * scale * scale[:, None]) @ P)
     slope = vectors.T @ (P @ (scale * s.gradient))

@@ -5,12 +5,22 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from collapsar.solver.certificate import Certificate
 from collapsar.solver.symmetry import Blocks
 
 Progress = Callable[[int, Certificate], None]
 """Called with the number of steps so far and the certificate of the current point; may raise to interrupt."""
+
+
+class Settings(NamedTuple):
+    """How to solve: the arguments of :func:`collapsar.solve` beside the problem."""
+
+    tol: float
+    max_steps: int
+    progress: Progress | None
+    throw: bool
 
 
 class Status(enum.Enum):

@@ -39,9 +39,22 @@ class Quotient(ClusteredProblem):
         """Price of b, per logit where it differs."""
         return self.lambda_b if self.bias_rows is None else self.lambda_b * self.bias_rows
 
+    @cached_property
+    def bias_weight(self) -> Vector:
+        """Shape (J,): curvature of the price of b, k lambda_b; 0 without a bias."""
+        return self.sizes * (0.0 if self.lambda_b == np.inf else self.bias_price)
+
     def bias_cost(self, b: Vector) -> float:
         """(lambda_b / 2) ||b||^2 over all logits; 0 without a bias."""
-        return 0.0 if self.lambda_b == np.inf else 0.5 * float(self.sizes @ (self.bias_price * b**2))
+        return 0.5 * float(self.bias_weight @ b**2)
+
+    @cached_property
+    def _shift(self) -> Vector:
+        return (1 / self.scales) / np.sqrt(np.sum(self.scales**-2.0))
+
+    def without_shift(self, b: Vector) -> Vector:
+        """With a free bias the shift along 1/delta is flat: keep rounding from walking along it."""
+        return b - self._shift.dot(b) * self._shift if self.lambda_b == 0 else b
 
     @property
     def num_classes(self) -> int:
