@@ -49,21 +49,21 @@ def decay_switch(counts: CountsLike, layers: int) -> float:
     """
     if not (isinstance(layers, int) and layers >= 1):
         raise ValueError(f"`layers` must be a whole number >= 1, got {layers!r}")
-    return _switch(tuple(class_counts(counts).tolist()), layers)
+    return _switch(tuple(class_counts(counts).tolist()), layers, MOST_KINDS)
 
 
 @lru_cache(maxsize=64)  # advice asks for the same few again and again
-def _switch(counts: tuple[int, ...], layers: int) -> float:
-    deep = _Deep(_kinds(np.array(counts, dtype=np.float64)), layers + 1)
+def _switch(counts: tuple[int, ...], layers: int, most_kinds: int) -> float:
+    deep = _Deep(_kinds(np.array(counts, dtype=np.float64), most_kinds), layers + 1)
     return deep.vanish() if layers == 1 else deep.switch()
 
 
-def _kinds(n: Vector) -> Clusters:
-    """Classes of equal size, smallest first; all but the smallest joined where there are more than MOST_KINDS."""
+def _kinds(n: Vector, most: int) -> Clusters:
+    """Classes of equal size, smallest first; all but the smallest joined where there are more kinds than ``most``."""
     sizes, index = np.unique(n, return_inverse=True)
-    if sizes.size > MOST_KINDS:
+    if sizes.size > most:
         place = np.log(sizes[1:] / sizes[1]) / np.log(sizes[-1] / sizes[1])
-        joined = np.concatenate([[0], 1 + np.minimum((place * (MOST_KINDS - 1)).astype(int), MOST_KINDS - 2)])
+        joined = np.concatenate([[0], 1 + np.minimum((place * (most - 1)).astype(int), most - 2)])
         index = np.unique(joined, return_inverse=True)[1][index.ravel()]
     members = np.bincount(index.ravel()).astype(np.float64)
     mass = np.bincount(index.ravel(), weights=n) / members
