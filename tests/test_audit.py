@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +165,23 @@ def test_rows_of_very_different_lengths_are_compared_with_few_others(monkeypatch
     monkeypatch.setattr(near_rows, "_distances", counted)
     assert set(groups_of(near_labels(rows, tolerance))) == _single_linkage(pdist(rows), tolerance)
     assert sum(compared) < 45 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("groups", "audited", "diagnosed"),
+    [(6, "1 more group holds 2", "3 more groups"), (4, "", "1 more group"), (7, "2 more groups hold 4", "4 more")],
+)
+def test_groups_that_are_not_named_are_counted(groups: int, audited: str, diagnosed: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    W = np.vstack([np.repeat(rng.normal(size=(groups, 16)), 2, axis=0), rng.normal(size=(2, 16))])
+    assert audited in " ".join(cs.audit(W).to_dict()["words"])
+    y = np.repeat(np.arange(len(W)), 20)
+    X = W[y] - W.mean(axis=0) + 0.01 * rng.normal(size=(y.size, 16))
+    np.savez(tmp_path / "net.npz", features=X, labels=y, weight=W, bias=np.zeros(len(W)))
+    found = cs.diagnose(tmp_path / "net.npz")
+    verb = "is" if groups == 4 else "are"
+    assert f"{groups - 3} more group{'s' if groups > 4 else ''} {verb} merged" in found.headline
+    assert diagnosed in next(words for words in found.words if words.startswith("Dead, "))
 
 
 def test_a_chain_of_rows_is_no_group() -> None:

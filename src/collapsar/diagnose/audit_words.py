@@ -60,8 +60,9 @@ def findings(a: Audit) -> list[str]:
     """A sentence or two for each thing that was found."""
     details = a.group_details
     out = [_group_words(a, group) for group in details[:5]]
-    if len(details) > 5:
-        out.append(f"{len(details) - 5} more groups hold {sum(len(g.classes) for g in details[5:])} classes.")
+    if (more := len(details) - 5) > 0:
+        hold = "group holds" if more == 1 else "groups hold"
+        out.append(f"{more} more {hold} {sum(len(g.classes) for g in details[5:])} classes.")
     if a.shrunk.any():
         out.append(
             f"{_several(int(a.shrunk.sum()), 'row')} went to the mean of all rows, within "

@@ -57,8 +57,8 @@ def headline(d: Diagnosis) -> str:
         parts.append(f"{d.named(sorted(gone))} {verb} vanished")
     groups = [group for group in found.groups if not gone & set(group)]
     parts += [f"{d.named(group)} are merged into one" for group in groups[:3]]
-    if len(groups) > 3:
-        parts.append(f"{len(groups) - 3} more groups are merged")
+    if (more := len(groups) - 3) > 0:
+        parts.append(f"{more} more group{' is' if more == 1 else 's are'} merged")
     verb = "has" if lost == 1 else "have"
     text = f"{lost} of {seen} classes {verb} collapsed: {'; '.join(parts)}."
     return f"{text}{f' {outvoted}' if outvoted else ''}{unseen}"
@@ -286,7 +286,8 @@ def shared_rows(d: Diagnosis) -> Iterator[str]:
     groups = [group for group in d.shared_rows if any(counts[k] > 0 for k in group)]
     if groups:
         rows = [d.named(group) for group in groups[:_MOST_GROUPS]]
-        rows += [f"{len(groups) - _MOST_GROUPS} more groups"] if len(groups) > _MOST_GROUPS else []
+        if (more := len(groups) - _MOST_GROUPS) > 0:
+            rows.append(f"{more} more group{'s' if more > 1 else ''}")
         yield (
             f"Dead, as their rows of the head coincide: {'; '.join(rows)}. No features separate them, and the bias "
             "alone decides which of them is answered: train these rows again, with weaker decay or more samples."
