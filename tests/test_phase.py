@@ -17,10 +17,10 @@ from collapsar.cli import main
 from collapsar.core.states import CLASS_STATES as STATES
 from collapsar.phase import grid as phase_grid
 from collapsar.phase import sweep as sweep_module
-from collapsar.phase.cells import phase_chunk
 from collapsar.phase.curves import zero_lines
 from collapsar.phase.diagram import UNKNOWN, ModelPhase, PhaseDiagram, phase_diagram
 from collapsar.phase.grid import Axis, PhaseConfig, PhaseSettings
+from collapsar.phase.grid_states import phase_chunk
 from collapsar.phase.sweep import parts_folder, sweep
 from collapsar.report.phase_plot import FILLS, phase_figure
 from collapsar.report.style import png_bytes, svg_string

@@ -10,9 +10,9 @@ import pytest
 import collapsar as cs
 from collapsar.solver.certificate import certify_blocks
 from collapsar.solver.contraction import contraction_point
-from collapsar.solver.few import certify_few
 from collapsar.solver.rotation import rotation_point
 from collapsar.solver.signed import minimise_signed
+from collapsar.solver.small_certificate import certify_small
 from collapsar.solver.symmetry import lift, quotient
 from collapsar.theory.two_cluster import two_cluster
 from problems import PROBLEMS
@@ -34,7 +34,7 @@ def test_the_general_algorithm_ends_at_the_same_point(counts, part, lambda_b):
     assert found is not None
     blocks, steps = found
     assert steps <= 10  # and as many singular value decompositions
-    assert certify_few(q, blocks).relative_gap <= 1e-9
+    assert certify_small(q, blocks).relative_gap <= 1e-9
     general = minimise_signed(q, tol=1e-10)
     for ours, theirs in zip(lift(q, blocks), lift(q, general.blocks), strict=True):
         assert np.abs(ours - theirs).max() <= 1e-6

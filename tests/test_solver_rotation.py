@@ -10,9 +10,9 @@ import pytest
 
 import collapsar as cs
 from collapsar.solver.certificate import certify_blocks
-from collapsar.solver.few import certify_few
 from collapsar.solver.rotation import FEW, _curvature_in_pairs, _curvature_in_planes, _planes, rotation_point
 from collapsar.solver.signed import minimise_signed
+from collapsar.solver.small_certificate import certify_small
 from collapsar.solver.symmetry import Blocks, lift, quotient
 from collapsar.theory.two_cluster import two_cluster
 from problems import PROBLEMS, naive_objective
@@ -32,8 +32,8 @@ def test_the_general_algorithm_ends_at_the_same_point(name):
     blocks, steps = found
     general = minimise_signed(q, tol=1e-9)
     assert steps <= 8
-    assert certify_few(q, blocks).relative_gap <= 1e-12
-    assert certify_few(q, blocks).primal == pytest.approx(general.certificate.primal, rel=1e-9)
+    assert certify_small(q, blocks).relative_gap <= 1e-12
+    assert certify_small(q, blocks).primal == pytest.approx(general.certificate.primal, rel=1e-9)
     for ours, theirs in zip(lift(q, blocks), lift(q, general.blocks), strict=True):
         assert np.abs(ours - theirs).max() <= 2e-6
 
@@ -63,7 +63,7 @@ def test_two_clusters_meet_the_closed_form(k, n, lambda_z, lambda_b):
 def test_the_gap_is_that_of_the_unreduced_certificate(problem):
     s = cs.solve(problem, throw=False)
     q = s.quotient
-    few, full = certify_few(q, s.blocks), cs.certify(problem, s.Z, s.b)
+    few, full = certify_small(q, s.blocks), cs.certify(problem, s.Z, s.b)
     assert few.primal == pytest.approx(full.primal, rel=1e-13)
     assert few.primal == pytest.approx(naive_objective(problem, s.Z, s.b), rel=1e-12)
     assert few.dual <= full.dual + 1e-13  # certify looks for more bounds, never for fewer
@@ -79,7 +79,7 @@ def test_at_any_point_the_bound_stays_below_the_optimum(problem):
         J = q.num_clusters
         b = rng.normal(size=J) if 0 < problem.lambda_b < INF else np.zeros(J)
         blocks = Blocks(size * rng.normal(size=J) * (q.sizes > 1), size * rng.normal(size=(J, J)), b)
-        certificate = certify_few(q, blocks)
+        certificate = certify_small(q, blocks)
         assert certificate.primal == pytest.approx(naive_objective(problem, *lift(q, blocks)), rel=1e-12)
         assert certificate.dual <= best.primal
         if problem.lambda_b > 0:
@@ -119,7 +119,7 @@ def test_random_problems_are_solved_or_left_to_the_general_algorithm(fewest, mos
         found = rotation_point(q)
         if found is None:
             continue
-        few = certify_few(q, found[0])
+        few = certify_small(q, found[0])
         if few.relative_gap > 1e-9:
             continue
         solved += 1
@@ -150,7 +150,7 @@ def test_on_both_sides_of_a_merge(offset, lambda_b):
     p = cs.Problem("500x4,200x3,100x3", math.sqrt(100) / 2900 * (1 + offset), lambda_b)
     found = rotation_point(quotient(p))
     assert found is not None
-    assert certify_few(quotient(p), found[0]).relative_gap <= 1e-12
+    assert certify_small(quotient(p), found[0]).relative_gap <= 1e-12
     s = cs.solve(p)
     if abs(offset) >= 1e-6:
         assert s.class_states[-1] == ("merged" if offset > 0 else "separated")
@@ -161,7 +161,7 @@ def test_lost_rank_is_left_to_the_general_algorithm():
     for p in (cs.Problem("500x5,100x5", 0.0045, 0.02), cs.Problem("500x5,100x5", 0.01, 0.02), PROBLEMS["distinct"]):
         q = quotient(p)
         found = rotation_point(q)
-        assert found is None or certify_few(q, found[0]).relative_gap > 1e-3
+        assert found is None or certify_small(q, found[0]).relative_gap > 1e-3
         assert cs.solve(p).certificate.relative_gap <= 1e-9
 
 
@@ -170,7 +170,7 @@ def test_one_cluster_needs_no_step():
     found = rotation_point(q)
     assert found is not None
     assert found[1] == 0
-    assert certify_few(q, found[0]).relative_gap <= 1e-12
+    assert certify_small(q, found[0]).relative_gap <= 1e-12
 
 
 def test_too_few_steps_find_nothing():
@@ -183,7 +183,7 @@ def test_a_free_bias_out_of_balance_has_no_bound():
     found = rotation_point(q)
     assert found is not None
     blocks = replace(found[0], b=found[0].b + np.array([1e-3, 0.0]))
-    assert certify_few(q, blocks).dual == -INF
+    assert certify_small(q, blocks).dual == -INF
 
 
 @pytest.mark.parametrize("lambda_b", [0.0, 0.02, INF])

@@ -18,9 +18,9 @@ from collapsar.core.problem import FeatureModel
 from collapsar.core.records import to_json
 from collapsar.core.states import CLASS_STATES
 from collapsar.core.types import Array, Record
-from collapsar.phase.cells import FEATURES, FIELDS, Cells, Codes, Part, phase_chunk
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
+from collapsar.phase.grid_states import FEATURES, FIELDS, Codes, GridStates, Part, phase_chunk
 
 UNKNOWN = -1  # predicted state where classes share a feature direction, which the closed forms do not follow
 
@@ -204,7 +204,7 @@ def assemble(config: PhaseConfig, parts: Sequence[Part]) -> PhaseDiagram:
     models = []
     for features in FEATURES:
         own = zip(*(part[features] for part in parts), strict=True)
-        cells = Cells(*(np.concatenate(arrays, axis=-1 - config.along) for arrays in own))
+        cells = GridStates(*(np.concatenate(arrays, axis=-1 - config.along) for arrays in own))
         levels: dict[str, Array] = dict(zip(FIELDS, cells.thresholds, strict=True))
         predicted = np.stack([_predicted(config, levels, side) for side in "ab"])
         models.append(ModelPhase(features, predicted, *cells[:-1], curves=curves_of(config, levels)))

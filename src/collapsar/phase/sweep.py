@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from collapsar.core.files import write_atomically
-from collapsar.phase.cells import FEATURES, Cells, Part, phase_chunk
 from collapsar.phase.diagram import PhaseDiagram, assemble
 from collapsar.phase.grid import PhaseConfig
+from collapsar.phase.grid_states import FEATURES, GridStates, Part, phase_chunk
 
 Progress = Callable[[int, int], None]
 """Called with (parts done, parts in all)."""
@@ -157,7 +157,9 @@ def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Part]:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 if str(file["config_digest"]) != config.digest or int(file["chunk"]) != i:
                     raise ValueError("it belongs to another sweep")  # noqa: TRY301 - one place for all that is wrong
-                parts[i] = {model: Cells(*(file[f"{model}_{name}"] for name in Cells._fields)) for model in FEATURES}
+                parts[i] = {
+                    model: GridStates(*(file[f"{model}_{name}"] for name in GridStates._fields)) for model in FEATURES
+                }
         except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on a damaged file
             note(f"{path} is damaged ({error}); this part is computed again")
     return parts

@@ -15,7 +15,7 @@ The algorithm descends on the factors (:mod:`.factored`) from the column form's,
 what classes share grows from there, while factors at random stop at points where atoms have died. The dual witness
 follows from the factors (:mod:`.witness`) where these are exact, and from the relaxation (:mod:`.relaxed`), whose
 optimum is near, where they are not: what is open then is the primal point's, and says which direction is missing, or
-the relaxation's, and the cone of features is cut (:mod:`.cuts`).
+the relaxation's, and the cone of features is cut (:mod:`.copositive_bound`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.atoms import Atoms, combined, near_overlaps, own_directions, pruned
 from collapsar.solver.certificate import GAP_FLOOR, Certificate, as_free, balance_bias, certify_blocks
-from collapsar.solver.cuts import cut_witness
+from collapsar.solver.copositive_bound import copositive_witness
 from collapsar.solver.factored import approach, descend, newton
 from collapsar.solver.interior_bounds import best_weights, relaxation
 from collapsar.solver.objective import Columns, cross_entropy, predict, residual
@@ -220,7 +220,7 @@ def _closer(q: Quotient, best: SharedResult, tol: float) -> SharedResult:
             break
         # a residual that is too long by t, relatively and squared, costs t/2 of the price of Z
         excess = _CUT_SHARE * 2 * tol * best.certificate.primal / (q.lambda_z * best.atoms.price(q))
-        before, witness = len(witness.cuts), cut_witness(q, _softmax(q, best.blocks), excess)
+        before, witness = len(witness.cuts), copositive_witness(q, _softmax(q, best.blocks), excess)
         best = _proved(q, best, witness, tol)
         if best.status is Status.OPTIMAL or len(witness.cuts) <= before:
             break

@@ -12,13 +12,13 @@ from collapsar.core.threads import one_thread_below
 from collapsar.solver.atoms import Atoms
 from collapsar.solver.certificate import Certificate, as_free, balance_bias, certify_blocks, dual_norm
 from collapsar.solver.contraction import contraction_point
-from collapsar.solver.few import certify_few
 from collapsar.solver.nonnegative import minimise_nonnegative
 from collapsar.solver.objective import predict, residual
 from collapsar.solver.overlaps import follow_overlaps, minimise_overlaps
 from collapsar.solver.rotation import SOME, rotation_point
 from collapsar.solver.shared import continued, minimise_shared
 from collapsar.solver.signed import minimise_signed
+from collapsar.solver.small_certificate import certify_small
 from collapsar.solver.solution import NotConvergedError, Solution, shared_proof
 from collapsar.solver.status import Progress, Result, Settings, Status
 from collapsar.solver.symmetry import Blocks, Quotient, finer_quotient, quotient
@@ -205,7 +205,7 @@ def _from_dual(q: Quotient, first: Blocks | None, how: Settings) -> Result | Non
     ):
         found = point()
         if found is not None:
-            certificate = certify_few(q, found[0])
+            certificate = certify_small(q, found[0])
             if certificate.relative_gap <= how.tol:
                 return _reported(Result(found[0], certificate, found[1], Status.OPTIMAL), how)
     return None

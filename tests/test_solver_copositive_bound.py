@@ -11,7 +11,7 @@ import pytest
 import collapsar as cs
 from collapsar.solver import cuts
 from collapsar.solver.certificate import balance_bias
-from collapsar.solver.cuts import cut_witness
+from collapsar.solver.copositive_bound import copositive_witness
 from collapsar.solver.objective import Columns, Residual, predict
 from collapsar.solver.solution import SharedProof
 from collapsar.solver.symmetry import Quotient, quotient
@@ -112,7 +112,7 @@ def pentagon(monkeypatch: pytest.MonkeyPatch) -> Quotient:
 
 def test_a_pentagon_is_cut_along_two_that_overlap(pentagon):
     q, S = pentagon, Columns(np.zeros(6), np.zeros((6, 6)))
-    uncut, witness = cut_witness(q, S, 0.06), cut_witness(q, S, 1e-3)  # the relaxation's excess is 0.05
+    uncut, witness = copositive_witness(q, S, 0.06), copositive_witness(q, S, 1e-3)  # the relaxation's excess is 0.05
     assert uncut.cuts == ()
     ((i, j, c),) = witness.cuts
     assert max(i, j) < 5
@@ -134,7 +134,7 @@ def test_no_cut_mends_a_residual_that_is_longer_along_a_direction(monkeypatch):
     monkeypatch.setattr(cuts, "residual", lambda *_: R)
     S = Columns(np.zeros(6), np.zeros((6, 6)))
     for excess in (0.299, 0.301):
-        witness = cut_witness(q, S, excess)
+        witness = copositive_witness(q, S, excess)
         assert witness.cuts == ()
         largest = np.linalg.eigvalsh(q.lambda_z**2 * gram + witness.between)[-1] / q.lambda_z**2 - 1
         assert 0.3 - 1e-9 <= largest <= max(excess, 0.3) * 1.01
@@ -143,7 +143,7 @@ def test_no_cut_mends_a_residual_that_is_longer_along_a_direction(monkeypatch):
 def test_the_residual_of_an_optimum_is_its_own_proof(solved):
     """Whatever the relaxation found: the program at the optimum's residual meets its bound."""
     q, proof = solved.quotient, proof_of(solved)
-    witness = cut_witness(q, predict(q, balance_bias(q, solved.blocks))[0], 1e-8)
+    witness = copositive_witness(q, predict(q, balance_bias(q, solved.blocks))[0], 1e-8)
     bound = lower_bound(q, witness)
     assert solved.certificate.primal * (1 - 1e-8) <= bound <= solved.certificate.primal * (1 + 1e-13)
     assert proof.witness.cuts == ()

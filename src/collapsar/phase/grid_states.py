@@ -26,7 +26,7 @@ FEATURES: tuple[FeatureModel, ...] = get_args(FeatureModel)
 FIELDS = ("merge_a", "merge_b", "vanish_a", "vanish_b", "complete", "exact_a", "exact_b", "exact_complete")
 
 
-class Cells(NamedTuple):
+class GridStates(NamedTuple):
     """What is found of some cells under one feature model; every array ends in (rows, columns).
 
     Attributes:
@@ -44,7 +44,7 @@ class Cells(NamedTuple):
     thresholds: Array
 
 
-Part = dict[FeatureModel, Cells]
+Part = dict[FeatureModel, GridStates]
 """A part of the work on a diagram."""
 
 
@@ -59,7 +59,7 @@ def phase_chunk(config: PhaseConfig, chunk: int) -> Part:
     return {features: cells(config, chunk, features) for features in FEATURES}
 
 
-def _cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Cells:
+def _cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> GridStates:
     grids = (config.sizes, config.counts, config.parameter("lambda_z"), config.parameter("lambda_b"))
     sizes, counts, lambda_z, lambda_b = (config.cut(grid, chunk) for grid in grids)
     prices = lambda_z.ravel(), lambda_b.ravel()
@@ -72,7 +72,7 @@ def _cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Cells:
     return _shaped(shape, codes.T, result.relative_gap, names, result.one_by_one, levels)
 
 
-def _normalized_cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> Cells:
+def _normalized_cells(config: PhaseConfig, chunk: int, features: FeatureModel) -> GridStates:
     """The same for normalised features, every cell solved by itself."""
     places = config.cut(np.moveaxis(np.indices(config.shape), 0, -1), chunk).astype(int)
     known: dict[tuple[float, ...], Thresholds] = {}
@@ -114,10 +114,10 @@ def _normalized_problem(config: PhaseConfig, cell: tuple[int, int], features: Fe
 
 def _shaped(
     shape: tuple[int, ...], codes: ArrayLike, gap: ArrayLike, names: ArrayLike, one_by_one: ArrayLike, levels: Array
-) -> Cells:
+) -> GridStates:
     digits = np.asarray(gap)  # to three of them, the float64 nearest to the decimal number
     scale = 10.0 ** np.clip(2 - np.floor(np.log10(np.maximum(digits, 1e-300))), 0, 22)  # powers that are exact
-    return Cells(
+    return GridStates(
         states=np.reshape(codes, (2, *shape)),
         gap=np.reshape(np.rint(digits * scale) / scale, shape),
         status=np.reshape(np.asarray(names, dtype=np.str_), shape),

@@ -53,7 +53,7 @@ class _Longest:
     X: Matrix
 
 
-def cut_witness(q: Quotient, S: Columns, excess: float) -> Witness:
+def copositive_witness(q: Quotient, S: Columns, excess: float) -> Witness:
     """Multipliers with which R at S is longer than lambda_Z by as little as some cuts can show.
 
     Args:

@@ -17,7 +17,7 @@ from collapsar.solver.symmetry import Blocks, Quotient, grid
 (_gesdd,) = get_lapack_funcs(("gesdd",), dtype=np.float64)
 
 
-def certify_few(q: Quotient, blocks: Blocks) -> Certificate:
+def certify_small(q: Quotient, blocks: Blocks) -> Certificate:
     """The duality gap at a block-structured point, for signed features.
 
     Args:
