@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -26,9 +27,11 @@ TIE = 1e-6
 PARALLEL = 1e-5
 # Where classes share directions, a column this short beside the longest is a trace of its neighbours', not its own.
 FAINT = 1e-2
-# Parts of the prior's logs that a correction may subtract. A least margin will do that is three quarters of the best
-# one's, or says that the own class is twice as likely as any other: below that large classes lost test samples.
-_PRIOR_SHARES, NEAR_BEST, ENOUGH = (1.0, 0.75, 0.5, 0.25, 0.0), 0.75, float(np.log(2))
+PRIOR_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Parts of the prior's logs that a correction may subtract."""
+# A least margin will do that is three quarters of the best one's, or says that the own class is twice as likely as any
+# other: below that large classes lost test samples.
+_NEAR_BEST, _ENOUGH = 0.75, float(np.log(2))
 
 
 @dataclass(frozen=True)
@@ -272,13 +275,16 @@ def prior_share(solution: Solution) -> float:
         [1.0, 0.75]
     """
     logits, prior = logits_of(solution), _equal_priors(solution.problem)
-    least = [float(_margins(logits + share * prior).min()) for share in _PRIOR_SHARES]
-    best = max(least)
+    place = first_enough([float(_margins(logits + share * prior).min()) for share in PRIOR_SHARES])
+    return 0.0 if place is None else PRIOR_SHARES[place]
+
+
+def first_enough(margins: Sequence[float]) -> int | None:
+    """Where the first of several least margins stands that is log 2, or near the best; None: none is positive."""
+    best = max(margins, default=0.0)
     if not best > TIE:
-        return 0.0
-    return next(
-        share for share, margin in zip(_PRIOR_SHARES, least, strict=True) if margin >= min(NEAR_BEST * best, ENOUGH)
-    )
+        return None
+    return next(i for i, margin in enumerate(margins) if margin >= min(_NEAR_BEST * best, _ENOUGH))
 
 
 def calibration_shift(solution: Solution) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collapsar.advise.outlook import ENOUGH, NEAR_BEST, left_prior
+from collapsar.advise.outlook import PRIOR_SHARES, TIE, first_enough, left_prior
 from collapsar.core.sentences import percent
 from collapsar.core.types import Mask, Vector
 from collapsar.metrics.evidence import LostClass
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 _MOST_LOST = 5
 _MOST_LISTED = 100
 _MOST_GROUPS = 3
-# Shares of the prior that a correction may take out of the scores, all of it first; nats by which scores must differ.
-_SHARES, _TIE = (1.0, 0.75, 0.5, 0.25), 1e-6
 # Columns of the predictions are made for this many classes at a time.
 _CLASSES = 256
 # A difference of biases, in nats, that no class frequencies explain: a factor of a million.
@@ -177,16 +175,16 @@ class _Correction:
     @property
     def right(self) -> Mask:
         """Classes whose mean prediction then scores their own class highest, shape (K,)."""
-        return self.margins > _TIE
+        return self.margins > TIE
 
     @property
     def loses(self) -> tuple[int, ...]:
         """Classes that this takes away, ascending: right as they are, and not then."""
-        return tuple(np.flatnonzero((self.before > _TIE) & ~self.right).tolist())
+        return tuple(np.flatnonzero((self.before > TIE) & ~self.right).tolist())
 
     def weakest(self, k: int) -> tuple[int, float]:
         """Of the classes that are right as they are, and class k, the one that leads by least then, and by how much."""
-        kept = np.where((self.before > _TIE) | (np.arange(self.before.size) == k), self.margins, np.inf)
+        kept = np.where((self.before > TIE) | (np.arange(self.before.size) == k), self.margins, np.inf)
         return int(kept.argmin()), float(kept.min())
 
     @property
@@ -206,17 +204,17 @@ def _corrections(d: Diagnosis) -> tuple[_Correction, ...]:
     name = "log(n_k/N)" if loss.class_weights is None else "log(w_k n_k / sum(w n))"
     name = name if loss.offsets is None else f"[{name} - offset_k]"
     classes = np.arange(m.num_classes) if m.small else np.array([c.index for c in d.standings.lost[:_MOST_LISTED]])
-    shares = (0.0, *_SHARES)
-    margins = np.full((len(shares), m.num_classes), np.nan)
+    margins = np.full((len(PRIOR_SHARES), m.num_classes), np.nan)
     for part in np.array_split(classes, -(-len(classes) // _CLASSES)):
         scores, place = m.predictions.columns(part) + m.b[:, None], np.arange(len(part))
-        for found, share in zip(margins, shares, strict=True):
+        for found, share in zip(margins, PRIOR_SHARES, strict=True):
             x = scores - share * prior
             x[absent & (share > 0)] = -np.inf  # a prior of zero has no correction
             own = x[part, place]
             x[part, place] = -np.inf
             found[part] = own - x.max(axis=0)
-    return tuple(_Correction(name, share, margins[0], found) for share, found in zip(_SHARES, margins[1:], strict=True))
+    whole_to_none = [_Correction(name, share, margins[-1], x) for share, x in zip(PRIOR_SHARES, margins, strict=True)]
+    return tuple(whole_to_none[:-1])
 
 
 def _of_merged(d: Diagnosis, lost: set[int], corrections: tuple[_Correction, ...]) -> str:
@@ -241,7 +239,9 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
     if not corrections:
         return f"The loss has already taken the prior out of the scores: {room}"
     whole = corrections[0]
-    best = _best(k, [found for found in corrections if found.right[k] and not found.loses])
+    good = [found for found in corrections if found.right[k] and not found.loses]
+    place = first_enough([found.weakest(k)[1] for found in good])
+    best = None if place is None else good[place]
     if best is None and whole.right[k]:
         return f"Subtracting {whole.text} from the scores gives it back and loses {d.named(whole.loses)}: {room}"
     if best is None:
@@ -254,13 +254,6 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
         return f"{there}; all of it would lose {d.named(sorted({*whole.loses, *([] if whole.right[k] else [k])}))}."
     least, lead = whole.weakest(k)
     return f"{there}; after all of it {d.class_names[least]} would lead by only {_nats(lead)} nats on average."
-
-
-def _best(k: int, corrections: Sequence[_Correction]) -> _Correction | None:
-    """The largest share after which no class leads by little, as advice has it (``prior_share`` there)."""
-    leads = [found.weakest(k)[1] for found in corrections]
-    enough = min(ENOUGH, NEAR_BEST * max(leads, default=0.0))
-    return next((found for found, lead in zip(corrections, leads, strict=True) if lead >= enough), None)
 
 
 def outscored(d: Diagnosis) -> Iterator[str]:

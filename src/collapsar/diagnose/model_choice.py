@@ -226,29 +226,34 @@ def _priced(
     shifted: bool = False,
 ) -> Choice:
     """The model with the penalties of the head as known, else as its gradient says."""
+    problem, how = _problem_of(m, known, over, make)
+    return Choice(over, found + how, problem, shifted)
+
+
+def _problem_of(
+    m: Measurement, known: KnownTraining, over: Over, make: Callable[..., Problem]
+) -> tuple[Problem | None, str]:
+    """The problem of normalised features and how it is priced, the end of a sentence; None, and why there is none."""
     forces = head_forces(m, known.priced_w, known.lambda_b)
     weight = forces.fitted_w if known.priced_w is None else known.priced_w
     if known.priced_w is None and not forces.relative_gradient < _READABLE:
-        return Choice(
-            over, f"{found}; the head is not at rest, and its penalty is neither known nor readable.", None, shifted
-        )
+        return None, "; the head is not at rest, and its penalty is neither known nor readable."
     if not np.all(np.asarray(weight) > 0):
-        return Choice(over, f"{found}; the head's penalty is not known and its gradient shows none.", None, shifted)
-    lambda_b = bias_price(m, known.lambda_b, forces.fitted_b)
+        return None, "; the head's penalty is not known and its gradient shows none."
     if m.unseen:
-        return Choice(over, f"{found}.", None, shifted)
-    rows, features = " by rows" if isinstance(weight, np.ndarray) else "", known.features or m.features
-    rest: Any = {"loss": m.loss_form, "features": features}
+        return None, "."
+    rest: Any = {"loss": m.loss_form, "features": known.features or m.features}
     if over == "batch":
         rest["feature_mass"] = m.feature_mass
+    lambda_b = bias_price(m, known.lambda_b, forces.fitted_b)
     try:
         problem = make(m.class_counts, lambda_w=weight, over=over, lambda_b=lambda_b, **rest)
     except ValueError as error:
-        return Choice(over, f"{found}, which is not compared here: {error}.", None, shifted)
+        return None, f", which is not compared here: {error}."
+    rows = " by rows" if isinstance(weight, np.ndarray) else ""
     origin = "" if known.one_lambda_w else ", read from the head's gradient"
     body = ". Decay acts on the layers below as well, which the model has not" if known.body == "decayed" else ""
-    sentence = f"{found}, lambda_w = {_penalty_text(weight)}{rows}{origin}{body}."
-    return Choice(over, sentence, problem, shifted)
+    return problem, f", lambda_w = {_penalty_text(weight)}{rows}{origin}{body}."
 
 
 def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None, str]:
