@@ -22,7 +22,7 @@ from collapsar.advise.sources import advise_diagnosis, joined_sizes, load_diagno
 from collapsar.advise.weight_decay import advise_weight_decay, evidence
 from collapsar.cli import main
 from collapsar.core.problem import FeatureModel
-from collapsar.report.advice import prior_words, verdict_words
+from collapsar.report.advice import prior_words, setting_words, verdict_words
 from collapsar.theory import best_oversampling, least_oversampling
 from collapsar.theory.deep_switch import decay_switch
 from collapsar.theory.thresholds import gradual_merge, merge_strength
@@ -212,6 +212,20 @@ def test_the_optimum_decides_what_is_close_where_thresholds_are_approximate(
     words = verdict_words(advice.to_dict())
     doubtful = any(np.isnan(o.safety) for o in advice.outlooks)
     assert ("by a factor of" in words) is not doubtful
+
+
+@pytest.mark.parametrize("lambda_z", [0.0034, 0.0035, 0.0036, 0.0037])
+def test_the_formula_of_a_remedy_is_no_less_than_what_is_needed(lambda_z: float) -> None:
+    n = np.array([400, 400, 40, 40, 10, 10, 5, 5])
+    advice = advise(cs.Problem(n, lambda_z, 0.02), families=["temperatures"]).to_dict()
+    (suggestion,) = advice["suggestions"]
+    words = setting_words(suggestion, advice)
+    level, most = float(words.split("√(")[1].split("/n)")[0]), float(words.split(", to ")[1])
+    assert suggestion["level"] <= level <= 1.001 * suggestion["level"]
+    factors = np.sqrt(np.maximum(level / n, 1))
+    assert factors.max() == pytest.approx(most, abs=0.001)
+    after = cs.Problem(n, lambda_z, 0.02, cs.Loss(temperatures=factors))
+    assert cs.thresholds(after).merge.min() >= 1.1 * lambda_z
 
 
 @pytest.mark.parametrize(

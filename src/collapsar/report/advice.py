@@ -160,8 +160,8 @@ def setting_words(suggestion: Record, record: Record) -> str:
     if len(set(values)) == 1:
         return f"{what} {_up(values[0])} for {names}"
     root = "" if remedy.startswith("oversampling") else "√"
-    formula = f"{root}({suggestion['level']:.0f}/n)"
-    return f"{what} {formula} where n < {suggestion['level']:.0f}, to {_up(max(values))}"
+    level = _level(suggestion["level"])
+    return f"{what} {root}({level}/n) where n < {level}, to {_up(max(values))}"
 
 
 def _normalized(record: Record) -> bool:
@@ -179,6 +179,12 @@ def _class_list(groups: Sequence[Record], record: Record) -> str:
 
 def _up(value: float) -> str:
     return f"{value + 0.0005:.3f}"
+
+
+def _level(value: float) -> str:
+    """Samples, four digits or whole, none of them rounded down: less would not do."""
+    unit = 10.0 ** min(math.floor(math.log10(value)) - 3, 0)
+    return f"{math.ceil(value / unit - 1e-9) * unit:.10g}"
 
 
 def _down(value: float) -> str:
