@@ -148,14 +148,14 @@ export function curesOf(state, limits) {
   cures.push(
     lower
       ? {
-          words: `λ_Z down to ${shown(lower, 4)}: penalties ${shown(state.z / lower, 3)} times weaker`,
+          words: `λ_Z down to ${shown(lower, 4)}: penalties ${shown(state.z / lower, 4)} times weaker`,
           patch: { z: lower },
         }
       : { words: "No λ_Z helps", patch: null },
   );
   if (lower)
     cures.push({
-      words: `weight decay of the head times ${shown(state.c * (lower / state.z) ** 2, 3)}`,
+      words: `weight decay of the head times ${shown(state.c * (lower / state.z) ** 2, 4)}`,
       patch: { c: Number((state.c * (lower / state.z) ** 2).toPrecision(6)) },
     });
   one((x) => `loss weight of ${name} ${x}`, search("w", 300), "w", "No loss weight helps");
@@ -172,7 +172,8 @@ export function curesOf(state, limits) {
     "d",
     "No logit scale up to 10 helps",
   );
-  if (Number.isFinite(limits.merge[i])) cures.push({ words: "Logit adjustment moves decisions, but not this threshold", patch: null });
+  if (Number.isFinite(limits.merge[i]))
+    cures.push({ words: "Logit adjustment moves decisions, but not this threshold", patch: null });
   return cures;
 }
 
