@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import lightning
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
 
 import collapsar as cs
 from collapsar.monitor import MonitorOptions, read_json_lines
@@ -72,10 +74,14 @@ class Classifier(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-def fit(tmp_path, callbacks, *, epochs: int = EPOCHS, **more) -> tuple[Classifier, lightning.Trainer]:
+def fit(
+    tmp_path, callbacks, *, epochs: int = EPOCHS, loss: dict[str, Any] | None = None, **more
+) -> tuple[Classifier, lightning.Trainer]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.manual_seed(0)
     model = Classifier()
+    for name, value in (loss or {}).items():
+        setattr(model, name, value)
     loader = DataLoader(digits(), batch_size=50, shuffle=True, generator=torch.Generator().manual_seed(0))
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -114,6 +120,30 @@ def test_it_names_the_classes_that_theory_says_will_merge(tmp_path):
     (line,) = [line for line in lines if line["kind"] == "training"]
     assert line["lambda_w"] is None
     assert line["cautions"] == list(known.cautions)
+
+
+def focal(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    each = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return ((1 - torch.exp(-each)) ** 2 * each).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "caution"),
+    [
+        ({"loss_fn": focal}, "The loss is focal, which is none of the cross-entropies"),
+        ({"criterion": partial(nn.functional.cross_entropy, label_smoothing=0.1)}, None),
+        ({"loss": MeanMetric()}, None),  # its mean over the epoch, for a logger
+    ],
+)
+def test_the_loss_under_a_usual_name_is_read(tmp_path, loss: dict[str, Any], caution: str | None) -> None:
+    callback = CollapseCallback(options=MonitorOptions(say=lambda message: None))
+    fit(tmp_path, [callback], epochs=1, loss=loss)
+    assert callback.monitor is not None
+    known = callback.monitor.known
+    assert known is not None
+    assert known.loss.smoothing == (0.1 if "criterion" in loss else 0.0)
+    of_loss = [text for text in known.cautions if text.startswith("The loss")]
+    assert [text.startswith(caution or "") for text in of_loss] == [True] * bool(caution)
 
 
 def test_training_does_not_change_by_a_bit_and_a_resumed_run_counts_on(tmp_path):

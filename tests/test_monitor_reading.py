@@ -651,17 +651,18 @@ def test_a_scheduler_alone_does_not_tell_how_many_steps_sgd_made() -> None:
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_a_scheduler_before_the_first_tick_does_not_tell_how_many_steps_there_will_be(name: str) -> None:
     """T_max may count epochs: 200 of them are no clock of 200 steps, and decay that will act is not called idle."""
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    head = nn.Linear(8, 3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), head)
     optimizer: Any = getattr(torch_optim, name)(model.parameters(), lr=0.1, weight_decay=0.001)
     scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 200)
-    known, kinds = quietly(model, model[2], optimizer, penalties=Penalties(0.0, 0.01), schedule=scheduler)
+    known, kinds = quietly(model, head, optimizer, penalties=Penalties(0.0, 0.01), schedule=scheduler)
     assert known.decay_clock is None
     assert "decay-clock" not in kinds
     optimizer.step()  # in the first epoch
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    clock = decay_clock(model[2].weight, optimizer, scheduler=scheduler, steps=78_000)
+    clock = decay_clock(head.weight, optimizer, scheduler=scheduler, steps=78_000)
     assert clock is not None
     assert not clock.exact
     assert clock.total == pytest.approx(78_000 * 0.1 * 0.001)

@@ -21,6 +21,7 @@ from collapsar.monitor.transformers import CollapseCallback
 DOCS = Path(__file__).parent.parent / "docs"
 COUNTS = (80,) * 3 + (20,) * 3
 NAMES = ["zero", "one", "two", "three", "four", "five"]
+WEIGHTS = torch.tensor([0.5] * 3 + [2.0] * 3)
 LAMBDA_Z, LAMBDA_B, RATIO, WARM, EPOCHS = 0.018, 0.02, 3.0, 12, 40
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
@@ -82,7 +83,32 @@ class Classifier(PreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-def trainer(tmp_path, *, epochs: int = EPOCHS, **more) -> Trainer:
+class Weighted(Trainer):
+    """As in the Trainer's documentation: the loss of a subclass, with a weight for each class."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = nn.functional.cross_entropy(outputs.get("logits"), inputs["labels"], weight=WEIGHTS)
+        return (loss, outputs) if return_outputs else loss
+
+
+class Focal(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        each = nn.functional.cross_entropy(outputs["logits"], inputs["labels"], reduction="none")
+        return ((1 - torch.exp(-each)) ** 2 * each).mean()
+
+
+class Doubled(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return 2 * torch.as_tensor(super().compute_loss(model, inputs))
+
+
+def weighted(outputs, labels, num_items_in_batch=None):
+    return nn.functional.cross_entropy(outputs.logits, labels, weight=WEIGHTS)
+
+
+def trainer(tmp_path, *, epochs: int = EPOCHS, kind: type[Trainer] = Trainer, function: Any = None, **more) -> Trainer:
     torch.manual_seed(0)
     config = Config(id2label=dict(enumerate(NAMES)), label2id={name: k for k, name in enumerate(NAMES)})
     arguments = TrainingArguments(
@@ -100,7 +126,8 @@ def trainer(tmp_path, *, epochs: int = EPOCHS, **more) -> Trainer:
         logging_strategy="no",
         **{"save_strategy": "no", **more},
     )
-    return Trainer(model=Classifier(config), args=arguments, train_dataset=Digits(), eval_dataset=Digits())
+    model = Classifier(config)
+    return kind(model=model, args=arguments, train_dataset=Digits(), eval_dataset=Digits(), compute_loss_func=function)
 
 
 def model_of(run: Trainer) -> nn.Module:
@@ -156,6 +183,32 @@ def test_labels_that_the_trainer_keeps_are_named(tmp_path):
         run.train()
     assert callback.monitor is not None
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model_of(run).modules())
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "weights", "caution"),
+    [
+        (Weighted, None, WEIGHTS, ""),
+        (Trainer, weighted, WEIGHTS, ""),
+        (Focal, None, None, "The loss is Focal.compute_loss, which is none of the cross-entropies"),
+        (Doubled, None, None, "The loss is 2 times the mean over the samples"),
+        (Trainer, None, None, ""),
+    ],
+)
+def test_the_loss_that_the_trainer_computes_is_read(tmp_path, kind, function, weights, caution) -> None:
+    run = trainer(tmp_path, epochs=1, kind=kind, function=function)
+    options = MonitorOptions(say=lambda message: None)
+    callback = CollapseCallback(loader=DataLoader(Digits(), batch_size=64), options=options).attach(run)
+    run.train()
+    assert callback.monitor is not None
+    known = callback.monitor.known
+    assert known is not None
+    found = known.loss.class_weights
+    assert (found is None) is (weights is None)
+    if found is not None:
+        assert found / found[0] == pytest.approx((weights / weights[0]).numpy(), rel=1e-5)
+    of_loss = [text for text in known.cautions if text.startswith("The loss")]
+    assert [text.startswith(caution) for text in of_loss] == [True] * bool(caution)
 
 
 def test_the_table_of_families_is_what_is_found() -> None:

@@ -157,7 +157,7 @@ def decay_clock(
         return None
     past, cycle = int(counter or 0), getattr(scheduler, "total_steps", None)
     # Steps per tick, 1 or an epoch: what both have counted tells; before that one cycle is known to be made of steps.
-    each = max(1, round(past / ticks)) if past and ticks else int(bool(cycle) and not ticks)
+    each = max(1, round(past / ticks)) if past and ticks else 1 if cycle and not ticks else 0
     total = max(past, steps if steps is not None else int(cycle or getattr(scheduler, "T_max", None) or 0) * each)
     if not total or not math.isfinite(rate):
         return None

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import lightning
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from collapsar.core.types import Record
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
@@ -139,7 +141,8 @@ def _schedule(trainer: lightning.Trainer) -> LRScheduler | int:
     return only if isinstance(only, LRScheduler) else trainer.global_step
 
 
-def _criterion(module: nn.Module) -> nn.Module | None:
-    """The loss, where it is a module under a usual name."""
+def _criterion(module: nn.Module) -> Any:
+    """The loss, where it is a module or function under a usual name; a method may be of a whole batch."""
     found = (getattr(module, name, None) for name in _LOSSES)
-    return next((loss for loss in found if isinstance(loss, nn.Module)), None)
+    losses = (loss for loss in found if callable(loss) and not isinstance(loss, Metric | MethodType))
+    return next(losses, None)

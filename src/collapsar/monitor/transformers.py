@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
@@ -63,7 +64,7 @@ class CollapseCallback(TrainerCallback):
         self._head, self._loader, self._names = head, loader, class_names
         self._begin = functools.partial(CollapseMonitor, loader=loader, every=every, ignore_index=ignore_index)
         self._options = MonitorOptions() if options is None else options
-        self._log: Callable[[dict[str, float]], None] | None = None
+        self._trainer: Trainer | None = None
         self._labels: Any = None
         self._samples: Any = None
         self._times: float | None = None
@@ -74,10 +75,10 @@ class CollapseCallback(TrainerCallback):
     def attach(self, trainer: Trainer) -> CollapseCallback:
         """Add the callback to the trainer, log through it, and remove the hooks when its training fails.
 
-        Without this, scalars reach the log history only, and after an exception, of which a trainer tells its callbacks
-        nothing, the hooks stay until ``close`` or the next training.
+        Without this, scalars reach the log history only, a loss that the trainer computes is not read, and after an
+        exception, of which a trainer tells its callbacks nothing, the hooks stay until ``close`` or the next training.
         """
-        self._log = trainer.log
+        self._trainer = trainer
         trainer.add_callback(self)
         train = trainer.train
 
@@ -146,8 +147,8 @@ class CollapseCallback(TrainerCallback):
             saved[_STATE] = self.monitor.state_dict()
         if record is None:
             return
-        if self._log is not None:
-            self._log(dict(record.scalars))
+        if self._trainer is not None:
+            self._trainer.log(dict(record.scalars))
         else:
             state.log_history.append({**record.scalars, "epoch": record.epoch, "step": state.global_step})
 
@@ -160,7 +161,8 @@ class CollapseCallback(TrainerCallback):
             schedule = getattr(schedule, "scheduler", schedule)  # within Accelerate's
             self.monitor.read_training(
                 kwargs.get("optimizer"),
-                criterion=_Multiplied(self._times or 1.0, label_smoothing=args.label_smoothing_factor),
+                criterion=_own_loss(self._trainer)
+                or _Multiplied(self._times or 1.0, label_smoothing=args.label_smoothing_factor),
                 schedule=schedule if isinstance(schedule, LRScheduler) else state.global_step,
             )
             self.monitor.close()
@@ -196,6 +198,25 @@ class _Multiplied(nn.CrossEntropyLoss):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # noqa: A002
         return self.times * super().forward(input, target)
+
+
+def _own_loss(trainer: Trainer | None) -> Callable[[torch.Tensor, torch.Tensor], Any] | None:
+    """The loss that a trainer computes from the logits, in a subclass or a function given to it; None for the model's.
+
+    The trainer is asked for it with a model that returns the logits to be tried.
+    """
+    own = trainer is not None and type(trainer).compute_loss is not Trainer.compute_loss
+    if trainer is None or not (own or getattr(trainer, "compute_loss_func", None)):
+        return None
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> Any:
+        x, y = logits.to(trainer.args.device), labels.to(trainer.args.device)
+        output: Any = {"loss": nn.functional.cross_entropy(x, y), "logits": x}
+        model: Any = lambda **_: SequenceClassifierOutput(**output)  # noqa: E731
+        return trainer.compute_loss(model, {"labels": y})
+
+    loss.__name__ = f"{type(trainer).__name__}.compute_loss"
+    return loss
 
 
 def _times_the_mean(output: Any, labels: Any, samples: Any) -> float:
