@@ -592,8 +592,10 @@ def test_counts_of_an_audit_are_read_from_labels_by_name_or_number(tmp_path: Pat
     labels = np.repeat(np.arange(4), n)
     (tmp_path / "words.txt").write_text("\n".join(names[k] for k in labels))
     np.save(tmp_path / "numbers.npy", labels)
+    (tmp_path / "floats.txt").write_text("\n".join(f"{count}.0" for count in n))  # a number for each class
+    np.savetxt(tmp_path / "digits.txt", n)
     common = ["audit", str(tmp_path / "m.npz"), "--class-names", str(tmp_path / "names.txt"), "--json", "--counts"]
-    for file in ("words.txt", "numbers.npy"):
+    for file in ("words.txt", "numbers.npy", "floats.txt", "digits.txt"):
         assert json.loads(CliRunner().invoke(app, [*common, str(tmp_path / file)]).stdout)["class_counts"] == n
     (tmp_path / "words.txt").write_text("\n".join(["owl"] * 5 + ["cow"] * 5))
     with pytest.raises(ValueError, match="'cow' is not the name of one of the 4 classes"):

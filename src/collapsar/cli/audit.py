@@ -14,7 +14,9 @@ from typer import Argument, Option
 
 from collapsar.cli.options import BEHIND_A_NORM, ClassNames, Html, Json, Prices, command, names_in
 from collapsar.cli.output import console, plain_table, refuse, tell
+from collapsar.core.counts import label_counts
 from collapsar.core.files import write_atomically
+from collapsar.core.label_files import whole_numbers
 from collapsar.core.types import Record
 from collapsar.diagnose.head_audit import AuditOptions
 from collapsar.report.class_rows import DEAD_COLUMNS, dead_rows
@@ -121,11 +123,10 @@ def _samples(path: Path, names: Sequence[str] | None, num_classes: int) -> NDArr
     if path.is_file() and path.suffix != ".npz":
         with contextlib.suppress(ValueError, EOFError):
             array = path.suffix == ".npy"
-            found = np.load(path, allow_pickle=False) if array else np.array(path.read_text("utf-8").split(), dtype=int)
-            if found.shape == (num_classes,):
-                return found
-    from collapsar.core.counts import label_counts
-
+            found = np.load(path, allow_pickle=False) if array else whole_numbers(path.read_text("utf-8").split())
+            counts = np.array(found)
+            if counts.shape == (num_classes,):
+                return counts
     read = label_counts(str(path))
     if read.names is None:
         return read.counts
