@@ -95,7 +95,7 @@ def test_adamw_really_rests_where_the_loss_and_its_decay_do_not_balance():
     for kind in (torch.optim.SGD, torch.optim.AdamW):
         x = nn.Parameter(torch.tensor([0.0], dtype=torch.float64))
         optimizer = kind([x], lr=0.05, weight_decay=0.5)
-        for _ in range(1000):
+        for _ in range(450):  # SGD's way shrinks by 3.5 % a step
             optimizer.zero_grad()
             (0.1 * (x - 1) ** 2).sum().backward()
             optimizer.step()

@@ -623,13 +623,13 @@ def test_a_convolution_of_one_pixel_is_read_as_the_layer_that_it_is(kind):
         optimizer = kind(
             [{"params": [model.fc.weight]}, {"params": [model.fc.bias], "weight_decay": 0.0}], lr=0.05, weight_decay=1.0
         )
-        for _ in range(200):
+        for _ in range(80):
             optimizer.zero_grad()
             F.cross_entropy(model(x).flatten(1), Y).backward()
             optimizer.step()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PenaltyWarning)
-            found.append(known_training(model, model.fc, optimizer, schedule=200))
+            found.append(known_training(model, model.fc, optimizer, schedule=80))
         assert audit(model.fc.weight, model.fc.bias).spectrum.effective_rank > 1
     for name in ("lambda_w", "lambda_b", "decay_clock", "rest"):
         values = [np.array(getattr(known, name), dtype=np.float64) for known in found]  # None is NaN

@@ -52,11 +52,11 @@ def test_one_evaluation_alone_is_no_alarm(dip):
 
 @pytest.mark.parametrize("level", [0.1, 0.2])
 def test_noise_about_either_limit_is_said_at_most_once(level):
-    """200 evaluations scattered by a third about the limit for merging, then about the one for coming apart."""
+    """100 evaluations scattered by a third about the limit for merging, then about the one for coming apart."""
     rng = np.random.default_rng(0)
     centred = predictions(1.0, common=1.0) - predictions(1.0, common=1.0).mean(axis=0)
     unit = level * np.linalg.norm(centred, axis=0).max() / np.linalg.norm(centred[:, 3] - centred[:, 4])
-    noisy = [predictions(unit * rng.uniform(0.67, 1.33), common=1.0) for _ in range(200)]
+    noisy = [predictions(unit * rng.uniform(0.67, 1.33), common=1.0) for _ in range(100)]
     rule = MergeRule(contrast=0.1)
     events = told(MergeWatch(K, rule), [predictions(2.0, common=1.0)] * 2 + noisy)
     assert [kind for kind, _, _ in events] == (["merge"] if level == 0.1 else [])
@@ -64,13 +64,13 @@ def test_noise_about_either_limit_is_said_at_most_once(level):
 
 def test_an_untrained_network_is_silent_whatever_it_shows():
     """Mean predictions of real untrained networks, many evaluations, and those of pure noise."""
-    for seed in range(20):
+    for seed in range(6):
         torch.manual_seed(seed)
         net = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, K))
         watch = MergeWatch(K)
         sequence = [(net(torch.randn(K, 20)) - net[-1].bias).detach().numpy().T for _ in range(30)]
         assert told(watch, sequence) == []
-    small = [0.3 * np.random.default_rng(seed).normal(size=(K, K)) for seed in range(200)]
+    small = [0.3 * np.random.default_rng(seed).normal(size=(K, K)) for seed in range(100)]
     watch = MergeWatch(K)
     assert told(watch, small) == []
     assert not watch.learned
