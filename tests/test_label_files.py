@@ -142,6 +142,22 @@ READ: dict[str, tuple[str, str | bytes, dict[str, Any], tuple[str, ...]]] = {
         {"column": "kind"},
         tuple(BY_NAME),
     ),
+    "header said": ("y.csv", "breed\n" + lines(WORDS), {"column": "breed"}, tuple(BY_NAME)),
+    "header of a table said": (
+        "y.csv",
+        "which,breed\n" + lines(f"a{i},{w}" for i, w in enumerate(WORDS)),
+        {"column": "breed"},
+        tuple(BY_NAME),
+    ),
+    "pandas' index, tabs": ("y.tsv", "\tlabel\n" + lines(f"{i}\t{w}" for i, w in enumerate(WORDS)), {}, tuple(BY_NAME)),
+    "tabs at the ends": ("y.txt", lines(f"{w}\t" for w in WORDS), {}, tuple(BY_NAME)),
+    "commas at the ends": (
+        "y.csv",
+        "id,label,\n" + lines(f"{i},{w}," for i, w in enumerate(WORDS)),
+        {},
+        tuple(BY_NAME),
+    ),
+    "empty cells, tabs": ("y.tsv", "id\tlabel\n" + lines(f"{i}\t{k}" for i, k in enumerate([*Y, ""])), {}, NUMBERS),
     "pandas' index": ("y.csv", ",label\n" + lines(f"{i},{w}" for i, w in enumerate(WORDS)), {}, tuple(BY_NAME)),
     "pandas' counts": ("n.csv", ",count\n" + lines(f"{w},{n}" for w, n in BY_NAME.items()), {}, tuple(BY_NAME)),
     "numpy's savetxt": ("y.txt", lines(f"{k:.18e}" for k in Y), {}, NUMBERS),
@@ -182,6 +198,11 @@ def test_arrays_are_read(array: np.ndarray, tmp_path: Path) -> None:
             "1 without a label left out; the label -1 is taken for samples without one",
         ),
         ("y.txt", "\n".join(["kläffer"] * 60 + ["dog"] * 30 + ["elk"] * 10).encode("latin-1"), "not UTF-8"),
+        (
+            "y.txt",
+            lines(["breed", *WORDS]).encode(),
+            "breed, on the first line, has one sample: if that line is a header",
+        ),
         ("y.npy", np.eye(4)[Y], "one-hot, a class for each of 4 columns"),
     ],
 )
@@ -190,7 +211,7 @@ def test_what_was_assumed_is_said(name: str, content: Any, says: str, tmp_path: 
     np.save(path, content) if isinstance(content, np.ndarray) else path.write_bytes(content)
     found = cs.label_counts(path)
     assert says in found.note
-    assert sorted(found.counts.tolist()) == sorted(COUNTS)
+    assert sorted(found.counts.tolist()) == sorted([*COUNTS, 1] if "breed" in says else COUNTS)
 
 
 def test_names_in_latin_1_are_names(tmp_path: Path) -> None:

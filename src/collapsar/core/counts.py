@@ -218,6 +218,9 @@ def _from_file(path: Path, column: str | int | None, ignore_index: int | None) -
     note = f"{path.name} read as labels: {len(names)} classes, {counts.sum()} samples"
     note += f"; {without} without a label left out" if without else ""
     note += "".join(f"; {each}" for each in (unlabelled, assumed) if each)
+    alone = [name for name, count in zip(names, counts, strict=True) if count == 1]
+    if whole is None and column is None and alone == [labels[0]]:
+        note += f"; {alone[0]}, on the first line, has one sample: if that line is a header, name it with `column`"
     if whole is not None and names[0] == "0" and int(names[-1]) >= len(names):
         missing = sorted(set(range(int(names[-1]))) - {int(name) for name in names})
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")

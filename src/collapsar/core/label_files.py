@@ -75,7 +75,7 @@ def read_label_file(path: Path, column: str | int | None = None) -> tuple[Labell
     text, assumed = _decoded(raw, path)
     if path.name.removesuffix(".gz").endswith(".json") or text.lstrip()[:1] in ("{", "["):
         return _json(text, path, column), assumed
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"`class_counts`: {path} holds no labels; give one label per line")
     return _table(lines, path, column), assumed
@@ -221,19 +221,20 @@ def _categories(entries: list[Any], annotations: Any, path: Path, column: str | 
 
 
 def _table(lines: list[str], path: Path, column: str | int | None) -> Labelled | Counted:
-    if column is None and all(_LIBSVM.fullmatch(line) for line in lines):
+    if column is None and all(_LIBSVM.fullmatch(line.strip()) for line in lines):
         return [line.split()[0] for line in lines]
     rows = _rows(lines)
-    width = len(rows[0])
+    width, named = len(rows[0]), isinstance(column, str) and not column.isdecimal() and column in rows[0]
     if width == 1:
-        header, body = _header([row[0] for row in rows])
+        cells = [row[0] for row in rows]
+        header, body = (cells[0], cells[1:]) if named else _header(cells)
         if column not in (None, 1, "1", header):
             raise ValueError(f"`class_counts`: {path} has one column, no {column!r}")
         counted = header is not None and header.lower() in _COUNT_WORDS
         if counted or _looks_counted(body, path):
             return dict(zip(map(str, range(len(body))), body, strict=True))
         return body
-    names = rows[0] if _is_header(rows) else None
+    names = rows[0] if named or _is_header(rows) else None
     body = rows[1:] if names else rows
     columns: list[list[str]] = [list(cells) for cells in zip(*body, strict=True)]
     if column is not None:
@@ -249,18 +250,19 @@ def _table(lines: list[str], path: Path, column: str | int | None) -> Labelled |
 
 def _rows(lines: list[str]) -> list[list[str]]:
     """Cells by line: of a table with tabs, semicolons or commas, of ``path label`` or of single labels."""
-    for delimiter in "\t;,":
-        if delimiter in lines[0]:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    bare = [line.strip() for line in lines]
+    for delimiter, cells in itertools.product("\t;,", (bare, lines)):  # tabs at an end may stand for empty cells
+        if delimiter in cells[0]:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(cells, delimiter=delimiter)]
             if len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows):
-                return rows
-    pairs = [_PATH_LABEL.fullmatch(line) for line in lines]
+                return rows if any(row[-1] for row in rows) else [row[:-1] for row in rows]
+    pairs = [_PATH_LABEL.fullmatch(line) for line in bare]
     found = [match.groups() for match in pairs if match]
     if len(found) == len(lines) and (
         whole_numbers([b for _, b in found]) or all(_FILE_NAME.search(a) for a, _ in found)
     ):
         return [list(pair) for pair in found]
-    return [[line[1:-1] if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'" else line] for line in lines]
+    return [[line[1:-1] if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'" else line] for line in bare]
 
 
 def _header(cells: list[str]) -> tuple[str | None, list[str]]:
