@@ -1129,6 +1129,42 @@ def test_the_labels_are_the_first_class_indices_behind_the_inputs(more: tuple[to
     assert found.shown.tolist() == COUNTS
 
 
+class Named(Bare):
+    """Masks and names beside the labels."""
+
+    labels = ("cat", "lynx", "puma")
+    label = LABELS
+    targets = torch.zeros(370, 8, 8)
+
+
+class Column:
+    """As Hugging Face's, read when it is asked for rows."""
+
+    def __getitem__(self, rows):
+        return LABELS[rows].tolist()
+
+
+class Table(Bare):
+    def __init__(self):
+        self.column_names = ["text", "label"]
+
+    def __getitem__(self, key):
+        return Column() if key == "label" else {"text": "", "label": int(LABELS[key])}
+
+
+@pytest.mark.parametrize("kind", [Named, Table])
+def test_of_a_data_set_the_names_that_hold_no_class_indices_are_passed_over(kind: type[Bare]) -> None:
+    found = exposure(kind())
+    assert found is not None
+    assert found.shown is not None
+    assert found.shown.tolist() == COUNTS
+
+
+def test_a_list_of_samples_is_no_list_of_batches() -> None:
+    assert exposure([(torch.zeros(8), label) for label in DATA.tensors[1]]) is None
+    assert exposure([(torch.zeros(8), int(label)) for label in DATA.tensors[1]]) is None
+
+
 def test_counts_that_are_not_the_datas_are_refused() -> None:
     below = [nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU()]
     model = nn.Sequential(*below, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))

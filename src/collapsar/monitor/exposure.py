@@ -22,14 +22,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, RandomSampler, Subset, TensorDataset, WeightedRandomSampler
 
 from collapsar.core.types import Vector
-from collapsar.monitor.undisturbed import labels_in, random_states_kept
+from collapsar.monitor.undisturbed import LABELS, labels_in, random_states_kept
 
 Counts = NDArray[np.int64]
 
 _MOST, _ENOUGH, _MOST_EPOCHS = 1 << 22, 2000, 16
 # A data set that holds classes at other shares than its different samples have, beyond rounding.
 _LEAST = 5e-3
-_LABELS = ("targets", "labels", "label", "y", "target")
 # A difference in shares counts beyond what drawing at random explains at this many standard deviations.
 _SIGMAS = 6.0
 
@@ -201,26 +200,22 @@ def _base(dataset: Any) -> Any:
 
 
 def _labels(dataset: Any) -> Counts | None:
-    """The labels of a data set that keeps them at hand, shape (N,)."""
-    found: Any = None
+    """The labels of a data set that keeps them at hand, shape (N,): the first class indices where labels may be."""
+    found: Iterable[Any]
     if isinstance(dataset, TensorDataset):  # (inputs, labels, numbers of the samples), or (tokens, mask, labels)
-        found = next((t for t in dataset.tensors[1:] if _whole(t, len(dataset)) is not None), None)
+        found = dataset.tensors[1:]
     elif isinstance(dataset, list | tuple):
-        found = None if labels_in(dataset[0]) is None else [labels_in(item) for item in dataset]
+        found = [] if labels_in(dataset[0]) is None else [[labels_in(item) for item in dataset]]
     else:
         columns = getattr(dataset, "column_names", None)
-        key = next((key for key in _LABELS if isinstance(columns, list) and key in columns), None)
-        found = dataset[key] if key else next((v for k in _LABELS if _sized(v := getattr(dataset, k, None))), None)
-    return _whole(found, len(dataset))
-
-
-def _sized(value: Any) -> bool:
-    return isinstance(value, Sequence | np.ndarray | Tensor) and not isinstance(value, str)
+        named = columns if isinstance(columns, list) else ()
+        found = (dataset[key][:] if key in named else getattr(dataset, key, None) for key in LABELS)
+    return next((labels for given in found if (labels := _whole(given, len(dataset))) is not None), None)
 
 
 def _whole(labels: Any, size: int) -> Counts | None:
     """Class indices, one for each sample or a column of them, or None."""
-    if labels is None:
+    if not isinstance(labels, Sequence | np.ndarray | Tensor):  # not one of a data set that is read when asked
         return None
     try:
         array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels[:])
@@ -236,7 +231,7 @@ def _of_batches(batches: Sequence[Any]) -> Counts | None:
     parts = []
     for batch in batches:
         labels = labels_in(batch)
-        found = _whole(labels, len(labels)) if labels is not None and _sized(labels) else None
+        found = _whole(labels, len(labels)) if getattr(labels, "ndim", 1) and hasattr(labels, "__len__") else None
         if found is None:
             return None
         parts.append(found)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# What mappings call their labels.
-_LABELS = ("labels", "label", "targets", "target", "y")
+LABELS = ("labels", "label", "targets", "target", "y")
+"""What mappings and data sets call their labels."""
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def labels_in(batch: Any) -> Any:
         ([0, 1], [1, 0], None)
     """
     if isinstance(batch, Mapping):
-        return next((batch[key] for key in _LABELS if key in batch), None)
+        return next((batch[key] for key in LABELS if key in batch), None)
     return batch[1] if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1 else None
 
 
