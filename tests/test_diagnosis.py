@@ -702,3 +702,21 @@ def test_a_sampler_counts_where_features_are_normalised_per_batch():
     assert d.at_rest
     assert d.model.problem == p
     assert d.model_fit.distance.Z < 1e-3
+
+
+def test_advice_on_a_diagnosis_is_on_the_problem_of_its_prediction_also_by_rows():
+    """Rows of AdamW at rest, a quarter for the small classes, which merge at 1.6 times what one penalty would."""
+    n, rows = np.repeat([100, 20], 3), np.repeat([0.2, 0.05], 3)
+    scales = np.sqrt(rows.mean() / rows)
+    p = cs.Problem(n, np.sqrt(rows.mean() * 1e-3), 0.0, cs.Loss(scales=scales))
+    W, H, b = cs.solve(p).factors(8, lambda_w=rows.mean(), lambda_h=1e-3)
+    labels = np.repeat(np.arange(6), n)
+    m = measure(H.T[labels], labels, (W * scales).T, b * scales)
+    d = diagnose_measurement(m, KnownTraining(rows, 1e-3, 0.0, features="signed"))
+    assert d.prediction is not None
+    problem, _ = problem_of_diagnosis(json.loads(d.to_json()))
+    assert problem == d.prediction.problem
+    assert cs.thresholds(problem).merge == pytest.approx(d.prediction.merge)
+    assert cs.thresholds(problem).merge[3:] == pytest.approx(
+        cs.thresholds(p.replace(loss=cs.Loss())).merge[3:] * 2.5**0.5
+    )

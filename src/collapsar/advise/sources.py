@@ -103,26 +103,23 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
             f"--lambda-w and --lambda-h. Measured: {record.get('headline', 'no headline')}"
         )
     try:
-        chosen = (record.get("model") or {}).get("problem")  # of normalised features
-        counts, times = record["class_counts"], record["known"].get("exposure")
-        shown = None if times is None else np.multiply(counts, times)
+        chosen = prediction.get("problem") or (record.get("model") or {}).get("problem")
         problem = (
             Problem.from_dict(chosen)
             if chosen is not None
             else Problem(
-                counts,
+                record["class_counts"],
                 float(prediction["lambda_z"]),
                 float(prediction["lambda_b"]),
                 Loss(**record["known"]["loss"]),
-                None if shown is None else shown * (np.sum(counts) / shown.sum()),
-                prediction["features"],
+                features=prediction["features"],
             )
         )
         cautions = [str(caution) for caution in record["known"]["cautions"]]
         effective, at_rest = prediction["source"] == "effective", bool(record["at_rest"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"`record` is an incomplete diagnosis: {error}") from None
-    if effective and chosen is None:
+    if effective and problem.normalization is None:
         cautions.append(
             "The optimum below is that of penalties read from the trained head. Without a feature penalty this shallow "
             "reading is known to miss the switch of ordinary training: take it as a hint."

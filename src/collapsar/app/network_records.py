@@ -36,11 +36,7 @@ def _optimal_means(found: Diagnosis) -> list[list[float]] | None:
         return None
     if found.model_fit is not None:  # in units of its own: the length of its features is given
         return coordinates(found.model_fit.solution.feature_gram())
-    m = found.measurement
-    problem = cs.Problem(
-        m.class_counts, theory.lambda_z, theory.lambda_b, found.known.loss, m.feature_mass, theory.features
-    )
-    gram = cs.solve(problem, 1e-7, throw=False).feature_gram()
+    gram = cs.solve(theory.problem, 1e-7, throw=False).feature_gram()
     known, effective = found.known, found.effective
     split = (known.one_lambda_w, known.lambda_h)
     if theory.source == "effective" and effective is not None:

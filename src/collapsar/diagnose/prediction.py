@@ -37,6 +37,7 @@ class Prediction:
     """What theory predicts for these counts and penalties.
 
     Attributes:
+        problem: whose optimum it is; with rows of several penalties, their scales are in its loss.
         features: the feature model.
         lambda_z: the price of the predictions, ``Problem.lambda_z``.
         lambda_b: the price of the bias.
@@ -57,6 +58,7 @@ class Prediction:
         price: the network's own; ``lambda_z`` unless features are normalised.
     """
 
+    problem: Problem
     features: FeatureModel
     lambda_z: float
     lambda_b: float
@@ -162,6 +164,7 @@ def prediction_of(
         edge = np.fmin(edge, edges(problem))
     seen, groups, lengths = as_measured(solution, rows)
     return Prediction(
+        problem=problem,
         features=problem.features,
         lambda_z=problem.lambda_z,
         lambda_b=problem.lambda_b,
