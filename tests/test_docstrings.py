@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import pkgutil
 import re
 from pathlib import Path
 
@@ -13,7 +12,12 @@ import pytest
 import collapsar
 
 ROOMS = ("", ".theory", ".solver", ".metrics", ".diagnose", ".training", ".monitor", ".report")
-MODULES = sorted(module.name for module in pkgutil.walk_packages(collapsar.__path__, "collapsar."))
+SOURCE = Path(collapsar.__file__).parent
+MODULES = sorted(
+    ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for file in SOURCE.rglob("*.py")
+    if ">>> " in file.read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -24,6 +28,7 @@ def test_examples_run(name: str, tmp_path, monkeypatch) -> None:
     for test in tests:
         if test.examples:  # a run without any looks through all files of all modules for changes, too
             runner.run(test)
+    assert any(test.examples for test in tests)
     assert runner.failures == 0
 
 
