@@ -328,7 +328,7 @@ def numbers_to_null(value: Any, keep: tuple[str, ...]) -> Any:
 
 # What says that the numbers of a part are missing: dashes in its rows, or words.
 NULLS: list[tuple[str, str]] = [
-    ("distance", "Distance to theory, mean scores Z̄–"),
+    ("distance", "Distance to theory, mean predictions Z̄–"),
     ("measured", "NC1 uniform–"),
     ("predicted", "Certificate gap–"),
     ("accuracy", "Training images recognised, minority–"),

@@ -1,6 +1,6 @@
 """Advice with numbers: which classes merge at the given penalties, and the least change that keeps them apart.
 
-Every remedy is found as the least turn of one dial that brings each class across its threshold with a margin, then
+Every mitigation is found as the least turn of one dial that brings each class across its threshold with a margin, then
 verified by solving the problem after the change.
 """
 
@@ -64,7 +64,7 @@ _NORMALIZED_CAVEATS = CAVEATS | {
 
 @dataclass(frozen=True)
 class Price:
-    """What a remedy costs. Ranked in this order.
+    """What a mitigation costs. Ranked in this order.
 
     Attributes:
         new_samples: labelled samples to collect.
@@ -87,7 +87,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One remedy, at the least setting that reaches the target.
+    """One mitigation, at the least setting that reaches the target.
 
     Attributes:
         treatment: family, dial, factor per class, and the problem after the change.
@@ -133,14 +133,14 @@ class Advice:
 
     Attributes:
         problem: counts and penalties as given.
-        margin: by how much the penalty may still grow after a remedy.
+        margin: by how much the penalty may still grow after a mitigation.
         verdict: "separated": every class is separated with the margin, the penalties are not the cause of trouble;
             "close": apart, but not with the margin; "merging": some classes have no predictions of their own;
             "collapsed": no class has.
         outlooks: every kind of class at the present optimum, largest first.
         calibration_shift: of the present optimum.
         prior_share: of the present optimum, how much of the prior to correct.
-        suggestions: the remedies that work, cheapest first; empty where none is needed.
+        suggestions: the mitigations that work, cheapest first; empty where none is needed.
         without_effect: families with no setting that reaches the target.
         roomy_penalty: factor of the head's or the features' penalty that gives every class twice the room, a safety of
             2: separation begins at the threshold, good accuracy needs distance from it. None where there is enough
@@ -215,16 +215,16 @@ def advise(
     families: Iterable[str] = tuple(FAMILIES),
     class_names: Iterable[str] | None = None,
 ) -> Advice:
-    """Which classes are separated, merging or vanished at the optimum, and the least remedies against it.
+    """Which classes are separated, merging or vanished at the optimum, and the least mitigations against it.
 
     Args:
         problem: counts, penalties and loss of the training at hand. The penalties must be ones the theory knows:
             L2 on the head and on the features, given or measured on a trained head, or on the head alone after a norm
             (:meth:`collapsar.Problem.from_normalized`); weight decay without either goes through
             :func:`collapsar.advise.weight_decay.advise_weight_decay`.
-        margin: a remedy must hold for penalties (lambda_z; lambda_w of normalised features) up to ``(1 + margin)``
+        margin: a mitigation must hold for penalties (lambda_z; lambda_w of normalised features) up to ``(1 + margin)``
             times the given one; >= 0.
-        families: keys of the remedies to consider.
+        families: keys of the mitigations to consider.
         class_names: K names, the indices by default.
 
     Returns:

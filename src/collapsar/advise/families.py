@@ -1,4 +1,4 @@
-"""Families of remedies with one dial each, and the least turn of the dial that brings every class across.
+"""Families of mitigations with one dial each, and the least turn of the dial that brings every class across.
 
 All but the penalty raise small classes to a common floor f: a class of n samples acts as if it had max(n, f).
 """
@@ -42,7 +42,7 @@ Treat = Callable[[Problem, float], tuple[Vector, Problem]]
 
 @dataclass(frozen=True)
 class Treatment:
-    """A remedy at one setting.
+    """A mitigation at one setting.
 
     Attributes:
         family: the key of its family.
@@ -62,7 +62,7 @@ class Treatment:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of remedy, as a function of its dial.
+    """One kind of mitigation, as a function of its dial.
 
     Attributes:
         name: its key.
@@ -81,7 +81,7 @@ class Family:
     like: str | None = None
 
     def at(self, problem: Problem, level: float) -> Treatment:
-        """The remedy at one level."""
+        """The mitigation at one level."""
         factors, treated = self.treat(problem, level)
         return Treatment(self.name, level, factors, treated)
 
@@ -97,7 +97,7 @@ def least_treatment(
 
     Args:
         family: which dial.
-        problem: before the remedy.
+        problem: before the mitigation.
         margin: >= 0.
         slack: how much further to go, relative to lambda_z; 0 finds the threshold itself, where nothing can be
             certified.
@@ -217,7 +217,7 @@ def _lowest(family: Family, problem: Problem) -> float:
 
 
 def _lifting(remedy: Callable[[Any, Vector], Remedy], power: float = 1.0) -> Treat:
-    """A remedy of counts and the factors that raise small classes to a floor."""
+    """A mitigation of counts and the factors that raise small classes to a floor."""
 
     def treat(problem: Problem, floor: float) -> tuple[Vector, Problem]:
         factors = np.maximum(1.0, floor / problem.class_counts) ** power

@@ -1,7 +1,7 @@
-"""Remedies against imbalance as changes of the program.
+"""Mitigations of imbalance as changes of the program.
 
-A remedy changes the loss, how often the penalty counts a class's features, or the head's weight decay. All are cases of
-one convex program, so that each has an exact optimum and exact thresholds.
+A mitigation changes the loss, how often the penalty counts a class's features, or the head's weight decay. All are
+cases of one convex program, so that each has an exact optimum and exact thresholds.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Remedy:
     head_decay: float = 1.0
 
     def __call__(self, problem: Problem) -> Problem:
-        """The problem under this remedy, on top of whatever it has already.
+        """The problem under this mitigation, on top of whatever it has already.
 
         Raises:
-            ValueError: lengths disagree, or the problem and the remedy both smooth labels.
+            ValueError: lengths disagree, or the problem and the mitigation both smooth labels.
 
         Example:
             >>> ldt([500, 500, 100])(Problem([500, 500, 100], 0.01)).loss.temperatures.round(2)
@@ -73,7 +73,7 @@ class Remedy:
 
 def _joined(first: Loss, second: Loss) -> Loss:
     if first.smoothing and second.smoothing:
-        raise ValueError("`smoothing` can be given once only; leave one of the two remedies out")
+        raise ValueError("`smoothing` can be given once only; leave one of the two mitigations out")
     return Loss(
         _either(first.class_weights, second.class_weights),
         _either(first.offsets, second.offsets, np.add),
@@ -91,7 +91,7 @@ def _either(
 
 
 def combined(*remedies: Remedy) -> Remedy:
-    """Several remedies at once: factors multiply, offsets add.
+    """Several mitigations at once: factors multiply, offsets add.
 
     Raises:
         ValueError: none is given, or two of them smooth labels.
@@ -110,11 +110,11 @@ def combined(*remedies: Remedy) -> Remedy:
     return Remedy("+".join(r.name for r in remedies), " + ".join(r.words for r in remedies), loss, mass, decay)
 
 
-# --- the remedies
+# --- the mitigations
 
 
 def plain_training() -> Remedy:
-    """No remedy."""
+    """No mitigation."""
     return Remedy("plain", "plain training")
 
 

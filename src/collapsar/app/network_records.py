@@ -9,7 +9,7 @@ from collapsar.advise.sources import advise_diagnosis
 from collapsar.core.types import Record
 from collapsar.diagnose.record import Diagnosis
 
-# Remedies are found by solving again and again: up to this many different class sizes that takes seconds.
+# Mitigations are found by solving again and again: up to this many different class sizes that takes seconds.
 _MOST_SIZES = 40
 
 

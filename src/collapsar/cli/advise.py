@@ -1,4 +1,4 @@
-"""``collapsar advise``: from counts and penalties to remedies with numbers. Needs no torch."""
+"""``collapsar advise``: from counts and penalties to mitigations with numbers. Needs no torch."""
 
 from __future__ import annotations
 

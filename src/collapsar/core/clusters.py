@@ -35,7 +35,7 @@ class ClusteredProblem:
         temperatures: tau, per class of the sample.
         offsets: iota, per logit.
         smoothing: eps, a number per problem.
-        lambda_b: price of the bias, a number per problem.
+        lambda_b: penalty of the bias, a number per problem.
     """
 
     labels: NDArray[np.intp]

@@ -13,7 +13,7 @@ from collapsar.core.types import Vector
 
 @dataclass(frozen=True, eq=False)
 class Loss(JsonValue):
-    """A cross-entropy and its remedies. Every vector has one entry per class; None is the plain loss.
+    """A cross-entropy and its mitigations. Every vector has one entry per class; None is the plain loss.
 
     Attributes:
         class_weights: w > 0, factor of each sample's loss before normalisation: q_k = w_k n_k / sum(w n).

@@ -37,7 +37,7 @@ class Penalties:
 
     @property
     def lambda_z(self) -> float:
-        """The price of the prediction matrix, sqrt(lambda_w lambda_h)."""
+        """The penalty of the mean predictions, sqrt(lambda_w lambda_h)."""
         return float(np.sqrt(self.lambda_w * self.lambda_h))
 
 

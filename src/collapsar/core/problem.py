@@ -45,8 +45,8 @@ class Problem:
     Attributes:
         class_counts: n, shape (K,), int64; anything :func:`collapsar.class_counts` reads.
         lambda_z: > 0, price of Z: sqrt(lambda_w lambda_h) with halves in the penalties; nats.
-        lambda_b: >= 0, price of the bias; ``inf``: no bias, ``0``: free bias.
-        loss: the remedies, plain by default.
+        lambda_b: >= 0, penalty of the bias; ``inf``: no bias, ``0``: free bias.
+        loss: the mitigations, plain by default.
         feature_mass: m > 0, shape (K,): how often the penalty counts the feature of class k; n by default.
         features: ``"signed"`` (Hong & Ling's model) or ``"nonnegative"`` (features after a ReLU).
         normalization: None, or what takes the place of the feature penalty where features are normalised; then

@@ -12,7 +12,7 @@ class Thresholds:
     """Transitions of one problem, as values of lambda_z: the lowest value from which on the new state holds.
 
     Attributes:
-        merge: shape (K,). From here on the class and its like (same counts, same remedy) have equal columns.
+        merge: shape (K,). From here on the class and its like (same counts, same mitigation) have equal columns.
             NaN for classes alone in their cluster and for nonnegative features, where classes vanish without
             merging first.
         vanish: shape (K,). From here on the column of the class is zero. NaN for a class whose column is

@@ -99,7 +99,7 @@ def predicted_lost(
 
     Args:
         class_counts: shape (K,), >= 0; a class without samples has nothing of its own.
-        lambda_z: the price of the predictions, sqrt(lambda_w * lambda_h), for signed and nonnegative features.
+        lambda_z: the penalty of the mean predictions, sqrt(lambda_w * lambda_h), for signed and nonnegative features.
         lambda_w: the penalty of the weight, for features that a normalisation gives the length ``norm``.
         norm: that length.
         lambda_b: the penalty of the bias; inf: no bias.

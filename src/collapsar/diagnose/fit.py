@@ -163,8 +163,8 @@ class Fit:
     """A measured network beside both feature models at the same penalties.
 
     Attributes:
-        lambda_z: the price of the predictions.
-        lambda_b: the price of the bias.
+        lambda_z: the penalty of the mean predictions.
+        lambda_b: the penalty of the bias.
         models: a :class:`ModelFit` per feature model.
         follows: the model that the network lies nearer to; None where it lies about as near to both.
         block_residual_z: ||Z - its block part||_F / ||Z||_F, Z about its mean over samples: how far it is from being

@@ -55,8 +55,8 @@ class AuditOptions:
         tolerance: rows coincide if no farther apart than this share of the longest row, in (0, 1).
         features: where features are looked for that make a class the answer: "free", "nonnegative" (behind a ReLU), or
             a number, the length of all (behind a normalisation).
-        lambda_z: what the training's penalties make the price of the predictions, sqrt(lambda_w * lambda_h); with class
-            counts the exact optimum for signed and nonnegative features is put beside what was found.
+        lambda_z: the penalty of the mean predictions in training, sqrt(lambda_w * lambda_h); with class counts the
+            exact optimum for signed and nonnegative features is put beside what was found.
         lambda_w: the penalty of the head's weight where ``features`` is a length; with class counts the exact optimum
             for normalised features is.
         lambda_b: the penalty of the bias; inf: no bias.

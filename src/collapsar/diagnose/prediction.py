@@ -39,8 +39,8 @@ class Prediction:
     Attributes:
         problem: whose optimum it is; with rows of several penalties, their scales are in its loss.
         features: the feature model.
-        lambda_z: the price of the predictions, ``Problem.lambda_z``.
-        lambda_b: the price of the bias.
+        lambda_z: the penalty of the mean predictions, ``Problem.lambda_z``.
+        lambda_b: the penalty of the bias.
         source: whether the price is that of the training as known, or was read from the network.
         states: state of each class at the exact optimum.
         seen: the states that the measuring rule finds in the optimum's Z: what a perfect network would show.

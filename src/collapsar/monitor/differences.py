@@ -52,8 +52,8 @@ _TEXTS: Mapping[str, str] = {
     "normalised-below": "A normalisation lies below the features: decay of the layers under it changes no function, "
     "only the pace of learning; decay of its scale acts as a feature penalty.",
     "decayed-layers": "Decayed layers below the head, above the last normalisation if there is one: {}. Each "
-    "further factor bends the price of the predictions, and classes collapse at weaker penalties than the thresholds "
-    "of two layers say.",
+    "further factor bends the penalty of the mean predictions, and classes collapse at weaker penalties than the "
+    "thresholds of two layers say.",
     "no-feature-penalty": f"{UNPENALISED}: they may grow without end, and there is no optimum. If "
     "the loop adds such a penalty to the loss itself, name it with penalties=.",
     "augmentation": "Samples are augmented in training: a class is then a cloud, not a point, and the floor of its "

@@ -104,7 +104,7 @@ class PhaseSettings:
         n_a: samples per class of A; only ratios enter, it need not be whole.
         n_b: samples per class of B.
         lambda_z: price of Z.
-        lambda_b: price of the bias; inf: no bias, 0: free bias.
+        lambda_b: penalty of the bias; inf: no bias, 0: free bias.
         oversampling: how often the samples of B are repeated.
         over: None: the features are penalised. "sample" or "batch": they are normalised, see
             :meth:`collapsar.Problem.from_normalized`, and ``lambda_w`` and ``norm`` take the place of ``lambda_z``.

@@ -18,7 +18,7 @@ def thresholds(problem: Problem) -> Thresholds:
     a given length the largest classes never vanish either, and ``complete`` is inf.
 
     Args:
-        problem: any counts, remedies, bias price and normalisation.
+        problem: any counts, mitigations, bias penalty and normalisation.
 
     Returns:
         The thresholds. ``merge`` is NaN for classes alone in their cluster and where no penalty merges them.

@@ -20,7 +20,7 @@ _FACTOR_WORDS = {
 
 
 def remedy_words(family: str) -> str:
-    """A kind of remedy, by name."""
+    """A kind of mitigation, by name."""
     others = {"penalty": "a weaker penalty", "more-samples": "more samples"}
     return others.get(family) or _FACTOR_WORDS.get(family, family)
 
@@ -208,7 +208,7 @@ def group_rows(record: Record) -> list[tuple[str, ...]]:
 
 
 def suggestion_rows(record: Record) -> list[tuple[str, ...]]:
-    """One row per remedy: rank, what to set, margins of the smallest classes, prices."""
+    """One row per mitigation: rank, what to set, margins of the smallest classes, prices."""
     rows = []
     for i, s in enumerate(record["suggestions"], 1):
         small, price = s["groups"][-1], s["price"]

@@ -15,7 +15,7 @@ from collapsar.report.style import COLOURS, STATES, styled
 
 
 def advice_figure(record: Record) -> Figure:
-    """Before and after the first remedy: safety factors and decision margins of every kind of class.
+    """Before and after the first mitigation: safety factors and decision margins of every kind of class.
 
     Args:
         record: ``Advice.to_dict()``, undefined numbers as None or NaN.
@@ -38,7 +38,7 @@ def advice_title(record: Record) -> str:
 
 
 def _before_after(record: Record, name: str) -> tuple[Vector, Vector | None]:
-    """A number of every kind of class now, and after the first remedy."""
+    """A number of every kind of class now, and after the first mitigation."""
     now = np.array([g[name] for g in record["groups"]], dtype=np.float64)  # None is NaN
     if not record["suggestions"]:
         return now, None

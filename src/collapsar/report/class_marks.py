@@ -60,12 +60,8 @@ def lost_and_dead(record: Mapping[str, Any]) -> list[str]:
         told.append(f"Lost, given to none of their own samples: {listed([_why(c, names) for c in lost], _MOST_NAMES)}.")
     dead = record.get("dead") or []
     if dead:
-        own = (
-            "another class has their row of the last layer as well"
-            if len(dead) > 1
-            else "another class has its row as well"
-        )
-        told.append(f"Dead, {own}: {listed([names[k] for k in dead], _MOST_NAMES)}.")
+        shared = listed([names[k] for k in dead], _MOST_NAMES)
+        told.append(f"Dead, with a row of the last layer that is another class's as well: {shared}.")
     return told
 
 

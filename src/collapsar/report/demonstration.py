@@ -117,8 +117,8 @@ def _runs(data: Record, runs: Sequence[Record], source: str, penalty: str) -> tu
         maps = [
             score_map(
                 run[side]["Z"], data, scale, f"{place}-map-{i}", side=side, heading=heading,
-                label=f"{heading}, at {penalty} {level}: {states[side]}. Mean scores as colours, a column per class of "
-                "images, a row per score.",
+                label=f"{heading}, at {penalty} {level}: {states[side]}. Mean predictions as colours, a column per "
+                "class of images, a row per score.",
                 source=f"{source}.{i}.{side}.Z",
                 remark=f"the network is {share_text(away)} away" if side == "predicted" and defined(away) else "",
             )
@@ -169,10 +169,10 @@ _two_digits = partial(number_text, digits=2)
 _FORCES: Quantity = ("Imbalance of forces", "def-rest", "stationarity", _two_digits)
 _GAP: Quantity = ("Certificate gap", "def-gap", "predicted.gap", _two_digits)
 _QUANTITIES: tuple[Quantity, ...] = (
-    ("Distance to theory, mean scores Z̄", "def-distance", "distance.Z", share_text),
+    ("Distance to theory, mean predictions Z̄", "def-distance", "distance.Z", share_text),
     ("The same, largest entry", "def-distance", "distance.Z_max", share_text),
     ("Distance to theory, bias b", "def-distance", "distance.b", share_text),
-    ("Distance to the signed model, mean scores Z̄", "def-models", "distance.Z_signed", share_text),
+    ("Distance to the signed model, mean predictions Z̄", "def-models", "distance.Z_signed", share_text),
     ("Distance to the signed model, bias b", "def-models", "distance.b_signed", share_text),
     ("Training images recognised, minority", "", "accuracy.train_minority", share_text),
     ("Training images recognised, majority", "", "accuracy.train_majority", share_text),
@@ -189,7 +189,7 @@ _QUANTITIES: tuple[Quantity, ...] = (
 _STANDARD: tuple[Quantity, ...] = (
     ("Cosine of two small classes, predicted", "", "predicted.cosines.minority", number_text),
     ("Cosine of two small classes, measured", "", "measured.cosines.minority", number_text),
-    ("Distance to theory, mean scores Z̄", "def-distance", "distance.Z", share_text),
+    ("Distance to theory, mean predictions Z̄", "def-distance", "distance.Z", share_text),
     ("Distance to theory, bias b", "def-distance", "distance.b", share_text),
     ("Minority images recognised, training", "", "accuracy.train_minority", share_text),
     ("Minority images recognised, unseen (test)", "", "accuracy.test_minority", share_text),

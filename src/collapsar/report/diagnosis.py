@@ -102,7 +102,7 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
         )  # fmt: skip
     ax.axhline(separation["vanish_threshold"], color=COLOURS["muted"], linewidth=0.7, linestyle=":")
     ax.set_ylim(-0.06, 1.18)
-    ax.set_ylabel("length of mean scores")
+    ax.set_ylabel("length of mean predictions")
     name_classes(ax, marked_names(record))
     marks = [*measured, *lost, *predicted]
     near = {"columnspacing": 0.8, "handletextpad": 0.1} if len(marks) > 4 else {}
@@ -186,7 +186,7 @@ def class_thresholds(record: Mapping[str, Any], ax: Axes, classes: Sequence[int]
 
 
 def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
-    """The whole diagnosis in one picture: mean scores beside theory's, lengths, and penalties by class.
+    """The whole diagnosis in one picture: mean predictions beside theory's, lengths, and penalties by class.
 
     Args:
         record: Of a diagnosis.
@@ -205,7 +205,7 @@ def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
         vmax = largest_score([Z for Z, _ in maps])
         for place, (Z, name) in enumerate(maps):
             ax = figure.add_subplot(grid[0, place])
-            title = f"{name}, mean scores"
+            title = f"{name}, mean predictions"
             away = model_distance(data)
             if name == "theory" and defined(away):
                 title += f" (network {share_text(away)} away)"

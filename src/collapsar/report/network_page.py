@@ -118,7 +118,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
     wide = (PAGE_INCHES, 1.9)
     here = "" if data["prediction"] is None else number_text(price_of(data["prediction"]))
     sizes = f"Training samples of each class, with its state. {data['headline']}"
-    lengths = f"Length of the mean scores of each class, with its state. {data['headline']}"
+    lengths = f"Length of the mean predictions of each class, with its state. {data['headline']}"
     recalls = f"Share of its samples that each class is given. {' '.join(lost_and_dead(data))}"
     return {
         "id": ident,
@@ -159,14 +159,14 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
 
 
 def network_planes(geometry: Record | None, data: Record, ident: str) -> list[Record]:
-    """Class means of the network and of the optimum; mean scores where there are none, nothing where all is noise."""
+    """Class means of network and optimum; mean predictions where there are none, nothing where all is noise."""
     separation, theory = data["separation"], data["prediction"]
     if not {"separated", "merged"} & set(separation["states"]):
         return []
     what, vectors = "class means", geometry
     if vectors is None:
         scores = {"network": data["Z"], "theory": theory and theory["Z"]}
-        what, vectors = "mean scores", {k: None if Z is None else matrix(Z).T for k, Z in scores.items()}
+        what, vectors = "mean predictions", {k: None if Z is None else matrix(Z).T for k, Z in scores.items()}
     lost = [k for k, marks in enumerate(class_marks(data)) if "lost" in marks]
     sides = [
         ("network", "The network, measured", separation["states"], separation["groups"], lost),
@@ -206,14 +206,14 @@ def _sizes(counts: Sequence[int]) -> str:
 
 
 def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
-    """Mean scores of the network, and of theory where it predicts; none for many classes. And their common scale."""
+    """Mean predictions of network and theory, where it predicts; none for many classes. And their common scale."""
     theory = None if data["prediction"] is None else data["prediction"]["Z"]
     sides = [
         side for side in zip(SIDES, (data["Z"], theory), ("Z", "prediction.Z"), strict=True) if side[1] is not None
     ]
     scale = largest_score([Z for _, Z, _ in sides])
     unmarked = {**data, "written": data["class_names"]}
-    words = "mean scores as colours, a column per class of samples, a row per score."
+    words = "mean predictions as colours, a column per class of samples, a row per score."
     return scale, [
         score_map(
             Z, data if side == "measured" else unmarked, scale, f"{ident}-map",

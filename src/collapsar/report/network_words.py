@@ -58,7 +58,7 @@ def first_thresholds(theory: Record) -> np.ndarray:
 
 
 def model_distance(data: Record) -> float | None:
-    """Distance of the mean scores to the model that predicts."""
+    """Distance of the mean predictions to the model that predicts."""
     if (own := (data.get("model") or {}).get("distance")) is not None:
         return own["Z"]
     if data["fit"] is None:

@@ -135,7 +135,7 @@ def score_map(
     """What the templates draw of one matrix of numbers between classes: cells, or a picture where they are too many.
 
     Args:
-        Z: Shape (K, K), such as mean scores [logit, class].
+        Z: Shape (K, K), such as mean predictions [logit, class].
         data: ``class_names``, ``class_counts`` and ``clusters``.
         scale: The magnitude that gets the full colour, of scores in nats.
         ident: Begins the ids.

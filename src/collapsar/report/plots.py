@@ -129,7 +129,7 @@ def log_ticks(axis: Axis, subs: Sequence[float] = (1.0,)) -> None:
 
 
 def largest_score(matrices: Sequence[Any]) -> float:
-    """The magnitude that gets the full colour in all maps of these mean scores, in nats."""
+    """The magnitude that gets the full colour in all maps of these mean predictions, in nats."""
     return max((float(np.nanmax(np.abs(matrix(Z)), initial=0.0)) for Z in matrices), default=0.0) or 1.0
 
 
@@ -296,6 +296,6 @@ def _colour_bar(figure: Figure, maps: Sequence[tuple[Axes, HeatmapArtists]], vma
     bar = figure.colorbar(maps[0][1].image, ax=[ax for ax, _ in maps], shrink=0.6, aspect=30, pad=0.02)
     ticks = [share * vmax for share in (-1, -0.1, 0, 0.1, 1)]
     bar.set_ticks(ticks, labels=[number_text(x, 2) for x in ticks])
-    bar.set_label("mean score (nats)")
+    bar.set_label("mean prediction (nats)")
     bar.outline.set_visible(False)
     return bar

@@ -21,7 +21,7 @@ from collapsar.report.words import number_text
 
 _SIDES = (("features", "The class means"), ("heads", "The rows of the head"))
 _COLUMNS = ("classes", "samples each", "state", "merge from", "vanish from", "own score", "of a like class", "bias",
-            "mean scores", "class mean", "row of the head")  # fmt: skip
+            "mean predictions", "class mean", "row of the head")  # fmt: skip
 _COSINE = "cosine of “{column}” and “{row}”"
 
 
@@ -69,7 +69,7 @@ def _certificate(record: Record) -> str:
     length = "" if record["norm"] is None else f" The features have length {number_text(record['norm'], 4)}."
     return (
         f"Objective {record['primal']:.9g} nats, proved to be at most {number_text(record['gap'], 2)} above the "
-        f"optimum ({record['status']}, {record['num_steps']} steps). Mean scores of rank {record['rank']}.{length}"
+        f"optimum ({record['status']}, {record['num_steps']} steps). Mean predictions of rank {record['rank']}.{length}"
     )
 
 
@@ -91,12 +91,12 @@ def _rows(record: Record) -> list[tuple[Any, ...]]:
 
 
 def _scores(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
-    """The map of mean scores, with the magnitude of its full colour; none of very many classes."""
+    """The map of mean predictions, with the magnitude of its full colour; none of very many classes."""
     if data["Z"] is None:
         return 1.0, []
-    label = "Mean scores at the optimum as colours, a column per class of samples, a row per score."
+    label = "Mean predictions at the optimum as colours, a column per class of samples, a row per score."
     scale = largest_score([data["Z"]])
-    shown = {"side": "optimum", "heading": "Mean scores", "source": f"{source}Z", "label": label}
+    shown = {"side": "optimum", "heading": "Mean predictions", "source": f"{source}Z", "label": label}
     return scale, [score_map(data["Z"], data, scale, f"{ident}-map", **shown)]
 
 
@@ -124,7 +124,7 @@ def _path(record: Record, ident: str) -> list[Record]:
     """Two charts over the penalty."""
     charts = (
         ("apart", "Distance between two classes of one size"),
-        ("length", "Length of the mean scores"),
+        ("length", "Length of the mean predictions"),
     )
     if record["path"] is None:
         return []
@@ -132,7 +132,7 @@ def _path(record: Record, ident: str) -> list[Record]:
     for key, heading in charts:
         if not any(defined(value) for values in record["path"][key] for value in values):
             continue  # no two classes of one size
-        label = f"{heading}, relative to the longest mean scores, over {record['prediction']['unit']}."
+        label = f"{heading}, relative to the longest mean predictions, over {record['prediction']['unit']}."
         svg = drawn(
             lambda ax, key=key: path_lines(record, key, ax), (PAGE_INCHES * 0.7, 2.0), f"{ident}-path-{key}", label
         )

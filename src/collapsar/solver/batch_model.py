@@ -109,7 +109,7 @@ class BatchModel:
         return 0.5 * self.lambda_b * np.sum(beta**2, axis=0)
 
     def gradient(self, P: Softmax, beta: Array) -> tuple[Array, Array]:
-        """Derivatives of loss and bias price in v and in beta."""
+        """Derivatives of loss and bias penalty in v and in beta."""
         push = np.einsum("ijb,ijb,ijcb->cjb", self.others, P.other - self.smooth, self.slope) * self.share
         bias = push[:-1].sum(axis=1) + self.lambda_b * beta
         return push / self.root, np.where(self.biased, bias, 0.0)

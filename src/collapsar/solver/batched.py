@@ -43,7 +43,7 @@ class ProblemBatch:
         offsets: iota.
         smoothing: eps.
         lambda_z: price of Z.
-        lambda_b: price of the bias; inf: no bias, 0: free bias.
+        lambda_b: penalty of the bias; inf: no bias, 0: free bias.
         features: the same for all.
     """
 

@@ -222,7 +222,7 @@ def _solved(hessian: Matrix, gradient: Vector) -> Vector:
 
 
 def _bias_hessian(q: Quotient, P: Columns) -> Matrix:
-    """Second derivative of loss and bias price in b, (J, J), summed as a graph Laplacian so that nothing cancels."""
+    """Second derivative of loss and bias penalty in b, (J, J), summed as a graph Laplacian so that nothing cancels."""
     diagonal = np.diag_indices(q.num_clusters)
     cluster = q.others * P.other  # probability of all logits of cluster i for a sample of cluster j
     cluster[diagonal] += 1 - P.miss

@@ -30,7 +30,7 @@ _SMALL = 64  # clusters up to which float64 costs nothing
 class Point:
     """X = weight * C, (J, J); y_j = sqrt(k_j - 1) alpha_j sqrt(m_j), (J,); b, (J,); and what follows from them.
 
-    ``smooth`` is the loss plus the price of the bias, P the softmax, R its residual.
+    ``smooth`` is the loss plus the penalty of the bias, P the softmax, R its residual.
     """
 
     X: Matrix

@@ -1,4 +1,4 @@
-"""Nonnegative features of unit length: min loss + (c/2)||W||^2 + bias price over W, b, h_k >= 0, ||h_k|| = 1.
+"""Nonnegative features of unit length: min loss + (c/2)||W||^2 + bias penalty over W, b, h_k >= 0, ||h_k|| = 1.
 
 Convex in (Z, b) as for signed features, with H'H completely positive. For fixed multipliers y_k / c of ||h_k||^2 <= 1
 the Lagrangian is the program with a feature penalty at masses y and lambda_Z = 1, less sum(y) / (2c): a witness (S, N)
@@ -197,7 +197,7 @@ def _descended(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float, held: i
 
 @dataclass(frozen=True)
 class _Ridge:
-    """loss + (c/2)||Z||^2 + bias price: unknowns X = weight * C, the within-cluster part v, and b, as one vector."""
+    """loss + (c/2)||Z||^2 + bias penalty: unknowns X = weight * C, the within-cluster part v, and b, as one vector."""
 
     n: NormalizedQuotient
 

@@ -1,6 +1,6 @@
 """The duality gap of normalised features, at any point. Imports no algorithm.
 
-Per sample, with unit features and c = lambda_w / norm^2, the objective is loss + (c/2) gamma(Z)^2 + bias price,
+Per sample, with unit features and c = lambda_w / norm^2, the objective is loss + (c/2) gamma(Z)^2 + bias penalty,
 
     gamma(Z) = min { ||W|| : W'H = Z, ||h_k|| <= 1 } = max { ||Z diag(mu)^(1/2)||_* : mu >= 0, sum mu = 1 },
 

@@ -113,7 +113,7 @@ class Solution:
     def _live(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
         """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part.
 
-        Signed within-blocks are alive below tau delta (1 - eps) q / sqrt(m) exactly (JMLR Cor. 4, any remedy). The
+        Signed within-blocks are alive below tau delta (1 - eps) q / sqrt(m) exactly (JMLR Cor. 4, any mitigation). The
         cluster part is decided from the dual. Around the optimal residual R* the gap G leaves a ball: the dual is
         strongly concave (Pinsker), sum_k q_k ||s_k - s*_k||_1^2 <= 2G, so singular values of R below lambda_Z by
         more than sqrt(2 G max_k(q_k tau_k^2 delta^2 / m_k)) belong to parts that are zero at the optimum. What the

@@ -1,4 +1,4 @@
-"""Features of unit length: min loss + (c/2)||W||^2 + bias price over W, b and ||h_k|| = 1, on the quotient.
+"""Features of unit length: min loss + (c/2)||W||^2 + bias penalty over W, b and ||h_k|| = 1, on the quotient.
 
 The program is convex in (Z, b) (docs/theory/normalized.md); its factors are found by Newton's method on the spheres.
 With as many directions as clusters every second-order point is the optimum, and the certificate of

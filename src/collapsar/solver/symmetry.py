@@ -137,7 +137,7 @@ def lift(q: Quotient, blocks: Blocks) -> tuple[Matrix, Vector]:
 def centred(q: Quotient, blocks: Blocks) -> Blocks:
     """The point moved along 1/delta, which changes no loss, to its least price: (1/delta)'Z = 0 and (1/delta)'b = 0.
 
-    Where logits have bias prices of their own it is their weighted sum that is 0.
+    Where logits have bias penalties of their own it is their weighted sum that is 0.
     """
     weight = q.sizes / q.scales
     shift = 1 / q.scales / (weight @ (1 / q.scales))

@@ -126,7 +126,7 @@ def fractional_problem(
         counts: shape (K,), > 0.
         lambda_z: as for :class:`collapsar.Problem`.
         lambda_b: as for :class:`collapsar.Problem`.
-        loss: remedies; class weights multiply the counts.
+        loss: mitigations; class weights multiply the counts.
         features: as for :class:`collapsar.Problem`.
 
     Raises:

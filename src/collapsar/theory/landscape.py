@@ -63,7 +63,7 @@ def landscape(
     """Classify a point of the non-convex problem with signed features.
 
     The objective is sum q_k CE(W'h_k + b) + (lambda_w/2)||W||^2 + (lambda_h/2) sum m_k ||h_k||^2 +
-    (lambda_b/2)||b||^2 with lambda_h = lambda_z^2 / lambda_w, remedies included.
+    (lambda_b/2)||b||^2 with lambda_h = lambda_z^2 / lambda_w, mitigations included.
 
     Args:
         problem: K classes, signed features.

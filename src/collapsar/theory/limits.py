@@ -190,7 +190,7 @@ def etf_slope(shares: ArrayLike, level: float) -> Matrix:
 
     First order in the margins' constants c_lk = log(sqrt(n_k/N)/(level |Q_lk|)), Q the polar factor of (I - J/K)
     D^(1/2): with v_k = e_k - 1/K and w_k = mean(c_k) - c_k, the cosine moves by 2/log N times (<v_i, w_j> + <w_i,
-    v_j>)/|v|^2 + (<v_i, w_i> + <v_j, w_j>)/((K - 1)|v|^2). The price of the bias does not enter as long as it is > 0.
+    v_j>)/|v|^2 + (<v_i, w_i> + <v_j, w_j>)/((K - 1)|v|^2). The penalty of the bias does not enter as long as it is > 0.
 
     Args:
         shares: n_k/N up to a factor, shape (K,), > 0.

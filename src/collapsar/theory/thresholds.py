@@ -1,6 +1,6 @@
 """Where classes merge, vanish and collapse: every transition as a value of lambda_z.
 
-Signed features: Hong & Ling, JMLR 25(192), 2024, Thm 3 and Cor. 4, in the form that any remedy and any
+Signed features: Hong & Ling, JMLR 25(192), 2024, Thm 3 and Cor. 4, in the form that any mitigation and any
 number of clusters allow. Nonnegative features: the same program with H >= 0, in column form.
 """
 
@@ -32,7 +32,7 @@ def thresholds(problem: Problem) -> Thresholds:
     """Every transition of the problem; its own ``lambda_z`` is ignored.
 
     Signed features: merge is tau delta (1 - eps) q / sqrt(m), sqrt(n)/N for plain training (JMLR Cor. 4, any
-    remedy). Above it the equal columns stay until the part of Z between clusters dies, for all classes at
+    mitigation). Above it the equal columns stay until the part of Z between clusters dies, for all classes at
     once: the largest lambda_z at which the residual's spectral norm on the cluster directions reaches it
     with that part held at zero (the root of JMLR (5.24) for two clusters).
 
@@ -41,13 +41,13 @@ def thresholds(problem: Problem) -> Thresholds:
     ||e_k - softmax(b)||.
 
     Args:
-        problem: any counts, remedies and bias price.
+        problem: any counts, mitigations and bias penalty.
 
     Returns:
         The thresholds, good to about 1e-11 relative.
 
     Raises:
-        ArithmeticError: the bias could not be found; counts or remedies differ by too many orders of
+        ArithmeticError: the bias could not be found; counts or mitigations differ by too many orders of
         magnitude.
 
     Example:

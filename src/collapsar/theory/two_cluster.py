@@ -158,7 +158,7 @@ def optimum_of_sides(A: Side, B: Side, lambda_b: float) -> TwoCluster:
     Args:
         A: one cluster.
         B: the other, with the two roles exchanged.
-        lambda_b: price of the bias.
+        lambda_b: penalty of the bias.
 
     Returns:
         The optimum.

@@ -1,4 +1,4 @@
-"""Where the minority vanishes, for every price of the bias: the map lambda*(lambda_b; k_A, k_B, n_A, n_B).
+"""Where the minority vanishes, for every bias penalty: the map lambda*(lambda_b; k_A, k_B, n_A, n_B).
 
 Two clusters, plain training. With signed features the merged columns of the minority stay alive above the merge
 threshold until the cluster part S of Z dies, at the root of (5.24) in Hong & Ling, JMLR 25(192), 2024, whose place the
@@ -38,10 +38,10 @@ __getattr__, _ = lazy_names(__name__, {}, left={"collapsar_studies.vanish_shape"
 
 @dataclass(frozen=True)
 class VanishBoundary:
-    """Points of the map. Every array has one entry per price of the bias.
+    """Points of the map. Every array has one entry per penalty of the bias.
 
     Attributes:
-        lambda_b: price of the bias.
+        lambda_b: penalty of the bias.
         lambda_z: lambda*, from here on the minority's columns are zero.
         advantage: b_A - b_B at the transition, nats; 0 without bias.
         exact: whether the value is that of the model itself. Always for signed features; for nonnegative ones where no
@@ -72,7 +72,7 @@ class BoundaryCurve:
     r: Vector
 
     def point(self, w: Vector, features: FeatureModel) -> tuple[Vector, Vector]:
-        """N lambda*/sqrt(n_A), and the pull (n_A p_BA - n_B p_AB)/n_B that the price of the bias balances."""
+        """N lambda*/sqrt(n_A), and the pull (n_A p_BA - n_B p_AB)/n_B that the penalty of the bias balances."""
         return self._signed(w) if features == "signed" else self._nonnegative(w)[:2]
 
     def free(self, features: FeatureModel) -> Vector:
@@ -135,7 +135,7 @@ class BoundaryCurve:
 def vanish_boundary(
     k_a: int, k_b: int, n_a: float, n_b: float, lambda_b: ArrayLike, features: FeatureModel = "signed"
 ) -> VanishBoundary:
-    """The map lambda*(lambda_b): where the minority vanishes, for each price of the bias.
+    """The map lambda*(lambda_b): where the minority vanishes, for each penalty of the bias.
 
     Args:
         k_a: majority classes, >= 2 for signed features (the columns of a single majority class vanish together with the
@@ -177,7 +177,7 @@ def vanish_boundary(
 
 
 def lowest_vanish(k_a: int, k_b: int, n_a: float, n_b: float) -> tuple[float, float]:
-    """The price of the bias at which merged minority classes vanish earliest (signed features), and lambda* there.
+    """The penalty of the bias at which merged minority classes vanish earliest (signed features), and lambda* there.
 
     Args:
         k_a: >= 2.

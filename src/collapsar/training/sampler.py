@@ -209,8 +209,8 @@ class ClassAwareSampler(Sampler[int]):
         """The convex program whose optimum a network fed by this sampler approaches.
 
         Args:
-            lambda_z: price of the predictions; features penalised over the N samples.
-            lambda_b: price of the bias.
+            lambda_z: penalty of the mean predictions; features penalised over the N samples.
+            lambda_b: penalty of the bias.
             penalty: "repeated": the feature penalty is summed over an epoch's samples, copies included, m = s n;
                 "held": it is that of N samples in all, m = N q, as for a mean over the batch times lambda_h N / 2.
             features: the feature model.

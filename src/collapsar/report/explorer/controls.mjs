@@ -50,7 +50,7 @@ const CONTROLS = [
     (x, s) => split(s, Math.max(total(s), s.k[0] + x), s.k[0], x),
   ),
   samplesPerClass(2, () => "n_C, samples in each"),
-  entry("penalties", "b", () => "λ_b, price of the bias (0: free, inf: no bias)", {
+  entry("penalties", "b", () => "λ_b, penalty of the bias (0: free, inf: no bias)", {
     ...logarithmic(1e-4, 10),
     ends: true,
   }),
@@ -179,5 +179,5 @@ export function forgetPreset() {
   byId("preset-note").replaceChildren();
 }
 
-/** No remedy. */
+/** No mitigation. */
 export const PLAIN = { s: 1, held: false, w: 1, t: 0, d: 1, l: 1, e: 0, c: 1 };

@@ -27,7 +27,7 @@ export function axisOf(state) {
     case "nB":
       return { name: "n_B, samples per class of B", low: Math.max(1, nA / 500), high: nA, value: nB, patch: set(1) };
     case "b":
-      return { name: "λ_b, price of the bias", low: 1e-4, high: 10, value: state.b, patch: (b) => ({ b }) };
+      return { name: "λ_b, penalty of the bias", low: 1e-4, high: 10, value: state.b, patch: (b) => ({ b }) };
     case "s":
       return { name: `oversampling of ${NAMES[small]}`, low: 1, high: 50, value: state.s, patch: (s) => ({ s }) };
     default: {
