@@ -178,7 +178,7 @@ def network_rates(clock, name, args, matrix_rate):
     """Everything about one network."""
     spec = ModelSpec(name, widths=WIDTHS[name] if args.tiny else ())
     flops = flops_per_image(spec)
-    batch = 8 if args.tiny else BATCH
+    batch = CLASSES // 2 if args.tiny else BATCH
     sizes = {"batch_size": batch, "num_samples": batch * (2 if args.tiny else 24)}
     loops = {}
     for label, settings, at_once in (

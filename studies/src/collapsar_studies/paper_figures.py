@@ -174,11 +174,15 @@ def _contrast_curves(figure: int, values: Sequence[float]) -> Record:
     axis = np.geomspace(values[0], values[-1], 6 * len(values))
     out: Record = {"value": axis}
     for features in MODELS:
-        found = []
-        for value in axis:
-            lambda_z, n_a = (float(value), 500.0) if figure in LAMBDAS else (0.005, float(value))
-            problem = fractional_problem([n_a] * k_a + [100.0] * k_b, lambda_z, LAMBDA_B, features=features)
-            found.append(contrasts(cs.solve(problem, throw=False).Z, k_a))
+
+        def problem(n_a: float, features: Any = features) -> cs.Problem:
+            return fractional_problem([n_a] * k_a + [100.0] * k_b, 0.005, LAMBDA_B, features=features)
+
+        if figure in LAMBDAS:
+            solutions = cs.path(problem(500.0), axis, throw=False)
+        else:
+            solutions = [cs.solve(problem(float(n_a)), throw=False) for n_a in axis]
+        found = [contrasts(s.Z, k_a) for s in solutions]
         out[features] = {"A": [c[0] for c in found], "B": [c[1] for c in found]}
     return out
 
