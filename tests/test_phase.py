@@ -291,7 +291,7 @@ def test_without_a_bias_price_nonnegative_classes_share_and_the_curve_says_so():
     [
         ("sample", "r:2:20:2", "lambda_w:0.5:12:3:log"),
         ("sample", "norm:4:14:2", "lambda_w:0.5:12:2:log"),
-        ("batch", "norm:4:14:4", "r:2:20:3"),
+        ("batch", "norm:4:14:2", "r:2:20:3"),
     ],
 )
 def test_normalised_features_have_a_diagram_in_lambda_w(over, x, y):

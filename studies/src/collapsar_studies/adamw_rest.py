@@ -13,6 +13,7 @@ within a row is how the two differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class AdamWHead:
     batch_size: int
     eps: float = 1e-8
 
-    @property
+    @cached_property
     def share(self) -> Matrix:
         """q_k."""
         n = np.array(self.class_counts, dtype=float)
@@ -126,18 +127,21 @@ def _gradients(head: AdamWHead, W: Matrix, H: Matrix, b: Matrix) -> tuple[Matrix
     """Of the mean loss: dL/dW, its mean square over batches v, the features' pull; dL/db and its mean square."""
     q, B = head.share[:, None], head.batch_size
     scores = H @ W.T + b
-    P = np.exp(scores - scores.max(axis=1, keepdims=True))
-    r = P / P.sum(axis=1, keepdims=True) - np.eye(len(P))  # row c: of class c's samples
-    G, of_b = (q * r).T @ H, (q * r).sum(axis=0)
-    v = (q * r**2).T @ H**2 / B + (1 - 1 / B) * G**2
+    r = np.exp(scores - scores.max(axis=1, keepdims=True))
+    r /= r.sum(axis=1, keepdims=True)
+    np.einsum("cc->c", r)[...] -= 1  # row c: of class c's samples
+    shares = q * r
+    squares = shares * r
+    G, of_b = shares.T @ H, shares.sum(axis=0)
+    v = squares.T @ H**2 / B + (1 - 1 / B) * G**2
     pull = r @ W
-    centred = pull - pull.mean(axis=1, keepdims=True)
-    return G, v, centred, of_b, (q * r**2).sum(axis=0) / B + (1 - 1 / B) * of_b**2
+    pull -= pull.mean(axis=1, keepdims=True)
+    return G, v, pull, of_b, squares.sum(axis=0) / B + (1 - 1 / B) * of_b**2
 
 
 def _on_spheres(H: Matrix, length: Matrix) -> Matrix:
     H = H - H.mean(axis=1, keepdims=True)
-    return length * H / np.linalg.norm(H, axis=1, keepdims=True)
+    return H * (length / np.sqrt((H**2).sum(axis=1, keepdims=True)))
 
 
 def _relative(part: Matrix, whole: Matrix) -> float:
