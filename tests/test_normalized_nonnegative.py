@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,31 +39,38 @@ def nonnegative(counts: Any = "100x5,20x5", lambda_w: Any = 1.0, **rest: Any) ->
     return cs.Problem.from_normalized(counts, lambda_w=lambda_w, norm=NORM, features="nonnegative", **how)
 
 
-def objective(p: cs.Problem, W: Matrix, H: Matrix, b: Vector) -> tuple[float, Matrix]:
-    """The objective written out, and its slope in the logits before scales."""
-    K = p.num_classes
+def objective(p: cs.Problem) -> Callable[[Matrix, Matrix, Vector], tuple[float, Matrix]]:
+    """The objective written out as a function of W, H and b, with its slope in the logits before scales."""
+    K, q, offsets = p.num_classes, p.loss_share, p.offsets[:, None]
     assert p.normalization is not None
     scale = p.temperatures * p.scales[:, None]
-    u = scale * (W.T @ H + b[:, None]) + p.offsets[:, None]
     Y = (1 - p.loss.smoothing) * np.eye(K) + p.loss.smoothing / K
-    odds = np.exp(u - u.max(axis=0))
-    loss = p.loss_share @ (u.max(axis=0) + np.log(odds.sum(axis=0)) - (Y * u).sum(axis=0))
     rows = np.broadcast_to(p.normalization.lambda_w, (K,))
-    price = 0.0 if p.lambda_b == np.inf else 0.5 * p.lambda_b * b @ b
-    return float(loss + 0.5 * rows @ (W**2).sum(axis=0) + price), p.loss_share * scale * (odds / odds.sum(axis=0) - Y)
+    lambda_b = 0.0 if p.lambda_b == np.inf else p.lambda_b
+
+    def at(W: Matrix, H: Matrix, b: Vector) -> tuple[float, Matrix]:
+        u = scale * (W.T @ H + b[:, None]) + offsets
+        top = u.max(axis=0)
+        odds = np.exp(u - top)
+        whole = odds.sum(axis=0)
+        loss = q @ (top + np.log(whole) - (Y * u).sum(axis=0))
+        price = 0.5 * rows @ (W**2).sum(axis=0) + 0.5 * lambda_b * b @ b
+        return float(loss + price), q * scale * (odds / whole - Y)
+
+    return at
 
 
 def descended(p: cs.Problem, wanted: float) -> float:
     """The least value that descent on (W, H >= 0 on spheres, b) finds: up to four random starts, until one is there."""
     K, d = p.num_classes, 2 * p.num_classes
     assert p.normalization is not None
-    rows, biased = np.broadcast_to(p.normalization.lambda_w, (K,)), p.lambda_b < np.inf
+    rows, biased, at = np.broadcast_to(p.normalization.lambda_w, (K,)), p.lambda_b < np.inf, objective(p)
 
     def value(x: Vector) -> tuple[float, Vector]:
         W, free, b = x[: d * K].reshape(d, K), x[d * K : 2 * d * K].reshape(d, K), x[2 * d * K :] * biased
-        length = np.linalg.norm(free, axis=0)
+        length = np.sqrt((free**2).sum(axis=0))
         unit = free / length
-        total, g = objective(p, W, NORM * unit, b)
+        total, g = at(W, NORM * unit, b)
         slope = W @ g
         slope_b = (g.sum(axis=1) + (p.lambda_b * b if biased else 0.0)) * biased
         slope_free = NORM * (slope - unit * np.sum(unit * slope, axis=0)) / length
@@ -74,10 +82,12 @@ def descended(p: cs.Problem, wanted: float) -> float:
     for seed in range(4):
         noise = np.random.default_rng(seed)
         x = np.concatenate([0.03 * noise.standard_normal(d * K), np.abs(noise.standard_normal(d * K)), np.zeros(K)])
-        options = {"maxiter": 20000, "maxfun": 40000, "ftol": 1e-15, "gtol": 1e-10}
-        best = min(best, float(minimize(value, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).fun))
-        if best <= wanted * (1 + 2e-7):
-            break
+        for ftol in (1e-13, 1e-15):  # on plateaus the first ends too soon
+            options = {"maxiter": 20000, "maxfun": 40000, "ftol": ftol, "gtol": 1e-10}
+            found = minimize(value, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+            x, best = found.x, min(best, float(found.fun))
+            if best <= wanted * (1 + 2e-7):
+                return best
     return best
 
 
@@ -111,7 +121,7 @@ def test_optimum_factors_and_file(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(W.T @ H, s.Z, atol=1e-11)
     np.testing.assert_allclose(W.T @ W, s.classifier_gram(), atol=1e-12)
     np.testing.assert_allclose(H.T @ H, s.feature_gram(), atol=1e-9)
-    assert objective(p, W, H, b)[0] == pytest.approx(s.certificate.primal, rel=1e-12)
+    assert objective(p)(W, H, b)[0] == pytest.approx(s.certificate.primal, rel=1e-12)
     c = cs.certify(p, s.Z, s.b)  # prices column by column
     assert c.dual <= s.certificate.primal * (1 + 1e-12)
     assert c.primal >= s.certificate.primal * (1 - 1e-12)
@@ -204,7 +214,7 @@ def test_nonnegative_batch_factors_stay_nonnegative_where_directions_are_shared(
     assert s.proof is not None
     W, H, b = s.factors(20)
     assert H.min() >= 0
-    assert objective(p, W, H, b)[0] == pytest.approx(s.certificate.primal, rel=1e-9)
+    assert objective(p)(W, H, b)[0] == pytest.approx(s.certificate.primal, rel=1e-9)
     with pytest.raises(ValueError, match="the directions this optimum uses"):
         s.factors(2)
 
