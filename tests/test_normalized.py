@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -456,8 +457,9 @@ def test_advice_and_the_merge_threshold_are_two_roads(p: cs.Problem) -> None:
     a = cs.advise(p, families=("penalty", "weights", "temperatures", "oversampling"))
     assert a.verdict == "merging"
     assert "norm 11.31 per" in str(a)
+    merge = float(cs.thresholds(p).merge[-1])
     for o in a.outlooks[1:]:
-        assert o.safety == pytest.approx(float(cs.thresholds(p).merge[-1]) / 10.0, rel=1e-8)
+        assert o.safety == pytest.approx(merge / 10.0, rel=1e-8)
     assert len(a.suggestions) == 4
     for s in a.suggestions:
         assert s.verified
@@ -485,16 +487,16 @@ def test_remedies_move_the_merge_threshold_as_their_optima_say() -> None:
 
 def test_inverse_questions_two_roads() -> None:
     """How many samples, how large a penalty: a scan of thresholds against the two-cluster closed form."""
-    p = normalized(lambda_w=3.0)
-    factor = largest_head_decay_factor(p, -1, find=cs.thresholds)
+    p, find = normalized(lambda_w=3.0), cache(cs.thresholds)
+    factor = largest_head_decay_factor(p, -1, find=find)
     assert factor == pytest.approx(normalized_merge((5, 5), (100, 20), NORM) / 3.0, rel=1e-9)
-    assert largest_head_decay_factor(p, 0, find=cs.thresholds) == np.inf
+    assert largest_head_decay_factor(p, 0, find=find) == np.inf
 
     def at(n: float) -> cs.Problem:
         weights = np.repeat([100.0, n], 5)
         return normalized([1] * 10, 3.0, loss=cs.Loss(class_weights=weights))
 
-    edge = edge_of(at, -1, (2.0, 80.0), points=5, find=cs.thresholds)
+    edge = edge_of(at, -1, (2.0, 80.0), points=3, find=find)
     assert edge.value is not None
     assert not edge.alive_below
     assert normalized_merge((5, 5), (100, edge.value), NORM) == pytest.approx(3.0, rel=1e-8)
