@@ -174,14 +174,13 @@ def _contrast_curves(figure: int, values: Sequence[float]) -> Record:
     axis = np.geomspace(values[0], values[-1], 6 * len(values))
     out: Record = {"value": axis}
     for features in MODELS:
-
-        def problem(n_a: float, features: Any = features) -> cs.Problem:
-            return fractional_problem([n_a] * k_a + [100.0] * k_b, 0.005, LAMBDA_B, features=features)
-
         if figure in LAMBDAS:
-            solutions = cs.path(problem(500.0), axis, throw=False)
+            problem = fractional_problem([500.0] * k_a + [100.0] * k_b, 1.0, LAMBDA_B, features=features)
+            solutions = cs.path(problem, axis, throw=False)
         else:
-            solutions = [cs.solve(problem(float(n_a)), throw=False) for n_a in axis]
+            counts = ([float(n_a)] * k_a + [100.0] * k_b for n_a in axis)
+            problems = (fractional_problem(n, 0.005, LAMBDA_B, features=features) for n in counts)
+            solutions = [cs.solve(problem, throw=False) for problem in problems]
         found = [contrasts(s.Z, k_a) for s in solutions]
         out[features] = {"A": [c[0] for c in found], "B": [c[1] for c in found]}
     return out
