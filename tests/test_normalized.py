@@ -359,6 +359,38 @@ def test_a_decayed_gain_per_batch_is_the_model_with_a_feature_penalty() -> None:
     assert t.merge[-1] == pytest.approx(edge, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("counts", "loss"),
+    [
+        ("12x2,51x2,11,5x4", None),
+        ("1,21x3,4x3,23x2", None),
+        ("40x4,33,3x3", cs.Loss(smoothing=0.297)),
+        ("1x3,3x2", cs.Loss(offsets=[-3.03] * 3 + [-0.35] * 2, smoothing=0.31)),
+        ("1x3,3x2", cs.Loss(offsets=[-3.74] * 3 + [1.04] * 2, smoothing=0.11)),
+    ],
+)
+def test_where_a_decayed_gain_takes_everything_is_known_to_its_digits(counts: str, loss: cs.Loss | None) -> None:
+    p = cs.Problem.from_gain_decay(counts, lambda_w=0.01, lambda_gain=1e-3, lambda_b=np.inf, loss=loss or cs.Loss())
+    t = cs.thresholds(p)
+    assert np.all(t.merge[np.isfinite(t.merge)] <= t.complete)
+    for factor, gone in ((1 - 1e-6, False), (1 + 1e-6, True)):
+        s = cs.solve(p.replace(lambda_w=factor * t.complete))
+        assert (set(s.class_states) == {"vanished"}) == gone
+        assert (np.abs(s.Z).max() == 0) == gone
+    # the price of the whole head falls below the dual norm of the residual there, by K x K steps from many starts
+    K, eps = p.num_classes, p.loss.smoothing
+    odds = np.exp(p.offsets - p.offsets.max())
+    R = p.scales[:, None] * ((1 - eps) * np.eye(K) + eps / K - odds[:, None] / odds.sum()) * p.loss_share
+    best, noise = 0.0, np.random.default_rng(0)
+    for _ in range(3):
+        H = noise.standard_normal((K, K))
+        for _ in range(3000):
+            H = H @ (R.T @ R)
+            H /= np.linalg.norm(H, axis=0)
+        best = max(best, float(np.sum((R @ H.T) ** 2)))
+    assert t.complete * 1e-3 == pytest.approx(best, rel=1e-7)
+
+
 @pytest.mark.parametrize("lambda_b", [0.0, np.inf])
 def test_a_decayed_gain_per_sample(lambda_b: float) -> None:
     p = cs.Problem.from_gain_decay("100x5,5x5", lambda_w=0.1, lambda_gain=0.1, lambda_b=lambda_b)
@@ -385,6 +417,24 @@ def test_per_batch_transitions_hold_on_both_sides(lambda_b: float) -> None:
     for value, below, above in ((t.merge[-1], "separated", "merged"), (t.vanish[-1], "merged", "vanished")):
         assert cs.solve(p.replace(lambda_w=0.998 * value)).class_states[-1] == below
         assert cs.solve(p.replace(lambda_w=1.002 * value)).class_states[-1] == above
+
+
+def test_just_before_classes_vanish_behind_a_batch_norm_their_price_is_found() -> None:
+    """There the price of Z falls a hundred times as fast as its penalty rises."""
+    weights = [2.37, 2.55, 2.55, 0.581, 0.581, 3.609, 3.609, 3.609]
+    scales = [0.511, 1.341, 1.341, 0.558, 0.558, 0.876, 0.876, 0.876]
+    p = cs.Problem.from_normalized(
+        [1, 3, 3, 5, 5, 3, 3, 3],
+        lambda_w=1.0,
+        norm=1.0,
+        over="batch",
+        features="nonnegative",
+        loss=cs.Loss(class_weights=weights, scales=scales, smoothing=0.352),
+    )
+    s = cs.solve(p.replace(lambda_w=0.99 * float(cs.thresholds(p).vanish[-1])))
+    assert s.class_states[-1] == "separated"
+    W, H, b = s.factors(8)
+    assert objective(s.problem, W, H, b) == pytest.approx(s.certificate.primal, rel=1e-11)
 
 
 def test_rows_and_a_priced_bias_merge_per_batch_on_both_sides_of_the_threshold() -> None:

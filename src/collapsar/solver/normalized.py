@@ -13,17 +13,18 @@ import numpy as np
 
 from collapsar.core.normalization import normalization_of
 from collapsar.core.problem import Problem
-from collapsar.solver.certificate import Certificate, balance_bias, penalty
+from collapsar.solver.certificate import Certificate, penalty
 from collapsar.solver.nonnegative_spheres import minimise_nonnegative_spheres
 from collapsar.solver.normalized_certificate import (
     NonnegativeSpheres,
     batch_price,
     certify_batch,
     certify_spheres,
+    collapsed,
     normalized_quotient,
     scaled_quotient,
 )
-from collapsar.solver.objective import dual_entropy, predict, residual, target
+from collapsar.solver.objective import dual_entropy, target
 from collapsar.solver.solution import SharedProof, shared_proof
 from collapsar.solver.spheres import (
     DENSE,
@@ -48,6 +49,7 @@ _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothi
 _CLOSED = 0.1  # of the tolerance: no better bound is looked for
 _LEAP = 3.0  # nats of the price that a secant may go at once
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
+_EDGE = 1e-12  # of the gain at which everything collapses: rounding
 _SADDLE = 1e-6  # decrement from which on a point may be a saddle
 _SHORTER = 1e-6  # multipliers below zero by more than this, relative to the largest, are no rounding
 MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
@@ -202,7 +204,7 @@ def _root(excess: Callable[[float], float], guess: float, tol: float) -> float:
             new = 0.5 * (low + high) if np.isfinite(low + high) else t - np.sign(f)
         value = excess(float(np.exp(new)))
         if new != t:
-            slope = float(np.clip((value - f) / (new - t), 1e-6, 50.0))
+            slope = max(float((value - f) / (new - t)), 1e-6)
         t, f = new, value
     return float(np.exp(t))
 
@@ -230,13 +232,14 @@ def _per_batch(problem: Problem, q: Quotient, first: Blocks | None, how: Setting
     # a mismatch of the two prices costs its square
     exact = 1e-12 if q.num_clusters <= _FREE_DIGITS else 0.01 * float(np.sqrt(how.tol))
     lambda_z = _root(excess, min(np.sqrt(a) * 1.5, 0.5 * complete), exact)
-    blocks, proof = last[-1].blocks, shared_proof(last[-1])
+    blocks, proof, end = last[-1].blocks, shared_proof(last[-1]), last[-1].status
     certificate = certify_batch(problem, replace(scaled, lambda_z=lambda_z), blocks, proof)
-    return _told(NormalizedResult(blocks, certificate, steps, Status.STALLED, price=lambda_z, proof=proof), how)
+    end = Status.STALLED if end is Status.OPTIMAL else end
+    return _told(NormalizedResult(blocks, certificate, steps, end, price=lambda_z, proof=proof), how)
 
 
 def _told(result: NormalizedResult, how: Settings) -> NormalizedResult:
-    """The result with the status that its gap asks for, and reported."""
+    """The result, reported; optimal where its gap says so."""
     if how.progress is not None:
         how.progress(result.num_steps, result.certificate)
     return replace(result, status=Status.OPTIMAL) if result.certificate.relative_gap <= how.tol else result
@@ -269,15 +272,11 @@ def _with_gain(n: NormalizedQuotient, gain: float, start: Spheres | None, how: S
 
 def _collapsed(n: NormalizedQuotient, gain: float, how: Settings) -> NormalizedResult | None:
     """Z = 0 and the bias alone, where the certificate says that this is the optimum."""
-    J = n.q.num_clusters
+    rest, least = collapsed(n)
+    if least > gain * (1 + _EDGE):
+        return None
     blank = sphere_start(n)
-    blocks = Blocks(np.zeros(J), np.zeros((J, J)), np.zeros(J))
-    if n.has_bias:
-        blocks = balance_bias(n.q, blocks)
-    R = residual(n.q, predict(n.q, blocks)[0])
-    if float(np.sum(R.between**2) + (n.q.sizes - 1) @ R.within**2) > gain**2:
-        return None  # orthogonal features alone show that Z = 0 is not the optimum
-    x = Spheres(0 * blank.E, blank.F, 0 * blank.v, blank.u, blocks.b)
+    x = Spheres(0 * blank.E, blank.F, 0 * blank.v, blank.u, rest.b)
     certificate = certify_spheres(n, x)
     if not certificate.relative_gap <= how.tol:
         return None

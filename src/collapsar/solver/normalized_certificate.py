@@ -144,6 +144,15 @@ def _least_multiple(q: Quotient, R: Residual, y: Vector) -> float:
     return top * (1 + 1e-14) * float(q.sizes @ y)
 
 
+def collapsed(n: NormalizedQuotient) -> tuple[Blocks, float]:
+    """Z = 0 with the best bias, and gamma*(R) there: the gain from which on this is the optimum."""
+    J = n.q.num_clusters
+    rest = Blocks(np.zeros(J), np.zeros((J, J)), np.zeros(J))
+    rest = balance_bias(n.q, rest) if n.has_bias else rest
+    R = residual(n.q, predict(n.q, rest)[0])
+    return rest, float(np.sqrt(n.q.sizes @ _cut_multipliers(n.q, R)))
+
+
 def _cut_multipliers(q: Quotient, R: Residual, max_steps: int = 1000) -> Vector:
     """Multipliers where nothing is known of them (W = 0): of the largest <R'R, H'H> over unit columns."""
     root, K = np.sqrt(q.sizes), q.num_classes

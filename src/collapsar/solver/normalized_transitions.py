@@ -23,6 +23,7 @@ from collapsar.solver.nonnegative_spheres import fewest, held_equal, minimise_no
 from collapsar.solver.normalized import FEW, awake
 from collapsar.solver.normalized_certificate import (
     NonnegativeSpheres,
+    collapsed,
     normalized_quotient,
     row_scales,
     scaled_quotient,
@@ -43,7 +44,6 @@ from collapsar.solver.symmetry import Quotient, quotient
 
 _WEAKEST, _STRONGEST = 1e-9, 1e3  # of lambda_w / norm^2 that are looked at; beyond, the loss hardly knows the head
 _NOTHING = 1e-5  # logits that the optimum at Z = 0 itself may have, by the root of its gap
-_LIMIT = 1e5  # of the same: an optimum that shows what it tends to
 _STRONG = 50.0  # from here down it can be told without holding it that a cluster is merged
 _SWEEP = 0.75  # nats of the penalty between the optima that say which clusters are merged
 _BEYOND = 1e-7  # of log(y / strength^2): past the threshold, and not only by rounding
@@ -97,9 +97,8 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
         for j, price, weight in _merge_prices(n, branch):
             merge[j] = price * how.norm**2 if how.norm else price**2 * weight / (gain or np.nan)
     complete = np.inf
-    if gain is not None:  # as lambda_w grows, c ||W|| tends to the dual norm of the residual at Z = 0
-        limit = _settled(replace(n, price=_LIMIT))
-        complete = (_LIMIT**2 * limit.x.weight_norm()) / gain
+    if gain is not None:
+        complete = collapsed(n)[1] ** 2 / gain
         if q.num_clusters == 1:
             merge[:] = complete
     own = row_scales(problem, q) ** -2.0  # a row's own lambda_w, over their mean
@@ -213,9 +212,7 @@ def _nonnegative_branch(n: NormalizedQuotient, held: int | None, start: Start, a
     return _Held(x.y, float(np.sum(x.atoms.norms(n.q)[0] ** 2)), fewest(n, x))
 
 
-def _settled(
-    n: NormalizedQuotient, held: int | None = None, start: Spheres | None = None, accuracy: float = _EXACT
-) -> SpherePoint:
+def _settled(n: NormalizedQuotient, held: int | None, start: Spheres | None, accuracy: float) -> SpherePoint:
     """The optimum with the contrast of one cluster held at zero, its multipliers to ``accuracy``, relative."""
     q = n.q
     p = sphere_point(n, awake(n, sphere_start(n) if start is None else start, held))

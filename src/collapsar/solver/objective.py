@@ -51,7 +51,7 @@ def target(q: Quotient) -> Columns:
 
 def predict(q: Quotient, blocks: Blocks) -> tuple[Columns, float]:
     """P, the softmax of every column of the scaled logits u_k, and the loss sum_k q_k [lse(u_k) - <y_k, u_k>]."""
-    d = logit_differences(q, blocks)
+    d = logit_differences(q, blocks) + q.offset_differences
     top = np.max(d, axis=0, where=q.seen, initial=0.0)
     others = np.exp(np.minimum(d - top, 0.0))
     miss_weight, own_weight = (q.others * others).sum(axis=0), np.exp(-top)
@@ -63,7 +63,7 @@ def predict(q: Quotient, blocks: Blocks) -> tuple[Columns, float]:
 
 
 def logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
-    """u_i - u_own for every cluster i of logits and j of samples, shape (J, J)."""
+    """u_i - u_own without offsets for every cluster i of logits and j of samples, shape (J, J); linear in the point."""
     u = q.scales[:, None] * (blocks.C + blocks.b[:, None])  # before temperature and offsets
     contrast = q.scales * blocks.alpha
     sibling = contrast / q.sizes
@@ -71,7 +71,7 @@ def logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
     own = u.diagonal() + contrast - sibling
     np.einsum("jj->j", u)[:] -= sibling
     u -= own
-    return q.temperatures * u + q.offset_differences
+    return q.temperatures * u
 
 
 def cross_entropy(q: Quotient, blocks: Blocks) -> float:

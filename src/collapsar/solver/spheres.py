@@ -277,7 +277,8 @@ def _size(n: NormalizedQuotient, p: SpherePoint) -> float:
 def _gained(n: NormalizedQuotient, p: SpherePoint, new: SpherePoint) -> float:
     """By how much the objective falls from a point to a near one, to the digits of the difference."""
     q, x, y = n.q, p.x, new.x
-    moved = logit_differences(q, y.blocks(q)) - logit_differences(q, x.blocks(q))
+    old, far = x.blocks(q), y.blocks(q)
+    moved = logit_differences(q, Blocks(far.alpha - old.alpha, far.C - old.C, far.b - old.b))
     if not float(np.max(np.abs(moved))) < _NEAR:
         return p.value - new.value
     loss = np.log1p(np.sum(q.others * p.P.other * np.expm1(moved), axis=0))
