@@ -579,6 +579,28 @@ def test_the_decay_clock_is_the_sum_over_the_steps(name: str, per_tick: int) -> 
     assert longer.total == pytest.approx(1000 / (50 * per_tick) * bound.past)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "a metric"])
+def test_the_decay_clock_where_gradients_are_accumulated_over_two_ticks(name: str) -> None:
+    w = nn.Parameter(torch.ones(3, 2))
+    optimizer = torch_optim.AdamW([w], lr=0.02, weight_decay=0.3)
+    scheduler: Any = SCHEDULES[name](optimizer)
+    sums, early = [0.0], None
+    for tick in range(50):
+        w.grad = torch.ones(3, 2)
+        if tick % 2 == 1:
+            sums.append(sums[-1] + 0.3 * optimizer.param_groups[0]["lr"])
+            optimizer.step()
+        scheduler.step()
+        if tick == 29:
+            early = decay_clock(w, optimizer, scheduler=scheduler, steps=25)
+    assert early is not None
+    assert (early.exact, early.past, early.total) == (True, pytest.approx(sums[15]), pytest.approx(sums[25]))
+    clock = decay_clock(w, optimizer, scheduler=scheduler)
+    assert clock is not None
+    assert (clock.exact, clock.past, clock.total) == (True, pytest.approx(sums[25]), pytest.approx(sums[25]))
+
+
 class Estimating(torch_optim.AdamW):
     """AdamW with a learning rate of d * lr, the estimate d growing: the way of D-Adaptation and Prodigy."""
 

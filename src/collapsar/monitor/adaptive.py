@@ -156,15 +156,18 @@ def decay_clock(
     if counter is None and ticks and steps is None:
         return None
     past, cycle = int(counter or 0), getattr(scheduler, "total_steps", None)
-    # Steps per tick, 1 or an epoch: what both have counted tells; before that one cycle is known to be made of steps.
+    # Steps per tick, 1 or an epoch, or ticks per step where gradients are accumulated: what both have counted tells;
+    # before that one cycle is known to be made of steps.
     each = max(1, round(past / ticks)) if past and ticks else 1 if cycle and not ticks else 0
-    total = max(past, steps if steps is not None else int(cycle or getattr(scheduler, "T_max", None) or 0) * each)
+    stride = max(1, round(ticks / past)) if past else 1
+    planned = int(cycle or getattr(scheduler, "T_max", None) or 0) * each // stride
+    total = max(past, planned if steps is None else steps)
     if not total or not math.isfinite(rate):
         return None
     index = next(i for i, g in enumerate(groups_of(found[0])) if g["params"][0] is group["params"][0])
-    rates = None if scheduler is None or not each else _replayed(scheduler, index, total // each + 1)
+    rates = None if scheduler is None or not each else _replayed(scheduler, index, total // each * stride + 1)
     if rates is not None and abs(rates[min(ticks, len(rates) - 1)] - rate) <= 1e-3 * max(rates):
-        every = np.repeat(rates, each)[:total]
+        every = np.repeat(rates[stride - 1 :: stride], each)[:total]
         return Clock(decay * float(every[:past].sum()), decay * float(every.sum()), exact=True, steps=total)
     default = getattr(optimizer, "defaults", {}).get("lr")
     most = max(float(group.get(name) or default or 0.0) for name in ("lr", "initial_lr", "max_lr"))
