@@ -255,7 +255,7 @@ def _print_advice(record: Record) -> None:
     columns = ("classes", "samples", "at the optimum", "threshold", "safety", "margin", "corrected")
     shown.print(plain_table(*columns, rows=_state_rows(record)))
     if suggestions:
-        room = f"{100 * record['margin']:.0f}%"
+        room = f"{100 * record['margin']:.0f} %"
         shown.print(f"The least change that leaves {room} room, cheapest first, each solved again after it:")
         shown.print(plain_table(*words.SUGGESTION_COLUMNS, rows=words.suggestion_rows(record), folds=(1,)))
         shown.print(f"1: {suggestions[0]['words']}. {' '.join(suggestions[0]['caveats'])}")

@@ -114,7 +114,7 @@ def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | No
         counts = [int(((part.states[0] == a) & (part.states[1] == b)).sum()) for part in models]
         if any(counts):
             name = "all zero" if (a, b) == (2, 2) else f"A {CLASS_STATES[a]}, B {CLASS_STATES[b]}"
-            rows.append((name, *(f"{n / part.gap.size:.1%}" for n, part in zip(counts, models, strict=True))))
+            rows.append((name, *(f"{100 * n / part.gap.size:.1f} %" for n, part in zip(counts, models, strict=True))))
     rows.append(("largest gap, relative", *(f"{part.gap.max():.1e}" for part in models)))
     rows.append(("as the thresholds say", *(_agreement_words(part) for part in models)))
     shown.print(plain_table("", *(f"{part.features} features" for part in models), rows=rows))
@@ -130,5 +130,9 @@ def _agreement_words(part: ModelPhase) -> str:
     agreement = part.agreement
     if not agreement.known:
         return "-"
-    known = "" if agreement.known == agreement.cells else f" of the {agreement.known / agreement.cells:.0%} they know"
-    return f"{agreement.equal / agreement.known:.2%}{known}"
+    known = (
+        ""
+        if agreement.known == agreement.cells
+        else f" of the {100 * agreement.known / agreement.cells:.0f} % they know"
+    )
+    return f"{100 * agreement.equal / agreement.known:.2f} %{known}"
