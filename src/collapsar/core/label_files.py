@@ -234,9 +234,9 @@ def _table(lines: list[str], path: Path, column: str | int | None) -> Labelled |
         if counted or _looks_counted(body, path):
             return dict(zip(map(str, range(len(body))), body, strict=True))
         return body
-    names = rows[0] if named or _is_header(rows) else None
-    body = rows[1:] if names else rows
-    columns: list[list[str]] = [list(cells) for cells in zip(*body, strict=True)]
+    columns: list[list[str]] = [list(cells) for cells in zip(*rows, strict=True)]
+    names = rows[0] if named or _is_header(columns) else None
+    columns = [cells[1:] for cells in columns] if names else columns
     if column is not None:
         return columns[_chosen(column, names, width, path)]
     if names:
@@ -274,16 +274,16 @@ def _header(cells: list[str]) -> tuple[str | None, list[str]]:
     return None, cells
 
 
-def _is_header(rows: list[list[str]]) -> bool:
-    first, rest = rows[0], list(zip(*rows[1:], strict=True))
-    if not rest or any(is_number(cell) and cell for cell in first) or "" in first[1:]:
+def _is_header(columns: list[list[str]]) -> bool:
+    first = [cells[0] for cells in columns]
+    if len(columns[0]) == 1 or any(is_number(cell) and cell for cell in first) or "" in first[1:]:
         return False
     known = _LABEL_WORDS | _COUNT_WORDS | _SAMPLE_WORDS
     return any(
-        (cell.lower() in known and cell not in column)
-        or all(map(is_number, column))
-        or (all(map(_FILE_NAME.search, column)) and not _FILE_NAME.search(cell))
-        for cell, column in zip(first, rest, strict=True)
+        (cell.lower() in known and cells.count(cell) == 1)
+        or all(map(is_number, cells[1:]))
+        or (not _FILE_NAME.search(cell) and all(map(_FILE_NAME.search, cells[1:])))
+        for cell, cells in zip(first, columns, strict=True)
     )
 
 
