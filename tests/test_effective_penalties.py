@@ -200,6 +200,27 @@ def mixup_collate(batch):
     return batch
 
 
+@pytest.mark.parametrize(
+    ("transform", "augmented"),
+    [
+        ("RandAugment(num_ops=2, magnitude=9, num_magnitude_bins=31, fill=None)", True),
+        ("TrivialAugmentWide(num_magnitude_bins=31, fill=None)", True),
+        ("Compose([HorizontalFlip(p=0.5), Normalize(mean=(0.5,), std=(0.5,), p=1.0)], p=1.0)", True),
+        ("Compose([Resize(p=1, height=32), Normalize(mean=(0.5,), std=(0.5,), p=1.0)], p=1.0)", False),
+        ("Compose(CenterCrop(size=(32, 32)), ToTensor())", False),
+    ],
+)
+def test_transforms_that_vary_are_told_by_name_or_probability(transform: str, augmented: bool) -> None:
+    class Transform:
+        def __repr__(self) -> str:
+            return transform
+
+    model, images = plain_model(), Images(torch.zeros(4, 4), torch.zeros(4))
+    images.transform = Transform()
+    found = kinds(model, model[2], sgd(model), data=DataLoader(images), penalties=Penalties(1.0, 1.0))
+    assert found == ["augmentation"] * augmented
+
+
 def test_augmentation_and_mixing_are_seen_in_the_loader():
     model = plain_model()
     given = {"penalties": Penalties(1.0, 1.0)}

@@ -25,7 +25,8 @@ from collapsar.monitor.layers import above_norm, head_norm, is_linear
 from collapsar.monitor.losses import Criterion, read_criterion
 from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, group_of, groups_of, own_name, wrapper_of
 
-_RANDOM = re.compile(r"Random|AutoAugment|TrivialAugment|AugMix|ColorJitter|ElasticTransform", re.IGNORECASE)
+# By their names, as torchvision's, or a probability below 1, as albumentations'.
+_RANDOM = re.compile(r"Random|RandAug|AutoAug|TrivialAug|AugMix|ColorJitter|Elastic|\bp=0?\.\d", re.IGNORECASE)
 _MIXED = re.compile(r"mix_?up|cut_?mix", re.IGNORECASE)
 # A clock below this has left more than nine tenths of every weight in place.
 _IDLE = 0.1
