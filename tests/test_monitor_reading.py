@@ -1245,7 +1245,15 @@ class ZeroCentred(nn.Module):
         return (1 + self.w) * x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
 
 
+class Standardised(nn.Module):
+    """A batch norm written out, by torch's standard deviation, which divides by n - 1."""
+
+    def forward(self, x):
+        return (x - x.mean(dim=0)) / (x.std(dim=0) + 1e-5)
+
+
 NORMS = {
+    "written-out batch norm": (Standardised(), "batch", 4.0 * math.sqrt(127 / 128)),
     "BatchNorm1d": (nn.BatchNorm1d(16), "batch", 4.0),
     "LayerNorm": (nn.LayerNorm(16), "sample", 4.0),
     "torch RMSNorm": (nn.RMSNorm(16), "sample", 4.0),
