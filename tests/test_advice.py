@@ -822,3 +822,27 @@ def test_what_the_loss_has_taken_of_the_prior_is_not_subtracted_again() -> None:
     assert "share of the loss from the logits" in plain
     assert "share of the loss, less the loss's own offset, from the logits" in some
     assert whole == ""
+
+
+@pytest.mark.parametrize(
+    ("counts", "lambda_z", "lambda_b", "smoothing", "level"),
+    [
+        ([467, 467, 46], 0.018, np.inf, 0.0, 2.677),  # by the closed form 8.22
+        ([325, 325, 204], 0.0214794, 0.01, 0.1, 2.177),  # 2.47
+        ([160] * 3 + [32, 16], 0.0204268, 0.01, 0.0, 8.515),  # 8.83
+    ],
+)
+def test_the_least_setting_is_that_of_the_optimum_where_a_class_is_alone(
+    counts: list[int], lambda_z: float, lambda_b: float, smoothing: float, level: float
+) -> None:
+    """Signed features, for which the closed form is about right where no class is like another."""
+    p = cs.Problem(counts, lambda_z, lambda_b, cs.Loss(smoothing=smoothing))
+    (found,) = advise(p, 0.1, families=["penalty"]).suggestions
+
+    def separated(at: float) -> bool:
+        return set(cs.solve(p.replace(lambda_z=1.1 * lambda_z / at**0.5)).class_states) == {"separated"}
+
+    assert found.verified
+    assert found.treatment.level == pytest.approx(level, rel=0.005)
+    assert separated(found.treatment.level)
+    assert not separated(found.treatment.level / 1.01)

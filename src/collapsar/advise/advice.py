@@ -287,7 +287,8 @@ def _roomy_penalty(problem: Problem, penalty: Treatment | None, margin: float) -
     multiplies lambda_z): the least for one margin is the least for another.
     """
     if penalty is None:
-        penalty = None if has_crossed(problem, ROOM - 1) else least_treatment(FAMILIES["penalty"], problem, ROOM - 1)
+        enough = has_crossed(problem, ROOM - 1) or has_crossed_certified(problem, ROOM - 1)
+        penalty = None if enough else least_treatment(FAMILIES["penalty"], problem, ROOM - 1)
         return None if penalty is None else float(penalty.factors[0])
     power = 2 if problem.normalization is None else 1
     return float(penalty.factors[0]) * ((1 + margin) / ROOM) ** power
