@@ -55,13 +55,11 @@ def squares(q: Quotient, column: Result) -> np.ndarray:
 def at_random(q: Quotient) -> tuple[Space, OverlapPoint]:
     """A residual with positive probabilities and overlaps inside the cone."""
     space, rng = Space(q), np.random.default_rng(0)
-    P = predict(q, minimise_nonnegative(q).blocks)[0]
-    R = residual(q, P)
+    Q = residual(q, predict(q, minimise_nonnegative(q).blocks)[0]).over(q.lambda_z)
     H = rng.random((3 * q.num_clusters, q.num_clusters))
     gamma = np.where(q.sizes > 1, rng.random(q.num_clusters), 0.0)
     x = space.vector(H.T @ H + np.diag(gamma), gamma)
     lost = np.zeros(q.num_clusters, dtype=bool)
-    Q = np.vstack([R.between, R.within]) / q.lambda_z
     return space, OverlapPoint(q, space.model, Q, space.stacked(x), lost)
 
 
@@ -124,8 +122,7 @@ def test_along_one_direction_a_class_the_best_weights_are_the_column_form(q):
     column = minimise_nonnegative(q, tol=1e-13)
     several = q.sizes > 1
     own, common = np.diag(several.astype(float)), np.diag((~several).astype(float))
-    R = residual(q, predict(q, minimise_nonnegative(q, tol=1e-3).blocks)[0])
-    Q = np.vstack([R.between, R.within]) / q.lambda_z
+    Q = residual(q, predict(q, minimise_nonnegative(q, tol=1e-3).blocks)[0]).over(q.lambda_z)
     atoms, b, Q = best_weights(q, own, common, squares(q, column), Q, 1e-14)
     witness = witness_of(q, predict(q, column.blocks)[0], *atoms.gram())
     value = certify_atoms(q, atoms, b, witness).primal
@@ -139,8 +136,7 @@ def test_more_directions_close_the_gap_that_the_column_form_leaves():
     optimum = minimise_shared(q, column.blocks, tol=1e-12).certificate.primal
     own, common = np.zeros((6, 6)), np.eye(6)
     S = predict(q, column.blocks)[0]
-    R = residual(q, S)
-    atoms, b, Q = best_weights(q, own, common, squares(q, column), np.vstack([R.between, R.within]) / q.lambda_z, 1e-14)
+    atoms, b, Q = best_weights(q, own, common, squares(q, column), residual(q, S).over(q.lambda_z), 1e-14)
     for _ in range(6):
         S = predict(q, atoms.blocks(q, b))[0]
         more = near_directions(q, S, atoms, 1e-10, rng)
@@ -157,7 +153,7 @@ def test_directions_that_pay_are_local_maxima(q):
     atoms, S = near_column(q)
     found = near_directions(q, S, atoms, -1e-3, np.random.default_rng(0))
     assert len(found.own) > 0
-    own, common = ascent(q, residual(q, S), found.own, found.common, 2000, 1e-12)
+    own, common = ascent(q, residual(q, S).over(q.lambda_z), found.own, found.common, 2000, 1e-12)
     np.testing.assert_allclose(own + common, found.own + found.common, atol=1e-6)
     unit = np.hstack([found.mean, found.own * np.sqrt(q.sizes - 1)])
     np.testing.assert_allclose(np.sum(unit**2, axis=1), 1.0)

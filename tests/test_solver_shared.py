@@ -225,8 +225,7 @@ def test_every_pair_of_classes_whose_direction_pays_is_found_among_many():
     least = min(np.linalg.eigvalsh(gram[i : i + 2, i : i + 2])[-1] for i in range(0, 30, 2)) ** 0.5
     missing = missing_directions(replace(q, lambda_z=0.999 * least), S)
     assert missing is not None
-    own, common, _ = missing
-    found = {tuple(np.flatnonzero(h > 1e-3)) for h in own[np.all(common < 1e-3, axis=1)]}
+    found = {tuple(np.flatnonzero(h > 1e-3)) for h in missing.own[np.all(missing.common < 1e-3, axis=1)]}
     assert found >= {(i, i + 1) for i in range(0, 30, 2)}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Residual
@@ -35,6 +37,28 @@ class Atoms:
     within: Matrix
     own: Matrix
     common: Matrix
+
+    @classmethod
+    def along(cls, own: Matrix, common: Matrix, Q: Matrix) -> Atoms:
+        """Features with the W = H Q' that they ask for at a residual Q over lambda_Z, (J + 1, J)."""
+        return cls((own + common) @ Q[:-1].T, own * Q[-1], own, common)
+
+    @property
+    def parts(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+        """``between``, ``within``, ``own`` and ``common``."""
+        return self.between, self.within, self.own, self.common
+
+    def rows(self, keep: NDArray[Any] | list[int] | slice) -> Atoms:
+        """Some of the atoms."""
+        return Atoms(*(part[keep] for part in self.parts))
+
+    def joined(self, other: Atoms) -> Atoms:
+        """Both, one after the other."""
+        return Atoms(*(np.vstack(pair) for pair in zip(self.parts, other.parts, strict=True)))
+
+    def scaled(self, w: Vector | float, h: Vector | float) -> Atoms:
+        """W times w and H times h, per cluster or, as columns, per atom."""
+        return Atoms(w * self.between, w * self.within, h * self.own, h * self.common)
 
     @property
     def mean(self) -> Matrix:
@@ -77,8 +101,7 @@ class Atoms:
     def alive(self, q: Quotient) -> Atoms:
         """Those that are not zero."""
         w, h = self.norms(q)
-        keep = w * h > _DEAD * np.max(w * h, initial=0.0)
-        return Atoms(self.between[keep], self.within[keep], self.own[keep], self.common[keep])
+        return self.rows(w * h > _DEAD * np.max(w * h, initial=0.0))
 
 
 def own_directions(q: Quotient, blocks: Blocks) -> Atoms:
@@ -91,20 +114,19 @@ def own_directions(q: Quotient, blocks: Blocks) -> Atoms:
 
 def combined(q: Quotient, atoms: Atoms) -> Atoms:
     """The same point with one atom for every direction: atoms whose h are parallel are added up."""
-    _, h = atoms.norms(q)
-    keep = h > 0
-    if not keep.any():
-        return Atoms(*(part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)))
-    h, parts = h[keep], [part[keep] for part in (atoms.between, atoms.within, atoms.own, atoms.common)]
-    unit = np.hstack(
-        [(parts[2] + parts[3]) / h[:, None], parts[2] * np.sqrt(np.maximum(q.sizes - 1, 0.0)) / h[:, None]]
-    )
+    h = atoms.norms(q)[1]
+    atoms, h = atoms.rows(h > 0), h[h > 0]
+    if not h.size:
+        return atoms
+    unit = np.hstack([atoms.mean, atoms.own * np.sqrt(q.sizes - 1)]) / h[:, None]
     first = np.argmax(unit @ unit.T > 1 - _PARALLEL, axis=1)
     rows = np.unique(first)
     member = (first == rows[:, None]) * h  # w h' = (w |h|) (h / |h|)'
     size = np.linalg.norm(member, axis=1, keepdims=True)  # of the sum's h: H'H stays what it is
-    w = [member @ part / size for part in parts[:2]]
-    return Atoms(*w, *(size * part[rows] / h[rows, None] for part in parts[2:]))
+    share = size / h[rows, None]
+    return Atoms(
+        member @ atoms.between / size, member @ atoms.within / size, share * atoms.own[rows], share * atoms.common[rows]
+    )
 
 
 def pruned(atoms: Atoms) -> Atoms:

@@ -180,13 +180,15 @@ def balance_bias(q: Quotient, blocks: Blocks, max_steps: int = 60) -> Blocks:
     """The same Z with the best bias for it: the root of sum_k q_k tau_k delta o (y_k - p_k) = lambda_b b, by Newton.
 
     Args:
-        q: J clusters, ``lambda_b`` finite.
+        q: J clusters; where ``lambda_b`` is inf the point is returned as it is.
         blocks: the point; its bias is the start.
         max_steps: Newton steps at most; a handful is usual.
 
     Returns:
         The point with the new bias, good to rounding unless ``max_steps`` was too few.
     """
+    if q.lambda_b == np.inf:
+        return blocks
     b, shift = blocks.b, 1 / q.scales
     value = np.inf
     for _ in range(max_steps):

@@ -17,9 +17,8 @@ begins there and what its end says is in :mod:`.interior_bounds`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,14 +136,6 @@ class Space:
         return H + H.T
 
 
-class At(NamedTuple):
-    """A point of a part: x, the multipliers of its rows, and T of its positive semidefinite overlaps, if any."""
-
-    x: Vector
-    nu: Vector
-    T: Matrix | None
-
-
 @dataclass(frozen=True)
 class Part:
     """C_g = onto x with rows x >= 0; without ``onto`` x is C_g itself, and positive semidefinite.
@@ -159,12 +150,8 @@ class Part:
     rows: csr_array
     onto: Matrix | None = None
 
-    def overlaps(self, x: Vector) -> Vector:
-        """C_g as a vector."""
-        return x if self.onto is None else self.onto @ x
-
     def reduced(self, slope: Vector) -> Vector:
-        """The transpose of :meth:`overlaps`."""
+        """A slope in the overlaps as one in x."""
         return slope if self.onto is None else self.onto.T @ slope
 
     @property
@@ -172,97 +159,110 @@ class Part:
         """Complementary pairs."""
         return len(self.rows.indptr) - 1 + (self.space.q.num_clusters if self.onto is None else 0)
 
-    def product(self, at: At) -> float:
-        """What the pairs add up to: the part's share of the gap, in units of lambda_Z / 2."""
-        value = float(at.nu @ (self.rows @ at.x))
-        return value if at.T is None else value + float(np.sum(at.T * self.space.gram(at.x)))
-
-    def pull(self, at: At) -> Vector:
-        """What the multipliers hold the slope with."""
-        value = self.rows.T @ at.nu
-        return value if at.T is None else value + self.space.paired(at.T)
-
-    def moved(self, at: At, step: At, length: float) -> At:
-        """The point after a step."""
-        T = None if at.T is None or step.T is None else at.T + length * step.T
-        return At(at.x + length * step.x, at.nu + length * step.nu, T)
-
-    def room(self, at: At, step: At) -> float:
-        """How far the point may go, and its multipliers."""
-        room = min(ratio(self.rows @ at.x, self.rows @ step.x), ratio(at.nu, step.nu))
-        if at.T is None or step.T is None:
-            return room
-        return min(room, largest_step(self.space.gram(at.x), self.space.gram(step.x)), largest_step(at.T, step.T))
-
 
 @dataclass(frozen=True)
-class _Newton:
-    """A part at a point: its share of Newton's matrix, and what follows from a step of x."""
+class At:
+    """A point of a part, or a step: x, multipliers nu of its rows, and T of overlaps that are semidefinite."""
 
     part: Part
-    at: At
+    x: Vector
+    nu: Vector
+    T: Matrix | None = None
+
+    @property
+    def overlaps(self) -> Vector:
+        """C_g as a vector."""
+        return self.x if self.part.onto is None else self.part.onto @ self.x
+
+    @cached_property
+    def gram(self) -> Matrix:
+        """C_g on the clusters."""
+        return self.part.space.gram(self.x)
 
     @cached_property
     def slack(self) -> Vector:
-        return self.part.rows @ self.at.x
+        """Of the rows."""
+        return self.part.rows @ self.x
+
+    @property
+    def product(self) -> float:
+        """What the pairs add up to: the part's share of the gap, in units of lambda_Z / 2."""
+        value = float(self.nu @ self.slack)
+        return value if self.T is None else value + float(np.sum(self.T * self.gram))
+
+    @property
+    def pull(self) -> Vector:
+        """What the multipliers hold the slope with."""
+        value = self.part.rows.T @ self.nu
+        return value if self.T is None else value + self.part.space.paired(self.T)
+
+    def moved(self, step: At, length: float) -> At:
+        """The point after a step."""
+        T = None if self.T is None or step.T is None else self.T + length * step.T
+        return At(self.part, self.x + length * step.x, self.nu + length * step.nu, T)
+
+    def room(self, step: At) -> float:
+        """How far the point may go, and its multipliers."""
+        room = min(ratio(self.slack, step.slack), ratio(self.nu, step.nu))
+        if self.T is None or step.T is None:
+            return room
+        return min(room, largest_step(self.gram, step.gram), largest_step(self.T, step.T))
 
     @cached_property
     def inverses(self) -> tuple[Matrix, Matrix]:
         """C^-1, and V with V C V = T."""
-        assert self.at.T is not None
-        root = np.linalg.cholesky(self.part.space.gram(self.at.x))
+        assert self.T is not None
+        root = np.linalg.cholesky(self.gram)
         inverse = solve_triangular(root, np.eye(len(root)), lower=True)
-        values, turn = np.linalg.eigh(symmetric(root.T @ self.at.T @ root))
+        values, turn = np.linalg.eigh(symmetric(root.T @ self.T @ root))
         half = inverse.T @ turn
         return inverse.T @ inverse, (half * np.sqrt(np.maximum(values, 0.0))) @ half.T
 
-    @cached_property
+    @property
     def matrix(self) -> Matrix:
+        """The part's share of Newton's matrix."""
         rows = self.part.rows
-        K = (rows.T * (self.at.nu / self.slack)).dot(rows).toarray()
-        return K if self.at.T is None else K + self.part.space.scaled(self.inverses[1])
+        K = (rows.T * (self.nu / self.slack)).dot(rows).toarray()
+        return K if self.T is None else K + self.part.space.scaled(self.inverses[1])
 
     def right(self, mu: float, ahead: At | None) -> Vector:
-        """What the step is to meet beside the slope, with the predictor's second order."""
-        value = self.part.rows.T @ ((mu - self._second(ahead)) / self.slack)
-        return value if self.at.T is None else value + mu * self.part.space.paired(self.inverses[0])
+        """What a step is to meet beside the slope, with the predictor's second order."""
+        value = self.part.rows.T @ self._complement(mu, ahead)
+        return value if self.T is None else value + mu * self.part.space.paired(self.inverses[0])
 
     def step(self, dx: Vector, mu: float, ahead: At | None) -> At:
-        dnu = (mu - self._second(ahead) - self.at.nu * (self.part.rows @ dx)) / self.slack - self.at.nu
-        if self.at.T is None:
-            return At(dx, dnu, None)
+        """The step of the multipliers that goes with one of x."""
+        dnu = self._complement(mu, ahead) - self.nu * (self.part.rows @ dx) / self.slack - self.nu
+        if self.T is None:
+            return At(self.part, dx, dnu)
         inverse, V = self.inverses
-        return At(dx, dnu, symmetric(mu * inverse - self.at.T - V @ self.part.space.gram(dx) @ V))
+        return At(self.part, dx, dnu, symmetric(mu * inverse - self.T - V @ self.part.space.gram(dx) @ V))
 
-    def _second(self, ahead: At | None) -> Vector | float:
-        return 0.0 if ahead is None else (self.part.rows @ ahead.x) * ahead.nu
+    def _complement(self, mu: float, ahead: At | None) -> Vector:
+        return (mu - (0.0 if ahead is None else ahead.slack * ahead.nu)) / self.slack
 
 
-def total(parts: Sequence[Part], xs: Iterable[Vector]) -> Vector:
+def total(points: Iterable[At]) -> Vector:
     """The overlaps of all parts."""
-    return np.sum([part.overlaps(x) for part, x in zip(parts, xs, strict=True)], axis=0)
+    return np.sum([at.overlaps for at in points], axis=0)
 
 
-def interior_point(
-    parts: Sequence[Part], points: Sequence[At], Q: Matrix, enough: float
-) -> tuple[Sequence[At], Matrix]:
+def interior_point(points: Sequence[At], Q: Matrix, enough: float) -> tuple[Sequence[At], Matrix]:
     """The optimum over the sum of some parts.
 
     Args:
-        parts: of one space; one with ``onto``, or any number without.
-        points: where they begin, strictly inside.
+        points: where the parts begin, strictly inside; of one space, one with ``onto``, or any number without.
         Q: the residual over lambda_Z to begin with, shape (J + 1, J), all probabilities positive.
         enough: of the gap, in units of lambda_Z / 2.
 
     Returns:
         The best points and the residual over lambda_Z there.
     """
-    space, count, waited = parts[0].space, sum(part.count for part in parts), 0
-    best, nearest = (points, Q), np.inf
+    space, waited, best, nearest = points[0].part.space, 0, (points, Q), np.inf
     for _ in range(_STEPS):
-        D = space.stacked(total(parts, (at.x for at in points)))
+        D = space.stacked(total(points))
         here = OverlapPoint(space.q, space.model, Q, D, np.zeros(space.q.num_clusters, dtype=bool))
-        gap, follow = sum(part.product(at) for part, at in zip(parts, points, strict=True)), response(here)
+        gap, follow = sum(at.product for at in points), response(here)
         if follow is None:
             break
         X = here.logits - here.times(D)
@@ -271,60 +271,52 @@ def interior_point(
         towards = follow(X)
         over = here.excess + here.bent(towards)
         slope = -space.paired(over[:-1], over[-1])
-        off = max(float(np.abs(p.reduced(slope) - p.pull(at)).max()) for p, at in zip(parts, points, strict=True))
-        size = float(np.sum(D[:-1].diagonal() + D[-1]))
-        if gap + _OFF * off * size < nearest:
-            best, nearest, waited = (points, Q), gap + _OFF * off * size, 0
+        off = max(float(np.abs(at.part.reduced(slope) - at.pull).max()) for at in points)
+        distance = gap + _OFF * off * float(np.sum(D[:-1].diagonal() + D[-1]))
+        if distance < nearest:
+            best, nearest, waited = (points, Q), distance, 0
         waited += 1
         if gap <= enough or waited > _PATIENCE:
             break
         try:
-            steps, dQ, length = _step(parts, points, here, follow, (towards, slope, gap / count))
+            steps, dQ, length = _step(points, here, follow, towards, slope)
         except np.linalg.LinAlgError:  # as far as float64 goes
             break
         if length < _SHORTEST:
             break
-        points = [p.moved(at, step, length) for p, at, step in zip(parts, points, steps, strict=True)]
+        points = [at.moved(step, length) for at, step in zip(points, steps, strict=True)]
         Q = Q + length * dQ
     return best
 
 
 def _step(
-    parts: Sequence[Part],
-    points: Sequence[At],
-    here: OverlapPoint,
-    follow: Response,
-    state: tuple[Matrix, Vector, float],
+    points: Sequence[At], here: OverlapPoint, follow: Response, towards: Matrix, slope: Vector
 ) -> tuple[list[At], Matrix, float]:
     """The step of every part, that of Q, and how far to go."""
-    space, (towards, slope, mu) = parts[0].space, state
-    newton = [_Newton(part, at) for part, at in zip(parts, points, strict=True)]
-    H = space.curvature(here, follow)
-    ends = np.cumsum([at.x.size for at in points])[:-1]
-    onto, n = parts[0].onto, len(parts)
-    matrix = np.asarray(block_diag(*(part.matrix for part in newton)))
+    space, onto, n = points[0].part.space, points[0].part.onto, len(points)
+    gap, ends = sum(at.product for at in points), np.cumsum([at.x.size for at in points])[:-1]
+    H, matrix = space.curvature(here, follow), np.asarray(block_diag(*(at.matrix for at in points)))
     matrix += np.tile(H, (n, n)) if onto is None else onto.T @ H @ onto
     solved = _solver(matrix)
 
-    def direction(target: float, ahead: Sequence[At] | None) -> tuple[list[At], Matrix]:
-        known = [None] * len(parts) if ahead is None else ahead
-        right = [n.right(target, a) - n.part.reduced(slope) for n, a in zip(newton, known, strict=True)]
+    def direction(mu: float, ahead: Sequence[At] | None) -> tuple[list[At], Matrix]:
+        known = [None] * n if ahead is None else ahead
+        right = [at.right(mu, a) - at.part.reduced(slope) for at, a in zip(points, known, strict=True)]
         dx = np.split(solved(np.concatenate(right)), ends)
-        steps = [n.step(d, target, a) for n, d, a in zip(newton, dx, known, strict=True)]
-        change = space.stacked(total(parts, dx))
-        return steps, towards - follow(here.times(change))
+        steps = [at.step(d, mu, a) for at, d, a in zip(points, dx, known, strict=True)]
+        return steps, towards - follow(here.times(space.stacked(total(steps))))
 
     def room(steps: Sequence[At], dQ: Matrix) -> tuple[float, float]:
-        there = OverlapPoint(here.q, here.model, here.Q + dQ, here.D, here.lost)
-        inner = min(part.room(at, step) for part, at, step in zip(parts, points, steps, strict=True))
+        there = replace(here, Q=here.Q + dQ)
+        inner = min(at.room(step) for at, step in zip(points, steps, strict=True))
         return inner, ratio(here.p.ravel(), (there.p - here.p).ravel())
 
     ahead, dQ = direction(0.0, None)
     length = min(1.0, *room(ahead, dQ))
-    after = sum(part.product(part.moved(at, step, length)) for part, at, step in zip(parts, points, ahead, strict=True))
-    before = sum(part.product(at) for part, at in zip(parts, points, strict=True))
-    centre = float(np.clip((after / before) ** 2, _LEAST, 1.0))
-    steps, dQ = direction(centre * mu, ahead if length > _LONG else None)
+    after = sum(at.moved(step, length).product for at, step in zip(points, ahead, strict=True))
+    centre = float(np.clip((after / gap) ** 2, _LEAST, 1.0))
+    mu = centre * gap / sum(at.part.count for at in points)
+    steps, dQ = direction(mu, ahead if length > _LONG else None)
     inner, positive = room(steps, dQ)
     return steps, dQ, min(1.0, _INSIDE * inner, _POSITIVE * positive)
 

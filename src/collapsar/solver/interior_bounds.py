@@ -56,19 +56,16 @@ def relaxation(q: Quotient, atoms: Atoms, S: Columns, witness: Witness, enough: 
         The optimum; None where probabilities are so small that a residual does not tell them from zero.
     """
     space, J, lam2 = Space(q), q.num_clusters, q.lambda_z**2
-    R, (C, gamma) = residual(q, S), atoms.gram()
-    Q = np.vstack([R.between, R.within]) / q.lambda_z
+    Q, (C, gamma) = residual(q, S).over(q.lambda_z), atoms.gram()
     here = OverlapPoint(q, space.model, Q, np.vstack([C - np.diag(gamma), gamma]), np.zeros(J, dtype=bool))
     if not np.all(here.p > 0):
         return None
-    every = list(sides(witness.cuts))
-    parts = [_cone(space, coordinates(witness.cuts, side, J)) for side in every]
-    points = []
-    for part, side in zip(parts, every, strict=True):
+    every, points = list(sides(witness.cuts)), []
+    for side in every:
         known = witness.between[side] / lam2, witness.within[side] / lam2
-        points.append(_beginning(part, coordinates(witness.cuts, side, J), here, len(every), known))
-    points, Q = interior_point(parts, points, Q, 2 * enough / q.lambda_z)
-    blocks = _blocks(space, total(parts, (at.x for at in points)), Q)
+        points.append(_beginning(space, coordinates(witness.cuts, side, J), here, len(every), known))
+    points, Q = interior_point(points, Q, 2 * enough / q.lambda_z)
+    blocks = _blocks(space, total(points), Q)
     between, within = np.zeros((len(every), J, J)), np.zeros((len(every), J))
     i, j = np.triu_indices(J, 1)
     several = space.several
@@ -80,9 +77,9 @@ def relaxation(q: Quotient, atoms: Atoms, S: Columns, witness: Witness, enough: 
     return Relaxation(blocks, Q, Witness(predict(q, blocks)[0], *multipliers, witness.cuts))
 
 
-def _beginning(part: Part, A: Matrix, here: OverlapPoint, num_parts: int, known: tuple[Matrix, Vector]) -> At:
+def _beginning(space: Space, A: Matrix, here: OverlapPoint, num_parts: int, known: tuple[Matrix, Vector]) -> At:
     """A part's share of the overlaps, moved into its cone, with what is known of the multipliers N and nu."""
-    space, C, gamma, (N, nu) = part.space, here.gram, here.D[-1], known
+    part, C, gamma, (N, nu) = _cone(space, A), here.gram, here.D[-1], known
     J, c, back = len(C), here.contrasts, np.linalg.inv(A)
     typical = float(np.mean(C.diagonal()))
     square = np.maximum(C.diagonal(), _SMALLEST * typical)
@@ -103,7 +100,7 @@ def _beginning(part: Part, A: Matrix, here: OverlapPoint, num_parts: int, known:
     i, j = np.triu_indices(J, 1)
     multipliers = np.concatenate([2 * N[i, j], (c * nu)[space.several], contrast[space.several]])
     mu = _MU * typical
-    return At(x, multipliers + mu / (part.rows @ x), symmetric(T + mu * np.linalg.inv(space.gram(x))))
+    return At(part, x, multipliers + mu / (part.rows @ x), symmetric(T + mu * np.linalg.inv(space.gram(x))))
 
 
 def _cone(space: Space, A: Matrix) -> Part:
@@ -144,14 +141,13 @@ def best_weights(
     typical = float(np.mean(weight))
     weight = np.maximum(weight, _NEW * typical)
     short = 1 - np.sum((mean @ Q[:-1].T) ** 2, axis=1) - (own * Q[-1]) ** 2 @ (q.sizes - 1)
-    start = At(weight, np.maximum(short, 0.0) + _NEW_MU * typical / weight, None)
     part = Part(space, csr_array(eye_array(weight.size)), onto)
-    (at,), Q = interior_point([part], [start], Q, 2 * enough / q.lambda_z)
+    start = At(part, weight, np.maximum(short, 0.0) + _NEW_MU * typical / weight)
+    (at,), Q = interior_point([start], Q, 2 * enough / q.lambda_z)
     keep = at.x > _NOTHING * np.max(at.x)
     root = np.sqrt(at.x[keep])[:, None]
-    own, common = root * own[keep], root * common[keep]
-    atoms = Atoms((own + common) @ Q[:-1].T, own * Q[-1], own, common)
-    return atoms, _blocks(space, part.overlaps(at.x), Q).b, Q
+    atoms = Atoms.along(root * own[keep], root * common[keep], Q)
+    return atoms, _blocks(space, at.overlaps, Q).b, Q
 
 
 def _blocks(space: Space, x: Vector, Q: Matrix) -> Blocks:
@@ -159,4 +155,4 @@ def _blocks(space: Space, x: Vector, Q: Matrix) -> Blocks:
     q, D = space.q, space.stacked(x)
     at = OverlapPoint(q, space.model, Q, D, np.zeros(q.num_clusters, dtype=bool))
     blocks = Blocks(Q[-1] * D[-1] / np.sqrt(q.mass), (Q[:-1] @ at.gram) / q.weight, at.bias())
-    return centred(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))
+    return centred(q, balance_bias(q, blocks))

@@ -91,8 +91,7 @@ def column_certificate(q: Quotient, blocks: Blocks) -> Certificate:
 
     Its dual value bounds the column form's optimum, which may lie above the optimum for features >= 0.
     """
-    price = 0.0 if q.lambda_b == np.inf else _bias_price(q, blocks.b)
-    primal = cross_entropy(q, blocks) + q.lambda_z * penalty(q, blocks) + price
+    primal = cross_entropy(q, blocks) + q.lambda_z * penalty(q, blocks) + q.bias_cost(blocks.b)
     dual = _column_dual(q, predict(q, blocks)[0])
     if q.lambda_b < np.inf and not primal - dual <= 1e-13 * max(primal, GAP_FLOOR):
         # with a free bias the dual's equality holds only at the best bias for this Z; otherwise the bound tightens
@@ -125,12 +124,7 @@ def _settle(q: Quotient, c: Stack, b: Vector, x: Matrix) -> _State:
     z = best_columns(c, w, x)
     soft = softmax(c, w + z)
     length = np.sqrt(c.dot(z, z))
-    value = float(q.sizes @ (soft.loss + c.radius * length))
-    return _State(b, z, soft, length, value + (0.0 if q.lambda_b == np.inf else _bias_price(q, b)))
-
-
-def _bias_price(q: Quotient, b: Vector) -> float:
-    return 0.5 * q.lambda_b * float(q.sizes @ b**2)
+    return _State(b, z, soft, length, float(q.sizes @ (soft.loss + c.radius * length)) + q.bias_cost(b))
 
 
 def _newton_step(q: Quotient, c: Stack, at: _State, damping: float) -> tuple[_State | None, float]:

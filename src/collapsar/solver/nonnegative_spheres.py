@@ -91,7 +91,7 @@ def _tightened(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float) -> tupl
         return best, certificate
     for at in relaxed(q, beginning(q, _priced(n, x), x.b, x.witness), tol):
         blocks = at.blocks(q)
-        S = predict(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))[0]
+        S = predict(q, balance_bias(q, blocks))[0]
         other = replace(x, witness=at.witness(q, S))
         tighter = certify_nonnegative(n, other)
         settled = tighter.gap > 0.5 * certificate.gap
@@ -109,7 +109,7 @@ def _widened(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres
     """
     q = n.lagrangian(x.y)
     missing = missing_directions(q, predict(n.q, x.blocks(n.q))[0])
-    return None if missing is None else _unit(n, with_directions(q, _priced(n, x), missing), x)
+    return None if missing is None else _unit(n, with_directions(_priced(n, x), missing), x)
 
 
 def held_equal(n: NormalizedQuotient, j: int, near: NonnegativeSpheres | None = None) -> NonnegativeSpheres:
@@ -160,8 +160,8 @@ def fewest(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres:
 
 def _asked(n: NormalizedQuotient, x: NonnegativeSpheres, own: Matrix, common: Matrix) -> Atoms:
     """The head that features ask for at the softmax of a point, which at the optimum is its own."""
-    R = residual(n.q, predict(n.q, x.blocks(n.q))[0])
-    return Atoms((own + common) @ R.between.T / n.price, own * R.within / n.price, own, common)
+    Q = residual(n.q, predict(n.q, x.blocks(n.q))[0]).over(n.price)
+    return Atoms.along(own, common, Q)
 
 
 def _leaning(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres:
@@ -172,14 +172,12 @@ def _leaning(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres
 
 def _priced(n: NormalizedQuotient, x: NonnegativeSpheres) -> Atoms:
     """The factors in the coordinates in which both have the price one."""
-    w, h = np.sqrt(n.price), np.sqrt(x.y / n.price)
-    return Atoms(w * x.atoms.between, w * x.atoms.within, h * x.atoms.own, h * x.atoms.common)
+    return x.atoms.scaled(np.sqrt(n.price), np.sqrt(x.y / n.price))
 
 
 def _unit(n: NormalizedQuotient, priced: Atoms, at: NonnegativeSpheres) -> NonnegativeSpheres:
     """The inverse, with features that have unit length to rounding."""
-    w, h = np.sqrt(n.price), np.sqrt(n.q.sizes / priced.squares(n.q))
-    return replace(at, atoms=Atoms(priced.between / w, priced.within / w, h * priced.own, h * priced.common))
+    return replace(at, atoms=priced.scaled(1 / np.sqrt(n.price), np.sqrt(n.q.sizes / priced.squares(n.q))))
 
 
 def _descended(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float, held: int | None = None) -> NonnegativeSpheres:

@@ -42,6 +42,10 @@ class Residual:
     between: Matrix
     bias: Vector
 
+    def over(self, price: float) -> Matrix:
+        """Q = R / price as one array, (J + 1, J): ``between``, then ``within`` as the last row."""
+        return np.vstack([self.between, self.within]) / price
+
 
 def target(q: Quotient) -> Columns:
     """Y: the (smoothed) one-hot columns."""

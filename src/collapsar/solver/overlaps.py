@@ -114,10 +114,8 @@ def _certified(q: Quotient, at: OverlapPoint | None, num_steps: int, tol: float)
     parts = None if at is None else with_overlaps(q, at.D[:-1], at.D[-1])
     if at is None or parts is None:
         return None
-    own, common = parts
-    atoms = Atoms((own + common) @ at.Q[:-1].T, own * at.Q[-1], own, common).alive(q)
-    blocks = atoms.blocks(q, at.bias())
-    blocks = centred(q, blocks if q.lambda_b == math.inf else balance_bias(q, blocks))
+    atoms = Atoms.along(*parts, at.Q).alive(q)
+    blocks = centred(q, balance_bias(q, atoms.blocks(q, at.bias())))
     if np.count_nonzero(at.D) <= q.num_clusters and not diagonal(at.D)[q.sizes > 1].any():  # the column form
         certificate, found = certify_blocks(q, blocks), None
     else:

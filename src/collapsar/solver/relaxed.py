@@ -116,13 +116,10 @@ class _Round:
         W, V, w, v, b = at.W, at.V, at.w, at.v, at.b
         P, loss = predict(q, at.blocks(q))
         R, (M, inside) = residual(q, P), self.multipliers(at)
-        value = loss + 0.5 * lam * float(np.sum(W**2) + np.sum(V**2) + c @ (w**2 + v**2))
+        value = loss + 0.5 * lam * float(np.sum(W**2) + np.sum(V**2) + c @ (w**2 + v**2)) + q.bias_cost(b)
         value += 0.25 * lam / self.sigma * float(np.sum(self.pair * M**2) + c @ (self.siblings * inside**2))
         held, inner = M + np.diag(c * inside), c * R.within
-        bias = np.zeros(q.num_clusters)
-        if q.lambda_b < np.inf:
-            value += 0.5 * q.lambda_b * float(q.sizes @ b**2)
-            bias = q.sizes * (q.lambda_b * b - R.bias)
+        bias = np.zeros(q.num_clusters) if q.lambda_b == np.inf else q.sizes * (q.lambda_b * b - R.bias)
         slopes = (
             lam * W - V @ R.between.T,
             lam * (V - V @ held) - W @ R.between,

@@ -87,8 +87,7 @@ def certify_atoms(q: Quotient, atoms: Atoms, b: Vector, witness: Witness, *, sea
     """
     if min(atoms.own.min(initial=0.0), atoms.common.min(initial=0.0)) < 0:
         return Certificate(np.inf, lower_bound(as_free(q), witness, search=search))
-    price = 0.0 if q.lambda_b == np.inf else 0.5 * q.lambda_b * float(q.sizes @ b**2)
-    primal = cross_entropy(q, atoms.blocks(q, b)) + q.lambda_z * atoms.price(q) + price
+    primal = cross_entropy(q, atoms.blocks(q, b)) + q.lambda_z * atoms.price(q) + q.bias_cost(b)
     return Certificate(primal, lower_bound(as_free(q), witness, search=search))
 
 
@@ -187,7 +186,7 @@ def minimise_shared(
         under_way = before.primal - best.certificate.primal > _UNDER_WAY * best.certificate.gap
         missing = missing_directions(q, _softmax(q, found.blocks))
         if missing is not None and (under_way or not added):
-            atoms, b, added = with_directions(q, found.atoms, missing), found.blocks.b, True
+            atoms, b, added = with_directions(found.atoms, missing), found.blocks.b, True
         elif under_way:
             atoms, b = found.atoms, found.blocks.b
         elif beyond is not None and not anew:  # a minimum that is not global, perhaps, or too few directions
@@ -278,15 +277,14 @@ def continued(q: Quotient, atoms: Atoms, b: Vector, tol: float) -> SharedResult 
         missing = missing_directions(q, _softmax(q, found.blocks))
         if missing is None:
             break
-        atoms, b = with_directions(q, found.atoms, missing), found.blocks.b
+        atoms, b = with_directions(found.atoms, missing), found.blocks.b
     return None
 
 
 def _nearest(q: Quotient, at: Relaxed) -> Atoms:
     """Features >= 0 whose overlaps are near the relaxation's, and W = H R' / lambda_Z."""
-    gamma, R = at.v**2, residual(q, _softmax(q, at.blocks(q)))
-    own, common = near_overlaps(q, at.V.T @ at.V - np.diag(gamma), gamma)
-    return Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
+    features = near_overlaps(q, at.V.T @ at.V - np.diag(at.v**2), at.v**2)
+    return Atoms.along(*features, residual(q, _softmax(q, at.blocks(q))).over(q.lambda_z))
 
 
 def _reporting(progress: Progress, num_steps: int, dual: float) -> Callable[[float], None]:
@@ -304,7 +302,7 @@ def _column_result(q: Quotient, start: Blocks, tol: float) -> SharedResult:
 
 def _softmax(q: Quotient, blocks: Blocks) -> Columns:
     """P, with the best bias for Z, so that a free one is balanced."""
-    return predict(q, blocks if q.lambda_b == np.inf else balance_bias(q, blocks))[0]
+    return predict(q, balance_bias(q, blocks))[0]
 
 
 def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
@@ -312,7 +310,7 @@ def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
 
     A class without a feature begins with a small one of its own, and one atom more with what all would share.
     """
-    J, several, R = q.num_clusters, q.sizes > 1, residual(q, S)
+    J, several, Q = q.num_clusters, q.sizes > 1, residual(q, S).over(q.lambda_z)
     X = q.weight * start.C
     size = np.sqrt(np.sqrt(np.sum(X**2, axis=0) + (q.sizes - 1) * q.mass * start.alpha**2))
     typical = float(np.sqrt(np.mean(size**2))) or 1.0
@@ -320,10 +318,9 @@ def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
     size = np.maximum(size, _LEAN * typical)
     own = np.diag(np.where(several, size, 0.0))
     common = np.diag(np.where(several, _LEAN * typical, size)) + lean
-    _, h = ascent(q, R, np.zeros((1, J)), np.ones((1, J)), _SKETCH)
+    _, h = ascent(q, Q, np.zeros((1, J)), np.ones((1, J)), _SKETCH)
     own, common = np.vstack([own, np.zeros(J)]), np.vstack([common, 0.1 * typical * h])
-    atoms = Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
-    return atoms, start.b
+    return Atoms.along(own, common, Q), start.b
 
 
 def _certified(

@@ -6,7 +6,7 @@ import numpy as np
 
 from collapsar.core.types import Matrix
 from collapsar.solver.atoms import Atoms
-from collapsar.solver.objective import Columns, Residual, residual
+from collapsar.solver.objective import Columns, residual
 from collapsar.solver.symmetry import Quotient
 
 _STARTS = 100  # of the search, of any kind
@@ -21,14 +21,14 @@ _LEAST = 1e-2  # of the longest feature: those of classes that have none
 
 
 def ascent(
-    q: Quotient, R: Residual, own: Matrix, common: Matrix, steps: int = _ASCENT, settled: float = _SETTLED
+    q: Quotient, Q: Matrix, own: Matrix, common: Matrix, steps: int = _ASCENT, settled: float = _SETTLED
 ) -> tuple[Matrix, Matrix]:
-    """Projected power iteration on ||R h|| over unit h >= 0, from several h at once: one a row, in both of its parts.
+    """Projected power iteration on ||Q h|| over unit h >= 0, from several h at once: one a row, in both of its parts.
 
-    With m = own + common, R'R h has the part G m on the u_j, G = R'R there, and rho^2 own on the contrasts; what that
+    With m = own + common, Q'Q h has the part G m on the u_j, G = Q'Q there, and rho^2 own on the contrasts; what that
     makes of the one class and of all others of its cluster is cut off at zero.
     """
-    gram, inner, contrasts = R.between.T @ R.between, R.within**2, q.sizes - 1
+    gram, inner, contrasts = Q[:-1].T @ Q[:-1], Q[-1] ** 2, q.sizes - 1
     for _ in range(steps):
         mean, contrast = (own + common) @ gram, inner * own
         common = np.maximum(mean - contrast, 0.0)
@@ -41,8 +41,8 @@ def ascent(
     return own, common
 
 
-def missing_directions(q: Quotient, S: Columns, held: int | None = None) -> tuple[Matrix, Matrix, Residual] | None:
-    """Directions that would pay, ||R h|| > lambda_Z, one a row in both of its parts, and the residual; None if none.
+def missing_directions(q: Quotient, S: Columns, held: int | None = None) -> Atoms | None:
+    """Atoms along unit directions that would pay, ||R h|| > lambda_Z; None if none would.
 
     At most J, the best first. The search begins at what all classes would share, at the smallest classes, at the pairs
     that pay most or nearly pay, and at mixtures of many and of few directions: a maximum of two classes among fifty is
@@ -53,16 +53,16 @@ def missing_directions(q: Quotient, S: Columns, held: int | None = None) -> tupl
         S: the softmax at the point that lacks them; at the dual's own point, which is feasible, none would pay.
         held: a cluster whose classes have equal features.
     """
-    R, J, rng = residual(q, S), q.num_clusters, np.random.default_rng(0)
+    Q, J, rng = residual(q, S).over(q.lambda_z), q.num_clusters, np.random.default_rng(0)
     mixed = rng.random((2, 2 * _STARTS, J))
     mixed[:, _STARTS:] *= rng.random((2, _STARTS, J)) < rng.random((2, _STARTS, 1))
     alone = np.eye(J)[np.argsort(q.mass)[:_STARTS]] + 1e-2
-    own, common = _best_pairs(q, R)
+    own, common = _best_pairs(q, Q)
     own = np.vstack([np.zeros((1 + len(alone), J)), own, mixed[1] * (q.sizes > 1)])
     common = np.vstack([np.ones(J), alone, common, mixed[0]])
     own[:, np.arange(J) == held] = 0.0  # and stays so
-    own, common = _longest(q, R, *ascent(q, R, own, common), 1 + _PAYS, _ALIKE)
-    return (own[:J], common[:J], R) if len(own) else None
+    found = _longest(q, Q, *ascent(q, Q, own, common), 1 + _PAYS, _ALIKE).rows(slice(J))
+    return found if len(found.own) else None
 
 
 def near_directions(q: Quotient, S: Columns, atoms: Atoms, pays: float, rng: np.random.Generator) -> Atoms:
@@ -79,9 +79,9 @@ def near_directions(q: Quotient, S: Columns, atoms: Atoms, pays: float, rng: np.
         rng: of the search.
 
     Returns:
-        Atoms along them, without a size that means anything.
+        Atoms along them, features of length one.
     """
-    R, J = residual(q, S), q.num_clusters
+    Q, J = residual(q, S).over(q.lambda_z), q.num_clusters
     size = np.sum(atoms.mean**2, axis=1)
     largest = np.argsort(-size)[:_STARTS]
     few = rng.choice(len(size), size=(2 * _STARTS, 3))
@@ -90,7 +90,7 @@ def near_directions(q: Quotient, S: Columns, atoms: Atoms, pays: float, rng: np.
     alike = np.maximum(rng.normal(size=(2 * _STARTS, J)) @ (turn * np.sqrt(np.maximum(values, 0.0))).T, 0.0)
     part = rng.random((2 * _STARTS, J)) * (q.sizes > 1)
     mixed = rng.random((2, 2 * _STARTS, J)) * (rng.random((2 * _STARTS, J)) < rng.random((2 * _STARTS, 1)))
-    own, common = _best_pairs(q, R)
+    own, common = _best_pairs(q, Q)
     starts = (
         (atoms.own[largest], atoms.common[largest]),
         (np.sum(share * atoms.own[few], axis=1), np.sum(share * atoms.common[few], axis=1)),
@@ -100,32 +100,28 @@ def near_directions(q: Quotient, S: Columns, atoms: Atoms, pays: float, rng: np.
     )
     own, common = (np.vstack([start[k] for start in starts]) for k in (0, 1))
     some = (own + common).any(axis=1)
-    own, common = ascent(q, R, own[some], common[some], _LONG_ASCENT, _EXACT)
+    own, common = ascent(q, Q, own[some], common[some], _LONG_ASCENT, _EXACT)
     own, common = (np.where(part > _NOTHING, part, 0.0) for part in (own, common))
-    own, common = _longest(q, R, own, common, 1 + pays, _NEARLY_ALIKE)
-    return Atoms((own + common) @ R.between.T / q.lambda_z, own * R.within / q.lambda_z, own, common)
+    return _longest(q, Q, own, common, 1 + pays, _NEARLY_ALIKE)
 
 
-def _longest(
-    q: Quotient, R: Residual, own: Matrix, common: Matrix, least: float, alike: float
-) -> tuple[Matrix, Matrix]:
-    """The unit directions with ||R h|| > least * lambda_Z, the longest first, no two with a cosine of ``alike``."""
-    image, inside = (own + common) @ R.between.T, own * R.within
-    length = np.sqrt(np.sum(image**2, axis=1) + inside**2 @ (q.sizes - 1))
-    unit = np.hstack([own + common, own * np.sqrt(q.sizes - 1)])
+def _longest(q: Quotient, Q: Matrix, own: Matrix, common: Matrix, least: float, alike: float) -> Atoms:
+    """The unit directions with ||Q h|| > least, the longest first, no two with a cosine of ``alike``."""
+    atoms = Atoms.along(own, common, Q)
+    length, unit = atoms.norms(q)[0], np.hstack([atoms.mean, own * np.sqrt(q.sizes - 1)])
     found: list[int] = []
     for i in np.argsort(-length, kind="stable"):
-        if length[i] > q.lambda_z * least and np.max(unit[found] @ unit[i], initial=0.0) < alike:
+        if length[i] > least and np.max(unit[found] @ unit[i], initial=0.0) < alike:
             found.append(int(i))
-    return own[found], common[found]
+    return atoms.rows(found)
 
 
-def _best_pairs(q: Quotient, R: Residual) -> tuple[Matrix, Matrix]:
-    """Directions on two clusters, on one class or on all of either, with the longest R h: own and common parts."""
+def _best_pairs(q: Quotient, Q: Matrix) -> tuple[Matrix, Matrix]:
+    """Directions on two clusters, on one class or on all of either, with the longest Q h: own and common parts."""
     J, root, cluster = q.num_clusters, np.sqrt(q.sizes), np.tile(np.arange(q.num_clusters), 2)
     ones = np.append(np.ones(J), root)  # u_j of every cluster, then its e_j, which is the same where it has one class
-    gram = np.tile(R.between.T @ R.between, (2, 2)) / np.outer(ones, ones)
-    square = np.diag(gram) + np.append(np.zeros(J), R.within**2 * (1 - 1 / q.sizes))
+    gram = np.tile(Q[:-1].T @ Q[:-1], (2, 2)) / np.outer(ones, ones)
+    square = np.diag(gram) + np.append(np.zeros(J), Q[-1] ** 2 * (1 - 1 / q.sizes))
     double = np.append(np.zeros(J, dtype=bool), q.sizes == 1)
     i, j = np.nonzero((np.triu(gram, 1) > 0) & (cluster[:, None] != cluster) & ~(double[:, None] | double))
     half = (square[i] - square[j]) / 2
@@ -137,17 +133,9 @@ def _best_pairs(q: Quotient, R: Residual) -> tuple[Matrix, Matrix]:
     return h[:, J:] / root, h[:, :J]
 
 
-def with_directions(q: Quotient, atoms: Atoms, missing: tuple[Matrix, Matrix, Residual]) -> Atoms:
-    """The atoms, and along the missing directions ones that are small beside the features that their classes have."""
-    own, common, R = missing
+def with_directions(atoms: Atoms, missing: Atoms) -> Atoms:
+    """The atoms, and the missing ones made small beside the features that their classes have."""
     feature = np.linalg.norm(atoms.mean, axis=0)
     feature = np.maximum(feature, _LEAST * (float(np.max(feature)) or 1.0))
-    size = _SMALL * ((own + common) @ feature)[:, None]
-    own, common = size * own, size * common
-    parts = (
-        (atoms.between, (own + common) @ R.between.T / q.lambda_z),
-        (atoms.within, own * R.within / q.lambda_z),
-        (atoms.own, own),
-        (atoms.common, common),
-    )
-    return Atoms(*(np.vstack(part) for part in parts))
+    size = _SMALL * (missing.mean @ feature)[:, None]
+    return atoms.joined(missing.scaled(size, size))

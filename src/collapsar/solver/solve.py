@@ -163,7 +163,7 @@ def _resting(q: Quotient, result: Result) -> Result:
     if not max(np.max(np.abs(near.C)), np.max(np.abs(near.alpha))) <= _NEAR_REST:
         return result
     rest = Blocks(np.zeros_like(near.alpha), np.zeros_like(near.C), near.b)
-    rest = balance_bias(q, rest) if q.lambda_b < np.inf else rest
+    rest = balance_bias(q, rest)
     if dual_norm(q, residual(q, predict(q, rest)[0])) > q.lambda_z * (1 + _EDGE):
         return result
     own = certify_blocks(q, rest)
