@@ -492,6 +492,24 @@ def test_path_warm_starts_through_the_merge_in_any_order() -> None:
             assert s.class_states == alone.class_states
 
 
+@pytest.mark.parametrize(
+    ("counts", "width", "before", "after"),
+    [
+        ("100x5,20x5", 32, (36.66268, 11.95906), (42.99184, 11.66261)),
+        ("500x5,20x5", 32, (2.72566, 0.46124), (3.03751, 0.42412)),
+    ],
+)
+def test_classes_that_are_merged_at_the_start_come_apart(counts: str, width: int, before: tuple, after: tuple) -> None:
+    """With other rows their contrast has no slope at zero, where Newton's method rested and said that it stalled."""
+    first, second = (
+        cs.Problem.from_normalized(counts, lambda_w=np.repeat(rows, 5), norm=width**0.5, over="sample", lambda_b=0.0)
+        for rows in (before, after)
+    )
+    start, cold = cs.solve(first), cs.solve(second)
+    assert (start.class_states[9], cold.class_states[9]) == ("merged", "separated")
+    np.testing.assert_allclose(cs.solve(second, start=start).Z, cold.Z, atol=1e-7)
+
+
 def test_nonnegative_features_after_a_batch_norm() -> None:
     p = normalized(over="batch", lambda_b=0.02, features="nonnegative")
     s = cs.solve(p)

@@ -92,7 +92,7 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
     """Newton's method until the certificate closes; of many clusters directions are dropped on the way."""
     p = sphere_point(n, sphere_start(n) if start is None else awake(n, start))
     radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
-    times_added = turns = 0
+    times_added = turns = wakes = 0
     best: NormalizedResult | None = None
     # a smoothed target can be met exactly: then part of a feature lies where W sees nothing, which looks droppable
     many = n.q.num_clusters > FEW and not n.q.smoothing
@@ -130,6 +130,12 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
         if how.progress is not None:
             how.progress(step, certificate)
         closed = best is not None and best.status is Status.OPTIMAL
+        if ready and not closed and wakes < PATIENCE:  # at zero a contrast has no slope, whatever its multiplier says
+            x = awake(n, p.x)
+            if np.any(np.abs(x.u) > np.abs(p.x.u)):
+                p, wakes = sphere_point(n, x), wakes + 1
+                radius = max(radius, 1e-3 * np.sqrt(p.value))
+                continue
         if closed or (best is not None and (p is before or idle > 8)):
             break
     assert best is not None  # the last step always certifies
