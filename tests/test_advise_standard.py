@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from collapsar.advise.forecast import forecast_rows
+from collapsar.advise.forecast import forecast_rows, mean_square
 from collapsar.advise.recipe import Recipe
 from collapsar.advise.standard import StandardAdvice, advise_standard
 from collapsar.cli.app import app
@@ -353,6 +353,22 @@ def test_a_decay_that_leaves_features_little_more_than_signs_comes_to_rest() -> 
     assert weak.settled
     assert strong.settled
     np.testing.assert_allclose(strong.rows / 1e6, weak.rows / 1e4, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("decay", "width", "settled"),
+    [(300.0, 32, True), (300.0, 128, True), (10.0, 32, True), (10.0, 128, False), (3.0, 32, False)],
+)
+def test_rows_of_a_forecast_are_a_fixed_point_unless_they_fall_to_where_no_run_goes(
+    decay: float, width: int, settled: bool
+) -> None:
+    recipe = Recipe("adamw", decay, 1e-3, 1000, 64, "layernorm", width)
+    f = forecast_rows("100x5,20x5", recipe)
+    assert f.settled == settled
+    assert (f.rows.max() >= 0.01 * decay) == settled
+    if settled:
+        again = decay * (np.sqrt(mean_square(f.solution, recipe)) + recipe.eps)
+        np.testing.assert_allclose(again, f.rows, rtol=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
