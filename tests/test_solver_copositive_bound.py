@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import collapsar as cs
-from collapsar.solver import cuts
+from collapsar.solver import copositive_bound
 from collapsar.solver.certificate import balance_bias
 from collapsar.solver.copositive_bound import copositive_witness
 from collapsar.solver.objective import Columns, Residual, predict
@@ -106,7 +106,7 @@ def horn(q, t: float) -> np.ndarray:
 def pentagon(monkeypatch: pytest.MonkeyPatch) -> Quotient:
     q = quotient(PROBLEMS["long-tail"])
     R = Residual(np.zeros(6), horn(q, 0.2), np.zeros(6))
-    monkeypatch.setattr(cuts, "residual", lambda *_: R)
+    monkeypatch.setattr(copositive_bound, "residual", lambda *_: R)
     return q
 
 
@@ -131,7 +131,7 @@ def test_no_cut_mends_a_residual_that_is_longer_along_a_direction(monkeypatch):
     q, h = quotient(PROBLEMS["long-tail"]), np.array([0.6, 0.0, 0.0, 0.0, 0.0, 0.8])
     gram = np.eye(6) * 0.5 + (1.3 - 0.5) * np.outer(h, h)
     R = Residual(np.zeros(6), np.asarray(q.lambda_z * np.linalg.cholesky(gram).T, dtype=np.float64), np.zeros(6))
-    monkeypatch.setattr(cuts, "residual", lambda *_: R)
+    monkeypatch.setattr(copositive_bound, "residual", lambda *_: R)
     S = Columns(np.zeros(6), np.zeros((6, 6)))
     for excess in (0.299, 0.301):
         witness = copositive_witness(q, S, excess)
