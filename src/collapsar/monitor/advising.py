@@ -19,8 +19,9 @@ from collapsar.core.loss import Loss
 from collapsar.core.penalties import Penalties
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.metrics.head import find_head, unwrapped
-from collapsar.monitor.differences import Facts, differences
+from collapsar.monitor.differences import differences
 from collapsar.monitor.exposure import unlike
+from collapsar.monitor.facts import Facts
 from collapsar.monitor.known import body, training_of, weight_decays
 from collapsar.monitor.layers import layers_above_norm
 from collapsar.monitor.optimizers import Optimizers, each_of, group_of, preconditioner

@@ -28,7 +28,8 @@ from collapsar.core.loss import Loss
 from collapsar.core.penalties import Penalties
 from collapsar.metrics.head import linear_map
 from collapsar.metrics.norms import normalization
-from collapsar.monitor.differences import Facts, PenaltyWarning, differences
+from collapsar.monitor.differences import PenaltyWarning, differences
+from collapsar.monitor.facts import Facts
 from collapsar.monitor.layers import bounding, feeding
 from collapsar.monitor.optimizers import Optimizers, each_of, groups_of
 
