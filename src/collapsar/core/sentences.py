@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,16 @@ def listed(items: Iterable[Any], most: int = 10, *, last: str = ", ") -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, to two digits.
+    """A share in per cent, to two digits; nearly all is not all.
 
     Example:
-        >>> percent(0.0123), percent(0.5), percent(1.234), percent(1e-9)
-        ('1.2 %', '50 %', '123 %', 'less than 0.0001 %')
+        >>> percent(0.0123), percent(0.5), percent(1.234), percent(1e-9), percent(0.9968)
+        ('1.2 %', '50 %', '123 %', 'less than 0.0001 %', '99.6 %')
     """
     if 0 < share < 1e-6:
         return "less than 0.0001 %"
+    if 0.995 <= share < 1:
+        return f"{math.floor(1000 * share) / 10:.1f} %"
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 

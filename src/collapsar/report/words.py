@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from collapsar.core.sentences import percent
 from collapsar.core.types import Record
 from collapsar.report.record import defined
 
@@ -63,7 +64,7 @@ def power_text(value: float) -> str:
 
 
 def share_text(value: float | str | None) -> str:
-    """A share in per cent, to two significant digits below 10 %, whole from there; "–" if undefined.
+    """A share in per cent: two significant digits below 10 %, whole from there but just below 100 %; "–" if undefined.
 
     Example:
         >>> share_text(0.6053), share_text(0.00582), share_text(0.0), share_text(None)
@@ -71,7 +72,7 @@ def share_text(value: float | str | None) -> str:
     """
     if not defined(value):
         return ABSENT
-    return f"{100 * value:.0f} %" if abs(value) >= 0.0995 else f"{number_text(100 * value, 2)} %"
+    return percent(value) if value >= 0.0995 else f"{number_text(100 * value, 2)} %"
 
 
 def shortened(name: str, longest: int) -> str:
