@@ -25,7 +25,7 @@ from collapsar.solver.nonnegative_spheres import (
 )
 from collapsar.solver.normalized_certificate import certify_nonnegative, normalized_quotient
 from collapsar.solver.shared_directions import missing_directions
-from collapsar.solver.solve import Settings
+from collapsar.solver.status import Settings
 from collapsar.solver.symmetry import quotient
 
 Vector = NDArray[np.float64]
