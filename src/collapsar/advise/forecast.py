@@ -26,9 +26,8 @@ _AGREED = 1e-4  # relative: rows and optimum agree far better than either agrees
 _SWINGING, _CALMED = 1e-2, 0.1
 _MOST, _LEAP = 20.0, 3.0  # share of a change of the log rows, and how far they go at once
 # Rows below this share of the decay go with margins beyond what any run reaches. With a LayerNorm on digits those of
-# runs were a third above a forecast of .0115, and 350 times one of 2e-5.
+# runs were a third above a forecast of .03, and 350 times one of 2e-5 (docs/optimizers.md).
 _FELT = 0.01
-
 
 LEVEL = 1e-6
 """Nats, by which scores of merged classes may differ."""
