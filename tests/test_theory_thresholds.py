@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+import collapsar as cs
 from collapsar.core.loss import Loss
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.solver.solve import solve
@@ -477,3 +478,9 @@ def test_root_at_an_end_and_no_root():
     assert root_between(lambda x: x - 1, 0.0, 1.0) == 1.0
     with pytest.raises(ValueError, match="no change of sign between 1 and 2"):
         root_between(lambda x: x, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("small", [1, 5])
+def test_counts_over_fifteen_decades_are_refused_in_one_sentence(small: int) -> None:
+    with pytest.raises(ArithmeticError, match="the bias did not settle; the problem may be scaled too badly"):
+        cs.thresholds(cs.Problem([10**15, small], 1e-3, 0.0, features="nonnegative"))

@@ -257,7 +257,10 @@ def balanced_bias(
     for _ in range(NEWTON_STEPS):
         gradient = np.where(biased, c.sizes * price * b - c.scales * c.pooled(c.target - now.P, pull), 0.0)
         ridge = DAMPING * np.abs(gradient).max(axis=-1)[..., None, None] * unit
-        step = -np.linalg.solve(bias_hessian(c, now) + ridge, gradient[..., None])[..., 0]
+        try:
+            step = -np.linalg.solve(bias_hessian(c, now) + ridge, gradient[..., None])[..., 0]
+        except np.linalg.LinAlgError:
+            break
         decrement = -(gradient * step).sum(axis=-1)
         value = now.value + 0.5 * (paid * b**2).sum(axis=-1)
         length: Vector = np.ones_like(decrement)
