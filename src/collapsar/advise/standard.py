@@ -251,9 +251,7 @@ class _Training:
             return "no correction of the prior is left to make: the loss has taken it out of the logits"
         if not corrected_margins(s).min() > LEVEL:
             return f"subtracting {self.left} from the logits alone does not give every class its samples"
-        if (
-            self.recipe.optimizer == "adamw"
-        ):  # its runs end off the forecast: one was cured, one ruined (docs/advise.md)
+        if self.recipe.optimizer == "adamw":  # runs end off its forecast: one was cured, one ruined (docs/advise.md)
             return f"{self.left} alone can be too much for logits that decay has shortened"
         them = "it" if len(outvoted_at(s)) == 1 else "them"
         return f"where it must stay, subtract {self.left} from the logits: at rest that gives {them} back too"
