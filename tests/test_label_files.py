@@ -204,6 +204,8 @@ def test_arrays_are_read(array: np.ndarray, tmp_path: Path) -> None:
             "breed, on the first line, has one sample: if that line is a header",
         ),
         ("y.npy", np.eye(4)[Y], "one-hot, a class for each of 4 columns"),
+        ("y.txt", lines(["# of my set", "# 2026", *WORDS]).encode(), "2 lines of comments, beginning with #, left out"),
+        ("y.csv", lines(["# mine", "#key,label", *(f"x,{y}" for y in WORDS)]).encode(), "a line of comments"),
     ],
 )
 def test_what_was_assumed_is_said(name: str, content: Any, says: str, tmp_path: Path) -> None:
@@ -212,6 +214,12 @@ def test_what_was_assumed_is_said(name: str, content: Any, says: str, tmp_path: 
     found = cs.label_counts(path)
     assert says in found.note
     assert sorted(found.counts.tolist()) == sorted([*COUNTS, 1] if "breed" in says else COUNTS)
+
+
+@pytest.mark.parametrize("tags", [["#a", "#b", "#a"], ["#a", "b", "#a"]])
+def test_hashtags_are_labels(tags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "y.txt").write_text(lines(tags))
+    assert cs.label_counts(tmp_path / "y.txt").names == (tags[0], tags[1])
 
 
 def test_names_in_latin_1_are_names(tmp_path: Path) -> None:

@@ -484,10 +484,11 @@ def test_rows_with_equal_penalties_are_one_penalty_and_classes_may_be_permuted()
 
 def test_path_warm_starts_through_the_merge_in_any_order() -> None:
     p, values = normalized(), [20.0, 1.0, 9.0, 3.0]
-    for over in ("sample", "batch"):
-        own = p.replace(over=over)
+    rows = np.linspace(0.5, 1.5, p.num_classes)  # of mean 1: each class's own penalty keeps its ratio to the others
+    for over, own_rows in (("sample", 1.0), ("batch", 1.0), ("sample", rows)):
+        own = p.replace(over=over, lambda_w=2.0 * own_rows)
         for value, s in zip(values, cs.path(own, values), strict=True):
-            alone = cs.solve(own.replace(lambda_w=value))
+            alone = cs.solve(own.replace(lambda_w=value * own_rows))
             assert s.certificate.primal == pytest.approx(alone.certificate.primal, rel=1e-9)
             assert s.class_states == alone.class_states
 

@@ -75,10 +75,10 @@ def read_label_file(path: Path, column: str | int | None = None) -> tuple[Labell
     text, assumed = _decoded(raw, path)
     if path.name.removesuffix(".gz").endswith(".json") or text.lstrip()[:1] in ("{", "["):
         return _json(text, path, column), assumed
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines, left_out = _without_comments([line for line in text.splitlines() if line.strip()])
     if not lines:
         raise ValueError(f"`class_counts`: {path} holds no labels; give one label per line")
-    return _table(lines, path, column), assumed
+    return _table(lines, path, column), "; ".join(filter(None, (assumed, left_out)))
 
 
 def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
@@ -218,6 +218,18 @@ def _categories(entries: list[Any], annotations: Any, path: Path, column: str | 
 
 
 # --- text
+
+
+def _without_comments(lines: list[str]) -> tuple[list[str], str]:
+    """Without the comments that a file begins with, as ``numpy.savetxt`` writes its header; and what was left out."""
+    first = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
+    if first == 0 or any(line.startswith("#") for line in lines[first:]):  # hashtags may be labels
+        return lines, ""
+    if any(lines[first].count(mark) == lines[first - 1].count(mark) > 0 for mark in "\t;,"):  # names of columns
+        first -= 1
+        lines = [*lines[:first], lines[first].lstrip("# "), *lines[first + 1 :]]
+    said = {0: "", 1: "a line of comments, beginning with #, left out"}
+    return lines[first:], said.get(first, f"{first} lines of comments, beginning with #, left out")
 
 
 def _table(lines: list[str], path: Path, column: str | int | None) -> Labelled | Counted:

@@ -9,6 +9,7 @@ import numpy as np
 
 from collapsar.core.checks import must_be
 from collapsar.core.clusters import PER_CLUSTER
+from collapsar.core.normalization import normalization_of
 from collapsar.core.problem import Problem
 from collapsar.solver.batched import ProblemBatch, solve_batch
 from collapsar.solver.certificate import Certificate
@@ -37,7 +38,8 @@ def path(
 
     Args:
         problem: its own ``lambda_z`` is ignored; for normalised features its ``lambda_w``.
-        lambdas: values of lambda_z, for normalised features of lambda_w, in any order.
+        lambdas: values of lambda_z, for normalised features of lambda_w, in any order. Where each class has
+            its own penalty: of their mean, with their ratios kept.
         tol: as for :func:`solve`.
         max_steps: as for :func:`solve`, per solution.
         progress: as for :func:`solve`.
@@ -74,10 +76,12 @@ def path(
 
 def _normalized(problem: Problem, lambdas: list[float], how: Settings) -> list[Solution]:
     """Upwards, each started from the one before: out of a merged optimum no contrast comes back."""
+    penalty = normalization_of(problem)
+    relative = penalty.lambda_w / penalty.level  # exactly 1 for one number
     solutions: dict[int, Solution] = {}
     last: Solution | None = None
     for i in sorted(range(len(lambdas)), key=lambda i: lambdas[i]):
-        one = problem.replace(lambda_w=lambdas[i])
+        one = problem.replace(lambda_w=lambdas[i] * relative)
         last = solutions[i] = solve_normalized(one, quotient(one), last, how)
     return [solutions[i] for i in range(len(lambdas))]
 
