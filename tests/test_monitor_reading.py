@@ -378,6 +378,53 @@ def test_a_decay_that_changes_no_step_is_told() -> None:
     assert known.lambda_w is None
 
 
+@pytest.mark.parametrize(
+    ("name", "matrix"), [("LARS", "coupled"), ("Kron", "preconditioned"), ("MARS", "preconditioned")]
+)
+def test_what_leaves_vectors_alone_has_no_penalty_on_the_bias(name: str, matrix: str) -> None:
+    def after(weight_decay: float) -> tuple[torch.Tensor, nn.Linear, Any]:
+        torch.manual_seed(0)
+        head = nn.Linear(5, 4)
+        optimizer = getattr(po, name)(head.parameters(), lr=0.01, weight_decay=weight_decay)
+        for parameter in head.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        return head.bias.detach(), head, optimizer
+
+    (plain, *_), (decayed, head, optimizer) = after(0.0), after(0.5)
+    assert torch.equal(plain, decayed)
+    # MARS has another setting for vectors, which shrinks them.
+    assert (decay_of(head.weight, optimizer).kind, decay_of(head.bias, optimizer).kind) == (
+        matrix,
+        "unknown" if name == "MARS" else "none",
+    )
+
+
+def test_a_group_of_vectors_that_are_left_alone_is_no_unused_decay() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    groups = [{"params": [p for p in model.parameters() if p.ndim == dims]} for dims in (2, 1)]
+    known, kinds = quietly(model, model[2], po.LARS(groups, lr=0.1, weight_decay=0.01))
+    assert "unused-decay" not in kinds
+    assert (known.lambda_w, known.lambda_b) == (0.01, 0.0)
+
+
+def test_gradients_that_are_centred_for_convolutions_alone() -> None:
+    def made(weight_decay: float) -> tuple[list[torch.Tensor], Any]:
+        parameters: list[torch.Tensor] = [nn.Linear(5, 4).weight, nn.Conv2d(5, 4, 1).weight]
+        settings: dict[str, Any] = {"weight_decouple": False, "gc_conv_only": True}
+        return parameters, po.Ranger(parameters, lr=0.01, weight_decay=weight_decay, **settings)
+
+    parameters, optimizer = made(0.0)
+    before = [p.detach().clone() for p in parameters]
+    for _ in range(8):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert [torch.equal(p, old) for p, old in zip(parameters, before, strict=True)] == [False, True]
+    parameters, optimizer = made(0.1)
+    assert [decay_of(p, optimizer).centred for p in parameters] == [False, True]
+
+
 # --- AdamW at rest
 
 

@@ -105,7 +105,9 @@ def _of_decays(facts: Facts) -> Iterator[PenaltyWarning]:
         yield _warning("decoupled-decay", name, _of_rows(facts))
     for name in sorted({name for name, kind in seen if kind == "unknown"}):
         yield _warning("unknown-decay", name)
-    for name in sorted({name for name, decay in facts.decays if decay.kind == "none" and decay.weight_decay != 0}):
+    # Of one that decays no vectors, a group of biases and gains alone is no surprise.
+    acting = {name for name, kind in seen if kind != "none"}
+    for name in sorted({name for name, decay in facts.decays if decay.weight_decay != 0} - acting):
         yield _warning("unused-decay", name)
     decay, found = facts.decay, group_of(facts.weight, facts.optimizer)
     name = "" if found is None else own_name(found[0])

@@ -57,9 +57,10 @@ class Facts:
             )
 
     def decay_of(self, parameter: Any) -> Decay:
-        """The decay of a parameter: one for a group, which is tried once."""
+        """The decay of a parameter: one for a group's matrices, one for its vectors, each tried once."""
         found = group_of(parameter, self.optimizer)
-        place = None if found is None else id(found[1]["params"][0])  # some make their groups anew when asked
+        # Some make their groups anew when asked.
+        place = None if found is None else (id(found[1]["params"][0]), max(parameter.ndim, 1))
         if place not in self._decays:
             self._decays[place] = decay_of(parameter, () if self.optimizer is None else self.optimizer)
         return self._decays[place]
@@ -79,7 +80,7 @@ class Facts:
         return not any(self.moves(p) for name, p in self.head.named_parameters() if name != "bias")
 
     @cached_property
-    def _decays(self) -> dict[int | None, Decay]:
+    def _decays(self) -> dict[tuple[int, int] | None, Decay]:
         return {}
 
     @cached_property

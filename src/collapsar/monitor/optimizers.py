@@ -139,9 +139,10 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
     optimizer, group = found
     decay = group.get("weight_decay", 0.0)
     decay = float(decay) if isinstance(decay, int | float | Tensor) else math.nan
+    start = _like(parameter)
     try:
         with _without_traces():
-            if _shrinks(innermost(optimizer), group):
+            if _shrinks(innermost(optimizer), group, start):
                 return Decay(decay, "unknown", math.nan, math.nan)
     except Exception:  # without a weight decay it is taken to have none; with one, see below
         pass
@@ -149,28 +150,33 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
         return Decay(0.0, "none", math.nan, math.nan)
     try:
         with _without_traces():
-            return _tried(innermost(optimizer), group, decay)
+            return _tried(innermost(optimizer), group, decay, start)
     except Exception:  # an optimizer that cannot step a copy: needs a closure, a process group, a device
         return Decay(decay, "unknown", math.nan, math.nan)
 
 
-def _shrinks(optimizer: Optimizer, group: Group) -> bool:
+def _like(parameter: Tensor) -> Tensor:
+    """The trial's numbers in as many dimensions as a parameter has: some optimizers decay no vectors (LARS, Kron)."""
+    weights = torch.tensor(_WEIGHTS, dtype=torch.float64)
+    return weights.flatten() if parameter.ndim < 2 else weights.reshape(4, 3, *[1] * (parameter.ndim - 2))
+
+
+def _shrinks(optimizer: Optimizer, group: Group, start: Tensor) -> bool:
     """Whether a step without gradient or weight decay takes a share of every weight, as the lambd of ASGD does.
 
     Where the settings know no ``weight_decay``, as fastai's with their ``wd``, any move is taken for decay.
     """
-    start = torch.tensor(_WEIGHTS, dtype=torch.float64)
     shares = 1 - _twin(optimizer, group, start, weight_decay=0.0).stepped(torch.zeros_like(start)) / start
     if "weight_decay" not in group:
         return bool(shares.any())
     return bool(shares.min() > 0) and torch.allclose(shares, shares.mean(), rtol=_CLOSE, atol=0)
 
 
-def _tried(optimizer: Optimizer, group: Group, decay: float) -> Decay:
-    start = torch.tensor(_WEIGHTS, dtype=torch.float64)
+def _tried(optimizer: Optimizer, group: Group, decay: float, start: Tensor) -> Decay:
     balance = -_DECAY * start
 
     def moves(gradient: Tensor, decay: float) -> Iterator[Tensor]:
+        torch.manual_seed(0)  # one that draws at random (Kron) draws the same with and without decay
         twin = _twin(optimizer, group, start, weight_decay=decay)
         return (twin.stepped(gradient) - start for _ in range(_STEPS))
 
@@ -186,22 +192,21 @@ def _tried(optimizer: Optimizer, group: Group, decay: float) -> Decay:
     )
     if ratio < _STILL:
         centred = not any(bool(move.any()) for move in moves(torch.ones_like(start), 0.0))
-        return Decay(decay, "coupled", 1.0, _clock_rate(optimizer, group) if linear else math.nan, centred)
-    if linear:
-        return Decay(decay, *_rested(optimizer, group))
+        return Decay(decay, "coupled", 1.0, _clock_rate(optimizer, group, start) if linear else math.nan, centred)
     if torch.equal(free, held):  # it has a weight decay and does not use it
         return Decay(decay, "none", math.nan, math.nan)
+    if linear:
+        return Decay(decay, *_rested(optimizer, group, start))
     if ratio > _MOVED:
-        return Decay(decay, "preconditioned", math.nan, _share(optimizer, group))
+        return Decay(decay, "preconditioned", math.nan, _share(optimizer, group, start))
     return Decay(decay, "unknown", math.nan, math.nan)
 
 
-def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float]:
+def _rested(optimizer: Optimizer, group: Group, uneven: Tensor) -> tuple[DecayKind, float, float]:
     """The penalty of a decoupled decay whose steps are linear: where a constant gradient lets the weights rest."""
     # One that does not go with the learning rate, or that depends on the gradients, is another at each step: what is
     # measured on these gradients would not hold on the network's.
     possible, factors = (1.0, 1.0 - group.get("momentum", 0.0)), []
-    uneven = torch.tensor(_WEIGHTS, dtype=torch.float64)
     for rate, pull in ((0.25, torch.ones_like(uneven)), (0.125, uneven), (0.125, uneven**3)):
         twin, now = _twin(optimizer, group, pull, lr=rate, weight_decay=_DECAY), pull
         for _ in range(3000):
@@ -216,17 +221,17 @@ def _rested(optimizer: Optimizer, group: Group) -> tuple[DecayKind, float, float
     expected = [f for f in possible if abs(factor - f) <= 1e-3 * f] if factor > 0 else []
     if not (expected and torch.allclose(both, torch.full_like(both, factor), rtol=1e-3)):
         return "unknown", math.nan, math.nan
-    return "linear", expected[0], _clock_rate(optimizer, group)
+    return "linear", expected[0], _clock_rate(optimizer, group, uneven)
 
 
-def _clock_rate(optimizer: Optimizer, group: Group) -> float:
+def _clock_rate(optimizer: Optimizer, group: Group, like: Tensor) -> float:
     """The share of a weight that one step takes when nothing pulls, over lr * weight_decay; NaN if it is not steady.
 
     It nears its limit geometrically: once 25 steps change it by 1e-5 of itself, those to come change none of its two
     decimals, with a momentum up to 0.98; with more all 400 steps are made.
     """
     rate, decay = 2.0**-6, 2.0**-12  # slow against any momentum
-    twin = _twin(optimizer, group, torch.ones(4, 3, dtype=torch.float64), lr=rate, weight_decay=decay)
+    twin = _twin(optimizer, group, torch.ones_like(like), lr=rate, weight_decay=decay)
     nothing, shares = torch.zeros_like(twin.weight), []
     for _ in range(16):
         before = twin.stepped(nothing, 24)
@@ -236,9 +241,9 @@ def _clock_rate(optimizer: Optimizer, group: Group) -> float:
     return round(shares[-1], 2) if abs(shares[-1] - shares[7]) <= _CLOSE * abs(shares[-1]) else math.nan
 
 
-def _share(optimizer: Optimizer, group: dict[str, Any]) -> float:
+def _share(optimizer: Optimizer, group: Group, start: Tensor) -> float:
     """The share of a weight that decoupled decay takes in a step, over lr * weight_decay; NaN where it varies."""
-    start, shares, estimates = torch.tensor(_WEIGHTS, dtype=torch.float64), [], []
+    shares, estimates = [], []
     for rate, pull, steps in ((_RATE, start, 3), (_RATE / 4, 4 * start, 3), (_RATE, start**3, _STEPS)):
         free = _twin(optimizer, group, start, weight_decay=0.0, lr=rate)
         before = free.stepped(pull, steps - 1)
@@ -250,7 +255,7 @@ def _share(optimizer: Optimizer, group: dict[str, Any]) -> float:
     every, one = torch.stack(shares), torch.ones((), dtype=torch.float64)
     if torch.allclose(every, one, rtol=_CLOSE):
         return 1.0
-    every /= torch.tensor(estimates).reshape(-1, 1, 1)
+    every /= torch.tensor(estimates).reshape(-1, *[1] * start.ndim)
     return float(group["d"]) if torch.allclose(every, one, rtol=_CLOSE) else math.nan
 
 
