@@ -367,7 +367,7 @@ def test_one_decayed_layer_is_solved_where_several_have_a_threshold(here) -> Non
         ("solve 5,3 --layers 2 --weight-decay .1", "`collapsar thresholds --layers 2` says where"),
         ("solve 5,3 --layers 1 --weight-decay .1 --norm 3", "two different trainings"),
         ("solve 5,3 --layers 1 --weight-decay .1 --lambda-z .1", "the only one; got --lambda-z too"),
-        ("solve 5,3 --norm layernorm --width 8 --weight-decay 1 --gain-decay 1", "gathers in few of them"),
+        ("solve 5,3 --norm layernorm --width 8 --weight-decay 1 --gain-decay 1", "gathers in few features"),
         ("solve 5,3 --norm 3 --weight-decay 1 --gain-decay 1", "it has no gain"),
         ("thresholds 5,3 --gain-decay 1", "--gain-decay goes with --norm"),
         ("thresholds 5,3 --layers 2 --features signed", "got --features"),

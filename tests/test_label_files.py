@@ -195,7 +195,7 @@ def test_arrays_are_read(array: np.ndarray, tmp_path: Path) -> None:
         (
             "y.txt",
             lines([*Y, -1]).encode(),
-            "1 without a label left out; the label -1 is taken for samples without one",
+            "1 without a label left out; the label -1 is taken to mark samples without a label",
         ),
         ("y.txt", "\n".join(["kläffer"] * 60 + ["dog"] * 30 + ["elk"] * 10).encode("latin-1"), "not UTF-8"),
         (
@@ -203,7 +203,7 @@ def test_arrays_are_read(array: np.ndarray, tmp_path: Path) -> None:
             lines(["breed", *WORDS]).encode(),
             "breed, on the first line, has one sample: if that line is a header",
         ),
-        ("y.npy", np.eye(4)[Y], "one-hot, a class for each of 4 columns"),
+        ("y.npy", np.eye(4)[Y], "one-hot, one class for each of 4 columns"),
         ("y.txt", lines(["# of my set", "# 2026", *WORDS]).encode(), "2 lines of comments, beginning with #, left out"),
         ("y.csv", lines(["# mine", "#key,label", *(f"x,{y}" for y in WORDS)]).encode(), "a line of comments"),
     ],
@@ -245,7 +245,7 @@ def test_an_archive_is_read_where_one_array_is_called_as_labels_are(tmp_path: Pa
         with pytest.raises(ValueError, match=said):
             cs.class_counts(tmp_path / "y.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "y.npz").read_bytes()[:90])
-    with pytest.raises(ValueError, match="is no readable"):
+    with pytest.raises(ValueError, match="is not? a? ?readable"):
         cs.class_counts(tmp_path / "cut.npz")
 
 
@@ -310,7 +310,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "regression": ("y.txt", lines(f"{k / 7:.3f}" for k in Y), "not whole"),
     "regression to numpy's digits": ("y.txt", lines(f"{k / 7:.18e}" for k in Y), "not whole"),
     "counts or labels": ("n.txt", lines([500, 3, 500, 3]), "4 counts or 4 labels"),
-    "no JSON": ("n.json", "{'cat': 1}", "no readable JSON"),
+    "no JSON": ("n.json", "{'cat': 1}", "not readable JSON"),
     "JSON of lists": ("n.json", '{"cat": [1, 2], "dog": [3]}', "one number per class"),
     "JSON records of lists": (
         "n.json",

@@ -5,8 +5,8 @@
     s = cs.solve(p)            # the exact optimum, with a duality gap anyone can re-check
     t = cs.thresholds(p)       # the penalties at which classes merge, vanish, and everything collapses
 
-Names are imported when they are first used: the theory needs numpy and scipy only, ``collapsar.metrics``,
-``collapsar.monitor`` and ``collapsar.training`` bring torch.
+Names are imported when they are first used: the theory needs only numpy and scipy, while ``collapsar.metrics``,
+``collapsar.monitor`` and ``collapsar.training`` import torch.
 """
 
 from typing import TYPE_CHECKING

@@ -19,9 +19,9 @@ def lazy_names(
 
     Args:
         package: the package's ``__name__``.
-        homes: for each module, absolute, its public names, separated by blanks.
-        left: the same for names that are public there no more; they are found with a DeprecationWarning that names
-            the module, for one release.
+        homes: for each module, by its absolute name, its public names, separated by spaces.
+        left: the same for names that are no longer public there; for one release they are still found, with a
+            DeprecationWarning that names the module.
     """
     home = {name: module for module, names in homes.items() for name in names.split()}
     gone = {name: module for module, names in (left or {}).items() for name in names.split()}
@@ -40,7 +40,7 @@ def lazy_names(
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Old module names lead to the new modules, with a DeprecationWarning that names them."""
+    """Imports the new module for an old name, with a DeprecationWarning that names it."""
 
     def __init__(self, moved: Mapping[str, str]) -> None:
         self.moved = moved
@@ -62,7 +62,7 @@ class _Moved(MetaPathFinder, Loader):
 
 
 def _imported(module: str) -> ModuleType:
-    """The module, which may have gone to the studies: then the error says how to get them."""
+    """The module; if it has moved to the studies, the error says how to install them."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -76,4 +76,4 @@ def forward_moved_modules(moved: Mapping[str, str]) -> None:
     """Let the old names of modules, the keys, be imported as the new ones for one release."""
     sys.meta_path.insert(
         0, _Moved(moved)
-    )  # before the path: an old folder with nothing but caches in it would be found
+    )  # before the path, on which an old folder that holds only caches would be found first

@@ -1,4 +1,4 @@
-"""What is checked at the door, with one sentence for each kind of mistake."""
+"""Checks of arguments, with one sentence for each kind of mistake."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 STORED_TURNED = "; transpose a head stored (d, K), as Keras stores kernels: weight.T"
-"""How a message ends where the sizes would fit the transpose."""
+"""End of a message where the sizes would fit the transpose."""
 
 
 def must_be(kind: type, problem: object) -> None:
-    """Refuse class counts, or what else is no problem, where a problem is wanted.
+    """Refuse class counts, or anything else, where a problem is expected.
 
     Raises:
         ValueError: ``problem`` is not of this kind.
@@ -26,10 +26,10 @@ def must_be(kind: type, problem: object) -> None:
 
 
 def number(name: str, value: object) -> float:
-    """The value as Python's own number.
+    """The value as a Python float.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise ValueError(f"`{name}` must be a number, got {value!r}")  # noqa: TRY004 - one error type at the door
@@ -40,7 +40,7 @@ def must_be_positive(**arguments: object) -> None:
     """Refuse numbers that are not finite and > 0.
 
     Raises:
-        ValueError: one is not; the message says its name.
+        ValueError: one is not; the message has its name.
     """
     for name, value in arguments.items():
         if not 0 < number(name, value) < inf:
@@ -48,7 +48,7 @@ def must_be_positive(**arguments: object) -> None:
 
 
 def bias_price(lambda_b: object) -> float:
-    """The price of a bias as a number.
+    """The penalty of a bias as a number.
 
     Raises:
         ValueError: it is negative or NaN.
@@ -60,5 +60,5 @@ def bias_price(lambda_b: object) -> float:
 
 
 def flat_bias(bias: Any) -> Any:
-    """A bias, array or tensor, that is stored as a column (K, 1) or a row (1, K) as shape (K,); any other as it is."""
+    """A bias, array or tensor, stored as a column (K, 1) or a row (1, K), as shape (K,); any other is unchanged."""
     return bias.ravel() if bias.ndim == 2 and 1 in bias.shape else bias

@@ -1,8 +1,8 @@
 """Classes that a problem cannot tell apart form a cluster and share one block of the optimum.
 
-A cluster is the set of classes with equal (n, q, m, delta, tau, iota), and equal penalty of their rows of the head
-where those differ (Hong & Ling, JMLR 25(192), 2024, Thm 2b). Theory and solver calculate on clusters, each in its own
-coordinates; which classes are alike, and what a cluster is, is said here.
+A cluster is the set of classes with equal (n, q, m, delta, tau, iota), and an equal penalty of their rows of the head
+where those differ (Hong & Ling, JMLR 25(192), 2024, Thm 2b). Theory and solver both calculate on clusters, each in its
+own coordinates; this module defines what a cluster is and which classes are alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collapsar.core.types import Vector
 PER_CLUSTER = ("sizes", "share", "mass", "scales", "temperatures", "offsets")
 """The vectors of a clustered problem."""
 NUMBERS = (*PER_CLUSTER, "smoothing", "lambda_b")
-"""Its fields but the classes' labels."""
+"""Its fields, except the classes' labels."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ClusteredProblem:
             problem: the problem.
             labels: shape (K,), the cluster of each class.
             first: shape (J,), a class of each cluster.
-            **more: fields beside those of this class.
+            **more: fields of a subclass.
         """
         return cls(
             labels=labels,
@@ -88,7 +88,7 @@ def alike(problem: Problem) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     loss = problem.loss
     rows = None if problem.normalization is None else problem.normalization.lambda_w
     vectors = (loss.class_weights, problem.feature_mass, loss.scales, loss.temperatures, loss.offsets, rows)
-    # q and m follow from the counts where nothing else is given
+    # q and m follow from the counts unless they are given
     given = [problem.class_counts.tolist(), *(v.tolist() for v in vectors if isinstance(v, np.ndarray))]
     keys = given[0] if len(given) == 1 else list(zip(*given, strict=True))
     number = {key: j for j, key in enumerate(dict.fromkeys(keys))}

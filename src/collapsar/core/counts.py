@@ -35,7 +35,7 @@ class LabelCounts:
     Attributes:
         counts: int64, shape (K,), every entry >= 1.
         names: K names; None where the source gives none.
-        note: How a file was read, in one line for its reader; empty where there is nothing to say.
+        note: How a file was read, in one line for the user; empty if there is nothing to say.
     """
 
     counts: NDArray[np.int64]
@@ -44,7 +44,7 @@ class LabelCounts:
 
 
 class CheckedCounts(NamedTuple):
-    """Counts that a problem has checked: many small ones given by class would read like labels without their names."""
+    """Counts that a problem has already checked: without class names, many small counts would look like labels."""
 
     counts: NDArray[np.int64]
 
@@ -59,13 +59,13 @@ def class_counts(
 
             * numbers: ``[500, 500, 100]``;
             * counts by class: a dict, a ``Counter`` or a pandas Series such as ``labels.value_counts()``; classes
-              that are numbers come in numeric order, those of a Counter or a Series by name;
+              that are numbers are put in numeric order, others of a Counter or a Series in order of name;
             * groups ``"COUNTxCLASSES"`` joined by commas: ``"500x5,100x5"`` is five classes of 500 samples and
               five of 100; a bare ``"500"`` is one class;
             * ``"exp:LARGEST:SMALLEST:CLASSES"``: a geometric profile;
             * ``"step:LARGEST:SMALLEST:CLASSES"``: the first half of the classes large, the rest small;
             * the path of a file of labels or counts or of a folder of images: see :func:`label_counts`.
-        column: Of a table with several columns, the one with the labels, as for :func:`label_counts`.
+        column: In a table with several columns, the one with the labels, as for :func:`label_counts`.
         ignore_index: A label that marks samples without one, as for :func:`label_counts`.
 
     Returns:
@@ -90,21 +90,21 @@ def class_counts(
 def label_counts(
     spec: CountsLike | ArrayLike, *, column: str | int | None = None, ignore_index: int | None = None
 ) -> LabelCounts:
-    """Samples per class and the classes' names: :func:`class_counts` with names and choices.
+    """Samples per class and the classes' names: :func:`class_counts` with names, and a note on how a file was read.
 
     A file may hold one label or one count per line, ``path label`` or ``class count`` lines, CSV or TSV with or
     without a header, LIBSVM lines, JSON (an array, an object of counts, an object for each sample, LVIS or COCO
-    categories), JSON lines or a ``.npy`` array, each also in gzip; a folder must hold one folder of images per class.
-    What has several readings is refused.
+    categories), JSON lines or a ``.npy`` array, all of these also gzipped; a folder must hold one folder of images
+    per class. A file that can be read in several ways is refused.
 
     Args:
         spec: As for :func:`class_counts`.
-        column: Of a table with several columns, the name or number, counted from 1, of the labels; of LVIS
+        column: In a table with several columns, the name or number (from 1) of the column with the labels; for LVIS
             categories, the field with the counts.
         ignore_index: A label that marks samples without one, such as -1, -100 or 255; they are left out.
 
     Raises:
-        ValueError: As for :func:`class_counts`, or a file has no reading or several.
+        ValueError: As for :func:`class_counts`, or a file can be read in no way or in several.
 
     Example:
         >>> label_counts({"cat": 60, "dog": 30}).names
@@ -115,7 +115,7 @@ def label_counts(
         if text and _exists(Path(text)):
             return _from_file(Path(text), column, ignore_index)
         if column is not None or ignore_index is not None:
-            raise ValueError(f"`column` and `ignore_index` are for files of labels; {text!r} is none")
+            raise ValueError(f"`column` and `ignore_index` are for files of labels; {text!r} is not one")
         return LabelCounts(_checked(_from_text(text)))
     if isinstance(spec, Mapping) or (hasattr(spec, "items") and hasattr(spec, "index") and not hasattr(spec, "append")):
         pairs: Any = spec
@@ -127,7 +127,7 @@ def label_counts(
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # longer than any name may be: a list of counts
+    except OSError:  # too long for a file name: a list of counts
         return False
 
 
@@ -138,13 +138,13 @@ def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) ->
         labels: shape (N,), whole numbers, also as floats, truth values or strings, or (N, K), one-hot: a list, an
             array, a tensor or a pandas Series.
         ignore_index: A label that marks samples without one, such as -1, -100 or 255; they are left out. Without it
-            -100 and a -1 beside classes 0, 1, 2, ... are taken for such a mark, with a warning.
+            -100, and a -1 beside classes 0, 1, 2, ..., are taken to be such a mark, with a warning.
 
     Returns:
         The names, sorted (numbers by value), and the counts of shape (K,) in the same order.
 
     Raises:
-        ValueError: There are no labels, others are negative, or they are neither whole numbers nor strings.
+        ValueError: There are no labels, some are negative, or they are neither whole numbers nor strings.
 
     Example:
         >>> counts_from_labels(["cat", "dog", "cat"])
@@ -163,7 +163,7 @@ def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) ->
     if array.ndim != 1 or array.size == 0 or not whole:
         raise ValueError(
             f"`labels` must be a non-empty list of whole numbers or strings, got shape {array.shape} of {array.dtype}; "
-            "soft labels and numbers to be regressed have no classes to count"
+            "soft labels and regression targets have no classes to count"
         )
     if array.dtype.kind == "f":
         array = array.astype(np.int64)
@@ -174,7 +174,7 @@ def counts_from_labels(labels: ArrayLike, *, ignore_index: int | None = None) ->
 
 
 def _counted(labels: NDArray[Any], ignore_index: int | None, where: str) -> tuple[list[str], NDArray[np.int64], str]:
-    """Names and counts of the labels of classes, and which labels were taken for none without being told."""
+    """Names and counts of the labels, and which label was assumed to mark samples without one."""
     if ignore_index is not None:
         labels = labels[labels != (str(ignore_index) if labels.dtype.kind == "U" else ignore_index)]
     found, counts = np.unique(labels, return_counts=True)
@@ -185,15 +185,15 @@ def _counted(labels: NDArray[Any], ignore_index: int | None, where: str) -> tupl
         marks = found.size > 1 and found[1] >= 0 and (mark == -100 or (mark == -1 and found[1] == 0 and found.size > 3))
         if not marks:
             raise ValueError(_negative(where, mark, int(counts[0])))
-        assumed = f"the label {mark} is taken for samples without one (`ignore_index={mark}`)"
+        assumed = f"the label {mark} is taken to mark samples without a label (`ignore_index={mark}`)"
         found, counts = found[1:], counts[1:]
     return [str(name) for name in found], counts, assumed
 
 
 def _negative(where: str, label: int, rows: int) -> str:
     return (
-        f"{where}: {rows} labels are {label}; if that means without a label, leave them out with "
-        f"`ignore_index={label}` (on the command line --ignore-index {label}); if it is a class, give classes names"
+        f"{where}: {rows} labels are {label}; if that means no label, leave these samples out with "
+        f"`ignore_index={label}` (on the command line --ignore-index {label}); if it is a class, give names to classes"
     )
 
 
@@ -210,7 +210,7 @@ def _from_file(path: Path, column: str | int | None, ignore_index: int | None) -
     labels = [label for label in found if str(label).strip().lower() not in _MISSING]
     whole = whole_numbers(labels)
     if whole is None and labels and all(map(is_number, labels)):
-        raise ValueError(f"`class_counts`: {path} holds numbers that are not whole, which are no labels of classes")
+        raise ValueError(f"`class_counts`: {path} holds numbers that are not whole, which cannot be labels of classes")
     known = _known(labels if whole is None else whole, ignore_index, path)
     names, counts, unlabelled = _counted(known, None, f"`class_counts`: {path}")
     _check_file(path, names, counts, whole is not None)
@@ -236,27 +236,27 @@ def _known(labels: list[Any], ignore_index: int | None, path: Path) -> NDArray[A
 
 
 def _check_file(path: Path, names: list[str], counts: NDArray[np.int64], whole: bool) -> None:
-    """Refuse labels that are probably none."""
+    """Refuse values that are probably not labels."""
     K, N = len(names), int(counts.sum())
     if K == N > 2 or (2 * K > N >= 10):
         raise ValueError(
-            f"`class_counts`: {path} has {K} different labels in {N} samples, so its lines are hardly labels; give "
+            f"`class_counts`: {path} has {K} different labels in {N} samples, so these are probably not labels; give "
             "one label per line or one class and its count, or name the column with `column` (--column)"
         )
     if whole and [int(name) for name in names] == list(range(1, K + 1)) and K > 1:
         raise ValueError(
-            f"`class_counts`: {path} has labels 1 to {K} and none that is 0. If they count from 1, subtract 1 or give "
-            f"the counts themselves: {_spec(counts)}; if class 0 has no samples, leave it out in the same way"
+            f"`class_counts`: {path} has labels 1 to {K} and no 0. If they count from 1, subtract 1 or give the "
+            f"counts themselves: {_spec(counts)}; if class 0 has no samples, leave it out in the same way"
         )
     if whole and int(names[-1]) == 255 and [int(name) for name in names[:-1]] == list(range(K - 1)) and K < 256:
         raise ValueError(
-            f"`class_counts`: {path} has labels 0 to {K - 2} and {counts[-1]} that are 255; if that means without a "
-            "label, leave them out with `ignore_index=255` (on the command line --ignore-index 255)"
+            f"`class_counts`: {path} has labels 0 to {K - 2} and {counts[-1]} that are 255; if that means no label, "
+            "leave these samples out with `ignore_index=255` (on the command line --ignore-index 255)"
         )
 
 
 def _spec(counts: NDArray[np.int64]) -> str:
-    """Counts as a specification, where it is short enough to be shown."""
+    """Counts as a specification, if it is short enough to show."""
     starts = np.flatnonzero(np.r_[True, counts[1:] != counts[:-1]])
     if starts.size > 40:
         return "as a JSON array"
@@ -314,7 +314,7 @@ def _profile(kind: str, rest: str, text: str) -> ArrayLike:
 
 
 def _quoted(text: str) -> str:
-    """In quotes; of a list of thousands of counts both ends, of a path, which is shorter, all."""
+    """The text in quotes: all of a path; only both ends of a list of thousands of counts."""
     short = reprlib.Repr()
     short.maxstring = 300
     return short.repr(text)
@@ -332,7 +332,7 @@ def _checked(values: ArrayLike, names: Sequence[str] | None = None, *, counted: 
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(
-            f"`class_counts` must be whole numbers, got {str(values)[:200]!r}; {_SPEC_HELP}; of labels call "
+            f"`class_counts` must be whole numbers, got {str(values)[:200]!r}; {_SPEC_HELP}; to count labels, call "
             "`counts_from_labels(labels)`"
         ) from None
     if array.ndim != 1 or array.size == 0:
@@ -342,7 +342,7 @@ def _checked(values: ArrayLike, names: Sequence[str] | None = None, *, counted: 
     if numbered and not counted and _are_labels(array):
         raise ValueError(
             f"`class_counts` looks like {array.size} labels, classes {array.min():g} to {array.max():g}: count them "
-            "with `names, counts = counts_from_labels(labels)`; counts of that kind go in as a dict, class to count"
+            "with `names, counts = counts_from_labels(labels)`; if they are counts, give a dict from class to count"
         )
     good = (array >= 1) & (array <= _MOST) & (array == np.floor(array))
     if not good.all():
@@ -350,7 +350,7 @@ def _checked(values: ArrayLike, names: Sequence[str] | None = None, *, counted: 
         name = k if names is None else names[k]
         raise ValueError(
             f"`class_counts` must be whole numbers from 1 to {_MOST:g}, got {array[k]:g} for class {name}; "
-            "leave classes without samples out"
+            "leave out classes without samples"
         )
     if array.size < 2:
         raise ValueError(f"`class_counts` must name at least two classes, got {array.size}")
@@ -358,7 +358,7 @@ def _checked(values: ArrayLike, names: Sequence[str] | None = None, *, counted: 
 
 
 def _are_labels(array: NDArray[np.float64]) -> bool:
-    """Whether numbers are labels: every class from 0, or many times every class from 1 in no order of size."""
+    """Whether numbers look like labels: every class from 0 on, or every class from 1 on many times, not sorted."""
     if not bool((np.isfinite(array) & (array == np.floor(array)) & (array >= 0)).all()):
         return False
     values = np.unique(array)

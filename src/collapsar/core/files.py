@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
         OSError: the folder does not exist or cannot be written.
     """
     target = Path(path)
-    if not target.parent.is_dir():  # or the error would name a temporary file, which nobody asked for
+    if not target.parent.is_dir():  # otherwise the error would name a temporary file that the user has never heard of
         raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}; create it first")
     if target.is_dir():
         raise IsADirectoryError(f"{target} cannot be written: it is a folder; name a file in it")

@@ -13,10 +13,10 @@ from collapsar.core.types import Record
 
 
 class JsonLines:
-    """Appends records to a file, which may hold the records of an interrupted run.
+    """Appends records to a file, which may already hold the records of an interrupted run.
 
-    A line that a crash left unfinished is cut off before the first record is added. The values are written as
-    ``core.records.to_json`` writes them: NaN is null, infinity "inf".
+    A line that a crash left unfinished is cut off before the first record is added. The values are written as by
+    ``core.records.to_json``: NaN is null, infinity "inf".
 
     Args:
         path: The file; it and its folder are created when the first record is written.

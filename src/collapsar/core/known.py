@@ -1,4 +1,4 @@
-"""What is known of how a network was trained."""
+"""What is known about how a network was trained."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from collapsar.core.records import JsonValue, to_json
 from collapsar.core.types import Record, Vector
 
 NORMALISED = "feeds the head: the length of the features is normalised and cannot answer to a penalty"
-"""What the caution says of a norm before the head: said better where its own model is chosen."""
+"""Part of the caution about a norm before the head, which is left out where the norm's own model is chosen."""
 UNTRAINED = "The head is not trained"
-"""How the caution begins that the head balances no forces."""
+"""Start of the caution that loss and penalty are not balanced at the head."""
 UNPENALISED = "Nothing penalises the features"
-"""How the caution begins that features may grow without end: not so where their lengths show a normalisation."""
+"""Start of the caution that features may grow without bound; left out where their lengths show a normalisation."""
 
 
 class Rest(NamedTuple):
     """How well the loss's pull on the head, -dL/dW, agrees with the penalty that holds it; (1, 1) at rest.
 
     Attributes:
-        slope: of the pull on the penalty's gradient, through the origin.
-        correlation: of the two, entry by entry.
+        slope: of the pull regressed on the penalty's gradient, through the origin.
+        correlation: between the two, over all entries.
     """
 
     slope: float
@@ -34,7 +34,7 @@ class Rest(NamedTuple):
 
     @property
     def imbalance(self) -> float:
-        """What the two leave of each other, relative to the penalty's; sharper than the correlation, 1 - x^2 / 2 of it.
+        """Their difference relative to the penalty's gradient; at x the correlation is only about 1 - x^2 / 2.
 
         Example:
             >>> round(Rest(0.96, 0.991).imbalance, 3)
@@ -50,16 +50,16 @@ class HeadNorm:
     Attributes:
         layer: its class.
         over: "sample": every sample's features have one length; "batch": their mean square over the batch is fixed.
-        width: d, how many features it puts out.
+        width: d, the number of its outputs.
         length: ||gamma||, sqrt(d) without a gain: the length of the features, or its root mean square over the batch.
-        gain_penalty: lambda of its gain; NaN: decayed beside a loss whose scale is not known; 0.0: trained without a
+        gain_penalty: lambda of its gain; NaN: decayed, but the loss has an unknown scale; 0.0: trained without a
             penalty, so that the length may grow without bound; None: there is no gain, it is not trained, or its
-            decay is no penalty.
+            decay is not a penalty.
         free_gain: whether there is a gain that is trained without any decay.
         trained_gain: whether there is a gain that is trained at all.
         uneven: standard deviation over mean of the gain's absolute values; 0 without one.
         shifted: whether something is added after the gain.
-        pooled: class of the pooling between it and the head; None without one.
+        pooled: class of the pooling between it and the head; None if there is none.
     """
 
     layer: str
@@ -76,26 +76,26 @@ class HeadNorm:
 
 @dataclass(frozen=True, eq=False)
 class KnownTraining(JsonValue):
-    """What is known of how a network was trained; None is "not known".
+    """What is known about how a network was trained; None means "not known".
 
     Attributes:
-        lambda_w: penalty of the head, with its half; torch SGD's ``weight_decay`` on it and the loss's own add up. One
+        lambda_w: penalty of the head, with its half; torch SGD's ``weight_decay`` on it plus the loss's own. One
             number, or shape (K,), one for each class's row: AdamW at rest.
         lambda_h: penalty of the features, with its half, summed over all training samples.
         lambda_b: penalty of the head's bias; 0: not penalised.
         loss: the loss, as it counts each class: its class weights times ``exposure``.
-        features: "nonnegative" after a ReLU, "signed" otherwise; None looks at the features.
+        features: "nonnegative" after a ReLU, "signed" otherwise; None: decided by looking at the features.
         cautions: what makes these penalties differ from the theory's.
-        decay_clock: sum of lr * weight_decay of the head over all steps, those to come included where they are known.
+        decay_clock: sum of lr * weight_decay of the head over all steps, including later ones where they are known.
             Far below 1, weight decay has not acted.
         rest: how well loss and decay balance at the head.
         norm: the normalisation that feeds the head.
         bounded_by: class of a layer before the head that bounds each feature (tanh, as in the poolers of BERT).
-        body: of the layers below the head: "frozen", "decayed" where decay acts on any of their matrices, else "free".
-        frozen_head: whether the head's weight is not trained, as of a fixed simplex or below adapters: it balances no
-            forces, and no optimum here has it.
-        exposure: how many times as often as its share of the samples training shows each class, shape (K,), > 0: where
-            a sampler resamples. A feature's penalty counts as often; None: all samples are shown alike.
+        body: the layers below the head: "frozen", "decayed" if any of their matrices is decayed, otherwise "free".
+        frozen_head: whether the head's weight is not trained (a fixed simplex, or a head below adapters): loss and
+            penalty do not balance there, and no optimum here describes it.
+        exposure: how often training shows each class, relative to its share of the samples, shape (K,), > 0, if a
+            sampler resamples. A feature's penalty counts as often. None: all samples are shown equally often.
 
     Raises:
         ValueError: a penalty or an exposure is out of range, or ``features`` is unknown.
@@ -134,7 +134,7 @@ class KnownTraining(JsonValue):
 
     @property
     def one_lambda_w(self) -> float | None:
-        """The head's penalty as one number, for what knows no rows: their mean."""
+        """The head's penalty as one number, the mean over its rows, for uses that need one."""
         return None if self.lambda_w is None else float(np.mean(self.lambda_w))
 
     @property
@@ -144,10 +144,10 @@ class KnownTraining(JsonValue):
 
     @property
     def row_scales(self) -> Vector | None:
-        """delta_k = sqrt(mean / lambda_k), shape (K,): a penalty per row is one penalty with the logits scaled so.
+        """delta_k = sqrt(mean / lambda_k), shape (K,): a penalty per row equals one penalty with logits scaled by it.
 
-        With w_k = v_k delta_k, sum_k lambda_k ||w_k||^2 = mean * sum_k ||v_k||^2; the scale of ``Loss`` that this is
-        multiplies the bias as well, so it holds for a bias that is free or absent. None with one penalty for all rows.
+        With w_k = v_k delta_k, sum_k lambda_k ||w_k||^2 = mean * sum_k ||v_k||^2. As a scale of ``Loss`` it multiplies
+        the bias too, so this holds for a bias that is free or absent. None with one penalty for all rows.
         """
         rows = self.lambda_w
         if not isinstance(rows, np.ndarray) or not (rows > 0).all():
@@ -156,7 +156,7 @@ class KnownTraining(JsonValue):
 
     @property
     def lambda_z(self) -> float | None:
-        """sqrt(lambda_w lambda_h), of the rows' mean; None unless both are known and positive."""
+        """sqrt(lambda_w lambda_h), with the mean of the rows; None unless both are known and positive."""
         head = self.one_lambda_w
         if not head or not self.lambda_h:
             return None
@@ -168,5 +168,5 @@ class KnownTraining(JsonValue):
 
 
 def rests_by_rows(known: KnownTraining) -> bool:
-    """Whether the optimizer's own state says that the head rests, with a penalty for each row (AdamW)."""
+    """Whether, by the optimizer's own state, the head is at rest with a penalty for each row (AdamW)."""
     return known.rest is not None and isinstance(known.lambda_w, np.ndarray)

@@ -1,7 +1,7 @@
 """Files of labels and of counts as people have them: lists, tables, JSON, image folders, arrays.
 
-What has one reading is read; what has several is refused with the way to say which is meant. Nothing is unpickled.
-"""
+A file that can mean only one thing is read; otherwise it is refused, and the error says how to choose. Nothing is
+unpickled."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ _PATH_LABEL = re.compile(r"(\S.*?)\s+(\S+)")
 
 
 def read_label_file(path: Path, column: str | int | None = None) -> tuple[Labelled | Counted, str]:
-    """One label per sample, or samples by class, whichever the file holds, and what was assumed to read it so.
+    """One label per sample, or samples by class, whichever the file holds, and what was assumed in reading it.
 
     Args:
         path: A text file (one label or one count per line, ``path label``, ``class count``, CSV, TSV, LIBSVM), JSON
             (an array, an object of counts, an object for each sample, LVIS or COCO categories) or JSON lines, a
             ``.npy`` array, any of these in gzip; an ``.npz`` archive with one array of labels; or a folder with one
             folder of images per class.
-        column: Of a table, the name or the number, counted from 1, of the column with the labels; of categories, the
-            field with the counts.
+        column: In a table, the name or number (from 1) of the column with the labels; for categories, the field with
+            the counts.
 
     Raises:
-        ValueError: The file cannot be read, or has no reading or several.
+        ValueError: The file cannot be read, or can be read in several ways.
     """
     if path.is_dir():
         return _folder(path), ""
@@ -87,16 +87,16 @@ def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
         return raw.decode("utf-16" if wide else "utf-8-sig"), ""
     except UnicodeDecodeError:
         pass
-    if not wide and not _BINARY.search(raw):  # one byte is one letter: whichever it is, equal names stay equal
+    if not wide and not _BINARY.search(raw):  # one byte is one letter: even a wrong letter keeps equal names equal
         with contextlib.suppress(UnicodeDecodeError):
             return raw.decode("cp1252"), "not UTF-8, so letters with accents are taken for Latin-1"
     raise ValueError(
-        f"`class_counts`: {path} is no text in UTF-8; save it as UTF-8 with one label per line, or as a .npy array"
+        f"`class_counts`: {path} is not text in UTF-8; save it as UTF-8 with one label per line, or as a .npy array"
     )
 
 
 def _labels_in_archive(raw: bytes, path: Path) -> bytes:
-    """The array of an ``.npz`` that is called as labels are, as a ``.npy`` has it."""
+    """The array of an ``.npz`` that has a usual name of labels, as the bytes of a ``.npy``."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -104,7 +104,7 @@ def _labels_in_archive(raw: bytes, path: Path) -> bytes:
             if len(found) == 1:
                 return archive.read(f"{found[0]}.npy")
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"`class_counts`: {path} is no readable .npz archive ({error})") from None
+        raise ValueError(f"`class_counts`: {path} is not a readable .npz archive ({error})") from None
     raise ValueError(
         f"`class_counts`: {path} must hold one array of labels, called {', '.join(_LABEL_ARRAYS[:-1])} or "
         f"{_LABEL_ARRAYS[-1]}; it holds {', '.join(names)}; save the labels as a .npy array"
@@ -119,18 +119,18 @@ def _array(raw: bytes, path: Path) -> tuple[Labelled, str]:
     labels, assumed = labels_of_array(array)
     if labels.ndim != 1:
         raise ValueError(
-            f"`class_counts`: {path} has shape {array.shape}, labels have shape (N,), or (N, K) with one 1 in each row"
+            f"`class_counts`: {path} has shape {array.shape}; labels have shape (N,), or (N, K) with one 1 in each row"
         )
     return (labels.astype(str) if labels.dtype.kind == "b" else labels).tolist(), assumed
 
 
 def labels_of_array(array: NDArray[Any]) -> tuple[NDArray[Any], str]:
-    """Labels stored as a column, a row or one-hot as shape (N,), and what was assumed; any other array as it is."""
+    """Labels stored as a column, a row or one-hot, as shape (N,), and what was assumed; any other array unchanged."""
     if array.ndim == 2 and 1 in array.shape:
         return array.ravel(), ""
     one_hot = array.ndim == 2 and array.size > 0 and array.dtype.kind in "biuf"
     if one_hot and bool(((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
-        return array.argmax(axis=1), f"one-hot, a class for each of {array.shape[1]} columns"
+        return array.argmax(axis=1), f"one-hot, one class for each of {array.shape[1]} columns"
     return array, ""
 
 
@@ -142,7 +142,7 @@ def _folder(path: Path) -> Counted:
         raise ValueError(f"`class_counts`: {path} holds the splits {', '.join(names)}; name one: {classes[0]}")
     counts = {entry.name: sum(file.suffix.lower() in _IMAGES for file in entry.rglob("*")) for entry in classes}
     if not any(counts.values()):
-        raise ValueError(f"`class_counts`: {path} must have one folder of images per class, found no image in one")
+        raise ValueError(f"`class_counts`: {path} must have one folder of images per class; its folders have none")
     return counts
 
 
@@ -156,7 +156,7 @@ def _json(text: str, path: Path, column: str | int | None) -> Labelled | Counted
         try:  # an object on each line
             value = [json.loads(line) for line in text.splitlines() if line.strip()]
         except ValueError:
-            raise ValueError(f"`class_counts`: {path} is no readable JSON ({error})") from None
+            raise ValueError(f"`class_counts`: {path} is not readable JSON ({error})") from None
     if isinstance(value, dict) and isinstance(value.get("categories"), list):
         return _categories(value["categories"], value.get("annotations"), path, column)
     if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
@@ -186,7 +186,7 @@ def _scalars(values: list[Any], path: Path) -> list[Any]:
 
 
 def _records(entries: list[dict[str, Any]], path: Path, column: str | int | None) -> Labelled | Counted:
-    """A table, an object for each row; what holds lists or objects is no column."""
+    """A table with an object for each row; fields that hold lists or objects are not columns."""
     table = {
         name: ["" if (cell := entry.get(name)) is None else str(cell) for entry in entries]
         for name in entries[0]
@@ -205,7 +205,7 @@ def _categories(entries: list[Any], annotations: Any, path: Path, column: str | 
     entries = sorted(entries, key=lambda entry: entry.get("id", 0))
     fields = [str(column)] if column is not None else [f for f in _COUNT_FIELDS if all(f in e for e in entries)]
     if len(fields) > 1 and any(entry[fields[0]] != entry[fields[1]] for entry in entries):
-        raise ValueError(f"`class_counts`: {path} counts in {' and '.join(fields)}; choose one with {_CHOOSE}")
+        raise ValueError(f"`class_counts`: {path} has counts in {' and '.join(fields)}; choose one with {_CHOOSE}")
     if fields:
         if not all(fields[0] in entry for entry in entries):
             raise ValueError(f"`class_counts`: {path}: its categories have no {fields[0]!r}, only {sorted(entries[0])}")
@@ -221,7 +221,7 @@ def _categories(entries: list[Any], annotations: Any, path: Path, column: str | 
 
 
 def _without_comments(lines: list[str]) -> tuple[list[str], str]:
-    """Without the comments that a file begins with, as ``numpy.savetxt`` writes its header; and what was left out."""
+    """The lines without leading comments, such as the header of ``numpy.savetxt``; and what was left out."""
     first = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
     if first == 0 or any(line.startswith("#") for line in lines[first:]):  # hashtags may be labels
         return lines, ""
@@ -256,7 +256,7 @@ def _table(lines: list[str], path: Path, column: str | int | None) -> Labelled |
     if width == 2:
         return _two_columns(columns[0], columns[1], path)
     raise ValueError(
-        f"`class_counts`: {path} has {width} columns; choose that with the labels with {_CHOOSE}, counted from 1"
+        f"`class_counts`: {path} has {width} columns; choose the one with the labels by {_CHOOSE}, counted from 1"
     )
 
 
@@ -331,7 +331,7 @@ def _named_columns(names: list[str], columns: list[list[str]], path: Path) -> La
     ):
         return _two_columns(columns[0], columns[1], path)
     raise ValueError(
-        f"`class_counts`: {path} has the columns {', '.join(names)}; choose that with the labels with {_CHOOSE}"
+        f"`class_counts`: {path} has the columns {', '.join(names)}; choose the one with the labels by {_CHOOSE}"
     )
 
 
@@ -349,8 +349,8 @@ def _two_columns(first: list[str], second: list[str], path: Path) -> Labelled | 
         if whole is None and 2 * len(set(second)) <= n:
             return second
     raise ValueError(
-        f"`class_counts`: {path} has two columns; if one holds labels choose it with {_CHOOSE} 1 or 2; counts of "
-        'classes go into JSON, such as {"cat": 60, "dog": 30}'
+        f"`class_counts`: {path} has two columns; if one holds labels, choose it with {_CHOOSE} 1 or 2; to give counts "
+        'of classes, use JSON such as {"cat": 60, "dog": 30}'
     )
 
 
@@ -364,14 +364,14 @@ def _looks_counted(cells: list[str], path: Path) -> bool:
         return True
     if max(whole) >= 10 * len(whole):
         raise ValueError(
-            f"`class_counts`: {path} can be {len(whole)} counts or {len(whole)} labels; give counts as a JSON array, "
-            "labels as whole numbers from 0 or as names"
+            f"`class_counts`: {path} could be {len(whole)} counts or {len(whole)} labels; give counts as a JSON array, "
+            "or labels as whole numbers from 0 or as names"
         )
     return False
 
 
 def whole_numbers(cells: Sequence[Any]) -> list[int] | None:
-    """The cells as whole numbers, "3.0" and numpy's "3.0e+00" being ones, or None where one is something else."""
+    """The cells as whole numbers, including "3.0" and numpy's "3.0e+00", or None if one is anything else."""
     texts = list(map(str, cells))
     if all(map(str.isdecimal, texts)):  # of any length
         return list(map(int, texts)) or None

@@ -68,7 +68,7 @@ def class_vector(name: str, values: ArrayLike, *, positive: bool) -> Vector:
     """One finite number per class, shape (K,), read-only.
 
     Raises:
-        ValueError: It is not that, or not ``positive``; the message says ``name``.
+        ValueError: The values are not that, or not ``positive``; the message has ``name``.
     """
     try:
         array = np.array(values, dtype=np.float64)

@@ -1,11 +1,11 @@
-"""What stands between backbone and head where features are normalised: lengths that are given, or whose gain decays.
+"""The normalisation between backbone and head: the length of the features is given, or set by a gain that decays.
 
     min over W, H, b   loss(W'H + b) + (1/2) sum_k lambda_k ||w_k||^2 + (lambda_b / 2)||b||^2
 
 per sample (LayerNorm, RMSNorm, cosine head)   ||h|| = norm for every sample,
 per batch (BatchNorm)                           mean ||h||^2 = norm^2.
 
-With a gain under decay the length is free and priced: + (lambda_gain / 2) norm^2.
+With a decayed gain the length is free, at the price of (lambda_gain / 2) norm^2.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from collapsar.core.problem import Problem
 
 COSINE_SCALE = 16.0
-"""What a cosine head usually multiplies its features of unit length by."""
+"""By what a cosine head usually multiplies its features of unit length."""
 
 GATHERS = (
-    "a decayed gain for each feature gathers in few of them, where length costs less than any model here has it; with "
-    "a fixed gain the optimum is known"
+    "when each feature has a decayed gain, the gain gathers in few features, where length costs less than in any model "
+    "here; with a fixed gain the optimum is known"
 )
 """Why no optimum is known where a norm over each sample has a gain that is decayed."""
 
@@ -39,7 +39,7 @@ Over = Literal["sample", "batch"]
 
 
 def norm_length(norm: str, width: int) -> float:
-    """Length of ``width`` features behind a norm without a gain; of a ``"cosine"`` head its usual scale."""
+    """Length of ``width`` features behind a norm without a gain; for a ``"cosine"`` head its usual scale."""
     return COSINE_SCALE if norm == "cosine" else math.sqrt(width)
 
 
@@ -51,7 +51,7 @@ class Normalization(JsonValue):
         lambda_w: > 0, penalty of the head's weight: a number, or shape (K,), one per class (row of the head).
         norm: > 0, the length of the features; None where the gain is decayed.
         lambda_gain: > 0, penalty of the norm's gain; None where the length is given.
-        over: ``"sample"``: every feature has this length; ``"batch"``: its square is the mean over the samples.
+        over: ``"sample"``: every feature has this length; ``"batch"``: its square is the mean of their squared lengths.
 
     Raises:
         ValueError: A value is out of range, or not exactly one of ``norm`` and ``lambda_gain`` is given.
@@ -102,7 +102,7 @@ class Normalization(JsonValue):
     def price(self) -> float:
         """lambda_w / norm^2: the penalty of the weight for features of unit length."""
         if self.norm is None:
-            raise ValueError("a decayed gain has no given `norm`; use `lambda_gain`")
+            raise ValueError("no `norm` is given, because the gain is decayed; use `lambda_gain`")
         return self.level / self.norm**2
 
     @property
@@ -111,10 +111,10 @@ class Normalization(JsonValue):
         return float(np.sqrt(self.level * self.lambda_gain if self.lambda_gain is not None else self.price))
 
     def check(self, lambda_z: float, lambda_b: float, num_classes: int, features: str) -> None:
-        """That a problem's other fields agree.
+        """Check that a problem's other fields agree.
 
         Raises:
-            ValueError: ``lambda_z`` is not this one's, or a penalty per class does not fit the classes or the bias.
+            ValueError: ``lambda_z`` differs from this one's, or a penalty per class does not fit the classes or bias.
         """
         if lambda_z != self.lambda_z:
             raise ValueError(
@@ -133,7 +133,7 @@ class Normalization(JsonValue):
             )
 
     def __str__(self) -> str:
-        """In a line: "lambda_w 0.5, norm 11.3 per sample"."""
+        """In one line: "lambda_w 0.5, norm 11.3 per sample"."""
         weight = f"{self.level:.4g}" + (" on average" if isinstance(self.lambda_w, np.ndarray) else "")
         length = f"norm {self.norm:.4g}" if self.norm is not None else f"lambda_gain {self.lambda_gain:.4g}"
         return f"lambda_w {weight}, {length} per {self.over}"
@@ -144,7 +144,7 @@ class Normalization(JsonValue):
         return cls(**values)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed; ``norm`` takes the place of ``lambda_gain`` and the reverse."""
+        """A copy with some fields changed; ``norm`` replaces ``lambda_gain``, and the reverse."""
         for given, other in (("norm", "lambda_gain"), ("lambda_gain", "norm")):
             if changes.get(given) is not None:
                 changes.setdefault(other, None)
@@ -159,7 +159,7 @@ def normalization_of(problem: Problem) -> Normalization:
 
 
 def own_penalties(problem: Problem) -> Vector:
-    """The penalty that thresholds are values of, per class, shape (K,): lambda_z, or the row's ``lambda_w``."""
+    """Per class, shape (K,), the penalty to which thresholds apply: lambda_z, or the row's ``lambda_w``."""
     how = problem.normalization
     return np.broadcast_to(np.asarray(problem.lambda_z if how is None else how.lambda_w), (problem.num_classes,))
 

@@ -49,8 +49,8 @@ class Problem:
         loss: the mitigations, plain by default.
         feature_mass: m > 0, shape (K,): how often the penalty counts the feature of class k; n by default.
         features: ``"signed"`` (Hong & Ling's model) or ``"nonnegative"`` (features after a ReLU).
-        normalization: None, or what takes the place of the feature penalty where features are normalised; then
-            ``lambda_z`` follows from it. See :meth:`from_normalized`.
+        normalization: None, or, for normalised features, what replaces the feature penalty; then ``lambda_z`` follows
+            from it. See :meth:`from_normalized`.
 
     Raises:
         ValueError: Any of these does not hold; the message names the argument.
@@ -176,11 +176,11 @@ class Problem:
         lambda_b: float = float("inf"),
         **rest: Any,
     ) -> Self:
-        """The problem of a network whose last norm has a gain under decay: the length of the features is free.
+        """The problem of a network whose last norm has a decayed gain, so that the length of the features is free.
 
-        The length is priced by (lambda_gain/2) norm^2. Per batch norm^2 = ||gain||^2, a gain per feature. Per sample
-        this is a gain that is one number, as a cosine head's scale: one gain per feature (LayerNorm, RMSNorm) gathers
-        in few features, where a length costs less; its optimum lies below this one and is not covered. A gain that is
+        The length costs (lambda_gain/2) norm^2. Per batch norm^2 = ||gain||^2, with one gain per feature. Per sample
+        the gain is one number, like a cosine head's scale: with one gain per feature (LayerNorm, RMSNorm) it gathers
+        in few features, where a length costs less; that optimum lies below this one and is not covered. A gain that is
         *not* decayed grows without bound: then there is no optimum and no threshold.
 
         Args:
@@ -214,7 +214,7 @@ class Problem:
 
     @cached_property
     def loss_share(self) -> Vector:
-        """q, shape (K,): the share of the loss that class k has; n/N unless weighted."""
+        """q, shape (K,): the share of class k in the loss; n/N unless weighted."""
         weight = self.class_counts.astype(np.float64)
         if self.loss.class_weights is not None:
             weight = weight * self.loss.class_weights
@@ -245,11 +245,11 @@ class Problem:
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is plain training: unmodified loss, feature mass n."""
+        """Whether this is training without a mitigation: unmodified loss, feature mass n."""
         return self.loss.is_plain and self.feature_mass is None
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, also those of the ``normalization``: lambda_w, norm, lambda_gain, over.
+        """A copy with some fields changed, including those of the ``normalization``: lambda_w, norm, lambda_gain, over.
 
         Example:
             >>> Problem([5, 5], 0.1).replace(lambda_z=0.2).lambda_z

@@ -1,4 +1,4 @@
-"""Values as standard JSON, the one way in which every record is written, and back."""
+"""Values to standard JSON and back: the one way in which every record is written and read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collapsar.core.types import Record
 
 
 class JsonValue:
-    """A frozen dataclass that is what its JSON says: fields with arrays in them have no equality of their own."""
+    """A frozen dataclass that is compared by its JSON, because fields that hold arrays cannot be compared by ``==``."""
 
     def to_dict(self) -> Record:
         """The fields as JSON-able values."""
@@ -25,10 +25,10 @@ class JsonValue:
 
 
 def to_json(value: Any) -> Any:
-    """The value as standard JSON can hold it.
+    """The value in a form that standard JSON can hold.
 
-    Arrays, tensors and tuples become lists, numpy's numbers Python's, dataclasses objects; NaN (not defined) is null,
-    infinity the string "inf", as in ``lambda_b`` of a head without bias.
+    Arrays, tensors and tuples become lists, numpy numbers Python numbers, dataclasses objects; NaN (not defined) is
+    null, infinity the string "inf", as in ``lambda_b`` without a bias.
 
     Example:
         >>> import numpy as np
@@ -51,7 +51,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Read back what :func:`to_json` wrote: null is NaN, "inf" infinity. For records of numbers.
+    """Read back what :func:`to_json` wrote: null is NaN, "inf" is infinity. For records of numbers.
 
     Example:
         >>> from_json({"gap": None, "lambda_b": "inf", "name": "net"})

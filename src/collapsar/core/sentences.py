@@ -18,12 +18,12 @@ def names_of(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, 
     """
     names = tuple(map(str, range(num_classes) if class_names is None else class_names))
     if len(names) != num_classes:
-        raise ValueError(f"`class_names` must hold {num_classes} names; got {len(names)}. Name every class")
+        raise ValueError(f"`class_names` must hold one name for each of {num_classes} classes, got {len(names)}")
     return names
 
 
 def listed(items: Iterable[Any], most: int = 10, *, last: str = ", ") -> str:
-    """The items after commas, the first ``most`` of many; ``last`` stands before the last one.
+    """The items separated by commas, at most the first ``most``; ``last`` stands before the last one.
 
     Example:
         >>> listed("abc"), listed("abc", last=" and "), listed(range(9), 2)
@@ -36,7 +36,7 @@ def listed(items: Iterable[Any], most: int = 10, *, last: str = ", ") -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, to two digits; nearly all is not all.
+    """A share in per cent, to two digits; a share just below one is not rounded to 100 %.
 
     Example:
         >>> percent(0.0123), percent(0.5), percent(1.234), percent(1e-9), percent(0.9968)
@@ -50,7 +50,7 @@ def percent(share: float) -> str:
 
 
 def problem_words(problem: Problem, *, lambda_z: bool = True, samples: int | None = None) -> str:
-    """Classes, samples, feature model and penalties in one line; ``samples`` where sizes of classes were joined.
+    """Classes, samples, feature model and penalties in one line; give ``samples`` if sizes of classes were joined.
 
     Example:
         >>> from collapsar.core.problem import Problem

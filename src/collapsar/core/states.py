@@ -1,17 +1,17 @@
 """The states of a class, and what safe means: the same words in every command, record and page.
 
-At an optimum, and by measurement of a trained network:
+At an optimum, and as measured in a trained network:
 
 * **separated**: the class has predictions of its own;
-* **merged**: its column of predictions is not zero, but tells it from no class of its kind (the classes with the same
-  number of samples and the same mitigation), or, in a network, from the classes it merged with;
-* **vanished**: its column is zero, so that its samples move no score.
+* **merged**: its column of predictions is not zero, but does not tell it from other classes of its kind (those with the
+  same number of samples and the same mitigation), or, in a network, from the classes it merged with;
+* **vanished**: its column is zero, so its samples change no score.
 
-Of a trained network, whatever the state:
+In a trained network, whatever the state:
 
-* **lost**: the class has samples and none of them is given to it (recall 0): merged with others, vanished, or
+* **lost**: the class has samples and none of them is predicted as it (recall 0): merged with others, vanished, or
   *outvoted*, separated but always scored below another class;
-* **dead**: its row of the head coincides with another class's, so that no features tell the two from each other.
+* **dead**: its row of the head coincides with another class's, so no features can tell the two apart.
 
 A class is **safe** with a margin when it is separated and stays so up to ``(1 + margin)`` times the regularization
 strength. Its safety is the largest regularization strength at which it is separated over the present one: above 1
@@ -44,7 +44,7 @@ def worst(states: Iterable[ClassState]) -> ClassState:
 
 
 def past(strength: ArrayLike, threshold: ArrayLike) -> Mask:
-    """Whether a regularization strength is at or past a threshold, to the rounding of either; never past NaN.
+    """Whether a regularization strength is at or past a threshold, up to rounding; never past NaN.
 
     Example:
         >>> past(0.1 + 0.2, [0.3, 0.31, np.nan]).tolist()
@@ -57,8 +57,8 @@ def safety(threshold: ArrayLike, strength: float) -> Vector:
     """How many times stronger the regularization may become before a class is no longer separated.
 
     Args:
-        threshold: the regularization strengths (lambda_z) from which on classes are no longer separated.
-        strength: the present one.
+        threshold: the regularization strengths (lambda_z) above which classes are no longer separated.
+        strength: the present strength.
 
     Example:
         >>> safety([0.006, 0.003], 0.004).tolist()

@@ -1,4 +1,4 @@
-"""How many threads matrix products may use: one, where they are so small that threads only wait for each other."""
+"""How many threads matrix products may use: one, if they are so small that threads would only wait for each other."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-# Rows from which on a second thread pays; below, two threads that share busy cores wait up to fifty times longer than
-# they compute.
+# Number of rows from which a second thread pays; below it, two threads that share busy cores wait up to fifty times
+# longer than they compute.
 LARGE = 200
 
 
 @contextmanager
 def one_thread_below(size: int, large: int = LARGE) -> Iterator[None]:
-    """Within the block products use one thread, where matrices of ``size`` rows are not ``large``.
+    """Within the block, products use one thread if matrices of ``size`` rows are not ``large``.
 
-    The limit is that of the process while the block runs, and is lifted after it.
+    The limit holds for the whole process while the block runs, and is lifted afterwards.
 
     Example:
         >>> with one_thread_below(10):
