@@ -245,7 +245,7 @@ def test_an_archive_is_read_where_one_array_is_called_as_labels_are(tmp_path: Pa
         with pytest.raises(ValueError, match=said):
             cs.class_counts(tmp_path / "y.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "y.npz").read_bytes()[:90])
-    with pytest.raises(ValueError, match="is not? a? ?readable"):
+    with pytest.raises(ValueError, match="is not a readable"):
         cs.class_counts(tmp_path / "cut.npz")
 
 

@@ -482,5 +482,5 @@ def test_root_at_an_end_and_no_root():
 
 @pytest.mark.parametrize("small", [1, 5])
 def test_counts_over_fifteen_decades_are_refused_in_one_sentence(small: int) -> None:
-    with pytest.raises(ArithmeticError, match="the bias did not settle; the problem may be scaled too badly"):
+    with pytest.raises(ArithmeticError, match="the bias did not converge; the problem may be scaled too badly"):
         cs.thresholds(cs.Problem([10**15, small], 1e-3, 0.0, features="nonnegative"))

@@ -1,7 +1,8 @@
 """Files of labels and of counts as people have them: lists, tables, JSON, image folders, arrays.
 
 A file that can mean only one thing is read; otherwise it is refused, and the error says how to choose. Nothing is
-unpickled."""
+unpickled.
+"""
 
 from __future__ import annotations
 

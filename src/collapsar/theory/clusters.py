@@ -1,4 +1,4 @@
-"""Columns per cluster and the bias that balances them: what the threshold formulas stand on.
+"""Columns per cluster and the bias that balances them: the basis of the threshold formulas.
 
 Classes of one cluster share one column of the optimum up to the order of its entries. A column of cluster j is stored
 as J + 1 numbers: one for each cluster of logits (for the own cluster: the siblings) and, last, the own class;
@@ -19,9 +19,9 @@ from collapsar.core.problem import Problem
 from collapsar.core.types import Matrix, Vector
 
 NEWTON_STEPS = 200
-# Newton squares its error: once a step is this short, the next would be at the last digit of float64.
+# Newton's method squares its error: after a step this short, the next would be at the last digit of float64.
 LAST_STEP = 1e-8
-# A ridge in proportion to the gradient keeps Newton off saturated predictions and dies out at the root.
+# A ridge in proportion to the gradient keeps Newton's method away from saturated predictions and fades at the root.
 DAMPING = 0.1
 
 
@@ -82,12 +82,12 @@ class Clusters(ClusteredProblem):
 
     @cached_property
     def multiplicity(self) -> Matrix:
-        """How many logits each entry of a column stands for."""
+        """How many logits each entry of a column represents."""
         return self.rows(self.sizes, np.ones_like(self.sizes)) - np.eye(self.num_clusters + 1, self.num_clusters)
 
     @cached_property
     def seen(self) -> NDArray[np.bool_]:
-        """Which entries of a column stand for any logit."""
+        """Which entries of a column represent any logit."""
         return self.multiplicity > 0
 
     @cached_property
@@ -103,7 +103,7 @@ class Clusters(ClusteredProblem):
 
     @cached_property
     def contrast(self) -> Matrix:
-        """Scaled logits of a unit of within-cluster contrast: 1 - 1/k of it in the own class, -1/k in each sibling."""
+        """Scaled logits of a unit of within-cluster contrast: 1 - 1/k for the own class, -1/k for each sibling."""
         share, own = 1 / self.sizes, np.arange(self.num_clusters)
         column = self.rows(np.zeros_like(share), 1 - share)
         column[..., own, own] = -share
@@ -116,7 +116,7 @@ class Clusters(ClusteredProblem):
 
     @cached_property
     def _by_column(self) -> tuple[Matrix, Matrix, Matrix]:
-        """What (y - p) is multiplied by in R, y, and how often each occurs, with one column's entries side by side."""
+        """The factor of (y - p) in R, y, and how often each occurs, with one column's entries side by side."""
         arrays = self.strength[..., None, :] * self.scale, self.target, self.multiplicity
         pull, target, often = (np.ascontiguousarray(each.swapaxes(-1, -2)) for each in arrays)
         return pull, target, often
@@ -170,7 +170,7 @@ class Clusters(ClusteredProblem):
         pull, target, often = self._by_column
         R = pull * (target - P.swapaxes(-1, -2))
         rest, own = R[..., :-1], R[..., -1]
-        # logit by logit: every entry as if it were a sibling, then the two own places of the pair put right
+        # logit by logit: every entry as if it were a sibling, then the two own places of the pair are corrected
         excess = (own - np.einsum("...kk->...k", rest))[..., None, :] * rest
         even = np.sqrt(self.sizes)[..., None, :] * rest  # times itself, a symmetric product costs half
         cross = even @ even.swapaxes(-1, -2)
@@ -186,12 +186,12 @@ class Response:
     """The columns that are best for one given bias.
 
     Attributes:
-        value: the objective without the bias's price, minimised over the columns, nats, a number per problem.
+        value: the objective without the bias penalty, minimised over the columns, nats, a number per problem.
         P: predictions, column array.
         slope: dP/d(logit) before normalisation, column array.
         tie: a second direction that the columns hold fixed, column array; 0 where there is none.
         amplitude: shape (..., J), the column's own unknown: alpha for signed features, mu for nonnegative ones.
-        stiffness: shape (..., J): by how much less than rigidly the second direction is held; 0: rigidly.
+        stiffness: shape (..., J): how far the second direction may give way; 0: it is held rigidly.
     """
 
     value: float | Vector
@@ -226,10 +226,10 @@ def balanced_bias(
     respond: Callable[[Vector, Response | None], Response],
     start: tuple[Vector, Response | None] | None = None,
 ) -> tuple[Vector, Response]:
-    """The root of sum_k q_k tau_k delta o (y_k - p_k) = lambda_b b, the columns following the bias.
+    """The root of sum_k q_k tau_k delta o (y_k - p_k) = lambda_b b, where the columns follow the bias.
 
-    Newton on the objective minimised over the columns, which is convex in the bias. Of several problems each has its
-    own step length, and those at home go on with steps that change nothing.
+    Newton's method on the objective minimised over the columns, which is convex in the bias. Each of several problems
+    has its own step length, and those that have converged go on with steps that change nothing.
 
     Args:
         c: the clusters.
@@ -241,7 +241,7 @@ def balanced_bias(
         (divided by delta) for ``lambda_b = 0``.
 
     Raises:
-        ArithmeticError: Newton did not settle.
+        ArithmeticError: Newton's method did not converge.
     """
     biased = c.bias_price < np.inf
     price = c.price
@@ -266,10 +266,10 @@ def balanced_bias(
         length: Vector = np.ones_like(decrement)
         while True:
             trial = b + length[..., None] * step
-            trial -= (along * trial).sum(axis=-1, keepdims=True) * shift  # to where the same loss costs least
+            trial -= (along * trial).sum(axis=-1, keepdims=True) * shift  # the same loss at the least penalty
             then = respond(trial, now)
             rise = then.value + 0.5 * (paid * trial**2).sum(axis=-1) - value
-            # below 1e-11 nats rounding hides the decrease, and Newton is at home
+            # below 1e-11 nats rounding hides the decrease, and Newton's method has converged
             fine = (decrement < 1e-11) | (rise <= -1e-4 * length * decrement) | (length < 1e-9)
             if fine.all():
                 break
@@ -279,13 +279,13 @@ def balanced_bias(
         home = home | ((length == 1) & short)
         if home.all():
             return b, now
-    raise ArithmeticError("the bias did not settle; the problem may be scaled too badly for float64")
+    raise ArithmeticError("the bias did not converge; the problem may be scaled too badly for float64")
 
 
 def bias_hessian(c: Clusters, now: Response) -> Matrix:
     """Second derivative in b of the loss minimised over the columns.
 
-    A column answers du with dp = slope o (du - dL 1 - dmu tie), dL and dmu such that sum dp = 0 and <tie,
+    A column responds to du by dp = slope o (du - dL 1 - dmu tie), with dL and dmu such that sum dp = 0 and <tie,
     dp> = 0: a diagonal minus two rank-one terms per column.
     """
     slope = c.multiplicity * now.slope
@@ -303,10 +303,10 @@ def bias_hessian(c: Clusters, now: Response) -> Matrix:
 
 
 def bias_curvature(c: Clusters, alone: Vector) -> Matrix:
-    """The part of the second derivative in b beside the rank-one terms, shape (..., J, J).
+    """The second derivative in b without the rank-one terms, shape (..., J, J).
 
-    Only the price, if any, holds b along 1/delta, where the terms cancel and the optimum is 0: it is pinned there at
-    their own scale.
+    Along 1/delta, where the terms cancel and the optimum is 0, only the penalty, if any, fixes b: it is pinned there
+    at the terms' own scale.
     """
     curvature = alone.sum(axis=-1)[..., None, None] * c.pin
     diagonal = np.einsum("...ii->...i", curvature)

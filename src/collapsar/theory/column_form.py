@@ -1,6 +1,6 @@
-"""The column form of nonnegative features at one lambda_z: the columns that go with a bias, and what they leave open.
+"""The column form of nonnegative features at one lambda_z: the best columns for a bias, and bounds of their residual.
 
-With H >= 0 and every class along a direction of its own, z_k = mu_k delta o (y_k - p_k) with ||r_k|| = lambda_z, or
+With H >= 0 and a direction of its own for every class, z_k = mu_k delta o (y_k - p_k) with ||r_k|| = lambda_z, or
 z_k = 0 where ||r_k|| is smaller.
 """
 
@@ -15,14 +15,14 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_entropy, softmax
 
 NEWTON_STEPS = 100
-# Newton squares its error.
+# Newton's method squares its error.
 LAST_STEP = 1e-9
-# What rounding leaves of a sum of predictions that is 1.
+# By how much rounding may change a sum of predictions that is 1.
 SUM_ROUNDING = 4e-15
 
 
 def without_columns(c: Clusters, b: Vector, start: Response | None = None) -> Response:
-    """The response where Z = 0 and the bias is alone; of any number of problems."""
+    """The response where Z = 0 and only the bias is left, for any number of problems."""
     del start
     u = c.logits(b)
     P, log_normaliser = softmax(c, u)
@@ -30,24 +30,24 @@ def without_columns(c: Clusters, b: Vector, start: Response | None = None) -> Re
 
 
 def resting(c: Clusters) -> tuple[Vector, Matrix]:
-    """The bias that is best where Z = 0, and the predictions (column arrays); of any number of problems.
+    """The best bias where Z = 0, and the predictions (column arrays), for any number of problems.
 
     Raises:
-        ArithmeticError: Newton did not settle.
+        ArithmeticError: Newton's method did not converge.
     """
     b = resting_bias(c)
     return b, softmax(c, c.logits(b))[0]
 
 
 def resting_bias(c: Clusters) -> Vector:
-    """The bias that is best where Z = 0, shape (..., J); of any number of problems.
+    """The best bias where Z = 0, shape (..., J), for any number of problems.
 
-    Where all temperatures are equal every column is the same softmax p, and tau delta (y - p) = lambda_b b logit by
-    logit, y the mean target: mu (x - iota + L) + e^x = y for x = log p and mu = lambda_b / (tau delta)^2. Newton on x
-    and L, whose matrix is diagonal but for one row and one column, from the free bias, x = log y.
+    If all temperatures are equal, every column is the same softmax p, and tau delta (y - p) = lambda_b b logit by
+    logit, y the mean target: mu (x - iota + L) + e^x = y for x = log p and mu = lambda_b / (tau delta)^2. Newton's
+    method on x and L, whose matrix is diagonal except for one row and column, starts at the free bias, x = log y.
 
     Raises:
-        ArithmeticError: Newton did not settle.
+        ArithmeticError: Newton's method did not converge.
     """
     if not c.one_temperature:
         return balanced_bias(c, partial(without_columns, c))[0]
@@ -68,7 +68,7 @@ def resting_bias(c: Clusters) -> Vector:
         if np.abs(dx).max() <= LAST_STEP:
             break
     else:
-        raise ArithmeticError("the bias did not settle; the problem may be scaled too badly for float64")
+        raise ArithmeticError("the bias did not converge; the problem may be scaled too badly for float64")
     along = c.sizes / c.scales
     b = (x - c.offsets + L) / (c.temperatures * c.scales)
     b -= np.sum(along * b, axis=-1, keepdims=True) / np.sum(along / c.scales, axis=-1, keepdims=True) / c.scales
@@ -98,7 +98,7 @@ def columns(c: Clusters, lambda_z: float, dead: NDArray[np.bool_], b: Vector, st
 def alive_columns(
     c: Clusters, lambda_z: float, alive: NDArray[np.bool_], u: Matrix, P: Matrix, guess: Vector | None
 ) -> tuple[Matrix, Vector]:
-    """Predictions and mu of the columns with ||r_k|| = lambda_z: Newton on 1/||r_k||, nearly linear in mu."""
+    """Predictions and mu of the columns with ||r_k|| = lambda_z: Newton's method on 1/||r_k||, nearly linear in mu."""
     count, target = c.multiplicity[:, alive], c.target[:, alive]
     square = c.scale[:, alive] ** 2
     curvature = c.temperatures[alive] * square
@@ -149,11 +149,11 @@ def tilted(u: Matrix, kappa: Matrix, target: Matrix, count: Matrix, P: Matrix) -
 def gauge_bounds(c: Clusters, P: Matrix) -> tuple[Vector, Vector]:
     """The largest ||Rh|| over unit h >= 0 for the residual at P: the best found, and an upper bound.
 
-    The bound is sqrt(lambda_max([R'R]_+)), [.]_+ the entrywise positive part.
+    The bound is sqrt(lambda_max([R'R]_+)), with [.]_+ the entrywise positive part.
 
-    One class alone, and projected power steps from the bound's eigenvectors, from equal weights and from
-    single clusters: h of equal weight inside clusters whose columns make an acute angle, one class of each other
-    cluster.
+    Candidates are one class alone, and projected power steps from the bound's eigenvectors, from equal weights and
+    from single clusters, with h of equal weight inside clusters whose columns make an acute angle and on one class of
+    each other cluster.
 
     Args:
         c: one problem or several.
@@ -176,7 +176,7 @@ def gauge_bounds(c: Clusters, P: Matrix) -> tuple[Vector, Vector]:
         for _ in range(300):
             before, H = H, np.maximum(form @ H, 0.0)
             H /= np.maximum(np.sqrt(np.sum(H**2, axis=-2, keepdims=True)), 1e-300)
-            if np.max(np.abs(H - before)) <= 1e-12:  # the value is good to its square
+            if np.max(np.abs(H - before)) <= 1e-12:  # the value's error is the square of this
                 break
         best = np.maximum(best, np.max(np.sum(H * (form @ H), axis=-2), axis=-1))
     return np.sqrt(best), np.sqrt(top)

@@ -15,21 +15,21 @@ from collapsar.core.types import Mask, Matrix, Vector
 from collapsar.theory.clusters import Clusters, bias_curvature
 
 NEWTON_STEPS = 12
-# Newton squares its error: after a step this short (nats; relative in lambda_z) the next would be at the last digits.
+# Newton's method squares its error: after a step this short (nats; relative in lambda_z) no digit is left to gain.
 LAST_STEP = 1e-7
 # The error of a column is the square of its step.
 ROUGH = 1e-6
 # No prediction changes by more than this factor, in nats, in a step.
 LONGEST_STEP = 3.0
 OUTER_HOME = 1e-12
-# Columns that have just left zero are first brought home by themselves.
+# Columns that have just left zero are first brought to convergence by themselves.
 YOUNG = 6
 COLUMN_STEPS = 8
 COLUMN_HOME = 3e-2
 
 
 class Point(NamedTuple):
-    """An optimum, or a guess of one. The columns are log P = u(b) + mu tau delta^2 o (y - P) - L."""
+    """An optimum, or a guess at one. The columns are log P = u(b) + mu tau delta^2 o (y - P) - L."""
 
     b: Vector
     level: Vector  # lambda_z, (B,)
@@ -38,7 +38,7 @@ class Point(NamedTuple):
     mu: Vector
 
     def ordered(self, turn: NDArray[np.intp]) -> Point:
-        """With the classes in another order, those whose columns are here and not all are first and stay."""
+        """The point with the classes in another order, which keeps the classes whose columns are here first."""
         logs, L, mu = self.logs, self.L, self.mu
         if mu.shape == turn.shape:
             L, mu = np.take_along_axis(L, turn, axis=-1), np.take_along_axis(mu, turn, axis=-1)
@@ -48,11 +48,11 @@ class Point(NamedTuple):
         return Point(np.take_along_axis(self.b, turn, axis=-1), self.level, logs, L, mu)
 
     def taken(self, which: Mask) -> Point:
-        """Of some of the problems."""
+        """The point of some of the problems."""
         return Point(*(array[which] for array in self))
 
     def kept(self, other: Point, where: Mask) -> Point:
-        """This point, and the other one in the problems of the mask."""
+        """This point, replaced by the other one in the problems of the mask."""
         if where.all():
             return other
         pairs = zip(self, other, strict=True)
@@ -62,8 +62,8 @@ class Point(NamedTuple):
 class Sheet(NamedTuple):
     """Columns by themselves, n of each problem: entries have shape (B, n, J + 1), numbers per column (B, n).
 
-    While a class has no feature of its own only the bias moves its prediction, and where all temperatures are equal
-    that is one and the same for all such classes: one column, with the loss shares of all of them, stands for them.
+    While a class has no feature of its own, only the bias moves its prediction. If all temperatures are equal, that
+    prediction is the same for all such classes: one column, with all their loss shares, stands for them.
     """
 
     multiplicity: Matrix
@@ -89,7 +89,7 @@ class Sheet(NamedTuple):
         return part if share is None else part._replace(share=share)
 
     def logits(self, b: Vector, which: slice) -> Matrix:
-        """The logits that the bias gives to the columns, which stand at ``which`` among all."""
+        """The logits that the bias gives to the columns, which are number ``which`` among all."""
         return self.reach * _spread(b, which) + self.offset
 
     def look(self, u: Matrix, at: Point) -> _Look:
@@ -131,17 +131,17 @@ def _spread(logit: Vector, which: slice) -> Matrix:
 
 
 class _Look(NamedTuple):
-    """What a Newton step needs of the columns: with the logits, p moves by S times du + tau dmu tie - dL - left."""
+    """What a Newton step needs from the columns: p changes by S times du + tau dmu tie - dL - left."""
 
     miss: Matrix  # y - p
     tie: Matrix  # delta^2 (y - p)
     soft: Matrix
     S: Matrix
-    left: Matrix  # what is left of each entry's equation
+    left: Matrix  # the error of each entry's equation
     across: Matrix  # S (tie - its mean)
     mass: Vector
     mean_tie: Vector
-    mean_left: Vector  # and what sum p misses of 1
+    mean_left: Vector  # its mean, and how far sum p is from 1
     bend: Vector
     unit: Vector  # ||delta o (y - p)|| / s
     short: Vector  # how far the column is from its length once the other equations are put right
@@ -158,15 +158,15 @@ class _Look(NamedTuple):
 
 
 class Cast(NamedTuple):
-    """The columns that take part in an event: those alive, oldest first, and that of the class that leaves zero.
+    """The columns that take part in an event: the nonzero ones, oldest first, and that of the class that leaves zero.
 
     Attributes:
         alive: shape (B, n).
         born: shape (B, n), alive since the event before.
-        event: shape (B,), where the class that leaves zero stands.
-        sheet: the columns. Where all temperatures are equal the event's column has the loss share of every dead class.
+        event: shape (B,), the number of the class that leaves zero.
+        sheet: the columns. If all temperatures are equal, the event's column has the loss share of every dead class.
         beside: shape (B, J), what the targets of those classes add to the pull on the bias.
-        young: from here on there are columns that have just left zero.
+        young: number of the first column that has just left zero.
     """
 
     alive: Mask
@@ -178,7 +178,7 @@ class Cast(NamedTuple):
 
     @classmethod
     def of(cls, c: Clusters, sheet: Sheet, alive: Mask, born: Mask, active: Mask) -> Cast:
-        """Everything that takes part; the first classes are alive, the next one leaves zero."""
+        """All columns that take part; the first classes are alive, the next one leaves zero."""
         event = np.minimum(alive.sum(axis=-1), c.num_clusters - 1)
         most, least = int(event[active].max()) + 1, int(event[active].min())
         if not c.one_temperature:
@@ -194,13 +194,13 @@ class Cast(NamedTuple):
         return cls(alive[:, part], born[:, part], event, sheet.part(part, share[:, part]), beside, young)
 
     def taken(self, which: Mask) -> Cast:
-        """Of some of the problems."""
+        """The columns of some of the problems."""
         alive, born, event, sheet, beside, young = self
         some = Sheet(*(array[which] for array in sheet))
         return Cast(alive[which], born[which], event[which], some, beside[which], young)
 
     def enter(self, c: Clusters, at: Point) -> Point:
-        """Their part of a point, those without a column where the bias has them."""
+        """Their part of a point; those without a column are where the bias puts them."""
         n, known = self.alive.shape[1], min(at.mu.shape[1], self.alive.shape[1])
         if not c.one_temperature:
             return at
@@ -235,12 +235,12 @@ def _at_rest(c: Clusters, b: Vector) -> tuple[Vector, Vector]:
 def _step(c: Clusters, cast: Cast, at: Point, aim: Vector) -> tuple[Point, Vector, Vector, Vector]:
     """A Newton step of the event at which a class leaves zero, or of the optimum at ``aim``.
 
-    Per column: sum p = 1, and s ||delta o (y - p)|| = lambda where alive; over all columns: the bias balances, and the
-    event's own column, with mu = 0, is as long as lambda. A class just born has predictions that grow like exp mu,
-    which Newton on its length overshoots: a step x of its mu is taken as log(1 + x).
+    Per column: sum p = 1, and s ||delta o (y - p)|| = lambda where alive. Over all columns: the bias is balanced, and
+    the event's own column, with mu = 0, is as long as lambda. The predictions of a class just born grow like exp mu,
+    so Newton's method on its length overshoots: a step x of its mu is taken as log(1 + x).
 
     Returns:
-        The point, the lengths of the step, in all, in b and lambda_z alone, and column by column.
+        The point and the lengths of the step: in all, in b and lambda_z alone, and column by column.
     """
     sheet, n = cast.sheet, cast.alive.shape[1]
     look = sheet.look(sheet.logits(at.b, slice(n)), at)
@@ -269,7 +269,7 @@ def _step(c: Clusters, cast: Cast, at: Point, aim: Vector) -> tuple[Point, Vecto
 
 
 def _fold(entries: Matrix, out: Matrix) -> None:
-    """Entries that count themselves as often as they occur, (B, n, J), with the own class among its siblings."""
+    """Add up entries, each as often as it occurs, to (B, n, J), with the own class among its siblings."""
     out[...] = entries[..., :-1]
     own = np.einsum("bii->bi", out[..., : out.shape[1]])
     own += entries[..., -1]
@@ -285,7 +285,7 @@ def _solved(c: Clusters, cast: Cast, at: Point, aim: Vector, look: _Look, spread
     pull = sheet.share * sheet.tau
     hold = pull / spread
     weight = np.concatenate([sheet.share / look.mass, hold], axis=1)
-    # what sum p, the lengths' errors and a unit of lambda_z weigh in the balance of the bias
+    # how sum p, the lengths' errors and a unit of lambda_z enter the balance of the bias
     sums = np.zeros((B.size, 3, 2 * n))
     sums[:, 0, :n], sums[:, 2, n:] = pull, hold * look.unit
     sums[:, 1, :n], sums[:, 1, n:] = -sheet.share * look.mean_left, hold * look.short
@@ -309,7 +309,7 @@ def _solved(c: Clusters, cast: Cast, at: Point, aim: Vector, look: _Look, spread
     if without.any():
         system[without, :J] = np.eye(J, J + 1)
         side[without, :J] = 0.0
-    lost = ~np.isfinite(np.einsum("bii->b", system))  # a point far off: its length tells
+    lost = ~np.isfinite(np.einsum("bii->b", system))  # a point far off, which its length shows
     if lost.any():
         system[lost], side[lost] = np.eye(J + 1), np.inf
     try:
@@ -321,7 +321,7 @@ def _solved(c: Clusters, cast: Cast, at: Point, aim: Vector, look: _Look, spread
 
 
 def _grown(cast: Cast, at: Point, first: int, steps: int) -> Point:
-    """The point with its columns from ``first`` on, which bend most, at home for its bias and lambda_z."""
+    """The point with its columns from ``first`` on, the most strongly curved, solved for its bias and lambda_z."""
     which = slice(first, cast.alive.shape[1])
     sheet, alive = cast.sheet.part(which), cast.alive[:, which]
     own = Point(at.b, at.level, at.logs[:, which], at.L[:, which], at.mu[:, which])
@@ -343,7 +343,7 @@ def _grown(cast: Cast, at: Point, first: int, steps: int) -> Point:
 
 
 def settled(c: Clusters, cast: Cast, at: Point, aim: Vector, active: Mask, near: Mask) -> tuple[Point, Mask]:
-    """Newton's root from a point, and in which problems it is one. ``near``: the point is a guess of it."""
+    """Newton's root from a point, and in which problems it is one. ``near``: the point is a guess at it."""
     home, before, each = ~active, np.full(active.shape, np.inf), np.zeros_like(at.mu)
     if near.any():
         at = at.kept(_grown(cast, at, cast.young, COLUMN_STEPS), near)

@@ -2,9 +2,9 @@
 
 The path lambda_z -> optimum is continuous, and class e leaves zero where its residual, which only the bias moves, is as
 long as lambda_z. Bias, lambda_z and every column of such an event are the root of one system of equations that is
-smooth while the same columns are alive. Newton on all of it at once, from the event before, takes three or four steps
-of one pass over the columns each. The optimum is convex, so a root with the right signs is the event, however it was
-found; where Newton loses the path, each class is looked for by itself.
+smooth while the same columns are alive. Newton's method on all of it, from the event before, takes three or four steps
+of one pass over the columns each. The problem is convex, so a root with the right signs is the event, however it was
+found; where Newton's method loses the path, each class is solved for by itself.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from collapsar.theory.roots import FLOOR, largest_roots, roots_between
 
 # The certificate of H >= 0 counts as closed when the bound of the dual norm exceeds lambda_z by no more than this.
 CLOSED = 1e-9
-# Where Newton does not find the next event, lambda_z is first lowered by this factor, then by its root and so on.
+# If Newton's method misses the next event, lambda_z is first lowered by this factor, then by its root and so on.
 FIRST_PACE = 0.7
 SHORTEST_PACE = 0.98
 # Events are guessed where the last interval in lambda_z was about as long as the next.
 NEAREST, FARTHEST = 0.2, 3.0
-# Signs and lengths are right up to rounding, the lengths of columns that are alive to what the certificate asks.
+# Signs and lengths are right up to rounding, the lengths of columns that are alive up to the certificate's tolerance.
 ROUNDING = 1e-11
 SAME = CLOSED / 10
 
@@ -40,9 +40,9 @@ class Vanishing:
 
     Attributes:
         vanish: shape (B, J); NaN where the column is zero at every lambda_z.
-        exact: shape (B, J), whether the certificate of H >= 0 closes there and, as far as is seen, everywhere above.
-        vanish_bound: shape (B, J), the optimum's column is zero from here on; ``vanish`` where that is exact.
-        complete: shape (B,), of H >= 0 itself.
+        exact: shape (B, J), whether the certificate of H >= 0 closes there and everywhere above that was examined.
+        vanish_bound: shape (B, J), above it the optimum's column is zero; ``vanish`` where that is exact.
+        complete: shape (B,), for H >= 0 itself.
         complete_bound: shape (B,), its relaxation.
     """
 
@@ -66,11 +66,11 @@ def column_thresholds(c: Clusters) -> Vanishing:
     at_rest = c.column_norms(rest)
     top = at_rest.max(axis=-1)
     complete, bound = gauge_bounds(c, rest)
-    in_columns = bound <= top * (1 + 1e-12)  # the column regime: the same number, to the last digit
+    in_columns = bound <= top * (1 + 1e-12)  # the column form is exact: the same number, to the last digit
     complete, bound = np.where(in_columns, top, complete), np.where(in_columns, top, bound)
     vanish = at_rest.copy()
     exact = np.repeat((bound <= top * (1 + CLOSED))[:, None], c.num_clusters, axis=1)
-    # without a bias the columns do not know of each other; where all logits are alike they stand at obtuse angles
+    # without a bias the columns are independent; if all logits are alike, they are at obtuse angles
     alike = np.all((c.scales == c.scales[:, :1]) & (c.offsets == c.offsets[:, :1]), axis=-1)
     decided = alike & ~(c.bias_price < np.inf)[:, 0]
     exact[decided] = True
@@ -90,7 +90,7 @@ def column_thresholds(c: Clusters) -> Vanishing:
 
 
 def _alone(c: Clusters, j: int, top: float, at_rest: float) -> tuple[float, bool]:
-    """Values of vanish and exact of one cluster of one problem: a root in lambda_z, each look an optimum."""
+    """Values of vanish and exact of one cluster of one problem: a root in lambda_z, each evaluation an optimum."""
     dead = np.arange(c.num_clusters) == j
     warm: tuple[Vector, Response] | None = None
 
@@ -112,11 +112,11 @@ def _alone(c: Clusters, j: int, top: float, at_rest: float) -> tuple[float, bool
 def _events(c: Clusters, b: Vector, P: Matrix, top: Vector, wanted: Mask) -> tuple[Vector, Mask, Mask, Vector]:
     """Lambda_z of every wanted event, whether the certificate closes there, and which events were lost.
 
-    And, per problem, the value down to which it closes all along: 0 if everywhere.
+    Also, per problem, the value down to which it closes throughout: 0 if everywhere.
     """
     walk = _Walk.begin(c, b, c.column_norms(P), top, wanted)
     active: Any
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a guess far off is found out by its lengths
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a guess far off is seen by its lengths
         while (active := walk.todo.any(axis=-1)).any():
             walk.look(active)
     back = np.argsort(walk.order, axis=-1)
@@ -127,10 +127,10 @@ def _events(c: Clusters, b: Vector, P: Matrix, top: Vector, wanted: Mask) -> tup
 
 @dataclass
 class _Walk:
-    """How far every problem is, its classes in the order in which they leave zero as far as it is known.
+    """The progress of every problem, with its classes in the order in which they leave zero, as far as it is known.
 
-    The first classes are alive, the next one is looked for: directly, or where Newton loses its way at an optimum on
-    the way, ``aim``, which is ``pace`` times the last lambda_z.
+    The first classes are alive, and the next event is sought: directly, or, where Newton's method misses it, by an
+    optimum on the way, ``aim``, which is ``pace`` times the last lambda_z.
     """
 
     c: Clusters
@@ -151,13 +151,13 @@ class _Walk:
     aim: Vector
     pace: Vector
     floor: Vector
-    stood: Mask  # the last look found its event
+    stood: Mask  # the last attempt found its event
     steady: Mask  # so did the one before
     moves: NDArray[np.intp]  # optima on the way since the last event
 
     @classmethod
     def begin(cls, c: Clusters, b: Vector, norms: Vector, top: Vector, wanted: Mask) -> _Walk:
-        """Every problem where the bias is alone, at its largest transition."""
+        """Every problem at its largest transition, where only the bias is left."""
         order = np.argsort(np.where(wanted, -norms, -np.inf), axis=-1, kind="stable")
         b, norms = np.take_along_axis(b, order, axis=-1), np.take_along_axis(norms, order, axis=-1)
         todo, c = np.take_along_axis(wanted, order, axis=-1), c.ordered(order)
@@ -171,7 +171,7 @@ class _Walk:
         return cls(c, sheet, order, ~todo, ~todo, todo, at, at, norms, norms, *records, *ways, no, no, no.astype(int))
 
     def look(self, active: Mask) -> None:
-        """One look for the next event, or for an optimum on the way to it."""
+        """One attempt at the next event, or at an optimum on the way to it."""
         c, place = self.c, np.arange(self.c.num_clusters)
         event = np.minimum(self.alive.sum(axis=-1), place[-1])
         cast = Cast.of(c, self.sheet, self.alive, self.born, active)
@@ -185,7 +185,7 @@ class _Walk:
         right = home & np.all((np.abs(norms - level) <= SAME * level) | ~(self.alive | on), axis=-1)
         right &= np.all(~cast.alive | (then.mu >= -ROUNDING * then.mu.max(axis=-1, keepdims=True)), axis=-1)
         passed = self.todo & ~on & (norms > level * (1 + ROUNDING))
-        beaten = passed.any(axis=-1)  # another class leaves zero before
+        beaten = passed.any(axis=-1)  # another class leaves zero first
         late, right = right & direct & beaten, right & ~beaten
         arrived = right & direct
         if right.any():
@@ -219,7 +219,7 @@ class _Walk:
             self._plan(active, arrived, right & ~direct, active & ~late & ~right)
 
     def _turn(self, event: NDArray[np.intp]) -> None:
-        """Puts the class to be looked for behind those that are alive."""
+        """Put the class of the next event behind those that are alive."""
         J = self.c.num_clusters
         place = np.minimum(self.alive.sum(axis=-1), J - 1)
         rows = np.flatnonzero((event != place) & self.todo.any(axis=-1))
@@ -235,10 +235,10 @@ class _Walk:
             setattr(self, name, np.take_along_axis(getattr(self, name), turn, axis=-1))
 
     def _plan(self, active: Mask, arrived: Mask, moved: Mask, halted: Mask) -> None:
-        """What is looked for next where not every event was found.
+        """What to try next where not every event was found.
 
-        Where Newton loses its way, half the way first, and half of that. Two optima with the same columns say whether
-        the event is near; if not, the way to it goes on, in strides up to the first.
+        Where Newton's method misses an event, go half the way first, then half of that. Two optima with the same
+        columns tell whether the event is near; if not, go on in strides no longer than the first.
         """
         self.moves = np.where(arrived, 0, self.moves + moved)
         pace = np.where(halted & np.isfinite(self.aim), np.sqrt(self.pace), self.pace)
@@ -253,14 +253,14 @@ class _Walk:
         self.todo &= ~(gone | bottom)[:, None]
 
     def _near_event(self) -> Vector:
-        """Lambda_z of the next event by the last two optima, on logarithmic scales; 0 where it only goes away."""
+        """Lambda_z of the next event by the last two optima, on logarithmic scales; 0 where it only recedes."""
         B, event = np.arange(self.pace.size), np.minimum(self.alive.sum(axis=-1), self.c.num_clusters - 1)
         short = np.log(self.ahead[B, event] / self.at.level)
         rise = short - np.log(self.ahead_before[B, event] / self.before.level)
         return self.at.level * (self.at.level / self.before.level) ** np.where(rise > 0, -short / rise, np.inf)
 
     def _guess(self, event: NDArray[np.intp], active: Mask) -> tuple[Point, Mask]:
-        """The last optimum, or where two of them lead; and whether that is so."""
+        """The last optimum, or the extrapolation of two; and whether it is extrapolated."""
         start, near = self.at, self.steady & active & np.isinf(self.aim)
         if near.any():
             guess, near = self._wave(event, near)
@@ -271,7 +271,7 @@ class _Walk:
         return start, near
 
     def _drift(self, way: Mask) -> Point:
-        """The aim, or the event, if everything goes on in proportion to log lambda_z."""
+        """The aim, or the event, if everything continues in proportion to log lambda_z."""
         at, before = self.at, self.before
         level = np.where(np.isinf(self.aim), np.maximum(self._near_event(), 1e-3 * at.level), self.aim)
         n = min(at.mu.shape[1], before.mu.shape[1])
@@ -284,7 +284,7 @@ class _Walk:
         return Point(at.b + x * (at.b - before.b), level, logs, L, mu)
 
     def _wave(self, event: NDArray[np.intp], near: Mask) -> tuple[Point, Mask]:
-        """The next event, if all goes on as it went for the class before each, one event ago."""
+        """The next event, if each class now repeats what the class before it did one event ago."""
         at, before, c, B = self.at, self.before, self.c, np.arange(event.size)
         here, then = (ahead[B, event] - p.level for ahead, p in ((self.ahead, at), (self.ahead_before, before)))
         near = near & (here < 0) & (then < here)
@@ -300,7 +300,7 @@ class _Walk:
         change = np.concatenate([_behind(change[..., :-2]), change[..., -1:]], axis=-1)
         logs[:, 0] += change[:, 0]
         logs[:, 1 : n + 1] += change
-        reach = c.sizes / c.scales  # to where the same loss costs least
+        reach = c.sizes / c.scales  # along it the loss does not change: moved to the least cost
         shift = np.sum(reach * b, axis=-1, keepdims=True) / np.sum(reach / c.scales, axis=-1, keepdims=True)
         level = at.level + x[:, 0] * (at.level - before.level)
         return Point(b - shift / c.scales, level, logs, L - c.temperatures[:, : L.shape[1]] * shift, mu), near
@@ -309,8 +309,8 @@ class _Walk:
 def _opening(c: Clusters, cast: Cast, high: Point, low: Point) -> Vector:
     """Where the certificate opens between two optima with the same columns alive; it is closed at the upper one.
 
-    A class alive, whose residual is as long as lambda_z, takes another one along as soon as their residuals make an
-    acute angle; before that only those of the dead decide, which share a direction once their dual norm is lambda_z.
+    A class that is alive, with a residual as long as lambda_z, takes another one along once their residuals make an
+    acute angle; until then only dead classes matter, which share a direction once their dual norm is lambda_z.
     """
     every, J = np.ones(low.level.shape, dtype=bool), c.num_clusters
     alive = np.zeros(c.sizes.shape, dtype=bool)
@@ -334,5 +334,5 @@ def _opening(c: Clusters, cast: Cast, high: Point, low: Point) -> Vector:
 
 
 def _behind(change: Matrix) -> Matrix:
-    """What changed for the class before each; the first stands before itself."""
+    """What changed for the class before each; for the first, its own change."""
     return np.concatenate([change[..., :1], change], axis=-1)

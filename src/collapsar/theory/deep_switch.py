@@ -1,7 +1,7 @@
-"""Ordinary training: the weight decay from which on the deep model is better off without its smallest classes.
+"""Weight decay on everything: the decay above which the deep model is better off without its smallest classes.
 
-Batch normalisation makes the decay wd of its scale and shift a feature penalty, lambda_h = wd / N; with the layers
-above it, L in all and every one decayed, there are F = L + 1 factors. In column form
+Batch normalisation turns the decay wd of its scale and shift into a feature penalty, lambda_h = wd / N; with the L
+layers above it, all decayed, there are F = L + 1 factors. In column form
 
     min_b  sum_k min_z [ q_k CE(z + b, e_k) + (F/2) wd (n_k/N)^(1/F) ||z||^(2/F) ]  +  (wd/2) ||b||^2,   q_k = n_k/N.
 
@@ -24,8 +24,8 @@ from collapsar.theory.clusters import Clusters, Response, balanced_bias, cross_e
 from collapsar.theory.column_form import tilted
 from collapsar.theory.roots import root_between
 
-# More kinds of classes are joined with their neighbours in size: they matter through the bias only, and four kinds give
-# the switch to 0.1%.
+# Beyond this number, kinds of classes are joined with neighbours in size: they matter only through the bias, and four
+# kinds give the switch to 0.1%.
 MOST_KINDS = 4
 
 
@@ -37,10 +37,10 @@ def decay_switch(counts: CountsLike, layers: int) -> float:
         layers: L >= 1 decayed linear layers above the last normalisation, the head with its bias included.
 
     Returns:
-        The decay, with torch's half; for L = 1 nothing jumps, and it is where the classes vanish.
+        The decay, in torch's convention (with the half); for L = 1 there is no jump: it is where the classes vanish.
 
     Raises:
-        ValueError: ``layers`` is no whole number >= 1.
+        ValueError: ``layers`` is not a whole number >= 1.
         ArithmeticError: no switch was found; the counts differ by too many orders of magnitude.
 
     Example:
@@ -52,14 +52,14 @@ def decay_switch(counts: CountsLike, layers: int) -> float:
     return _switch(tuple(class_counts(counts).tolist()), layers, MOST_KINDS)
 
 
-@lru_cache(maxsize=64)  # advice asks for the same few again and again
+@lru_cache(maxsize=64)  # advice calls it with the same few arguments again and again
 def _switch(counts: tuple[int, ...], layers: int, most_kinds: int) -> float:
     deep = _Deep(_kinds(np.array(counts, dtype=np.float64), most_kinds), layers + 1)
     return deep.vanish() if layers == 1 else deep.switch()
 
 
 def _kinds(n: Vector, most: int) -> Clusters:
-    """Classes of equal size, smallest first; all but the smallest joined where there are more kinds than ``most``."""
+    """Classes of equal size, smallest first; all but the smallest are joined if there are more kinds than ``most``."""
     sizes, index = np.unique(n, return_inverse=True)
     if sizes.size > most:
         place = np.log(sizes[1:] / sizes[1]) / np.log(sizes[-1] / sizes[1])
@@ -81,7 +81,7 @@ class _Deep:
         self.last: dict[bool, tuple[Vector, Response]] = {}  # the latest minima, to start the next from
 
     def vanish(self) -> float:
-        """Two factors: where the residual of the smallest column, held at zero, is as long as its price."""
+        """For two factors: where the residual of the smallest column, held at zero, is as long as its price."""
 
         def excess(log_decay: float) -> float:
             decay = float(np.exp(log_decay))
@@ -95,7 +95,7 @@ class _Deep:
         return float(np.exp(root_between(excess, low, high)))
 
     def switch(self) -> float:
-        """Newton on the decay: both minima rise with it at the rate of their penalties, of weights and bias."""
+        """Newton's method on the decay: both minima rise with it at the rate of their penalties, weights and bias."""
         decay, low, high = self._scale() / 2, 0.0, np.inf
         for _ in range(60):
             apart = self._value(decay, alive=True)
@@ -103,7 +103,7 @@ class _Deep:
                 high, decay = decay, (low + decay) / 2 if low else decay / 2
                 continue
             zero = self._value(decay, alive=False)
-            assert zero is not None  # the larger classes live longer
+            assert zero is not None  # the larger classes vanish later
             gain, slope = zero[0] - apart[0], apart[1] - zero[1]
             low, high = (decay, high) if gain > 0 else (low, decay)
             new = decay + gain / slope
@@ -113,7 +113,7 @@ class _Deep:
         raise ArithmeticError("no switch was found; the counts differ by too many orders of magnitude")
 
     def _scale(self) -> float:
-        """The decay at which the smallest class without bias would vanish, were there two factors."""
+        """The decay at which the smallest class would vanish without bias if there were two factors."""
         c = self.c
         return float(c.share[0] * np.sqrt(1 - 1 / c.sizes.sum()) / self.unit[0])
 
@@ -155,7 +155,7 @@ class _Deep:
         logits = u + mu * miss
         value = cross_entropy(c, logits, softmax(c, logits)[1])
         value += decay * float((c.sizes * self.unit * (mu * norm) ** (2 / F))[on].sum())
-        # a column gives way along e - p: mu grows as the column shortens, at this rate
+        # a column moves along e - p: mu grows as the column shortens, at this rate
         stiff = np.where(on, (1 - 2 / F) / (2 - 2 / F) * norm**2 / np.where(on, mu, 1.0), 0.0)
         return Response(value, P, P / (1 + mu * P), np.where(on, miss, 0.0), mu, stiff)
 

@@ -1,7 +1,7 @@
-"""Thresholds the other way round: which value of a parameter puts a class on the edge.
+"""Inverse thresholds: the value of a parameter at which a class merges or vanishes.
 
-Merging of signed features is an equation that can be solved by hand (Hong & Ling, JMLR 25(192), 2024, Cor.
-4); everything else goes through :func:`edge_of`, a scan and a bracketed root of
+For merging with signed features the equation can be solved by hand (Hong & Ling, JMLR 25(192), 2024, Cor. 4);
+everything else goes through :func:`edge_of`, a scan and a bracketed root of
 :func:`collapsar.theory.thresholds.thresholds`.
 """
 
@@ -27,21 +27,21 @@ from collapsar.theory.thresholds import thresholds
 
 Transition = Literal["merge", "vanish", "complete"]
 
-_CLOSED = 1e-9  # bounds this close are one number
+_CLOSED = 1e-9  # bounds this close count as one number
 _FAR = 1e6  # a threshold this many times the penalty, or none, is far away
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Where a parameter puts a class on the edge of a transition.
+    """Where a parameter puts a class at a transition.
 
     Attributes:
-        value: the parameter there; None where the bracket contains no transition.
-        bracket: the last interval searched: around ``value``, or the whole range where there is none.
+        value: the parameter there; None if the bracket contains no transition.
+        bracket: the last interval searched: around ``value``, or the whole range if there is none.
         alive_below: whether the class is alive (apart, not vanished) at the low end of the bracket.
         note: the finding in words.
-        exact: whether the thresholds it rests on are; where not, with nonnegative features whose classes share a
-            direction there or above, ``value`` is about where: the certified optimum on both sides decides.
+        exact: whether the thresholds used are exact; if not, with nonnegative features whose classes share a
+            direction there or above, ``value`` is approximate: solve on both sides to be certain.
     """
 
     value: float | None
@@ -66,12 +66,12 @@ def edge_of(
         class_index: which class; -1 is the last.
         bracket: 0 < low < high, the range to search.
         transition: which threshold.
-        points: how finely the range is scanned, in logarithm; of two transitions closer than a step both are missed.
-        find: what finds thresholds; :func:`collapsar.thresholds` where features are normalised.
+        points: how finely the range is scanned, in logarithm; two transitions closer than a step are both missed.
+        find: computes thresholds; :func:`collapsar.thresholds` if features are normalised.
 
     Returns:
-        The edge, good to about 1e-11 relative where it is ``exact``; its ``value`` is None, and its ``note``
-        says so, where nothing happens.
+        The edge, accurate to about 1e-11 relative if ``exact``; if there is no transition its ``value`` is None and
+        its ``note`` says so.
 
     Raises:
         ValueError: the bracket is not 0 < low < high, ``transition`` is unknown, or the class has no such
@@ -106,7 +106,7 @@ def edge_of(
             note = f'class {class_index} crosses "{transition}" at {about}{value:.6g}: being alive {change} there'
             return Edge(value, (left, right), before > 0, note, exact)
         left, before = right, now
-    state, about = "alive" if start > 0 else "past it", ", as far as an approximate threshold tells" if ever else ""
+    state, about = "alive" if start > 0 else "past it", ", judged by an approximate threshold" if ever else ""
     note = f'no "{transition}" of class {class_index} between {low:g} and {high:g}: it is {state} throughout{about}'
     return Edge(None, (low, high), start > 0, note, not ever)
 
@@ -118,7 +118,7 @@ def fractional_problem(
     loss: Loss | None = None,
     features: FeatureModel = "signed",
 ) -> Problem:
-    """Plain training on counts that need not be whole, so that a count can be varied continuously.
+    """A problem on counts that need not be whole, so that a count can be varied continuously.
 
     One sample per class with weight and feature mass n is the same program as n samples.
 
@@ -143,11 +143,11 @@ def fractional_problem(
     return Problem(np.ones(n.shape, dtype=np.int64), lambda_z, lambda_b, remedy, n, features)
 
 
-# --- closed forms: signed features, plain training, two clusters
+# --- closed forms: signed features, no mitigation, two clusters
 
 
 def critical_ratio(k_a: int, k_b: int, n_b: float, lambda_z: float) -> float | None:
-    """The imbalance r = n_A / n_B from which on the minority merges: (1/k_A)(1/(lambda_z sqrt(n_B)) - k_B).
+    """The imbalance r = n_A / n_B above which the minority merges: (1/k_A)(1/(lambda_z sqrt(n_B)) - k_B).
 
     Args:
         k_a: majority classes.
@@ -156,7 +156,7 @@ def critical_ratio(k_a: int, k_b: int, n_b: float, lambda_z: float) -> float | N
         lambda_z: > 0.
 
     Returns:
-        r; None where the minority is merged at every ratio.
+        r; None if the minority is merged at every ratio.
 
     Raises:
         ValueError: an argument is out of range.
@@ -171,7 +171,7 @@ def critical_ratio(k_a: int, k_b: int, n_b: float, lambda_z: float) -> float | N
 
 
 def critical_majority(k_a: int, k_b: int, n_b: float, lambda_z: float) -> float | None:
-    """The n_A from which on the minority merges; None where it is merged at every n_A.
+    """The n_A above which the minority merges; None if it is merged at every n_A.
 
     Example:
         >>> critical_majority(5, 5, 100, 0.005)
@@ -182,12 +182,12 @@ def critical_majority(k_a: int, k_b: int, n_b: float, lambda_z: float) -> float 
 
 
 def critical_minority(k_a: int, k_b: int, n_a: float, lambda_z: float) -> tuple[float, float] | None:
-    """The n_B between which B's classes stay apart: sqrt(n_B) = lambda_z (k_A n_A + k_B n_B), a quadratic.
+    """The range of n_B where B's classes stay apart; its ends solve sqrt(n_B) = lambda_z (k_A n_A + k_B n_B).
 
-    Beyond the upper end B itself dilutes the loss share of each of its classes too much.
+    Above the upper end B itself dilutes the loss share of each of its classes too much.
 
     Returns:
-        Lower and upper end; None where B is merged at every n_B.
+        Lower and upper end; None if B is merged at every n_B.
 
     Raises:
         ValueError: an argument is out of range.
@@ -206,12 +206,12 @@ def critical_minority(k_a: int, k_b: int, n_a: float, lambda_z: float) -> tuple[
 
 
 def least_oversampling(k_a: int, k_b: int, n_a: float, n_b: float, lambda_z: float) -> float | None:
-    """The smallest factor s >= 1, penalty repeated too, that keeps B's classes apart: s n_B is a count.
+    """The smallest factor s >= 1 that keeps B's classes apart, if copies pay the penalty too, so that s n_B is a count.
 
     s n_B >= lambda_z^2 (k_A n_A + s k_B n_B)^2 is :func:`critical_minority` with s n_B in place of n_B.
 
     Returns:
-        s, not rounded; 1 where B is apart already; None where no factor helps.
+        s, not rounded; 1 if B is apart already; None if no factor helps.
 
     Raises:
         ValueError: an argument is out of range.
@@ -230,7 +230,7 @@ def least_oversampling(k_a: int, k_b: int, n_a: float, n_b: float, lambda_z: flo
 def best_oversampling(k_a: int, k_b: int, n_a: float, n_b: float) -> float:
     """The factor with the highest merge threshold sqrt(s n_B) / (k_A n_A + s k_B n_B): s = k_A n_A / (k_B n_B).
 
-    More makes it worse.
+    Beyond it, more oversampling makes things worse.
 
     Raises:
         ValueError: an argument is out of range.
@@ -251,10 +251,10 @@ def largest_head_decay_factor(
 ) -> float:
     """How many times the head's weight decay may grow before the class reaches a transition.
 
-    lambda_z = sqrt(lambda_w lambda_h) grows with the root of the factor: c = (threshold / lambda_z)^2; where features
-    are normalised (``find=collapsar.thresholds``) c = threshold / lambda_w, inf for a class that never merges. The
-    bias's price is kept. Below 1: the class is past the transition, and this is the factor that brings it
-    back. Where the threshold is approximate (``exact`` is false there), so is the factor, and a warning says so.
+    lambda_z = sqrt(lambda_w lambda_h) grows with the root of the factor: c = (threshold / lambda_z)^2; for normalised
+    features (``find=collapsar.thresholds``) c = threshold / lambda_w, inf for a class that never merges. The penalty
+    of the bias is kept. Below 1 the class is past the transition, and this is the factor that brings it back. If the
+    threshold is approximate (``exact`` is false there), so is the factor, and a warning says so.
 
     Raises:
         ValueError: ``transition`` is unknown or the class has no such transition.
@@ -269,9 +269,9 @@ def largest_head_decay_factor(
         raise ValueError(f"`transition`: class {class_index} has no {transition!r} transition")
     if not exact:
         warnings.warn(
-            f"class {class_index}: the threshold for {transition!r} is about {threshold:.4g}, since classes share a "
-            "direction of nonnegative features; so is the factor: `solve` decides, `thresholds(...).vanish_bound` is "
-            "where the class is zero for certain",
+            f"class {class_index}: the threshold for {transition!r}, about {threshold:.4g}, and so the factor are "
+            "approximate, since classes share a direction of nonnegative features; call `solve` to be certain; above "
+            "`thresholds(...).vanish_bound` the class is zero for certain",
             stacklevel=2,
         )
     ratio = float(threshold / own_penalties(problem)[class_index])
@@ -281,7 +281,7 @@ def largest_head_decay_factor(
 def _threshold(
     problem: Problem, class_index: int, transition: Transition, find: Callable[[Problem], Thresholds]
 ) -> tuple[float, bool]:
-    """The lambda_z of one transition, NaN where the column is zero whatever lambda_z, and whether it is exact."""
+    """The lambda_z of one transition, NaN if the column is zero at every lambda_z, and whether it is exact."""
     if transition not in get_args(Transition):
         raise ValueError(f"`transition` must be one of {get_args(Transition)}, got {transition!r}")
     t = find(problem)

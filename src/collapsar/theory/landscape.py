@@ -1,6 +1,6 @@
-"""Is this (W, H, b) a global optimum, and if not, which way is out?
+"""Is this (W, H, b) a global optimum, and if not, in which direction can one improve it?
 
-For more features than classes the non-convex problem has no bad local minima: a critical point is global iff
+With more features than classes the non-convex problem has no bad local minima: a critical point is global iff
 the gradient of the loss, as a matrix on the scaled predictions, has spectral norm <= lambda_z; otherwise the
 top singular pair is a direction of negative curvature (Hong & Ling, JMLR 25(192), 2024, Thm 6; Zhu et al.,
 NeurIPS 2021).
@@ -22,10 +22,10 @@ from collapsar.core.types import Matrix, Vector
 class Verdict(enum.Enum):
     """What a point is; the value is the sentence for the user."""
 
-    NOT_CRITICAL = "the gradient is not zero: keep training before asking what the point is"
+    NOT_CRITICAL = "the gradient is not zero: train longer, then classify the point"
     GLOBAL = "a global optimum: critical, and the gradient's spectral norm is within lambda_z"
     SADDLE = "a strict saddle: critical, and the returned direction has negative curvature"
-    UNDECIDED = "critical but not global, with no spare feature dimension to leave by: give W more rows than classes"
+    UNDECIDED = "critical but not global, with no unused feature dimension to descend in: give W more rows than classes"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Landscape:
     Attributes:
         verdict: what the point is.
         gradient_norm: norm of the gradient in (W, H, b), relative to the size of its own terms.
-        spectral_norm: of the loss's gradient on the scaled predictions.
-        lambda_z: what it is compared with.
+        spectral_norm: that of the loss's gradient on the scaled predictions.
+        lambda_z: the value it is compared with.
         curvature: d2(objective)/dt2 along ``direction``, 2 (lambda_z - spectral_norm) < 0; NaN unless a
             saddle.
         direction: (dW, dH), the shapes of W and H; None unless a saddle. Both signs descend.
@@ -90,9 +90,7 @@ def landscape(
     """
     if problem.features != "signed" or problem.normalization is not None:
         kind = '"nonnegative"' if problem.normalization is None else "normalised"
-        raise ValueError(
-            f"`problem` must have signed features with a penalty: the statement is not known for {kind} ones"
-        )
+        raise ValueError(f"`problem` must have signed features with a penalty: no such test is known for {kind} ones")
     must_be_positive(lambda_w=lambda_w)
     w, h, bias, classes = _checked(problem, W, H, b, labels)
     per_class = np.bincount(classes, minlength=problem.num_classes)

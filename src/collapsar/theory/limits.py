@@ -1,11 +1,11 @@
-"""What the optimum tends to: simplex ETF, SELI, the CDT and LDT geometries, the large-sample expansion.
+"""Limits of the optimum: simplex ETF, SELI, the CDT and LDT geometries, the large-sample expansion.
 
-Two limits must be kept apart. No penalty at fixed counts (Thrampoulidis et al., NeurIPS 2022): SELI. More samples at
-fixed N lambda_z and fixed imbalance (Hong & Ling, JMLR 25(192), 2024, Thm 5: corrections O(1/log N)): the columns of Z
-turn to the simplex ETF. All classes are separated then, R tends to lambda_z Q with Q the polar factor of Z D^(1/2), and
-the margins of column k are log(sqrt(n_k)/(N lambda_z |Q_lk|)) up to O(N^-1/2): half a log N for every pair, plus
-constants. The constants turn the columns; divided by the common half log N they are what is left of the imbalance. In
-both limits W and H tend to the factors of SELI, not to the ETF, unless the counts are equal.
+Two limits must be kept apart. As the penalty tends to zero at fixed counts (Thrampoulidis et al., NeurIPS 2022): SELI.
+With more samples at fixed N lambda_z and fixed imbalance (Hong & Ling, JMLR 25(192), 2024, Thm 5: corrections O(1/log
+N)) the columns of Z turn towards the simplex ETF. All classes are then separated, R tends to lambda_z Q with Q the
+polar factor of Z D^(1/2), and the margins of column k are log(sqrt(n_k)/(N lambda_z |Q_lk|)) up to O(N^-1/2): half a
+log N for every pair, plus constants. The constants turn the columns; divided by the common half log N they are what is
+left of the imbalance. In both limits W and H tend to the factors of SELI, not to the ETF, unless the counts are equal.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from collapsar.core.checks import must_be_positive
 from collapsar.core.loss import class_vector
 from collapsar.core.types import Matrix, Vector
 
-MAX_STEPS = 500  # half steps towards the fixed point; where these do not arrive, there is none and an error says so
+MAX_STEPS = 500  # half steps towards the fixed point; if they do not suffice, there is none, and an error says so
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A limit, each part up to a positive factor (of Z; the Grams then share its root).
+    """A limit, each part up to a positive factor (that of Z; its root for both Gram matrices).
 
     Attributes:
         Z: shape (K, K), [logit, class].
         classifier_gram: W'W, shape (K, K).
         feature_gram: H'H of the class means, shape (K, K).
-        margins_tight: whether all margins are equal at the limit, which is what makes it the limit. Always
-            so in the published cases; for other feature masses it is the sign of U V' off the diagonal that
-            decides.
+        margins_tight: whether all margins are equal at the limit, the condition for it to be the limit. Always true in
+            the published cases; for other feature masses the sign of U V' off the diagonal decides.
     """
 
     Z: Matrix
@@ -66,23 +65,23 @@ def seli(
 ) -> Geometry:
     """The geometry as lambda_z tends to 0 at fixed counts: simplex-encoded labels, interpolation.
 
-    Z makes every margin tau_k (delta_k z_kk - delta_l z_lk) equal. Plain: Z = I - J/K (Thrampoulidis et al.,
+    Z makes every margin tau_k (delta_k z_kk - delta_l z_lk) equal. Plain loss: Z = I - J/K (Thrampoulidis et al.,
     2022). CDT: Z[c, j] = (1[c = j] - delta_j^-2 / sum delta^-2) / delta_c, LDT: columns divided by tau
     (Behnia et al., AISTATS 2023). Offsets and class weights do not change the limit. With Z M^(1/2) = U S
     V', W'W = U S U' and H'H = M^(-1/2) V S V' M^(-1/2).
 
     Args:
-        feature_mass: m, shape (K,), > 0; the counts n for plain training.
+        feature_mass: m, shape (K,), > 0; the counts n without a mitigation.
         scales: delta > 0, shape (K,).
         temperatures: tau > 0, shape (K,).
-        free_bias: lambda_b = 0. The bias then takes what all columns share, Z = I - (m/sum m) 1' (plain
-            scales only).
+        free_bias: lambda_b = 0. The bias then absorbs what all columns share, Z = I - (m/sum m) 1' (without scales
+            or temperatures only).
 
     Returns:
         The geometry.
 
     Raises:
-        ValueError: an entry is not positive and finite, lengths disagree, or a free bias meets scales.
+        ValueError: an entry is not positive and finite, lengths disagree, or a free bias is combined with scales.
 
     Example:
         >>> seli([100, 100, 10]).Z.round(2)
@@ -97,7 +96,7 @@ def seli(
         if value.shape != m.shape:
             raise ValueError(f"`{name}` must have one entry per class: got {value.size} for {m.size} classes")
     if free_bias and (scales is not None or temperatures is not None):
-        raise ValueError("`free_bias` has a closed form for plain scales and temperatures only; leave them out")
+        raise ValueError("`free_bias` has a closed form only without `scales` and `temperatures`; leave them out")
     if free_bias:
         Z = np.eye(m.size) - (m / m.sum())[:, None]
     else:
@@ -113,10 +112,10 @@ def seli(
 
 
 def seli_two_cluster_grams(k_a: int, k_b: int, n_a: float, n_b: float) -> tuple[Matrix, Matrix]:
-    """SELI's Grams for two clusters without a decomposition (plain training), A first.
+    """SELI's Gram matrices for two clusters without a decomposition (no mitigation), A first.
 
     With n = (k_B n_A + k_A n_B)/K: W'W has the blocks sqrt(n_A)(I - J/k_A) + sqrt(n) k_B/(k_A K) J, the same
-    with A and B exchanged, and -(sqrt(n)/K) J between; H'H has n^(-1/2) for n^(1/2).
+    with A and B exchanged, and -(sqrt(n)/K) J between; H'H has n^(-1/2) in place of n^(1/2).
 
     Returns:
         W'W and H'H, each (K, K), for Z = I - J/K exactly.
@@ -222,7 +221,7 @@ def etf_slope(shares: ArrayLike, level: float) -> Matrix:
 def self_consistent_cosines(shares: ArrayLike, level: float, num_samples: float) -> Matrix:
     """Cosines of the columns of Z at N samples, from margins whose polar factor is that of Z itself.
 
-    All orders in 1/log N; what is missing is O(N^-1/2) and the bias.
+    It has all orders in 1/log N; only O(N^-1/2) and the bias are left out.
 
     Args:
         shares: n_k/N up to a factor, shape (K,), > 0.
@@ -234,7 +233,7 @@ def self_consistent_cosines(shares: ArrayLike, level: float, num_samples: float)
 
     Raises:
         ValueError: a share is not positive and finite.
-        ArithmeticError: the margins did not settle; N is too small for the expansion.
+        ArithmeticError: the margins did not converge; N is too small for the expansion.
 
     Example:
         >>> print(self_consistent_cosines([2, 2, 1, 1], 0.1, 1e12)[0, 1].round(4))

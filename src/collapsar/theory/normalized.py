@@ -1,12 +1,12 @@
-"""Two clusters of classes with features of equal length, from six numbers: shares nothing with a solver.
+"""Two clusters of classes with features of equal length, from six numbers: shares no code with a solver.
 
-A network that normalises its features per sample and decays its head only (docs/theory/normalized.md). By symmetry
-everything is an angle and a length per cluster: with v = sqrt(k_A k_B / K) (1/k_A on A, -1/k_B on B),
+It is for networks that normalise features per sample and decay only the head (docs/theory/normalized.md). By symmetry
+an angle and a length per cluster describe everything: with v = sqrt(k_A k_B / K) (1/k_A on A, -1/k_B on B),
 
     z_A = norm [ t sin u_A v + beta_A cos u_A sqrt(k_A/(k_A - 1)) (e_k - 1/k_A) ],
     z_B = norm [-t sin u_B v + beta_B cos u_B sqrt(k_B/(k_B - 1)) (e_k - 1/k_B) ],   bias m (1/k_A, -1/k_B),
 
-and the penalty is (lambda_w/2)(t^2 + (k_A - 1) beta_A^2 + (k_B - 1) beta_B^2). Merged is u = pi/2.
+and the penalty is (lambda_w/2)(t^2 + (k_A - 1) beta_A^2 + (k_B - 1) beta_B^2). Merged classes have u = pi/2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collapsar.core.types import Vector
 from collapsar.theory.roots import root_between
 from collapsar.theory.two_cluster import two_blocks
 
-_MERGED = 1e-6  # radians from pi/2 that rounding explains
+_MERGED = 1e-6  # radians from pi/2 that may be rounding
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class NormalizedTwoCluster:
 
     @property
     def cosines(self) -> tuple[float, float, float]:
-        """Cosines of two features of A, of two of B, of one of each; NaN where a cluster has one class."""
+        """Cosines of two features of A, of two of B, and of one of each; NaN if a cluster has one class."""
         a = nan if self.k_a == 1 else (self.k_a * np.sin(self.u_a) ** 2 - 1) / (self.k_a - 1)
         b = nan if self.k_b == 1 else (self.k_b * np.sin(self.u_b) ** 2 - 1) / (self.k_b - 1)
         return float(a), float(b), float(-np.sin(self.u_a) * np.sin(self.u_b))
@@ -96,7 +96,7 @@ class _Model:
         several = np.maximum(k - 1, 1.0)
         inner, rim = np.where(k > 1, np.sqrt(k / several), 0.0), np.sqrt((k - 1) / k)
         sin, cos, h, sign = np.sin(u), np.cos(u), 1 / k[0] + 1 / k[1], np.array([-1.0, 1.0])
-        # logits of a sibling and of a class of the other cluster, less the own class's
+        # logits of a sibling and of a class of the other cluster, minus the own class's
         sibling = -inner * beta * cos
         other = -apart * t * sin - rim * beta * cos + sign * h * m
         exponents = np.array([np.log(np.maximum(k - 1, 1e-300)) + sibling, np.log(k[::-1]) + other, 0 * k])
@@ -120,7 +120,7 @@ class _Model:
         return float(value), gradient
 
     def hold(self, k: Vector) -> NDArray[np.bool_]:
-        """Which numbers are free: a class alone has no inside, and without bias m is zero."""
+        """Which numbers are free: a class alone has no part inside its cluster, and without bias m is zero."""
         alone = k == 1
         return ~np.array([False, *alone, *alone, isinf(self.lambda_b)])
 
@@ -138,7 +138,7 @@ def normalized_two_cluster(
         lambda_b: penalty of the bias; 0: free, inf: none.
 
     Returns:
-        The optimum, good to about 1e-10.
+        The optimum, accurate to about 1e-10.
 
     Raises:
         ArithmeticError: the six equations could not be solved.
@@ -163,10 +163,10 @@ def normalized_two_cluster(
 def normalized_merge(
     classes: tuple[int, int], counts: tuple[float, float], norm: float, lambda_b: float = 0.0
 ) -> float:
-    """The least ``lambda_w`` at which the classes of B have equal features; NaN where they never have.
+    """The least ``lambda_w`` at which the classes of B have equal features; NaN if they never have.
 
     With B's classes held equal, giving them a contrast pays as long as q_B exceeds c (z_BB - <p_B, z_B>), c =
-    lambda_w / norm^2: the root of the difference.
+    lambda_w / norm^2; this is the root of the difference.
 
     Args:
         classes: (k_A, k_B), k_B >= 2.
@@ -181,7 +181,7 @@ def normalized_merge(
     if classes[1] == 1:
         return nan
 
-    @cache  # the ends are asked for twice
+    @cache  # the ends are evaluated twice
     def excess(log_c: float) -> float:
         model = _model(classes, counts, float(np.exp(log_c)), lambda_b)
         free = model.hold(model.k)
@@ -228,5 +228,5 @@ def _minimum(model: _Model, free: NDArray[np.bool_]) -> Vector:
         if sliced(part)[0] < least:
             best, least = placed(part), sliced(part)[0]
     if not np.max(np.abs(model(best)[1][free])) <= 1e-8:
-        raise ArithmeticError("the optimum of two clusters did not settle; the penalty may be too weak for float64")
+        raise ArithmeticError("the optimum of two clusters did not converge; the penalty may be too weak for float64")
     return best

@@ -9,7 +9,7 @@ import numpy as np
 
 from collapsar.core.types import Vector
 
-# How far below its guess a root is looked for. A class without a root there is carried by the bias alone:
+# How far below its guess a root is sought. A class without a root there is predicted well by the bias alone:
 # its residual shrinks in proportion to lambda_z, so going further down changes nothing.
 FLOOR = 1e-3
 # Relative; a few times the spacing of float64.
@@ -19,7 +19,7 @@ RTOL = 4e-15
 def root_between(function: Callable[[float], float], low: float, high: float) -> float:
     """The root of a function that changes sign between ``low`` and ``high``, to the last digits of float64.
 
-    scipy's brentq, imported here because the import takes longer than any formula that needs no such root.
+    It is scipy's brentq, imported here because the import takes longer than any formula that needs no such root.
 
     Raises:
         ValueError: there is no change of sign.
@@ -30,13 +30,13 @@ def root_between(function: Callable[[float], float], low: float, high: float) ->
     """
     from scipy.optimize import brentq
 
-    known = {end: float(function(end)) for end in (low, high)}  # which brentq asks for again
+    known = {end: float(function(end)) for end in (low, high)}  # brentq evaluates both ends again
     ends = known[low], known[high]
     if not min(ends) <= 0 <= max(ends):
         raise ValueError(
             f"the function has no change of sign between {low:g} and {high:g}: {ends[0]:g} and {ends[1]:g}"
         )
-    rtol: Any = RTOL  # the stub wants numpy's float
+    rtol: Any = RTOL  # the stub expects numpy's float
     look = lambda x: known[x] if x in known else function(x)  # noqa: E731
     root: Any = brentq(look, low, high, xtol=5e-324, rtol=rtol, maxiter=5000)  # a root at 0 is bisected to 0
     return float(root)
@@ -51,10 +51,10 @@ def roots_between(
 ) -> Vector:
     """Many roots at once, each between its own ``low`` and ``high``, to the last digits of float64.
 
-    Chandrupatla's method (Adv. Eng. Software 28(3), 1997), begun along the chord: inverse quadratic interpolation
-    where three points allow it, else bisection. Written out because ``scipy.optimize`` takes longer to import than
-    any formula here; the tests hold it against scipy's, :func:`root_between`. The values at the ends are given where
-    they are known. Where there is no change of sign, by rounding, an end is the root.
+    Chandrupatla's method (Adv. Eng. Software 28(3), 1997), starting along the chord: inverse quadratic interpolation
+    where three points allow it, otherwise bisection. Written out because ``scipy.optimize`` takes longer to import
+    than any formula here; the tests compare it with scipy's, :func:`root_between`. The values at the ends may be
+    given. If, by rounding, there is no change of sign, an end is the root.
 
     Example:
         >>> roots_between(lambda x: x**2 - np.array([2.0, 9.0]), np.zeros(2), np.full(2, 4.0)).round(12)

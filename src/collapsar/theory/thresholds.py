@@ -21,30 +21,30 @@ from collapsar.theory.column_form import resting_bias
 from collapsar.theory.column_path import Vanishing, column_thresholds
 from collapsar.theory.roots import largest_roots
 
-# Clusters from which on singular values of a dense matrix cost more than importing scipy.sparse.
+# Number of clusters from which singular values of a dense matrix cost more than importing scipy.sparse.
 MANY = 200
-# Vectors between restarts of Lanczos: counts that differ by 1e-4 of their size need 800 products, with scipy's 20 twice
-# as many.
+# Vectors between restarts of Lanczos: counts that differ by 1e-4 of their size need 800 products; with scipy's default
+# of 20, twice as many.
 LANCZOS = 40
 
 
 def thresholds(problem: Problem) -> Thresholds:
     """Every transition of the problem; its own ``lambda_z`` is ignored.
 
-    Signed features: merge is tau delta (1 - eps) q / sqrt(m), sqrt(n)/N for plain training (JMLR Cor. 4, any
-    mitigation). Above it the equal columns stay until the part of Z between clusters dies, for all classes at
-    once: the largest lambda_z at which the residual's spectral norm on the cluster directions reaches it
-    with that part held at zero (the root of JMLR (5.24) for two clusters).
+    Signed features: merge is tau delta (1 - eps) q / sqrt(m), which is sqrt(n)/N without a mitigation (JMLR Cor. 4).
+    Above it the equal columns remain until the part of Z between clusters vanishes, for all classes at once: at the
+    largest lambda_z that the residual's spectral norm on the cluster directions reaches with that part held at
+    zero (the root of JMLR (5.24) for two clusters).
 
-    Nonnegative features, column form: class k vanishes where lambda_z reaches s_k ||delta o (y_k -
-    softmax(u_k))||, s = tau q / sqrt(m), at the optimum that holds column k at zero; plain: (sqrt(n_k)/N)
+    Nonnegative features, column form: class k vanishes where lambda_z reaches s_k ||delta o (y_k - softmax(u_k))||,
+    s = tau q / sqrt(m), at the optimum that holds column k at zero; without a mitigation (sqrt(n_k)/N)
     ||e_k - softmax(b)||.
 
     Args:
         problem: any counts, mitigations and bias penalty.
 
     Returns:
-        The thresholds, good to about 1e-11 relative.
+        The thresholds, accurate to about 1e-11 relative.
 
     Raises:
         ArithmeticError: the bias could not be found; counts or mitigations differ by too many orders of
@@ -74,7 +74,7 @@ def thresholds_of_many(problems: Sequence[Problem]) -> list[Thresholds]:
     """
     for problem in problems:
         if problem.normalization is not None:
-            raise ValueError("`problem` has normalised features: use `collapsar.thresholds`, which answers in lambda_w")
+            raise ValueError("`problem` has normalised features: use `collapsar.thresholds`, whose values are lambda_w")
     groups: dict[tuple[FeatureModel, int], list[int]] = {}
     clusters = [clusters_of(problem) for problem in problems]
     for i, (problem, c) in enumerate(zip(problems, clusters, strict=True)):
@@ -102,18 +102,18 @@ def cluster_thresholds(c: Clusters, features: FeatureModel) -> tuple[Vector, Van
     if features == "nonnegative":
         return np.full_like(c.sizes, np.nan), column_thresholds(c)
     within = np.where(c.sizes > 1, _within_strength(c), np.nan)
-    # A column of Z is zero when its within-cluster contrast is (above ``merge``) and the cluster part S is zero on it.
-    # The left singular vectors of an alive S see every column of the residual: S vanishes for all classes at once.
+    # A column of Z is zero if its within-cluster contrast is (above ``merge``) and the cluster part S is zero on it.
+    # The left singular vectors of a nonzero S involve every residual column: S vanishes for all classes at once.
     vanish = np.fmax(within, _cluster_part_vanishes(c, within)[:, None])
     complete = vanish.max(axis=-1)
     return within, Vanishing(vanish, np.ones(vanish.shape, dtype=bool), vanish, complete, complete)
 
 
 def merge_strength(problem: Problem) -> Vector:
-    """Tau delta (1 - eps) q / sqrt(m), shape (K,); plain: sqrt(n_k)/N.
+    """Tau delta (1 - eps) q / sqrt(m), shape (K,); without a mitigation sqrt(n_k)/N.
 
-    With signed features a class and its like merge exactly here. For a class alone in its cluster it is approximate:
-    around here its predictions turn parallel to those of other classes, and the rank of Z falls.
+    With signed features the classes of a cluster merge exactly here. For a class alone in its cluster it is
+    approximate: near this value its predictions turn parallel to those of other classes, and the rank of Z falls.
 
     Example:
         >>> merge_strength(Problem("500x5,100x5", 1.0)).round(6)[[0, -1]].tolist()
@@ -124,10 +124,10 @@ def merge_strength(problem: Problem) -> Vector:
 
 
 def gradual_merge(problem: Problem, complete: float) -> Vector:
-    """Up to which lambda_z classes alone in their clusters have directions of their own, signed features, shape (K,).
+    """The lambda_z up to which classes alone in their clusters have their own directions, signed features, shape (K,).
 
-    About ``merge_strength``, at the latest ``complete``, where everything vanishes. Of two classes it is ``complete``,
-    exactly, while their columns are :func:`opposite`.
+    About ``merge_strength``, but at most ``complete``, where everything vanishes. For two classes it is exactly
+    ``complete`` while their columns are :func:`opposite`.
 
     Example:
         >>> p = Problem([500, 1], 1.0)
@@ -138,10 +138,10 @@ def gradual_merge(problem: Problem, complete: float) -> Vector:
 
 
 def complete_collapse(problem: Problem) -> float:
-    """From which lambda_z on Z = 0, signed features: ``thresholds(problem).complete`` without the other transitions.
+    """The lambda_z above which Z = 0, signed features: ``thresholds(problem).complete`` without the other transitions.
 
-    There the residual at the bias that is best alone is no longer than lambda_z (theory section 3): inside clusters
-    its length is :func:`merge_strength`, between them a spectral norm.
+    There the residual at the best bias for Z = 0 is not longer than lambda_z (theory section 3): inside clusters its
+    length is :func:`merge_strength`, between them a spectral norm.
 
     Example:
         >>> p = Problem("500x5,100x5", 1.0, 0.02)
@@ -157,8 +157,8 @@ def complete_collapse(problem: Problem) -> float:
 def opposite(problem: Problem) -> bool:
     """Whether there are two classes and their columns are opposite until both vanish, signed features.
 
-    Where labels are smoothed and logits offset, a class may be right more often than its label asks: its column then
-    lies on the other's side.
+    With smoothed labels and offset logits a class may be predicted more strongly than its label requires: its column
+    then lies on the other's side.
     """
     return problem.num_classes == 2 and not (problem.loss.smoothing and problem.loss.offsets is not None)
 
@@ -182,7 +182,7 @@ def _cluster_part_vanishes(c: Clusters, within: Vector) -> Vector:
     if not inside.any():
         return at_zero
     some = c.taken(inside)
-    known: list[tuple[Vector, Vector]] = []  # the last two lambda_z and their biases, to start the next on their line
+    known: list[tuple[Vector, Vector]] = []  # the last two lambda_z and biases: the next starts on their line
 
     def excess(lambda_z: Vector) -> Vector:
         respond = partial(_without_cluster_part, some, lambda_z)
@@ -225,7 +225,7 @@ def _without_cluster_part(c: Clusters, lambda_z: Vector, b: Vector, start: Respo
 def _sibling_odds(apart: Vector, sizes: Vector, rest: Vector) -> Vector:
     """The root x in (0, 1) of (1 - x) = apart (1 + (k - 1) x + rest x^(1 - 1/k)).
 
-    Left minus right is convex and falls, so Newton from a point where it is positive climbs to the root.
+    Left minus right is convex and falls, so Newton's method from a point where it is positive climbs to the root.
     """
     power = 1 - 1 / sizes
     slope = 1 + apart * (sizes - 1)
@@ -242,7 +242,7 @@ def _sibling_odds(apart: Vector, sizes: Vector, rest: Vector) -> Vector:
 
 
 def _norm_at_rest(c: Clusters, b: Vector) -> Vector:
-    """The same where Z = 0; of many clusters at one temperature without a matrix of their size.
+    """The same where Z = 0; without a J x J matrix for many clusters at one temperature.
 
     At one temperature all columns of P are the same p, and the residual is diag(d) + x y'.
     """
@@ -262,10 +262,10 @@ def _norm_at_rest(c: Clusters, b: Vector) -> Vector:
 
 
 def _rank_one_norm(d: Vector, x: Vector, y: Vector) -> float:
-    """The spectral norm of R = diag(d) + x y': Lanczos on R'R, two sums over J a product."""
+    """The spectral norm of R = diag(d) + x y': Lanczos on R'R, two sums over J per product."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    operator: Any = LinearOperator  # its stub knows the class, not what the class makes of a product
+    operator: Any = LinearOperator  # its stub lacks what the class does with a product
 
     def product(v: Vector) -> Vector:
         w = d * v + (y @ v) * x

@@ -1,4 +1,4 @@
-"""The optimum for two clusters of classes, from one scalar root: an oracle that shares nothing with a solver.
+"""The optimum for two clusters of classes, from one scalar root: an oracle that shares no code with a solver.
 
 Hong & Ling, JMLR 25(192), 2024, (5.16)-(5.51). With the ratio t = b/c of the two cross-cluster entries every
 prediction is explicit, the logits follow by logarithms, and t is the root of b - t c.
@@ -26,7 +26,7 @@ class TwoCluster:
     Attributes:
         k_a: classes in A.
         k_b: classes in B.
-        a: NaN where k_A = 1, as are d and alpha_B where k_B = 1: a class alone has no within-cluster part.
+        a: NaN if k_A = 1, as are d and alpha_B if k_B = 1: a class alone has no within-cluster part.
         b: cross entry of B's columns; 0 when the cluster part has vanished.
         c: cross entry of A's columns.
         d: see ``a``; may be negative.
@@ -68,7 +68,7 @@ def two_blocks(classes: tuple[int, int], between: ArrayLike, contrasts: tuple[fl
 
 @dataclass(frozen=True)
 class Side:
-    """One cluster's column beside the other cluster; plain training: mass n, share n/N.
+    """One cluster's column, given the other cluster; without a mitigation mass n, share n/N.
 
     Attributes:
         k: own classes.
@@ -76,7 +76,7 @@ class Side:
         share: q, loss share of one own class.
         other_k: classes of the other cluster.
         other_mass: feature mass of one of its classes.
-        lambda_z: price of Z.
+        lambda_z: penalty of Z.
     """
 
     k: int
@@ -120,7 +120,7 @@ class Side:
 
 
 def two_cluster(k_a: int, k_b: int, n_a: float, n_b: float, lambda_z: float, lambda_b: float = inf) -> TwoCluster:
-    """The optimum of plain training with signed features, k_A classes of n_A samples and k_B of n_B.
+    """The optimum without a mitigation, signed features, k_A classes of n_A samples and k_B of n_B.
 
     Args:
         k_a: >= 1.
@@ -157,7 +157,7 @@ def optimum_of_sides(A: Side, B: Side, lambda_b: float) -> TwoCluster:
 
     Args:
         A: one cluster.
-        B: the other, with the two roles exchanged.
+        B: the other one, with the roles exchanged.
         lambda_b: penalty of the bias.
 
     Returns:
@@ -185,9 +185,9 @@ def optimum_of_sides(A: Side, B: Side, lambda_b: float) -> TwoCluster:
 
 
 def _cross_part(A: Side, B: Side, lambda_b: float) -> tuple[float, float] | None:
-    """The ratio t = b/c and the bias m of an alive cluster part; None where it has vanished."""
+    """The ratio t = b/c and the bias m of a nonzero cluster part; None if it has vanished."""
     if lambda_b == 0:
-        t = A.mass / B.mass  # q_A p_BA = q_B p_AB and the two norm equations leave this ratio alone
+        t = A.mass / B.mass  # q_A p_BA = q_B p_AB and the two norm equations allow only this ratio
         lowest, highest = B.cross(t), A.cross(1 / t)
         if not (isfinite(lowest) and isfinite(highest)):
             return None

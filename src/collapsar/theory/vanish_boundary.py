@@ -1,8 +1,8 @@
 """Where the minority vanishes, for every bias penalty: the map lambda*(lambda_b; k_A, k_B, n_A, n_B).
 
-Two clusters, plain training. With signed features the merged columns of the minority stay alive above the merge
-threshold until the cluster part S of Z dies, at the root of (5.24) in Hong & Ling, JMLR 25(192), 2024, whose place the
-paper leaves open for 0 < lambda_b < inf. The whole boundary is a curve with the bias as its parameter. Let w =
+Two clusters, no mitigation. With signed features the merged columns of the minority stay nonzero above the merge
+threshold until the cluster part S of Z vanishes, at the root of (5.24) in Hong & Ling, JMLR 25(192), 2024, whose value
+the paper leaves open for 0 < lambda_b < inf. The whole boundary is a curve with the bias as its parameter. Let w =
 exp(b_B - b_A), r = n_A/n_B, and y the ratio p_foreign / (w p_sibling) in a column of the majority. Where S = 0,
 
     T := y^k_A + k_A - 1 + k_B v,   v := w y,     p_BA = v/T,   p_AB = 1/(k_A + k_B w),
@@ -13,7 +13,7 @@ w = 1 is a head without bias. A free bias has v = k_A/(sqrt(K(k_B + k_A r)) - k_
 w). For r > 1 and k_A >= 2 the map is never monotone: at a fixed bias x = -log w the root lambda* is unique because d
 log||R_S|| / d log lambda < 1, its slope in x has the sign of d||R_S||/dx, and that is positive at the free bias (by
 Bernoulli's inequality, y^k_A + k_A - 1 >= k_A y) and negative at x = 0 (K^2 y^2 > (k_A + k_B y)(k_A + 2 k_B y - k_B
-y^2)). So lambda* falls as a free bias gets a price and ends by rising; that it turns once, and that lambda_b grows
+y^2)). So lambda* falls as a free bias gets a penalty and rises in the end; that it turns once, and that lambda_b grows
 along the curve, was found in every problem of a sample (docs/theory/vanish.md).
 
 With nonnegative features (column form) the minority's column sees only the bias: lambda* = (sqrt(n_B)/N) ||e_B -
@@ -42,11 +42,11 @@ class VanishBoundary:
 
     Attributes:
         lambda_b: penalty of the bias.
-        lambda_z: lambda*, from here on the minority's columns are zero.
+        lambda_z: lambda*, above which the minority's columns are zero.
         advantage: b_A - b_B at the transition, nats; 0 without bias.
-        exact: whether the value is that of the model itself. Always for signed features; for nonnegative ones where no
-            two residual columns make an acute angle, else classes would share a direction and live longer than the
-            column form says.
+        exact: whether the value is that of the model itself. Always for signed features; for nonnegative ones if no
+            two residual columns make an acute angle, otherwise classes would share a direction and vanish later than
+            in column form.
     """
 
     lambda_b: Vector
@@ -72,13 +72,13 @@ class BoundaryCurve:
     r: Vector
 
     def point(self, w: Vector, features: FeatureModel) -> tuple[Vector, Vector]:
-        """N lambda*/sqrt(n_A), and the pull (n_A p_BA - n_B p_AB)/n_B that the penalty of the bias balances."""
+        """N lambda*/sqrt(n_A), and the pull (n_A p_BA - n_B p_AB)/n_B that is balanced by the penalty of the bias."""
         return self._signed(w) if features == "signed" else self._nonnegative(w)[:2]
 
     def free(self, features: FeatureModel) -> Vector:
         """The w of a free bias, where the pull is zero."""
         if features == "nonnegative":
-            # below 1/r the pull is negative: a majority that the bias alone carries sits at exactly 1/r
+            # below 1/r the pull is negative: a majority that the bias alone predicts well is at exactly 1/r
             return roots_between(lambda w: -self.point(w, features)[1], 1 / self.r, np.ones_like(self.r))
         k_a, k_b, r = self.k_a, self.k_b, self.r
         v = k_a / (np.sqrt((k_a + k_b) * (k_b + k_a * r)) - k_b)
@@ -143,11 +143,11 @@ def vanish_boundary(
         k_b: minority classes, >= 1.
         n_a: samples of a majority class, > n_b.
         n_b: samples of a minority class, > 0.
-        lambda_b: prices, >= 0; 0: free bias, inf: no bias.
+        lambda_b: penalties, >= 0; 0: free bias, inf: no bias.
         features: the model; nonnegative: in column form, see ``exact``.
 
     Returns:
-        One point per price, to about 1e-13.
+        One point per penalty, to about 1e-13.
 
     Raises:
         ValueError: an argument is out of range.
