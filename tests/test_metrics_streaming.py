@@ -245,7 +245,7 @@ def test_nc4_is_counted_against_fixed_centres():
         ({}, "`num_classes` must be a positive integer; got None"),
         ({"num_classes": 3}, "`num_features` must be a positive integer; got None"),
         ({"num_classes": 0, "num_features": 2}, "`num_classes` must be a positive integer; got 0"),
-        ({"num_classes": 7, "head": nn.Linear(2, 3)}, "`num_classes` must be 3, as the head says; got 7"),
+        ({"num_classes": 7, "head": nn.Linear(2, 3)}, "`num_classes` must be 3, as in the head; got 7"),
         ({"head": nn.ReLU()}, "`head` must be a linear layer .*; got ReLU"),
         (
             {"head": nn.Linear(2, 3), "centers": torch.zeros(2, 2)},

@@ -411,7 +411,7 @@ def test_the_head_is_found_or_the_candidates_are_listed():
     twins = nn.ModuleDict({"stem": nn.Linear(3, 8), "head": nn.Linear(8, 5), "head_dist": nn.Linear(8, 5)})
     with pytest.raises(
         ValueError,
-        match=r"`head` cannot be told: 2 linear layers have 5 outputs. .* 'head' \(8 to 5\), 'head_dist' \(8 to 5\)$",
+        match=r"`head` is ambiguous: 2 linear layers have 5 outputs. .* 'head' \(8 to 5\), 'head_dist' \(8 to 5\)$",
     ):
         find_head(twins)
     assert find_head(twins, None, 8)[0] == "stem"

@@ -237,7 +237,7 @@ def test_heads_are_found_or_asked_for() -> None:
     assert param_groups(nested, weight_decay=0.0)[0]["params"][0].shape == (2, 4)
     projected = nn.ModuleDict({"body": nn.Linear(4, 8), "fc": nn.Linear(8, 2), "head": nn.Linear(8, 5)})
     for unclear in (nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2)), projected):
-        with pytest.raises(ValueError, match="`head` cannot be told"):
+        with pytest.raises(ValueError, match="`head` is ambiguous"):
             param_groups(unclear, weight_decay=0.0)
     assert param_groups(two, weight_decay=0.0, head="1")[0]["params"][0] is two[1].weight
     with pytest.raises(ValueError, match="`head`"):

@@ -1,6 +1,6 @@
 """Measuring collapse: one-pass class moments, neural-collapse metrics, and which classes are merging.
 
-``collapsar.metrics.separation`` and ``collapsar.metrics.evidence`` need numpy and scipy only. Everything else needs
+``collapsar.metrics.separation`` and ``collapsar.metrics.evidence`` need only numpy and scipy. Everything else needs
 torch and is imported when first used.
 """
 

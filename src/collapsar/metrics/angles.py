@@ -1,7 +1,7 @@
-"""Angles between vectors, one per class, against those of the simplex ETF.
+"""Angles between vectors, one per class, compared with those of the simplex ETF.
 
-Up to d + 1 vectors may be an ETF, where everything here is 0 but for rounding: their Gram matrix is looked at entry by
-entry. More cannot come near it, and squares summed over all their pairs follow from d x d products.
+Up to d + 1 vectors may be an ETF, where everything here is 0 up to rounding: their Gram matrix is examined entry by
+entry. More cannot come near it, and sums of squares over all their pairs follow from d x d products.
 
 Sources: Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training",
 PNAS 2020 (equiangularity, Figs 3 and 4); Zhu et al., "A geometric analysis of neural collapse with unconstrained
@@ -19,7 +19,7 @@ from collapsar.metrics.tiles import Tile, directions, tiles
 
 
 class Angles:
-    """Of the rows of ``vectors``; what has no shorter way for more than d + 1 is summed tile by tile."""
+    """Angles of the rows of ``vectors``; what has no shortcut for more than d + 1 of them is summed tile by tile."""
 
     def __init__(self, vectors: Tensor) -> None:
         vectors = vectors.detach()
@@ -73,11 +73,11 @@ def equiangularity(vectors: Tensor) -> tuple[float, float]:
     """Return how far the angles between vectors are from all being equal, and from the simplex ETF's.
 
     Args:
-        vectors: One row per class, shape (S, d), centred as the caller wants.
+        vectors: One row per class, shape (S, d), already centred if desired.
 
     Returns:
         (std, deviation) over pairs i < j: the standard deviation of the cosines (Papyan et al. 2020, Fig. 3)
-        and the mean of |cos + 1/(S−1)| (their Fig. 4). Both 0 at a simplex ETF. NaN for fewer than two
+        and the mean of |cos + 1/(S−1)| (their Fig. 4). Both are 0 at a simplex ETF, and NaN for fewer than two
         vectors or when one is zero.
     """
     angles = Angles(vectors)
@@ -93,7 +93,7 @@ def etf_distance(vectors: Tensor) -> float:
     C_S = I − J/S has Frobenius norm √(S−1). Under imbalance the ETF is *not* the target of training.
 
     Args:
-        vectors: Shape (S, d), centred as the caller wants.
+        vectors: Shape (S, d), already centred if desired.
 
     Returns:
         NaN for fewer than two vectors or when all are zero.

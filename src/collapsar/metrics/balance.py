@@ -1,4 +1,4 @@
-"""The penalties that balance in a trained head: the feature penalty it acts as if it had. Needs numpy only."""
+"""The feature penalty under which a trained head would be balanced. Needs only numpy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 def balance_penalties(
     weight: ArrayLike, class_means: ArrayLike, mass: ArrayLike, lambda_w: float
 ) -> tuple[float, float]:
-    """The feature penalty a stationary head acts as if it had, without knowing any.
+    """The feature penalty under which a head would be stationary, inferred from norms alone.
 
     At any stationary point lambda_w ||W||^2 = lambda_h sum_k m_k ||h_k||^2.
 
@@ -20,7 +20,7 @@ def balance_penalties(
         lambda_w: the head's penalty, with its half.
 
     Returns:
-        lambda_h and lambda_z = sqrt(lambda_w lambda_h); NaN where all features are zero.
+        lambda_h and lambda_z = sqrt(lambda_w lambda_h); NaN if all features are zero.
 
     Raises:
         ValueError: ``lambda_w`` is not positive or the shapes disagree.

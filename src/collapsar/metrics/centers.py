@@ -1,8 +1,8 @@
 """NC4: does the head decide like the nearest class centre? A count against *fixed* centres.
 
-The class means are known only after a pass over the data, so NC4 needs a second pass, or the means of an
-earlier one (of the last epoch, say): that is the price of one-pass moments, and it is stated here instead of
-being hidden. ``NeuralCollapse`` takes such centres as an option and counts while it accumulates.
+The class means are known only after a pass over the data, so NC4 needs a second pass, or the means of an earlier one
+(of the last epoch, say). That is the price of one-pass moments. ``NeuralCollapse`` takes such centres as an option and
+counts while it accumulates.
 
 Source: Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training",
 PNAS 2020, (NC4) and Fig. 7, with the bias included in the decision of the head.
@@ -32,8 +32,8 @@ def nearest_centers(features: Tensor, centers: Tensor) -> Tensor:
 
     Args:
         features: Shape (B, d).
-        centers: Shape (K, d); a row of NaN (an unseen class) is never nearest. Of centres that are equally near,
-            to rounding, any may be it.
+        centers: Shape (K, d); a row of NaN (an unseen class) is never nearest. Among centres that are equally near
+            up to rounding, any may be returned.
 
     Raises:
         ValueError: If every centre is NaN or the shapes do not fit.
@@ -41,14 +41,14 @@ def nearest_centers(features: Tensor, centers: Tensor) -> Tensor:
     if features.ndim != 2 or centers.ndim != 2 or features.shape[1] != centers.shape[1]:
         raise ValueError(
             f"`features` (B, d) and `centers` (K, d) must share d; got {tuple(features.shape)} and "
-            f"{tuple(centers.shape)}. Pass the class means of the same features"
+            f"{tuple(centers.shape)}. Pass class means of the same features"
         )
     seen = torch.isfinite(centers).all(dim=1).nonzero().flatten()
     if len(seen) == 0:
         raise ValueError("`centers` must hold at least one finite row; got none. Run a first pass over the data")
     known = centers[seen].double()
     # ‖h − μ‖² = ‖h‖² − 2⟨h, μ⟩ + ‖μ‖², and the first term does not matter. Moving the origin into the data
-    # keeps the rest small where class means are far from it.
+    # keeps the others small even if class means are far from zero.
     origin = known.mean(dim=0)
     known = known - origin
     lengths = known.square().sum(dim=1)

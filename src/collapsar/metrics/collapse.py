@@ -34,7 +34,7 @@ Weighting = Literal["uniform", "weighted"]
 
 @dataclass(frozen=True)
 class NC1:
-    """NC1 with what it depends on.
+    """NC1, with the rank and tolerance it depends on.
 
     Attributes:
         value: Tr(Σ_W Σ_B⁺)/K.
@@ -52,11 +52,11 @@ def nc1(moments: ClassMoments, weighting: Weighting = "uniform", rtol: float | N
 
     * ``"uniform"``: Σ_B = (1/K) Σ_k (μ_k − μ_G)(μ_k − μ_G)ᵀ, each class once, about the *sample* mean: Hong &
       Ling (2024), (4.1); equal to Papyan et al. (2020) for balanced classes.
-    * ``"weighted"``: n_k/N in place of 1/K, so that Σ_W + Σ_B is the total covariance: what published code
-      often computes. The two differ by the imbalance, easily by a factor of several.
+    * ``"weighted"``: n_k/N in place of 1/K, so that Σ_W + Σ_B is the total covariance, as published code often
+      computes it. Under imbalance the two differ, easily by a factor of several.
 
-    When classes merge, Σ_B loses rank and the pseudo-inverse is a matter of tolerance: both are part of the
-    result. The smaller of the K×K Gram matrix and the d×d covariance is decomposed; the value is the same.
+    When classes merge, Σ_B loses rank and the pseudo-inverse depends on the tolerance: rank and tolerance are part of
+    the result. The smaller of the K×K Gram matrix and the d×d covariance is decomposed; the value is the same.
 
     Args:
         moments: Class moments.
@@ -76,7 +76,7 @@ def nc1(moments: ClassMoments, weighting: Weighting = "uniform", rtol: float | N
     size, dim = means.shape
     rtol = max(size, dim) * torch.finfo(torch.float64).eps if rtol is None else rtol
     if not 0 <= rtol < 1:
-        raise ValueError(f"`rtol` must lie in [0, 1); got {rtol}. None takes the default")
+        raise ValueError(f"`rtol` must lie in [0, 1); got {rtol}. Pass None for the default")
     if size == 0:
         return NC1(math.nan, 0, math.nan)
     shares = counts / counts.sum() if weighting == "weighted" else torch.full_like(counts, 1 / size)
@@ -100,7 +100,7 @@ def nc1(moments: ClassMoments, weighting: Weighting = "uniform", rtol: float | N
 def variance_traces(moments: ClassMoments) -> tuple[float, float]:
     """Return (Tr Σ_W, Tr Σ_B), the second weighted by n_k/N about the sample mean.
 
-    They add up to the total variance. Differences of means that are rounding noise count as zero.
+    They add up to the total variance. Differences between means that are rounding noise count as zero.
     """
     means, counts = moments.seen_means, moments.class_counts[moments.seen].double()
     lengths = torch.linalg.vector_norm(means - moments.sample_mean, dim=1)
@@ -114,7 +114,7 @@ def trace_ratio(moments: ClassMoments) -> float:
 
     Tirer, Huang & Niles-Weed, "Perturbation analysis of neural collapse", ICML 2023, where classes are balanced. The
     two traces add up to the total variance. inf when all class means coincide, NaN when the total
-    variance is 0. Large classes dominate both traces: a merged minority hardly shows.
+    variance is 0. Large classes dominate both traces: a merged minority is hardly visible.
     """
     within, between = variance_traces(moments)
     if between == 0:
@@ -129,7 +129,7 @@ def equinorm(vectors: Tensor) -> float:
     imbalance the optimum has unequal norms. NaN without rows or when all are zero.
 
     Args:
-        vectors: One row per class, shape (S, d), centred as the caller wants.
+        vectors: One row per class, shape (S, d), already centred if desired.
     """
     norms = torch.linalg.vector_norm(vectors, dim=1)
     return float(norms.std(correction=0) / norms.mean()) if len(norms) else math.nan
@@ -159,8 +159,8 @@ def head_sum(weight: Tensor) -> tuple[float, float]:
 
     0 at every optimum, balanced or not; the second is at most 1.
 
-    The columns of the optimal Z sum to zero over the logits (Hong & Ling 2024, Thm 2), so the rows of the
-    optimal head do, unless logits carry scales of their own. The relative value is NaN for a zero head.
+    The columns of the optimal Z sum to zero over the logits (Hong & Ling 2024, Thm 2), so the rows of the optimal head
+    do too, unless logits have scales of their own. The relative value is NaN for a zero head.
 
     Args:
         weight: Head weight, shape (K, d), all classes, seen or not.

@@ -1,9 +1,9 @@
 """What samples of a class say beyond the bias, and which classes are lost: read from the logits alone, without torch.
 
-Replacing features h by h + c and the bias b by b - W c changes no logit, so no verdict may change with it: before
-lengths are compared, the origin that all classes share is taken out (``common_origin``). States (``class_separation``)
-say whether classes are separated; ``class_standings`` says what a user meets: whether samples of a class are ever
-given their own class, and if not, why.
+Replacing features h by h + c and the bias b by b - W c changes no logit, so it must not change a verdict: before
+lengths are compared, the origin that all classes share is subtracted (``common_origin``). States (``class_separation``)
+say whether classes are separated; ``class_standings`` says what a user notices: whether samples of a class are ever
+predicted as their own class, and if not, why.
 
 Example:
     >>> import numpy as np
@@ -29,22 +29,22 @@ from collapsar.metrics.separation import ClassSeparation, as_array, class_logits
 
 # Features behind a ReLU rest on a floor: in most coordinates most class means lie within this share of the range.
 _AT_FLOOR, _MOST_CLASSES, _MOST_COORDINATES = 0.05, 0.5, 0.8
-# A coordinate that varies less than this beside the one that varies most is noise.
+# A coordinate that varies less than this relative to the one that varies most is noise.
 _LIVE = 1e-3
 # Logits nearer than this, in nats, are a tie.
 _TIE = 1e-6
-# Columns are made for this many classes at a time.
+# Columns are computed for this many classes at a time.
 _CLASSES = 256
 
 
 @dataclass(frozen=True)
 class LostClass:
-    """A class that is not given to its own samples.
+    """A class that is predicted for none of its own samples.
 
     Attributes:
         index: the class.
-        reason: "merged" with others or "vanished", as its state is; "outvoted" where it is separated.
-        rival: the class that its samples are taken for.
+        reason: its state, "merged" or "vanished", or "outvoted" if it is separated.
+        rival: the class that its samples are predicted as.
         nats: by how much its mean prediction scores the rival higher.
     """
 
@@ -56,12 +56,12 @@ class LostClass:
 
 @dataclass(frozen=True)
 class Standings:
-    """How classes stand with the decisions.
+    """How the head decides about the samples of each class.
 
     Attributes:
-        lost: the classes that are not given to their own samples, ascending.
-        carried: classes without evidence of their own that the bias alone decides right, while no other class has the
-            same predictions.
+        lost: the classes that are predicted for none of their own samples, ascending.
+        carried: classes without evidence of their own that the bias alone classifies correctly, while no other class
+            has the same predictions.
         outscored: separated classes that are not lost, although their mean prediction scores another class higher.
     """
 
@@ -70,7 +70,7 @@ class Standings:
     outscored: tuple[int, ...] = ()
 
     def behind(self, num_classes: int) -> Vector:
-        """Nats by which the mean prediction of each lost class scores its rival higher, shape (K,); of others 0."""
+        """Nats by which the mean prediction of each lost class scores its rival higher, shape (K,); 0 for others."""
         found = np.zeros(num_classes)
         for c in self.lost:
             found[c.index] = c.nats
@@ -78,7 +78,7 @@ class Standings:
 
 
 def collapsed_classes(found: ClassSeparation, standings: Standings) -> tuple[int, ...]:
-    """The classes that are merged or vanished, ascending, but for those that the bias alone decides right."""
+    """The merged and vanished classes, ascending, except those that the bias alone classifies correctly."""
     return tuple(sorted({*found.merged_classes, *found.vanished_classes} - set(standings.carried)))
 
 
@@ -91,8 +91,8 @@ def dead_classes(shared_rows: Sequence[Sequence[int]], class_counts: ArrayLike) 
 def common_origin(class_means: Any, class_counts: ArrayLike) -> Vector:
     """The point from which features count as evidence, shape (d,): it moves with an offset of all features.
 
-    The sample mean, which is zero at the optimum of signed features with a free bias; where most class means lie on
-    the floor of most coordinates, as behind a ReLU, that floor, which is zero at the optimum of nonnegative features.
+    It is the sample mean, which is zero at the optimum of signed features with a free bias; or, if most class means lie
+    on the floor of most coordinates, as behind a ReLU, that floor, which is zero for nonnegative features.
 
     Args:
         class_means: shape (K, d); NaN rows for classes without samples.
@@ -100,7 +100,7 @@ def common_origin(class_means: Any, class_counts: ArrayLike) -> Vector:
     """
     means, counts = np.asarray(class_means, dtype=np.float64), np.asarray(class_counts, dtype=np.float64)
     seen = np.isfinite(means).all(axis=1) & (counts > 0)
-    if seen.sum() < 2:  # nothing to differ from
+    if seen.sum() < 2:  # nothing to compare with
         return np.zeros(means.shape[1])
     return means[seen].min(axis=0) if on_floor(means) else counts[seen] @ means[seen] / counts[seen].sum()
 
@@ -149,17 +149,17 @@ def class_standings(
 ) -> Standings:
     """Say which classes are lost, and which are right by the bias alone.
 
-    A class is lost if none of its samples is given to it; where that was not counted, if its mean prediction scores
-    another class higher. Of factors only columns that decide something are made: where every sample of a class is
-    given to it, none is.
+    A class is lost if none of its samples is predicted as it; if that was not counted, if its mean prediction scores
+    another class higher. From factors only the columns that matter are computed: none for a class of which every
+    sample is predicted correctly.
 
     Args:
         found: the states.
         logits: mean logits [logit, class], bias included, shape (K, K), NaN columns for classes without samples; or
             factors of the mean predictions.
-        recalls: share of each class's samples that are given to it, shape (K,).
-        taken_for: class that its other samples are mostly taken for, shape (K,), -1 where there are none.
-        bias: b, shape (K,), what ``logits`` does not include.
+        recalls: share of each class's samples that are predicted as it, shape (K,).
+        taken_for: class that most of its other samples are predicted as, shape (K,), -1 if there are none.
+        bias: b, shape (K,), if ``logits`` does not include it.
     """
     predictions = logits if isinstance(logits, MeanPredictions) else MeanPredictions(np.asarray(logits, np.float64))
     K = predictions.shape[1]

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _MAX_LISTED = 12
-# Logits nearer to W h + b than this, relative to the largest, are W h + b: half precision rounds to 1/256.
+# Logits closer to W h + b than this, relative to the largest, count as W h + b: half precision rounds to 1/256.
 _SAME = 0.02
-# What people call classifiers and what they call projections: where several layers could be the head, a name that says
-# more than one thing is not followed.
+# Usual names of classifiers and of projections: if several layers could be the head, an ambiguous name does not decide.
 _HEADS = ("head", "fc", "classifier", "lm_head", "score", "logits", "linear", "out_proj", "heads")
-# Parts of an adapter, and the frozen copy that PEFT keeps of a layer it trains anew: never the head by themselves.
+# Parts of an adapter, and the frozen copy that PEFT keeps of a layer it retrains: never the head by themselves.
 _PARTS = ("lora_A", "lora_B", "lora_magnitude_vector", "original_module")
 
 
@@ -48,19 +47,19 @@ class HeadMap(NamedTuple):
     bias: Tensor | None
 
     def __call__(self, features: Tensor) -> Tensor:
-        """The logits of features of shape (B, d), in double precision where the device has it."""
+        """The logits of features of shape (B, d), in double precision if the device has it."""
         logits = _wide(features) @ _wide(self.weight).T
         return logits if self.bias is None else logits + _wide(self.bias)
 
 
 def linear_map(head: Any, num_features: int | None = None) -> HeadMap | None:
-    """The W h + b that a head's parameters stand for, whether or not it computes that; None without a matrix.
+    """The W h + b that a head's parameters describe, whether or not it computes that; None without a matrix.
 
-    A 1x1 convolution is the linear layer that it is for one pixel; one output is two classes, the first of score 0.
+    A 1x1 convolution counts as a linear layer on one pixel; one output means two classes, the first with score 0.
 
     Args:
         head: a module.
-        num_features: d, where it is known: a weight that is stored (d, K) is then turned.
+        num_features: d, if it is known: a weight that is stored (d, K) is then transposed.
 
     Example:
         >>> linear_map(nn.Conv2d(8, 3, 1)).weight.shape, linear_map(nn.Linear(8, 1)).weight.shape
@@ -81,7 +80,7 @@ def linear_map(head: Any, num_features: int | None = None) -> HeadMap | None:
 
 
 def flat_rows(values: Tensor) -> Tensor:
-    """One row per sample: (B, d, 1, 1), as after global pooling, is (B, d); else what was given."""
+    """One row per sample: (B, d, 1, 1), as after global pooling, becomes (B, d); anything else is unchanged."""
     return values.flatten(1) if values.ndim > 2 and values.shape[2:].numel() == 1 else values
 
 
@@ -89,25 +88,25 @@ def one_row_each(values: Tensor, name: str) -> Tensor:
     """``flat_rows`` of what the head of this name receives.
 
     Raises:
-        ValueError: it is not one row per sample, as where a head is applied to every token.
+        ValueError: it is not one row per sample, for example if a head is applied to every token.
     """
     rows = flat_rows(values)
     if rows.ndim != 2:
         raise ValueError(
-            f"`head` {name!r} must receive one row per sample, (B, d); got {tuple(rows.shape)}. Of a head that is "
-            "applied to every token or pixel, write the rows that have a label and these labels, shifted as the loss "
-            "shifts them, to an .npz with the head's weight: `collapsar diagnose FILE` reads it, and `collapsar audit` "
-            "the head alone; or pass such rows to collapsar.metrics.NeuralCollapse as they come"
+            f"`head` {name!r} must receive one row per sample, (B, d); got {tuple(rows.shape)}. For a head that is "
+            "applied to every token or pixel, write the rows that have a label and their labels, shifted as in the "
+            "loss, to an .npz with the head's weight: `collapsar diagnose FILE` reads it, and `collapsar audit` reads "
+            "the head alone; or pass such rows to collapsar.metrics.NeuralCollapse batch by batch"
         )
     return rows
 
 
 def model_logits(given: Any, output: Any) -> Tensor | None:
-    """The logits in what a model returns, shape (B, K); the head's own where none there fits; None without any.
+    """The logits in what a model returns, shape (B, K); the head's own if none there fits; None without any.
 
-    They are found by their shape in a tensor, tuple, mapping or an object with ``logits``. Where several fit, what is
-    called ``logits`` comes first, and in a tuple, which has no names, the head's own. One output is two classes, the
-    first of score 0.
+    They are found by their shape in a tensor, tuple, mapping or an object with ``logits``. If several fit, one that is
+    called ``logits`` comes first, and in a tuple, which has no names, the head's own. One output means two classes, the
+    first with score 0.
 
     Args:
         given: what the model returned.
@@ -132,9 +131,9 @@ def model_logits(given: Any, output: Any) -> Tensor | None:
 
 
 def other_scores(given: Any, output: Any) -> int | None:
-    """How many scores a model gives each sample, where its head gives another number; None otherwise.
+    """How many scores a model gives each sample, if its head gives another number; None otherwise.
 
-    Arguments as for ``model_logits``. A head of one output may well be turned into two classes.
+    Arguments as for ``model_logits``. A head with one output may be turned into two classes.
 
     Example:
         >>> rows = torch.zeros(5, 8)
@@ -151,10 +150,10 @@ def other_scores(given: Any, output: Any) -> int | None:
 
 
 def refuse_untold(model: nn.Module, name: str, outputs: int, scores: int | None) -> None:
-    """Refuse the head that was found, where the model's scores are as many as another layer makes.
+    """Refuse the head that was found if the model's scores are as many as another layer's outputs.
 
     Raises:
-        ValueError: There are such scores; the message lists the layers that may make them.
+        ValueError: There are such scores; the message lists the layers that may compute them.
     """
     if scores is None:
         return
@@ -165,8 +164,8 @@ def refuse_untold(model: nn.Module, name: str, outputs: int, scores: int | None)
     ]
     names = ", ".join(map(repr, likely[-_MAX_LISTED:]))
     raise ValueError(
-        f"`head` cannot be told: the model gives each sample {scores} scores, its last linear layer {name!r} {outputs}"
-        f". Pass head=NAME, the layer that makes the scores{f': {names}, perhaps' if names else ''}"
+        f"`head` is ambiguous: the model gives each sample {scores} scores, its last linear layer {name!r} {outputs}"
+        f". Pass head=NAME, the layer that computes the scores{f': perhaps {names}' if names else ''}"
     )
 
 
@@ -176,7 +175,7 @@ def own_logits(output: Any) -> Tensor | None:
 
 
 def tensors_in(given: Any) -> Iterator[Tensor]:
-    """The tensors in what a module returned that may be logits, the likeliest first; a column is a row of scores."""
+    """The tensors in what a module returned that may be logits, the likeliest first; one column counts as scores."""
     parts = [given, given.get("logits") if isinstance(given, Mapping) else getattr(given, "logits", None)]
     parts += given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple | list) else ()
     for part in parts:
@@ -185,17 +184,17 @@ def tensors_in(given: Any) -> Iterator[Tensor]:
 
 
 def from_probabilities(logits: Tensor) -> Tensor:
-    """The logarithm where every row sums to one, logits otherwise."""
-    few = logits[:64]  # of logits these are not, as a rule
+    """The logarithm if every row sums to one, the logits unchanged otherwise."""
+    few = logits[:64]  # enough to recognise most logits
     if all(bool((x >= 0).all() & ((x.sum(dim=1) - 1).abs() < 1e-3).all()) for x in (few, logits)):
         return logits.double().clamp_min(1e-30).log()
     return logits
 
 
 def differ(expected: Tensor, logits: Tensor) -> Tensor:
-    """Whether logits (B, K) are others than expected, up to rounding and what is added to all logits of a sample.
+    """Whether logits (B, K) differ from those expected, up to rounding and a constant for all logits of a sample.
 
-    Rows that are not finite are left out. The answer is a tensor of shape (), which need not be waited for.
+    Rows that are not finite are left out. The answer is a tensor of shape (), so the device need not be waited for.
     """
     expected, found = (_wide(x) - _wide(x).mean(dim=1, keepdim=True) for x in (expected, logits))
     gap, size = ((x.nan_to_num(0, 0, 0)).abs().amax() for x in (expected - found, expected))
@@ -207,7 +206,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def computes(head: Any, features: Tensor, logits: Tensor) -> bool:
-    """Whether the model's logits (B, K) are W h + b of what its head receives (B, d), up to what all of a row share."""
+    """Whether the model's logits (B, K) are W h + b of what its head receives (B, d), up to a constant per row."""
     found = linear_map(head, features.shape[-1])
     if found is None or found.weight.shape != (logits.shape[1], features.shape[-1]):
         return False
@@ -219,21 +218,21 @@ def find_head(
 ) -> tuple[str, nn.Module]:
     """Return the name and the module of the head.
 
-    Without ``head`` it is the last registered ``nn.Linear`` with ``num_classes`` outputs, or the last of all where that
+    Without ``head`` it is the last registered ``nn.Linear`` with ``num_classes`` outputs, or the last of all if that
     is unknown; in a model without any, the last 1x1 convolution. Adapters count as the layer they adapt, and of PEFT's
-    two copies the trained one. A projection beside the classifier, which takes the same features, is not taken where
-    the other bears the name of a head or is the only one that is trained. Where several layers have as many outputs,
-    the only one that is trained counts. In doubt it cannot be told.
+    two copies the trained one counts. A projection of the same features beside the classifier is not taken if the
+    classifier has a usual name of a head or is the only one that is trained. If several layers have as many outputs,
+    the only trained one counts. In doubt it is an error.
 
     Args:
         model: The model, without wrappers (``unwrapped``).
         head: The head itself or its name in ``model.named_modules()``; None looks for it.
-        num_classes: K, where known.
+        num_classes: K, if known.
         weighted: Whether it must have a weight that is a matrix, (K, d), or that of a 1x1 convolution.
 
     Raises:
         ValueError: The name is unknown, the module is not part of the model or has no weight of shape (K, d), or
-            the head cannot be told; the message lists the candidates.
+            the head is ambiguous; the message lists the candidates.
     """
     modules = dict(model.named_modules())
     linear = _candidates(modules)
@@ -259,7 +258,7 @@ def find_head(
 
 
 def _candidates(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Linear layers by name, for an adapted one the adapter around it; without any, 1x1 convolutions."""
+    """Linear layers by name, for an adapted one the adapter around it; if there are none, 1x1 convolutions."""
     found: dict[str, nn.Module] = {}
     kinds = (nn.Linear, nn.Conv2d) if not any(isinstance(m, nn.Linear) for m in modules.values()) else (nn.Linear,)
     for name, module in modules.items():
@@ -278,7 +277,7 @@ def _last(
         raise ValueError("`head` cannot be found: the model has no nn.Linear. Pass the head itself")
     name = list(linear)[-1] if num_classes is not None else _classifier(linear, modules)
     outputs = _outputs(linear[name]) if num_classes is None else num_classes
-    sizes = (outputs, 1) if outputs == 2 else (outputs,)  # one output tells two classes apart
+    sizes = (outputs, 1) if outputs == 2 else (outputs,)  # one output is enough for two classes
     fitting: dict[str, nn.Module] = {}
     for size in sizes:
         fitting = fitting or {name: module for name, module in linear.items() if _outputs(module) == size}
@@ -286,26 +285,26 @@ def _last(
     if len(fitting) != 1:
         how = "none has" if not fitting else f"{len(fitting)} linear layers have"
         raise ValueError(
-            f"`head` cannot be told: {how} {outputs} outputs. Pass head=NAME, one of: {_listed(fitting or linear)}"
+            f"`head` is ambiguous: {how} {outputs} outputs. Pass head=NAME, one of: {_listed(fitting or linear)}"
         )
     return next(iter(fitting.items()))
 
 
 def _classifier(linear: dict[str, nn.Module], modules: dict[str, nn.Module]) -> str:
-    """The last layer, or the one beside it that takes the same features and is the classifier by name or training."""
+    """The last layer, or one beside it with the same input that is the classifier by its name or by being trained."""
     last = list(linear)[-1]
     rivals = _only_trained({**_beside(last, linear, modules), last: linear[last]})
     doubtful = [name for name in rivals if name.rpartition(".")[2] in _HEADS] or list(rivals)
     if len(doubtful) > 1:
         raise ValueError(
-            f"`head` cannot be told: {' and '.join(map(repr, doubtful))} could be it. Pass head=NAME, "
+            f"`head` is ambiguous: it could be {' or '.join(map(repr, doubtful))}. Pass head=NAME, "
             f"one of: {_listed(linear)}"
         )
     return doubtful[0]
 
 
 def _beside(last: str, linear: dict[str, nn.Module], modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Layers that end beside the last one: fed like the branch that it is in, and feeding no layer after them."""
+    """Layers that end beside the last one: with the same input as its branch, and feeding no later layer."""
     names, parts, found = list(linear), last.split("."), {}
     for depth in range(len(parts)):
         owner, branch = ".".join(parts[:depth]), ".".join(parts[: depth + 1])
@@ -320,7 +319,7 @@ def _beside(last: str, linear: dict[str, nn.Module], modules: dict[str, nn.Modul
 
 
 def _only_trained(layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """The one that is trained, if it is one; else all."""
+    """The only one that is trained, if there is just one; otherwise all."""
     trained = {name: m for name, m in layers.items() if any(p.requires_grad for p in m.parameters())}
     return trained if len(trained) == 1 else layers
 

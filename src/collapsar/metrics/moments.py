@@ -31,13 +31,13 @@ from torch import Tensor
 from collapsar.core.sentences import listed
 from collapsar.core.threads import LARGE, one_thread_below
 
-# Numbers of features merged at once: work space is bounded, so that one call over a whole data set does not double its
-# memory. On the CPU blocks of 4 MiB stay in the cache; an accelerator wants fewer and larger operations.
+# How many numbers of features are merged at once: this bounds the work space, so that one call over a whole data set
+# does not double its memory. On the CPU blocks of 4 MiB stay in the cache; accelerators prefer fewer, larger ones.
 _NUMBERS = {"cpu": 1 << 19}
 _NUMBERS_ELSEWHERE = 1 << 21
 (_syrk,) = get_blas_funcs(("syrk",), dtype=np.float64)
 WITHOUT_FLOAT64 = ("mps",)
-"""Types of device on which no moments can be kept."""
+"""Types of device that cannot hold moments."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ClassMoments:
     Attributes:
         class_counts: Samples per class n_k, shape (K,), int64.
         class_means: Class means μ_k, shape (K, d), float64; zero rows where a class was not seen.
-        within_scatter: Σ_k Σ_i (h_ki − μ_k)(h_ki − μ_k)ᵀ, shape (d, d), float64: not divided by N. All NaN where
-            it was not accumulated.
+        within_scatter: Σ_k Σ_i (h_ki − μ_k)(h_ki − μ_k)ᵀ, shape (d, d), float64: not divided by N. All NaN if it was
+            not accumulated.
         class_traces: Σ_i ‖h_ki − μ_k‖² per class, shape (K,), float64; they sum to the trace of
             ``within_scatter``.
     """
@@ -91,7 +91,7 @@ class ClassMoments:
 
     @property
     def seen_means(self) -> Tensor:
-        """Their means, shape (S, d); no copy where every class was seen."""
+        """The means of the seen classes, shape (S, d); not a copy if every class was seen."""
         return self.class_means if bool(self.class_counts.all()) else self.class_means[self.seen]
 
     @property
@@ -169,14 +169,14 @@ def class_indices(labels: Any) -> Tensor:
     """Labels as a tensor, whatever holds them; a column, (B, 1), as MedMNIST gives them, is (B,).
 
     Raises:
-        ValueError: they are names or otherwise no numbers.
+        ValueError: they are names, or anything else but numbers.
     """
     try:
         found = torch.as_tensor(labels).detach()
     except (TypeError, ValueError, RuntimeError):
         first = next(iter(labels), None) if hasattr(labels, "__iter__") else labels
         raise ValueError(
-            f"`labels` must be class indices, integers; got {type(first).__name__} {first!r}. Number the names: "
+            f"`labels` must be class indices, integers; got {type(first).__name__} {first!r}. Number the names by "
             "{name: k for k, name in enumerate(class_names)}"
         ) from None
     return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
@@ -201,11 +201,11 @@ def checked_batch(
     if features.ndim != 2 or (num_features is not None and features.shape[1] != num_features):
         wanted = "(B, d)" if num_features is None else f"(B, {num_features})"
         channels = num_features is not None and features.ndim > 2 and features.shape[1] == num_features
-        rows = "features.movedim(1, -1)" if channels else "features"  # else pixels and channels would be mixed
+        rows = "features.movedim(1, -1)" if channels else "features"  # otherwise pixels and channels would be mixed
         size = "d" if num_features is None else num_features
         raise ValueError(
-            f"`features` must have shape {wanted}; got {tuple(features.shape)}. Flatten what the head receives to one "
-            f"row per label: {rows}.reshape(-1, {size}), labels.reshape(-1)"
+            f"`features` must have shape {wanted}; got {tuple(features.shape)}. Flatten the head's input to one row "
+            f"per label: {rows}.reshape(-1, {size}), labels.reshape(-1)"
         )
     if labels.shape != features.shape[:1]:
         raise ValueError(
@@ -227,11 +227,11 @@ def checked_batch(
     if low < 0 or high >= num_classes:
         outside = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
         raise ValueError(
-            f"`labels` must lie in [0, {num_classes}); got {listed(outside)}. Raise num_classes; of samples "
-            "without a label say ignore_index=..., or drop them"
+            f"`labels` must lie in [0, {num_classes}); got {listed(outside)}. Raise num_classes; for samples without "
+            "a label pass ignore_index=..., or drop them"
         )
     if features.is_floating_point() and features.numel() > 0:
-        # Rows with finite sums have finite entries: others, some of which merely overflow, are looked at again.
+        # Rows with finite sums have finite entries; the others, some of which merely overflow, are checked again.
         sums = features.sum(dim=1)
         if not sums.isfinite().all() and len(bad := labels[~features.isfinite().all(dim=1)]):
             raise ValueError(
@@ -247,13 +247,13 @@ def accumulate_(
 ) -> None:
     """Merge a checked batch into buffers in place, touching only the means of classes that occur in it.
 
-    The upper triangle of ``scatter`` is kept up to date, the part below it is left unspecified: half of the
-    product is saved, and ``unpack`` mirrors once. Work space is bounded (``_NUMBERS``), never O(K·d).
+    Only the upper triangle of ``scatter`` is kept up to date, the part below it is unspecified: this saves half of the
+    product, and ``unpack`` mirrors once. Work space is bounded (``_NUMBERS``), never O(K·d).
 
     Args:
         counts: Shape (K,), int64 or float64 (exact up to 2⁵³).
         means: Shape (K, d), float64; zero where a class has no samples yet.
-        scatter: Shape (d, d), float64; None leaves it out, and with it what costs O(B·d²).
+        scatter: Shape (d, d), float64; None leaves it out, and with it the work of O(B·d²).
         traces: Shape (K,), float64.
         features: Shape (B, d), finite, on the device of the buffers.
         labels: Shape (B,), int64, in range, on the device of the buffers.
@@ -272,10 +272,10 @@ def accumulate_(
         fresh = means.new_zeros(len(classes), d).index_add_(0, position, rows.copy_(block))
         old = means.index_select(0, classes)
         step = fresh.div_(n_new[:, None]).sub_(old)
-        # Chan et al. (1979), (2.1): the scatter about the fresh means, and n_new (1 - share) step stepᵀ for each
-        # class. Rows centred at fresh - sqrt(1 - share) step sum to both at once, because rows about their own
-        # mean are orthogonal to any constant. A class met for the first time has mean 0 and share 1: it takes the
-        # fresh mean as it is, and its step adds nothing.
+        # Chan et al. (1979), (2.1): the scatter about the fresh means, plus n_new (1 - share) step stepᵀ for each
+        # class. Rows centred at fresh - sqrt(1 - share) step give both sums at once, because rows about their own
+        # mean are orthogonal to any constant. A class seen for the first time has mean 0 and share 1: it takes the
+        # fresh mean unchanged, and its step adds nothing.
         centres = old.addcmul_(step, (1 - (1 - share).sqrt())[:, None])
         rows.sub_(torch.index_select(centres, 0, position, out=own))
         means.index_add_(0, classes, step.mul_(share[:, None]))
@@ -321,7 +321,7 @@ def _add_gram_(out: Tensor, rows: Tensor) -> None:
 
 
 def _add_strips_(out: Tensor, rows: Tensor) -> None:
-    """The same on any device, strip by strip of columns: narrower ones save more but run less efficiently."""
+    """The same on any device, by strips of columns: narrower strips save more but run less efficiently."""
     strip = max(128, len(out) // 8)
     for start in range(0, len(out), strip):
         stop = start + strip
@@ -337,6 +337,6 @@ def _tensor(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes the machine's own byte order only
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes only the machine's own byte order
     # torch warns about read-only memory, although nothing here writes to it.
     return torch.from_numpy(array if array.flags.writeable else array.copy())

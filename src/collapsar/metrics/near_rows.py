@@ -1,8 +1,8 @@
-"""Rows of a large matrix that lie close together, found without a table of all pairs. numpy and scipy only.
+"""Rows of a large matrix that lie close together, found without a table of all pairs. Needs only numpy and scipy.
 
 Distances are bounded from below by those of a sketch, a projection onto a few orthonormal directions. Rows are sorted
-by the coordinate that leaves the fewest pairs within reach, the sketches of what is within reach are compared in
-blocks, and only pairs that the sketch cannot tell apart are compared in full, by direct differences.
+by the coordinate that leaves the fewest pairs within reach, the sketches of rows within reach are compared in blocks,
+and only pairs that the sketch cannot tell apart are compared in full, by direct differences.
 
 Example:
     >>> import numpy as np
@@ -32,7 +32,7 @@ _PAIRS = 1 << 14  # compared at once
 
 
 class Rows(Protocol):
-    """What a matrix of rows must offer: an array, a memory map, or a reader that converts what it hands out."""
+    """What a matrix of rows must offer: an array, a memory map, or a reader that converts what it returns."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,7 +46,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SomeRows:
-    """Some of the rows, read when they are asked for."""
+    """Some of the rows, read only when they are used."""
 
     rows: Rows
     members: Labels
@@ -61,7 +61,7 @@ class SomeRows:
 
 
 def row_blocks(rows: Rows, dtype: Any = np.float32) -> Iterator[tuple[int, NDArray]]:
-    """The rows in blocks of some 2²² numbers, each with the number of its first row."""
+    """The rows in blocks of about 2²² numbers, each with the number of its first row."""
     K, d = rows.shape
     step = max(1, _BLOCK_NUMBERS // max(d, 1))
     for start in range(0, K, step):
@@ -69,10 +69,10 @@ def row_blocks(rows: Rows, dtype: Any = np.float32) -> Iterator[tuple[int, NDArr
 
 
 def near_labels(rows: Rows, tolerance: float, centre: NDArray | None = None) -> Labels:
-    """Put rows that are joined by steps no longer than ``tolerance`` under one label: the smallest row of each set.
+    """Give rows that are connected by steps no longer than ``tolerance`` one label: the smallest row of each set.
 
-    Distances are compared in double precision; a ``centre``, shape (d,), near the middle of the rows keeps digits, and
-    is their mean by default.
+    Distances are compared in double precision; a ``centre``, shape (d,), near the middle of the rows preserves digits;
+    by default it is their mean.
     """
     K = rows.shape[0]
     labels = np.arange(K)
@@ -99,7 +99,7 @@ def groups_of(labels: Labels) -> list[tuple[int, ...]]:
 
 
 def nearest_rows(points: NDArray[np.float64]) -> tuple[Labels, Vector]:
-    """For each of two or more rows the nearest other one, the first of those equally near, and its distance."""
+    """For each of two or more rows the nearest other row, the first of equally near ones, and its distance."""
     K = len(points)
     centred = points - points.mean(axis=0)
     squares = np.einsum("ij,ij->i", centred, centred)
@@ -141,7 +141,7 @@ def _sketch(rows: Rows, centre: NDArray) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _best_key(sketch: NDArray[np.float32], lengths: NDArray[np.float32], reach: float) -> NDArray[np.float32]:
-    """Of the coordinates and the length, none of which exceeds the distance, the one with the fewest pairs in reach."""
+    """The coordinate, or the length, with the fewest pairs in reach; no difference of these exceeds the distance."""
 
     def pairs_in_reach(key: NDArray[np.float32]) -> int:
         key = np.sort(key)
@@ -154,7 +154,7 @@ def _best_key(sketch: NDArray[np.float32], lengths: NDArray[np.float32], reach: 
 def _candidates(
     sketch: NDArray[np.float32], key: NDArray[np.float32], tolerance: float, slack: float
 ) -> Iterator[NDArray[np.int64]]:
-    """Pairs of places in the sorted sketch that may be within the tolerance, shape (n, 2), block by block."""
+    """Pairs of positions in the sorted sketch that may be within the tolerance, shape (n, 2), block by block."""
     K = len(sketch)
     halves = 0.5 * np.einsum("ij,ij->i", sketch, sketch, dtype=np.float32)
     ones = np.ones_like(halves)
@@ -178,7 +178,7 @@ def _candidates(
 def _joined(rows: Rows, labels: Labels, pairs: NDArray[np.int64], tolerance: float) -> Labels:
     """The labels after joining those of the pairs within the tolerance; a pair already joined is not compared.
 
-    The first pairs are those of one row with all others: of a large group they join most.
+    The first pairs are those of one row with all others: in a large group they join most rows.
     """
     while len(pairs := pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]):
         i, j = pairs[:_PAIRS].T

@@ -1,7 +1,7 @@
 """Which layers of a network are normalisations: one answer for monitors, advice and parameter groups.
 
-torch's own classes are known. Any other layer is tried: one whose output does not change when its input is
-stretched, though it does change with the input, is a normalisation whatever its name (RMSNorm of any library, an L2
+torch's own classes are known. Any other layer is tried out: if its output does not change when its input is scaled,
+although it does depend on the input, it is a normalisation whatever its name (RMSNorm of any library, an L2
 normalisation).
 
 Example:
@@ -24,20 +24,20 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 _PER_SAMPLE = (_InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _NAMED = re.compile(r"(rms|layer|batch|group|instance)_?norm", re.IGNORECASE)
-# As many rows as a batch has: what divides by n - 1 gives other lengths to few.
+# As many rows as in a batch: a layer that divides by n - 1 gives other lengths with few rows.
 _ROWS, _STRETCH = 128, 64.0
 
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """A normalisation of what it receives.
+    """A normalisation layer.
 
     Attributes:
         over: "sample": each sample's features are brought to one length (LayerNorm, RMSNorm, L2); "batch": each
             feature to unit variance over the batch (BatchNorm).
         gain: the parameter that scales its output, or None.
         shift: the parameter added to it, or None.
-        length: of its output for one sample, as tried with its present parameters; None: sqrt(d) times the root mean
+        length: that of its output for one sample, tried with its present parameters; None: sqrt(d) times the root mean
             square of its gain, as for torch's own layers.
     """
 
@@ -51,11 +51,11 @@ def normalization(layer: nn.Module, width: int = 16) -> Normalization | None:
     """What kind of normalisation a layer is; None for any other layer.
 
     Args:
-        layer: a module; one with children is none, apart from torch's own norms and their subclasses.
-        width: how many features a layer without parameters gets.
+        layer: a module; one with children is not a normalisation, except torch's own norms and their subclasses.
+        width: how many features to give a layer without parameters.
 
     Returns:
-        Its kind and its parameters, or None. Layers that cannot run on a CPU by themselves are told by their names.
+        Its kind and its parameters, or None. Layers that cannot run by themselves on a CPU are recognised by name.
 
     Example:
         >>> class Scaled(nn.Module):
@@ -88,7 +88,7 @@ def _gain_and_shift(layer: nn.Module, own: list[nn.Parameter]) -> tuple[Tensor |
 
 
 def _tried(layer: nn.Module, width: int) -> tuple[Literal["sample", "batch"] | None, float | None]:
-    """Whether stretching the input, all of it or one row, leaves the output as it was; and how long the output is."""
+    """Whether scaling the input, all of it or one row, leaves the output unchanged; and how long the output is."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_ROWS, width, generator=generator)
     rows = torch.tensor([[_STRETCH]] + [[1.0]] * (_ROWS - 1))
@@ -104,7 +104,7 @@ def _tried(layer: nn.Module, width: int) -> tuple[Literal["sample", "batch"] | N
             if not _same(plain, all_stretched):
                 return None, None
             return ("sample" if _same(plain, one_stretched) else "batch"), length
-    except Exception:  # a layer that needs another device or another shape says so in its own way
+    except Exception:  # a layer that needs another device or shape may raise anything
         found = _NAMED.search(type(layer).__name__)
         return None if found is None else "batch" if found[1].lower() == "batch" else "sample", None
 

@@ -3,8 +3,8 @@
 Averages over all pairs hide the collapse of a minority: with 100 classes of which two merge, one pair in 4950
 changes. So everything here also names the worst pairs and gives every class its worst rival.
 
-With more than two thousand classes, and twice as many as dimensions, means over pairs are good to six digits, and which
-of two pairs is worse is told apart to as many; the values of the pairs that are named are computed in double precision.
+With more than two thousand classes, and twice as many as dimensions, means over pairs are accurate to six digits, and
+so is the ranking of pairs; the values of the pairs that are named are computed in double precision.
 
 Sources: Galanti, György & Hutter, "On the role of neural collapse in transfer learning", ICLR 2022.
 
@@ -37,7 +37,7 @@ NOISE = 1e-12
 # ‖x‖² + ‖y‖² − 2⟨x, y⟩ loses its digits when x ≈ y; below this ratio the difference is taken directly, in double
 # precision, so that sums are good to 9 digits, or 6 in single precision.
 _CANCELLATION = {torch.float64: 1e-7, torch.float32: 0.05}
-# From this many classes on, products and sums over all pairs are in single precision, at half of the price.
+# From this many classes on, products and sums over all pairs are in single precision, at half the cost.
 _MANY = 2000
 _DIRECT_NUMBERS = 1 << 18
 
@@ -47,12 +47,12 @@ class PairwiseCdnv:
     """Class-distance normalised variances, summarised over pairs of seen classes.
 
     Attributes:
-        mean: Mean over the pairs i < j that have one (uniform over pairs, whatever the class counts); NaN without any.
+        mean: Mean over the pairs i < j that have one (uniform over pairs, whatever the class counts); NaN if none has.
         worst: Largest CDNV of each class with any other, shape (K,), float64; NaN for classes without one.
-        rival: The class with which it is reached, shape (K,), int64; −1 for classes without one.
+        rival: The class with which it is attained, shape (K,), int64; −1 for classes without one.
         worst_pairs: The worst pairs overall, worst first, shape (t, 2), int64, i < j.
         worst_values: Their CDNV, shape (t,), float64.
-        undefined: How many pairs are 0/0, two points in one place: they are set aside everywhere else.
+        undefined: How many pairs are 0/0, two points in one place; everything else leaves them out.
     """
 
     mean: float
@@ -82,8 +82,8 @@ def within_variances(moments: ClassMoments) -> Tensor:
 def cdnv(moments: ClassMoments, num_worst: int = 10) -> PairwiseCdnv:
     """Return the class-distance normalised variance V_ij = (Var_i + Var_j) / (2‖μ_i − μ_j‖²) over all pairs.
 
-    Galanti et al. (2022). 0 at within-class collapse of distinct classes; inf when two means
-    coincide and the variances do not vanish. Pairs for which both do (0/0) are set aside and counted.
+    Galanti et al. (2022). 0 at within-class collapse of distinct classes; inf when two means coincide but the
+    variances do not vanish. Pairs for which the variances vanish too (0/0) are left out and counted.
 
     Args:
         moments: Class moments.
@@ -172,16 +172,16 @@ def cdnv_between_clusters(moments: ClassMoments, clusters: Sequence[int]) -> Ten
             sums.index_add_(0, cells, values[pair].to(sums))
             counts += torch.bincount(cells, minlength=J * J)
     sums, counts = sums.view(J, J), counts.view(J, J)
-    # A pair stands once, above the diagonal of classes, in whichever of its two cells that is.
+    # Each pair counts once, above the diagonal of classes, in whichever of its two cells that is.
     return (sums + sums.T) / (counts + counts.T)
 
 
 @dataclass(frozen=True)
 class Points:
-    """What distances need of the seen classes: centred means, their lengths, half of their variances.
+    """What distances need from the seen classes: centred means, their lengths, half of their variances.
 
-    ``classes`` says which they are of how many; differences up to ``floor`` are noise; ``exact`` is the means in double
-    precision.
+    ``classes`` has their numbers and how many classes there are; differences up to ``floor`` are noise; ``exact`` is
+    the means in double precision.
     """
 
     classes: Tensor
@@ -200,9 +200,9 @@ class Points:
 
     @cached_property
     def fast(self) -> Points:
-        """The same in single precision where there are many classes; the longest mean is 1: squares stay finite.
+        """The same in single precision if there are many classes; the longest mean is 1, so that squares stay finite.
 
-        Fewer classes than dimensions may be at the simplex ETF, where the spread of the angles is nothing but rounding.
+        Fewer classes than dimensions may be at the simplex ETF, where the spread of the angles is mere rounding.
         """
         size, dim = self.means.shape
         longest = float(self.norms.max()) if size else 0.0
@@ -223,7 +223,7 @@ class Points:
         return self.norms.square()
 
     def cdnv(self, rows: slice | Tensor, columns: slice, products: Tensor, spare: Tensor) -> Tensor:
-        """CDNV of some rows with some columns, NaN where 0/0, from products with their directions, in their place."""
+        """CDNV of some rows with some columns, NaN where 0/0, from products with their directions, in place."""
         left, right = self.squares[rows], self.squares[columns]
         distances = torch.add(left[:, None], right, out=spare).addcmul_(products, self.norms[columns], value=-2)
         if float(distances.amin()) < _CANCELLATION[distances.dtype] * float(left.amax() + right.amax()):
@@ -244,7 +244,7 @@ class _Worst:
     def __init__(self, points: Points, num_worst: int) -> None:
         self.points, self.fast, self.num_worst = points, points.fast, num_worst
         self.total, self.undefined = 0.0, 0
-        # Of every class the largest so far, and with which other it is.
+        # The largest value of every class so far, and the other class.
         self.worst = torch.full_like(self.fast.halves, -1.0)
         self.rival = torch.full_like(points.classes, -1)
         self.top_rank, self.top_pairs = self.worst[:0], points.classes.new_zeros(0, 2)
@@ -253,7 +253,7 @@ class _Worst:
     def add(self, tile: Tile) -> None:
         """Merge the pairs of a tile."""
         if tile.on_diagonal:
-            tile.products.fill_diagonal_(-math.inf)  # far from itself, not near
+            tile.products.fill_diagonal_(-math.inf)  # a class counts as far from itself
         rank = self.fast.cdnv(tile.rows, tile.columns, tile.products, tile.spare)
         total = float(rank.sum())
         if tile.on_diagonal or math.isnan(total):
@@ -269,7 +269,7 @@ class _Worst:
             self._name(rank, best, tile)
 
     def _merge(self, best: Tensor, rank: Tensor, rows: slice, others: slice) -> None:
-        better = (best > self.worst[rows]).nonzero().flatten()  # ever fewer: only theirs are looked for
+        better = (best > self.worst[rows]).nonzero().flatten()  # ever fewer: only these are updated
         self.worst[rows][better] = best[better]
         self.rival[rows][better] = others.start + rank[better].argmax(dim=1)
 
@@ -304,7 +304,7 @@ class _Worst:
 
 
 def points_of(moments: ClassMoments) -> Points:
-    """Of the seen classes, means about the mean of class means; variances that are rounding noise are 0."""
+    """Means of the seen classes about the mean of class means; variances that are rounding noise are 0."""
     means, floor = centred_means(moments), noise_floor(moments.seen_means)
     variances = within_variances(moments)[moments.seen]
     halves = torch.where(variances > floor**2, variances, 0.0) / 2
@@ -313,7 +313,7 @@ def points_of(moments: ClassMoments) -> Points:
 
 
 def _full_precision(means: Tensor) -> torch.autocast:
-    """Where products of these means are not cast to half precision."""
+    """A context in which products of these means are not cast to half precision."""
     return torch.autocast(means.device.type, enabled=False)
 
 
@@ -323,7 +323,7 @@ def noise_floor(means: Tensor) -> float:
 
 
 def _corrected(distances: Tensor, left: Tensor, right: Tensor, floor: float) -> Tensor:
-    """Squared distances in place, those that cancelled anew from the differences; 0 where they are noise."""
+    """Squared distances in place, those that cancelled recomputed from differences; 0 where they are noise."""
     scale = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
     i, j = (distances < _CANCELLATION[distances.dtype] * scale).nonzero().unbind(dim=1)
     chunk = max(1, _DIRECT_NUMBERS // max(1, left.shape[1]))

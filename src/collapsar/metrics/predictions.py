@@ -1,4 +1,4 @@
-"""Mean predictions Z [logit, class] as the product they are, no K x K table; and decisions, counted. numpy only.
+"""Mean predictions Z [logit, class], kept as a product without a K x K table; and counts of decisions. numpy only.
 
 Example:
     >>> P = MeanPredictions(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 1.0]]))
@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from collapsar.core.sentences import listed
 from collapsar.core.types import Matrix, Vector
 
-# Columns are made this many numbers at a time: 64 MiB.
+# Columns are computed this many numbers at a time: 64 MiB.
 _BLOCK_NUMBERS = 1 << 23
-# Samples of a class that tell whether it is exchanged for another, and nats by which its own score is behind then: of
-# an untrained head, whose rows torch draws with variance 1/(3d), those of unit features differ by 0.8.
+# How many samples of a class are needed to tell whether it is exchanged for another, and by how many nats its own score
+# must be behind: in an untrained head (rows drawn with variance 1/(3d) by torch) scores of unit features differ by 0.8.
 _FEWEST, _BEHIND = 5, 2.0
 _MOST_NAMED = 20
 
@@ -32,7 +32,7 @@ class MeanPredictions:
 
     Attributes:
         weight: W, shape (L, d); or Z itself, shape (L, K).
-        class_means: M, shape (K, d); None where ``weight`` is Z.
+        class_means: M, shape (K, d); None if ``weight`` is Z.
     """
 
     weight: Matrix
@@ -44,11 +44,11 @@ class MeanPredictions:
         return len(self.weight), self.weight.shape[1] if self.class_means is None else len(self.class_means)
 
     def columns(self, classes: Any) -> Matrix:
-        """Of these classes, a slice or numbers: shape (L, how many)."""
+        """The columns of these classes, a slice or numbers: shape (L, how many)."""
         return self.weight[:, classes] if self.class_means is None else self.weight @ self.class_means[classes].T
 
     def blocks(self) -> Iterator[tuple[slice, Matrix]]:
-        """All columns, some at a time, each with which they are."""
+        """All columns, some at a time, with the slice of classes."""
         L, K = self.shape
         step = max(1, _BLOCK_NUMBERS // L)
         for start in range(0, K, step):
@@ -70,10 +70,10 @@ class Decisions:
 
     Attributes:
         counts: samples of each class, shape (K,).
-        recall: share of them that are given their class, shape (K,); NaN without samples.
-        predicted: how often each class is given, shape (K,).
-        taken_by: the class that most of a class's other samples are given, the first of equals, shape (K,); -1 where
-            there are none.
+        recall: share of them that are predicted as their class, shape (K,); NaN without samples.
+        predicted: how often each class is predicted, shape (K,).
+        taken_by: the class that most of a class's other samples are predicted as, the first of equals, shape (K,); -1
+            if there are none.
     """
 
     counts: NDArray[np.int64]
@@ -88,7 +88,7 @@ class Decisions:
 
 
 def decisions(labels: NDArray[np.int64], given: NDArray[np.int64], num_classes: int) -> Decisions:
-    """Count what the samples of each class, of true classes ``labels``, shape (N,), are given.
+    """Count what samples with true classes ``labels``, shape (N,), are predicted as.
 
     Example:
         >>> found = decisions(np.array([0, 0, 0, 1]), np.array([0, 2, 2, 1]), 3)
@@ -107,15 +107,14 @@ def decisions(labels: NDArray[np.int64], given: NDArray[np.int64], num_classes: 
 def exchanged(recall: ArrayLike, taken_by: ArrayLike, class_counts: ArrayLike, behind: ArrayLike) -> tuple[int, ...]:
     """Classes that are taken for one another, one for one, and never for themselves: their numbers are exchanged.
 
-    No training does that: a head that knows two classes apart is right about one of them at least, by whatever odds. An
-    untrained one may do it by chance, with scores that hardly differ.
+    No training does that: a head that can tell two classes apart is right about at least one of them. An untrained
+    head may do it by chance, with scores that hardly differ.
 
     Args:
-        recall: share of each class's samples that are given to it, shape (K,).
-        taken_by: the class that its other samples are mostly taken for, shape (K,), -1 for none.
-        class_counts: samples, shape (K,); classes of fewer than five tell nothing.
-        behind: nats by which its mean prediction scores another class higher, shape (K,); of fewer than two it tells
-            nothing.
+        recall: share of each class's samples that are predicted as it, shape (K,).
+        taken_by: the class that most of its other samples are predicted as, shape (K,), -1 for none.
+        class_counts: samples, shape (K,); classes with fewer than five say nothing.
+        behind: nats by which its mean prediction scores another class higher, shape (K,); below two it says nothing.
 
     Returns:
         Class indices, ascending.
@@ -137,8 +136,8 @@ def exchanged(recall: ArrayLike, taken_by: ArrayLike, class_counts: ArrayLike, b
 
 
 def exchanged_words(names: Sequence[str]) -> str:
-    """What is said of classes of these names that are ``exchanged``."""
+    """The sentence about classes of these names that are ``exchanged``."""
     return (
         f"{listed(names, _MOST_NAMED, last=' and ')} are taken for one another, one for one, and never for themselves: "
-        "the labels are not numbered as the head's rows are. States by class, and what is said of them, are of no use."
+        "the labels are numbered differently from the head's rows. All statements about single classes are meaningless."
     )

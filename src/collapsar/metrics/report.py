@@ -49,9 +49,9 @@ class CollapseReport:
         between_trace: Tr Σ_B, weighted by n_k/N about the sample mean.
         cdnv: Mean over pairs of classes (``pairs.cdnv``). 0 at collapse. Hides a merged minority: see the
             next four, and ``cdnv_between`` for its mean per block of classes.
-        cdnv_undefined: Pairs whose CDNV is 0/0, two points in one place; all of the above and below leave them out.
+        cdnv_undefined: Pairs whose CDNV is 0/0, two points in one place; the values above and below leave them out.
         cdnv_worst: Each class's largest CDNV with another, (K,).
-        cdnv_rival: The class it is reached with, (K,), int64, −1 for unseen.
+        cdnv_rival: The class it is attained with, (K,), int64, −1 for unseen.
         worst_pairs: The worst pairs overall, worst first, (t, 2), int64.
         worst_pair_cdnv: Their CDNV, (t,).
         nc2_equinorm: ``equinorm`` of μ_k − μ_C. 0 at a simplex ETF.
@@ -123,7 +123,7 @@ class CollapseReport:
 
     @cached_property
     def Z(self) -> NDArray[np.float64] | None:  # noqa: N802 (the paper's letter)
-        """Mean predictions Z̄ = W M̄ᵀ [logit, class], (K, K), bias not included: built when first asked for.
+        """Mean predictions Z̄ = W M̄ᵀ [logit, class], (K, K), bias not included: built when first used.
 
         NaN columns for unseen classes; None without a head.
         """
@@ -150,7 +150,7 @@ class CollapseReport:
     def separation(self, **thresholds: float) -> ClassSeparation:
         """Say which classes have merged or vanished: ``class_separation`` of ``evidence``, with its thresholds.
 
-        An offset of all features that the bias takes back changes nothing in it.
+        An offset of all features that the bias cancels does not change it.
 
         Raises:
             ValueError: If there is no head.
@@ -164,8 +164,7 @@ class CollapseReport:
         """Return the mean CDNV per block of classes, shape (J, J): ``pairs.cdnv_between_clusters``.
 
         Args:
-            clusters: The cluster of each class, length K; None puts classes with equally many samples together, in
-                ascending order of their counts.
+            clusters: The cluster of each class, length K; None groups classes with equal counts, in ascending order.
 
         Raises:
             ValueError: If ``clusters`` does not have one entry per class.
@@ -180,7 +179,7 @@ class CollapseReport:
         return _numpy(cdnv_between_clusters(moments, self.class_counts.tolist() if clusters is None else clusters))
 
     def scalars(self) -> dict[str, float]:
-        """Return every scalar by name, as floats fit for a logger; undefined ones are NaN.
+        """Return every scalar by name, as floats for a logger; undefined ones are NaN.
 
         Includes ``cdnv_max``, the CDNV of the worst pair, and ``num_unseen``.
         """
@@ -209,7 +208,7 @@ def collapse_report(
         head_bias: b, shape (K,); None for a head without bias.
         agreements: Counts of ``center_agreement`` over the same samples, shape (K,); None leaves NC4 undefined.
         num_worst: How many of the worst pairs of classes to name.
-        pairwise: False leaves out what costs O(K²·d) time: CDNV, angles and distance to the ETF are NaN.
+        pairwise: False leaves out the work of O(K²·d): CDNV, angles and distance to the ETF are NaN.
 
     Raises:
         ValueError: If the head does not fit the moments or is not finite.
@@ -271,7 +270,7 @@ def _checked_head(moments: ClassMoments, weight: Any, bias: Any) -> tuple[Tensor
     if W.shape != shape or b.shape != shape[:1]:
         raise ValueError(
             f"`head_weight` must be (K, d) = {shape} and `head_bias` (K,); got {tuple(W.shape)} and "
-            f"{tuple(b.shape)}. Pass features as the head receives them"
+            f"{tuple(b.shape)}. Pass the features that the head receives"
         )
     if not bool(torch.isfinite(W).all() & torch.isfinite(b).all()):
         raise ValueError("`head_weight` and `head_bias` must be finite; got NaN or infinity. Look for a diverged run")

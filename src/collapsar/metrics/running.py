@@ -25,7 +25,7 @@ class RunningMoments:
     Args:
         num_classes: K.
         num_features: d.
-        device: where the sums lie; without float64 (MPS) on the CPU.
+        device: where the sums are kept; the CPU if the device has no float64 (MPS).
         within_scatter: False leaves out Σ_W, and with it the product that costs O(d²) time per sample.
 
     Example:
@@ -54,11 +54,11 @@ class RunningMoments:
 
     @property
     def device(self) -> torch.device:
-        """Where the sums lie."""
+        """Where the sums are kept."""
         return self._packed.device
 
     def update(self, features: Any, labels: Any) -> None:
-        """Merge a batch; see ``class_moments`` for what it may be and for the errors."""
+        """Merge a batch; see ``class_moments`` for what is accepted and for the errors."""
         features, labels = checked_batch(features, labels, *self._sizes)
         device = self._packed.device
         accumulate_(*packed_views(self._packed, *self._sizes), features.to(device), labels.to(device))

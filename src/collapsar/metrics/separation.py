@@ -33,18 +33,18 @@ from collapsar.core.states import ClassState
 from collapsar.core.types import Mask
 from collapsar.metrics.near_rows import groups_of, near_labels, nearest_rows
 
-# Many columns of a rank below one of these are compared in as many coordinates.
+# Many columns of a rank below one of these are compared in that many coordinates.
 _RANKS = (128, 512)
-# Identical members of a group larger than this are compared once.
+# In groups larger than this, identical members are compared once.
 _LARGE_GROUP = 1000
 
 MeasuredState = ClassState | Literal["unseen"]
-"""Of a class in a network: "unseen" without samples."""
+"""The state of a class in a network; "unseen" if it has no samples."""
 
 
 @dataclass(frozen=True)
 class ClassSeparation:
-    """How far the classes are from each other in logit space, and which ones are not.
+    """How far the classes are from each other in logit space, and which cannot be told apart.
 
     Attributes:
         states: Per class "separated", "merged" or "vanished", the words of the theory; "unseen" without
@@ -126,7 +126,7 @@ def relative_separation(Z: Any, min_norm: float = 0.05) -> NDArray[np.float64]:
     """Return ‖z̄_i − z̄_j‖ / max‖z̄‖, shape (K, K), of the columns centred over logits; NaN if unseen."""
     columns, seen = _columns(Z)
     out = np.full((len(seen), len(seen)), np.nan)
-    # Differences are taken directly: through inner products they would cancel exactly where classes merge.
+    # Differences are taken directly: from inner products they would cancel exactly where classes merge.
     out[np.ix_(seen, seen)] = squareform(pdist(columns[:, seen].T)) / _scale(np.linalg.norm(columns, axis=0), min_norm)
     return out
 
@@ -191,8 +191,8 @@ def class_separation(
             class.
         merge_threshold: Relative distance in (0, 1).
         vanish_threshold: Relative norm in (0, 1).
-        min_norm: In nats, positive. Without it, noise would be blown up to structure when all classes vanish
-            together; a column this short moves a probability by less than 2 percentage points.
+        min_norm: In nats, positive. Without it, noise would look like structure when all classes vanish together; a
+            column this short changes a probability by less than 2 percentage points.
 
     Raises:
         ValueError: If a threshold is out of range or ``Z`` is not a matrix that is finite except for NaN
@@ -215,12 +215,12 @@ def mean_separation(
     Args:
         class_means: shape (K, d), NaN rows for classes without samples.
         weight: shape (L, d).
-        merge_threshold: as there.
-        vanish_threshold: as there.
-        min_norm: as there.
+        merge_threshold: as for ``class_separation``.
+        vanish_threshold: as for ``class_separation``.
+        min_norm: as for ``class_separation``.
 
     Raises:
-        ValueError: As these two.
+        ValueError: As for these two functions.
 
     Example:
         >>> mean_separation([[1.0, 0], [0, 1], [0, 1]], [[1.0, 0], [0, 1], [0, 1]]).groups
@@ -229,7 +229,7 @@ def mean_separation(
     means, W = as_array(class_means), as_array(weight)
     class_logits(means[:1], W)  # the same checks
     seen = np.asarray(np.isfinite(means).all(axis=1))
-    # what the columns are in the coordinates of an orthonormal basis of the head's columns
+    # the columns in the coordinates of an orthonormal basis of the head's columns
     basis = np.linalg.qr(W - W.mean(axis=0))[1] if len(W) > W.shape[1] else W - W.mean(axis=0)
     return _separation(means[seen] @ basis.T, seen, merge_threshold, vanish_threshold, min_norm)
 
@@ -240,7 +240,7 @@ def _separation(
     """The states of the seen classes from their columns, in any orthonormal coordinates: shape (n, m)."""
     for name, value in (("merge_threshold", merge), ("vanish_threshold", vanish)):
         if not 0 < value < 1:
-            raise ValueError(f"`{name}` must lie strictly between 0 and 1; got {value}. The default is a good start")
+            raise ValueError(f"`{name}` must lie strictly between 0 and 1; got {value}. Try the default")
     norms = np.linalg.norm(points, axis=1)
     scale = _scale(norms, min_norm)
     norms = norms / scale
@@ -273,9 +273,9 @@ def _separation(
 
 
 def _coordinates(Z: NDArray[np.float64], seen: Mask) -> NDArray[np.float64]:
-    """The seen columns, centred over logits, as points, shape (n, m): in fewer coordinates where many have a low rank.
+    """The seen columns, centred over logits, as points, shape (n, m): in fewer coordinates if many have a low rank.
 
-    Distances are as in all coordinates. Of a large table no copy is made unless its rank is high.
+    Distances are the same as in all coordinates. A large table is not copied unless its rank is high.
     """
     place = np.flatnonzero(seen)
     L, n = len(Z), len(place)
@@ -300,7 +300,7 @@ def _complete_linkage(
 ) -> list[tuple[int, ...]]:
     """Groups of two or more of the members whose diameter is below the threshold.
 
-    Only members that are joined by steps below the threshold can share a group: each such set is linked by itself.
+    Only members that are connected by steps below the threshold can share a group: each such set is linked by itself.
     """
     found: list[tuple[int, ...]] = []
     for part in groups_of(near_labels(points[members], threshold)):

@@ -1,4 +1,4 @@
-"""Classes whose rows of a head coincide: no features can tell them apart. numpy and scipy only.
+"""Classes whose rows of a head coincide: no features can tell them apart. Needs only numpy and scipy.
 
 Example:
     >>> shared_rows(np.array([[1.0, 0], [0, 1], [0, 1], [-1, 0]]))
@@ -16,7 +16,7 @@ from collapsar.metrics.near_rows import Rows, SomeRows, groups_of, mean_row, nea
 TOLERANCE = 0.01
 """Rows coincide if no farther apart than this share of the longest row."""
 
-# Squares of larger numbers, summed, leave the range of float64.
+# Sums of squares of larger numbers exceed the range of float64.
 _LARGEST = 1e100
 
 
@@ -34,7 +34,7 @@ def longest_row(lengths: Vector) -> float:
 
 
 def row_geometry(W: Rows) -> tuple[Vector, Vector]:
-    """The mean row and the lengths of the rows about it; refuses what is not finite."""
+    """The mean row and the lengths of the rows about it; refuses entries that are not finite."""
     K, d = W.shape
     mean, lengths = np.zeros(d), np.empty(K)
     for start, block in row_blocks(W, np.float64):
@@ -57,7 +57,7 @@ def row_geometry(W: Rows) -> tuple[Vector, Vector]:
 
 
 def row_groups(W: Rows, mean: Vector, tolerance: float) -> list[tuple[int, ...]]:
-    """Sets of classes joined by near rows; a chain wider than four tolerances is cut about its densest rows."""
+    """Sets of classes connected by near rows; a chain wider than four tolerances is cut around its densest rows."""
     found: list[tuple[int, ...]] = []
     for group in groups_of(near_labels(W, tolerance, mean)):
         left = np.array(group)

@@ -45,13 +45,13 @@ class NeuralCollapse(Metric):
     counts for NC4; it holds no samples and no K×K matrix. Processes are synchronised by gathering and merging
     moments pairwise, which is exact for uneven batches and for processes without data. A
     ``DistributedSampler`` pads the last batch with duplicates, which are counted: use an unpadded sampler to
-    have each sample once.
+    count each sample once.
 
     State precision never changes: ``.to(dtype)`` and ``.half()`` move the metric but leave it float64.
-    A device without float64 (MPS) leaves the metric on the CPU: ``update`` moves features to where it is.
+    On a device without float64 (MPS) the metric stays on the CPU: ``update`` moves features to it.
 
-    The head is read when ``compute`` is called (for NC4 also at every ``update``), not copied, and is no
-    submodule of the metric. Results are therefore not cached unless ``compute_with_cache=True`` is passed.
+    The head is read when ``compute`` is called (for NC4 also at every ``update``), not copied, and is not a submodule
+    of the metric. Results are therefore not cached unless ``compute_with_cache=True`` is passed.
 
     Args:
         num_classes: K; read from ``head`` if omitted.
@@ -61,10 +61,10 @@ class NeuralCollapse(Metric):
         centers: Fixed class centres, shape (K, d), NaN rows where unknown, for example ``report.class_means``
             of an earlier pass. With a head, NC4 is counted against them while accumulating; without centres
             NC4 is NaN, because the class means of the running pass are not known until it ends.
-        pairwise: False leaves out what costs O(K²·d) time at ``compute``; see ``collapse_report``.
+        pairwise: False leaves out the work of O(K²·d) at ``compute``; see ``collapse_report``.
         within_scatter: False leaves out Σ_W, and with it d² of the state and the product that costs O(d²) time per
-            sample: NC1 is then NaN. Its trace, the variances of the classes, and all else are as before.
-        ignore_index: Label of samples without one, such as -100, -1 or 255: they are left out.
+            sample: NC1 is then NaN. Its trace, the variances of the classes, and everything else stay the same.
+        ignore_index: Label that marks samples without one, such as -100, -1 or 255: they are left out.
         **kwargs: As for ``torchmetrics.Metric``.
 
     Raises:
@@ -104,7 +104,7 @@ class NeuralCollapse(Metric):
         zeros = torch.zeros(packed_size(*shape, within_scatter), dtype=torch.float64)
         self.add_state("packed_moments", zeros, dist_reduce_fx=reduction)
         self.add_state("center_agreements", torch.zeros(self.num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        # A MetricCollection lets metrics whose states are alike after the first batch share one state from then on.
+        # A MetricCollection lets metrics whose states are equal after the first batch share one state from then on.
         self.add_state("distinction", self._distinction(), dist_reduce_fx=_first)
 
     @property
@@ -162,7 +162,7 @@ class NeuralCollapse(Metric):
         return report
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Merge the state of another metric over the same classes and features, which stays as it is."""
+        """Merge the state of another metric over the same classes and features, which does not change."""
         super().merge_state(incoming_state)
         # Counts as an update: torchmetrics would otherwise warn that there is no data.
         self._update_count += 1
@@ -237,7 +237,7 @@ def _sizes(num_classes: int | None, num_features: int | None, head: nn.Module | 
     sizes: list[int] = []
     for name, size, of_head in zip(("num_classes", "num_features"), given, found, strict=True):
         if not isinstance(of_head, int) or of_head < 1 or size not in (None, of_head):
-            wanted = "be a positive integer" if weight is None else f"be {of_head}, as the head says"
+            wanted = "be a positive integer" if weight is None else f"be {of_head}, as in the head"
             raise ValueError(f"`{name}` must {wanted}; got {size}. Pass both sizes, or head=model.fc alone")
         sizes.append(of_head)
     return sizes[0], sizes[1]

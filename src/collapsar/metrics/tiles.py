@@ -1,6 +1,6 @@
 """Inner products of all pairs of vectors, tile by tile.
 
-A tile is small enough to stay in the cache while several sums are taken of it; no K x K array is ever held.
+A tile is small enough to stay in the cache while several sums are taken over it; no K x K array is ever held.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows of a tile and columns: on the CPU what stays in the cache, elsewhere fewer and larger products.
+# Rows and columns of a tile: on the CPU as many as stay in the cache, elsewhere fewer and larger products.
 _SIDE = {"cpu": 768}
 _SIDE_ELSEWHERE = 1448
 
@@ -21,7 +21,7 @@ _SIDE_ELSEWHERE = 1448
 class Tile:
     """Inner products of some rows with some later ones; on the diagonal only those above it are pairs.
 
-    ``gram`` and the two arrays of its shape in ``spare``, to be written to, hold until the next tile.
+    ``gram`` and the two arrays of its shape in ``spare``, which may be overwritten, are valid until the next tile.
     """
 
     rows: slice
@@ -31,7 +31,7 @@ class Tile:
 
     @property
     def on_diagonal(self) -> bool:
-        """Whether some entries are no pairs."""
+        """Whether some entries are not pairs."""
         return self.rows == self.columns
 
     @property

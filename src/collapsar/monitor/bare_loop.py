@@ -108,7 +108,7 @@ class CollapseMonitor:
         options: Everything else.
 
     Raises:
-        ValueError: The head cannot be told, the model is compiled already, or ``every`` is less than 1.
+        ValueError: The head is ambiguous, the model is compiled already, or ``every`` is less than 1.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def told_head(
         return by_labels
     if by_place[1] is not by_labels[1]:
         raise ValueError(
-            f"`head` cannot be told: {by_labels[0]!r} has as many outputs as there are classes, {seen}, but "
+            f"`head` is ambiguous: {by_labels[0]!r} has as many outputs as there are classes, {seen}, but "
             f"{by_place[0]!r} comes last. Pass head=NAME, one of the two"
         )
     return by_labels

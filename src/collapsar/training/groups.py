@@ -38,7 +38,7 @@ def param_groups(
         shared ones come once, in the first group that has them (head first).
 
     Raises:
-        ValueError: a decay is negative or not finite, or the head cannot be told.
+        ValueError: a decay is negative or not finite, or the head is ambiguous.
 
     Example:
         >>> import torch
