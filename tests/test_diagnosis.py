@@ -720,3 +720,18 @@ def test_advice_on_a_diagnosis_is_on_the_problem_of_its_prediction_also_by_rows(
     assert cs.thresholds(problem).merge[3:] == pytest.approx(
         cs.thresholds(p.replace(loss=cs.Loss())).merge[3:] * 2.5**0.5
     )
+
+
+def test_a_class_that_solve_calls_merged_and_the_rule_separated_is_named():
+    """Alone in its size a class is merged where its features raise another's score as much as its own."""
+    counts = [200, 129, 84, 54, 35, 23, 15, 10, 6, 4]
+    p = cs.Problem.from_normalized(counts, lambda_w=0.6, norm=8.0, over="sample", lambda_b=0.0)
+    s = cs.solve(p)
+    assert s.Z[9, 9] <= np.delete(s.Z[:, 9], 9).max()
+    assert s.class_states == ("separated",) * 9 + ("merged",)
+    W, H, b = s.factors(64)
+    norm = replace(LAYER, width=64, length=8.0)
+    d = diagnose_measurement(measured(counts, W.T, H.T, b), KnownTraining(lambda_w=0.6, lambda_b=0.0, norm=norm))
+    assert d.separation.states == ("separated",) * 10
+    assert "predicts 10 separated (9 is merged for `solve` and `advise`: its features raise another class's" in d.reason
+    assert "8 and 9 are outvoted at that optimum as well" in d.reason

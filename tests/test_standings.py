@@ -19,6 +19,7 @@ from collapsar.diagnose.diagnosis import diagnose_measurement
 from collapsar.diagnose.gauge import without_offset
 from collapsar.diagnose.measurement import measure
 from collapsar.diagnose.record import Diagnosis
+from collapsar.theory.two_cluster import two_cluster
 from networks import RNG, nonnegative_network, samples, signed_network
 
 COUNTS = np.array([40, 40, 8, 8])
@@ -301,3 +302,70 @@ def test_of_classes_that_take_as_many_samples_the_first_is_named_everywhere():
             assert taken.tolist() == [-1, -1, -1, 0]
         for recall in (measured.accuracies, audited.recall, found.recalls):
             assert recall.tolist() == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(("trained_with", "kept"), [(0.002, True), (0.006, False)])
+def test_classes_that_the_optimum_separates_are_not_cured_by_weaker_penalties(trained_with, kept):
+    """Closed form without bias: small classes vanish from lambda_z = sqrt(20 * 10 / 9) / 1100 = 0.0043 on."""
+    counts = np.repeat([200, 20], 5)
+    _, W, H = nonnegative_network(counts, 0.006)
+    X, y = samples(counts, H)
+    known = KnownTraining(lambda_w=0.1, lambda_h=trained_with**2 / 0.1, features="nonnegative")
+    d = diagnose_measurement(measure(X, y, W), known)
+    assert d.separation.vanished_classes == (5, 6, 7, 8, 9)
+    (cure,) = [sentence for sentence in d.words if sentence.startswith("Lost without evidence")]
+    assert ("tenth of them for the first half" in cure) == kept
+    assert ("weaken the penalties" in cure) != kept
+
+
+OUTVOTING = (0.00166, 0.001)  # lambda_z, lambda_b: five classes of 500 outvote five of 20 that are separated
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (0.0, "5, 6, 7, 8 and 9 are outvoted at that optimum as well: longer training does not give them back"),
+        (0.5, "5, 6, 7, 8 and 9 are outvoted at that optimum: longer training at these penalties can lose them."),
+    ],
+)
+def test_whom_the_optimum_outvotes_is_said_beside_whom_the_network_does(raised, said):
+    lambda_z, lambda_b = OUTVOTING
+    closed = two_cluster(5, 5, 500, 20, lambda_z, lambda_b)
+    scores = closed.Z() + closed.bias()[:, None]
+    assert -1.0 < scores[9, 9] - scores[0, 9] < 0 < scores[9, 9] - scores[8, 9]
+    counts, W, H, b = signed_network(5, 5, 500, 20, lambda_z, lambda_b)
+    known = KnownTraining(lambda_w=0.01, lambda_h=lambda_z**2 / 0.01, lambda_b=lambda_b, features="signed")
+    X, y = samples(counts, H)
+    d = diagnose_measurement(measure(X, y, W, b + raised * (np.arange(10) >= 5)), known)
+    assert d.lost == (() if raised else (5, 6, 7, 8, 9))
+    assert any(said in sentence for sentence in d.words)
+    assert said in d.reason
+
+
+def test_a_class_that_the_optimum_gives_its_own_samples_is_said_to_have_been_missed():
+    counts, W, H, b = signed_network(lambda_z=0.001)
+    known = KnownTraining(lambda_w=0.01, lambda_h=0.001**2 / 0.01, lambda_b=0.02, features="signed")
+    X, y = samples(counts, H)
+    d = diagnose_measurement(measure(X, y, W, b - 12 * (np.arange(10) == 9)), known)
+    assert d.lost == (9,)
+    assert "9 is given its own samples at that optimum, to which this network has not come." in d.words
+
+
+def test_penalties_read_from_a_network_that_the_model_does_not_fit_outvote_nobody():
+    counts, W, H, b = signed_network(5, 5, 500, 20, *OUTVOTING)
+    X, y = samples(counts, H)
+    d = diagnose_measurement(measure(X, y, 2 * W, b))
+    assert d.prediction is not None
+    assert d.prediction.source == "effective"
+    assert not any("at that optimum" in sentence for sentence in d.words)
+
+
+def test_whom_the_mean_of_a_lost_class_is_given_to_need_not_be_whom_its_samples_are():
+    """Six of class 2's ten samples go to class 0 by little, four to class 1 by much: the mean is given to class 1."""
+    X = np.vstack([np.tile([3.0, 0, 0], (30, 1)), np.tile([0, 3.0, 0], (30, 1))])
+    own = np.vstack([np.tile([1.0, -1, 0.9], (6, 1)), np.tile([-1.0, 5, 0.9], (4, 1))])  # mean (0.2, 1.4, 0.9)
+    m = measure(np.vstack([X, own]), np.repeat([0, 1, 2], [30, 30, 10]), np.eye(3))
+    d = diagnose_measurement(m, class_names=("cat", "dog", "lynx"))
+    (lost,) = d.standings.lost
+    assert (lost.index, lost.rival) == (2, 0)
+    assert any("on average the head scores dog higher by 0.5 nats" in sentence for sentence in d.words)

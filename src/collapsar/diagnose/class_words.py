@@ -11,6 +11,7 @@ import numpy as np
 from collapsar.advise.outlook import PRIOR_SHARES, TIE, first_enough, left_prior
 from collapsar.core.sentences import percent
 from collapsar.core.types import Mask, Vector
+from collapsar.diagnose.optimum_words import GENTLE, kept
 from collapsar.metrics.evidence import LostClass
 from collapsar.metrics.predictions import exchanged, exchanged_words
 
@@ -121,27 +122,31 @@ def lost(d: Diagnosis) -> Iterator[str]:
         yield f"Caution: {exchanged_words([d.class_names[k] for k in strange])}"
     for c in [c for c in d.standings.lost if c.reason == "outvoted" and c.index not in strange][:_MOST_LOST]:
         samples = f"none of the {m.class_counts[c.index]} samples of {d.class_names[c.index]} is given to it"
-        ahead = (
-            f"scores {d.class_names[c.rival]} higher by {_nats(c.nats)} nats" if c.nats > 0 else "is right all the same"
-        )
-        text = f"on average the head {ahead}. {_cure(d, c, corrections)}"
+        text = f"on average the head {_ahead(d, c)}. {_cure(d, c, corrections)}"
         if c.index in dead and c.rival in dead[c.index]:
             text = f"its row of the head is that of {d.class_names[c.rival]} as well, which the bias prefers."
         yield f"{samples[0].upper()}{samples[1:]}: {text}"
-    near = {reason: [c for c in d.standings.lost if c.reason == reason] for reason in ("merged", "vanished")}
+    near = {reason: [c.index for c in d.standings.lost if c.reason == reason] for reason in ("merged", "vanished")}
+    astray = set(kept(d, [*near["merged"], *near["vanished"]]))
     if near["merged"]:
         pairs = "; ".join(
-            f"{d.class_names[c.index]}, taken for {d.class_names[c.rival]}" for c in near["merged"][:_MOST_LOST]
+            f"{d.class_names[c.index]}, taken for {d.class_names[c.rival]}"
+            for c in [c for c in d.standings.lost if c.reason == "merged"][:_MOST_LOST]
         )
         room = "need room of their own, by weaker penalties on head and features, or class weights."
-        tried = _of_merged(d, {c.index for c in near["merged"]}, corrections)
+        if not set(near["merged"]) - astray:
+            room = f"need room of their own, which the optimum at these penalties gives them: {GENTLE}"
+        tried = _of_merged(d, set(near["merged"]), corrections)
         yield f"Lost among the merged classes, no sample given to them: {pairs}. {tried} they {room}"
-    if near["vanished"]:
-        classes = d.named([c.index for c in near["vanished"]])
-        yield (
-            f"Lost without evidence of their own, no sample given to them: {classes}. Their samples move no score: "
-            "weaken the penalties, or weigh these classes up."
-        )
+    for classes in ([k for k in near["vanished"] if k not in astray], [k for k in near["vanished"] if k in astray]):
+        if classes:
+            cure = "weaken the penalties, or weigh these classes up."
+            if classes[0] in astray:
+                cure = f"the optimum at these penalties separates them all the same, but {GENTLE}"
+            yield (
+                f"Lost without evidence of their own, no sample given to them: {d.named(classes)}. Their samples move "
+                f"no score: {cure}"
+            )
     if d.standings.carried:
         text = d.named(d.standings.carried)
         verb = "is" if len(d.standings.carried) == 1 else "are"
@@ -153,6 +158,16 @@ def lost(d: Diagnosis) -> Iterator[str]:
         names = [d.class_names[c.index] for c in d.standings.lost]
         rest = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
         yield f"All lost classes: {', '.join(names[:_MOST_LISTED])}{rest}."
+
+
+def _ahead(d: Diagnosis, c: LostClass) -> str:
+    """Whom the mean prediction of a lost class scores higher: its rival, or another where most samples go elsewhere."""
+    rival, nats = c.rival, c.nats
+    if nats <= 0:
+        scores = d.measurement.predictions.columns(np.array([c.index]))[:, 0] + d.measurement.b
+        rival = int(np.argmax(scores))
+        nats = float(scores[rival] - scores[c.index])
+    return f"scores {d.class_names[rival]} higher by {_nats(nats)} nats" if nats > 0 else "is right all the same"
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from collapsar.diagnose.class_words import cost, lost, outscored, rule, shared_r
 from collapsar.diagnose.fit import Fit, ModelFit
 from collapsar.diagnose.frozen import FrozenHead
 from collapsar.diagnose.model_choice import NormalizedFit
+from collapsar.diagnose.optimum_words import outvoted_there
 from collapsar.diagnose.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def reason(d: Diagnosis) -> Iterator[str]:
     if d.prediction is None:
         return
     yield _predicted(d, d.prediction)
+    yield from outvoted_there(d)
     own = 1.0 if d.model_fit is None else own_penalties(d.model_fit.solution.problem) / d.prediction.price
     if first := first_lost(d.prediction, d.named, "network", own):
         yield first
@@ -105,6 +107,14 @@ def _predicted(d: Diagnosis, prediction: Prediction) -> str:
     at = at if d.model_fit is None else "and this model theory"
     small = any(exact == "separated" != rule for exact, rule in zip(prediction.states, prediction.seen, strict=True))
     by_rule = " (by the rule below, which counts small differences as none)" if small else ""
+    pairs = zip(prediction.states, prediction.seen, strict=True)
+    turned = [k for k, pair in enumerate(pairs) if pair == ("merged", "separated")]
+    if turned:  # alone in their size, and by no distance near another
+        verb, own = ("is", "its") if len(turned) == 1 else ("are", "their")
+        by_rule += (
+            f" ({d.named(turned)} {verb} merged for `solve` and `advise`: {own} features raise another class's score "
+            f"at least as much as {own} own)"
+        )
     text = f"For these class counts {at} predicts {what}{by_rule}"
     if not wrong:
         return f"{text}: as measured, for every class."

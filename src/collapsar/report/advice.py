@@ -278,7 +278,8 @@ def room_words(record: Record) -> str:
         return ""
     return (
         f"Below the threshold the classes separate; accuracy grows with the distance from it. Twice the room needs "
-        f"{_penalty_words(record)} × {_down(factor)}."
+        f"{_penalty_words(record)} × {_down(factor)}. Begin a new training with a tenth of the penalties: strong ones "
+        "from the first step can keep small classes from being learned."
     )
 
 
