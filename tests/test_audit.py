@@ -284,7 +284,7 @@ HOLED = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, GOOD)
         ({"weight": 1e-40 * GOOD}, "multiply weight and bias by one number"),
         ({"weight": GOOD, "bias": np.zeros(5)}, r"`bias` must be \(K,\) = \(6,\)"),
         ({"weight": GOOD, "bias": np.full(6, np.inf)}, "`bias` must be finite"),
-        ({"weight": GOOD, "class_names": ["a"]}, "hold 6 names; got 1"),
+        ({"weight": GOOD, "class_names": ["a"]}, "hold one name for each of 6 classes, got 1"),
         ({"weight": GOOD, "class_counts": [1, 2]}, "a number for each of the 6 rows"),
         ({"weight": GOOD, "class_counts": [1, 2, 3, 4, 5, -1]}, "whole numbers >= 0"),
         ({"weight": GOOD, "features": np.zeros((3, 4))}, "`features` and `labels` go together"),

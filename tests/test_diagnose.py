@@ -146,7 +146,10 @@ def text(path):
         (lambda path: np.savez(path, **arrays(weight=np.ones((16, 10)))), "`bias`|`features`"),
         (lambda path: np.savez(path, **arrays(labels=np.full(3000, 10))), r"\[0, 10\)"),
         (lambda path: np.savez(path, **arrays(features=np.full((3000, 16), np.nan))), "finite"),
-        (lambda path: np.savez(path, **arrays(class_names=np.array(["a", "b"]))), "hold 10 names; got 2"),
+        (
+            lambda path: np.savez(path, **arrays(class_names=np.array(["a", "b"]))),
+            "hold one name for each of 10 classes, got 2",
+        ),
         (lambda path: np.savez(path, **arrays(features=np.ones((0, 16)), labels=np.ones(0, int))), "with a label, got"),
         (lambda path: np.savez(path, **arrays(labels=np.full(3000, -100))), "a sample with a label, got none"),
     ],
@@ -597,7 +600,9 @@ def test_dead_classes_are_counted_named_and_kept_apart_from_those_without_sample
     assert (record["dead"], record["num_dead"], record["num_gone"]) == ([3, 5], 2, 2)
     assert {tuple(group) for group in record["shared_rows"]} == {(3, 5, 6), (7, 8)}
     text = " ".join(record["words"])
-    assert "None of the 4 samples of 5 is given to it: its row of the head is that of 3 as well, which the bias" in text
+    assert (
+        "None of the 4 samples of 5 is recognised: its row of the head coincides with that of 3, which the bias" in text
+    )
     assert "Dead, as their rows of the head coincide: 3, 5 and 6. No features separate them" in text
     assert "6, 7 and 8 have no samples here, and their rows coincide with others': dead, not counted." in text
     assert command(capsys, path, "--max-merged", "2")[0] == 0

@@ -114,7 +114,7 @@ def test_a_zero_head_under_a_pull_is_not_at_rest_but_a_sunken_one_is():
     assert not pulled.at_rest
     sunken = diagnose_measurement(measured(counts, 1e-5 * W, 0 * H), KnownTraining(lambda_w=0.01))
     assert sunken.at_rest
-    assert any("it stays collapsed" in sentence for sentence in sunken.words)
+    assert any("the head stays collapsed" in sentence for sentence in sunken.words)
 
 
 def test_a_network_that_still_moves_is_told_to_train_on():
@@ -122,7 +122,7 @@ def test_a_network_that_still_moves_is_told_to_train_on():
     d = diagnose_measurement(measured(counts, 2.5 * W, H, b), KnownTraining(0.01, 0.0027**2 / 0.01, 0.02))
     assert not d.at_rest
     assert any(sentence.startswith("The head is not at rest") for sentence in d.words)
-    assert any("mean little before the head is at rest" in sentence for sentence in d.words)
+    assert any("mean little until the head is at rest" in sentence for sentence in d.words)
     assert not any("they agree" in sentence for sentence in d.words)
 
 
@@ -162,7 +162,7 @@ def test_nothing_is_stuck_at_an_optimum(lambda_z):
     d = paper(lambda_z)
     assert d.effective is not None
     assert d.effective.stuck == ()
-    assert any("sits at an optimum" in sentence for sentence in d.words)
+    assert any("is at an optimum" in sentence for sentence in d.words)
 
 
 @pytest.mark.parametrize(("share", "merged"), [(0.7, False), (0.94, True)])
@@ -177,7 +177,7 @@ def test_classes_merged_by_the_rule_below_their_threshold_are_told_from_those_ab
     assert d.prediction.states == ("separated",) * 4
     assert (d.separation.merged_classes == (2, 3)) == merged
     text = " ".join(d.words)
-    assert ("2 merged (by the rule below, which counts small differences as none)" in text) == merged
+    assert ("2 merged (by the rule below, which ignores small differences)" in text) == merged
     assert f"this network is at {100 * share:.0f} % of it" in text
 
 
@@ -255,7 +255,8 @@ def test_a_class_whose_mean_is_that_of_a_few_far_samples_is_not_said_to_be_misse
     assert d.standings.outscored == (9,)
     assert d.measurement.accuracies[9] == 0.88
     assert any(
-        sentence.startswith("9 is separated") and "88 % of its samples all the same" in sentence for sentence in d.words
+        sentence.startswith("9 is separated") and "still recognises 88 % of its samples" in sentence
+        for sentence in d.words
     )
 
 
@@ -279,7 +280,7 @@ def test_classes_without_samples_are_left_out_of_theory_and_named():
     assert d.separation.states[3] == "unseen"
     assert d.headline == "All 9 classes are separated. Class 3 had no samples."
     alone = diagnose_measurement(measure(X[y == 0], y[y == 0], W, b), KnownTraining(0.0))
-    assert alone.headline.startswith("One class alone has samples: none to separate it from. Classes 1, 2, 3")
+    assert alone.headline.startswith("Only one class has samples: there is none to separate it from. Classes 1, 2, 3")
     assert d.effective is d.fit is d.prediction is None
     assert any("Classes without samples: 1." in note for note in d.notes)
     record = json.loads(d.to_json())
@@ -414,7 +415,7 @@ def test_cautions_are_said():
         (lambda: KnownTraining(lambda_h=math.nan), "`lambda_h`"),
         (lambda: KnownTraining(lambda_b=math.inf), "`lambda_b`"),
         (lambda: KnownTraining(features="relu"), "`features`"),  # pyright: ignore[reportArgumentType]
-        (lambda: diagnose_measurement(MEASURED, class_names=["a"]), "hold 2 names; got 1"),
+        (lambda: diagnose_measurement(MEASURED, class_names=["a"]), "hold one name for each of 2 classes, got 1"),
         (lambda: diagnose_measurement(MEASURED, KnownTraining(loss=cs.Loss(smoothing=0.1))), "`known`.*loss"),
     ],
 )
@@ -540,7 +541,7 @@ def test_a_head_at_rest_on_features_far_from_the_optimum_is_not_said_to_have_com
     assert d.at_rest
     assert d.model_fit is not None
     assert (d.model_fit.distance.Z > FAR) == far
-    assert any("Begin with a tenth of the decay" in sentence for sentence in d.words) == far
+    assert any("Start with a tenth of the decay" in sentence for sentence in d.words) == far
 
 
 def test_without_the_penalty_the_heads_gradient_tells_it():

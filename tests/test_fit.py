@@ -137,7 +137,7 @@ def test_two_readings_that_disagree_are_told_with_what_it_means():
     counts, W, H, b = signed_network()
     agree = effective_penalties(measured(counts, W, H, b), "signed", 0.01, 0.02)
     assert "they agree" in agreement_words(agree, at_rest=True)
-    assert "neither is a penalty yet" in agreement_words(agree, at_rest=False)
+    assert "neither is reliable yet" in agreement_words(agree, at_rest=False)
     # longer features, the same predictions: by the norms the features are cheap, by the predictions they are not
     m = measured(counts, W / 2, 2 * H, b)
     weak = effective_penalties(m, "signed", 0.01, 0.02)

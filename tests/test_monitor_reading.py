@@ -493,7 +493,7 @@ def test_adamw_at_rest_is_a_penalty_for_each_class(settings: dict[str, bool]) ->
         assert found.model.problem.normalization is not None
         np.testing.assert_array_equal(found.model.problem.normalization.lambda_w, rows)
         assert found.model_fit is not None
-        assert "at rest by its optimizer's own state" in " ".join(found.words)
+        assert "at rest by its optimizer's state" in " ".join(found.words)
         assert found.model_fit.distance.Z < 0.15  # the bias, of a lower learning rate than it needs, is still moving
 
 

@@ -185,7 +185,7 @@ def test_bad_rules_are_named(arguments, message):
 def test_bad_watches_are_named():
     with pytest.raises(ValueError, match="`num_classes` must be at least 2"):
         MergeWatch(1)
-    with pytest.raises(ValueError, match="`class_names` must hold 3 names; got 2"):
+    with pytest.raises(ValueError, match="`class_names` must hold one name for each of 3 classes, got 2"):
         MergeWatch(3, class_names=["a", "b"])
     with pytest.raises(ValueError, match=r"`Z` must have shape \(K, K\) = \(3, 3\)"):
         MergeWatch(3).observe(1, np.eye(4))

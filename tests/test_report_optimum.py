@@ -117,7 +117,7 @@ def test_saved_optima_are_read_beside_networks_and_from_a_report(tmp_path, monke
     record = report_record([tmp_path / "optimum.npz", tmp_path / "optimum.npz"])
     assert [part["name"] for part in record["solutions"]] == ["optimum", "optimum (2)"]
     assert all(part["class_names"] == names for part in record["solutions"])
-    with pytest.raises(ValueError, match=r"`class_names` must hold 10 names; got 9"):
+    with pytest.raises(ValueError, match=r"`class_names` must hold one name for each of 10 classes, got 9"):
         solution.save(tmp_path / "optimum.npz", names[:9])
     (tmp_path / "report.json").write_text(json.dumps(record))
     assert report_record([tmp_path / "report.json"])["solutions"] == record["solutions"]

@@ -61,7 +61,7 @@ def test_a_class_outvoted_by_the_prior_is_given_the_prior_correction():
             (1.5, 0.4, 0, 0),
             "subtract 0.75 log(n_k/N) from the scores after training; all of it would lose 1.",
         ),
-        (0.3**0.5, (1.185, 0.89, 0, 0), "Subtracting log(n_k/N) from the scores gives it back and loses 0 and 1:"),
+        (0.3**0.5, (1.185, 0.89, 0, 0), "Subtracting log(n_k/N) from the scores recovers it but loses 0 and 1:"),
     ],
 )
 def test_a_correction_that_loses_other_classes_is_not_advised(scale, bias, words):
@@ -97,7 +97,7 @@ def test_no_more_of_the_prior_is_advised_than_leaves_every_class_well_ahead():
     L = W.T @ H + b[:, None] - np.log(p.class_counts / p.num_samples)[:, None]
     lead = L[0, 0] - np.delete(L[:, 0], 0).max()
     assert (
-        f"subtract 0.5 log(n_k/N) from the scores after training; after all of it 0 would lead by only {lead:.2g}"
+        f"subtract 0.5 log(n_k/N) from the scores after training; with all of it 0 would lead by only {lead:.2g}"
         in told
     )
 
@@ -130,7 +130,7 @@ def test_merged_classes_that_the_prior_alone_hides_are_told_so():
     d = diagnose_measurement(measure(X, y, M, np.array([2.0, 0, 0, 0])))
     assert (d.separation.merged_classes, d.lost) == ((2, 3), (2, 3))
     assert np.argmax(X @ M.T - np.log(COUNTS) + d.measurement.b, axis=1).tolist() == y.tolist()
-    assert any("Subtracting log(n_k/N) from the scores gives 2 and 3 back on these samples" in text for text in d.words)
+    assert any("Subtracting log(n_k/N) from the scores recovers 2 and 3 on these samples" in text for text in d.words)
 
 
 def test_a_merged_class_that_is_taken_for_its_sibling_needs_room_not_a_correction():
@@ -153,7 +153,7 @@ def test_a_class_that_the_bias_alone_decides_right_is_not_called_lost():
     d = diagnose_measurement(measure(X, y, W.T, b))
     assert d.separation.states == ("vanished", "separated")
     assert (d.lost, d.standings.carried, d.num_gone) == ((), (0,), 0)
-    assert d.headline == "1 of 2 classes is separated; the bias alone decides 0 right."
+    assert d.headline == "1 of 2 classes is separated; the bias alone classifies 0 correctly."
     assert any("0 is without evidence of its own, yet not lost" in sentence for sentence in d.words)
 
 

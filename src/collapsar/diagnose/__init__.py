@@ -1,4 +1,4 @@
-"""A trained network beside theory: what is measured, which penalties it acts as if it had, and what collapsed."""
+"""A trained network compared with theory: what is measured, which penalties act on it, and what has collapsed."""
 
 from typing import TYPE_CHECKING
 

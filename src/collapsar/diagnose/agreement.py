@@ -1,8 +1,8 @@
-"""The penalties that a trained head acts as if it had, read in independent ways, and whether the readings agree.
+"""The penalties that act on a trained head, estimated in independent ways, and whether the estimates agree.
 
 At a stationary point the loss pulls the head exactly as hard as its penalty holds it: the pull gives lambda_w. The
-norms of head and features then give lambda_h and lambda_z (``balance_penalties``); the mean predictions, which know
-nothing of norms, give lambda_z once more, class by class (``lambda_z_from_predictions``).
+norms of head and features then give lambda_h and lambda_z (``balance_penalties``); the mean predictions, which do not
+depend on norms, give lambda_z once more, class by class (``lambda_z_from_predictions``).
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from collapsar.metrics.balance import balance_penalties
 from collapsar.metrics.separation import ClassSeparation
 
 AT_REST = 0.1
-"""Relative gradient of the head below which it counts as being at rest. Distances to an optimum cannot be read to a
-finer relative accuracy than this gradient has."""
+"""Relative gradient of the head below which it counts as being at rest. Distances to an optimum cannot be more accurate
+than this gradient is small."""
 
-# Two readings of lambda_z agree when they differ by less than this factor: what a network that ends a few per cent from
-# the optimum shows.
+# Two estimates of lambda_z agree if they differ by less than this factor, as in a network that ends a few per cent from
+# the optimum.
 _AGREE = 1.15
 
-# A fitted penalty of the bias below this share of the head's is the noise of a bias that nothing penalises.
+# A fitted penalty of the bias below this share of the head's is noise: nothing penalises the bias.
 _FREE = 0.02
 
 
 @dataclass(frozen=True)
 class HeadForces:
-    """What pulls at the head, (W, b), the features held.
+    """The forces on the head, (W, b), with the features fixed.
 
     Attributes:
         fitted_w: the lambda_w that balances the loss best, -<g_W, W>/||W||^2; NaN for a zero head. At a stationary
-            point it is the head's penalty whatever the optimizer calls it; not above 0 means nothing holds the head.
-        fitted_b: the same for the bias, 0 below 2 % of the head's: noise; inf for a head without bias.
+            point it is the head's penalty whatever the optimizer calls it; if not positive, nothing holds the head.
+        fitted_b: the same for the bias; 0 if below 2 % of the head's, which is noise; inf for a head without bias.
         relative_gradient: norm of loss gradient plus penalty force over the norm of the penalty force, for the
-            penalties used; near 0 the head is at rest; NaN where no penalty acts.
+            penalties used; near 0 the head is at rest; NaN if no penalty acts.
     """
 
     fitted_w: float
@@ -49,22 +49,22 @@ class HeadForces:
 
 
 UNREAD = HeadForces(float("nan"), float("nan"), float("nan"))
-"""Of a head that does not compute W h + b, or is not trained."""
+"""For a head that does not compute W h + b, or is not trained."""
 
 
 @dataclass(frozen=True, eq=False)
 class EffectivePenalties:
-    """Penalties read from a trained network alone.
+    """Penalties estimated from a trained network alone.
 
     Attributes:
         lambda_w: of the head: as given, or ``HeadForces.fitted_w``.
         lambda_h: of the features, from the balance of norms.
         lambda_b: of the bias: as given, or ``HeadForces.fitted_b``; inf for a head without bias.
         lambda_z: sqrt(lambda_w lambda_h).
-        by_class: shape (K,), lambda_z from the predictions of each class; NaN where a class cannot tell.
+        by_class: shape (K,), lambda_z from the predictions of each class; NaN if a class cannot tell.
         tells: shape (K,), the classes for which that is an estimate; for the others it is a lower bound.
-        by_residual: lambda_z from all predictions at once; an estimate if any class is separated. NaN for more classes
-            than a table is made for.
+        by_residual: lambda_z from all predictions at once; an estimate if any class is separated. NaN for too many
+            classes for a K x K table.
     """
 
     lambda_w: float
@@ -77,7 +77,7 @@ class EffectivePenalties:
 
     @property
     def from_predictions(self) -> float:
-        """The median over the classes that tell; over none, the residual's; NaN where nothing is separated."""
+        """The median over the classes that tell; without any, the residual's; NaN if nothing is separated."""
         values = self.by_class[self.tells & np.isfinite(self.by_class)]
         return float(np.median(values)) if values.size else self.by_residual
 
@@ -104,7 +104,7 @@ class EffectivePenalties:
 
     @property
     def agree(self) -> bool | None:
-        """Whether both readings and all classes agree within 15 %; None where one of them is missing."""
+        """Whether both estimates and all classes agree within 15 %; None if one of them is missing."""
         if not (np.isfinite(self.ratio) and self.ratio > 0):
             return None
         spread = self.spread if np.isfinite(self.spread) else 1.0
@@ -118,9 +118,9 @@ def head_forces(
 
     Args:
         m: the network.
-        lambda_w: the head's penalty, with its half, one number or one for each row; None takes the fitted one, which
-            tells only whether the loss pulls along W at all.
-        lambda_b: the bias's penalty; None takes the fitted one.
+        lambda_w: the head's penalty, with its half, one number or one for each row; None uses the fitted one, which
+            shows only whether the loss pulls along W at all.
+        lambda_b: the bias's penalty; None uses the fitted one.
     """
     W, g = m.weight, m.weight_gradient
     size = float(np.sum(W * W))
@@ -141,7 +141,7 @@ def head_forces(
 
 
 def bias_price(m: Measurement, given: float | None, fitted: float = 0.0) -> float:
-    """The penalty of the bias in the theory: inf without a bias, as given, else the fitted one."""
+    """The penalty of the bias in the theory: inf without a bias; the given one, otherwise the fitted one."""
     return np.inf if m.bias is None else fitted if given is None else given
 
 
@@ -152,17 +152,17 @@ def effective_penalties(
     lambda_b: float | None = None,
     found: ClassSeparation | None = None,
 ) -> EffectivePenalties:
-    """Read the penalties from a trained network. Meaningful once its head is at rest.
+    """Estimate the penalties from a trained network. Meaningful once its head is at rest.
 
     Args:
         m: the network, with samples of every class.
         features: the model by which predictions are read.
-        lambda_w: the head's penalty where it is known.
-        lambda_b: the bias's penalty where it is known.
+        lambda_w: the head's penalty, if known.
+        lambda_b: the bias's penalty, if known.
         found: the states of the classes; those of ``m`` by default.
 
     Returns:
-        The penalties; NaN what a zero head or zero features cannot tell.
+        The penalties; NaN where a zero head or zero features cannot tell.
     """
     forces = head_forces(m, lambda_w, lambda_b)
     used_w = forces.fitted_w if lambda_w is None else lambda_w
@@ -186,12 +186,12 @@ def effective_penalties(
 
 
 def agreement_words(effective: EffectivePenalties, at_rest: bool, *, as_predicted: bool = True) -> str:
-    """How well the two readings of lambda_z agree, and what a disagreement means.
+    """How well the two estimates of lambda_z agree, and what a disagreement means.
 
     Args:
-        effective: the readings.
+        effective: the estimates.
         at_rest: whether the head is stationary.
-        as_predicted: whether every class is in the state that the optimum has it in.
+        as_predicted: whether every class has the state that it has at the optimum.
     """
     balance, predicted = effective.lambda_z, effective.from_predictions
     ratio, spread = effective.ratio, effective.spread
@@ -204,25 +204,25 @@ def agreement_words(effective: EffectivePenalties, at_rest: bool, *, as_predicte
         return f"The norms of head and features say lambda_z = {balance:.4g}; no separated class could confirm it."
     both = f"lambda_z is {balance:.4g} by the norms of head and features and {predicted:.4g} by the predictions"
     if not at_rest:
-        return f"{both}; the head is not at rest, so neither is a penalty yet."
+        return f"{both}; the head is not at rest, so neither is reliable yet."
     if effective.agree and (effective.stuck or not as_predicted):
         elsewhere = "" if as_predicted else ", but the network is not at the optimum, which has other states"
         return f"{both}: they agree for the separated classes{elsewhere}."
     if effective.agree:
-        return f"{both}: they agree, so the network sits at an optimum of the model at that penalty."
+        return f"{both}: they agree, so the network is at an optimum of the model at that penalty."
     if np.isfinite(spread) and spread >= _AGREE**2 and max(ratio, 1 / ratio) < _AGREE:
         return (
-            f"{both}, but single classes differ by a factor of {spread:.2g}: no single penalty describes them. Look at "
-            "classes that the data separate or merge whatever their counts, or at a loss other than the one named."
+            f"{both}, but single classes differ by a factor of {spread:.2g}: no single penalty describes them. Some "
+            "classes may be easy or hard to separate whatever their counts, or the loss is not the one named."
         )
     if ratio > 1:
         return (
-            f"{both}, {ratio:.2g} times as much: the predictions are less sure than the penalties of these two layers "
-            "explain. Something further presses on them: decay of layers below the features, augmentation, mixup, "
-            "label smoothing, or an early end of training. By the norms alone, classes look safer than they are."
+            f"{both}, {ratio:.2g} times as much: the predictions are less confident than head and features' penalties "
+            "explain. Something else holds them back: decay of layers below the features, augmentation, mixup, label "
+            "smoothing, or training that ended early. By the norms alone, classes look safer than they are."
         )
     return (
-        f"{both}, {ratio:.2g} times as much: the predictions are surer than these two layers' penalties explain. The "
-        "features are not free to answer to a penalty (batch norm, a frozen backbone), or the loss has other terms. By "
-        "the norms alone, classes look more at risk than they are."
+        f"{both}, {ratio:.2g} times as much: the predictions are more confident than head and features' penalties "
+        "explain. The features are not free to respond to a penalty (batch norm, a frozen backbone), or the loss has "
+        "other terms. By the norms alone, classes look more at risk than they are."
     )

@@ -1,4 +1,4 @@
-"""What an audit says, in sentences."""
+"""The findings of an audit, in sentences."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def findings(a: Audit) -> list[str]:
         out.append(f"{more} more {hold} {sum(len(g.classes) for g in details[5:])} classes.")
     if a.shrunk.any():
         out.append(
-            f"{_several(int(a.shrunk.sum()), 'row')} went to the mean of all rows, within "
+            f"{_several(int(a.shrunk.sum()), 'row')} shrank to the mean of all rows, within "
             f"{100 * a.tolerance:g} % of the longest: {_named(a, np.flatnonzero(a.shrunk).tolist())}. Weight decay "
             "does that to classes whose samples no longer pull."
         )
     if a.at_initialisation.any():
         still = np.flatnonzero(a.at_initialisation).tolist()
         out.append(
-            f"{_several(len(still), 'row')} left with the length and the random direction of an initialisation "
+            f"{_several(len(still), 'row')} still with the length and the random direction of an initialisation "
             f"({a.scheme}): {_named(a, still)}. Nothing was learned for these classes."
         )
     if a.reach is not None:
@@ -102,10 +102,10 @@ def _named(a: Audit, classes: Sequence[int]) -> str:
 
 
 def _group_words(a: Audit, group: Group) -> str:
-    same = f", {group.identical} of them identical to rounding" if group.identical else ""
+    same = f", {group.identical} of them identical up to rounding" if group.identical else ""
     favoured = _named(a, [group.answered])
     if group.identical == len(group.classes):
-        told = "No evidence separates them"
+        told = "No input separates them"
         biases = f"always favour {favoured}"
     else:  # two members are at most a diameter apart
         told = (
@@ -114,23 +114,23 @@ def _group_words(a: Audit, group: Group) -> str:
         )
         biases = f"favour {favoured}"
     tail = (
-        "and no bias does"
+        "and their biases are equal"
         if group.bias_spread == 0
         else (f"their biases, {group.bias_spread:.2g} nats from smallest to largest, {biases}")
     )
     return (
-        f"{len(group.classes)} classes lie on one row{same} (radius {percent(group.radius)} of the longest row): "
+        f"{len(group.classes)} classes share one row{same} (radius {percent(group.radius)} of the longest row): "
         f"{_named(a, group.classes)}. {told}; {tail}."
     )
 
 
 def _reach_words(a: Audit, reached: Reach) -> str:
     where = {"free": "whatever the features", "nonnegative": "whatever the features, none of them below zero"}
-    place = where.get(str(reached.space), f"with no features of length {reached.space}")
+    place = where.get(str(reached.space), f"whatever the features of length {reached.space}")
     lost = np.flatnonzero(a.unreachable).tolist()
     if not lost:
         aside = f", {reached.num_searched} of them not along their own row" if reached.num_searched else ""
-        decided = " that was decided" if reached.undecided.any() else ""
+        decided = " for which this was decided" if reached.undecided.any() else ""
         return f"Every class{decided} can be the answer{aside}."
     proof = "a weighted mean of other rows equals its row and has no smaller bias"
     if not isinstance(reached.space, str):
@@ -143,32 +143,32 @@ def _reach_words(a: Audit, reached: Reach) -> str:
 
 
 def not_decided(reached: Reach) -> list[str]:
-    """How many classes are neither proven to have features that win nor to have none, and why."""
+    """How many classes are proven neither to have features that win nor to have none, and why."""
     number = int(reached.undecided.sum())
     if not number:
         return []
     if reached.out_of_budget:
-        why = "`largest_reach` ended the search before theirs. Raise it to look at them"
+        why = "`largest_reach` ended the search before their turn. Raise it to decide them"
     elif isinstance(reached.space, str):
-        why = "they are within rounding of both"
+        why = "they are undecided within rounding"
     else:
-        why = "they win at shorter features, and at that length none that win were found"
+        why = "they win at shorter features, and no features of that length that win were found"
     found = f"For {number} of {len(reached.undecided)} classes neither features that make them the answer nor a proof"
-    return [f"{found} that none do was found: {why}."]
+    return [f"{found} that there are none was found: {why}."]
 
 
 def _count_words(a: Audit, effect: CountEffect) -> str:
-    text = f"Row length goes with the class count by a rank correlation of {effect.length_correlation:.2f}"
+    text = f"Row length and class count have a rank correlation of {effect.length_correlation:.2f}"
     if not math.isnan(effect.bias_correlation):
-        text += f", the bias by {effect.bias_correlation:.2f}"
+        text += f", bias and class count {effect.bias_correlation:.2f}"
     if a.dead.any() and not a.dead.all():
         text += (
-            f". Dead classes have {effect.dead_median:.0f} samples at the median, the others {effect.alive_median:.0f}"
+            f". Dead classes have {effect.dead_median:.0f} samples in the median, the others {effect.alive_median:.0f}"
         )
     if a.dead.any() and effect.dies_below:
         text += (
-            f". Below {effect.dies_below} samples {percent(effect.dead_below)} of the classes are dead, from there "
-            f"on {percent(effect.dead_above)}"
+            f". Below {effect.dies_below} samples {percent(effect.dead_below)} of the classes are dead, of the others "
+            f"{percent(effect.dead_above)}"
         )
     return text + "."
 
@@ -183,8 +183,8 @@ def _recall_words(a: Audit, seen: Decisions) -> str:
     if len(takers):
         taken = f"; {_named(a, takers[np.argsort(-times, kind='stable')][:3].tolist())} take most of the others"
     return (
-        f"{_several(len(had), 'dead class')} have samples here: {percent(recall)} of those are recognised, of all "
-        f"samples {percent(seen.accuracy)}{taken}."
+        f"{_several(len(had), 'dead class')} {'has' if len(had) == 1 else 'have'} samples here: {percent(recall)} of "
+        f"those are recognised, and {percent(seen.accuracy)} of all samples{taken}."
     )
 
 

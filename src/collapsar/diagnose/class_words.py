@@ -1,4 +1,4 @@
-"""What became of the classes, in plain words: the headline, who is lost or dead and why, and what helps."""
+"""What became of the classes, in plain words: the headline, which classes are lost or dead and why, and what helps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _MOST_LOST = 5
 _MOST_LISTED = 100
 _MOST_GROUPS = 3
-# Columns of the predictions are made for this many classes at a time.
+# Columns of the predictions are computed for this many classes at a time.
 _CLASSES = 256
 # A difference of biases, in nats, that no class frequencies explain: a factor of a million.
 _SHUT = 14.0
-# Nats between the largest and the smallest log prior that count as none.
+# Differences of log priors up to this, in nats, count as none.
 _FLAT = 0.01
 
 
@@ -43,10 +43,10 @@ def headline(d: Diagnosis) -> str:
             return f"{outvoted}{unseen}"
         if carried:
             verb = "is" if seen - len(carried) == 1 else "are"
-            by_bias = f"the bias alone decides {d.named(d.standings.carried)} right"
+            by_bias = f"the bias alone classifies {d.named(d.standings.carried)} correctly"
             return f"{seen - len(carried)} of {seen} classes {verb} separated; {by_bias}.{unseen}"
         if seen == 1:
-            return f"One class alone has samples: none to separate it from.{unseen}"
+            return f"Only one class has samples: there is none to separate it from.{unseen}"
         return f"All {seen} classes are separated.{unseen}"
     if len(gone) == seen > 1:
         return f"All {seen} classes have vanished.{unseen}"
@@ -64,7 +64,7 @@ def headline(d: Diagnosis) -> str:
 
 
 def _unseen(d: Diagnosis) -> str:
-    """The classes without samples; the noun before them, as "0 had no samples" would say the opposite."""
+    """The classes without samples; the noun comes first, since "0 had no samples" would say the opposite."""
     classes = d.separation.unseen_classes
     if not classes:
         return ""
@@ -111,7 +111,7 @@ def cost(d: Diagnosis) -> Iterator[str]:
 
 
 def lost(d: Diagnosis) -> Iterator[str]:
-    """Why no sample of a class is given to it, and what helps."""
+    """Why no sample of a class is recognised, and what helps."""
     m, states = d.measurement, d.separation.states
     dead = {k: group for group in d.shared_rows for k in group}
     corrections = _corrections(d) if d.standings.lost else ()
@@ -121,10 +121,10 @@ def lost(d: Diagnosis) -> Iterator[str]:
     if strange:
         yield f"Caution: {exchanged_words([d.class_names[k] for k in strange])}"
     for c in [c for c in d.standings.lost if c.reason == "outvoted" and c.index not in strange][:_MOST_LOST]:
-        samples = f"none of the {m.class_counts[c.index]} samples of {d.class_names[c.index]} is given to it"
+        samples = f"none of the {m.class_counts[c.index]} samples of {d.class_names[c.index]} is recognised"
         text = f"on average the head {_ahead(d, c)}. {_cure(d, c, corrections)}"
         if c.index in dead and c.rival in dead[c.index]:
-            text = f"its row of the head is that of {d.class_names[c.rival]} as well, which the bias prefers."
+            text = f"its row of the head coincides with that of {d.class_names[c.rival]}, which the bias prefers."
         yield f"{samples[0].upper()}{samples[1:]}: {text}"
     near = {reason: [c.index for c in d.standings.lost if c.reason == reason] for reason in ("merged", "vanished")}
     astray = set(kept(d, [*near["merged"], *near["vanished"]]))
@@ -137,22 +137,22 @@ def lost(d: Diagnosis) -> Iterator[str]:
         if not set(near["merged"]) - astray:
             room = f"need room of their own, which the optimum at these penalties gives them: {GENTLE}"
         tried = _of_merged(d, set(near["merged"]), corrections)
-        yield f"Lost among the merged classes, no sample given to them: {pairs}. {tried} they {room}"
+        yield f"Lost among the merged classes, with no sample recognised: {pairs}. {tried} they {room}"
     for classes in ([k for k in near["vanished"] if k not in astray], [k for k in near["vanished"] if k in astray]):
         if classes:
-            cure = "weaken the penalties, or weigh these classes up."
+            cure = "weaken the penalties, or give these classes larger weights."
             if classes[0] in astray:
-                cure = f"the optimum at these penalties separates them all the same, but {GENTLE}"
+                cure = f"the optimum at these penalties separates them nevertheless, but {GENTLE}"
             yield (
-                f"Lost without evidence of their own, no sample given to them: {d.named(classes)}. Their samples move "
-                f"no score: {cure}"
+                f"Lost without evidence of their own, with no sample recognised: {d.named(classes)}. Their samples "
+                f"change no score: {cure}"
             )
     if d.standings.carried:
         text = d.named(d.standings.carried)
         verb = "is" if len(d.standings.carried) == 1 else "are"
         yield (
-            f"{text} {verb} without evidence of {'its' if verb == 'is' else 'their'} own, yet not lost: the bias "
-            "decides for what shows no evidence of another class, and decides right."
+            f"{text} {verb} without evidence of {'its' if verb == 'is' else 'their'} own, yet not lost: where a sample "
+            "shows no evidence of another class the bias decides, and decides correctly."
         )
     if any(state == "separated" for state in states) and len(d.standings.lost) > _MOST_LOST:
         names = [d.class_names[c.index] for c in d.standings.lost]
@@ -161,25 +161,25 @@ def lost(d: Diagnosis) -> Iterator[str]:
 
 
 def _ahead(d: Diagnosis, c: LostClass) -> str:
-    """Whom the mean prediction of a lost class scores higher: its rival, or another where most samples go elsewhere."""
+    """Which class the mean prediction of a lost class scores higher: its rival, or another if that scores lower."""
     rival, nats = c.rival, c.nats
     if nats <= 0:
         scores = d.measurement.predictions.columns(np.array([c.index]))[:, 0] + d.measurement.b
         rival = int(np.argmax(scores))
         nats = float(scores[rival] - scores[c.index])
-    return f"scores {d.class_names[rival]} higher by {_nats(nats)} nats" if nats > 0 else "is right all the same"
+    return f"scores {d.class_names[rival]} higher by {_nats(nats)} nats" if nats > 0 else "is nevertheless right"
 
 
 @dataclass(frozen=True, eq=False)
 class _Correction:
-    """A share of the prior that the loss has left taken out of the scores.
+    """A correction of the scores: a share of the prior that the loss has left in them is subtracted.
 
     Attributes:
-        prior: it, in words: log(n_k/N) of the plain loss.
+        prior: the prior in words: log(n_k/N) for the plain loss.
         share: how much of it.
-        before: nats by which each class's own score leads at its mean prediction as it is, shape (K,); NaN where that
-            was not looked at.
-        margins: the same then.
+        before: nats by which each class's own score leads at its mean prediction before, shape (K,); NaN if that was
+            not computed.
+        margins: the same after the correction.
     """
 
     prior: str
@@ -189,16 +189,16 @@ class _Correction:
 
     @property
     def right(self) -> Mask:
-        """Classes whose mean prediction then scores their own class highest, shape (K,)."""
+        """Classes whose mean prediction after it scores their own class highest, shape (K,)."""
         return self.margins > TIE
 
     @property
     def loses(self) -> tuple[int, ...]:
-        """Classes that this takes away, ascending: right as they are, and not then."""
+        """Classes that this loses, ascending: right before it, and not after."""
         return tuple(np.flatnonzero((self.before > TIE) & ~self.right).tolist())
 
     def weakest(self, k: int) -> tuple[int, float]:
-        """Of the classes that are right as they are, and class k, the one that leads by least then, and by how much."""
+        """Of class k and the classes that were right before, the one that leads by least after it, and by how much."""
         kept = np.where((self.before > TIE) | (np.arange(self.before.size) == k), self.margins, np.inf)
         return int(kept.argmin()), float(kept.min())
 
@@ -208,9 +208,9 @@ class _Correction:
 
 
 def _corrections(d: Diagnosis) -> tuple[_Correction, ...]:
-    """What each share of the prior's correction does; of many classes only to the lost that are named.
+    """What each share of the prior's correction does; with many classes, only to the lost ones that are named.
 
-    None where the loss has taken the prior out already, by offsets or class weights.
+    Empty if the loss has already taken the prior out, by offsets or class weights.
     """
     m, loss = d.measurement, d.known.loss
     absent, prior = m.class_counts == 0, left_prior(np.maximum(m.class_counts, 1), loss)[:, None]
@@ -235,22 +235,22 @@ def _corrections(d: Diagnosis) -> tuple[_Correction, ...]:
 def _of_merged(d: Diagnosis, lost: set[int], corrections: tuple[_Correction, ...]) -> str:
     """What the prior's correction does for classes that differ by little."""
     for correction in corrections:
-        # a bias makes one of several that are the same right
+        # of several equal classes a bias can make one right
         several = [group for group in d.separation.groups if np.count_nonzero(correction.right[list(group)]) > 1]
         back = sorted(k for group in several for k in group if correction.right[k] and k in lost)
         if back and not correction.loses:
             return (
-                f"Subtracting {correction.text} from the scores gives {d.named(back)} back on these samples, by the "
-                "little that is left between them; for new samples"
+                f"Subtracting {correction.text} from the scores recovers {d.named(back)} on these samples, by the "
+                "little difference that is left between them; for new samples"
             )
     return "No correction of the scores separates them:"
 
 
 def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> str:
-    """Whether taking the class frequencies out of the scores gives the class back, and at whose cost."""
+    """Whether taking the class frequencies out of the scores recovers the class, and at whose cost."""
     m, k, room = d.measurement, c.index, "it needs more room, by weaker penalties or class weights, or more samples."
     if int(np.argmax(m.evidence.columns(k))) == k and m.b[k] < m.b[c.rival] - _SHUT:
-        return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[k]:.3g} nats below the rival's; set it anew."
+        return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[k]:.3g} nats below the rival's; reset it."
     if not corrections:
         return f"The loss has already taken the prior out of the scores: {room}"
     whole = corrections[0]
@@ -258,17 +258,17 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
     place = first_enough([found.weakest(k)[1] for found in good])
     best = None if place is None else good[place]
     if best is None and whole.right[k]:
-        return f"Subtracting {whole.text} from the scores gives it back and loses {d.named(whole.loses)}: {room}"
+        return f"Subtracting {whole.text} from the scores recovers it but loses {d.named(whole.loses)}: {room}"
     if best is None:
-        return f"Subtracting {whole.text} from the scores is not enough to give it back: {room}"
+        return f"Subtracting {whole.text} from the scores is not enough to recover it: {room}"
     there = f"The evidence is there, but the prior outvotes it: subtract {best.text} from the scores after training"
     if best is whole:
-        how = "with those offsets (logit adjustment)" if d.known.loss.offsets is None else "with offsets larger by it"
+        how = "with those offsets (logit adjustment)" if d.known.loss.offsets is None else "with offsets larger by that"
         return f"{there}, or train {how}."
     if whole.loses or not whole.right[k]:
         return f"{there}; all of it would lose {d.named(sorted({*whole.loses, *([] if whole.right[k] else [k])}))}."
     least, lead = whole.weakest(k)
-    return f"{there}; after all of it {d.class_names[least]} would lead by only {_nats(lead)} nats on average."
+    return f"{there}; with all of it {d.class_names[least]} would lead by only {_nats(lead)} nats on average."
 
 
 def outscored(d: Diagnosis) -> Iterator[str]:
@@ -280,7 +280,7 @@ def outscored(d: Diagnosis) -> Iterator[str]:
         low, high = percent(float(recalls.min())), percent(float(recalls.max()))
         share = low if low == high else f"{low} to {high}"
         some = (
-            f". It recognises {share} of {own} samples all the same: the mean is that of the others, which are far off."
+            f". It still recognises {share} of {own} samples: the mean is dominated by the others, which are far off."
         )
         text = some if recalls.min() > 0.5 else f": it recognises {share} of {own} samples."
         yield f"{d.named(wrong)} {verb} separated, but on average the head scores another class higher{text}"
@@ -290,7 +290,7 @@ def shared_rows(d: Diagnosis) -> Iterator[str]:
     """Classes whose rows of the head coincide, with samples or without."""
     counts = d.measurement.class_counts
     if len(d.separation.vanished_classes) == np.count_nonzero(counts):
-        return  # of a head that has sunk to zero nothing else can be said
+        return  # nothing more can be said about a head that has sunk to zero
     groups = [group for group in d.shared_rows if any(counts[k] > 0 for k in group)]
     if groups:
         rows = [d.named(group) for group in groups[:_MOST_GROUPS]]
@@ -298,7 +298,7 @@ def shared_rows(d: Diagnosis) -> Iterator[str]:
             rows.append(f"{more} more group{'s' if more > 1 else ''}")
         yield (
             f"Dead, as their rows of the head coincide: {'; '.join(rows)}. No features separate them, and the bias "
-            "alone decides which of them is answered: train these rows again, with weaker decay or more samples."
+            "alone decides which of them is predicted: retrain these rows, with weaker decay or more samples."
         )
     silent = sorted(k for group in d.shared_rows for k in group if counts[k] == 0)
     if silent:
@@ -307,11 +307,11 @@ def shared_rows(d: Diagnosis) -> Iterator[str]:
 
 
 def rule(d: Diagnosis) -> str:
-    """How the states were told from the numbers."""
+    """How the states follow from the numbers."""
     found = d.separation
     longest = found.scale * float(np.nanmax(found.relative_norms, initial=0.0))
     return (
         f"A class has vanished if its mean prediction is shorter than {percent(found.vanish_threshold)} of the longest "
-        f"one ({longest:.3g} nats) or than 0.05 nats: its samples move no score. Classes are merged if every two of "
+        f"one ({longest:.3g} nats) or than 0.05 nats: its samples change no score. Classes are merged if every two of "
         f"them differ by less than {percent(found.merge_threshold)}: the head gives them the same scores."
     )

@@ -1,4 +1,4 @@
-"""A trained network diagnosed: which classes collapsed, what theory says of them, and how far to trust that.
+"""The diagnosis of a trained network: which classes collapsed, what theory says about them, and how far to trust that.
 
 Example:
     >>> from collapsar.core.problem import Problem
@@ -35,20 +35,20 @@ from collapsar.diagnose.record import Diagnosis
 from collapsar.metrics.evidence import class_standings
 from collapsar.metrics.shared_rows import shared_rows
 
-# The optimum for more different class counts than this takes long: 5 s at 600.
+# With more different class counts than this the optimum takes too long: 5 s at 600.
 _MOST_CLUSTERS = 600
-# The same beside more classes than a table is made for: the nonnegative optimum goes from seconds to minutes above.
+# The same with too many classes for a K x K table: above this the nonnegative optimum takes minutes, not seconds.
 _MOST_CLUSTERS_OF_MANY = 200
-# Below this mean loss, in nats, what pulls at the head is rounding.
+# Below this mean loss, in nats, the pull on the head is rounding.
 _SATURATED = 1e-9
 _SATURATED_WORDS = (
-    "The softmax is saturated (mean loss {:.2g} nats): the loss no longer pulls at the head, so no penalty can be read "
+    "The softmax is saturated (mean loss {:.2g} nats): the loss no longer pulls on the head, so no penalty can be read "
     "from it. Give lambda_w and lambda_h."
 )
 _NO_PENALTY = (
     "No penalty is known, and none can be read from this network: nothing is predicted. Give lambda_w and lambda_h."
 )
-# Rows are means of penalties that differ within a row: at a correlation of .99 entry by entry a seventh is left over.
+# A row's penalty is a mean over entries that differ: at a correlation of .99 over all entries a seventh is left over.
 _ROWS_AT_REST = 0.5
 
 
@@ -63,24 +63,24 @@ def diagnose_measurement(
 
     Args:
         m: the network over its training samples.
-        known: what is known of its training; its loss must be the one that ``m`` was measured with.
+        known: what is known about its training; its loss must be the one that ``m`` was measured with.
         class_names: K names; the class numbers by default.
-        source: where it came from, for the reader.
-        frozen: where only the head is trained, its optimum on the features, or why there is none (``frozen_of``).
+        source: where it came from, for the user.
+        frozen: if only the head is trained, its optimum on the features, or why there is none (``frozen_of``).
 
     Raises:
-        ValueError: the names are not K, or the loss was another.
+        ValueError: there are not K names, or the loss was another.
     """
     known = KnownTraining(loss=m.loss_form) if known is None else known
     if known.loss != m.loss_form:
-        raise ValueError("`known` must name the loss that the network was measured with; measure with loss=known.loss")
+        raise ValueError("`known` must have the loss that the network was measured with; measure with loss=known.loss")
     m = replace(m, exposure=known.exposure)
     names, separation = names_of(class_names, m.num_classes), m.separation
     alive = any(state in ("separated", "merged") for state in separation.states)
     moved = without_offset(m, known.priced_w)
     readable = m.linear and not known.frozen_head
     forces = head_forces(moved, known.priced_w, known.lambda_b) if readable else UNREAD
-    held = known.one_lambda_w != 0  # a head without weight decay grows for good: it shows no penalty, and never rests
+    held = known.one_lambda_w != 0  # without weight decay a head grows forever: it shows no penalty and never rests
     saturated = known.priced_w is None and m.loss < _SATURATED
     rowed, features, effective = by_rows(moved, known), known.features or m.features, None
     if alive and held and not m.unseen and readable and not saturated:
@@ -130,7 +130,7 @@ def _most_clusters(m: Measurement) -> int:
 
 
 def _rests(m: Measurement, forces: HeadForces, known: KnownTraining, *, alive: bool) -> bool:
-    """Whether the head is stationary; where nothing is alive, whether the loss has stopped pulling it outwards."""
+    """Whether the head is stationary; if nothing is alive, whether the loss has stopped pulling it outwards."""
     if alive:
         return forces.relative_gradient < (_ROWS_AT_REST if rests_by_rows(known) else AT_REST)
     # a head that sinks to zero never balances relative to itself: it rests once the penalty outweighs the loss
@@ -143,11 +143,11 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
     if not m.linear:
         notes.append(
             "The head does not compute W h + b from the weight it holds (cosine, scale, adapter, several heads): "
-            "states and recall are those of its logits; geometry, penalties and whether it is at rest are not read."
+            "states and recall are those of its logits; geometry, penalties and whether it is at rest are unknown."
         )
     if m.unseen:
         notes.append(
-            f"Classes without samples: {len(m.unseen)}. Theory, which speaks of classes with samples, is left out."
+            f"Classes without samples: {len(m.unseen)}. Theory, which needs samples of every class, is left out."
         )
     if len(m.unseen) > m.num_classes / 2:
         notes.append(
@@ -163,7 +163,7 @@ def _notes(m: Measurement, *, alive: bool, lost: bool) -> list[str]:
     if m.metrics and lost:
         notes.append(
             "NC1 and CDNV divide by differences between class means; for merged or vanished classes these are "
-            "noise, and so are the values."
+            "noise, and so are the metrics."
         )
     if not m.small:
         notes.append(

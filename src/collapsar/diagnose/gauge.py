@@ -1,8 +1,8 @@
-"""One network among all that give the same logits: features h - c with the bias b + W c, and no row that all share.
+"""A fixed choice among all networks with the same logits: features h - c with the bias b + W c, and no common row.
 
-An offset of the features that the bias takes back, and what is added to all logits alike, change no prediction. Norms
-of features, head and bias change with them, and so would every penalty that is read from norms. Here the offset is
-chosen from what does not change with it.
+An offset of the features that the bias cancels, or a constant added to all logits, changes no prediction. But norms of
+features, head and bias change with it, and so would every penalty that is read from norms. Here the offset is chosen by
+quantities that do not change with it.
 
 Example:
     >>> from collapsar.diagnose.measurement import measure
@@ -22,25 +22,24 @@ from numpy.typing import NDArray
 from collapsar.core.types import Vector
 from collapsar.diagnose.measurement import Measurement
 
-# An offset that the bias' pull explains is believed up to this many times the spread of the class means.
+# An offset that the pull on the bias explains is accepted up to this many times the spread of the class means.
 _FAR = 2.0
-# Forces on the head below this share of the penalty's say nothing of the offset.
+# Forces on the head below this share of the penalty's say nothing about the offset.
 _FAINT = 0.01
 _ROUNDS = 20
 
 
 def without_offset(m: Measurement, lambda_w: float | NDArray[np.float64] | None = None) -> Measurement:
-    """The same predictions by features, head and bias that do not depend on the offset they were given with.
+    """The same predictions, by features, head and bias that do not depend on the offset they were given with.
 
     Nonnegative features are moved to their floor, which is zero where it is natural. Others are moved to where the
     model of penalised features has its optimum, and from there to where the head is nearest to rest: the first is
-    exact at an optimum, the second at rest, and where the bias is not pulled at both are the mean over the samples.
-    A head without bias has no offset to give away. A row that all logits share is always left out: a penalty holds it
-    at zero.
+    exact at an optimum, the second at rest, and if nothing pulls on the bias both are the mean over the samples.
+    A head without bias has no free offset. A row that all logits share is always removed: a penalty holds it at zero.
     """
     scales = np.ones(m.num_classes) if m.loss_form.scales is None else m.loss_form.scales
     common = (1 / scales) / np.linalg.norm(1 / scales)
-    price = common if lambda_w is None else common * lambda_w  # the row that costs least, whatever each row costs
+    price = common if lambda_w is None else common * lambda_w  # the cheapest common row, whatever each row costs
     W = m.weight - np.outer(common, price @ m.weight) / (price @ common) if np.any(price) else m.weight
     if m.bias is None:
         return replace(m, weight=W)
@@ -60,11 +59,11 @@ def without_offset(m: Measurement, lambda_w: float | NDArray[np.float64] | None 
 
 
 def _offset(m: Measurement, lambda_w: float | NDArray[np.float64] | None) -> Vector:
-    """Where signed features have their origin.
+    """The origin of signed features.
 
-    At an optimum lambda_h N mean(h) = -W'g, g the loss's pull at the bias, and <pull at W, W> + lambda_h sum n ||h||^2
-    = 0: from there lambda_h = -<pull at W about the mean, W> / sum n ||h - mean||^2 whatever the offset. At rest the
-    pull at W is -lambda_w W: least squares for what is left, where the bias is pulled at hard enough to tell.
+    At an optimum lambda_h N mean(h) = -W'g, g the loss's pull on the bias, and <pull on W, W> + lambda_h sum n ||h||^2
+    = 0: hence lambda_h = -<pull on W about the mean, W> / sum n ||h - mean||^2 whatever the offset. At rest the pull on
+    W is -lambda_w W: least squares for what is left, if the pull on the bias is strong enough to tell.
     """
     n, means, g = m.mass, np.nan_to_num(m.class_means), m.bias_gradient
     mean = n @ means / n.sum()

@@ -1,4 +1,4 @@
-"""What a diagnosis finds: one record of a trained network beside theory, and the meaning of its metrics."""
+"""What a diagnosis finds: one record of a trained network compared with theory, and the meaning of its metrics."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _MOST_NAMES = 8
 _READINGS = ("from_predictions", "ratio", "spread", "agree")
 
 METRICS: Mapping[str, str] = {
-    "nc1_uniform": "Spread of the features inside classes against the spread of the class means, each class counted "
-    "once. 0: every class is one point.",
+    "nc1_uniform": "Spread of the features inside classes relative to the spread of the class means, each class "
+    "counted once. 0: every class is one point.",
     "nc1_weighted": "The same with every sample counted once, so that large classes dominate.",
     "nc1_trace_ratio": "Total spread inside classes over total spread between class means. Large classes dominate.",
-    "cdnv": "Spread inside classes against the distance between two classes, averaged over all pairs. The average "
+    "cdnv": "Spread inside two classes relative to the distance between them, averaged over all pairs. The average "
     "hides a few merged pairs.",
     "cdnv_max": "The same for the worst pair: large when two classes overlap.",
-    "cdnv_undefined": "Pairs of classes that are one and the same point: 0/0, left out of the two values above.",
+    "cdnv_undefined": "Pairs of classes that are the same point: 0/0, left out of the two values above.",
     "nc2_equinorm": "How unequal the lengths of the centred class means are. 0 for balanced classes at the optimum; "
     "under imbalance the optimum itself is unequal.",
     "nc2_equiangular": "How unequal the angles between class means are. 0 for balanced classes at the optimum.",
-    "nc2_etf": "Distance of the class means' geometry to the simplex, the optimum of balanced classes. Under imbalance "
-    "that is not the target: see the distance to theory.",
+    "nc2_etf": "Distance of the class means' geometry from the simplex, the optimum of balanced classes. Under "
+    "imbalance that is not the target: see the distance to theory.",
     "nc3_self_duality": "Difference between the directions of the head and of the class means. 0 for balanced classes "
     "at the optimum, at most 2.",
     "nc0_relative": "How far the head's rows are from summing to zero, which they do at every optimum.",
@@ -55,26 +55,26 @@ METRICS: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
-    """The result: plain values that a page, a test or a gate can read; ``to_dict`` makes JSON of it.
+    """The result: plain values that a page, a test or a gate can read; ``to_dict`` converts it to JSON.
 
-    Printed, and as the last line of a notebook's cell, it is what was found, a line per finding.
+    When printed, or as the last line of a notebook cell, it shows the findings, one per line.
 
     Attributes:
         source: where the network came from.
         class_names: shape (K,).
         measurement: what was measured.
         separation: which classes are separated, merged, vanished or unseen, with the rule's thresholds.
-        standings: which classes are lost, not given to their own samples, and why; which the bias alone decides right.
+        standings: which classes are lost (no sample recognised) and why; which the bias alone classifies correctly.
         shared_rows: classes whose rows of the head coincide (``metrics.shared_rows``): no features separate them.
-        known: what is known of the training.
+        known: what is known about the training.
         forces: the balance of forces at the head.
         at_rest: whether the head is stationary; distances to theory mean nothing before that.
-        effective: the penalties read from the network; None where nothing is alive or a class has no samples.
-        model: the model of the theory that this training has, and the evidence.
-        model_fit: distance to the optimum of that model where it is one of normalised features.
-        frozen: where only the head is trained, its optimum on the features, and that of each mitigation.
-        fit: distances to the optima of penalised features; None where they cannot be computed (a note says why).
-        fit_source: which penalties ``fit`` was made at.
+        effective: the penalties read from the network; None if nothing is alive or a class has no samples.
+        model: the model of the theory that describes this training, and the evidence.
+        model_fit: distance to the optimum of that model, if it is one of normalised features.
+        frozen: if only the head is trained, its optimum on the features, and that of each mitigation.
+        fit: distances to the optima of penalised features; None if they cannot be computed (a note says why).
+        fit_source: the penalties that ``fit`` was computed at.
         prediction: what theory predicts; None as for ``fit``.
         notes: what was left out, and why.
     """
@@ -107,22 +107,22 @@ class Diagnosis:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """All that was found, a sentence or two per finding."""
+        """All findings, a sentence or two each."""
         return tuple(words.findings(self))
 
     @cached_property
     def reason(self) -> str:
-        """Those of ``words`` that say what theory predicts and from which penalty on; empty where it does not."""
+        """Those of ``words`` that say what theory predicts, and at which penalty; empty if it predicts nothing."""
         return " ".join(words.reason(self))
 
     @property
     def collapsed(self) -> tuple[int, ...]:
-        """The classes that are merged or vanished, ascending, but for those that the bias alone decides right."""
+        """The merged and vanished classes, ascending, except those that the bias alone classifies correctly."""
         return collapsed_classes(self.separation, self.standings)
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """The classes that are not given to any of their own samples, ascending, whatever their state."""
+        """The classes with samples of which none is recognised, ascending, whatever their state."""
         return tuple(c.index for c in self.standings.lost)
 
     @property

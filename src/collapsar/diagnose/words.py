@@ -49,14 +49,14 @@ def findings(d: Diagnosis) -> Iterator[str]:
         as_predicted = d.prediction is None or tuple(d.prediction.seen) == tuple(d.separation.states)
         yield agreement_words(d.effective, d.at_rest, as_predicted=as_predicted) + _against_known(d.known, d.effective)
         yield from _stuck(d, d.effective)
-    answered = () if penalised else (UNPENALISED, NORMALISED, UNTRAINED)  # by the model's own sentence
+    answered = () if penalised else (UNPENALISED, NORMALISED, UNTRAINED)  # the model's own sentence covers these
     told = [caution for caution in d.known.cautions if not any(text in caution for text in answered)]
     yield from (f"Caution: {caution}" for caution in told)
     yield rule(d)
 
 
 def reason(d: Diagnosis) -> Iterator[str]:
-    """What theory says of the states: those it predicts, and who goes first at which penalty."""
+    """What theory says about the states: which it predicts, and which class is lost first, at which penalty."""
     if d.prediction is None:
         return
     yield _predicted(d, d.prediction)
@@ -70,20 +70,20 @@ def _rest(d: Diagnosis) -> str:
     known, forces = d.known, d.forces
     value = forces.relative_gradient
     if not d.measurement.linear:
-        return "Whether the head is at rest is not read: its weight is not all that makes its scores."
+        return "Whether the head is at rest is unknown: its scores do not come from its weight alone."
     if d.at_rest and rests_by_rows(known) and known.rest is not None and np.isfinite(value):
         return (
-            "The head is at rest by its optimizer's own state: entry by entry the loss's pull on the penalty has slope "
-            f"{known.rest.slope:.3g} and correlation {known.rest.correlation:.3g}; with one penalty for each row they "
-            f"balance to {percent(value)}."
+            "The head is at rest by its optimizer's state: over all entries the loss's pull against the penalty has "
+            f"slope {known.rest.slope:.3g} and correlation {known.rest.correlation:.3g}; with one penalty per row they "
+            f"balance to within {percent(value)}."
         )
     if d.at_rest and not value < AT_REST:
-        return "All classes have vanished; the penalty holds the head harder than the loss pulls: it stays collapsed."
+        return "All classes have vanished, and the penalty is stronger than the loss's pull: the head stays collapsed."
     if known.one_lambda_w == 0:
         return "Without weight decay the head does not come to rest: its weight grows as long as it is trained."
     fitted = "" if known.one_lambda_w else f" (lambda_w was not given; {forces.fitted_w:.3g} fits its gradient best)"
     if d.at_rest:
-        return f"The head is at rest: loss and penalty balance to {percent(value)}{fitted}."
+        return f"The head is at rest: loss and penalty balance to within {percent(value)}{fitted}."
     if not np.isfinite(value):
         return (
             "The loss does not pull the head outwards, or no penalty holds it: it is not at rest, and distances to "
@@ -91,9 +91,9 @@ def _rest(d: Diagnosis) -> str:
         )
     return (
         f"The head is not at rest: loss and penalty differ by {percent(value)} of the penalty{fitted}. Train on, with "
-        "a smaller learning rate, before you read the distances to theory; states may still change. What minimises "
-        "something else than the plain loss of these samples (SAM, mixup, augmentation, resampling, dropout) comes to "
-        "rest elsewhere, and this does not judge it."
+        "a smaller learning rate, before you read the distances to theory; states may still change. Training that "
+        "minimises anything but the plain loss of these samples (SAM, mixup, augmentation, resampling, dropout) comes "
+        "to rest elsewhere, and this test does not apply to it."
     )
 
 
@@ -106,7 +106,7 @@ def _predicted(d: Diagnosis, prediction: Prediction) -> str:
     at = f"at lambda_z = {prediction.lambda_z:.4g} ({origin}) theory with {prediction.features} features"
     at = at if d.model_fit is None else "and this model theory"
     small = any(exact == "separated" != rule for exact, rule in zip(prediction.states, prediction.seen, strict=True))
-    by_rule = " (by the rule below, which counts small differences as none)" if small else ""
+    by_rule = " (by the rule below, which ignores small differences)" if small else ""
     pairs = zip(prediction.states, prediction.seen, strict=True)
     turned = [k for k, pair in enumerate(pairs) if pair == ("merged", "separated")]
     if turned:  # alone in their size, and by no distance near another
@@ -120,17 +120,17 @@ def _predicted(d: Diagnosis, prediction: Prediction) -> str:
         return f"{text}: as measured, for every class."
     listed = "; ".join(f"{d.class_names[k]}: predicted {prediction.seen[k]}, measured {states[k]}" for k in wrong[:3])
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return f"{text}: as measured for {len(states) - len(wrong)} of {len(states)} classes. Not so: {listed}{more}."
+    return f"{text}: as measured for {len(states) - len(wrong)} of {len(states)} classes. Exceptions: {listed}{more}."
 
 
 def first_lost(p: Prediction, named: Callable[[Iterable[int]], str], what: str, scale: Vector | float = 1.0) -> str:
-    """How far the class that goes first is from its threshold; empty where none goes at any penalty.
+    """How far the class that is lost first is from its threshold; empty if none is lost at any penalty.
 
     Args:
-        p: of a network or an optimum.
+        p: prediction for a network or an optimum.
         named: the names of classes in a sentence.
         what: "network" or "optimum".
-        scale: each class's own penalty in units of ``p.price``, shape (K,), where the head's rows have several.
+        scale: each class's own penalty in units of ``p.price``, shape (K,), if the head's rows have several.
     """
     first = np.where(np.isnan(p.edge), np.inf, p.edge)
     level = float(first.min())
@@ -149,7 +149,7 @@ def first_lost(p: Prediction, named: Callable[[Iterable[int]], str], what: str, 
 
 
 def _frozen(d: Diagnosis, head: FrozenHead) -> Iterator[str]:
-    """How far a head is from its optimum on given features, who is lost there, and what each mitigation would do."""
+    """How far a head is from its optimum on given features, which classes are lost there, and what mitigations do."""
     best = head.optimum
     above = f"{percent(head.excess)} above" if head.excess > max(best.gap, 1e-6) else "at"
     yield (
@@ -160,7 +160,7 @@ def _frozen(d: Diagnosis, head: FrozenHead) -> Iterator[str]:
         verb = "is" if len(best.outvoted) == 1 else "are"
         yield (
             f"At that optimum {d.named(best.outvoted)} {verb} lost, outvoted on every sample: longer training "
-            "does not give back what the objective gives away."
+            "does not help, because the objective itself gives them up."
         )
     solved = []
     for remedy in head.remedies:
@@ -177,13 +177,13 @@ def _own_distance(d: Diagnosis, fit: NormalizedFit) -> str:
     if not np.isfinite(off.Z):
         text = f"The optimum of this model is zero; the network is {fit.away:.2g} nats from it"
     if fit.solution.status.name != "OPTIMAL":
-        text += f" (which is known to {fit.solution.certificate.relative_gap:.1g} only)"
+        text += f" (which is known only to {fit.solution.certificate.relative_gap:.1g})"
     if not d.at_rest:
-        return f"{text}. This distance means little before the head is at rest."
+        return f"{text}. This distance means little until the head is at rest."
     if off.Z > FAR:
         text += (
-            ". A head at rest that far away has features that are not the optimum's: the layers below have not brought "
-            "them there. Begin with a tenth of the decay, as a strong one from the first step keeps small classes from "
+            ". A head at rest so far away has features unlike the optimum's: the layers below have not brought them "
+            "there. Start with a tenth of the decay, since strong decay from the first step keeps small classes from "
             "being learned, or train longer"
         )
     return f"{text}."
@@ -203,12 +203,12 @@ def _distance(d: Diagnosis, fit: Fit) -> str:
     if d.model_fit is not None:
         text += ", which are models of other networks."
     else:
-        text += f": the network follows the {fit.follows} model." if fit.follows else ": it lies about as near to both."
+        text += f": the network follows the {fit.follows} model." if fit.follows else ": it is about as near to both."
     counts = d.measurement.class_counts
     if np.isfinite(fit.block_residual_z) and len(np.unique(counts[counts > 0])) < np.count_nonzero(counts):
         text += " Theory has equal predictions for classes of equal size; here they differ by "
         text += f"{percent(fit.block_residual_z)}."
-    return text if d.at_rest else f"{text} These distances mean little before the head is at rest."
+    return text if d.at_rest else f"{text} These distances mean little until the head is at rest."
 
 
 def _stuck(d: Diagnosis, effective: EffectivePenalties) -> Iterator[str]:
@@ -217,9 +217,9 @@ def _stuck(d: Diagnosis, effective: EffectivePenalties) -> Iterator[str]:
         verb, them = ("is", "it") if len(effective.stuck) == 1 else ("are", "them")
         yield (
             f"{d.named(effective.stuck)} {verb} not held there by the penalty: the loss pulls {them} outwards "
-            f"harder than lambda_z = {effective.lambda_z:.4g} holds, so this is no optimum. The features no longer "
-            "answer (ReLU units that died, layers below that are frozen or too small), or training ended too soon: "
-            "begin with weaker penalties, raise them once the classes are separated, and train longer."
+            f"harder than lambda_z = {effective.lambda_z:.4g} holds, so this is not an optimum. The features no longer "
+            "respond (dead ReLU units, layers below that are frozen or too small), or training ended too soon: start "
+            "with weaker penalties, raise them once the classes are separated, and train longer."
         )
 
 
