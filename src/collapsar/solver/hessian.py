@@ -61,15 +61,15 @@ class LossHessian:
             diagonal -= contrast / q.sizes
         d -= own  # logits against the own class's: losses near 0 keep their curvature
         g = self.mass * d
-        g -= self.mass * g.sum(axis=0)
-        own = -g.sum(axis=0)
+        g -= self.mass * np.add.reduce(g, axis=0)
+        own = -np.add.reduce(g, axis=0)
         diagonal = g.ravel()[:: J + 1]
         out_y = np.zeros(J)
         if self.several:
             out_y = self.column_weight * self.to_contrast * (own * self.rest - diagonal / q.sizes)
         diagonal += own
         g *= self.column_weight
-        out_b = q.scales * g.sum(axis=1)
+        out_b = q.scales * np.add.reduce(g, axis=1)
         g *= self.to_logit
         return g, out_y, out_b
 

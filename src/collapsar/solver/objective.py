@@ -56,14 +56,16 @@ def target(q: Quotient) -> Columns:
 def predict(q: Quotient, blocks: Blocks) -> tuple[Columns, float]:
     """P, the softmax of every column of the scaled logits u_k, and the loss sum_k q_k [lse(u_k) - <y_k, u_k>]."""
     d = logit_differences(q, blocks) + q.offset_differences
-    top = np.max(d, axis=0, where=q.seen, initial=0.0)
+    top = np.maximum.reduce(d, axis=0, where=q.seen, initial=0.0)
     others = np.exp(np.minimum(d - top, 0.0))
-    miss_weight, own_weight = (q.others * others).sum(axis=0), np.exp(-top)
-    lse = top + np.log1p(np.where(top == 0, miss_weight, own_weight + miss_weight - 1))  # lse(u) - u_own
-    scale = 1 / (own_weight + miss_weight)
+    miss_weight, own_weight = np.add.reduce(q.others * others, axis=0), np.exp(-top)
+    both = own_weight + miss_weight
+    lse = top + np.log1p(np.where(top == 0, miss_weight, both - 1))  # lse(u) - u_own
+    scale = 1 / both
     P = Columns(miss_weight * scale, others * scale)
-    smooth = q.smoothing / q.num_classes * (q.others * d).sum(axis=0) if q.smoothing else 0.0
-    return P, float((q.sizes * q.share * (lse - smooth)).sum())
+    if q.smoothing:
+        lse -= q.smoothing / q.num_classes * np.add.reduce(q.others * d, axis=0)
+    return P, float(np.add.reduce(q.sampled * lse))
 
 
 def logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
@@ -72,10 +74,17 @@ def logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
     contrast = q.scales * blocks.alpha
     sibling = contrast / q.sizes
     # the own class has C_jj + alpha (1 - 1/k), its siblings C_jj - alpha / k: the difference is -alpha
-    own = u.diagonal() + contrast - sibling
-    np.einsum("jj->j", u)[:] -= sibling
+    diagonal = diagonal_of(u)
+    own = diagonal + contrast - sibling
+    diagonal -= sibling
     u -= own
-    return q.temperatures * u
+    u *= q.temperatures
+    return u
+
+
+def diagonal_of(square: Matrix) -> Vector:
+    """The diagonal of a matrix without gaps, to be written to."""
+    return square.ravel("K")[:: len(square) + 1]
 
 
 def cross_entropy(q: Quotient, blocks: Blocks) -> float:
@@ -85,23 +94,25 @@ def cross_entropy(q: Quotient, blocks: Blocks) -> float:
 
 def residual(q: Quotient, P: Columns) -> Residual:
     """R at stochastic columns P, from which the gradient in Z is -R M^(1/2)."""
-    even, root, mass = q.smoothing / q.num_classes, np.sqrt(q.sizes), np.sqrt(q.mass)
-    share = q.temperatures * q.share
+    even = q.smoothing / q.num_classes
     miss, other = P.miss - even * (q.num_classes - 1), even - P.other  # Y off the own class; what is left there is miss
-    r_own, siblings = q.scales * miss * share / mass, other.diagonal() * q.scales * share / mass
-    between = (root * q.scales)[:, None] * other * (root * share / mass)
-    np.einsum("jj->j", between)[:] = r_own + (q.sizes - 1) * siblings
+    r_own = q.scales * miss * q.pull / q.root_mass
+    siblings = other.diagonal() * q.scales * q.pull / q.root_mass
+    between = q.row_factor * other
+    between *= q.column_factor
+    diagonal_of(between)[:] = r_own + (q.sizes - 1) * siblings
     within = np.where(q.sizes > 1, r_own - siblings, 0.0)
     # of cluster j's classes, k_j - [i=j] see a logit of cluster i as "other"
-    bias = q.scales * (miss * share + (q.others.T * other) @ share)
+    bias = q.scales * (miss * q.pull + (q.others.T * other) @ q.pull)
     return Residual(within, between, bias)
 
 
 def dual_entropy(q: Quotient, S: Columns) -> float:
     """sum_k q_k [H(s_k) + <s_k - y_k, iota>], nats."""
-    Y = target(q)
     own = np.maximum(1 - S.miss, 0.0)  # at the edge of the simplex rounding may pass 0
     other = np.maximum(S.other, 0.0)
-    entropy = -np.sum(q.others * xlogy(other, other), axis=0) - xlog1py(own, -np.minimum(S.miss, 1.0))
-    shift = np.sum(q.others * (S.other - Y.other) * (q.offsets[:, None] - q.offsets), axis=0)
-    return float(np.sum(q.sizes * q.share * (entropy + shift)))
+    entropy = -np.add.reduce(q.others * xlogy(other, other), axis=0) - xlog1py(own, -np.minimum(S.miss, 1.0))
+    if isinstance(q.offset_differences, np.ndarray):
+        even = q.smoothing / q.num_classes
+        entropy += np.add.reduce(q.others * (S.other - even) * q.offset_differences, axis=0)
+    return float(np.add.reduce(q.sampled * entropy))

@@ -62,6 +62,31 @@ class Quotient(ClusteredProblem):
         return self.labels.size
 
     @cached_property
+    def sampled(self) -> Vector:
+        """Shape (J,): share of the loss of all samples of a cluster, k q."""
+        return self.sizes * self.share
+
+    @cached_property
+    def pull(self) -> Vector:
+        """Shape (J,): tau q, how strongly the samples of one class pull at its logits."""
+        return self.temperatures * self.share
+
+    @cached_property
+    def root_mass(self) -> Vector:
+        """Shape (J,): sqrt(m)."""
+        return np.sqrt(self.mass)
+
+    @cached_property
+    def row_factor(self) -> Matrix:
+        """Shape (J, 1): sqrt(k) delta, what a row of Y - P is multiplied by in R."""
+        return (np.sqrt(self.sizes) * self.scales)[:, None]
+
+    @cached_property
+    def column_factor(self) -> Vector:
+        """Shape (J,): sqrt(k) tau q / sqrt(m), what a column of Y - P is multiplied by in R."""
+        return np.sqrt(self.sizes) * self.pull / self.root_mass
+
+    @cached_property
     def others(self) -> Matrix:
         """Shape (J, J): how many logits of cluster i are not the own class of a sample of cluster j, k_i - [i=j]."""
         return self.sizes[:, None] - np.eye(self.num_clusters)
