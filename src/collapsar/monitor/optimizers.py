@@ -22,6 +22,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -186,9 +187,10 @@ def _tried(optimizer: Optimizer, group: Group, decay: float, start: Tensor) -> D
     if not (torch.isfinite(free).all() and torch.isfinite(held).all() and free.abs().max() > 0):
         return Decay(decay, "unknown", math.nan, math.nan)
     ratio = float(held.abs().max() / free.abs().max())
-    linear = all(
-        torch.allclose(fourfold, 4 * once, rtol=_CLOSE, atol=0)
-        for once, fourfold in zip(all_free, moves(4 * balance, 0.0), strict=True)
+    fourfold = moves(4 * balance, 0.0)
+    linear = all(  # most that are not tell at the first step
+        torch.allclose(torch.stack(list(some)), 4 * torch.stack(once), rtol=_CLOSE, atol=0)
+        for some, once in ((islice(fourfold, 1), all_free[:1]), (fourfold, all_free[1:]))
     )
     if ratio < _STILL:
         centred = not any(bool(move.any()) for move in moves(torch.ones_like(start), 0.0))
@@ -306,9 +308,12 @@ class _Twin:
 
     def stepped(self, gradient: Tensor, times: int = 1) -> Tensor:
         """The weights after so many steps with this gradient."""
+        step: Any = type(self.optimizer).step
+        if getattr(step, "hooked", False):  # a label for the profiler takes as long as the step of a dozen numbers
+            step = step.__wrapped__
         for _ in range(times):
             self.weight.grad = gradient.clone()
-            self.optimizer.step()
+            step(self.optimizer)
         return self.weight.detach().clone()
 
     def copied(self) -> _Twin:
