@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import SimpleNamespace
 
 import pytest
@@ -48,11 +48,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"collapsar.report.{module}.drawn", blank)
 
 
-@pytest.fixture(autouse=True)
-def torch_keeps_its_threads() -> Iterator[None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
     """A test that leaves torch with another number of threads changes the last bits of those after it."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
-    yield
+    result = yield
     if torch:
         assert torch.get_num_threads() == threads
+    return result

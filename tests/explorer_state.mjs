@@ -1,7 +1,8 @@
 // Links and Python text of states given as JSON: node tests/explorer_state.mjs SOURCES STATES
+// and what the classes do alone, without cures and presets: node tests/explorer_state.mjs SOURCES STATES --classes
 import { pathToFileURL } from "node:url";
 
-const [sources, states] = process.argv.slice(2);
+const [sources, states, part] = process.argv.slice(2);
 const load = (name) => import(pathToFileURL(`${sources}/${name}.mjs`));
 const { changed, DEFAULTS, fromFragment, groupsOf, problemOf, toFragment, toPython } = await load("state");
 const { entryOf, solve } = await load("solve");
@@ -14,6 +15,7 @@ const answers = JSON.parse(states).map((patch) => {
     problem = problemOf(state),
     s = solve(problem),
     { groups } = problem;
+  if (part === "--classes") return { states: s.states };
   const { used, small } = groupsOf(state),
     i = used.indexOf(small);
   const cure = (field, to) =>
@@ -31,7 +33,7 @@ const answers = JSON.parse(states).map((patch) => {
     small: i,
   });
 });
-const panels = [
+const panels = part === "--classes" ? [] : [
   ...Object.values(FIGURES).flatMap((f) => f.panels.map((p) => p.patch)),
   ...Object.values(OTHERS).map((o) => o.patch),
   ...TOUR.map((t) => t.patch),

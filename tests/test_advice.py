@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from functools import cache
 from math import sqrt
@@ -612,30 +611,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return int(end.value.code or 0), out, err
 
     return run
-
-
-BLOCKED = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchmetrics", "matplotlib", "jinja2"):
-            raise ModuleNotFoundError("blocked: " + name)
-sys.meta_path.insert(0, Block())
-sys.argv = ["collapsar", "advise", sys.argv[1], "--lambda-w", "5e-4", "--lambda-h", "0.025", "--lambda-b", "0.02"]
-from collapsar.cli import main
-from collapsar.core.problem import FeatureModel
-main()
-"""
-
-
-def test_one_screen_from_a_labels_file_without_torch(tmp_path) -> None:
-    labels = tmp_path / "labels.txt"
-    labels.write_text("\n".join(["a"] * 500 + ["b"] * 500 + ["c"] * 60 + ["d"] * 60))
-    done = subprocess.run([sys.executable, "-c", BLOCKED, str(labels)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "torch" not in done.stderr
-    assert len(done.stdout.splitlines()) <= 48
-    assert "penalties" in done.stdout
 
 
 def test_the_command_speaks_json(command) -> None:

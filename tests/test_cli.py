@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -19,12 +18,6 @@ from collapsar.cli import main, output
 from collapsar.cli.app import COMMANDS, STUDIES, program
 from collapsar.cli.output import plain_table
 from collapsar.core.files import write_atomically
-
-
-def collapsar(*arguments):
-    command = [sys.executable, "-c", "from collapsar.cli import main; main()", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ def test_solve_prints_a_table_and_json(here):
     assert shown.returncode == 0
     assert "merged" in shown.stdout
     assert "certified" in shown.stdout
-    out = collapsar(*arguments, "--json")
+    out = here(*arguments, "--json")
     record = json.loads(out.stdout)
     s = cs.solve(cs.Problem("500x5,100x5", 0.0037, 0.02))
     assert record["primal"] == pytest.approx(s.certificate.primal, rel=1e-12)
@@ -202,32 +195,6 @@ def test_the_help_lists_at_most_a_dozen_options_together() -> None:
         assert max(options.values(), default=0) <= 12, name
         if name in ("solve", "advise"):
             assert {"The penalties", "The loss"} <= set(options)
-
-
-LIGHT = (
-    ["--version"],
-    ["--help"],
-    ["solve"],
-    ["reproduce"],
-    ["reproduce", "fig0"],
-    ["reproduce", "fig1", "--preset", "big"],
-    ["report", "nothing-here"],
-    ["train", "--counts", "5x2", "--out", "x"],
-    ["train", "--counts", "?", "--lambda-z", "1", "--out", "x"],
-    ["no-such-command"],
-)
-
-
-def test_what_needs_no_numbers_imports_none() -> None:
-    code = (  # one process for all: what any of them imports stays
-        "import sys\nfrom collapsar.cli import main\n"
-        f"for arguments in {LIGHT!r}:\n"
-        "    sys.argv = ['collapsar', *arguments]\n"
-        "    try:\n        main()\n    except SystemExit:\n        pass\n"
-        "    heavy = {'torch', 'scipy', 'matplotlib', 'dask', 'sklearn'} & sys.modules.keys()\n"
-        "    assert not heavy, (arguments, heavy)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_wrong_choice_is_answered_with_the_choices(here):

@@ -8,6 +8,7 @@ import json
 import logging
 import random
 from typing import Any, cast
+from unittest import TestCase
 
 import numpy as np
 import pytest
@@ -298,17 +299,17 @@ def test_it_says_in_words_which_classes_begin_to_merge_logs_and_resumes(tmp_path
     )
 
 
-def test_by_default_it_speaks_through_logging(tmp_path, caplog):
+def test_by_default_it_speaks_through_logging(tmp_path):
     model = nn.Sequential(nn.Linear(5, K))
     with (
-        caplog.at_level(logging.WARNING, logger="collapsar"),
+        TestCase().assertLogs("collapsar", logging.WARNING) as caught,
         CollapseMonitor(model, options=MonitorOptions(path=tmp_path / "nc.jsonl")) as monitor,
     ):
         model(dataset()[:][0])
         monitor.step(dataset()[:][1])
         monitor.end_epoch()
-    (record,) = caplog.records
-    assert record.message.startswith("After epoch 1: ")
+    (record,) = caught.records
+    assert record.getMessage().startswith("After epoch 1: ")
 
 
 def test_features_that_are_not_finite_are_said_once_and_left_out(tmp_path):
