@@ -256,3 +256,43 @@ def test_one_output_rests_where_two_classes_at_twice_the_penalty_do() -> None:
     s = cs.solve(cs.Problem.from_normalized([100, 20], lambda_w=2 * decay, norm=2.0, lambda_b=0.0))
     u = s.Z + s.b[:, None]
     np.testing.assert_allclose(scores().detach().numpy(), u[1] - u[0], atol=1e-6)
+
+
+def behind_a_norm(outputs: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(8, elementwise_affine=False)
+    return nn.Sequential(nn.Linear(4, 8), norm, nn.Linear(8, outputs))
+
+
+def test_an_output_without_samples_is_left_out_of_the_advice() -> None:
+    model, three = behind_a_norm(4), behind_a_norm(3)
+    weights = torch.tensor([1.0, 1.0, 7.0, 2.0])
+    found = advise_training([100, 100, 0, 20], model, sgd(model, 0.3), Loop(nn.CrossEntropyLoss(weights)))
+    expected = advise_training([100, 100, 20], three, sgd(three, 0.3), Loop(nn.CrossEntropyLoss(weights[[0, 1, 3]])))
+    assert found.advice.to_dict() == expected.advice.to_dict()
+    assert any(caution.startswith("1 of the 4 outputs have no samples") for caution in found.cautions)
+    penalties = Penalties(0.02, 5e-4, 0.01)
+    problems = [
+        advise_training(n, m, sgd(m, 0.01), Loop(penalties=penalties)).advice.problem  # pyright: ignore[reportAttributeAccessIssue]
+        for n, m in (([100, 100, 0, 20], model), ([100, 100, 20], three))
+    ]
+    assert problems[0] == problems[1]
+
+
+def test_counts_that_are_not_those_of_the_heads_outputs_are_refused_with_the_way_out() -> None:
+    model = behind_a_norm(4)
+    for head in (None, "2", model[2]):
+        with pytest.raises(ValueError, match="give the count 0 for it"):
+            advise_training([100, 100, 20], model, sgd(model, 0.3), head=head)
+    with pytest.raises(ValueError, match="label smoothing gives a share"):
+        advise_training([9, 9, 0, 9], model, sgd(model, 0.3), Loop(nn.CrossEntropyLoss(label_smoothing=0.1)))
+
+
+def test_a_named_head_that_normalises_its_rows_is_refused_for_what_it_is() -> None:
+    class Cosine(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+            return 16 * nn.functional.linear(nn.functional.normalize(input), nn.functional.normalize(self.weight))
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8, elementwise_affine=False), Cosine(8, 3, bias=False))
+    with pytest.raises(ValueError, match="the weight that it stores"):
+        advise_training(COUNTS, model, sgd(model, 0.3), head="2")

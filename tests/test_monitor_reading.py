@@ -1377,3 +1377,36 @@ def test_what_stands_between_the_norm_and_the_head_is_read() -> None:
     assert known.norm is not None
     assert (known.norm.trained_gain, known.norm.gain_penalty, known.body) == (False, None, "free")
     assert (known.norm.uneven, known.norm.length) == (pytest.approx(0.5), pytest.approx(80**0.5))
+
+
+class CosineHead(nn.Module):
+    """As LDAM and CosFace have it: rows and features normalised, stored (K, d) or (d, K)."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self.weight, self.turned = nn.Parameter(torch.randn(8, 3) if turned else torch.randn(3, 8)), turned
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.T if self.turned else self.weight
+        return 16 * nn.functional.linear(nn.functional.normalize(h), nn.functional.normalize(rows))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_decay_of_a_head_that_normalises_its_rows_is_no_penalty_and_presses_on_nothing(turned: bool) -> None:
+    """Its logits are the same at any length of its weight and of the features: decay above the norm bends nothing."""
+    torch.manual_seed(0)
+    head = CosineHead(turned)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), head)
+    optimizer = torch_optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
+    known, found = quietly(model, head, optimizer)
+    assert (known.lambda_w, found) == (None, ["reshaped-head"])
+
+
+@pytest.mark.parametrize(
+    ("frozen", "kinds"), [(True, ["frozen-backbone"]), (False, ["normalised-below", "decayed-layers"])]
+)
+def test_of_decay_below_the_head_nothing_is_said_where_nothing_there_is_trained(frozen: bool, kinds: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[:-1].requires_grad_(not frozen)
+    trained = model[-1].parameters() if frozen else model.parameters()
+    assert quietly(model, model[-1], torch_optim.SGD(trained, lr=0.1, weight_decay=5e-4))[1] == kinds

@@ -289,6 +289,9 @@ def _print_standard(advice: StandardAdvice, recipe: Recipe) -> None:
         told.add_row(name, text)
     meaning = "sum of lr * wd over the run; far below 1 decay has not acted, well above 1 it has"
     told.add_row("clock", f"{advice.clock:.3g} ({meaning})")
+    if recipe.norm == "cosine":
+        free = "where the head normalises its own rows too, as CosFace's and LDAM's do, their decay changes no score"
+        told.add_row("rows", f"taken as free: {free}, and nothing here holds")
     if recipe.norm != "none" and recipe.length is None and recipe.gain_decay is None:
         usual = "the usual scale of cosine heads" if recipe.norm == "cosine" else "the square root of the width"
         told.add_row("assumed", f"features of length {recipe.norm_length:.3g} before the head, {usual} (--length)")

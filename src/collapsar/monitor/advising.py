@@ -22,12 +22,13 @@ from collapsar.metrics.head import find_head, unwrapped
 from collapsar.monitor.differences import differences
 from collapsar.monitor.exposure import unlike
 from collapsar.monitor.facts import Facts
+from collapsar.monitor.head import head_sizes
 from collapsar.monitor.known import body, training_of, weight_decays
 from collapsar.monitor.layers import layers_above_norm
 from collapsar.monitor.optimizers import Optimizers, each_of, group_of, preconditioner
 
 # What takes the training out of the theory; other differences are cautions.
-_REFUSED = ("unknown-decay", "frozen-head", "frozen-backbone", "mixup", "loss", "resampled")
+_REFUSED = ("unknown-decay", "frozen-head", "reshaped-head", "frozen-backbone", "mixup", "loss", "resampled")
 
 
 _LONG = 100.0  # decay clock taken where the steps are not known: at rest
@@ -38,6 +39,10 @@ _OWN_STEPS = (
 _BODY = (
     "Decay acts on the layers below the head as well, which the model has not: strong decay there can lose classes "
     "that the head's alone would keep."
+)
+_UNSEEN = (
+    "{} of the {} outputs have no samples and are left out: what is said class by class is of the others, in order. "
+    "Without a free bias such outputs take a little of every prediction."
 )
 _NO_STEPS = (
     "The number of steps is not known: the verdict is that of a run to rest. Pass loop.schedule, the steps of the "
@@ -84,21 +89,24 @@ def advise_training(
     *,
     features: FeatureModel = "nonnegative",
     margin: float = 0.1,
+    head: nn.Module | str | None = None,
 ) -> TrainingAdvice:
     """What ``collapsar advise`` says of a training, its penalties and layers read from the objects that do it.
 
     Args:
-        counts: samples per class.
-        model: the network; its head must be found by :func:`collapsar.metrics.head.find_head`.
+        counts: samples per class; 0 for an output of the head whose class has none, which is left out.
+        model: the network.
         optimizer: with the network's parameters.
         loop: the rest.
         features: "nonnegative" where the head's input comes out of a ReLU.
         margin: see :func:`collapsar.advise.advice.advise`.
+        head: the last linear layer, or its name; found by :func:`collapsar.metrics.head.find_head` where it is clear.
 
     Raises:
-        ValueError: no theory applies, with the reason: mixed samples, resampling, another loss, frozen parameters,
-            decoupled decay before training rests beside a feature penalty, or, with neither that nor a norm before the
-            head, a loss that is not plain or a weight decay that differs between parameters.
+        ValueError: the head cannot be told, or no theory applies, with the reason: mixed samples, resampling, another
+            loss, frozen parameters, a head that is not W h + b, decoupled decay before training rests beside a feature
+            penalty, or, with neither that nor a norm before the head, a loss that is not plain or a weight decay that
+            differs between parameters.
 
     Example:
         >>> import torch
@@ -109,10 +117,12 @@ def advise_training(
         >>> found.advice.verdict, found.advice.predictions[0].layers
         ('separated', 2)
     """
-    n = class_counts(counts)
+    whole = _whole_counts(counts)
+    seen = whole > 0
+    n = class_counts(whole[seen])
     model, loop = unwrapped(model), Loop() if loop is None else loop
-    head = find_head(model, None, n.size)[1]
-    facts = Facts(model, head, optimizer, loop.penalties, loop.criterion, loop.data, loop.schedule, n)
+    head = _head_of(model, head, whole.size)
+    facts = Facts(model, head, optimizer, loop.penalties, loop.criterion, loop.data, loop.schedule, whole)
     found = differences(facts)
     penalised = loop.penalties is not None and loop.penalties.lambda_h > 0
     for warning in found:
@@ -120,20 +130,73 @@ def advise_training(
             # What the clock bounds holds without a theory of the optimum.
             idle = next((f" {other}" for other in found if other.kind == "decay-clock"), "")
             raise ValueError(f"no theory applies: {warning}{idle}")
-    _check_counts(n, facts)
-    cautions = tuple(str(warning) for warning in found)
+    _check_counts(whole, facts)
+    unseen = _without_samples(facts, seen)
+    cautions = unseen + tuple(str(warning) for warning in found)
     if penalised:
         return TrainingAdvice(advise(_problem(n, facts, features), margin), cautions)
     if (recipe := _recipe(n, facts)) is not None:
         steps = () if facts.clock is not None else (_NO_STEPS if recipe.optimizer != "other" else _OWN_STEPS,)
         layers = (_BODY,) if facts.norm is not None and body(facts) == "decayed" else ()
-        cautions = tuple(str(warning) for warning in found if warning.kind not in _answered(recipe, facts))
-        return TrainingAdvice(advise_standard(n, recipe), cautions + layers + steps)
+        left = tuple(str(warning) for warning in found if warning.kind not in _answered(recipe, facts))
+        return TrainingAdvice(advise_standard(n, recipe), unseen + left + layers + steps)
     (decay, unit), above = _one_decay(facts), layers_above_norm(model, head)
     unit /= facts.row_penalty ** (1 / (above + 1))  # one of the factors, which cost by their geometric mean
     found = advise_weight_decay(n, decay / unit, layers=above, margin=margin)
     own = tuple(replace(p, weight_decay=p.weight_decay * unit) for p in found.predictions)  # as the optimizer calls it
-    return TrainingAdvice(replace(found, weight_decay=decay, predictions=own), ())
+    return TrainingAdvice(replace(found, weight_decay=decay, predictions=own), unseen)
+
+
+def _whole_counts(counts: CountsLike) -> NDArray[np.int64]:
+    """Samples per output of the head, 0 for those without any."""
+    try:
+        return class_counts(counts)
+    except ValueError:
+        given = np.asarray(counts)
+        if given.ndim != 1 or given.dtype.kind not in "iu" or (given < 0).any() or not (given == 0).any():
+            raise
+        class_counts(given[given > 0])
+        return given.astype(np.int64)
+
+
+def _head_of(model: nn.Module, head: nn.Module | str | None, outputs: int) -> nn.Module:
+    """The head, with as many outputs as there are counts.
+
+    Raises:
+        ValueError: it cannot be told, or has another number of outputs.
+    """
+    zeros = "where an output's class has no samples, give the count 0 for it"
+    try:
+        found = find_head(model, head, outputs)[1]
+    except ValueError as unclear:
+        raise ValueError(f"{unclear}. `counts` have {outputs} classes: {zeros}") from None
+    if (K := head_sizes(found)[0]) != outputs:
+        raise ValueError(f"`counts` must have one entry for each of the head's {K} outputs, got {outputs}; {zeros}")
+    return found
+
+
+def _without_samples(facts: Facts, seen: NDArray[np.bool_]) -> tuple[str, ...]:
+    """The caution that outputs are left out."""
+    if seen.all():
+        return ()
+    if facts.loss.loss is not None and facts.loss.loss.smoothing > 0:
+        raise ValueError("no theory applies: label smoothing gives a share of every label to classes without samples")
+    return (_UNSEEN.format(np.count_nonzero(~seen), seen.size),)
+
+
+def _of_seen(facts: Facts, values: Any) -> Any:
+    """The entries of classes with samples, of one value per output or None."""
+    return values if values is None or np.ndim(values) == 0 else values[_seen(facts)]
+
+
+def _seen(facts: Facts) -> NDArray[np.bool_]:
+    assert facts.counts is not None
+    return facts.counts > 0
+
+
+def _loss_of_seen(facts: Facts, loss: Loss) -> Loss:
+    vectors = ("class_weights", "offsets", "scales", "temperatures")
+    return replace(loss, **{name: _of_seen(facts, getattr(loss, name)) for name in vectors})
 
 
 def _answered(recipe: Recipe, facts: Facts) -> set[str]:
@@ -159,7 +222,7 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     rate = decay.clock_rate if decay.clock_rate > 0 and not adaptive else 1.0
     steps = facts.clock.steps if facts.clock is not None and facts.clock.steps else 1
     clock = _LONG if facts.clock is None else facts.clock.total * rate
-    loss = facts.loss.loss or Loss()
+    loss = _loss_of_seen(facts, facts.loss.loss or Loss())
     scale = _loss_scale(facts)
     optimizers = each_of(facts.optimizer)
     own = "sgd" if not adaptive else "adamw" if preconditioner(facts.weight, optimizers) else "other"
@@ -201,12 +264,14 @@ def _check_plain(facts: Facts) -> None:
 def _problem(n: NDArray[np.int64], facts: Facts, features: FeatureModel) -> Problem:
     """The training with penalties on head and features as the theory's problem."""
     known = training_of(facts, ())
+    loss = _loss_of_seen(facts, known.loss)
+    known = replace(known, lambda_w=_of_seen(facts, known.lambda_w), loss=loss, exposure=None)  # resampling is refused
     if known.lambda_w is None or known.lambda_h is None or known.one_lambda_w is None:
         raise ValueError(
             "`optimizer` and `loop.penalties` put no penalty on the head that is known: without one nothing merges. Of "
             "a summed loss, pass loop.data, which tells the samples of a step"
         )
-    loss, scales = known.loss, known.row_scales
+    scales = known.row_scales
     if scales is not None:
         if known.lambda_b not in (None, 0.0) or loss.scales is not None:
             raise ValueError(

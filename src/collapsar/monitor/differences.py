@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from collapsar.core.known import NORMALISED, UNPENALISED, UNTRAINED, HeadNorm
 from collapsar.core.sentences import percent
@@ -37,6 +38,8 @@ _TEXTS: Mapping[str, str] = {
     "decay-clock": "Weight decay has not acted: the sum of lr * weight_decay {} {:.2g}, far below 1, so it cannot have "
     "merged classes. Small classes that are lost are not learned yet, are outvoted by the prior, or have no room.",
     "frozen-head": f"{UNTRAINED}: it balances no forces, and no penalty can be read from it.",
+    "reshaped-head": "The head does not compute W h + b from the weight that it stores (cosine, scale, adapter): decay "
+    "of that weight is not the penalty of the theory, and none where the head normalises its rows.",
     "frozen-backbone": "The network below the head {} frozen: its features cannot answer to a penalty as the theory "
     "assumes.",
     "normalised-features": f"{{}} {NORMALISED} ({{}}).",
@@ -69,9 +72,9 @@ class PenaltyWarning(UserWarning):
 
     Attributes:
         kind: "decoupled-decay", "linear-decay", "unknown-decay", "unused-decay", "centred-gradients",
-            "wrapped-optimizer", "decay-clock", "frozen-head", "frozen-backbone", "normalised-features",
-            "normalised-below", "decayed-layers", "no-feature-penalty", "augmentation", "mixup", "resampled",
-            "compounded", "loss", "summed-loss", "unnormalised-weights" or "multiplied-loss".
+            "wrapped-optimizer", "decay-clock", "frozen-head", "reshaped-head", "frozen-backbone",
+            "normalised-features", "normalised-below", "decayed-layers", "no-feature-penalty", "augmentation", "mixup",
+            "resampled", "compounded", "loss", "summed-loss", "unnormalised-weights" or "multiplied-loss".
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -148,6 +151,9 @@ def _of_clock(facts: Facts) -> Iterator[PenaltyWarning]:
 
 
 def _of_layers(facts: Facts) -> Iterator[PenaltyWarning]:
+    if not facts.stored_head:
+        yield _warning("reshaped-head")
+        return
     norm = facts.norm
     if norm is not None:
         yield _warning("normalised-features", norm.layer, _gain(norm, known=facts.optimizer is not None))
@@ -155,14 +161,24 @@ def _of_layers(facts: Facts) -> Iterator[PenaltyWarning]:
     if facts.penalties is not None and facts.penalties.lambda_h > 0:
         return
     above, normed = above_norm(facts.model, facts.head)
-    weights = [leaf.weight for leaf in above if is_linear(leaf)] if facts.optimizer is not None else []
-    decayed = sum(facts.decay_of(w).kind != "none" for w in weights)
-    if normed:
+    linear = [leaf for leaf in above if is_linear(leaf)] if facts.optimizer is not None else []
+    decayed = sum(_decays_any(facts, (p for p in leaf.parameters() if p.ndim > 1)) for leaf in linear)
+    if normed and (facts.optimizer is None or _decayed_below(facts)):
         yield _warning("normalised-below")
     if decayed:
         yield _warning("decayed-layers", decayed)
     if not (normed or decayed or facts.optimizer is None):
         yield _warning("no-feature-penalty")
+
+
+def _decayed_below(facts: Facts) -> bool:
+    """Whether decay acts on any layer below the head."""
+    own = {id(p) for p in facts.head.parameters()}
+    return _decays_any(facts, (p for p in facts.model.parameters() if id(p) not in own))
+
+
+def _decays_any(facts: Facts, parameters: Iterable[nn.Parameter]) -> bool:
+    return any(facts.moves(p) and facts.decay_of(p).kind != "none" for p in parameters)
 
 
 def _gain(norm: HeadNorm, *, known: bool) -> str:

@@ -18,6 +18,7 @@ from collapsar.core.penalties import Penalties
 from collapsar.core.types import Vector
 from collapsar.monitor.adaptive import Clock, Rows, decay_clock, decay_rows
 from collapsar.monitor.exposure import Exposure, batch_size, exposure
+from collapsar.monitor.head import acts_as_stored
 from collapsar.monitor.layers import head_norm
 from collapsar.monitor.losses import Criterion, read_criterion
 from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, group_of, groups_of, own_name
@@ -78,6 +79,11 @@ class Facts:
     def frozen_head(self) -> bool:
         """Whether nothing that makes the head's weight is trained."""
         return not any(self.moves(p) for name, p in self.head.named_parameters() if name != "bias")
+
+    @cached_property
+    def stored_head(self) -> bool:
+        """Whether the head puts out W h + b of the weight that it stores."""
+        return acts_as_stored(self.head)
 
     @cached_property
     def _decays(self) -> dict[tuple[int, int] | None, Decay]:

@@ -11,6 +11,8 @@ from collapsar.metrics.head import find_head, linear_map, own_logits
 from collapsar.monitor.exposure import classes_at_hand
 from collapsar.monitor.undisturbed import undisturbed
 
+_ROUNDING = 0.02  # of bfloat16, summed over the features
+
 
 def told_head(
     model: nn.Module, head: nn.Module | str | None, classes: int | None, data: Any = None, *, weighted: bool = True
@@ -70,3 +72,30 @@ def head_sizes(head: nn.Module) -> tuple[int, int]:
             if output is not None and output.shape[1] == classes:
                 return classes, width
     return K, d
+
+
+def acts_as_stored(head: nn.Module) -> bool:
+    """Whether a head puts out W h + b of the weight that it stores, to 2 %; a cosine head does not.
+
+    A module of one's own is asked for four random samples; True where it cannot be asked, as one that takes labels.
+
+    Example:
+        >>> acts_as_stored(nn.Linear(8, 3))
+        True
+    """
+    found = linear_map(head)
+    if found is None or type(head).forward in (nn.Linear.forward, nn.Conv2d.forward):
+        return True
+    K, d = head_sizes(head)
+    weight = (found.weight if found.weight.shape == (K, d) else found.weight.T).double()
+    probe = torch.randn(4, d, generator=torch.Generator().manual_seed(0))
+    with undisturbed(head):
+        try:
+            output = own_logits(head.forward(probe.to(found.weight)))  # not through its hooks
+        except Exception:
+            return True
+    if output is None or output.shape != (4, K):
+        return True
+    expected = probe.to(weight) @ weight.T + (0.0 if found.bias is None else found.bias.double())
+    off, own = (x - x.mean(dim=1, keepdim=True) for x in (output.double() - expected, expected))
+    return bool(off.norm() <= _ROUNDING * own.norm())

@@ -88,7 +88,7 @@ def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTrainin
     own = facts.penalties or Penalties(0.0, 0.0)
     step, size = (facts.samples_per_step, facts.num_samples) if facts.loss.summed else (1, 1)
     step, size = (None if n is None or facts.loss_scale is None else n * facts.loss_scale for n in (step, size))
-    nothing = facts.frozen_head or (facts.optimizer is None and facts.penalties is None)
+    nothing = facts.frozen_head or not facts.stored_head or (facts.optimizer is None and facts.penalties is None)
     lambda_w = None if nothing else _over(_of_rows(facts, _held(facts) + own.lambda_w), step)
     if lambda_w is not None and not np.any(lambda_w):
         lambda_w = None
