@@ -588,7 +588,7 @@ def test_layers_are_refused_where_the_penalties_are_known() -> None:
 
 
 def test_a_diagnosis_without_penalties_is_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"names no penalties.*`collapsar diagnose` its --lambda-w .* Measured: "):
+    with pytest.raises(ValueError, match=r"has no penalties.*`collapsar diagnose` --lambda-w .* Measured: "):
         problem_of_diagnosis(diagnosis(prediction=None))
     with pytest.raises(ValueError, match="must be a diagnosis"):
         problem_of_diagnosis({"kind": "demo"})

@@ -1,1 +1,1 @@
-"""What to change so that no class is lost: mitigations, each solved again and priced."""
+"""What to change so that no class is lost: mitigations, each verified by solving the problem again, with its price."""

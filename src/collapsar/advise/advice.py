@@ -1,7 +1,7 @@
 """Advice with numbers: which classes merge at the given penalties, and the least change that keeps them apart.
 
-Every mitigation is found as the least turn of one dial that brings each class across its threshold with a margin, then
-verified by solving the problem after the change.
+Each mitigation has one dial; the least turn is found that brings every class across its threshold with a margin, and is
+then verified by solving the problem after the change.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from collapsar.solver.solve import solve_near
 
 Verdict = Literal["separated", "close", "merging", "collapsed"]
 
-# In the efficacy study networks with this safety did better than those just across the threshold.
+# In the study of efficacy networks with this safety did better than those just across the threshold.
 ROOM = 2.0
-# How far below a threshold it is tried: as many digits of a factor of safety are shown.
+# How far below a threshold the optimum is tried: a factor of safety is shown with as many digits.
 JUST_BELOW = 5e-3
 
 _VERDICTS: dict[Verdict, str] = {
@@ -40,31 +40,29 @@ _VERDICTS: dict[Verdict, str] = {
 CAVEATS: dict[str, tuple[str, ...]] = {
     "penalty": (
         "Weaker penalties let norms and confidence grow; check test calibration.",
-        "The factor on the head's decay, or on the feature penalty, or its root on each: the predictions are the same.",
+        "Apply the factor to the head's decay or the feature penalty, or its root to both: predictions are the same.",
     ),
-    "weights": ("Rare samples with large weights make noisy steps; lower the learning rate if the loss jumps.",),
+    "weights": ("Rare samples with large weights cause noisy steps; lower the learning rate if the loss jumps.",),
     "temperatures": ("Training loss only: leave the temperatures out when predicting.",),
     "scales": ("Training loss only: leave the scales out when predicting, which lowers the scaled classes' logits.",),
     "oversampling": (
         "Holds where the feature penalty grows with the number of copies (it is summed over the epoch's samples).",
-        "More than the balancing factor dilutes everybody's loss share and makes it worse.",
+        "More than the balancing factor dilutes every class's loss share and makes things worse.",
     ),
     "oversampling-held": ("Holds where the feature penalty is a mean over the batch with an unchanged factor.",),
     "more-samples": ("New labelled samples, not copies. The head's and the features' penalties stay as they are.",),
 }
-# With a norm before the head nobody's features are penalised: the two kinds of oversampling are one.
+# With a norm before the head features are not penalised: the two kinds of oversampling are the same.
 _NORMALIZED_CAVEATS = CAVEATS | {
-    "penalty": ("Less decay on the head lets its weights and the confidence grow; check test calibration.",),
-    "oversampling": (
-        "Works through the shares of the loss alone; past the balancing factor it can make things worse.",
-    ),
+    "penalty": ("Less decay on the head lets its weights and its confidence grow; check test calibration.",),
+    "oversampling": ("Works only through the shares of the loss; past the balancing factor it can make things worse.",),
     "more-samples": ("New labelled samples, not copies. The head's penalty stays as it is.",),
 }
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a mitigation costs. Ranked in this order.
+    """What a mitigation costs, ranked in the order of the attributes.
 
     Attributes:
         new_samples: labelled samples to collect.
@@ -91,13 +89,13 @@ class Suggestion:
 
     Attributes:
         treatment: family, dial, factor per class, and the problem after the change.
-        words: what it is.
+        words: a description.
         outlooks: every kind of class at the optimum after the change.
         price: what it costs.
-        verified: whether the certified optimum after the change, and the one with the margin, tell all classes apart.
+        verified: whether all classes are separated at the certified optimum after the change, and with the margin.
         relative_gap: certified gap of the optimum after the change.
         prior_share: how much of the prior to correct after training, see :func:`collapsar.advise.outlook.prior_share`.
-        caveats: what to know before doing it.
+        caveats: what to know before using it.
     """
 
     treatment: Treatment
@@ -140,13 +138,12 @@ class Advice:
         outlooks: every kind of class at the present optimum, largest first.
         calibration_shift: of the present optimum.
         prior_share: of the present optimum, how much of the prior to correct.
-        suggestions: the mitigations that work, cheapest first; empty where none is needed.
+        suggestions: the mitigations that work, cheapest first; empty if none is needed.
         without_effect: families with no setting that reaches the target.
-        roomy_penalty: factor of the head's or the features' penalty that gives every class twice the room, a safety of
-            2: separation begins at the threshold, good accuracy needs distance from it. None where there is enough
-            already.
-        safe_factor: by which factor the penalty may grow before a separated class is no longer: the least safety, where
-            the optimum just below it confirms it; None where it does not, or the verdict is not "separated".
+        roomy_penalty: factor of the head's or the features' penalty that gives every class a safety of 2: separation
+            begins at the threshold, but good accuracy needs distance from it. None if there is enough already.
+        safe_factor: the factor by which the penalty may grow before a class is no longer separated: the least safety,
+            if the optimum just below it confirms it; None if it does not, or the verdict is not "separated".
         class_names: as given, or the indices.
     """
 
@@ -169,7 +166,7 @@ class Advice:
 
     @property
     def outvoted(self) -> tuple[Outlook, ...]:
-        """Kinds of classes that are separated but whose own means are decided against them."""
+        """Kinds of classes that are separated but whose own means are misclassified."""
         return tuple(o for o in self.outlooks if o.state == "separated" and o.margin < 0)
 
     def __str__(self) -> str:
@@ -215,12 +212,12 @@ def advise(
     families: Iterable[str] = tuple(FAMILIES),
     class_names: Iterable[str] | None = None,
 ) -> Advice:
-    """Which classes are separated, merging or vanished at the optimum, and the least mitigations against it.
+    """Which classes are separated, merging or vanished at the optimum, and the least mitigations against that.
 
     Args:
-        problem: counts, penalties and loss of the training at hand. The penalties must be ones the theory knows:
+        problem: counts, penalties and loss of your training. The penalties must be ones that the theory covers:
             L2 on the head and on the features, given or measured on a trained head, or on the head alone after a norm
-            (:meth:`collapsar.Problem.from_normalized`); weight decay without either goes through
+            (:meth:`collapsar.Problem.from_normalized`); for weight decay without either, use
             :func:`collapsar.advise.weight_decay.advise_weight_decay`.
         margin: a mitigation must hold for penalties (lambda_z; lambda_w of normalised features) up to ``(1 + margin)``
             times the given one; >= 0.
@@ -283,8 +280,8 @@ def advise(
 def _roomy_penalty(problem: Problem, penalty: Treatment | None, margin: float) -> float | None:
     """As the advice's ``roomy_penalty``.
 
-    Whether a factor of the penalty does depends on its product with ``1 + margin`` alone (the latter squared, where it
-    multiplies lambda_z): the least for one margin is the least for another.
+    Whether a factor of the penalty suffices depends only on its product with ``1 + margin`` (squared where the margin
+    multiplies lambda_z), so the least factor for one margin gives the least for another.
     """
     if penalty is None:
         enough = has_crossed(problem, ROOM - 1) or has_crossed_certified(problem, ROOM - 1)
@@ -295,10 +292,10 @@ def _roomy_penalty(problem: Problem, penalty: Treatment | None, margin: float) -
 
 
 def _safe_factor(problem: Problem, present: tuple[Outlook, ...]) -> float | None:
-    """As the advice's ``safe_factor``: the threshold itself may be approximate, the optimum below it is not."""
+    """As the advice's ``safe_factor``: the threshold may be approximate, but the optimum below it is not."""
     separated = [o for o in present if o.state == "separated"]
     known = [o.safety for o in separated if np.isfinite(o.safety)]
-    # A class whose approximate threshold is contradicted may be nearer to its own; after a norm, nothing merges it.
+    # A class whose approximate threshold is contradicted may be nearer to the true one; after a norm, none merges it.
     if not known or (problem.normalization is None and len(known) < len(separated)):
         return None
     states = solve(strengthened(problem, min(known) * (1 - JUST_BELOW)), throw=False).class_states
@@ -330,7 +327,7 @@ def _suggestion(treatment: Treatment, before: tuple[Outlook, ...], margin: float
     own = own_penalties(treatment.problem)
     caveats = CAVEATS if treatment.problem.normalization is None else _NORMALIZED_CAVEATS
     verified = bool(after.status is Status.OPTIMAL and not any(o.lost for o in groups) and treatment.target is not None)
-    if verified:  # known to hold, also where the threshold itself is an estimate at the present bias
+    if verified:  # certain, even if the threshold itself is an estimate at the present bias
         least = 1 + margin
         groups = tuple(
             replace(

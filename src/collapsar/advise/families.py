@@ -1,6 +1,6 @@
-"""Families of mitigations with one dial each, and the least turn of the dial that brings every class across.
+"""Families of mitigations with one dial each, and the least turn of the dial that separates every class.
 
-All but the penalty raise small classes to a common floor f: a class of n samples acts as if it had max(n, f).
+All except the penalty raise small classes to a common floor f: a class of n samples acts as if it had max(n, f).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from collapsar.solver.solve import solve_near
 from collapsar.solver.symmetry import quotient
 from collapsar.theory.thresholds import complete_collapse, merge_strength, opposite
 
-# The least level is found to half a percent; by the closed form of signed features, which costs nothing, to ten digits.
+# The least level is found to half a percent; by the closed form of signed features, which is cheap, to ten digits.
 FINE, EXACT = 1.005, 1 + 1e-10
 # Penalties are lowered, and samples multiplied, by at most this factor: beyond it the advice would be absurd.
 MOST = 1e4
-# The states near a threshold are decided from the dual; this gap settles them to 0.1% of lambda_z.
+# The states near a threshold are decided from the dual; this gap decides them to 0.1% of lambda_z.
 SEARCH_TOL = 1e-7
-# The dial is turned this much further than the target, so that the optimum at the target itself is clear of the edge.
+# The dial is turned this much beyond the target, so that the optimum at the target itself is clear of the edge.
 SLACK = 2e-3
 
 
@@ -47,10 +47,10 @@ class Treatment:
     Attributes:
         family: the key of its family.
         level: the dial: the floor f in samples, or the factor by which lambda_z^2 (or lambda_w) is divided.
-        factors: shape (K,), what each class gets: copies per sample, weight, temperature, scale, samples in all; for
+        factors: shape (K,), for each class: copies per sample, weight, temperature, scale, or samples in all; for
             the penalty the factor of the weight decay, the same for all.
         problem: the problem after it.
-        target: the optimum at the target, without a lost class; None: not solved.
+        target: the optimum at the target, where no class is lost; None: not solved.
     """
 
     family: str
@@ -66,11 +66,11 @@ class Family:
 
     Attributes:
         name: its key.
-        words: for people.
+        words: a description for users.
         treat: (problem, level) to the factors and the problem after it.
         highest: the largest level worth trying.
-        whole: whether the level counts samples, which are whole.
-        like: the family that is the same program at the same level.
+        whole: whether the level is a whole number of samples.
+        like: a family that is the same program at the same level.
     """
 
     name: str
@@ -93,7 +93,7 @@ def least_treatment(
     slack: float = SLACK,
     like: Treatment | None = None,
 ) -> Treatment | None:
-    """The least level at which no class is lost at ``(1 + margin)`` times the penalty; None: none does.
+    """The least level at which no class is lost at ``(1 + margin)`` times the penalty; None if there is none.
 
     Args:
         family: which dial.
@@ -101,12 +101,12 @@ def least_treatment(
         margin: >= 0.
         slack: how much further to go, relative to lambda_z; 0 finds the threshold itself, where nothing can be
             certified.
-        like: the least treatment of the family ``family.like``, which at the same level is the same program.
+        like: the least treatment of the family ``family.like``, which is the same program at the same level.
 
     Returns:
-        The treatment, certified. Signed features: found by the closed form, and raised where the optimum does not
-        confirm it. Classes alone in their kind, and nonnegative features, whose classes may share directions: sought on
-        certified optima around that level, which costs nothing and is never far. To within half a percent of the least.
+        The treatment, certified, within half a percent of the least. Signed features: found by the closed form, and
+        raised if the optimum does not confirm it. Classes alone in their kind, and nonnegative features, whose classes
+        may share directions: sought on certified optima around that cheap first guess, which is never far off.
 
     Example:
         >>> p = Problem("300x5,50x5", 0.005, 0.02)  # least_oversampling(5, 5, 300, 50, 0.005) is 2
@@ -124,7 +124,7 @@ def least_treatment(
                 return None if guess is None else family.at(problem, guess)
             if guess is None:
                 guess = low
-            elif not approximate:  # below it is not enough: if the optimum confirms the guess, it is the least
+            elif not approximate:  # less is not enough: if the optimum confirms the guess, it is the least
                 low = guess / FINE**0.9
     else:
         guess = ceil(like.level / FINE)
@@ -138,14 +138,14 @@ def least_treatment(
 
 @dataclass
 class _Looks:
-    """A dial, and the optima at its target that were looked at: each starts from the one before."""
+    """A dial, and the optima computed at its target: each starts from the one before."""
 
     family: Family
     problem: Problem
     margin: float
     last: Solution | None = None
-    crossed: Solution | None = None  # the last at which no class is lost,
-    level: float = nan  # and its level
+    crossed: Solution | None = None  # the last at which no class is lost
+    level: float = nan  # its level
 
     def clear(self, level: float) -> float:
         """The least clearance of any class, nats."""
@@ -158,13 +158,13 @@ class _Looks:
 
 
 def _is_approximate(problem: Problem) -> bool:
-    """Whether the quick look misjudges signed features: of a class alone in its kind the closed form is about right."""
+    """Whether the quick look is only approximate: signed features, for a class alone in its kind."""
     closed = problem.features == "signed" and problem.normalization is None and not opposite(problem)
     return closed and bool((quotient(problem).sizes == 1).any())
 
 
 def _signed_level(family: Family, problem: Problem, margin: float) -> float | None:
-    """The least level for signed features, whose optima cost next to nothing."""
+    """The least level for signed features, whose optima are cheap."""
     signed = problem.replace(features="signed")
     quick = _quick_level(family, signed, margin)
     found = None if quick is None else least_treatment(family, signed, margin)
@@ -172,7 +172,7 @@ def _signed_level(family: Family, problem: Problem, margin: float) -> float | No
 
 
 def _quick_level(family: Family, problem: Problem, margin: float) -> float | None:
-    """The least level by :func:`has_crossed`: the closed form to the last digits, else to half a percent."""
+    """The least level by :func:`has_crossed`: to the last digits by the closed form, otherwise to half a percent."""
     low, top = _lowest(family, problem), family.highest(problem)
     if not low < top:
         return None
@@ -189,8 +189,8 @@ def _quick_level(family: Family, problem: Problem, margin: float) -> float | Non
 def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple[float, Solution | None]:
     """A number, positive where no class is lost at ``(1 + margin)`` times the penalty, and the optimum behind it.
 
-    Signed features: by the closed form. Nonnegative ones: by the optimum in column form, which costs a tenth of the
-    optimum; where it has every class apart, its certificate usually closes. Normalised features: by the optimum itself.
+    Signed features: by the closed form. Nonnegative ones: by the column form, which costs a tenth of the optimum; where
+    it separates every class, its certificate usually closes. Normalised features: by the optimum itself.
     """
     if problem.features == "signed" and problem.normalization is None:
         last = complete_collapse(problem) if opposite(problem) else float(merge_strength(problem).min())
@@ -210,10 +210,10 @@ def _quick_look(problem: Problem, margin: float, near: Solution | None) -> tuple
 
 
 def has_crossed(problem: Problem, margin: float) -> bool:
-    """Whether no class is lost at ``(1 + margin)`` times the problem's penalty, in the quick way.
+    """Whether no class is lost at ``(1 + margin)`` times the problem's penalty, by a quick look.
 
-    By the closed form for signed features, by the best column form for nonnegative ones: where that has every class
-    apart, its certificate usually closes.
+    By the closed form for signed features, by the best column form for nonnegative ones: where that separates every
+    class, its certificate usually closes.
     """
     return _quick_look(problem, margin, None)[0] > 0
 
@@ -228,7 +228,7 @@ def _lowest(family: Family, problem: Problem) -> float:
 
 
 def _lifting(remedy: Callable[[Any, Vector], Remedy], power: float = 1.0) -> Treat:
-    """A mitigation of counts and the factors that raise small classes to a floor."""
+    """A mitigation by factors that raise small classes to a floor."""
 
     def treat(problem: Problem, floor: float) -> tuple[Vector, Problem]:
         factors = np.maximum(1.0, floor / problem.class_counts) ** power
@@ -238,7 +238,7 @@ def _lifting(remedy: Callable[[Any, Vector], Remedy], power: float = 1.0) -> Tre
 
 
 def _by_root(part: str) -> Treat:
-    """A part of the loss by the root of the lift: no other profile has a higher lowest threshold."""
+    """A part of the loss that uses the root of the lift: no other profile has a higher lowest threshold."""
 
     def remedy(_: Any, factors: Vector) -> Remedy:
         own: dict[str, Any] = {part: factors}

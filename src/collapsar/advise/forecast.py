@@ -1,4 +1,4 @@
-"""The rest of standard training, an optimum under SGD, a forecast under AdamW; whether runs keep all classes there."""
+"""Standard training at rest: an optimum under SGD, a forecast under AdamW; whether runs keep all classes there."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from collapsar.solver.symmetry import quotient
 
 _ROUNDS = 80  # optima of a forecast
 _AGREED = 1e-4  # relative: rows and optimum agree far better than either agrees with a run
-# The same where features swing to and fro, as they do where decay leaves hardly more of them than their signs, and a
-# share of the change as small as this has not brought them to rest: still far better.
+# The same if features oscillate, as where decay leaves hardly more than their signs, and a share of the change as small
+# as this has not brought them to rest: this is still far better.
 _SWINGING, _CALMED = 1e-2, 0.1
-_MOST, _LEAP = 20.0, 3.0  # share of a change of the log rows, and how far they go at once
-# Rows below this share of the decay go with margins beyond what any run reaches. With a LayerNorm on digits those of
+_MOST, _LEAP = 20.0, 3.0  # largest share of a change of the log rows, and their largest step
+# Rows below this share of the decay belong to margins beyond what any run reaches. With a LayerNorm on digits those of
 # runs were a third above a forecast of .03, and 350 times one of 2e-5 (docs/optimizers.md).
 _FELT = 0.01
 
 LEVEL = 1e-6
-"""Nats, by which scores of merged classes may differ."""
+"""By how many nats scores of merged classes may differ."""
 
-_ALIKE = 0.95  # cosine from which two classes' features count as one; in a cluster it is one exactly where they merge
-# What holds at this multiple of the decay held for runs. Rows of AdamW at rest were up to a third above the forecast
-# (docs/optimizers.md). SGD lost classes from .9 of the decay on at which the optimum outvotes them, and from .6 of the
-# one at which it merges them; behind a batch norm, whose statistics are those of a batch, from .3 on, and sooner below
+_ALIKE = 0.95  # cosine above which two classes' features count as one; in a cluster it is one exactly if they merge
+# What holds at these multiples of the decay held for runs. Rows of AdamW at rest were up to a third above the forecast
+# (docs/optimizers.md). SGD lost classes above .9 of the decay at which the optimum outvotes them, and above .6 of the
+# one at which it merges them; behind a batch norm, whose statistics are those of a batch, above .3, and sooner below
 # half a sample of a class per batch (docs/advise.md).
 _OFF, _NEAR, _MERGING, _OF_BATCHES, _SEEN = 1.4, 1.25, 2.0, 4.0, 0.5
-_PRICES, _BISECTIONS = (1e-5, 10.0), 10  # of lambda_w / norm^2 between which classes begin to be lost
+_PRICES, _BISECTIONS = (1e-5, 10.0), 10  # range of lambda_w / norm^2 in which classes begin to be lost
 _MOST_HALVINGS = 64
 
 
@@ -49,8 +49,8 @@ class Forecast:
     Attributes:
         rows: lambda_k, shape (K,).
         solution: the optimum with these rows.
-        settled: whether rows and optimum agreed where runs go; otherwise the margins run off and only the clock speaks.
-            Of SGD, whose rows are known, whether the optimum was found.
+        settled: whether rows and optimum agreed within the reach of runs; otherwise the margins diverge and only the
+            clock tells anything. For SGD, whose rows are known: whether the optimum was found.
     """
 
     rows: Vector
@@ -59,7 +59,7 @@ class Forecast:
 
 
 def head_problem(n: NDArray[np.int64], recipe: Recipe, lambda_w: float | Vector) -> Problem:
-    """The optimum's problem behind the recipe's norm, with a penalty of the head or of each of its rows."""
+    """The problem of a head behind the recipe's norm, with one penalty or one for each row."""
     over: Over = "batch" if recipe.norm == "batchnorm" else "sample"
     how: Any = {"lambda_w": lambda_w, "over": over, "lambda_b": 0.0, "loss": recipe.whole_loss}
     if recipe.gain_decay is not None:
@@ -71,16 +71,16 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
     """AdamW's decay at rest before training: rows lambda_k = wd (sqrt(v_k) + eps) and the optimum with them, iterated.
 
     At collapse v_k = (rho^2/d) (1/B) sum_c (n_c/N) g_kc^2 + (1 - 1/B) ||sum_c (n_c/N) g_kc h_c||^2 / d, B the batch and
-    g_kc = (q_c N/n_c) tau_c delta_k (P - Y)_kc the gradient of the logits, P - I of the plain loss.
+    g_kc = (q_c N/n_c) tau_c delta_k (P - Y)_kc the gradient of the logits, which is P - I for the plain loss.
     Measured on digits with a LayerNorm: rows within 5 % of a run's at wd 30 and 60 with 32 features, a quarter below at
-    wd 10 there and at wd 30 with 128; at wd 3 its margins run off, while the run rests at rows of .02.
+    wd 10 there and at wd 30 with 128; at wd 3 its margins diverge, while the run rests at rows of .02.
 
     Args:
         counts: samples per class.
         recipe: with ``optimizer="adamw"`` and a norm without decayed gain.
 
     Returns:
-        The forecast; ``settled`` is False where its margins run off.
+        The forecast; ``settled`` is False if its margins diverge.
 
     Example:
         >>> f = forecast_rows("100x5,20x5", Recipe("adamw", 30.0, 1e-3, 1000, 64, "layernorm", 128))
@@ -99,7 +99,7 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
             if last is None:
                 raise ValueError(f"no forecast for these counts: {error}") from error
             return Forecast(rows, last, False)
-        # equal to the last bit for classes of one kind: they stay one cluster
+        # equal to the last bit for classes of one kind, so that they stay one cluster
         v = (np.bincount(kind, mean_square(last, recipe)) / np.bincount(kind))[kind]
         new = recipe.weight_decay * (np.sqrt(v) + recipe.eps)
         change = np.log(new / rows)
@@ -118,7 +118,7 @@ def forecast_rows(counts: CountsLike | ArrayLike, recipe: Recipe) -> Forecast:
 def mean_square(s: Solution, recipe: Recipe) -> Vector:
     """v, shape (K,): the mean square of one entry of the head's gradient, per row."""
     if recipe.batch_size is None:
-        raise ValueError("`batch_size` must be given: AdamW's decay at rest depends on the samples of a step")
+        raise ValueError("`batch_size` must be given: AdamW's decay at rest depends on the number of samples per step")
     p, eps = s.problem, recipe.smoothing
     u = p.temperatures * p.scales[:, None] * (s.Z + s.b[:, None]) + p.offsets[:, None]
     P = np.exp(u - u.max(axis=0))
@@ -133,10 +133,10 @@ def mean_square(s: Solution, recipe: Recipe) -> Vector:
 
 @dataclass(frozen=True)
 class Rests:
-    """Optima at rest of a recipe at multiples of its weight decay.
+    """Optima at rest of a recipe, at multiples of its weight decay.
 
     Attributes:
-        n: samples per class, of few different sizes.
+        n: samples per class, with few different sizes.
         recipe: the training.
     """
 
@@ -148,7 +148,7 @@ class Rests:
         return {}
 
     def at(self, factor: float) -> Forecast:
-        """The optimum at ``factor`` times the decay, found once: multiples of halves are asked for again."""
+        """The optimum at ``factor`` times the decay, computed once: multiples of halves are used again."""
         if factor not in self._found:
             self._found[factor] = self._rest(factor)
         return self._found[factor]
@@ -169,22 +169,22 @@ class Rests:
 
     @property
     def multiple(self) -> str:
-        """The multiples of the decay at which a run that is safe would be so still, in words."""
+        """The multiples of the decay at which a safe run would still be safe, in words."""
         return f"{self.room:g}" if self.room >= _MERGING else f"{self.room:g} to {_MERGING:g}"
 
     @property
     def in_a_batch(self) -> float:
-        """Samples of the smallest class in a batch; inf where its size is not known."""
+        """Samples of the smallest class in a batch; inf if the batch size is unknown."""
         size = self.recipe.batch_size
         return np.inf if size is None else size * float(self.n.min() / self.n.sum())
 
     @property
     def seldom(self) -> bool:
-        """Whether a norm over batches sees too little of the smallest class for the theory, which has all in one."""
+        """Whether a norm over batches sees too few samples of the smallest class for the theory of one large batch."""
         return self.recipe.norm == "batchnorm" and self.in_a_batch < _SEEN
 
     def kept(self, factor: float) -> bool | None:
-        """Whether runs keep all classes, as the rests at the multiples that were measured do; None: one stays open."""
+        """Whether runs keep all classes: whether the rests at the measured multiples do; None: one stays open."""
         found = self.at(self.room * factor)
         if not found.settled:
             return self.kept_if_weaker(factor) if self.recipe.optimizer == "adamw" else None
@@ -198,12 +198,12 @@ class Rests:
         return not alike(further.solution)
 
     def kept_if_weaker(self, factor: float) -> bool:
-        """Whether this is weaker than the decay at which classes begin to be lost, where a forecast does not settle."""
+        """Whether this is weaker than the decay at which classes begin to be lost, if a forecast does not settle."""
         return self.room * factor * self.recipe.weight_decay < self.least_harmful
 
     @cached_property
     def least_harmful(self) -> float:
-        """The decay whose rest has rows at which classes begin to merge or to be outvoted, all rows taken as one.
+        """The decay at whose rest classes begin to merge or to be outvoted, with all rows taken as one.
 
         wd = lambda / (sqrt(v) + eps) at the largest v rises with lambda: weaker decay rests at smaller rows.
         """
@@ -219,7 +219,7 @@ class Rests:
         return low / float(np.sqrt(mean_square(best, self.recipe)).max() + self.recipe.eps)
 
     def largest_decay(self) -> float | None:
-        """The largest of wd/2, wd/4, ... that is safe, as the optimizer calls it; None: none that was tried is."""
+        """The largest of wd/2, wd/4, ... that is safe, in the optimizer's units; None if none of those tried is."""
         tried, halvings = 0, 1
         while not self.kept(0.5**halvings):
             if halvings == _MOST_HALVINGS:
@@ -232,7 +232,7 @@ class Rests:
 
 
 def alike(s: Solution) -> tuple[int, ...]:
-    """Classes whose features are those of another class, or nothing, as all are where Z = 0."""
+    """Classes whose features coincide with another class's, or are zero, as all are where Z = 0."""
     G = s.feature_gram()
     size = np.sqrt(np.diag(G))
     gone = size <= 1e-6 * size.max()

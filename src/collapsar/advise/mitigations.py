@@ -31,16 +31,16 @@ Penalty = Literal["repeated", "held"]
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change to training, as the factors it brings to the program.
+    """A change to training, as factors of the program.
 
     Attributes:
         name: short and unique, for records.
-        words: a label for people.
+        words: a label for users.
         loss: its part of the loss.
         mass_factor: shape (K,), how many times more often the penalty counts a feature of class k; None: as before.
         head_decay: factor c of the head's weight decay; lambda_z grows by sqrt(c).
 
-    With normalised features ``lambda_w`` grows by c; per sample ``mass_factor`` has nothing to act on.
+    With normalised features ``lambda_w`` grows by c; per sample ``mass_factor`` has no effect.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Remedy:
 
 def _joined(first: Loss, second: Loss) -> Loss:
     if first.smoothing and second.smoothing:
-        raise ValueError("`smoothing` can be given once only; leave one of the two mitigations out")
+        raise ValueError("`smoothing` can be given only once; leave out one of the two mitigations")
     return Loss(
         _either(first.class_weights, second.class_weights),
         _either(first.offsets, second.offsets, np.add),
@@ -86,7 +86,7 @@ def _joined(first: Loss, second: Loss) -> Loss:
 def _either(
     first: Vector | None, second: Vector | None, join: Callable[[Vector, Vector], Vector] = np.multiply
 ) -> Vector | None:
-    """The two joined, or the one that there is."""
+    """Both joined, or the only one given."""
     return second if first is None else first if second is None else join(first, second)
 
 
@@ -121,7 +121,7 @@ def plain_training() -> Remedy:
 def inverse_weights(counts: ArrayLike, power: float = 1.0) -> Remedy:
     """Class weights n^-power. At power 1/2 all classes merge at the same lambda_z, 1 / sum sqrt(n).
 
-    The same program as oversampling whose copies do not pay the feature penalty again.
+    This is the same program as oversampling whose copies do not pay the feature penalty again.
     """
     n = _counts(counts)
     words = {1.0: "weights 1/n", 0.5: "weights 1/√n"}.get(power, f"weights n^-{power:g}")
@@ -143,7 +143,7 @@ def effective_number_weights(counts: ArrayLike, beta: float = 0.999) -> Remedy:
 def oversampling(
     counts: ArrayLike | CheckedCounts, factors: ArrayLike | None = None, penalty: Penalty = "repeated"
 ) -> Remedy:
-    """Every sample of class k s_k times: loss share q ∝ s n.
+    """Every sample of class k is shown s_k times: loss share q ∝ s n.
 
     Args:
         counts: n, shape (K,).
@@ -190,8 +190,8 @@ def vs_loss(counts: ArrayLike, gamma: float = 0.2, tau: float = 1.0) -> Remedy:
 def ldt(counts: ArrayLike, gamma: float = 0.5) -> Remedy:
     """Temperatures (n_max / n)^gamma, one per class of the sample (label-dependent; at 1/2 all classes merge at once).
 
-    Positive ``gamma`` makes the loss of small classes steeper, which keeps them apart; a negative one asks for larger
-    margins of small classes, as Behnia et al. (AISTATS 2023) do, and merges them earlier.
+    Positive ``gamma`` makes the loss of small classes steeper, which keeps them apart; a negative one enforces larger
+    margins for small classes, as in Behnia et al. (AISTATS 2023), and merges them earlier.
     """
     return Remedy(f"ldt-{gamma:g}", f"LDT, γ={gamma:g}", Loss(temperatures=_relative(counts) ** -gamma))
 

@@ -1,4 +1,4 @@
-"""How a group of classes stands at an optimum: its state, its distance from the threshold, its decisions."""
+"""A group of classes at an optimum: its state, its distance from the threshold, and how its samples are classified."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from collapsar.theory.thresholds import complete_collapse, gradual_merge, merge_
 TIE = 1e-6
 # Columns whose cosine is closer to 1 than this share one direction.
 PARALLEL = 1e-5
-# Where classes share directions, a column this short beside the longest is a trace of its neighbours', not its own.
+# If classes share directions, a column this short relative to the longest is a trace of its neighbours', not its own.
 FAINT = 1e-2
 PRIOR_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Parts of the prior's logs that a correction may subtract."""
-# A least margin will do that is three quarters of the best one's, or says that the own class is twice as likely as any
-# other: below that large classes lost test samples.
+"""Shares of the log prior that a correction may subtract."""
+# The least margin is enough if it is three quarters of the best one's, or says that the own class is twice as likely as
+# any other: below that large classes lost test samples.
 _NEAR_BEST, _ENOUGH = 0.75, float(np.log(2))
 
 
@@ -43,11 +43,11 @@ class Outlook:
         samples: samples of each.
         state: "separated", "merged" or "vanished", the worst among them, as in :attr:`collapsar.Solution.class_states`.
         lost: whether one of them has no predictions of its own, see :func:`clearance`.
-        threshold: lambda_z (where features are normalised: lambda_w) from which on they are no longer separated; see
+        threshold: lambda_z (lambda_w for normalised features) above which they are no longer separated; see
             :func:`edges`.
-        safety: threshold over the present penalty: above 1 exactly where the state is "separated". NaN, like the
-            threshold, where the bias alone carries the class at every lambda_z, and where the threshold is approximate
-            and the certified state contradicts it; normalised features: where nothing merges the class.
+        safety: threshold over the present penalty: above 1 exactly if the state is "separated". NaN, like the
+            threshold, if the bias alone predicts the class well at every lambda_z, or if the threshold is approximate
+            and the certified state contradicts it; for normalised features: if nothing merges the class.
         margin: own logit minus the largest other at the class mean, nats; negative: the mean itself is misclassified.
         corrected_margin: the same after the prior correction for equally frequent classes.
         contrast: own logit minus a sibling's (a class of the same group), nats; NaN without siblings.
@@ -72,7 +72,7 @@ class Outlook:
 
 
 def outlooks(solution: Solution) -> tuple[Outlook, ...]:
-    """How every kind of class stands at an optimum, largest classes first.
+    """The outlook of every kind of class at an optimum, largest classes first.
 
     Args:
         solution: a certified optimum.
@@ -118,17 +118,17 @@ def outlooks(solution: Solution) -> tuple[Outlook, ...]:
 
 
 def _contrast(block: Matrix) -> float:
-    """Own logit minus a sibling's, at the least."""
+    """The least own logit minus a sibling's."""
     ahead = np.diag(block)[:, None] - block.T
     return float(ahead[~np.eye(len(block), dtype=bool)].min())
 
 
 def clearance(solution: Solution) -> Vector:
-    """How far each class is from being lost, nats, shape (K,): positive exactly where it has predictions of its own.
+    """How far each class is from being lost, nats, shape (K,): positive exactly if it has predictions of its own.
 
-    A separated class counts by its decision margin with the priors of training or with equal ones, whichever is larger;
-    columns that have become parallel are separated in name only. Any other class has predictions of its own only where
-    the bias alone carries it, by the margin with the priors of training; -inf where neither margin says how far it is.
+    For a separated class this is its decision margin with the priors of training or with equal ones, whichever is
+    larger; columns that have become parallel are separated in name only. Any other class has predictions of its own
+    only if the bias alone classifies it, by the margin with the priors of training; -inf if neither margin tells.
 
     Example:
         >>> from collapsar import Problem, solve
@@ -143,7 +143,7 @@ def clearance(solution: Solution) -> Vector:
 def _clearance(solution: Solution, own: NDArray[np.bool_], logits: Matrix, margin: Vector, corrected: Vector) -> Vector:
     q, better = solution.quotient, np.maximum(margin, corrected)
     Z = logits - solution.b[:, None]
-    # the features' own lead: what a class just born has of its own, while its margin may be the bias's
+    # the features' own lead: what a class just born has of its own, while its margin may come from the bias
     kept = np.where((q.sizes == 1)[q.labels], np.minimum(better, _margins(Z) + np.where(own, TIE, 0.0)), better)
     if not own.all():  # born where its residual is as long as the penalty
         R = solution.residual
@@ -179,12 +179,12 @@ def _parallel(Z: Matrix) -> NDArray[np.bool_]:
 
 
 def edges(problem: Problem) -> Vector:
-    """The penalty (lambda_z, or lambda_w of normalised features) from which on each class is no longer separated, (K,).
+    """The penalty (lambda_z, or lambda_w of normalised features) above which each class is no longer separated, (K,).
 
-    Signed features: tau delta (1 - eps) q / sqrt(m), where a class and its like merge; a class alone in its kind has
-    no transition there, but loses its own direction around it, at the latest where all classes vanish, one of two
-    classes exactly there. Nonnegative features: where the class loses its own direction. Normalised features: where
-    the class merges, NaN where it never does.
+    Signed features: tau delta (1 - eps) q / sqrt(m), where classes of one kind merge; a class alone in its kind has no
+    transition there, but loses its own direction near it, at the latest where all classes vanish; of two classes each
+    loses it exactly there. Nonnegative features: where the class loses its own direction. Normalised features: where
+    the class merges, NaN if it never does.
 
     Args:
         problem: its penalty is ignored.
@@ -199,14 +199,14 @@ def edges(problem: Problem) -> Vector:
             own = np.where(q.sizes[q.labels] > 1, own, np.nan)
         return merge_per_batch(problem, own)
     if problem.features == "signed":
-        # only a class alone in its kind can be past the end of all classes
+        # only for a class alone in its kind can this lie above complete collapse
         gradual = np.any(quotient(problem).sizes == 1)
         return gradual_merge(problem, complete_collapse(problem)) if gradual else merge_strength(problem)
     return thresholds(problem).vanish
 
 
 def logits_of(solution: Solution) -> Matrix:
-    """Z + b, shape (K, K), [logit, class]: what the head puts out at the class means."""
+    """Z + b, shape (K, K), [logit, class]: the head's output at the class means."""
     return solution.Z + solution.b[:, None]
 
 
@@ -220,14 +220,14 @@ def _equal_priors(problem: Problem) -> Matrix:
 
 
 def left_prior(counts: CountsLike, loss: Loss) -> Vector:
-    """The log prior that a loss leaves in the logits, shape (K,): log(n/N) of the plain one, log q - iota of others.
+    """The log prior that a loss leaves in the logits, shape (K,): log(n/N) for the plain loss, log q - iota for others.
 
     Args:
         counts: samples per class.
         loss: with class weights and offsets, or without.
 
     Returns:
-        It, shifted so that its exponentials sum to one.
+        The log prior, shifted so that its exponentials sum to one.
 
     Example:
         >>> from collapsar import Loss
@@ -239,7 +239,7 @@ def left_prior(counts: CountsLike, loss: Loss) -> Vector:
 
 
 def inference_margins(solution: Solution) -> Vector:
-    """z_kk + b_k - max over l != k of (z_lk + b_l), shape (K,), nats: what the head decides by.
+    """z_kk + b_k - max over l != k of (z_lk + b_l), shape (K,), nats: the margin of the head's decision.
 
     Offsets, scales and temperatures belong to the training loss and are left out.
 
@@ -263,11 +263,11 @@ def corrected_margins(solution: Solution) -> Vector:
 
 
 def prior_share(solution: Solution) -> float:
-    """How much of the prior to correct, 0 to 1: all of it where that is good for every class.
+    """How much of the prior to correct, 0 to 1: all of it if that is good for every class.
 
     The largest of 1, .75, .5, .25 and 0 after which the least decision margin over the class means is log 2, or three
-    quarters of what the best of them gives; 0 where none gives every class its own mean. Penalties shorten the scores,
-    not the prior: of a strongly penalised head all of it takes from the largest classes what small ones gain.
+    quarters of what the best of them gives; 0 if none classifies every class mean correctly. Penalties shorten the
+    scores, not the prior: with a strongly penalised head, correcting all takes from large classes what small ones gain.
 
     Example:
         >>> from collapsar import Problem, solve
@@ -280,7 +280,7 @@ def prior_share(solution: Solution) -> float:
 
 
 def first_enough(margins: Sequence[float]) -> int | None:
-    """Where the first of several least margins stands that is log 2, or near the best; None: none is positive."""
+    """The index of the first of several least margins that is log 2, or near the best; None if none is positive."""
     best = max(margins, default=0.0)
     if not best > TIE:
         return None
@@ -288,9 +288,9 @@ def first_enough(margins: Sequence[float]) -> int | None:
 
 
 def calibration_shift(solution: Solution) -> float:
-    """How far the mean predicted probability of each class lies from its frequency n/N: total variation, 0 to 1.
+    """How far the mean predicted probabilities are from the class frequencies n/N: total variation, 0 to 1.
 
-    At the optimum of the plain loss with a free bias it is 0. Weights, oversampling and offsets move it.
+    At the optimum of the plain loss with a free bias it is 0. Weights, oversampling and offsets change it.
 
     Example:
         >>> from collapsar import Loss, Problem, solve

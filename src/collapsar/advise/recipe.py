@@ -1,4 +1,4 @@
-"""What is known of a standard training before it runs: optimizer, decay, learning rate, steps, and the norm."""
+"""What is known about a standard training before it runs: optimizer, decay, learning rate, steps, and the norm."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _EPS = 1e-8  # torch's
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is known of a training before it runs.
+    """What is known about a training before it runs.
 
     Attributes:
         optimizer: ``"sgd"``, ``"adam"`` (L2 in the gradient), ``"adamw"`` (decoupled decay) or ``"other"``: decoupled
-            decay beside a step that is not AdamW's, of which the decay clock alone is known.
+            decay with a step that is not AdamW's, for which only the decay clock is known.
         weight_decay: > 0, decay of the head's weight.
         lr: > 0, learning rate at its peak.
         steps: updates in the run.
-        batch_size: samples per update; None where it is not known: AdamW's rest is then not forecast.
-        norm: what stands right before the head.
-        width: d, features.
+        batch_size: samples per update; None if unknown: AdamW's rest is then not forecast.
+        norm: the normalisation right before the head.
+        width: d, number of features.
         schedule: of the learning rate; its mean is 1 or 1/2 of the peak.
-        gain_decay: decay of the norm's gain; None where it has none, is fixed, or is exempt.
+        gain_decay: decay of the norm's gain; None if it has no gain, or one that is fixed or exempt from decay.
         eps: AdamW's.
-        length: of the features, or its root mean square; None: sqrt(width), and 16 for a cosine head,
-            whose scale this is.
+        length: of the features, or its root mean square; None: sqrt(width), or 16 for a cosine head, whose scale this
+            is.
         smoothing: of the labels, in [0, 1).
         loss: its class weights, offsets, scales and temperatures.
-        unit: what the optimizer calls a decay of 1: not 1 beside a loss that is a multiple of its mean, of a head of
-            one output, or of decoupled decay with momentum. Weight decays of the advice are multiplied by it.
+        unit: what the optimizer calls a decay of 1: not 1 if the loss is a multiple of the mean, the head has one
+            output, or decay is decoupled with momentum. Weight decays of the advice are multiplied by it.
 
     Raises:
         ValueError: A value is out of range, or ``loss`` has another smoothing.
@@ -65,7 +65,7 @@ class Recipe:
         known = {name: value for name, value in optional.items() if value is not None}
         if self.loss.smoothing not in (0, self.smoothing):
             raise ValueError(
-                f"`smoothing` must be that of `loss`, {self.loss.smoothing:g}, or be said once, got {self.smoothing:g}"
+                f"`smoothing` must equal that of `loss`, {self.loss.smoothing:g}, or be omitted, got {self.smoothing:g}"
             )
         Loss(smoothing=self.smoothing)
         known |= {name: getattr(self, name) for name in ("weight_decay", "lr", "steps", "width", "unit")}
@@ -78,7 +78,7 @@ class Recipe:
 
     @property
     def norm_length(self) -> float:
-        """The length of the features where it is given."""
+        """The length of the features."""
         return self.length or norm_length(self.norm, self.width)
 
     @property

@@ -1,4 +1,4 @@
-"""The least level of a dial at which a quantity that costs an optimum per look becomes positive, in few looks."""
+"""The least level of a dial at which an expensive quantity (each look solves an optimum) becomes positive."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from itertools import pairwise
 from math import ceil, exp, inf, isfinite, log, nan
 
 Look = tuple[float, float]
-"""The logarithm of a level, and what was seen there."""
+"""The logarithm of a level, and the value there."""
 
 # Nats that a class gains per unit of the logarithm of a level, roughly: for the second look of a search.
 _SLOPE = 2.5
 _REACH = 0.15
-# Steps that nothing guides: levels that help may end again (more samples at one penalty: all classes are lost).
+# Steps without guidance: high levels may stop helping (more samples at one penalty: all classes are lost).
 _STRIDE = 0.2
 
 
@@ -21,13 +21,13 @@ def least_level(
 ) -> float | None:
     """The least level at which ``clear`` is positive, to a factor of ``fine``; None: it is not up to the upper bound.
 
-    Secants through the last two looks, over the logarithm of the level, each aimed a little beyond its root, so that
-    it is the answer where the next secant says that the root is as near as ``fine``; steps that double where a secant
-    says nothing, and halves of the bracket where looks do not shrink it. Where ``clear`` falls again without having
-    been positive, its peak is looked at: levels that help may end.
+    It takes secants through the last two looks, over the logarithm of the level, each aimed a little beyond its root,
+    so that this is the answer if the next secant says that the root is as near as ``fine``; doubling steps where a
+    secant says nothing; and bisection where looks do not shrink the bracket. If ``clear`` falls again without having
+    been positive, its peak is examined: high levels may stop helping.
 
     Args:
-        clear: continuous in most places; its sign alone decides. -inf: too low, no telling by how much.
+        clear: continuous in most places; only its sign decides. -inf: too low, by an unknown amount.
         bounds: the lowest level, where it is not positive, and the highest.
         guess: where to look first.
         fine: > 1.
@@ -64,7 +64,7 @@ def least_level(
 
 
 def _falls(looks: list[Look]) -> bool:
-    """Whether the looks fall with rising levels, three times in a row: what helps has ended."""
+    """Whether values fall with rising levels, three times in a row: higher levels no longer help."""
     last = looks[-4:]
     return len(last) == 4 and all(x < y and v > w for (x, v), (y, w) in pairwise(last))
 
@@ -83,11 +83,11 @@ def _is_least(looks: list[Look], tolerance: float) -> bool:
 
 
 def peak(clear: Callable[[float], float], seen: list[Look], floor: float, tolerance: float) -> tuple[Look, Look] | None:
-    """The look below the peak of a concave function, and a positive one at it; None: the peak is not positive.
+    """The look below the peak of a concave function, and a positive one at it; None if the peak is not positive.
 
     Args:
         clear: of the level.
-        seen: logarithms of levels, rising, and what it is there: nowhere positive.
+        seen: logarithms of levels, rising, and the values there, none of them positive.
         floor: the lowest logarithm.
         tolerance: of the peak.
     """
@@ -128,7 +128,7 @@ def _next_look(looks: list[Look], brackets: list[float], ends: tuple[float, floa
     elif isfinite(value - old):
         slope = (value - old) / (x - before)
     root = x - value / slope if slope > 0 and isfinite(value) else nan
-    # beyond the root, unless a look below it leaves no more than the tolerance to the last
+    # beyond the root, unless a look below it is within the tolerance of the last
     aim = root - 0.4 * tolerance if value > 0 and x - root <= 0.6 * tolerance else root + 0.4 * tolerance
     if brackets[-1] < inf:
         stale = len(brackets) > 2 and brackets[-1] > 0.5 * brackets[-3]

@@ -1,4 +1,4 @@
-"""What to advise on: from a diagnosis of a trained network, or with many class sizes joined into a few."""
+"""The problem to advise on: from a diagnosis of a trained network, or with many class sizes joined into a few."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from collapsar.core.loss import Loss
 from collapsar.core.problem import Problem
 from collapsar.core.types import Record
 
-# Optima of so many sizes take milliseconds.
+# Optima of this many sizes take milliseconds.
 MOST_SIZES = 64
 
 
 def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: int | None = None) -> Record:
-    """Advice on a diagnosed network: what was measured of it, and what the optimum says, never the one for the other.
+    """Advice on a diagnosed network: what was measured, and what the optimum says, kept apart.
 
-    Where the training had no feature penalty, the penalties behind the optimum were read from the trained head, and
-    that reading misses the switch of ordinary training: the verdict is then the one that
-    :func:`~collapsar.advise.weight_decay.advise_weight_decay` gives for the same counts and decay, "undecided" where
-    no decay is known. That was measured for the plain loss: of another the optimum speaks, with a caution. A verdict
-    that the measured classes contradict is "undecided" as well.
+    If the training had no feature penalty, the penalties behind the optimum were read from the trained head, and that
+    reading misses where training with weight decay alone loses classes: the verdict is then that of
+    :func:`~collapsar.advise.weight_decay.advise_weight_decay` for the same counts and decay, or "undecided" if no decay
+    is known. That was measured for the plain loss: for another the optimum is used, with a caution. A verdict that
+    the measured classes contradict is also "undecided".
 
     Args:
         record: as ``collapsar diagnose --json`` prints it.
@@ -37,12 +37,12 @@ def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: 
         layers: decayed linear layers above the last normalisation, the head included; None: unknown.
 
     Returns:
-        ``Advice.to_dict()`` with ``cautions``; ``measured``: the diagnosis's headline where it found classes merged,
-        vanished or lost, else None; ``decay``: ``DecayAdvice.to_dict()`` or None. ``verdict`` may be "undecided",
-        ``penalties_are_the_cause`` is None then.
+        ``Advice.to_dict()`` with ``cautions``; ``measured``: the diagnosis's headline if it found classes merged,
+        vanished or lost, otherwise None; ``decay``: ``DecayAdvice.to_dict()`` or None. ``verdict`` may be "undecided",
+        and ``penalties_are_the_cause`` is None then.
 
     Raises:
-        ValueError: as for :func:`problem_of_diagnosis`; ``layers`` where the training had a feature penalty.
+        ValueError: as for :func:`problem_of_diagnosis`; ``layers`` is given but the training had a feature penalty.
     """
     problem, cautions = problem_of_diagnosis(record)
     decay, effective = record["known"].get("lambda_w"), record["prediction"]["source"] == "effective"
@@ -60,7 +60,7 @@ def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: 
     ordinary = effective and isinstance(decay, float) and decay > 0
     if ordinary and not problem.loss.is_plain:
         out["cautions"].append(
-            "What weight decay alone loses was measured for the plain cross-entropy: of this loss the optimum speaks."
+            "What weight decay alone loses was measured only for plain cross-entropy; for this loss see the optimum."
         )
     if ordinary and problem.loss.is_plain:
         out["decay"] = advise_weight_decay(problem.class_counts, decay, layers=layers, margin=margin).to_dict()
@@ -80,11 +80,11 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
         record: as ``collapsar diagnose --json`` prints it.
 
     Returns:
-        The problem, at the penalties of the training where the diagnosis knew them, else at the effective ones; and
+        The problem, at the penalties of the training if the diagnosis knew them, otherwise at the effective ones; and
         sentences of caution.
 
     Raises:
-        ValueError: it is no diagnosis, or the diagnosis found no penalties.
+        ValueError: it is not a diagnosis, or the diagnosis found no penalties.
 
     Example:
         >>> prediction = {"features": "signed", "lambda_z": 0.004, "lambda_b": 0.02, "source": "as trained"}
@@ -98,8 +98,8 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
     prediction = record.get("prediction")
     if prediction is None:
         raise ValueError(
-            "`record` names no penalties: none was given and none could be read from the network (a class without "
-            "samples, no class alive, or a loss that does not pull the head outwards); give `collapsar diagnose` its "
+            "`record` has no penalties: none was given and none could be read from the network (a class without "
+            "samples, no class alive, or a loss that does not pull the head outwards); give `collapsar diagnose` "
             f"--lambda-w and --lambda-h. Measured: {record.get('headline', 'no headline')}"
         )
     try:
@@ -121,26 +121,26 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
         raise ValueError(f"`record` is an incomplete diagnosis: {error}") from None
     if effective and problem.normalization is None:
         cautions.append(
-            "The optimum below is that of penalties read from the trained head. Without a feature penalty this shallow "
-            "reading is known to miss the switch of ordinary training: take it as a hint."
+            "The optimum below is for penalties read from the trained head. Without a feature penalty this estimate is "
+            "known to misjudge when classes are lost: take it as a hint."
         )
     if not at_rest:
-        cautions.append("The head was not at rest: the optimum speaks of the end of training, not of this moment.")
+        cautions.append("The head was not at rest: the optimum describes the end of training, not this moment.")
     return problem, tuple(cautions)
 
 
 def joined_sizes(counts: CountsLike, most: int = MOST_SIZES) -> tuple[NDArray[np.int64], float]:
     """Counts with many different sizes joined into a few: an optimum costs the cube of their number.
 
-    The smallest sizes decide what merges and are kept; the others count through the total and the bias.
+    The smallest sizes decide what merges and are kept; the others matter through the total and the bias.
 
     Args:
         counts: samples per class.
         most: different sizes, an even number.
 
     Returns:
-        Counts with at most so many different sizes, the smaller half as they are and each other as the mean of its
-        neighbours; and the largest relative change of a class's count, 0 where nothing was joined.
+        Counts with at most that many different sizes, the smaller half unchanged and each other one the mean of its
+        neighbours; and the largest relative change of a class's count, 0 if nothing was joined.
 
     Example:
         >>> n, change = joined_sizes("exp:1280:5:1000", 16)
@@ -160,7 +160,7 @@ def joined_sizes(counts: CountsLike, most: int = MOST_SIZES) -> tuple[NDArray[np
 
 
 def joined_classes(counts: CountsLike, loss: Loss, most: int = MOST_SIZES) -> tuple[NDArray[np.int64], Loss, float]:
-    """The same of counts with a loss whose vectors have one value for each size; as they are where they have several.
+    """The same for counts with a loss whose vectors have one value for each size; unchanged if they have several.
 
     Args:
         counts: samples per class.
@@ -186,7 +186,7 @@ def joined_classes(counts: CountsLike, loss: Loss, most: int = MOST_SIZES) -> tu
     joined, change = joined_sizes(n, most)
     if not change:
         return n, loss, 0.0
-    if loss.class_weights is not None:  # the shares of the loss are what is kept
+    if loss.class_weights is not None:  # the shares of the loss stay the same
         given["class_weights"] = loss.class_weights * n / joined
     _, group, members = np.unique(joined, return_inverse=True, return_counts=True)
     means = {name: (np.bincount(group, v) / members)[group] for name, v in given.items()}
@@ -203,7 +203,7 @@ def load_diagnosis(path: str | Path) -> Record:
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} must be the JSON of `collapsar diagnose --json`, got an error at {error}") from None
+        raise ValueError(f"{path} must be what `collapsar diagnose --json` prints; it is not JSON ({error})") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path} must be the JSON of `collapsar diagnose --json`, got a list or a number")  # noqa: TRY004
     return record

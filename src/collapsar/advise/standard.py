@@ -1,9 +1,9 @@
 """Standard training, a norm before the head and decay on it: which classes merge, and why.
 
-SGD and Adam with L2 decay penalise the head by the decay itself. AdamW's decoupled decay is, at rest, a penalty
+With SGD and Adam with L2 decay the decay itself is the head's penalty. AdamW's decoupled decay is, at rest, a penalty
 lambda_k = wd (sqrt(v_k) + eps) on the row of class k, v_k the optimizer's mean squared gradient; before training v_k is
-forecast from the optimum it leads to, and the two are iterated. Whether any of this has happened by the end of a run
-says the decay clock, the sum of lr * wd over its steps: far below one, decay has not acted.
+forecast from the optimum it leads to, and the two are iterated. The decay clock, the sum of lr * wd over the steps of a
+run, tells whether any of this has happened by its end: far below one, decay has not acted.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ class StandardAdvice:
 
     Attributes:
         verdict: ``"safe"``, ``"merge"`` (classes merge at rest), ``"outvoted"`` (classes keep features of their own at
-            rest, but are given none of their own samples), ``"not acted"`` (decay cannot have merged anything) or
+            rest, but none of their samples is recognised), ``"not acted"`` (decay cannot have merged anything) or
             ``"unknown"``.
         reason: one sentence.
         cure: one sentence.
         clock: the sum of lr * wd.
         prior: log of the class frequencies, to subtract from the logits of a classifier that outvotes small classes;
-            what class weights or offsets of the loss leave of it.
-        merged: indices of classes that are one with another at rest.
-        lambda_w: penalty of the rows at rest, one number or one per class; None where nothing is known.
-        outvoted: indices of classes that the optimum at rest gives none of their own samples to, though not merged.
-        largest_decay: the largest weight decay (of those tried, in halves) that is safe; None where the one given is,
-            or none was found.
+            or what class weights or offsets of the loss leave of it.
+        merged: indices of classes that coincide with another at rest.
+        lambda_w: penalty of the rows at rest, one number or one per class; None if nothing is known.
+        outvoted: indices of classes that are not merged but of which the optimum at rest recognises no sample.
+        largest_decay: the largest weight decay (of those tried, by halving) that is safe; None if the given one is, or
+            none was found.
     """
 
     verdict: Verdict
@@ -95,7 +95,7 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
         recipe: the training.
 
     Returns:
-        Verdict, reason and cure. Where no theory holds it says so and gives what helps without one.
+        Verdict, reason and cure. If no theory applies, it says so and names what helps anyway.
 
     Raises:
         ValueError: counts or recipe are out of range.
@@ -123,11 +123,11 @@ def advise_standard(counts: CountsLike | ArrayLike, recipe: Recipe) -> StandardA
 
 
 def _uncovered(recipe: Recipe) -> str | None:
-    """Why no optimum is known for a training; None where one is."""
+    """Why no optimum is known for a training; None if one is."""
     if recipe.norm == "none":
         return "nothing normalises the features before the head, so decay of the layers below decides (--layers)"
     if recipe.optimizer == "other":
-        return "decay beside the step of this optimizer is no penalty whose size is known"
+        return "decay separate from this optimizer's step is not a penalty of known size"
     if recipe.gain_decay is None:
         return None
     if recipe.optimizer == "adamw":
@@ -139,7 +139,7 @@ def _uncovered(recipe: Recipe) -> str | None:
 
 @dataclass(frozen=True)
 class _Training:
-    """A training, and what is said of it."""
+    """A training, and what to say about it."""
 
     n: NDArray[np.int64]
     recipe: Recipe
@@ -150,7 +150,7 @@ class _Training:
 
     @property
     def left(self) -> str:
-        """What there is to subtract from the logits for equal priors, in words; "" where the loss has left nothing."""
+        """What to subtract from the logits for equal priors, in words; "" if the loss has left nothing."""
         if float(np.ptp(self.prior)) < _FLAT:
             return ""
         loss, frequencies = self.recipe.loss, "the log of the class frequencies"
@@ -218,12 +218,12 @@ class _Training:
             return f"leaves the class of {which} samples without features of its own"
         if len(lost) > 1:
             some = f"leaves {len(lost)} classes outvoted"
-            return f"{some}, none of their own samples given to them, those of {which} samples"
-        return f"leaves the class of {which} samples outvoted, none of its own samples given to it"
+            return f"{some} with none of their own samples recognised, those of {which} samples"
+        return f"leaves the class of {which} samples outvoted, with none of its own samples recognised"
 
     def _kept(self, rests: Rests, when: str) -> StandardAdvice:
         """Where the optimum at rest keeps all classes: whether runs do."""
-        keeps = f"at rest every class keeps features of its own and is given its own samples{when}"
+        keeps = f"at rest every class keeps features of its own, and its samples are recognised{when}"
         if rests.seldom:
             reason = (
                 f"{keeps}; but a batch has {rests.in_a_batch:.2g} samples of the smallest class, too few for the "
@@ -250,16 +250,16 @@ class _Training:
         if not self.left:
             return "no correction of the prior is left to make: the loss has taken it out of the logits"
         if not corrected_margins(s).min() > LEVEL:
-            return f"subtracting {self.left} from the logits alone does not give every class its samples"
+            return f"subtracting {self.left} from the logits is not enough to recognise every class"
         if self.recipe.optimizer == "adamw":  # runs end off its forecast: one was cured, one ruined (docs/advise.md)
             return f"{self.left} alone can be too much for logits that decay has shortened"
         them = "it" if len(outvoted_at(s)) == 1 else "them"
-        return f"where it must stay, subtract {self.left} from the logits: at rest that gives {them} back too"
+        return f"where it must stay, subtract {self.left} from the logits: at rest that recovers {them} too"
 
     def _open(self, s: Solution) -> StandardAdvice:
-        """Where the optimum is not found, as beside class weights that span more than float64 does."""
+        """Where the optimum is not found, as with class weights over a range too large for float64."""
         gap = s.certificate.relative_gap
-        known = f"is known to a relative gap of {gap:.1g} only" if gap < 1 else "is not found"
+        known = f"is known only to a relative gap of {gap:.1g}" if gap < 1 else "was not found"
         reason = f"the optimum at rest {known}: whether classes merge is not known"
         vectors = any(v is not None for v in (self.recipe.loss.class_weights, self.recipe.loss.scales))
         closer = "bring the loss's values for the classes closer together; " if vectors else ""
@@ -275,7 +275,7 @@ class _Training:
         if rests.kept_if_weaker(1.0) and not rests.seldom:
             reason = f"{runs_off}; but at rest no class is lost below a decay of about {bound:.3g}"
             return self.answer("safe", reason, f"none is needed against merging; {self.outvoting}")
-        reason = f"{runs_off}, and from a decay of about {bound:.3g} on classes may be lost at rest"
+        reason = f"{runs_off}, and above a decay of about {bound:.3g} classes may be lost at rest"
         return self.answer("unknown", reason, f"{_WATCH}; {self.outvoting}")
 
 

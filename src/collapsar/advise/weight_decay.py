@@ -1,7 +1,7 @@
-"""Ordinary training, weight decay and no feature penalty: the model that networks were found to follow, with its error.
+"""Weight decay and no feature penalty: the model that networks were found to follow, with its measured error.
 
 The decay on the scale of a batch normalisation is a feature penalty, lambda_h = decay / N for the normalised features;
-every decayed linear layer above them bends the price (:mod:`collapsar.theory.deep_switch`). How far networks switch
+every decayed linear layer above them changes the price (:mod:`collapsar.theory.deep_switch`). How far networks switch
 from that model's prediction was measured, per number of layers, by the ``effective`` experiment; what it found is one
 small data file here. Where the model failed, or was not tried, the verdict stays open.
 """
@@ -29,17 +29,17 @@ Verdict = Literal["separated", "undecided", "collapsed"]
 
 @dataclass(frozen=True)
 class DecayPrediction:
-    """Where the model puts the loss of the smallest classes, for one number of layers, and how far off it was.
+    """The decay at which the model loses the smallest classes, for one number of layers, and its measured error.
 
     Attributes:
         layers: decayed linear layers above the last normalisation, the head included.
-        weight_decay: the decay from which on the optimum without the smallest classes is the better one.
+        weight_decay: the decay above which the optimum without the smallest classes is the better one.
         measured_ratio: measured over predicted decay: the last at which any network kept its small classes, and the
-            first at which any lost them; None: not closed by the decays tried, or never measured.
-        switches: networks behind it.
-        predicts: whether all of them switched within a factor of 2 of the prediction. Only then a verdict is given.
-        verdict: "separated": the decay, with the margin, lies below everything measured; "collapsed": above it; else,
-            and wherever the model does not predict, "undecided".
+            first at which any lost them; None: outside the decays tried, or never measured.
+        switches: how many networks it is based on.
+        predicts: whether all of them switched within a factor of 2 of the prediction. Only then is there a verdict.
+        verdict: "separated": the decay, with the margin, lies below everything measured; "collapsed": above it;
+            otherwise, and wherever the model does not predict, "undecided".
     """
 
     layers: int
@@ -51,7 +51,7 @@ class DecayPrediction:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The decays between which networks switched, the model's error applied; None where it does not predict."""
+        """The decays between which networks switch, given the model's error; None if it does not predict."""
         low, high = self.measured_ratio
         if not self.predicts or low is None or high is None:
             return None
@@ -71,10 +71,10 @@ class DecayAdvice:
         weight_decay: as given.
         margin: as given.
         model: the model that came nearest to the measured switches.
-        predictions: one for the number of layers given, or one for each that was measured.
+        predictions: one for the number of layers given, or one for each number that was measured.
         networks: the class counts of the networks that it was measured on.
         beyond: whether these counts are more imbalanced than those of every network measured.
-        verdict: what all predictions agree on; else "undecided".
+        verdict: the verdict of all predictions if they agree; otherwise "undecided".
     """
 
     class_counts: NDArray[np.int64]
@@ -87,13 +87,13 @@ class DecayAdvice:
 
     @property
     def verdict(self) -> Verdict:
-        """The common verdict of all predictions."""
+        """The verdict of all predictions if they agree, otherwise "undecided"."""
         found: set[Verdict] = {p.verdict for p in self.predictions}
         return found.pop() if len(found) == 1 else "undecided"
 
     @property
     def largest_safe(self) -> float | None:
-        """The largest decay that has the verdict "separated"; None where there is none."""
+        """The largest decay with the verdict "separated"; None if there is none."""
         lows = [None if p.interval is None else p.interval[0] for p in self.predictions]
         known = [low for low in lows if low is not None]
         return min(known) / (1 + self.margin) if len(known) == len(lows) else None
@@ -110,8 +110,8 @@ class DecayAdvice:
 def evidence() -> Record:
     """What networks did, as :func:`collapsar_studies.advice_evidence.evidence_of` derives it from the record.
 
-    The ``model`` that came nearest to the measured switches, and how near: of each number of decayed ``layers`` whether
-    it ``predicts``, the ``ratio`` of measured to predicted switch and the networks behind it.
+    The ``model`` that came nearest to the measured switches, and how near: for each number of decayed ``layers``
+    whether it ``predicts``, the ``ratio`` of measured to predicted switch and the number of networks.
     """
     return json.loads(files("collapsar.advise").joinpath("weight_decay.json").read_text(encoding="utf-8"))
 
@@ -124,7 +124,7 @@ def advise_weight_decay(
     optimizer: Optimizer = "sgd",
     margin: float = 0.1,
 ) -> DecayAdvice:
-    """Whether weight decay alone loses the smallest classes, by the model that predicts it, with its measured error.
+    """Whether weight decay alone loses the smallest classes, by the model that predicts it and its measured error.
 
     Args:
         counts: samples per class.
@@ -134,12 +134,12 @@ def advise_weight_decay(
         margin: safety below the measured range; >= 0.
 
     Returns:
-        The prediction, what was measured of it, and where the decay lies.
+        The prediction, its measured error, and where the given decay lies.
 
     Raises:
-        ValueError: an argument is out of range; ``layers=0``, no normalisation: the features' penalty then cannot be
-            told from the decay; or ``optimizer="adamw"``: its decoupled decay is the derivative of no penalty, so that
-            there is no optimum that the theory could know.
+        ValueError: an argument is out of range; ``layers=0``, no normalisation: the features' penalty then does not
+            follow from the decay; or ``optimizer="adamw"``: its decoupled decay is not the derivative of a penalty, so
+            the theory has no optimum for it.
 
     Example:
         >>> advice = advise_weight_decay("100x5,20x5", 5e-4, layers=2)
@@ -150,8 +150,8 @@ def advise_weight_decay(
     """
     if optimizer == "adamw":
         raise ValueError(
-            '`optimizer` must be "sgd" or "adam": the decay of AdamW is decoupled from the gradient and is the '
-            "derivative of no penalty, so no theory of the optimum applies; use SGD, or measure a trained network "
+            '`optimizer` must be "sgd" or "adam": the decay of AdamW is decoupled from the gradient and is not the '
+            "derivative of a penalty, so no theory of the optimum applies; use SGD, or measure a trained network "
             "with `collapsar diagnose`"
         )
     if optimizer not in ("sgd", "adam"):
