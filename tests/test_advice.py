@@ -516,7 +516,7 @@ def test_effective_penalties_and_unfinished_training_bring_cautions() -> None:
     prediction = diagnosis()["prediction"] | {"source": "effective"}
     _, cautions = problem_of_diagnosis(diagnosis(prediction=prediction, at_rest=False))
     assert len(cautions) == 2
-    assert "shallow" in cautions[0]
+    assert "known to misjudge" in cautions[0]
 
 
 @pytest.mark.parametrize(
@@ -577,7 +577,7 @@ def test_what_was_measured_for_the_plain_loss_is_not_said_of_another() -> None:
     found = diagnosis(prediction=prediction, known=known, class_counts=[100] * 5 + [20] * 5, headline="none")
     record = advise_diagnosis(found)
     assert (record["decay"], record["verdict"]) == (None, "separated")
-    assert "was measured for the plain cross-entropy" in record["cautions"][-1]
+    assert "was measured only for plain cross-entropy" in record["cautions"][-1]
     with pytest.raises(ValueError, match="and the plain loss"):
         advise_diagnosis(found, layers=2)
 
