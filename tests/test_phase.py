@@ -535,7 +535,7 @@ def test_another_configuration_does_not_meet_these_parts(small, computed, tmp_pa
 def test_sweep_says_what_is_wrong(small, tmp_path):
     with pytest.raises(ValueError, match="`jobs` must be"):
         sweep(small, jobs=0)
-    with pytest.raises(ValueError, match="`out` must lie in an existing folder"):
+    with pytest.raises(ValueError, match="`out` must be in an existing folder"):
         sweep(small, tmp_path / "nowhere" / "phase.json")
 
 

@@ -108,7 +108,7 @@ def test_fashion_mnist_of_the_system_is_the_published_one() -> None:
         (b"<html>not found</html>", "not an IDX file"),
         (bytes([0, 0, 13, 1, 0, 0, 0, 1, 0]), "not an IDX file of unsigned bytes"),
         (bytes([0, 0, 8, 0]), "not an IDX file"),
-        (bytes([0, 0, 8, 3, 0, 0, 0, 1]), "header alone needs 16 bytes, it has 8"),
+        (bytes([0, 0, 8, 3, 0, 0, 0, 1]), "header alone needs 16 bytes, but it has 8"),
         (bytes([0, 0, 8, 1, 0, 0, 0, 4, 1, 2, 3]), "promises 4 = 4 bytes, 3 follow"),
         (bytes([0, 0, 8, 1, 0, 0, 0, 2, 1, 2, 3]), "promises 2 = 2 bytes, 3 follow"),
         (gzip.compress(bytes(1000), mtime=0)[:-9], "damaged gzip"),
@@ -147,7 +147,7 @@ def test_names_and_folders_that_make_no_sense() -> None:
         load_data("imagenet")
     with pytest.raises(ValueError, match="`data_dir` must be None for"):
         load_data("digits", "somewhere")
-    with pytest.raises(ValueError, match="`data_dir` must be None where"):
+    with pytest.raises(ValueError, match="`data_dir` must be None if"):
         load_data("mine.npz", "somewhere")
 
 

@@ -409,7 +409,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for change, complaint in (
         (
             {"dataset": "fashion-mnist"},
-            "`data` must be the configuration's data set 'fashion-mnist', got 'digits'",
+            "`data` must be the data set of the configuration, 'fashion-mnist', got 'digits'",
         ),
         ({"class_counts": (500,) * 10}, "class 0 .0. of digits has 133 training images, 500 were asked for"),
         ({"batch_size": 32}, "`batch_size` 32 leaves one of the 65 images alone"),

@@ -74,7 +74,7 @@ def test_bad_models_are_refused() -> None:
         (lambda: ModelSpec(widths=(16, 16), layers_above_norm=3), r"`layers_above_norm` .* in 0..2 .* got 3"),
         (lambda: ModelSpec(widths=(16, 16), layers_above_norm=-1), "`layers_above_norm`"),
         (lambda: ModelSpec(feature_relu=False, feature_norm="layer"), "`feature_norm` must be one of .*, got 'layer'"),
-        (lambda: ModelSpec(feature_norm="layernorm"), "takes the place of the last ReLU .* feature_relu=True"),
+        (lambda: ModelSpec(feature_norm="layernorm"), "replaces the last ReLU .* feature_relu=True"),
         (lambda: ModelSpec("cnn", layers_above_norm=1), '`layers_above_norm` is for "mlp" alone'),
     ):
         with pytest.raises(ValueError, match=named):

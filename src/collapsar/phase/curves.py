@@ -20,7 +20,7 @@ _CURVES: tuple[tuple[Transition, str], ...] = (
     *(("vanish", "a"), ("vanish", "b")),
     ("complete", ""),
 )
-_SAME = 1e-9  # two thresholds closer than this, relatively, are one curve
+_SAME = 1e-9  # two thresholds closer than this, relatively, count as one curve
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Curve:
 
     Attributes:
         transition: "merge", "vanish" or "complete".
-        cluster: "A", "B", or "" where both are meant.
-        exact: whether it is certified to be the model's own. False: of the column form alone, where classes with
+        cluster: "A", "B", or "" for both.
+        exact: whether it is certified to be the model's own. False: it is that of the column form, where classes with
             nonnegative features would share a direction, so that the model's own lies elsewhere.
-        lines: polylines of (x, y) in the units of the axes, longest first; none where the range has no such transition.
+        lines: polylines of (x, y) in the units of the axes, longest first; none if the range has no such transition.
         note: the finding in words.
     """
 
@@ -44,9 +44,9 @@ class Curve:
 
 
 def curves_of(config: PhaseConfig, fields: Mapping[str, Array]) -> tuple[Curve, ...]:
-    """Where the penalty equals a threshold.
+    """The curves along which the penalty equals a threshold.
 
-    A threshold that is another one's too is drawn and named once, by the last of them: merge, vanish, complete.
+    Thresholds that coincide are drawn once and named after the last of them in the order merge, vanish, complete.
 
     Args:
         config: the grid.
@@ -54,7 +54,7 @@ def curves_of(config: PhaseConfig, fields: Mapping[str, Array]) -> tuple[Curve, 
             there is none; and "exact_a", "exact_b", "exact_complete", positive where certified.
 
     Returns:
-        One curve per transition that exists anywhere on the grid, and a second one where a part of it is not exact.
+        One curve per transition that exists anywhere on the grid, and a second one if a part of it is not exact.
     """
     curves: list[Curve] = []
     for transition, side in _CURVES:
@@ -70,7 +70,7 @@ def curves_of(config: PhaseConfig, fields: Mapping[str, Array]) -> tuple[Curve, 
         certain = _squares((fields[f"exact_{side or 'complete'}"] > 0) | (transition == "merge"))
         lines, rest = (_lines(config, field, where) for where in (certain, ~certain))
         if named_elsewhere and not (lines or rest):
-            continue  # what remains of it would be said to lie nowhere
+            continue  # otherwise the rest of it would be reported to lie nowhere
         if lines or not rest:
             note = _note(config, transition, side, field, bool(lines))
             curves.append(Curve(transition, side.upper(), True, lines, note))
@@ -93,7 +93,7 @@ def zero_lines(field: ArrayLike, squares: ArrayLike | None = None) -> tuple[Line
 
     Args:
         field: shape (rows, columns); squares with a corner that is not finite are left out. Zero counts as positive.
-        squares: shape (rows - 1, columns - 1), which squares to look at; all by default.
+        squares: shape (rows - 1, columns - 1), which squares to include; all by default.
 
     Returns:
         The lines, longest first; a closed one ends where it begins.
@@ -105,7 +105,7 @@ def zero_lines(field: ArrayLike, squares: ArrayLike | None = None) -> tuple[Line
     from contourpy import contour_generator
 
     f = np.ma.masked_invalid(np.asarray(field, dtype=np.float64))
-    lines = contour_generator(z=-f, corner_mask=False).lines(0.0)  # zero is on the low side for contourpy
+    lines = contour_generator(z=-f, corner_mask=False).lines(0.0)  # contourpy puts zero on the low side
     if squares is not None:
         lines = [part for line in lines for part in _inside(np.asarray(line), np.asarray(squares, dtype=bool))]
     return tuple(sorted((tuple(map(tuple, np.asarray(line).tolist())) for line in lines), key=len, reverse=True))
@@ -125,7 +125,7 @@ def _inside(line: Array, squares: Mask) -> list[Array]:
 
 
 def _inner(mask: Mask) -> Mask:
-    """Where all neighbours are in the mask too: at its rim a curve may still run into the one it joins."""
+    """Where all neighbours are in the mask too: at the rim a curve may still run into the one that it joins."""
     ny, nx = mask.shape
     padded = np.pad(mask, 1, constant_values=True)
     return np.all([padded[i : i + ny, j : j + nx] for i in range(3) for j in range(3)], axis=0)

@@ -1,6 +1,6 @@
 """Phase diagrams: the state of every cluster over a grid of two parameters, solved, beside the closed-form thresholds.
 
-Two clusters: k_A classes of n_A samples and k_B of n_B, plain training but for an oversampling factor of B, which
+Two clusters: k_A classes of n_A samples and k_B of n_B, with no mitigation except an oversampling factor of B, which
 repeats its samples and with them its feature penalty. The states come from certified optima and the curves from
 :func:`collapsar.thresholds`; the two share no code.
 """
@@ -31,9 +31,9 @@ class Agreement:
 
     Attributes:
         cells: number of cells, both clusters counted.
-        known: those of which the closed forms are certified to be exact.
+        known: those for which the closed forms are certified to be exact.
         equal: known cells with the same state.
-        near: known cells with another state, but that of a neighbouring cell: off by less than one cell of the grid.
+        near: known cells whose state differs but is that of a neighbouring cell: off by less than one cell.
     """
 
     cells: int
@@ -43,7 +43,7 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """Share of the known cells that agree or are off by less than one cell; NaN where none is known."""
+        """Share of the known cells that agree or are off by less than one cell; NaN if none is known."""
         return (self.equal + self.near) / self.known if self.known else float("nan")
 
 
@@ -57,7 +57,7 @@ class ModelPhase:
         states: shape (2, ny, nx), per cluster A, B an index of "separated", "merged", "vanished". Both vanished: Z = 0.
         gap: relative duality gap, (ny, nx).
         status: names of :class:`collapsar.Status`, (ny, nx).
-        one_by_one: whether the general solver had to take over from the batch, (ny, nx).
+        one_by_one: whether the batch handed the cell over to the general solver, (ny, nx).
         curves: the transitions.
     """
 
@@ -84,7 +84,7 @@ class ModelPhase:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which transitions the range does not contain."""
+        """Which transitions lie outside the range."""
         return tuple(curve.note for curve in self.curves if not curve.lines)
 
 
@@ -101,7 +101,7 @@ class PhaseDiagram:
     models: tuple[ModelPhase, ...]
 
     def model(self, features: FeatureModel) -> ModelPhase:
-        """The part of one feature model.
+        """The part for one feature model.
 
         Raises:
             ValueError: there is no such part.
@@ -129,17 +129,17 @@ class PhaseDiagram:
         """The diagram that :meth:`to_dict` wrote.
 
         Raises:
-            ValueError: The record is of another kind, incomplete, or not of its configuration.
+            ValueError: The record is of another kind, incomplete, or does not match its configuration.
         """
         try:
             config = PhaseConfig.from_dict(record["config"])
             if record["kind"] != "phase" or record["config_digest"] != config.digest:
-                raise ValueError("`record` is not a phase diagram of its configuration; compute it again")
+                raise ValueError("`record` does not match its configuration; compute it again")
             models = tuple(_model_from(part) for part in record["models"])
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"`record` is not a phase diagram: {error!r}") from None
         if {part.states.shape for part in models} != {(2, *config.shape)}:
-            raise ValueError("`record` holds a grid of another shape; compute it again")
+            raise ValueError("`record` has a grid of another shape; compute it again")
         return cls(config, models)
 
 
@@ -162,10 +162,10 @@ def phase_diagram(
 ) -> PhaseDiagram:
     """The states of both clusters over a grid of two parameters, for both feature models.
 
-    ``collapsar phase`` and :func:`collapsar.phase.sweep.sweep` do the same in parallel, and resume.
+    ``collapsar phase`` and :func:`collapsar.phase.sweep.sweep` do the same in parallel, and can resume.
 
     Args:
-        x: horizontal axis, or its text, "lambda_z:1e-4:1e-2:60:log".
+        x: horizontal axis, or as text, "lambda_z:1e-4:1e-2:60:log".
         y: vertical axis.
         settings: the other parameters; ``PhaseSettings(over="sample")`` for networks that normalise their features.
         tol: relative duality gap of every cell.
@@ -215,7 +215,7 @@ def _predicted(config: PhaseConfig, fields: Mapping[str, Array], side: str) -> C
     """State of a cluster by its thresholds; comparisons with NaN are false."""
     penalty = config.penalty
     merged = np.where(penalty >= fields[f"merge_{side}"], CLASS_STATES.index("merged"), CLASS_STATES.index("separated"))
-    vanish = fields[f"vanish_{side}"]  # NaN: zero at every lambda_z; never, where features are normalised
+    vanish = fields[f"vanish_{side}"]  # NaN: zero at every lambda_z; with normalised features: never
     carried = np.isnan(vanish) & (not config.is_normalized)
     state = np.where((penalty >= vanish) | carried, CLASS_STATES.index("vanished"), merged)
     return np.where(fields[f"exact_{side}"] > 0, state, UNKNOWN)

@@ -1,4 +1,4 @@
-"""What a phase diagram is asked for: two axes, the parameters that stay fixed, and the grid they span."""
+"""The configuration of a phase diagram: two axes, the parameters that stay fixed, and the grid."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from collapsar.core.types import Array, Record
 AxisName = Literal["lambda_z", "lambda_b", "r", "n_a", "n_b", "share_a", "oversampling", "lambda_w", "norm"]
 Scale = Literal["linear", "log"]
 
-FORMAT = 1  # of what is computed and written for a configuration
+FORMAT = 1  # version of what is computed and written for a configuration
 MOST_POINTS = 1000  # on an axis
-CHUNK_CELLS = 10_000  # worked on together, half a second or so
-DEAR_CELLS = 60  # with normalised features every cell is solved by itself
+CHUNK_CELLS = 10_000  # computed together, in about half a second
+DEAR_CELLS = 60  # the same with normalised features, where every cell is solved by itself
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Axis:
     """One parameter and its values.
 
     Attributes:
-        name: "lambda_z", "lambda_b", "r" (n_A / n_B: moves n_A, or n_B where the other axis is n_A), "n_a", "n_b",
-            "share_a" (k_A / K, moved to the whole numbers of classes nearby), "oversampling" (of B, its feature penalty
-            repeated too); "lambda_w" and "norm" of networks that normalise their features.
+        name: "lambda_z", "lambda_b", "r" (n_A / n_B: changes n_A, or n_B if the other axis is n_A), "n_a", "n_b",
+            "share_a" (k_A / K, rounded to whole numbers of classes), "oversampling" (of B, its feature penalty
+            repeated too); "lambda_w" and "norm" for networks that normalise their features.
         low: first value.
         high: last value.
         num: number of values; "share_a" may have fewer.
@@ -101,13 +101,13 @@ class PhaseSettings:
     Attributes:
         num_classes: K.
         k_a: k_A, classes of cluster A; B has the others.
-        n_a: samples per class of A; only ratios enter, it need not be whole.
+        n_a: samples per class of A; need not be whole, since only ratios enter.
         n_b: samples per class of B.
-        lambda_z: price of Z.
+        lambda_z: penalty of Z.
         lambda_b: penalty of the bias; inf: no bias, 0: free bias.
         oversampling: how often the samples of B are repeated.
         over: None: the features are penalised. "sample" or "batch": they are normalised, see
-            :meth:`collapsar.Problem.from_normalized`, and ``lambda_w`` and ``norm`` take the place of ``lambda_z``.
+            :meth:`collapsar.Problem.from_normalized`, and ``lambda_w`` and ``norm`` replace ``lambda_z``.
         lambda_w: penalty of the head's weight.
         norm: length of the features.
 
@@ -169,7 +169,7 @@ class PhaseConfig:
         for name in foreign & self._axes:
             needs = 'needs normalised features: set `over` to "sample" or "batch"'
             raise ValueError(
-                f"the axis {name} {needs if self.settings.over is None else 'has no place with `over`: use lambda_w'}"
+                f"the axis {name} {needs if self.settings.over is None else 'does not go with `over`: use lambda_w'}"
             )
         if not 0 < self.tol < 1:
             raise ValueError(f"`tol` must be in (0, 1), got {self.tol!r}")
@@ -177,8 +177,8 @@ class PhaseConfig:
             if self.values_of(axis).size < 2:
                 K = self.settings.num_classes
                 raise ValueError(
-                    f"the axis {axis.name} from {axis.low:g} to {axis.high:g} holds fewer than two whole numbers of "
-                    f"{K} classes; widen it, or take more classes"
+                    f"the axis {axis.name} from {axis.low:g} to {axis.high:g} has fewer than two whole numbers of "
+                    f"{K} classes; widen it, or use more classes"
                 )
 
     @property
@@ -242,12 +242,12 @@ class PhaseConfig:
 
     @cached_property
     def penalty(self) -> Array:
-        """What thresholds are values of: lambda_z, or lambda_w where features are normalised, shape (ny, nx)."""
+        """The penalty to which thresholds apply: lambda_z, or lambda_w for normalised features, shape (ny, nx)."""
         return self.parameter(self._swept)
 
     @property
     def along(self) -> Literal[0, 1]:
-        """The dimension of the grid along which thresholds repeat: that of the penalty, else the columns."""
+        """The dimension of the grid along which thresholds repeat: that of the penalty, otherwise the columns."""
         return 0 if self.y.name == self._swept else 1
 
     @property
@@ -275,7 +275,7 @@ class PhaseConfig:
     def to_dict(self) -> Record:
         """The configuration as JSON values; an infinite ``lambda_b`` is the string "inf"."""
         values = to_json(asdict(self))
-        if not self.is_normalized:  # as it was before there were any
+        if not self.is_normalized:  # as in versions without normalised features
             for name in ("over", "lambda_w", "norm"):
                 del values["settings"][name]
         return values

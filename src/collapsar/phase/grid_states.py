@@ -27,14 +27,14 @@ FIELDS = ("merge_a", "merge_b", "vanish_a", "vanish_b", "complete", "exact_a", "
 
 
 class GridStates(NamedTuple):
-    """What is found of some cells under one feature model; every array ends in (rows, columns).
+    """What is found for some cells under one feature model; every array ends in (rows, columns).
 
     Attributes:
         states: per cluster, first A, then B; this and the next three as in :class:`collapsar.phase.diagram.ModelPhase`.
         gap: relative duality gap.
         status: names of :class:`collapsar.Status`.
         one_by_one: whether the general solver had to take over.
-        thresholds: one after the other those of ``FIELDS``, NaN where there is none.
+        thresholds: in the order of ``FIELDS``, NaN where there is none.
     """
 
     states: Codes
@@ -81,10 +81,10 @@ def _normalized_cells(config: PhaseConfig, chunk: int, features: FeatureModel) -
         problem = _normalized_problem(config, (i, j), features)
         found.append(solve(problem, config.tol, throw=False))
         key = (*config.sizes[i, j].tolist(), *config.counts[i, j].tolist(), problem.lambda_b)
-        if key not in known:  # one root serves all cells that differ in lambda_w and norm only
+        if key not in known:  # one root serves all cells that differ only in lambda_w and norm
             known[key] = thresholds(problem.replace(norm=1.0))
         t, square = known[key], float(config.parameter("norm")[i, j]) ** 2
-        # with nonnegative features NaN may also mean a class that the bias carries
+        # with nonnegative features NaN may also mean a class that the bias alone predicts well
         exact = t.exact & (np.isfinite(t.vanish) | (features == "signed"))
         levels.append(_levels(t.merge * square, t.vanish * square, exact, t.complete, t.complete_bound))
     codes = [
@@ -115,7 +115,7 @@ def _normalized_problem(config: PhaseConfig, cell: tuple[int, int], features: Fe
 def _shaped(
     shape: tuple[int, ...], codes: ArrayLike, gap: ArrayLike, names: ArrayLike, one_by_one: ArrayLike, levels: Array
 ) -> GridStates:
-    digits = np.asarray(gap)  # to three of them, the float64 nearest to the decimal number
+    digits = np.asarray(gap)  # rounded to three digits, to the float64 nearest to the decimal number
     scale = 10.0 ** np.clip(2 - np.floor(np.log10(np.maximum(digits, 1e-300))), 0, 22)  # powers that are exact
     return GridStates(
         states=np.reshape(codes, (2, *shape)),
@@ -141,6 +141,6 @@ def _threshold_fields(config: PhaseConfig, batch: ProblemBatch, shape: tuple[int
 
 
 def _levels(merge: Array, vanish: Array, exact: Mask, complete: ArrayLike, bound: ArrayLike) -> Array:
-    """Thresholds in the order of ``FIELDS``; of classes or clusters, (..., J), A is the first and B the last."""
+    """Thresholds in the order of ``FIELDS``, of classes or clusters, (..., J); A is the first and B the last."""
     (merges, vanishes, certain) = ([values[..., side] for side in (0, -1)] for values in (merge, vanish, exact))
     return np.stack([*merges, *vanishes, complete, *certain, np.less_equal(bound, np.multiply(complete, 1 + 1e-9))])

@@ -1,8 +1,8 @@
 """The sweep behind a phase diagram: in parallel, resumable, never computed twice.
 
 The work is cut into parts; each finished part is one file, written atomically and named by a hash of the whole
-configuration. A sweep that was killed goes on with the parts that are missing, and one whose record is complete
-computes nothing.
+configuration. A sweep that was killed continues with the missing parts, and one whose record is complete computes
+nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collapsar.phase.grid_states import FEATURES, GridStates, Part, phase_chunk
 Progress = Callable[[int, int], None]
 """Called with (parts done, parts in all)."""
 Note = Callable[[str], None]
-"""Called with one sentence about a file that is damaged and what is done about it."""
+"""Called with one sentence about a damaged file and what is done about it."""
 
 
 def sweep(
@@ -36,13 +36,13 @@ def sweep(
     progress: Progress | None = None,
     note: Note | None = None,
 ) -> PhaseDiagram:
-    """Compute a phase diagram, or what is missing of it.
+    """Compute a phase diagram, or the missing parts of it.
 
     Args:
         config: what to compute.
-        out: file for the record, JSON. The parts lie beside it in OUT.parts until all are there. None: nothing is
+        out: file for the record, JSON. The parts are kept beside it in OUT.parts until all are there. None: nothing is
             written.
-        jobs: processes; -1: one per core. None: what ``joblib.parallel_config`` says, which may be a dask cluster, or
+        jobs: processes; -1: one per core. None: as set by ``joblib.parallel_config``, which may be a dask cluster, or
             this process alone.
         dask_scheduler: address of a dask cluster to compute on, "tcp://host:8786".
         progress: see ``Progress``.
@@ -54,7 +54,7 @@ def sweep(
     Raises:
         ValueError: ``jobs`` is 0, or the folder of ``out`` does not exist.
         OSError: a file cannot be written, or the dask cluster cannot be reached.
-        ModuleNotFoundError: joblib or dask are not installed and needed.
+        ModuleNotFoundError: joblib or dask is needed and not installed.
     """
     if jobs == 0:
         raise ValueError("`jobs` must be a number of processes or -1 (one per core), got 0")
@@ -62,7 +62,7 @@ def sweep(
     folder, found, all_parts = None, {}, config.num_chunks
     if out is not None:
         if not out.parent.is_dir():
-            raise ValueError(f"`out` must lie in an existing folder, got {out}; create {out.parent} first")
+            raise ValueError(f"`out` must be in an existing folder, got {out}; create {out.parent} first")
         if finished := _finished(out, config, note or _silent):
             tell(all_parts, all_parts)
             return finished
@@ -84,7 +84,7 @@ def sweep(
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the finished parts of an unfinished record lie.
+    """The folder with the finished parts of an unfinished record.
 
     Example:
         >>> parts_folder(Path("phase.json")).name
@@ -103,7 +103,7 @@ def _silent(*told: object) -> None:
 def _computed(
     config: PhaseConfig, missing: Sequence[int], jobs: int | None, dask_scheduler: str | None
 ) -> Iterator[tuple[int, Part]]:
-    """Parts as they get ready, in any order."""
+    """Parts as they are finished, in any order."""
     if not missing:
         return
     try:
@@ -139,7 +139,7 @@ def _part_file(folder: Path, config: PhaseConfig, chunk: int) -> Path:
 
 
 def _packed(config: PhaseConfig, chunk: int, part: Part) -> bytes:
-    """A part as an archive of arrays, whose checksums tell damage, with what it belongs to."""
+    """A part as an archive of arrays, whose checksums reveal damage, with the sweep that it belongs to."""
     arrays = {f"{model}_{name}": array for model, cells in part.items() for name, array in cells._asdict().items()}
     buffer = io.BytesIO()
     np.savez(buffer, config_digest=config.digest, chunk=chunk, **arrays)
@@ -147,7 +147,7 @@ def _packed(config: PhaseConfig, chunk: int, part: Part) -> bytes:
 
 
 def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Part]:
-    """The parts that are there and whole; files of other configurations are left alone."""
+    """The parts that are there and intact; files of other configurations are left alone."""
     parts: dict[int, Part] = {}
     for i in range(config.num_chunks):
         path = _part_file(folder, config, i)
@@ -156,7 +156,7 @@ def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Part]:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 if str(file["config_digest"]) != config.digest or int(file["chunk"]) != i:
-                    raise ValueError("it belongs to another sweep")  # noqa: TRY301 - one place for all that is wrong
+                    raise ValueError("it belongs to another sweep")  # noqa: TRY301 - one place for everything wrong
                 parts[i] = {
                     model: GridStates(*(file[f"{model}_{name}"] for name in GridStates._fields)) for model in FEATURES
                 }
@@ -166,7 +166,7 @@ def _found(folder: Path, config: PhaseConfig, note: Note) -> dict[int, Part]:
 
 
 def _finished(out: Path, config: PhaseConfig, note: Note) -> PhaseDiagram | None:
-    """The record, if it is there, whole, and of this configuration."""
+    """The record, if it is there, intact, and of this configuration."""
     if not out.exists():
         return None
     try:
@@ -178,7 +178,7 @@ def _finished(out: Path, config: PhaseConfig, note: Note) -> PhaseDiagram | None
 
 
 def _remove_parts(folder: Path, config: PhaseConfig) -> None:
-    """The parts are in the record now. Parts of another configuration, and whatever else lies there, stay."""
+    """Remove the parts, which are now in the record; parts of another configuration and other files stay."""
     for i in range(config.num_chunks):
         _part_file(folder, config, i).unlink(missing_ok=True)
     if not any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Every transition of a problem, in the penalty that it has: lambda_z, or lambda_w where features are normalised."""
+"""Every transition of a problem, as values of its penalty: lambda_z, or lambda_w for normalised features."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collapsar.theory.thresholds import thresholds as plain_thresholds
 def thresholds(problem: Problem) -> Thresholds:
     """Where classes merge, vanish and everything collapses; the problem's own penalty is ignored.
 
-    With a feature penalty these are values of lambda_z, see :func:`collapsar.theory.thresholds`. Where features are
-    normalised they are values of ``lambda_w`` (of the class's own where rows differ), the norm or the gain's penalty
-    held. Per sample nothing vanishes before a decayed gain takes everything to zero: ``vanish`` is NaN where the length
-    is given, and ``merge`` is also where classes with nonnegative features come to share one direction. Per batch with
-    a given length the largest classes never vanish either, and ``complete`` is inf.
+    With a feature penalty these are values of lambda_z, see :func:`collapsar.theory.thresholds`. For normalised
+    features they are values of ``lambda_w`` (the class's own if rows differ), at fixed norm or penalty of the gain.
+    Per sample nothing vanishes until a decayed gain takes everything to zero: ``vanish`` is NaN if the length is given,
+    and ``merge`` is also where classes with nonnegative features come to share one direction. Per batch with a given
+    length the largest classes never vanish either, and ``complete`` is inf.
 
     Args:
         problem: any counts, mitigations, bias penalty and normalisation.
 
     Returns:
-        The thresholds. ``merge`` is NaN for classes alone in their cluster and where no penalty merges them.
+        The thresholds. ``merge`` is NaN for classes alone in their cluster and those that no penalty merges.
 
     Raises:
         ArithmeticError: an optimum on the way could not be found.

@@ -1,4 +1,4 @@
-"""Anybody's images and labels from one .npz file, never unpickled."""
+"""Your own images and labels from one .npz file, never unpickled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The names in use: the first pair of each split that the file has counts.
+# Usual names: for each split, the first pair that the file has is used.
 _NAMES = {
     "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels")),
     "test": (("test_images", "test_labels"), ("x_test", "y_test")),
@@ -30,7 +30,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         (N, C, H, W), labels int64 (N,).
 
     Raises:
-        ValueError: The file is missing, damaged, lacks an array, or an array is none of the above.
+        ValueError: The file is missing, damaged, or lacks an array, or an array is not as described.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""A run's folder: ``records.jsonl`` and ``checkpoint.safetensors``, whole at every moment, free of pickle."""
+"""A run's folder: ``records.jsonl`` and ``checkpoint.safetensors``, intact at every moment, without pickle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORMAT = "collapsar-run-1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands at the end of an epoch: what its future depends on.
+    """The state of a run at the end of an epoch: everything that its future depends on.
 
     Attributes:
         tensors: Under "model." the network's state, under "momentum." the optimiser's buffers, "generator"
@@ -33,9 +33,9 @@ class Checkpoint:
         data_digest: Hash of the training images and labels.
         epoch: Finished epochs.
         seconds: Spent in training so far.
-        records_bytes: Length of ``records.jsonl`` when the checkpoint was made; what lies beyond is of epochs
+        records_bytes: Length of ``records.jsonl`` when the checkpoint was made; anything beyond belongs to epochs
             that will be repeated.
-        finished: Empty while epochs remain, else why the run ended: "epochs" or "stationary".
+        finished: Empty while epochs remain, otherwise why the run ended: "epochs" or "stationary".
         image_shape: (C, H, W).
         num_classes: K.
         start_digest: Hash of the weights the run was started from, empty for fresh ones.
@@ -56,7 +56,7 @@ class Checkpoint:
 class RunFolder:
     """The files of one run.
 
-    Creating it makes the folder and proves that it can be written.
+    Creating it makes the folder and checks that it can be written.
 
     Raises:
         ValueError: The folder cannot be made or written.
@@ -73,20 +73,20 @@ class RunFolder:
         except OSError as error:
             raise ValueError(
                 f"`run_dir` must be a folder that can be written, got {self.path}: "
-                f"{error.strerror or error}; name another"
+                f"{error.strerror or error}; choose another"
             ) from None
 
     def clear(self) -> None:
-        """Forget the run: a new one begins."""
+        """Delete the run's files: a new one begins."""
         self.checkpoint_path.unlink(missing_ok=True)
         self.records_path.unlink(missing_ok=True)
 
     def append_record(self, record: Mapping[str, Any]) -> None:
-        """Write one record behind the others."""
+        """Append one record."""
         JsonLines(self.records_path).append(record)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint; after a crash at any point the old or the new one is there, whole."""
+        """Replace the checkpoint; after a crash at any point either the old or the new one is there, intact."""
         about = {**vars(checkpoint), "format": _FORMAT}
         del about["tensors"]
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -94,7 +94,7 @@ class RunFolder:
         write_atomically(self.checkpoint_path, content)
 
     def rewind(self, records_bytes: int) -> list[Record]:
-        """Drop the records behind a checkpoint and return those before it.
+        """Drop the records after a checkpoint and return those before it.
 
         Raises:
             ValueError: The records are shorter than the checkpoint remembers, or unreadable.
@@ -102,7 +102,7 @@ class RunFolder:
         size = self.records_path.stat().st_size if self.records_path.exists() else 0
         if size < records_bytes:
             raise ValueError(
-                f"{self.records_path} has {size} bytes, its checkpoint was made at {records_bytes}: records "
+                f"{self.records_path} has {size} bytes, but its checkpoint was made at {records_bytes}: records "
                 "are missing; train again with resume=False"
             )
         os.truncate(self.records_path, records_bytes)

@@ -35,8 +35,8 @@ def read_cifar(data_dir: Path | None = None, cache_dir: Path | None = None) -> d
 
     Args:
         data_dir: A folder that holds the six files, a folder ``cifar-10-batches-bin`` with them, or the archive.
-            Where None the archive in the cache, which is filled from ``SOURCES``.
-        cache_dir: The cache; the user's own cache folder where None.
+            None: the archive in the cache, which is filled from ``SOURCES``.
+        cache_dir: The cache; None: the user's own cache folder.
 
     Returns:
         "train_images", "train_labels", "test_images" and "test_labels"; images uint8 (N, 3, 32, 32), labels int64.
@@ -78,7 +78,7 @@ def _tensors(content: Callable[[str], bytes], where: str) -> dict[str, Tensor]:
             raw = bytearray(content(name))
             if not raw or len(raw) % _RECORD:
                 raise ValueError(
-                    f"{name} in {where} is damaged: its {len(raw)} bytes are no whole number of records of "
+                    f"{name} in {where} is damaged: its {len(raw)} bytes are not a whole number of records of "
                     f"{_RECORD} bytes; replace the file"
                 )
             parts.append(torch.frombuffer(raw, dtype=torch.uint8).reshape(-1, _RECORD))

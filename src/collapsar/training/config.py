@@ -23,12 +23,12 @@ PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 class TrainConfig:
     """Everything that decides what a run computes.
 
-    Defaults are those of JMLR Sec. 4, Figs 5-8, where the paper names one.
+    Defaults are those of JMLR Sec. 4, Figs 5-8, if the paper gives one.
 
     Attributes:
         dataset: Name of the data set; must match the data handed to ``train``.
         class_counts: n_k, training images of each class.
-        penalties: λ_W, λ_H, λ_b; λ_b = inf makes a head without bias.
+        penalties: λ_W, λ_H, λ_b; λ_b = inf means a head without bias.
         epochs: Passes over the training set, >= 1.
         model: The network.
         batch_size: Images per step, >= 1.
@@ -45,10 +45,10 @@ class TrainConfig:
             ``warm_factor``: strong penalties from the first step can kill ReLU features for good.
         warm_factor: >= 0.
         clip_norm: Largest norm of the whole gradient of one step, > 0; inf never clips. The steep first steps
-            of an unnormalised network at learning rate 0.1 can throw all ReLUs into their dead half; clipping
-            tames them and does nothing near a minimum.
+            of an unnormalised network at learning rate 0.1 can push all ReLUs into their dead half; clipping
+            prevents that and does nothing near a minimum.
         stop_at: Stop early once the head's relative gradient (see ``head_gradient``) falls below this at
-            an evaluation in the last learning-rate stage; 0: never. A still head is necessary for a minimum,
+            an evaluation in the last learning-rate stage; 0: never. A head at rest is necessary for a minimum,
             not sufficient.
         eval_every: Epochs between evaluations, >= 1; the last epoch is always evaluated.
         seed: Of the initial weights and of the order of the images.
@@ -57,9 +57,9 @@ class TrainConfig:
             work each. The result is that of one process to rounding.
         precision: "float32": every product in float32. "bf16": the body's products in bfloat16 while training; the
             weights, the head, the loss with its penalties and every evaluation stay float32.
-        compile: Run the network through ``torch.compile``; it pays after a minute or so of compiling.
+        compile: Run the network through ``torch.compile``; compiling takes about a minute.
         cuda_graphs: Record the whole step and replay it with one launch: launching the kernels of small batches one
-            by one takes longer than the kernels. On the CPU, and with several processes, the step is made as it is.
+            by one takes longer than running them. On the CPU, and with several processes, steps are not recorded.
 
     Raises:
         ValueError: A value is outside the range above.
@@ -160,7 +160,7 @@ class TrainConfig:
         try:
             values = from_json(json.loads(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"`text` must be JSON as written by to_json, got an error at {error}") from None
+            raise ValueError(f"`text` must be JSON as written by to_json; it is not JSON ({error})") from None
         if not isinstance(values, dict):
             raise ValueError(  # noqa: TRY004 -- about the content of a text
                 f"`text` must be a JSON object as written by to_json, got {type(values).__name__}"

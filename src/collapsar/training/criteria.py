@@ -1,4 +1,4 @@
-"""Criteria for training that match :class:`collapsar.Loss`: the optimum is the one that ``solve`` computes."""
+"""Training criteria that match :class:`collapsar.Loss`, so that the optimum is the one that ``solve`` computes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class MatchedCrossEntropy(nn.Module):
     ``torch.nn.CrossEntropyLoss`` does, which would give another optimum. Offsets are *added* to the training logits:
     logit adjustment takes +tau log prior, so that the unadjusted logits favour rare classes more.
 
-    At prediction time use the logits as they are: weights, scales, temperatures and offsets belong to training.
+    For predictions use the unmodified logits: weights, scales, temperatures and offsets belong to training.
 
     ``loss`` is the :class:`collapsar.Loss` that it computes; ``known_training`` reads it.
 
     Args:
         problem: counts and loss; its penalties are not used.
         oversampled: whether a sampler realises the class weights: they are then left out here.
-        ignore_index: label of samples without one, as in ``torch.nn.CrossEntropyLoss``: they are left out of the mean.
+        ignore_index: label of samples without one, as in ``torch.nn.CrossEntropyLoss``; the mean leaves them out.
 
     Raises:
         ValueError: ``ignore_index`` is a class.
@@ -51,7 +51,7 @@ class MatchedCrossEntropy(nn.Module):
         super().__init__()
         n = problem.class_counts
         if not (isinstance(ignore_index, Integral) and not 0 <= ignore_index < n.size):
-            raise ValueError(f"`ignore_index` must be a whole number that is no class, got {ignore_index!r}")
+            raise ValueError(f"`ignore_index` must be a whole number that is not a class, got {ignore_index!r}")
         weights = problem.loss_share * n.sum() / n
         if oversampled:
             weights = weights * 0 + 1
@@ -68,12 +68,12 @@ class MatchedCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of one batch, in nats: logits of shape (B, K), class indices of shape (B,).
 
-        Of logits in half precision it is in float32, as torch's own is under autocast: what ``GradScaler`` multiplies
-        it by leaves the range of float16.
+        For logits in half precision it is float32, like torch's own under autocast: the factor of ``GradScaler`` would
+        take it beyond the range of float16.
 
         Raises:
-            ValueError: a shape or the labels' type is another. (Labels' values are not
-                looked at: that would stop a GPU. One outside 0..K-1 that is not ``ignore_index`` fails in torch.)
+            ValueError: a shape or the labels' type is wrong. (Labels' values are not checked, since that would stall a
+                GPU: one outside 0..K-1 that is not ``ignore_index`` fails in torch.)
         """
         K = len(self.scales)
         if logits.ndim != 2 or logits.shape[1] != K or labels.shape != logits.shape[:1]:
@@ -83,7 +83,7 @@ class MatchedCrossEntropy(nn.Module):
             )
         if labels.dtype is not torch.int64:
             raise ValueError(f"`labels` must be class indices of type int64, got {labels.dtype}; call .long()")
-        half = logits.dtype in (torch.float16, torch.bfloat16)  # sums of weighted losses leave the range of float16
+        half = logits.dtype in (torch.float16, torch.bfloat16)  # sums of weighted losses exceed the range of float16
         like = {"dtype": torch.float32 if half else logits.dtype, "device": logits.device}
         known = labels != self.ignore_index
         labels = labels.where(known, 0)

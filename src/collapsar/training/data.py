@@ -113,13 +113,13 @@ class ImageData:
         )
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Bytes of shape (B, C, H, W) as float32 with mean 0 and standard deviation 1, where they lie."""
+        """Bytes of shape (B, C, H, W) as float32 with mean 0 and standard deviation 1, on the same device."""
         mean, std = self._moments.to(images.device)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     @cached_property
     def _moments(self) -> Tensor:
-        """Mean and deviation, shape (2, C, 1, 1), where the images lie: a copy from the host would stall a GPU."""
+        """Mean and deviation, shape (2, C, 1, 1), on the images' device: a copy from the host would stall a GPU."""
         values = torch.tensor((self.mean, self.std), dtype=torch.float32, device=self.train_images.device)
         return values[:, :, None, None]
 
@@ -129,10 +129,10 @@ def load_data(name: str, data_dir: str | Path | None = None) -> ImageData:
 
     Args:
         name: "digits" (inside scikit-learn: 1797 images of 8x8, 10 classes), "fashion-mnist" or "mnist" (70000 of
-            28x28), "cifar10" (60000 of 3x32x32); or a path of one's own: an .npz file (see ``read_npz``) or a folder
+            28x28), "cifar10" (60000 of 3x32x32); or the path of your own: an .npz file (see ``read_npz``) or a folder
             with four IDX files.
-        data_dir: Folder with the set's files, where it has any; nothing is fetched then. Where None they are looked
-            for where Debian's package puts them, then in the user's cache, and fetched with a checksum at last.
+        data_dir: Folder with the set's files, if it has any; then nothing is fetched. None: they are sought where
+            Debian's package puts them, then in the user's cache, and finally fetched with a checksum.
 
     Raises:
         ValueError: The name is unknown, or a file is missing, damaged or cannot be fetched.
@@ -150,13 +150,13 @@ def load_data(name: str, data_dir: str | Path | None = None) -> ImageData:
         )
     if data_dir is not None:
         raise ValueError(
-            f"`data_dir` must be None where `name` is itself a path, got {str(data_dir)!r}; leave --data-dir out"
+            f"`data_dir` must be None if `name` is itself a path, got {str(data_dir)!r}; leave --data-dir out"
         )
     return _own(name, read_npz(Path(name)) if name.endswith(".npz") else _idx_tensors(idx_files_in(Path(name))))
 
 
 def whole_counts(class_counts: Iterable[int]) -> tuple[int, ...]:
-    """Class counts as Python's own numbers.
+    """Class counts as Python numbers.
 
     Raises:
         ValueError: An entry is not a whole number >= 1, or there is none.
@@ -178,8 +178,8 @@ def whole_counts(class_counts: Iterable[int]) -> tuple[int, ...]:
 def imbalanced(data: ImageData, class_counts: Sequence[int]) -> ImageData:
     """The first n_k training images of each class; the test set stays whole.
 
-    The paper's data sets (JMLR Sec. 4). A class with too few images is an error: it is never topped up from
-    the test set, as published scripts do.
+    These are the paper's data sets (JMLR Sec. 4). A class with too few images is an error: it is never filled up from
+    the test set, as in published scripts.
 
     Args:
         data: The full set.
@@ -204,7 +204,7 @@ def imbalanced(data: ImageData, class_counts: Sequence[int]) -> ImageData:
     for label, (asked, has) in enumerate(zip(counts, data.class_counts, strict=True)):
         if not has:
             raise ValueError(
-                f"class {label} ({data.class_names[label]}) of {data.name} has test images and no training image; "
+                f"class {label} ({data.class_names[label]}) of {data.name} has test images but no training image; "
                 "leave its test images out of the data"
             )
         if asked > has:
@@ -220,7 +220,7 @@ def imbalanced(data: ImageData, class_counts: Sequence[int]) -> ImageData:
 def _digits(data_dir: Path | None) -> ImageData:
     """scikit-learn's digits: the first three quarters of each class train, the rest test.
 
-    The images come in the order of their writers, so that most writers are on one side only.
+    The images are in the order of their writers, so that most writers are only on one side.
     """
     if data_dir is not None:
         raise ValueError(
@@ -234,18 +234,18 @@ def _digits(data_dir: Path | None) -> ImageData:
 
 @cache
 def _digits_file() -> Any:
-    """Kept: to read it takes as long as many epochs."""
+    """Cached: reading it takes as long as many epochs."""
     from sklearn import datasets  # only here: nothing else needs it
 
     return datasets.load_digits()
 
 
 def _own(name: str, tensors: dict[str, Tensor]) -> ImageData:
-    """A set that says nothing about itself: mean and deviation are those of its training images.
+    """A set without metadata: mean and deviation are those of its training images.
 
-    Its classes are the labels that occur, named by them: labels 1..K become 0..K-1 with the names "1" to "K".
+    Its classes are the labels that occur, and are named by them: labels 1..K become 0..K-1 with the names "1" to "K".
 
-    Where there is no test set, the first three quarters of each class train and the rest test.
+    Without a test set, the first three quarters of each class train and the rest test.
     """
     if "test_images" not in tensors:
         images, labels = tensors["train_images"], tensors["train_labels"]
@@ -268,7 +268,7 @@ def _quarters(size: int, part: slice) -> slice:
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, in units of the full range.
 
-    From counts of the 256 values, in float64: no copy of the images, no rounding to speak of.
+    From counts of the 256 values, in float64: no copy of the images, and hardly any rounding.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []

@@ -31,7 +31,7 @@ _NO_FOLLOWER = (
 
 @dataclass(frozen=True)
 class Team:
-    """One process's view of all of them.
+    """All processes as seen by one of them.
 
     Attributes:
         device: Where this process computes.
@@ -45,29 +45,29 @@ class Team:
     fabric: Fabric | None = None
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch; the parts differ in length by one at most and can be empty."""
+        """This process's part of a batch; the parts differ in length by at most one and can be empty."""
         return batch if self.size == 1 else batch.tensor_split(self.size)[self.rank]
 
     def told(self, value: T) -> T:
-        """What the leader says, for everybody."""
+        """The leader's value, on every process."""
         return value if self.fabric is None else self.fabric.broadcast(value)
 
     def wrapped(self, network: nn.Module) -> nn.Module:
-        """The network as it is to be called in training: its gradients are averages over the team."""
+        """The network to call in training: its gradients are averages over the team."""
         if self.fabric is None:
             return network
         return self.fabric.setup_module(network, move_to_device=False)
 
 
 Follow = Callable[[Team, Any], None]
-"""What a follower does: a function of a module's top level, called with its team and what the leader told first."""
+"""What a follower does: a top-level function of a module, called with its team and the leader's first value."""
 
 
 @contextmanager
 def leading(device: torch.device, size: int, follow: Follow) -> Iterator[Team]:
     """Start followers and lead them; when the context ends, so do they.
 
-    The followers begin by waiting for what the leader says first with ``told``.
+    The followers begin by waiting for the leader's first call of ``told``.
 
     Args:
         device: "cpu" or "cuda"; on CUDA process r computes on device r.
@@ -88,7 +88,7 @@ def leading(device: torch.device, size: int, follow: Follow) -> Iterator[Team]:
             process.start()
             their_line.close()
             followers.append((process, line))
-        # Imported only now, because it takes seconds, which the followers need to start as well.
+        # Imported only now: it takes seconds, during which the followers start.
         from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
         port = find_free_network_port()
@@ -104,7 +104,7 @@ def leading(device: torch.device, size: int, follow: Follow) -> Iterator[Team]:
             process.join(timeout=60)
     finally:
         for process, line in followers:
-            process.kill()  # those that have ended do not mind
+            process.kill()  # harmless if it has ended
             process.join()
             line.close()
         torch.set_num_threads(threads)

@@ -16,19 +16,19 @@ def fetch(
     content: tuple[Callable[[Path], bytes], str] | None = None,
     way_out: str = "",
 ) -> Path:
-    """A file in the cache, downloaded where it is missing or damaged.
+    """A file in the cache, downloaded if it is missing or damaged.
 
     Args:
         name: of the file.
         sources: addresses to which the name is appended, tried in order.
         known_hash: "algorithm:digest" of the file.
-        folder: folder of the cache; a relative one lies in the user's own cache folder.
-        content: a second check, for files whose published hash does not stop a forger: what reads the content, and its
-            sha256.
-        way_out: what can be done besides naming a folder of one's own.
+        folder: folder of the cache; a relative one is inside the user's own cache folder.
+        content: a second check, for files whose published hash does not stop a forger: a function that reads the
+            content, and its sha256.
+        way_out: what the user can do besides naming a folder.
 
     Raises:
-        ValueError: no source could be reached or gave the right bytes; the text says what each one did.
+        ValueError: no source could be reached or gave the right bytes; the message says what each one did.
     """
     import pooch  # only here, so that embedded data sets need nothing but torch and scikit-learn
 
@@ -46,7 +46,7 @@ def fetch(
         failures.append(f"{source}: the content's sha256 is not the published one")
     raise ValueError(
         f"could not fetch {name} of {folder.name} ({'; '.join(failures) or 'it has no source'}); put the "
-        f"set's files into a folder and name it as `data_dir` (--data-dir){way_out}"
+        f"set's files into a folder and pass it as `data_dir` (--data-dir){way_out}"
     )
 
 
@@ -63,5 +63,5 @@ def bytes_of(path: Path) -> bytes:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """The message of an exception, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Many small steps on one GPU: a step launched as a whole, and several runs that share the card by turns."""
+"""Many small steps on one GPU: a step launched as a whole, and several runs that take turns on the card."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Steps of each kind that are made before one is recorded: they create momentum, workspaces and plans, which a recording
-# must find in place.
+# How many steps of each kind are made before one is recorded: they create momentum, workspaces and plans, which a
+# recording must find in place.
 _PLAIN_STEPS = 3
 
 Step = Callable[[Tensor, Hashable], None]
 Recorder = Callable[[Callable[[], None]], Callable[[], object]]
-"""Notes what a call does on the device without doing it; calling what it returns does it."""
+"""Records what a call does on the device without doing it; calling the result does it."""
 
 
 class RecordedSteps:
     """A training step that is recorded once and then replayed with one launch.
 
-    A recording holds the addresses and the numbers of its step. The rows are copied to one place before each replay;
-    another setting, or another number of rows, needs another recording. Those of earlier settings are dropped. Where
-    recording fails, a warning says so and the steps are made as they are.
+    A recording holds the addresses and numbers of its step. The rows are copied to a fixed place before each replay;
+    another setting, or another number of rows, needs another recording. Those of earlier settings are dropped. If
+    recording fails, a warning says so and steps are made without it.
 
     Args:
         step: Makes one step on the images numbered ``rows``, shape (B,), at a setting.
@@ -39,7 +39,7 @@ class RecordedSteps:
         self._recorded: dict[int, tuple[Tensor, Callable[[], object]]] = {}
 
     def __call__(self, rows: Tensor, setting: Hashable) -> None:
-        """Make one step; the rows lie on the device, and equal settings say that all but the rows is as before."""
+        """Make one step; the rows are on the device, and equal settings mean that only the rows have changed."""
         if setting != self._setting:
             self._forget(rows.device)
             self._setting = setting
@@ -75,13 +75,13 @@ class RecordedSteps:
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """What records steps on a device; None where nothing can."""
+    """The recorder of steps for a device; None if there is none."""
     return _recorded_on_cuda if device.type == "cuda" else None
 
 
 def _recorded_on_cuda(call: Callable[[], None]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
-    # What other threads do meanwhile is their own affair: they are on streams of their own.
+    # Other threads do not interfere: they use streams of their own.
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
         call()
     return graph.replay
@@ -89,11 +89,11 @@ def _recorded_on_cuda(call: Callable[[], None]) -> Callable[[], object]:
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Send what the block computes to a CUDA stream of its own; elsewhere nothing changes.
+    """Send what the block computes to a CUDA stream of its own; on other devices nothing changes.
 
     Yields:
-        What to call after each epoch. It waits until the device has ended the epoch before: one epoch stays in the
-        queue, so that the device never waits. Meanwhile it is the other threads' turn.
+        A function to call after each epoch. It waits until the device has finished the epoch before: one epoch stays in
+        the queue, so that the device never waits. Meanwhile other threads take their turn.
     """
     if device.type != "cuda":
         yield lambda: _without_turn(lambda: None)
@@ -121,7 +121,7 @@ _mine = threading.local()
 
 @contextmanager
 def taking_turns() -> Iterator[None]:
-    """Run the block while no other thread is inside such a block, but for the waits of ``own_stream``.
+    """Run the block while no other thread is inside such a block, except during the waits of ``own_stream``.
 
     Recording a step, allocating and evaluating from several threads at once would depend on how well torch and CUDA
     keep them apart; only what is already queued on the device overlaps.

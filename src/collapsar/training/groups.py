@@ -21,8 +21,8 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Groups for any torch optimizer: ``torch.optim.SGD(param_groups(model, ...), lr=0.1)``.
 
-    torch's ``weight_decay`` of SGD, Adam, RMSprop is the derivative of (decay/2)||w||^2, so the head's is lambda_W and
-    its bias's lambda_b. AdamW's is no such penalty.
+    torch's ``weight_decay`` of SGD, Adam and RMSprop is the derivative of (decay/2)||w||^2, so the head's is lambda_W
+    and its bias's lambda_b. AdamW's is not such a penalty.
 
     Args:
         model: the network.
@@ -30,12 +30,12 @@ def param_groups(
         head_weight_decay: of the head's weight: lambda_W.
         head_bias_weight_decay: of the head's bias: lambda_b.
         norm_weight_decay: of scales and shifts of normalisations. Decay on the scale of the last one acts as a feature
-            penalty; 0 takes that away.
+            penalty; 0 removes it.
         head: the last linear layer or its name; by default what :func:`collapsar.metrics.head.find_head` finds.
 
     Returns:
-        Groups named "backbone", "norm", "head" and "head_bias" (empty ones left out); frozen parameters are left out,
-        shared ones come once, in the first group that has them (head first).
+        Groups named "backbone", "norm", "head" and "head_bias" (without empty ones); frozen parameters are left out,
+        shared ones appear once, in the first group that has them (head first).
 
     Raises:
         ValueError: a decay is negative or not finite, or the head is ambiguous.
@@ -58,7 +58,7 @@ def param_groups(
     bias = getattr(layer, "bias", None)
     norms = [p for m in model.modules() if normalization(m) is not None for p in m.parameters(recurse=False)]
     members: dict[str, list[Any]] = {
-        # an adapter's matrices and what a parametrisation makes the weight from count as the weight
+        # an adapter's matrices and the tensors behind a parametrised weight count as the weight
         "head": [p for p in layer.parameters() if p is not bias],
         "head_bias": [p for p in layer.parameters() if p is bias],
         "norm": norms,

@@ -22,17 +22,17 @@ from collapsar.training.fetch import bytes_of, fetch, first_line
 
 @dataclass(frozen=True)
 class IdxSet:
-    """Where an image set lives and how to know it.
+    """Where to find an image set and how to recognise it.
 
     Attributes:
         name: The data set's name.
-        hashes: Of each file, in the order of ``_NAMES``, the md5 of it gzipped, as the set's authors publish it, which
-            checks a download; and the sha256 of its content, which checks what the cache holds, since md5 does not stop
-            a forger.
+        hashes: For each file, in the order of ``_NAMES``, the md5 of the gzipped file, as published by the set's
+            authors, which checks a download; and the sha256 of its content, which checks the cache, since md5 does not
+            stop a forger.
         sources: Addresses to which the file name and ".gz" are appended, tried in order.
         class_names: K names.
         moments: Mean and standard deviation of the training images' pixels, in units of the full range.
-        system_dir: Where the operating system's package puts the files; None where there is no package.
+        system_dir: Where the operating system's package puts the files; None if there is no package.
         package: The name of that package, for the error message.
     """
 
@@ -95,13 +95,13 @@ MNIST = IdxSet(
 
 
 def find_idx_files(idx_set: IdxSet, data_dir: Path | None = None, cache_dir: Path | None = None) -> dict[str, Path]:
-    """The four files of a set, fetched where they are nowhere on this machine.
+    """The four files of a set, fetched if they are not on this machine.
 
     Args:
         idx_set: The set.
-        data_dir: A folder that must hold the files, gzipped or plain. Where None: the folder of the operating
-            system's package, else the cache, which is filled from ``idx_set.sources``.
-        cache_dir: The cache; the user's own cache folder where None.
+        data_dir: A folder that must hold the files, gzipped or plain. None: the folder of the operating system's
+            package, otherwise the cache, which is filled from ``idx_set.sources``.
+        cache_dir: The cache; None: the user's own cache folder.
 
     Returns:
         A path for each role.
@@ -123,9 +123,9 @@ def find_idx_files(idx_set: IdxSet, data_dir: Path | None = None, cache_dir: Pat
 
 
 def idx_files_in(folder: Path, way_out: str = "") -> dict[str, Path]:
-    """The four files of any set in a folder, told apart by "train" or "t10k" or "test", and "images" or "labels".
+    """The four files of any set in a folder, recognised by "train" or "t10k" or "test", and "images" or "labels".
 
-    Of a file that is there gzipped and plain the gzipped one is taken.
+    If a file is there both gzipped and plain, the gzipped one is used.
 
     Raises:
         ValueError: One of the four is missing or not the only one of its kind.
@@ -170,7 +170,7 @@ def read_idx(path: str | Path) -> Tensor:
         )
     header = 4 + 4 * content[3]
     if len(content) < header:
-        raise ValueError(f"{path} is truncated: its header alone needs {header} bytes, it has {len(content)}")
+        raise ValueError(f"{path} is truncated: its header alone needs {header} bytes, but it has {len(content)}")
     shape = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
     if len(content) - header != math.prod(shape):
         raise ValueError(
@@ -181,7 +181,7 @@ def read_idx(path: str | Path) -> Tensor:
 
 
 def _content(path: Path) -> bytes:
-    """The file's bytes, unpacked where they are gzipped."""
+    """The file's bytes, unpacked if they are gzipped."""
     raw = bytes_of(path)
     if raw[:2] != b"\x1f\x8b":
         return raw

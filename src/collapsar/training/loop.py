@@ -47,8 +47,7 @@ Step = Callable[[Tensor, Setting], None]
 # Training images are kept as float32 up to this size, ready for the network; larger sets stay bytes and are
 # normalised batch by batch.
 _FLOAT_BYTES = 1 << 29
-# A checkpoint at least this many seconds after the last, and no more than 2% of the time spent on writing
-# them.
+# Checkpoints are at least this many seconds apart, and writing them takes no more than 2% of the time.
 _CHECKPOINT_SECONDS = 10.0
 _CHECKPOINT_SHARE = 0.02
 
@@ -58,7 +57,7 @@ class DivergedError(ArithmeticError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or ``stop``: the epoch was finished and, with a ``run_dir``, saved. The text says how to go on."""
+    """Ctrl-C or ``stop``: the epoch was finished and, with a ``run_dir``, saved. The message says how to continue."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +86,23 @@ def train(
 ) -> TrainResult:
     """Train a network as ``config`` says.
 
-    On the CPU the result depends on the configuration, the data, the torch build and its number of threads
-    alone: a run that was killed and resumed ends in the same bits as one that was not. The first Ctrl-C ends the
-    run after the present epoch, the second at once.
+    On the CPU the result depends only on the configuration, the data, the torch build and its number of threads: a
+    run that was killed and resumed ends in the same bits as one that was not. The first Ctrl-C ends the run after the
+    present epoch, the second at once.
 
     Args:
         config: The run.
         data: The data set it names, whole or already cut to ``config.class_counts``.
-        run_dir: Folder for ``records.jsonl`` and ``checkpoint.safetensors``; nothing is written where None.
+        run_dir: Folder for ``records.jsonl`` and ``checkpoint.safetensors``; None: nothing is written.
         progress: Called after every epoch with (finished epochs, all epochs, the new record or None).
         measure: Called at every evaluation with the network and the data on the device; what it returns
-            (numbers, lists, arrays) joins the record. Use ``features_and_logits`` in it.
-        resume: Go on from the checkpoint in ``run_dir`` under its own configuration, whose penalties may differ from
-            those of ``config`` by a millionth; a finished run is returned at once. False: begin anew, replacing what
+            (numbers, lists, arrays) is added to the record. Use ``features_and_logits`` in it.
+        resume: Continue from the checkpoint in ``run_dir`` under its own configuration, whose penalties may differ from
+            those of ``config`` by a millionth; a finished run is returned at once. False: start again, replacing what
             is there.
-        start: Weights to begin from, a ``state_dict()`` of the same network; the momentum begins at zero and
-            the order of the images is that of a fresh start. A run that is resumed must be given the same.
-        stop: Asked after every epoch; True ends the run there like Ctrl-C, to be resumed later.
+        start: Weights to start from, a ``state_dict()`` of the same network; the momentum starts at zero and
+            the order of the images is that of a fresh start. A resumed run must be given the same.
+        stop: Called after every epoch; True ends the run there like Ctrl-C, to be resumed later.
 
     Returns:
         The network and the records.
@@ -112,7 +111,7 @@ def train(
         ValueError: The data or ``start`` do not fit the configuration, the device does not exist, or
             ``run_dir`` cannot be written, holds a run of another configuration, data or start, or a damaged one.
         DivergedError: The loss became infinite or NaN.
-        TrainingInterrupted: Ctrl-C, or ``stop`` said so.
+        TrainingInterrupted: Ctrl-C was pressed, or ``stop`` returned True.
 
     Example:
         >>> from collapsar import Penalties
@@ -171,7 +170,7 @@ def _device(config: TrainConfig) -> torch.device:
     if device.type == "cpu" and config.model.normalises:
         raise ValueError(
             f"`devices` must be 1 on the CPU for a network with batch normalisation, got {config.devices}: each "
-            "process would normalise by its own share of the batch; drop the normalisation, or use GPUs"
+            "process would normalise by its own share of the batch; leave out the normalisation, or use GPUs"
         )
     return device
 
@@ -179,7 +178,7 @@ def _device(config: TrainConfig) -> torch.device:
 def _training_data(config: TrainConfig, data: ImageData) -> ImageData:
     """The images that the configuration names, checked against it."""
     if config.dataset != data.name:
-        raise ValueError(f"`data` must be the configuration's data set {config.dataset!r}, got {data.name!r}")
+        raise ValueError(f"`data` must be the data set of the configuration, {config.dataset!r}, got {data.name!r}")
     data = imbalanced(data, config.class_counts)
     if config.model.normalises and len(data.train_labels) % config.batch_size == 1:
         raise ValueError(
@@ -203,7 +202,7 @@ def _run_epochs(state: RunState, job: _Job) -> None:
                 state.finished = "epochs"
             if record is not None and config.settled(state.epoch - 1) and record["stationarity"] < config.stop_at:
                 state.finished = "stationary"
-            stop = interrupted() and not state.finished  # asked once: what is told, saved and raised must agree
+            stop = interrupted() and not state.finished  # asked once: all that follows must agree
             job.team.told((state.finished, stop))
             now = time.monotonic()
             state.seconds += now - begin
@@ -218,13 +217,13 @@ def _run_epochs(state: RunState, job: _Job) -> None:
 
 
 def _inputs(data: ImageData) -> Tensor:
-    """The training images as they stay on the device."""
+    """The training images in the form kept on the device."""
     images = data.train_images
     return data.normalised(images) if images.numel() * 4 <= _FLOAT_BYTES else images
 
 
 def _network(model: FeatureNetwork, job: _Job) -> nn.Module:
-    """The model as training calls it: compiled where that was asked for, synchronised over the team."""
+    """The model as training calls it: compiled if configured, synchronised over the team."""
     network: nn.Module = model
     if job.team.size > 1 and job.config.model.normalises:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -264,7 +263,7 @@ def _train_epoch(state: RunState, job: _Job, step: Step) -> None:
     config, device = job.config, job.data.train_labels.device
     setting = config.learning_rate_at(state.epoch), config.penalties_at(state.epoch)
     order = torch.randperm(len(job.data.train_labels), generator=state.generator)
-    if device.type == "cuda":  # from pinned memory, else the copy would wait for the epoch before
+    if device.type == "cuda":  # from pinned memory, otherwise the copy would wait for the epoch before
         order = order.pin_memory().to(device, non_blocking=True)
     for rows in order.split(config.batch_size):
         step(rows, setting)
@@ -272,15 +271,15 @@ def _train_epoch(state: RunState, job: _Job, step: Step) -> None:
 
 
 def _clip(parameters: list[nn.Parameter], clip_norm: float) -> None:
-    """``nn.utils.clip_grad_norm_``, but on the CPU gradients that are short enough are not multiplied by 1."""
+    """``nn.utils.clip_grad_norm_``, except that on the CPU short gradients are not multiplied by 1."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    if norm.device.type != "cpu" or not norm <= clip_norm:  # elsewhere to look at the norm would be to wait for it
+    if norm.device.type != "cpu" or not norm <= clip_norm:  # on other devices, reading the norm would mean waiting
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
 
 
 def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
-    """The record of the epoch that has just ended, where one is due."""
+    """The record of the epoch that has just ended, if one is due."""
     config = job.config
     if state.epoch % config.eval_every != 0 and state.epoch != config.epochs:
         return None
@@ -304,7 +303,7 @@ def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
         **(job.measure(state.model, job.data) if job.measure is not None else {}),
     }
     record["seconds"] = round(state.seconds + time.monotonic() - begin, 3)
-    record = from_json(to_json(record))  # as ``load_records`` will give it
+    record = from_json(to_json(record))  # as ``load_records`` will return it
     if job.folder is not None:
         job.folder.append_record(record)
     state.records.append(record)
@@ -327,7 +326,7 @@ def exact_products() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes with one thread: on the CPU a result depends on their number, and records are to be compared."""
+    """Torch computes with one thread: on the CPU results depend on their number, and records must be comparable."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -345,7 +344,7 @@ def _how_to_go_on(state: RunState, job: _Job) -> str:
 
 @contextmanager
 def _deferred_interrupt(stop: Callable[[], bool] | None) -> Iterator[Callable[[], bool]]:
-    """Hold the first Ctrl-C back until the caller asks, and ask ``stop`` then; the second Ctrl-C acts at once.
+    """Hold back the first Ctrl-C until the caller asks, and call ``stop`` then; the second Ctrl-C acts at once.
 
     An interrupt in the middle of a step would leave weights and momentum half updated, a state that no
     uninterrupted run passes through.

@@ -1,4 +1,4 @@
-"""A network on a data set: features and logits in one pass, accuracies, and how still its head stands."""
+"""A network on a data set: features and logits in one pass, accuracies, and whether its head is at rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from collapsar.training.models import FeatureNetwork
 
 @dataclass(frozen=True)
 class HeadGradient:
-    """How far the head is from a stationary point, the features held.
+    """How far the head is from a stationary point, with the features fixed.
 
     Attributes:
         norm: ‖g‖, the Euclidean norm over (W, b) of the gradient of mean CE + (λ_W/2)‖W‖² + (λ_b/2)‖b‖².
@@ -31,9 +31,9 @@ class HeadGradient:
 
     @property
     def relative(self) -> float:
-        """``norm / penalty_norm``; NaN where the penalties exert no force to compare with.
+        """``norm / penalty_norm``; NaN if the penalties exert no force to compare with.
 
-        1 says that the data do not push at all (all features dead, say, while the weights still decay), 0
+        1 means that the data do not push at all (all features are dead, say, while the weights still decay), 0
         that data and penalties balance.
         """
         return self.norm / self.penalty_norm if self.penalty_norm > 0 else math.nan
@@ -44,11 +44,11 @@ def features_and_logits(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Features, logits and labels, batch by batch, in ``eval()`` mode and without gradients.
 
-    The mode the model was in comes back when the iterator ends.
+    The model's mode is restored when the iterator ends.
 
     Args:
         model: The network.
-        data: The data, anywhere; batches are moved to the model's device.
+        data: The data, on any device; batches are moved to the model's device.
         split: "train" or "test".
         batch_size: Images per batch, >= 1.
 
@@ -92,22 +92,22 @@ def head_gradient(model: FeatureNetwork, data: ImageData, penalties: Penalties) 
 
 
 class Evaluation(TypedDict):
-    """The numbers that every record holds, of one pass over each split in ``eval()`` mode.
+    """The numbers in every record, from one pass over each split in ``eval()`` mode.
 
     Attributes:
         train_loss: Mean cross-entropy, nats, without penalties.
-        train_accuracy: Of the training images.
-        train_class_accuracies: K shares; one of no images is NaN, here and below.
+        train_accuracy: On the training images.
+        train_class_accuracies: K shares; NaN for a class without images, here and below.
         stationarity: The head's relative gradient.
         head_gradient_norm: Its norm.
-        test_accuracy: Of the test images.
+        test_accuracy: On the test images.
         test_class_accuracies: K shares.
         test_balanced_accuracy: The mean of these shares.
         test_majority_accuracy: Mean over the classes with most training images.
         test_minority_accuracy: Mean over those with fewest.
         effective_lambda_w: The penalty given.
-        effective_lambda_h: That which the head acts as if it had, from the balance λ_W‖W‖² = λ_H Σ_k n_k‖h̄_k‖² of a
-            stationary point; NaN where λ_W is 0 or all class means are.
+        effective_lambda_h: Estimated from the balance λ_W‖W‖² = λ_H Σ_k n_k‖h̄_k‖² of a stationary point; NaN if λ_W is
+            0 or all class means are.
         effective_lambda_b: The penalty given.
         effective_lambda_z: √(λ_W λ_H) of these.
     """
@@ -129,7 +129,7 @@ class Evaluation(TypedDict):
 
 
 def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> Evaluation:
-    """One pass over each split: losses, accuracies, how still the head stands, what it acts as if penalised by."""
+    """One pass over each split: losses, accuracies, the head's gradient, and the penalties that it implies."""
     total = _training_pass(model, data, penalties)
     right, hits, test_counts = total.right, *torch.zeros(2, data.num_classes, dtype=torch.float64)
     for _, logits, labels in features_and_logits(model, data, "test"):
@@ -161,7 +161,7 @@ def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> Ev
 
 @dataclass(frozen=True)
 class _Totals:
-    """Of the training set: the head's gradient, mean cross-entropy, hits per class (K,), sums of features (K, d)."""
+    """For the training set: the head's gradient, mean cross-entropy, hits per class (K,), sums of features (K, d)."""
 
     gradient: HeadGradient
     loss: float
@@ -198,5 +198,5 @@ def _training_pass(model: FeatureNetwork, data: ImageData, penalties: Penalties)
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Right answers per class, on the CPU."""
+    """Correct predictions per class, on the CPU."""
     return torch.bincount(labels[logits.argmax(dim=1) == labels], minlength=logits.shape[1]).cpu()

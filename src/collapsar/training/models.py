@@ -1,4 +1,4 @@
-"""Networks that hand out their features: ``forward(x) -> (logits, features)``, with a linear ``head``.
+"""Networks that return their features: ``forward(x) -> (logits, features)``, with a linear ``head``.
 
 Each is a body that ends in d features, and the head on top. The switch ``feature_relu`` keeps or drops the
 body's last ReLU: with it the features are nonnegative, without it signed, and the two obey different feature
@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 
 _MLP_WIDTHS = (256, 256, 256)
 _PLAIN = ("mlp", "cnn", "vit")  # no batch normalisation of their own
-_SIDE = 32  # pixels a side of what the paper's networks see
+_SIDE = 32  # pixels per side of the images that the paper's networks see
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ModelSpec:
     Attributes:
         name: A key of ``BODIES``: "mlp" (perceptron), "cnn" (small convolutional), "vit" (small vision transformer,
             pre-norm), and the paper's "resnet18", "vgg11" and "vgg13" (JMLR Sec. 4), which see every image at 32x32,
-            resized where it has another size.
+            resized if it has another size.
         widths: "mlp": units of the hidden layers. "cnn": channels of the convolutions (each followed by a 2x2
             pooling), then units of the feature layer. "vit": side of a patch, then one width per block, all equal.
             "resnet18": channels of the four stages. "vgg11", "vgg13": units of the two fully connected layers. The
@@ -38,20 +38,20 @@ class ModelSpec:
         feature_relu: Whether the features pass a last ReLU (nonnegative) or not (signed). In "resnet18" that ReLU
             stands before the average pooling, which leaves nonnegative features nonnegative.
         batch_norm: Batch normalisation before every ReLU except the last; the features themselves stay
-            unnormalised, because a normalised feature could not answer to its penalty. The paper's networks have
-            theirs whatever this says: "resnet18" after every convolution, the VGGs as described here.
+            unnormalised, because a normalised feature could not respond to its penalty. The paper's networks always
+            have theirs: "resnet18" after every convolution, the VGGs as described here.
         layers_above_norm: "mlp" only. L >= 1 puts a batch normalisation right before the ReLU of that hidden
             layer which leaves exactly L linear layers, the head included, above the normalised features; with
             D hidden layers L is in 1..D, and L = 1 normalises the head's own features. 0: none. Independent of
-            ``batch_norm``; where both ask for the same layer it is normalised once. Decay on the scale of such a
-            normalisation acts as a feature penalty (ordinary training has no other).
+            ``batch_norm``; if both concern the same layer it is normalised once. Decay on the scale of such a
+            normalisation acts as a feature penalty (training with weight decay alone has no other).
         feature_norm: "mlp", "cnn" and "vit" only. A key of ``FEATURE_NORMS``: what normalises the features, without a
             gain or shift of its own, in place of their last ReLU: "layernorm", "rmsnorm" and "cosine" every feature,
             to the length √d (cosine: 16), "batchnorm" each coordinate over the batch. "": nothing.
 
     Raises:
         ValueError: The name is unknown, a width is not a positive whole number, ``layers_above_norm`` is out of
-            range, or ``feature_norm`` is unknown or stands beside a last ReLU.
+            range, or ``feature_norm`` is unknown or combined with a last ReLU.
 
     Example:
         >>> ModelSpec("mlp", widths=(64, 32)).feature_relu
@@ -84,7 +84,7 @@ class ModelSpec:
             raise ValueError(f"`feature_norm` must be one of {', '.join(FEATURE_NORMS)}, got {self.feature_norm!r}")
         if self.feature_norm and (self.name not in _PLAIN or self.feature_relu or self.layers_above_norm == 1):
             raise ValueError(
-                f"`feature_norm` {self.feature_norm!r} takes the place of the last ReLU of {', '.join(_PLAIN)} and of "
+                f"`feature_norm` {self.feature_norm!r} replaces the last ReLU of {', '.join(_PLAIN)} and "
                 f"`layers_above_norm` 1; got {self.name!r} with feature_relu={self.feature_relu} and "
                 f"layers_above_norm={self.layers_above_norm}"
             )
@@ -103,7 +103,7 @@ class ModelSpec:
 
 
 class _Cosine(nn.Module):
-    """Features of one length, as heads by the cosine have them."""
+    """Features of one length, as for cosine heads."""
 
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.normalize(features) * COSINE_SCALE
@@ -124,9 +124,8 @@ class FeatureNetwork(nn.Module):
         body: Maps images (B, C, H, W) to features (B, d).
         head: ``nn.Linear(d, K)``; its weight is Wᵀ of the theory, shape (K, d), its bias b, absent when λ_b =
             ∞.
-        body_dtype: In which the body multiplies in training mode; the weights, the head and every product in
-            evaluation mode are float32 whatever it says, because features near collapse differ by less than
-            bfloat16 resolves.
+        body_dtype: The type in which the body multiplies in training mode; the weights, the head and every product in
+            evaluation mode are always float32, because features near collapse differ by less than bfloat16 resolves.
     """
 
     def __init__(self, body: nn.Module, head: nn.Linear) -> None:
@@ -168,8 +167,7 @@ def build_model(
         image_shape: (C, H, W).
         num_classes: K >= 2.
         head_bias: False for λ_b = ∞.
-        generator: Source of the initial weights; the global one where None. The global one is never advanced
-            otherwise.
+        generator: Source of the initial weights; None: the global one, which is not advanced otherwise.
 
     Returns:
         A network on the CPU, in training mode.
@@ -248,7 +246,7 @@ def _small_convolutional(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module
 
 
 def _feature_end(spec: ModelSpec, num_features: int) -> list[nn.Module]:
-    """What the features pass last: a ReLU, a normalisation, or nothing."""
+    """The features' last layer: a ReLU, a normalisation, or nothing."""
     if spec.feature_relu:
         return [nn.ReLU()]
     return [FEATURE_NORMS[spec.feature_norm](num_features)] if spec.feature_norm else []
@@ -275,7 +273,7 @@ class _Attention(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Square patches as tokens, each with a learned place."""
+    """Square patches as tokens, each with a learned position."""
 
     def __init__(self, channels: int, patch: int, width: int, count: int) -> None:
         super().__init__()
@@ -306,7 +304,7 @@ def _vision_transformer(spec: ModelSpec, image_shape: Shape) -> tuple[nn.Module,
 
 
 class _Resized(nn.Module):
-    """Images brought to 32x32 pixels: bilinear, and antialiased where they shrink."""
+    """Images resized to 32x32 pixels: bilinear, and antialiased if they shrink."""
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] == (_SIDE, _SIDE):

@@ -4,7 +4,7 @@ The convention is the half on every square (theory: Hong & Ling, JMLR 25(192), 2
 
     L = (1/N) Σ CE  +  (λ_W/2)‖W‖²  +  (λ_H/2) Σ_i ‖h_i‖²  +  (λ_b/2)‖b‖²
 
-summed over all N training samples. A batch B sees its own features only, so their sum is scaled by N/|B|.
+summed over all N training samples. A batch B sees only its own features, so their sum is scaled by N/|B|.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def penalties_for(lambda_z: float, lambda_b: float = math.inf, *, head_ratio: fl
     Args:
         lambda_z: λ_Z > 0.
         lambda_b: Penalty on the bias; inf for a head without one.
-        head_ratio: √(λ_W/λ_H) > 0. The default 10 is the paper's (JMLR Sec. 4, Figs 5-8). It moves scale
-            between W and H and leaves the optimal predictions alone.
+        head_ratio: √(λ_W/λ_H) > 0. The default 10 is the paper's (JMLR Sec. 4, Figs 5-8). It shifts scale
+            between W and H and leaves the optimal predictions unchanged.
 
     Raises:
         ValueError: ``lambda_z`` or ``head_ratio`` is not positive and finite.
@@ -51,9 +51,9 @@ def scaled(penalties: Penalties, factor: float) -> Penalties:
 
 
 def with_weight_decay(penalties: Penalties, weight_decay: float) -> Penalties:
-    """What the head feels when the optimiser's L2 weight decay adds to λ_W and λ_b.
+    """The head's penalties when the optimiser's L2 weight decay adds to λ_W and λ_b.
 
-    Holds for torch's SGD, whose ``weight_decay`` is the gradient of a half square; AdamW's decay is no L2
+    This holds for torch's SGD, whose ``weight_decay`` is the gradient of a half square; AdamW's decay is not an L2
     penalty.
 
     Example:
@@ -69,14 +69,14 @@ def penalised_loss(
     """The loss of one batch whose average over an epoch is the penalised loss of the whole training set.
 
     mean CE + (λ_W/2)‖W‖² + (λ_b/2)‖b‖² + (λ_H/2)(N/|B|) Σ_{i in B} ‖h_i‖² (JMLR (2.2), one batch). Averaged
-    over the batches of an epoch with weights |B|/N it is the full loss exactly, a smaller last batch
-    included.
+    over the batches of an epoch with weights |B|/N it is exactly the full loss, even with a smaller last
+    batch.
 
     Args:
         logits: Shape (|B|, K), Wh + b.
         features: Shape (|B|, d), what enters the head.
         labels: Shape (|B|,), int64.
-        head: The linear head; its bias, where it has one, is penalised by λ_b.
+        head: The linear head; its bias, if it has one, is penalised by λ_b.
         penalties: λ_W, λ_H, λ_b.
         num_samples: N, the size of the whole training set.
 
@@ -111,8 +111,8 @@ def penalised_backward(
     """Add the gradient of ``penalised_loss`` to every ``grad``, without forming the loss.
 
     With p_i = softmax(Wh_i + b), the gradients that enter the network are p_i - y_i at the logits and λ_H N h_i at
-    the features, both times ``weight``, and λ_W W and λ_b b belong to the head alone. A dozen small kernels fewer
-    than autograd needs for the same, a twentieth of the step of a small network.
+    the features, both times ``weight``, while λ_W W and λ_b b belong to the head alone. This takes a dozen small
+    kernels fewer than autograd, a twentieth of the step of a small network.
 
     Args:
         outputs: Logits (B, K) and features (B, d), still attached to the network; B may be 0.
@@ -120,8 +120,8 @@ def penalised_backward(
         head: The linear head.
         penalties: λ_W, λ_H, λ_b.
         num_samples: N, the size of the whole training set.
-        weight: Of one image: 1/|B|. Where gradients are averaged over processes that share the batch, their number
-            over the size of the whole batch.
+        weight: Of one image: 1/|B|. If gradients are averaged over processes that share the batch, their number
+            divided by the size of the whole batch.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Prior correction: logits trained under one class prior, read under another."""
+"""Prior correction: logits trained under one class prior, used under another."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def prior_correction(
 ) -> Tensor:
     """What to add to the logits so that their softmax is the posterior under ``target_prior``.
 
-    A network trained with loss shares q and logit offsets iota puts out g with softmax(g + iota) the posterior under
+    A network trained with loss shares q and logit offsets iota outputs g with softmax(g + iota) the posterior under
     the prior q; under pi it is softmax(g + iota - log q + log pi) (Saerens et al., 2002). After balanced sampling for
-    data that are imbalanced in use: q uniform, pi the frequencies. After plain training for balanced use: q = n/N, pi
-    uniform. Scales and temperatures of the training loss have no such reading.
+    data that are imbalanced in use: q uniform, pi the frequencies. After training without a mitigation for balanced
+    use: q = n/N, pi uniform. Scales and temperatures of the training loss have no such interpretation.
 
     Args:
         train_share: q, shape (K,), positive, of any sum: ``Problem.loss_share``, ``ClassAwareSampler.loss_share``.
@@ -49,7 +49,7 @@ def prior_correction(
 
 
 def fold_into_bias(head: nn.Linear, correction: Tensor) -> None:
-    """Add a correction to a head's bias for good, giving it a bias where it has none.
+    """Add a correction to a head's bias permanently, giving it a bias if it has none.
 
     Args:
         head: the last layer.
@@ -72,5 +72,5 @@ def fold_into_bias(head: nn.Linear, correction: Tensor) -> None:
 
 
 def _copied(values: ArrayLike | Tensor) -> Tensor:
-    # a copy: arrays that are read-only, as a Problem's are, would make torch warn
+    # a copy: read-only arrays, like a Problem's, would make torch warn
     return (values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))).to(torch.float64)

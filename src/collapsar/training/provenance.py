@@ -21,7 +21,7 @@ from collapsar.training.data import ImageData
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is a CUDA device where there is one, else the CPU.
+    """The device called ``name``; "auto" is a CUDA device if there is one, otherwise the CPU.
 
     Raises:
         ValueError: Torch does not know the name, or this machine has no such device.
@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA asserts
         reason = (str(error).splitlines() or ["unknown"])[0]
         raise ValueError(
-            f'`device` must be one that this machine has, got {name!r} ({reason}); "auto" chooses'
+            f'`device` must be one that this machine has, got {name!r} ({reason}); use "auto" to choose one'
         ) from None
     return device
 
@@ -95,13 +95,13 @@ def _version(package: str) -> str | None:
 
 
 def checkout_commit() -> str | None:
-    """The commit of the checkout this code lies in, "-dirty" where it was changed.
+    """The commit of the checkout that contains this code, with "-dirty" if it was changed.
 
-    Where the files were copied without their repository: what the variable COLLAPSAR_COMMIT says, else None.
+    If the files were copied without their repository, the value of the variable COLLAPSAR_COMMIT, otherwise None.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists() or not (root / "src" / "collapsar").is_dir():
-        # never the commit of some other repository that the environment happens to lie in
+        # never the commit of some other repository that happens to contain the environment
         return os.environ.get("COLLAPSAR_COMMIT")
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,8 +1,8 @@
 """Settings of the demonstration runs, found by trial on one CPU core.
 
-The paper's recipe (JMLR Sec. 4, Figs 5-8) needs one thing more on a network without normalisation: clipping. At
-learning rate 0.1 the first steps, and those after the warm start's end, are too steep for it; on FashionMNIST they
-threw every ReLU into its dead half or diverged. A clip at norm 1 acts on those steps alone: later gradients stay below
+The paper's recipe (JMLR Sec. 4, Figs 5-8) needs one more thing on a network without normalisation: clipping. At
+learning rate 0.1 the first steps, and those after the end of the warm start, are too steep for it; on FashionMNIST they
+pushed every ReLU into its dead half or diverged. A clip at norm 1 affects only those steps: later gradients stay below
 0.4. With it the mean predictions ended within relative distance 0.025 of the nonnegative feature model's optimum
 (penalties below and between the thresholds, seeds 0 to 2; 0.035 close to a threshold). On FashionMNIST a ramp of the
 learning rate instead ended at 0.01 to 0.05, lower rates at 0.03 to 0.19 or dead. Epochs matter: with 500 and 100
@@ -10,8 +10,8 @@ images of a class, 100 epochs ended at 0.07 to 0.13. The digits, with the first 
 0.013 after 210 (seeds 0 to 2, below and between).
 
 A network with a LayerNorm before its head and no feature penalty (``standard_config``) ended within 0.015 of its own
-optimum at half and at 1.4 times the merge threshold (digits, seeds 0 to 2). Near rest its features are pulled by the
-head alone, which strong decay keeps short: it needs a higher rate for longer, lest the small classes end half apart.
+optimum at half and at 1.4 times the merge threshold (digits, seeds 0 to 2). Near rest its features are pulled only by
+the head, which strong decay keeps short: without a higher rate for longer, small classes would end half apart.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DEMO_RECIPES: Mapping[str, TrainConfig] = {
 
 
 def demo_config(dataset: str, lambda_z: float, seed: int = 0) -> TrainConfig:
-    """The demonstration run on a data set, at a penalty of one's own.
+    """The demonstration run on a data set, at a given penalty.
 
     Args:
         dataset: A key of ``DEMO_RECIPES``.
@@ -67,7 +67,7 @@ def demo_config(dataset: str, lambda_z: float, seed: int = 0) -> TrainConfig:
 
 
 def standard_config(dataset: str, lambda_w: float, seed: int = 0) -> TrainConfig:
-    """A run of the usual kind: LayerNorm before the head, decay on the head's weight alone, a free bias.
+    """A standard training run: LayerNorm before the head, decay only on the head's weight, a free bias.
 
     Args:
         dataset: A key of ``DEMO_RECIPES``, whose images it takes.

@@ -1,6 +1,6 @@
-"""A sampler that shows every class as often as it is told to: exact in expectation, resumable, distributed.
+"""A sampler that shows every class a given number of times: exact in expectation, resumable, distributed.
 
-It knows which :class:`collapsar.Problem` the network that it feeds is trained on.
+It can tell the :class:`collapsar.Problem` that a network fed by it is trained on.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from collapsar.core.loss import Loss
 from collapsar.core.problem import FeatureModel, Problem
 from collapsar.core.types import Vector
 
-# A sampler is asked at most this many calls below one that wraps it.
+# How many calls above a sampler one that wraps it is sought.
 _CALLS = 12
 
 
 class SamplerState(TypedDict):
-    """Where a sampler stands, for a checkpoint: ``done`` indices of ``epoch``, over all ranks."""
+    """The state of a sampler, for a checkpoint: ``done`` indices of ``epoch``, over all ranks."""
 
     epoch: int
     done: int
@@ -43,13 +43,13 @@ class ClassAwareSampler(Sampler[int]):
     else varies: the epoch is a function of (seed, epoch).
 
     With several ranks the epoch's order is dealt out like cards, and at most ``world_size - 1`` cards of a shuffled
-    deck are left undealt so that all ranks have equally many. Nothing is padded: no index appears more often over all
-    ranks than its multiplier says, and class *shares* stay exact in expectation. Lightning (unless told
-    ``use_distributed_sampler=False``), Accelerate and Hugging Face's ``Trainer`` deal out batches themselves: leave
-    ``rank`` and ``world_size`` out with them; dealing twice is refused.
+    deck are left undealt so that all ranks have equally many. Nothing is padded: over all ranks no index appears more
+    often than its multiplier says, and class *shares* stay exact in expectation. Lightning (unless told
+    ``use_distributed_sampler=False``), Accelerate and Hugging Face's ``Trainer`` deal out batches themselves: with
+    them leave out ``rank`` and ``world_size``; dealing twice is refused.
 
-    Each iteration is an epoch: after one that ended or was broken off the next epoch comes, or that which ``set_epoch``
-    names. Only ``load_state_dict`` makes the next iteration go on within an epoch; it then yields fewer than ``len``.
+    Each iteration is an epoch: after one that ended or was broken off comes the next, or the one set by ``set_epoch``.
+    Only ``load_state_dict`` makes the next iteration continue within an epoch; it then yields fewer than ``len``.
 
     Args:
         labels: class of each sample, shape (N,), whole numbers 0..K-1.
@@ -60,8 +60,8 @@ class ClassAwareSampler(Sampler[int]):
 
     Raises:
         ValueError: the labels are not whole numbers 0..K-1 with every class present, a multiplier is not positive and
-            finite, ``seed`` is negative, or ``rank`` is not in 0..world_size-1. In iteration: another sampler deals
-            the indices out as well.
+            finite, ``seed`` is negative, or ``rank`` is not in 0..world_size-1. In iteration: another sampler also
+            deals out the indices.
 
     Example:
         >>> labels = [0] * 6 + [1] * 2
@@ -109,7 +109,7 @@ class ClassAwareSampler(Sampler[int]):
         if self.world_size > 1 and (dealer := _dealer()):
             raise ValueError(
                 f"`world_size` {self.world_size} deals each process its share, and {dealer} deals out that share once "
-                "more, so that most samples are never shown; leave `rank` and `world_size` out, as it deals by itself"
+                "more, so that most samples are never shown; leave out `rank` and `world_size`, as it deals by itself"
             )
         if self._begun and not self._resumed:
             self.epoch += 1
@@ -140,7 +140,7 @@ class ClassAwareSampler(Sampler[int]):
         return self._order[1]
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be ``epoch``, from its start, or from where a loaded state stands in it.
+        """Let the next iteration be ``epoch``, from its start, or from the position of a loaded state.
 
         Raises:
             ValueError: ``epoch`` is not a whole number >= 0.
@@ -152,15 +152,15 @@ class ClassAwareSampler(Sampler[int]):
         self._begun = False
 
     def state_dict(self, consumed: int | None = None) -> SamplerState:
-        """Where the sampler stands, for a checkpoint; the same on every rank.
+        """The sampler's state, for a checkpoint; the same on every rank.
 
         Args:
             consumed: samples of this epoch that this rank has trained on. Needed with a data loader that has worker
-                processes, which asks for indices ahead of time; by default the indices handed out so far.
+                processes, which fetches indices ahead of time; by default the indices returned so far.
         """
         epoch, done = self.epoch, self._done
         if consumed is not None:
-            if consumed and not self._begun and not self._resumed:  # a loader that asks ahead has emptied the epoch
+            if consumed and not self._begun and not self._resumed:  # a loader that fetches ahead has emptied the epoch
                 epoch -= 1
             done = consumed * self.world_size
             if consumed >= len(self):
@@ -174,7 +174,7 @@ class ClassAwareSampler(Sampler[int]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken; the number of ranks may differ from then.
+        """Continue where ``state`` was taken; the number of ranks may differ.
 
         Raises:
             ValueError: the state belongs to other labels, multipliers or another seed.
@@ -229,9 +229,9 @@ class ClassAwareSampler(Sampler[int]):
 
 
 def _dealer() -> str | None:
-    """A sampler that is dealing out to several processes what is asked for just now; None without one.
+    """A sampler that is currently dealing out these indices to several processes; None if there is none.
 
-    Accelerate's and Lightning's wrap the sampler unseen, so that only the calls in progress show them.
+    Accelerate's and Lightning's wrap the sampler invisibly, so that only the calls in progress show them.
     """
     frame = sys._getframe(2)
     for _ in range(_CALLS):
@@ -251,8 +251,8 @@ def _check_labels(y: NDArray[Any], num_classes: int) -> None:
     K = num_classes
     if y.ndim != 1 or y.dtype.kind not in "iu" or not y.size:
         raise ValueError(
-            f"`labels` must be whole numbers 0..{K - 1}, one for each sample, got shape {y.shape} of {y.dtype}; of "
-            "names give `numpy.unique(labels, return_inverse=True)[1]`"
+            f"`labels` must be whole numbers 0..{K - 1}, one for each sample, got shape {y.shape} of {y.dtype}; for "
+            "names pass `numpy.unique(labels, return_inverse=True)[1]`"
         )
     outside = np.unique(y[(y < 0) | (y >= K)])
     if outside.size:

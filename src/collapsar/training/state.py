@@ -1,4 +1,4 @@
-"""The changing part of a run: made fresh, taken from a checkpoint, put into one."""
+"""The changing part of a run: made fresh, read from a checkpoint, written to one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from collapsar.training.groups import param_groups
 from collapsar.training.models import FeatureNetwork, build_model
 
 _BUFFERS = {"momentum": "momentum_buffer", "first": "exp_avg", "second": "exp_avg_sq", "steps": "step"}
-"""What the optimizers keep of each parameter, by its prefix in a checkpoint."""
+"""What the optimizers keep for each parameter, by its prefix in a checkpoint."""
 
-_SAME_PENALTY = 1e-6  # relative: nobody could tell the two networks apart
+_SAME_PENALTY = 1e-6  # relative: no one could tell the two networks apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +31,16 @@ class TrainResult:
     """A trained network and how it got there.
 
     Attributes:
-        config: What was asked.
+        config: The configuration.
         model: The network, on its device, in training mode.
         records: One for each evaluation, in order: "epoch" (finished epochs), "learning_rate", "lambda_w",
-            "lambda_h", "lambda_b" and "lambda_z" (the loss's own, as in that epoch; an infinite one NaN), "seconds",
-            then the numbers of ``evaluate`` and of the ``measure`` hook.
+            "lambda_h", "lambda_b" and "lambda_z" (those of the loss in that epoch; NaN if infinite), "seconds", then
+            the numbers of ``evaluate`` and of the ``measure`` hook.
         header: Configuration, seed, commit, versions, device.
         epoch: Finished epochs.
         finished: "epochs", "stationary", or "" for a run that was loaded before its end.
         seconds: Time spent in training and evaluation, resumed parts included.
-        optimizer: As training left it, with its state.
+        optimizer: The optimizer with its state after training.
     """
 
     config: TrainConfig
@@ -71,8 +71,7 @@ def fresh_state(
     config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
 ) -> RunState:
     """A run before its first epoch."""
-    # One generator on the CPU, for the weights and then for the order, so that every device sees the same
-    # ones.
+    # One generator on the CPU, for the weights and then for the order, so that all devices see the same.
     generator = torch.Generator().manual_seed(config.seed)
     head_bias = math.isfinite(config.penalties.lambda_b)
     model = build_model(config.model, image_shape, num_classes, head_bias=head_bias, generator=generator).to(device)
@@ -94,7 +93,7 @@ def begin_from(state: RunState, start: Mapping[str, Tensor]) -> None:
     """Replace the weights of a fresh state.
 
     Raises:
-        ValueError: They are those of another network.
+        ValueError: They belong to another network.
     """
     with _fitting("`start` must be a state_dict of the configuration's network, got another ({})"):
         state.model.load_state_dict(start)
@@ -102,7 +101,7 @@ def begin_from(state: RunState, start: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _fitting(sentence: str) -> Iterator[None]:
-    """Say that tensors belong to another network, with the reason in its place."""
+    """Raise ``sentence``, with the reason filled in, if tensors belong to another network."""
     try:
         yield
     except (RuntimeError, KeyError) as error:
@@ -140,10 +139,10 @@ def checkpoint_of(
 
 
 def bring_back(folder: RunFolder, state: RunState, config: TrainConfig, digests: Mapping[str, str]) -> TrainConfig:
-    """Bring a fresh state to where the folder's run stands; a folder without a checkpoint leaves it fresh.
+    """Bring a fresh state to the state of the folder's run; without a checkpoint it stays fresh.
 
     Returns:
-        The configuration to go on with: the folder's, whose penalties may differ from ours by rounding.
+        The configuration to continue with: the folder's, whose penalties may differ from ours by rounding.
 
     Raises:
         ValueError: The folder's run has another configuration, other training images or another start, or is
@@ -207,7 +206,7 @@ def _refuse_other_run(
     try:
         other = TrainConfig.from_json(other_json)
         names = [name for name in vars(config) if getattr(other, name) != getattr(config, name)]
-        # Penalties may come from a threshold, which another machine or release computes to other last digits.
+        # Penalties may come from a threshold, whose last digits depend on machine and release.
         if np.allclose(astuple(other.penalties), astuple(config.penalties), rtol=_SAME_PENALTY, atol=0.0):
             names = [name for name in names if name != "penalties"]
         differ = ", ".join(f"{name} {getattr(other, name)!r} there, {getattr(config, name)!r} here" for name in names)
