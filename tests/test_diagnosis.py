@@ -668,8 +668,19 @@ def test_a_frozen_backbone_gets_its_own_model_and_words(tmp_path):
     of_file = diagnose(path, known=KnownTraining(body="frozen"))
     assert of_file.frozen is not None
     assert of_file.frozen.optimum.objective == pytest.approx(d.frozen.optimum.objective, rel=1e-9)
+    assert "at lambda_w" not in text
     with pytest.raises(ValueError, match="`lambda_w` must be finite and > 0"):
         frozen_head(X, y, W, b, lambda_w=0.0)
+
+
+def test_the_objective_of_a_frozen_head_names_the_penalty_that_was_read_for_it():
+    """Solved by scikit-learn at 0.3 and told nothing of it: the gradient gives 0.3 back."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    X, y = long_tail_features()
+    theirs = linear_model.LogisticRegression(C=1 / (0.3 * len(y)), tol=1e-10, max_iter=20_000).fit(X, y)
+    m, known = measure(X, y, theirs.coef_, theirs.intercept_), KnownTraining(body="frozen", lambda_b=0.0)
+    d = diagnose_measurement(m, known, frozen=frozen_of(X, y, m, known))
+    assert any(words.startswith("On these features, at lambda_w = 0.3, which fits its gradient") for words in d.words)
 
 
 def test_each_problem_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:

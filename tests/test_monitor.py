@@ -507,3 +507,18 @@ def test_labels_that_are_names_are_refused_with_the_way_to_number_them(tmp_path)
         model(x)
         with pytest.raises(ValueError, match=r"got str 'cat'\. Number the names"):
             monitor.step(["cat"] * 8)
+
+
+def test_the_largest_norm_is_that_of_the_predictions_however_short(tmp_path):
+    torch.manual_seed(0)
+    body, head = nn.Linear(6, 5), nn.Linear(5, 4)
+    model, X, y = nn.Sequential(body, head), torch.randn(40, 6), torch.arange(40) % 4
+    nn.init.normal_(head.weight, std=1e-3)
+    monitor = CollapseMonitor(model, loader=[(X, y)], options=options(tmp_path))
+    found = evaluated(monitor)
+    features = body(X).detach().double()
+    logits = (features - features.mean(dim=0)) @ head.weight.detach().double().T
+    logits -= logits.mean(dim=1, keepdim=True)
+    longest = max(float(logits[y == k].mean(dim=0).norm()) for k in range(4))
+    assert longest < 0.01
+    assert found.scalars["nc/largest_norm"] == pytest.approx(longest, rel=1e-4)

@@ -189,3 +189,14 @@ def test_bad_watches_are_named():
         MergeWatch(3, class_names=["a", "b"])
     with pytest.raises(ValueError, match=r"`Z` must have shape \(K, K\) = \(3, 3\)"):
         MergeWatch(3).observe(1, np.eye(4))
+
+
+def test_the_large_one_of_two_classes_stands_by_the_bias_and_is_no_alarm():
+    """500 and 20 samples: about the mean over samples the large class is 20/500 as long as the small one."""
+    watch = MergeWatch(2, class_names=["rest", "lynx"])
+    apart = 4.0 * np.array([1.0, -1.0])
+    Z = np.outer(apart, [20 / 520, -500 / 520])
+    for epoch in range(1, 15):
+        assert watch.observe(epoch, Z, Z + np.array([[3.0], [-3.0]]), [1.0, 1.0], [-1, -1]) == ()
+    assert watch.standings.carried == (0,)
+    assert watch.summary() == "After epoch 14: 1 of 2 classes is separated; right by the bias alone: rest."

@@ -159,7 +159,10 @@ def _telling(m: Measurement) -> bool:
 def _penalised(known: KnownTraining) -> str:
     if known.lambda_h:
         return "The features are penalised, as in Hong and Ling (2024): the model of penalised features."
-    return "No normalisation is seen before the head: the model of penalised features, at the penalty that is read."
+    return (
+        "No normalisation is seen before the head: the model of penalised features, at the penalty that is "
+        "read. If weight decay alone holds the features, this is known to miss where classes are lost: take it as a hint."
+    )
 
 
 def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:

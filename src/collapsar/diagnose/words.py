@@ -152,8 +152,11 @@ def _frozen(d: Diagnosis, head: FrozenHead) -> Iterator[str]:
     """How far a head is from its optimum on given features, which classes are lost there, and what mitigations do."""
     best = head.optimum
     above = f"{percent(head.excess)} above" if head.excess > max(best.gap, 1e-6) else "at"
+    price = ""
+    if d.known.priced_w is None:
+        price = f", at lambda_w = {np.mean(head.lambda_w):.3g}, which fits its gradient best (its own is not known),"
     yield (
-        f"On these features its objective is {head.objective:.4g}, {above} the optimum, {best.objective:.4g} "
+        f"On these features{price} its objective is {head.objective:.4g}, {above} the optimum, {best.objective:.4g} "
         f"(certified to {max(best.gap, 1e-15):.0e}; mean recall there {percent(best.mean_recall)})."
     )
     if best.outvoted:
@@ -200,7 +203,7 @@ def _distance(d: Diagnosis, fit: Fit) -> str:
         f"At lambda_z = {fit.lambda_z:.4g} the mean predictions lie {_away(nonnegative)} from the optimum with "
         f"nonnegative features and {_away(signed)} from the one with signed features"
     )
-    if d.model_fit is not None:
+    if d.model.name != "penalty":
         text += ", which are models of other networks."
     else:
         text += f": the network follows the {fit.follows} model." if fit.follows else ": it is about as near to both."

@@ -80,7 +80,7 @@ class MonitorRecord:
                 "num_vanished": float(len(separation.vanished_classes)),
                 "least_separation": float(min(nearest[nearest == nearest], default=math.nan)),
                 "least_norm": float(min(separation.relative_norms[report.class_counts > 0], default=math.nan)),
-                "largest_norm": separation.scale,
+                "largest_norm": separation.scale * float(np.nanmax(separation.relative_norms, initial=0.0)),
             }
         return {f"nc/{name}": value for name, value in values.items() if math.isfinite(value)}
 

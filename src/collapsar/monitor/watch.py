@@ -176,7 +176,8 @@ class MergeWatch:
         seen, paired = np.isfinite(found.relative_norms), found.nearest >= 0
         self.dead = tuple(sorted(k for group in shared_rows for k in group if seen[k]))
         contrast, own = _contrasts(Z, found.nearest)
-        gone = np.array([state == "vanished" for state in found.states])
+        # one that the bias decides right needs no evidence of its own, as the large one of two classes
+        gone = np.array([state == "vanished" for state in found.states]) & ~self._mask(self.standings.carried)
         floor = rule.release * max(rule.vanish, rule.min_norm / found.scale)
         with np.errstate(invalid="ignore"):  # NaN, an unseen class, is neither
             close = found.nearest_separation < rule.merge
@@ -210,10 +211,14 @@ class MergeWatch:
         if not (self.learned or self._any_distinct):
             ahead = f"{self.rule.contrast:g} nats ahead of its nearest"
             return f"{start} no class is {ahead} yet: nothing is learned that could merge."
-        parts = [f"{found.num_distinct} of {len(found.states)} classes are separated"]
+        verb = "is" if found.num_distinct == 1 else "are"
+        parts = [f"{found.num_distinct} of {len(found.states)} classes {verb} separated"]
         merged = [group for group in found.groups if not set(group) & set(found.vanished_classes)]
         parts += [f"merged: {self._named(group)}" for group in merged]
-        parts += [f"vanished: {self._named(found.vanished_classes)}"] if found.vanished_classes else []
+        vanished = [k for k in found.vanished_classes if k not in self.standings.carried]
+        parts += [f"vanished: {self._named(vanished)}"] if vanished else []
+        carried = self.standings.carried
+        parts += [f"right by the bias alone: {self._named(carried)}"] if carried else []
         if lost:
             parts.append(f"lost, given to none of their own samples: {listed(lost, MOST_NAMED, last=' and ')}")
         parts += [f"dead, their rows of the head the same: {self._named(self.dead)}"] if self.dead else []
