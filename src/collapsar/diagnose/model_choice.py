@@ -161,7 +161,7 @@ def _penalised(known: KnownTraining) -> str:
         return "The features are penalised, as in Hong and Ling (2024): the model of penalised features."
     return (
         "No normalisation is seen before the head: the model of penalised features, at the penalty that is "
-        "read. If weight decay alone holds the features, this is known to miss where classes are lost: take it as a hint."
+        "read. If weight decay alone holds the features, that is known to miss where classes are lost: a hint only."
     )
 
 
