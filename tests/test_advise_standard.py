@@ -284,7 +284,9 @@ def test_the_command_answers(norm: str) -> None:
     assert set(data) == set(StandardAdvice.__dataclass_fields__)
     assert data["clock"] == pytest.approx(2.5)
     early = CliRunner().invoke(app, [*COMMAND.split(), "--steps", "2000", "--norm", norm]).output
-    assert "seen 3938 times" in " ".join(early.split())  # 2000 updates of 256 samples, 20 of 2600
+    assert "3938 samples of the smallest are shown in all" in " ".join(
+        early.split()
+    )  # 2000 updates of 256 samples, 20 of 2600
 
 
 def test_the_scale_of_a_cosine_head_decides_and_what_is_assumed_is_said() -> None:

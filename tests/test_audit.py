@@ -341,3 +341,17 @@ def test_a_diagnosis_counts_classes_that_share_a_row() -> None:
     assert "2 of 6 classes are dead, their rows of the head the same as others': 3 and 5." in found.headline
     assert found.num_gone == 2
     assert found.to_dict()["num_dead"] == 2
+
+
+def test_a_head_with_a_bias_is_compared_with_the_optimum_that_has_one() -> None:
+    """Alone in its size the smallest class is merged at the optimum with a free bias, and separated without one."""
+    n = [200, 129, 84, 54, 35, 23, 15, 10, 6, 4]
+    W = np.random.default_rng(0).standard_normal((10, 64))
+    for b, lambda_b in ((np.zeros(10), 0.0), (None, np.inf)):
+        p = cs.Problem.from_normalized(n, lambda_w=0.6, norm=8.0, over="sample", lambda_b=lambda_b)
+        lost = [state != "separated" for state in cs.solve(p).class_states]
+        assert sum(lost) == (b is not None)
+        found = cs.audit(W, b, class_counts=n, options=cs.AuditOptions(features=8.0, lambda_w=0.6))
+        assert found.predicted["normalised"].tolist() == lost
+        said = cs.AuditOptions(features=8.0, lambda_w=0.6, lambda_b=lambda_b)
+        assert cs.audit(W, b, class_counts=n, options=said).predicted["normalised"].tolist() == lost

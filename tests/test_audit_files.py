@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy.special import softmax
+from typer.testing import CliRunner
 
 from audit_heads import planted
 from collapsar.cli.app import app
@@ -621,3 +622,22 @@ def test_the_picture_marks_every_dead_class_once() -> None:
     few = cs.audit(np.eye(5), class_names=["ant", "bee", "cat", "dog", "eel"]).to_dict()
     (ax,) = audit_figure(few).axes
     assert [label.get_text() for label in ax.get_xticklabels()] == few["class_names"]
+
+
+def test_the_number_of_classes_tells_the_head_of_a_sequential(tmp_path: Path) -> None:
+    """Layers called 0, 2 and 4: the one with a row for each class is the head, where another has not as many."""
+    nn = torch.nn
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3))
+    path, labels = tmp_path / "model.pt", tmp_path / "labels.txt"
+    torch.save(model.state_dict(), path)
+    labels.write_text("\n".join(str(k) for k in [0] * 20 + [1] * 9 + [2] * 5))
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
+    for more in (["--counts", labels], ["--class-names", tmp_path / "names.txt"]):
+        out = CliRunner().invoke(app, ["audit", str(path), *map(str, more)])
+        assert out.exit_code == 0
+        assert "4.weight (3, 8): of 3 matrices it alone has as many rows as there are classes, 3" in out.output
+    assert read_head(path, num_classes=3).weight.shape == (3, 8)
+    assert read_head(path, num_classes=8).name == "2.weight"
+    for K in (None, 5):
+        with pytest.raises(ValueError, match="3 matrices that could be the head"):
+            read_head(path, num_classes=K)

@@ -167,7 +167,8 @@ class _Training:
         n, recipe, seen = self.n, self.recipe, ""
         if recipe.batch_size is not None:
             times = recipe.steps * recipe.batch_size * int(n.min()) / int(n.sum())
-            seen = f" (the smallest is seen {times:{'.0f' if times >= 100 else '.3g'}} times)"
+            shown = f"{times:{'.0f' if times >= 100 else '.2g'}}"
+            seen = f" (at one batch a step, {shown} samples of the smallest are shown in all, repeats counted)"
         reason = (
             f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
             "have merged classes"

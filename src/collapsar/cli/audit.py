@@ -25,6 +25,15 @@ _MOST_ROWS = 40
 
 
 @dataclass(frozen=True)
+class AuditPrices(Prices):
+    """The penalties."""
+
+    lambda_b: float | None = Option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, help="Penalty of the head's bias; 0: free bias, the default where the head has one; inf: no bias."
+    )
+
+
+@dataclass(frozen=True)
 class Scope:
     """What is known of the features, and how hard to look."""
 
@@ -36,7 +45,7 @@ class Scope:
         help="Most multiplications to spend on finding out whether any features make each class the answer.",
     )
 
-    def options(self, prices: Prices) -> AuditOptions:
+    def options(self, prices: AuditPrices) -> AuditOptions:
         """What is asked for beside the head."""
         norm, lambda_w = self.norm, prices.lambda_w
         if self.nonnegative and norm is not None:
@@ -80,7 +89,7 @@ def audit(
         help="A file with features (N, d) and labels (N,), as diagnose takes it, for the recall of dead classes.",
     ),
     scope: Scope,
-    prices: Prices,
+    prices: AuditPrices,
     max_dead: int | None = Option(None, min=0, help="Exit with 1 if more classes are dead."),
     html: Html = None,
     as_json: Json = False,
@@ -95,8 +104,9 @@ def audit(
     from collapsar.diagnose.head_files import read_head
 
     options = scope.options(prices)
-    found = read_head(source, head)
-    names = found.class_names if class_names is None else names_in(class_names)
+    given = None if class_names is None else names_in(class_names)
+    found = read_head(source, head, _classes(given, counts))
+    names = found.class_names if given is None else given
     samples = (None, None) if features is None else read_samples(features, len(found.weight), names)
     result = run(
         found.weight,
@@ -116,6 +126,15 @@ def audit(
     dead = int(result.dead.sum())
     if max_dead is not None and dead > max_dead:
         refuse([f"{dead} {'class is' if dead == 1 else 'classes are'} dead, more than {max_dead}"])
+
+
+def _classes(names: Sequence[str] | None, counts: Path | None) -> int | None:
+    """How many classes there are, by their names or else by their counts; None where neither tells."""
+    if names is not None or counts is None:
+        return None if names is None else len(names)
+    with contextlib.suppress(ValueError, OSError, EOFError):
+        return label_counts(str(counts)).counts.size
+    return None
 
 
 def _samples(path: Path, names: Sequence[str] | None, num_classes: int) -> NDArray[np.int64]:

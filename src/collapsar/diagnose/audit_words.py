@@ -88,10 +88,11 @@ def findings(a: Audit) -> list[str]:
     if a.recalls is not None:
         out.append(_recall_words(a, a.recalls))
     for model, lost in a.predicted.items():
+        apart = int((a.dead & ~lost).sum())
         out.append(
-            f"At these counts and penalties the exact optimum for {model} features has {int(lost.sum())} classes "
-            f"merged or vanished, {int((lost & a.dead).sum())} of them dead here; {int((a.dead & ~lost).sum())} dead "
-            "ones are separated there."
+            f"At these counts and penalties the exact optimum for {model} features has "
+            f"{_several(int(lost.sum()), 'class')} merged or vanished, {int((lost & a.dead).sum())} of them dead here; "
+            f"{apart} dead {'one is' if apart == 1 else 'ones are'} separated there."
         )
     return out
 

@@ -59,7 +59,7 @@ class AuditOptions:
             exact optimum for signed and nonnegative features is put beside what was found.
         lambda_w: the penalty of the head's weight where ``features`` is a length; with class counts the exact optimum
             for normalised features is.
-        lambda_b: the penalty of the bias; inf: no bias.
+        lambda_b: the penalty of the bias; inf: no bias; None: a free bias, 0, where the head has one.
         largest_reach: how many multiplications may be spent on whether features make each class the answer; it is not
             looked at where K²d is more.
         progress: called with a sentence now and then while that takes long.
@@ -69,7 +69,7 @@ class AuditOptions:
     features: FeatureSpace = "free"
     lambda_z: float | None = None
     lambda_w: float | None = None
-    lambda_b: float = np.inf
+    lambda_b: float | None = None
     largest_reach: float = 2e13
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
@@ -264,7 +264,7 @@ def audit(
     unreachable = np.zeros(K, dtype=bool) if decided is None else decided.unreachable
     dead = shrunk | initial | unreachable
     dead[[k for group in groups for k in group]] = True
-    predicted, left_out = _theory(counts, options)
+    predicted, left_out = _theory(counts, options, b)
     return Audit(
         notes=(*notes, *left_out),
         num_classes=K,
@@ -357,11 +357,14 @@ def _detail(W: Rows, b: Vector | None, mean: Vector, scale: float, group: tuple[
     )
 
 
-def _theory(counts: NDArray[np.int64] | None, options: AuditOptions) -> tuple[dict[str, Mask], list[str]]:
+def _theory(
+    counts: NDArray[np.int64] | None, options: AuditOptions, b: Vector | None
+) -> tuple[dict[str, Mask], list[str]]:
     if counts is not None:
         norm = None if isinstance(options.features, str) else float(options.features)
+        lambda_b = (np.inf if b is None else 0.0) if options.lambda_b is None else options.lambda_b
         return predicted_lost(
-            counts, lambda_z=options.lambda_z, lambda_w=options.lambda_w, norm=norm, lambda_b=options.lambda_b
+            counts, lambda_z=options.lambda_z, lambda_w=options.lambda_w, norm=norm, lambda_b=lambda_b
         )
     if options.lambda_z is None and options.lambda_w is None:
         return {}, []

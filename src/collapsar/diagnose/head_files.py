@@ -64,13 +64,14 @@ class HeadFile:
     class_counts: NDArray | None = None
 
 
-def read_head(source: str | os.PathLike[str], head: str | None = None) -> HeadFile:
+def read_head(source: str | os.PathLike[str], head: str | None = None, num_classes: int | None = None) -> HeadFile:
     """Find and open the head of a model.
 
     Args:
         source: an .npz, .npy (with its bias beside it, ``bias.npy``, if there is one), .safetensors, .pt, .pth, .bin or
             .onnx file, the index of a sharded .safetensors, or a folder that holds one of these.
         head: the name of the head's weight, or of its layer; found where it is clear.
+        num_classes: K, where known; tells the head in a file whose layers have no names, as a ``Sequential``'s.
 
     Raises:
         ValueError: no head or several candidates, or the source is damaged; the message says what to do.
@@ -97,7 +98,7 @@ def read_head(source: str | os.PathLike[str], head: str | None = None) -> HeadFi
             from collapsar.diagnose.head_onnx import read_onnx
 
             return read_onnx(path, head)
-        return _chosen(path, readers[kind](path), head)
+        return _chosen(path, readers[kind](path), head, num_classes)
 
 
 def _in_folder(path: Path) -> Path:
@@ -114,10 +115,10 @@ def _in_folder(path: Path) -> Path:
     raise ValueError(f"`source` {path} holds no model; it must hold {_KINDS.rpartition(',')[0]}")
 
 
-def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None) -> HeadFile:
+def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None, num_classes: int | None) -> HeadFile:
     adapters = {name for name in tensors if ".lora_" in name}
     tensors = {name: entry for name, entry in _acting(tensors).items() if name not in adapters}
-    name, reason = _weight_name(path, tensors, head)
+    name, reason = _weight_name(path, tensors, head, num_classes)
     layer = _layer(name).removesuffix(".base_layer")
     if any(other.startswith(f"{layer}.lora_") for other in adapters):
         raise Refused(
@@ -179,7 +180,9 @@ def _beside(path: Path, tensors: Mapping[str, ArrayEntry], name: str, shape: tup
     return None
 
 
-def _weight_name(path: Path, tensors: Mapping[str, ArrayEntry], head: str | None) -> tuple[str, str]:
+def _weight_name(
+    path: Path, tensors: Mapping[str, ArrayEntry], head: str | None, num_classes: int | None
+) -> tuple[str, str]:
     """The tensor to take, and why."""
     matrices = {
         name: t.shape for name, t in tensors.items() if min(t.shape, default=0) >= 1 and _is_head(name, t, head)
@@ -209,6 +212,9 @@ def _weight_name(path: Path, tensors: Mapping[str, ArrayEntry], head: str | None
     if not named and len(embeddings) == 1:
         return embeddings[0], "there is no head of its own: it is the embedding that the model shares with its head"
     asked = sorted(named or matrices)
+    fitting = [n for n in asked if matrices[n][n.endswith("kernel")] == num_classes]
+    if len(fitting) == 1:
+        return fitting[0], f"of {len(asked)} matrices it alone has as many rows as there are classes, {num_classes}"
     shown = listed([f"{n} {matrices[n]}" for n in asked], 6)
     raise Refused(f"{path} has {len(asked)} matrices that could be the head; name it with --head: {shown}")
 
