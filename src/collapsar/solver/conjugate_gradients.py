@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def truncated_newton(
     v, Hv = np.zeros_like(gradient), np.zeros_like(gradient)
     r = -gradient
     z = precondition(r)
-    p, rz = z, float(r @ z)
+    p, rz = z, float(r.dot(z))
     goal = forcing**2 * rz
     vv = vp = 0.0  # <v, Pv>, <v, Pp> in the norm of the preconditioner, by recurrence
     pp = rz
@@ -64,27 +65,28 @@ def truncated_newton(
         if len(gained) > _FEW and gained[-1] - gained[len(gained) // 2] < enough:
             break
         Hp = apply(p)
-        curvature = float(p @ Hp)
+        curvature = float(p.dot(Hp))
         if indefinite and curvature < -_FLAT * pp:
-            a = (-vp + np.sqrt(vp * vp + pp * max(radius * radius - vv, 0.0))) / pp
+            a = (-vp + math.sqrt(vp * vp + pp * max(radius * radius - vv, 0.0))) / pp
             v, Hv, vv = v + a * p, Hv + a * Hp, radius * radius
             break
         if not curvature > 0:  # flat to rounding: nothing to gain along p
             break
         a = rz / curvature
         if vv + 2 * a * vp + a * a * pp >= radius * radius:
-            a = (-vp + np.sqrt(vp * vp + pp * max(radius * radius - vv, 0.0))) / pp
+            a = (-vp + math.sqrt(vp * vp + pp * max(radius * radius - vv, 0.0))) / pp
             v, Hv, vv = v + a * p, Hv + a * Hp, radius * radius
             break
-        v, Hv, r = v + a * p, Hv + a * Hp, r - a * Hp
+        step, Hstep = a * p, a * Hp
+        v, Hv, r = v + step, Hv + Hstep, r - Hstep
         vv += 2 * a * vp + a * a * pp
         gained.append(gained[-1] + 0.5 * a * rz)
         z = precondition(r)
-        rz, old = float(r @ z), rz
+        rz, old = float(r.dot(z)), rz
         b = rz / old
         vp, pp = b * (vp + a * pp), rz + b * b * pp
         p = z + b * p
-    return ModelStep(v, float(gradient @ v), float(v @ Hv), float(np.sqrt(max(vv, 0.0))))
+    return ModelStep(v, float(gradient.dot(v)), float(v.dot(Hv)), math.sqrt(max(vv, 0.0)))
 
 
 def next_radius(radius: float, norm: float, length: float, agreement: float) -> float:

@@ -36,7 +36,7 @@ from collapsar.solver.certificate import balance_bias, certify_blocks
 from collapsar.solver.conjugate_gradients import truncated_newton
 from collapsar.solver.dual_model import DualModel, dual_model
 from collapsar.solver.objective import Columns, predict
-from collapsar.solver.overlap_model import OverlapPoint, diagonal, response
+from collapsar.solver.overlap_model import OverlapPoint, Places, diagonal, response
 from collapsar.solver.shared import SharedResult, certify_atoms
 from collapsar.solver.status import Result, Status
 from collapsar.solver.symmetry import Quotient, centred
@@ -189,7 +189,7 @@ def _newton_step(at: OverlapPoint) -> tuple[Matrix, Matrix] | None:
 
     dD = np.where(free, 0.0, -at.D)
     if leaning is not None:
-        dD[np.ix_(leaning.lost, leaning.lost)] = 0.0
+        dD.reshape(-1)[leaning.places.lone] = 0.0
     dQ = follow(X - at.times(at.D) - spread(dD))
     error = at.pull + pulled(dQ)
     scale = follow.scale(at)
@@ -222,8 +222,9 @@ def _moved(at: OverlapPoint, dQ: Matrix, dD: Matrix) -> OverlapPoint:
     D[-1, lost] = 0.0
     gone = np.flatnonzero(lost)
     if gone.size:
-        B = C[np.ix_(has, gone)]
-        D[np.ix_(gone, gone)] = B.T @ np.linalg.solve(C[np.ix_(has, has)], B)
+        flat, places = C.reshape(-1), Places.of(has, gone)
+        B = flat[places.mixed]
+        D.reshape(-1)[places.lone] = B.T @ np.linalg.solve(flat[places.own], B)
     new = OverlapPoint(q, at.model, Q, D, lost)
     if gone.size:
         several = lost & (q.sizes > 1) & (new.excess[-1] > _PAYS)
