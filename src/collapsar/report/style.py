@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.backends.backend_mixed import MixedModeRenderer
+from matplotlib.backends.backend_svg import FigureCanvasSVG, RendererSVG
 from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.textpath import text_to_path
 
 COLUMN_INCHES = 3.3
 # Width of a picture on a page: its letters can be read at 360 pixels, and do not shout at 590.
@@ -139,6 +141,30 @@ def picture_bytes(figure: Figure, suffix: str, name: str, label: str = "", dpi: 
     return stream.getvalue()
 
 
+class _Canvas(FigureCanvasSVG):
+    """Measures text for the layout with the renderer that draws it, and a formula once for all figures: same bytes."""
+
+    _renderer: Any = None
+
+    def write(self, stream: io.StringIO) -> None:
+        """As ``print_svg`` does it, without a date."""
+        figure, dpi = self.figure, self.figure.dpi
+        figure.dpi = 72
+        vector, mixed = cast("Any", RendererSVG), cast("Any", MixedModeRenderer)  # their stubs know neither well
+        width, height = figure.get_size_inches()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        svg = vector(72 * width, 72 * height, stream, image_dpi=dpi, metadata=nothing)
+        svg._text2path = text_to_path
+        self._renderer = mixed(figure, width, height, dpi, svg)
+        figure.draw(self._renderer)
+        self._renderer.finalize()
+        figure.dpi = dpi
+
+    def get_renderer(self) -> Any:
+        """What the layout measures text with."""
+        return self._renderer
+
+
 def svg_string(figure: Figure, name: str, label: str = "", *, adaptive: bool = False) -> str:
     """The figure as an SVG element whose text is text, the same string for the same figure.
 
@@ -155,10 +181,9 @@ def svg_string(figure: Figure, name: str, label: str = "", *, adaptive: bool = F
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
         raise ValueError(f"`name` must be a letter followed by letters, digits or hyphens, got {name!r}")
     stream = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with styled(), mpl.rc_context({"svg.hashsalt": name}):
         # ``savefig`` draws everything twice, the first time for the layout alone; the bytes are the same
-        FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)
+        _Canvas(figure).write(stream)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
