@@ -98,7 +98,10 @@ def mixup_batches(batch: list) -> list:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("adamw", "shrinks weights beside the gradient"),  # and a feature penalty, which needs the one of the head
+        (
+            "adamw",
+            "shrinks weights separately from the gradient",
+        ),  # and a feature penalty, which needs the one of the head
         ("loss", "The loss is MSELoss"),
         ("frozen", "The head is not trained"),
         ("mixed", "Samples and labels are mixed"),

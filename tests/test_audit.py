@@ -338,7 +338,7 @@ def test_a_diagnosis_counts_classes_that_share_a_row() -> None:
     assert found.separation.states == ("separated",) * 6
     assert found.shared_rows == ((3, 5),)
     assert found.dead == (3, 5)
-    assert "2 of 6 classes are dead, their rows of the head the same as others': 3 and 5." in found.headline
+    assert "2 of 6 classes are dead, with coinciding rows of the head as others': 3 and 5." in found.headline
     assert found.num_gone == 2
     assert found.to_dict()["num_dead"] == 2
 

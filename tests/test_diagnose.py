@@ -695,7 +695,7 @@ def test_a_network_trained_with_a_sampler_is_compared_with_the_optimum_of_what_i
     train, plain = DataLoader(data, 64, sampler=sampler), DataLoader(data, 64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     penalties = cs.Penalties(0.1, 0.015**2 / 0.1, 0.02)
-    with pytest.warns(PenaltyWarning, match="what theory says here holds with resampling"):
+    with pytest.warns(PenaltyWarning, match="the theory here holds with resampling"):
         known = known_training(model, model[1], optimizer, penalties=penalties, data=train)
     d = diagnose(model, plain, known=known)
     assert d.effective is not None

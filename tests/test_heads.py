@@ -171,7 +171,7 @@ def test_adapters_are_the_layer_they_adapt(tmp_path):
     merged = adapted(20 * EYE, 20 * (MERGED @ EYE - EYE))
     assert diagnose(merged, [(X, Y)]).separation.states == PAIR
     record, said, line = monitored(merged, tmp_path)
-    assert any("does not compute W h + b" in text for text in said)
+    assert any("are not W h + b" in text for text in said)
     agrees(record, line, diagnose(merged, [(X, Y)]))
     groups = {g["name"]: g["params"] for g in param_groups(model, weight_decay=0.1, head_weight_decay=0.0)}
     layer = model.base_model.model.fc
@@ -398,7 +398,7 @@ def test_the_monitor_says_of_such_heads_what_diagnose_says(case, tmp_path):
     record, said, line = monitored(model, tmp_path, head=head)
     assert record.separation is not None
     assert record.separation.states == states
-    assert any("does not compute W h + b" in text for text in said) == (not geometry)
+    assert any("are not W h + b" in text for text in said) == (not geometry)
     assert (record.report.Z is None) == (not geometry)
     agrees(record, line, diagnose(model.eval(), [(X, Y)], head=head))
 
@@ -474,11 +474,12 @@ def test_the_monitor_and_diagnose_count_and_name_the_same_classes(case, tmp_path
     if case == "nothing learned":
         assert (
             said[-1]
-            == "After epoch 1: no class is 0.5 nats ahead of its nearest yet: nothing is learned that could merge."
+            == "After epoch 1: no class is 0.5 nats ahead of its nearest yet: nothing has been learned that could "
+            "merge."
         )
         return
-    assert ("lost, given to none of their own samples: " in said[-1]) == bool(lost)
-    assert ("dead, their rows of the head the same: " in said[-1]) == (case in list(FOUND)[3:5])
+    assert ("lost, with none of their samples recognised: " in said[-1]) == bool(lost)
+    assert ("dead, with coinciding rows of the head: " in said[-1]) == (case in list(FOUND)[3:5])
     assert all(("abcd"[c.index] + " to " + "abcd"[c.rival]) in said[-1] for c in d.standings.lost)
 
 
@@ -556,7 +557,7 @@ def test_a_margin_in_training_is_said(tmp_path):
         record = monitor.end_epoch()
     assert record is not None
     assert record.lost == (0, 1, 2, 3)
-    assert any("receives more than features, labels perhaps" in text for text in said)
+    assert any("receives more than features, perhaps labels" in text for text in said)
     assert monitored(model, tmp_path)[0].lost == ()
 
 
@@ -697,7 +698,7 @@ def test_lost_is_said_once_after_a_class_was_right():
     again.load_state_dict(watch.state_dict())
     assert again.observe(8, Z, Z + shut) == ()
     back = [event for t in range(9, 13) for event in again.observe(t, Z, Z)]
-    assert [event.message for event in back] == ["Class 2 is given samples of its own again (epoch 10)."]
+    assert [event.message for event in back] == ["Class 2 is recognised again (epoch 10)."]
 
 
 def test_a_row_of_its_own_again_is_said():

@@ -263,8 +263,8 @@ def test_it_says_in_words_which_classes_begin_to_merge_logs_and_resumes(tmp_path
         epochs(monitor, [1.0, 1.0, 0.0])
         state = json.loads(json.dumps(monitor.state_dict()))
     (summary,) = said
-    assert summary.startswith("After epoch 3: 2 of 4 classes are separated; merged: lynx and puma; lost, given to none")
-    assert summary.endswith("puma to lynx; dead, their rows of the head the same: lynx and puma.")
+    assert summary.startswith("After epoch 3: 2 of 4 classes are separated; merged: lynx and puma; lost, with none")
+    assert summary.endswith("puma to lynx; dead, with coinciding rows of the head: lynx and puma.")
     with (tmp_path / "nc.jsonl").open("a") as file:
         file.write('{"kind": "epoch", "torn')
     with CollapseMonitor(model, class_names=names, options=settings) as monitor:
@@ -441,7 +441,7 @@ def test_mistakes_are_named(tmp_path):
         with pytest.raises(ValueError, match=r"for each of the 44 samples .*; got \(43,\)"):
             monitor.step(labels[1:])
         model(images)
-        with pytest.raises(ValueError, match=r"got \(44, 4\). Mixed or one-hot labels have no class"):
+        with pytest.raises(ValueError, match=r"got \(44, 4\). Mixed or one-hot labels name no class"):
             monitor.step(nn.functional.one_hot(labels))
         model.fc(torch.zeros(2, 3, DIM))
         with pytest.raises(ValueError, match=r"one row per sample, \(B, d\); got \(2, 3, 6\)"):
@@ -496,8 +496,8 @@ def test_many_classes_do_without_pairs(tmp_path, monkeypatch):
     assert "nc/cdnv" not in record.scalars
     assert record.scalars["nc/nc1_trace_ratio"] > 0
     assert record.dead == (2, 3)
-    assert said[-1].startswith("After epoch 1: lost, given to none of their own samples: ")
-    assert said[-1].endswith("; dead, their rows of the head the same: 2 and 3.")
+    assert said[-1].startswith("After epoch 1: lost, with none of their samples recognised: ")
+    assert said[-1].endswith("; dead, with coinciding rows of the head: 2 and 3.")
 
 
 def test_labels_that_are_names_are_refused_with_the_way_to_number_them(tmp_path):

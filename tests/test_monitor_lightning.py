@@ -130,7 +130,7 @@ def focal(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("loss", "caution"),
     [
-        ({"loss_fn": focal}, "The loss is focal, which is none of the cross-entropies"),
+        ({"loss_fn": focal}, "The loss is focal, which is not one of the theory's cross-entropies"),
         ({"criterion": partial(nn.functional.cross_entropy, label_smoothing=0.1)}, None),
         ({"loss": MeanMetric()}, None),  # its mean over the epoch, for a logger
     ],
@@ -186,5 +186,5 @@ def test_the_hook_goes_when_training_fails(tmp_path):
 
 
 def test_labels_that_cannot_be_told_are_named():
-    with pytest.raises(ValueError, match=r"`labels` cannot be told from a batch of type dict. Pass labels="):
+    with pytest.raises(ValueError, match=r"`labels` cannot be found in a batch of type dict. Pass labels="):
         labels_of({"pixels": 1})

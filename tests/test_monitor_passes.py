@@ -450,5 +450,5 @@ def test_a_softmax_before_a_loss_that_applies_one_is_told(loss: Any, told: bool,
             optimizer.step()
             monitor.step(LABELS)
             monitor.end_epoch()
-    assert any("The model gives probabilities" in text for text in said) == told
+    assert any("The model returns probabilities" in text for text in said) == told
     assert not any("to another class" in text for text in said)

@@ -342,7 +342,7 @@ def test_one_optimizer_for_the_body_and_another_for_the_head() -> None:
         torch_optim.Muon(model[0].parameters(), weight_decay=0.1),
         torch_optim.SGD(model[2].parameters(), lr=0.1, weight_decay=0.02),
     ]
-    with pytest.warns(UserWarning, match="Muon shrinks weights beside the gradient step"):
+    with pytest.warns(UserWarning, match="Muon shrinks weights separately from the gradient step"):
         known = known_training(model, model[2], both, penalties=Penalties(0.01, 0.01))
     assert known.lambda_w == pytest.approx(0.03)
 
@@ -354,10 +354,10 @@ def test_an_optimizer_that_cannot_be_tried_is_a_caution() -> None:
 
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     optimizer = Odd(model.parameters(), lr=0.1, weight_decay=0.1)
-    with pytest.warns(UserWarning, match="What the weight_decay of Odd amounts to cannot be told"):
+    with pytest.warns(UserWarning, match="The effect of the weight_decay of Odd is not known"):
         known = known_training(model, model[2], optimizer, penalties=Penalties(0.01, 0.01))
     assert known.lambda_w is None
-    with pytest.raises(ValueError, match="cannot be told"):
+    with pytest.raises(ValueError, match="is not known"):
         advise_training([9, 9, 3], model, optimizer, Loop(penalties=Penalties(0.01, 0.01)))
 
 
@@ -374,7 +374,7 @@ def test_a_decay_that_changes_no_step_is_told() -> None:
     groups = [{"params": model.parameters(), "kept": 0.1, "weight_decay": 0.1}]
     known, kinds = quietly(model, model[2], Forgetful(groups, lr=0.1))
     assert "unused-decay" in kinds
-    assert "Forgetful has a weight_decay and steps as if it had none" in " ".join(known.cautions)
+    assert "Forgetful has a weight_decay but steps as if it had none" in " ".join(known.cautions)
     assert known.lambda_w is None
 
 
@@ -553,10 +553,10 @@ def test_advice_on_a_norm_before_the_head_is_that_of_its_model() -> None:
     unknown = advise_training([100, 100, 20, 20], model, optimizer)
     assert unknown.advice.verdict == same.verdict
     assert "The number of steps is not known" in unknown.cautions[-1]
-    assert not any("layers below the head as well" in caution for caution in unknown.cautions)
+    assert not any("also acts on the layers below the head" in caution for caution in unknown.cautions)
     groups = [{"params": model[0].parameters(), "weight_decay": 0.3}, groups[1]]
     both = advise_training([100, 100, 20, 20], model, torch_optim.SGD(groups, lr=0.1), Loop(schedule=1000))
-    assert any("layers below the head as well" in caution for caution in both.cautions)
+    assert any("also acts on the layers below the head" in caution for caution in both.cautions)
     groups[1]["weight_decay"] = 2.6  # merges without smoothing only
     for smoothing, verdict in ((0.0, "merge"), (0.1, "outvoted")):
         loop = Loop(nn.CrossEntropyLoss(label_smoothing=smoothing), schedule=1000)
@@ -874,20 +874,20 @@ LOSSES = {
         "",
     ),
     "soft labels": (of_shares, None, False, "takes a share of every class as labels"),
-    "a value per sample": (nn.CrossEntropyLoss(W, reduction="none"), None, False, "gives a value for each sample"),
+    "a value per sample": (nn.CrossEntropyLoss(W, reduction="none"), None, False, "returns a value for each sample"),
     "weights and smoothing": (
         nn.CrossEntropyLoss(W, label_smoothing=0.1),
         cs.Loss(W.numpy(), smoothing=0.1),
         False,
         "of a sample of class 0 counts 0.48 for its own class there; in the theory 0.93",
     ),
-    "focal subclass": (Focal(), None, False, "none of the cross-entropies"),
+    "focal subclass": (Focal(), None, False, "not one of the theory's"),
     "NLL": (nn.NLLLoss(), cs.Loss(), False, ""),
     "NLL in a function": (F.nll_loss, cs.Loss(), False, ""),
     "NLL, weighted": (nn.NLLLoss(W), cs.Loss((5 * W).numpy()), False, ""),
     "NLL, weighted sum": (nn.NLLLoss(W, reduction="sum"), cs.Loss(W.numpy()), True, ""),
-    "probabilities": (lambda x, y: -x.softmax(dim=1)[torch.arange(len(y)), y].mean(), None, False, "none of the"),
-    "BCE": (nn.BCEWithLogitsLoss(), None, False, "none of the cross-entropies"),
+    "probabilities": (lambda x, y: -x.softmax(dim=1)[torch.arange(len(y)), y].mean(), None, False, "not one of the"),
+    "BCE": (nn.BCEWithLogitsLoss(), None, False, "not one of the theory's"),
     "weights over N": (
         lambda x, y: (W[y] * F.cross_entropy(x, y, reduction="none")).mean(),
         cs.Loss(W.numpy()),

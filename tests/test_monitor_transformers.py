@@ -179,7 +179,7 @@ def test_training_does_not_change_by_a_bit_and_a_resumed_run_counts_on(tmp_path)
 def test_labels_that_the_trainer_keeps_are_named(tmp_path):
     run = trainer(tmp_path, epochs=1, label_smoothing_factor=0.1)
     callback = CollapseCallback().attach(run)
-    with pytest.raises(ValueError, match="`labels` did not reach the model, as with label smoothing"):
+    with pytest.raises(ValueError, match="`labels` did not reach the model, because of label smoothing"):
         run.train()
     assert callback.monitor is not None
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model_of(run).modules())
@@ -190,7 +190,7 @@ def test_labels_that_the_trainer_keeps_are_named(tmp_path):
     [
         (Weighted, None, WEIGHTS, ""),
         (Trainer, weighted, WEIGHTS, ""),
-        (Focal, None, None, "The loss is Focal.compute_loss, which is none of the cross-entropies"),
+        (Focal, None, None, "The loss is Focal.compute_loss, which is not one of the theory's cross-entropies"),
         (Doubled, None, None, "The loss is 2 times the mean over the samples"),
         (Trainer, None, None, ""),
     ],

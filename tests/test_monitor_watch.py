@@ -77,7 +77,7 @@ def test_an_untrained_network_is_silent_whatever_it_shows():
     assert told(watch, [np.zeros((K, K))] * 30) == []
     assert (
         watch.summary()
-        == "After epoch 30: no class is 0.5 nats ahead of its nearest yet: nothing is learned that could merge."
+        == "After epoch 30: no class is 0.5 nats ahead of its nearest yet: nothing has been learned that could merge."
     )
 
 

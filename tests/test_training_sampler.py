@@ -207,7 +207,7 @@ def test_samples_that_are_dealt_out_twice_are_refused() -> None:
     for workers in (0, 1):
         loader = DataLoader(data, 10, sampler=sampler(rank=1, world_size=2), num_workers=workers)
         ours = prepare(loader, num_processes=2, process_index=1, put_on_device=False, rng_types=[])
-        with pytest.raises(ValueError, match=r"accelerate's BatchSamplerShard deals out .* leave `rank`"):
+        with pytest.raises(ValueError, match=r"accelerate's BatchSamplerShard deals out .* leave out `rank`"):
             next(iter(ours.base_dataloader))
     twice = wrapper(sampler(rank=1, world_size=2), num_replicas=2, rank=1)
     with pytest.raises(ValueError, match="lightning's DistributedSamplerWrapper deals out"):

@@ -1,7 +1,7 @@
 """Monitors for any training loop.
 
-``CollapseMonitor`` serves a loop of your own; ``collapsar.monitor.lightning`` and
-``collapsar.monitor.transformers`` hold the callbacks for Lightning and Hugging Face. Each needs its framework.
+``CollapseMonitor`` is for a loop of your own; ``collapsar.monitor.lightning`` and ``collapsar.monitor.transformers``
+have the callbacks for Lightning and Hugging Face. Each needs its framework.
 """
 
 from collapsar._lazy import lazy_names

@@ -1,10 +1,10 @@
 """Decoupled decay that is a penalty at rest, read from the optimizer's own state; and how long decay has acted.
 
 AdamW rests where dL/dW = -wd (sqrt(v) + eps) W, entry by entry, with v its bias-corrected ``exp_avg_sq``: its decay
-is then the penalty wd (sqrt(v) + eps) of each weight, whose mean over a row is that class's lambda_w. Whether it is at
-rest the same state tells: m, its bias-corrected ``exp_avg``, is the gradient's running mean.
+is then the penalty wd (sqrt(v) + eps) of each weight, whose mean over a row is that class's lambda_w. The same state
+tells whether it is at rest: m, its bias-corrected ``exp_avg``, is the gradient's running mean.
 
-The decay clock is the sum of lr * weight_decay over all steps: left alone, decay shrinks a weight by e^(-clock). Rest
+The decay clock is the sum of lr * weight_decay over all steps: on its own, decay shrinks a weight by e^(-clock). Rest
 needs a clock well above 1; far below 1 decay has not acted and cannot have merged classes.
 """
 
@@ -32,10 +32,10 @@ _SLOPE, _CORRELATION, _LEAST_CLOCK = 1.25, 0.9, 1.0
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What the state of an optimizer says of its decay of a head.
+    """What the state of an optimizer says about its decay of a head.
 
     Attributes:
-        rows: mean of wd (sqrt(v) + eps) over each row, shape (K,); None where it cannot be read.
+        rows: mean of wd (sqrt(v) + eps) over each row, shape (K,); None if it cannot be read.
         rest: how well the loss's pull and the decay agree.
         reason: why nothing can be read, and what to do; "" otherwise.
     """
@@ -45,7 +45,7 @@ class Rows:
     reason: str = ""
 
     def at_rest(self, clock: float | None) -> bool:
-        """Whether loss and decay balance; ``clock`` is the decay clock so far, None where it is not known."""
+        """Whether loss and decay balance; ``clock`` is the decay clock so far, None if it is unknown."""
         if self.rest is None or (clock is not None and clock < _LEAST_CLOCK):
             return False
         return 1 / _SLOPE <= self.rest.slope <= _SLOPE and self.rest.correlation >= _CORRELATION
@@ -56,9 +56,9 @@ class Clock:
     """Sums of lr * weight_decay.
 
     Attributes:
-        past: over the steps made, so far as the optimizer has counted them.
-        total: with those to come, as far as they are known.
-        exact: whether a scheduler told every learning rate; else the largest rate remembered counts throughout.
+        past: over the steps made, as far as the optimizer has counted them.
+        total: including later steps, as far as they are known.
+        exact: whether a scheduler gave every learning rate; otherwise the largest rate stored counts throughout.
         steps: of the run, as far as they are known.
     """
 
@@ -74,7 +74,7 @@ class Odometer:
 
     Attributes:
         clock: -log of how much the sum of the head's rows has shrunk.
-        alignment: cosine of that sum with the initial one; 1 up to rounding where the reading holds.
+        alignment: cosine of that sum with the initial one; 1 up to rounding if the reading is valid.
     """
 
     clock: float
@@ -85,15 +85,15 @@ def decay_rows(weight: nn.Parameter, optimizers: Optimizers) -> Rows:
     """The penalty of each row of a head under AdamW's decay, from the optimizer's state.
 
     Fused, foreach and capturable states, amsgrad and schedules of the learning rate make no difference. The pull of the
-    loss is ``weight.grad``, which a backward pass over all training samples makes sharpest, or the optimizer's running
-    mean of gradients, whichever agrees better with the decay: noise only spoils agreement.
+    loss is ``weight.grad``, most accurate after a backward pass over all training samples, or the optimizer's running
+    mean of gradients, whichever agrees better with the decay: noise can only spoil agreement.
 
     Args:
         weight: the head's weight, shape (K, d).
         optimizers: as the training has them.
 
     Returns:
-        The rows, whether or not the training is at rest, and the agreement; or the reason why not.
+        The rows, whether or not the training is at rest, and the agreement; or the reason why there are none.
     """
     found = group_of(weight, optimizers)
     if found is None:
@@ -110,13 +110,13 @@ def decay_rows(weight: nn.Parameter, optimizers: Optimizers) -> Rows:
         )
     if not state:
         return Rows(
-            None, None, "it has no state of the head on this process: it has not stepped, or another process holds it"
+            None, None, "this process has no state of the head: it has not stepped, or another process holds it"
         )
     if not preconditioner(weight, optimizers):
-        return Rows(None, None, "its step is not lr * m / (sqrt(v) + eps) of its state, so that no penalty can be read")
+        return Rows(None, None, "its step is not lr * m / (sqrt(v) + eps) of its state, so no penalty can be read")
     moments = corrected_moments(state, group)
     if moments is None:
-        return Rows(None, None, "its state holds no exp_avg and exp_avg_sq of the head")
+        return Rows(None, None, "its state has no exp_avg and exp_avg_sq of the head")
     penalties = float(group["weight_decay"]) * (moments[1].sqrt() + float(group["eps"]))
     held = penalties * weight.detach().double()
     pulls = [moments[0]] if weight.grad is None else [moments[0], weight.grad.detach().double()]
@@ -133,14 +133,14 @@ def decay_clock(
     Args:
         parameter: the head's weight.
         optimizers: as the training has them.
-        scheduler: the optimizer's; run again on a copy to know the learning rates of all steps. It may be stepped once
-            an epoch: what a step has of it the optimizer's counter tells. Without either the largest rate that the
-            optimizer remembers counts, an upper bound for rates that only fall.
-        steps: of the whole run; by default what the scheduler was made for, else those made so far. An optimizer that
-            does not count its steps (SGD), or has not begun, needs it.
+        scheduler: the optimizer's; run again on a copy to find the learning rates of all steps. It may be stepped once
+            per epoch: the optimizer's counter tells how many steps that is. Without either the largest rate stored in
+            the optimizer counts, an upper bound for rates that only fall.
+        steps: of the whole run; by default what the scheduler was made for, otherwise those made so far. An optimizer
+            that does not count its steps (SGD), or has not begun, needs it.
 
     Returns:
-        The clock; None where no number of steps is known.
+        The clock; None if no number of steps is known.
 
     Example:
         >>> w = nn.Parameter(torch.ones(2, 2))
@@ -156,8 +156,8 @@ def decay_clock(
     if counter is None and ticks and steps is None:
         return None
     past, cycle = int(counter or 0), getattr(scheduler, "total_steps", None)
-    # Steps per tick, 1 or an epoch, or ticks per step where gradients are accumulated: what both have counted tells;
-    # before that one cycle is known to be made of steps.
+    # Steps per tick, 1 or an epoch, or ticks per step if gradients are accumulated: both counts tell; until then, a
+    # tick of one cycle is known to be a step.
     each = max(1, round(past / ticks)) if past and ticks else 1 if cycle and not ticks else 0
     stride = max(1, round(ticks / past)) if past else 1
     planned = int(cycle or getattr(scheduler, "T_max", None) or 0) * each // stride
@@ -178,8 +178,8 @@ def decay_odometer(weight: ArrayLike | Tensor, initial: ArrayLike | Tensor) -> O
     """How far decay has come, from a head and its initialisation alone.
 
     The rows of the gradient of a cross-entropy sum to zero, whatever the samples, so that under SGD with coupled decay
-    1'W_t = prod(1 - lr wd) 1'W_0 exactly; with momentum in the long run, its clock running 1 / (1 - momentum) faster.
-    AdamW's steps do not sum to zero: the alignment falls below 1 and the reading does not hold.
+    1'W_t = prod(1 - lr wd) 1'W_0 exactly; with momentum in the long run, with a clock 1 / (1 - momentum) times as fast.
+    AdamW's steps do not sum to zero: the alignment falls below 1 and the reading is not valid.
 
     Args:
         weight: W, shape (K, d).
@@ -197,7 +197,7 @@ def decay_odometer(weight: ArrayLike | Tensor, initial: ArrayLike | Tensor) -> O
         raise ValueError(f"`weight` and `initial` must have one shape (K, d), got {now.shape} and {then.shape}")
     a, b = now.sum(axis=0), then.sum(axis=0)
     if not np.linalg.norm(b) > 0:
-        raise ValueError("`initial` must have rows that do not sum to zero: nothing shows what decay has taken")
+        raise ValueError("`initial` must have rows that do not sum to zero: otherwise nothing shows the decay")
     share, lengths = float(a @ b) / float(b @ b), float(np.linalg.norm(a) * np.linalg.norm(b))
     return Odometer(
         clock=-math.log(share) if share > 0 else math.inf,
@@ -229,14 +229,14 @@ def _replayed(scheduler: LRScheduler, index: int, count: int) -> NDArray[np.floa
         twin: Any = object.__new__(type(scheduler))
         twin.__dict__.update(copy.deepcopy(own, {**memo, id(scheduler): twin}))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that no optimizer step came between
+            warnings.simplefilter("ignore")  # about missing optimizer steps in between
             _restart(twin)
             rates = [float(toy.param_groups[index]["lr"])]
             for _ in range(count - 1):
                 twin.step()
                 rates.append(float(toy.param_groups[index]["lr"]))
         return np.array(rates)
-    except Exception:  # a scheduler that follows a metric, or keeps its place elsewhere
+    except Exception:  # a scheduler that follows a metric, or stores its position elsewhere
         return None
 
 
@@ -247,7 +247,7 @@ def _ticks(scheduler: Any) -> int:
 
 
 def _restart(scheduler: Any) -> None:
-    """Bring a scheduler, and those that it is made of, to where their constructors left them."""
+    """Reset a scheduler, and those that it is made of, to their state after construction."""
     parts = getattr(scheduler, "_schedulers", [])
     for place, part in enumerate(parts):
         part.last_epoch = -1

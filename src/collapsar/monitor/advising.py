@@ -27,21 +27,21 @@ from collapsar.monitor.known import body, training_of, weight_decays
 from collapsar.monitor.layers import layers_above_norm
 from collapsar.monitor.optimizers import Optimizers, each_of, group_of, preconditioner
 
-# What takes the training out of the theory; other differences are cautions.
+# Differences for which the theory does not apply; all others are cautions.
 _REFUSED = ("unknown-decay", "frozen-head", "reshaped-head", "frozen-backbone", "mixup", "loss", "resampled")
 
 
-_LONG = 100.0  # decay clock taken where the steps are not known: at rest
+_LONG = 100.0  # decay clock assumed if the steps are not known: at rest
 _OWN_STEPS = (
-    "How far decay comes is not known: where an optimizer finds the size of its steps itself, "
-    "the sum of lr * weight_decay bounds nothing before the run has ended."
+    "It is not known how far decay gets: if an optimizer finds the size of its steps itself, the sum of "
+    "lr * weight_decay bounds nothing until the run has ended."
 )
 _BODY = (
-    "Decay acts on the layers below the head as well, which the model has not: strong decay there can lose classes "
-    "that the head's alone would keep."
+    "Decay also acts on the layers below the head, which the model does not include: strong decay there can lose "
+    "classes that the head's alone would keep."
 )
 _UNSEEN = (
-    "{} of the {} outputs have no samples and are left out: what is said class by class is of the others, in order. "
+    "{} of the {} outputs have no samples and are left out: statements class by class are about the others, in order. "
     "Without a free bias such outputs take a little of every prediction."
 )
 _NO_STEPS = (
@@ -56,8 +56,8 @@ class TrainingAdvice:
 
     Attributes:
         advice: on penalties of head and features; on a head that is decayed behind a norm, or by AdamW, with the decay
-            clock; or on weight decay alone, where nothing else prices the features.
-        cautions: sentences on where the training differs from the theory.
+            clock; or on weight decay alone, if nothing else penalises the features.
+        cautions: sentences on how the training differs from the theory.
     """
 
     advice: Advice | StandardAdvice | DecayAdvice
@@ -91,22 +91,22 @@ def advise_training(
     margin: float = 0.1,
     head: nn.Module | str | None = None,
 ) -> TrainingAdvice:
-    """What ``collapsar advise`` says of a training, its penalties and layers read from the objects that do it.
+    """The advice of ``collapsar advise`` on a training, with penalties and layers read from the objects themselves.
 
     Args:
         counts: samples per class; 0 for an output of the head whose class has none, which is left out.
         model: the network.
         optimizer: with the network's parameters.
         loop: the rest.
-        features: "nonnegative" where the head's input comes out of a ReLU.
+        features: "nonnegative" if the head's input comes out of a ReLU.
         margin: see :func:`collapsar.advise.advice.advise`.
-        head: the last linear layer, or its name; found by :func:`collapsar.metrics.head.find_head` where it is clear.
+        head: the last linear layer, or its name; by default what :func:`collapsar.metrics.head.find_head` finds.
 
     Raises:
-        ValueError: the head cannot be told, or no theory applies, with the reason: mixed samples, resampling, another
-            loss, frozen parameters, a head that is not W h + b, decoupled decay before training rests beside a feature
-            penalty, or, with neither that nor a norm before the head, a loss that is not plain or a weight decay that
-            differs between parameters.
+        ValueError: the head is ambiguous, or no theory applies, with the reason: mixed samples, resampling, another
+            loss, frozen parameters, a head that is not W h + b, a feature penalty together with decoupled decay before
+            training is at rest, or, without a feature penalty or a norm before the head, a loss that is not plain or a
+            weight decay that differs between parameters.
 
     Example:
         >>> import torch
@@ -127,7 +127,7 @@ def advise_training(
     penalised = loop.penalties is not None and loop.penalties.lambda_h > 0
     for warning in found:
         if warning.kind in _REFUSED or (warning.kind == "decoupled-decay" and penalised and not facts.at_rest):
-            # What the clock bounds holds without a theory of the optimum.
+            # What the clock bounds is valid without a theory of the optimum.
             idle = next((f" {other}" for other in found if other.kind == "decay-clock"), "")
             raise ValueError(f"no theory applies: {warning}{idle}")
     _check_counts(whole, facts)
@@ -163,9 +163,9 @@ def _head_of(model: nn.Module, head: nn.Module | str | None, outputs: int) -> nn
     """The head, with as many outputs as there are counts.
 
     Raises:
-        ValueError: it cannot be told, or has another number of outputs.
+        ValueError: it is ambiguous, or has another number of outputs.
     """
-    zeros = "where an output's class has no samples, give the count 0 for it"
+    zeros = "if an output's class has no samples, give the count 0 for it"
     try:
         found = find_head(model, head, outputs)[1]
     except ValueError as unclear:
@@ -210,9 +210,9 @@ def _answered(recipe: Recipe, facts: Facts) -> set[str]:
 
 
 def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
-    """The training as the advice on standard training takes it; None where that has nothing to say of it.
+    """The training in the form of the advice on standard training; None if that does not cover it.
 
-    It speaks of a decayed head behind a norm, and of AdamW, whose decay may not have acted.
+    It covers a decayed head behind a norm, and AdamW, whose decay may not have acted.
     """
     decay, norm = facts.decay, facts.norm
     adaptive = decay is not None and decay.kind == "preconditioned"
@@ -227,8 +227,8 @@ def _recipe(n: NDArray[np.int64], facts: Facts) -> Recipe | None:
     optimizers = each_of(facts.optimizer)
     own = "sgd" if not adaptive else "adamw" if preconditioner(facts.weight, optimizers) else "other"
     if batch is None and own == "adamw" and clock >= ACTED and norm is not None:
-        raise ValueError("`loop.data` must be given: AdamW's decay at rest depends on the samples of a step")
-    # AdamW's steps are those of the mean, by whatever the loss is multiplied.
+        raise ValueError("`loop.data` must be given: AdamW's decay at rest depends on the samples per step")
+    # AdamW's steps are those of the mean, whatever the loss is multiplied by.
     step = 1.0 if adaptive else scale
     head = wd / step * facts.row_penalty
     gain = None if norm is None or not norm.trained_gain or norm.free_gain else norm.gain_penalty or wd
@@ -255,9 +255,9 @@ def _check_plain(facts: Facts) -> None:
     loss = facts.loss.loss
     if loss is not None and not loss.is_plain:
         raise ValueError(
-            "no theory applies: the losses that weight decay alone brings were measured for the plain cross-entropy, "
-            "not with class weights, offsets or smoothing. Name a feature penalty with loop.penalties, or measure a "
-            "trained network with collapsar.diagnose"
+            "no theory applies: what weight decay alone loses was measured for the plain cross-entropy, not with class "
+            "weights, offsets or smoothing. Name a feature penalty with loop.penalties, or measure a trained network "
+            "with collapsar.diagnose"
         )
 
 
@@ -268,15 +268,15 @@ def _problem(n: NDArray[np.int64], facts: Facts, features: FeatureModel) -> Prob
     known = replace(known, lambda_w=_of_seen(facts, known.lambda_w), loss=loss, exposure=None)  # resampling is refused
     if known.lambda_w is None or known.lambda_h is None or known.one_lambda_w is None:
         raise ValueError(
-            "`optimizer` and `loop.penalties` put no penalty on the head that is known: without one nothing merges. Of "
-            "a summed loss, pass loop.data, which tells the samples of a step"
+            "`optimizer` and `loop.penalties` put no known penalty on the head: without one nothing merges. For a "
+            "summed loss, pass loop.data, which tells the number of samples per step"
         )
     scales = known.row_scales
     if scales is not None:
         if known.lambda_b not in (None, 0.0) or loss.scales is not None:
             raise ValueError(
-                "no theory applies: penalties that differ by class, as this optimizer's decay has at rest, are covered "
-                "for a bias that is free or absent only"
+                "no theory applies: penalties that differ by class, such as this optimizer's decay at rest, are "
+                "covered only for a bias that is free or absent"
             )
         loss = replace(loss, scales=scales)
     bias = float("inf") if known.lambda_b is None else known.lambda_b
@@ -288,8 +288,8 @@ def _one_decay(facts: Facts) -> tuple[float, float]:
     _check_plain(facts)
     if any(decay.kind == "preconditioned" for _, decay in facts.decays):
         raise ValueError(
-            "no theory applies: weight decay alone was measured for SGD and Adam with an L2 decay, not for decay "
-            "beside the step. Measure a trained network with collapsar.diagnose, which reads its penalty at rest"
+            "no theory applies: weight decay alone was measured for SGD and Adam with L2 decay, not for decoupled "
+            "decay. Measure a trained network with collapsar.diagnose, which reads its penalty at rest"
         )
     decays = weight_decays(facts.model, facts.optimizer)
     if len(decays) > 1 or 0.0 in decays:
@@ -308,12 +308,12 @@ def _loss_scale(facts: Facts) -> float:
     if not facts.loss.summed:
         return scale
     if facts.samples_per_step is None:
-        raise ValueError("`loop.data` must be given beside a summed loss: it tells the samples of a step")
+        raise ValueError("`loop.data` must be given with a summed loss: it tells the number of samples per step")
     return facts.samples_per_step * scale
 
 
 def _check_counts(n: NDArray[np.int64], facts: Facts) -> None:
-    """Refuse data that holds classes at other shares than the counts say."""
+    """Refuse data whose class shares differ from those of the counts."""
     seen = facts.exposure
     if seen is None or seen.shown is None or seen.present is None:
         return

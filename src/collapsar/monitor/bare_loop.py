@@ -12,7 +12,7 @@ Example:
     ...             # loss.backward(), optimizer.step(), ...
     ...             monitor.step(labels[rows])
     ...         record = monitor.end_epoch()
-    After epoch 2: no class is 0.5 nats ahead of its nearest yet: nothing is learned that could merge.
+    After epoch 2: no class is 0.5 nats ahead of its nearest yet: nothing has been learned that could merge.
     >>> record.epoch, record.report.num_samples, record.events
     (2, 30, ())
 """
@@ -49,7 +49,7 @@ from collapsar.monitor.samples import Samples, Totals
 from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
 from collapsar.monitor.watch import MergeRule, MergeWatch
 
-# Labels that some noise has changed, or a loss that weighs samples in another way, pull fewer samples elsewhere.
+# With noisy labels, or a loss that weights samples differently, fewer samples are pulled elsewhere.
 _MOST_PULLED = 0.1
 
 _logger = logging.getLogger("collapsar")
@@ -57,18 +57,18 @@ _logger = logging.getLogger("collapsar")
 
 @dataclass(frozen=True)
 class MonitorOptions:
-    """What rarely changes from one monitor to the next.
+    """Options that are rarely changed.
 
     Attributes:
-        path: The file of records, JSON lines, appended to; None is ``collapse.jsonl`` in the present folder for a bare
+        path: The file of records, JSON lines, appended to; None: ``collapse.jsonl``, in the current folder for a bare
             loop and in the trainer's output folder for a callback.
         rule: When classes count as merging.
-        within_scatter: Whether to accumulate Σ_W, which NC1 needs and which costs O(d²) time per sample. None: with a
-            pass of its own yes, with the features of the training pass no.
-        log: Gets the scalars (names beginning with "nc/") and the epoch, for a logger of yours.
-        say: Gets every sentence; None sends it to the logger "collapsar" at level WARNING.
+        within_scatter: Whether to accumulate Σ_W, which NC1 needs and which costs O(d²) time per sample. None: yes with
+            a pass of its own, no with the features of the training pass.
+        log: Called with the scalars (names beginning with "nc/") and the epoch, for a logger of your own.
+        say: Called with every sentence; None: they go to the logger "collapsar" at level WARNING.
         forward: How a pass of its own runs the model on a batch of the loader; returns the labels.
-        first: Whether to evaluate after the first epoch as well, whatever ``every`` says.
+        first: Whether to evaluate after the first epoch as well, whatever ``every`` is.
     """
 
     path: str | os.PathLike[str] | None = None
@@ -80,23 +80,23 @@ class MonitorOptions:
     first: bool = False
 
     def file(self, folder: str | os.PathLike[str]) -> Path:
-        """The file of records, in this folder where none is named."""
+        """The file of records, in this folder if none is named."""
         return Path(folder) / "collapse.jsonl" if self.path is None else Path(self.path)
 
 
 class CollapseMonitor:
-    """Follows the class means and the head through training; says in words when classes begin to merge, and which.
+    """Follows the class means and the head through training; reports in words when classes begin to merge, and which.
 
     Without ``loader`` it reuses the training pass: a hook on the head keeps what the head receives, ``step(labels)``
     after each batch adds it up, ``end_epoch()`` evaluates. The features are then those of training mode, averaged over
-    an epoch in which the network moves. Of several passes in a step the first one in training mode with gradients
+    an epoch in which the network changes. If a step has several passes, the first one in training mode with gradients
     counts, among those with as many rows as there are labels; ``without()`` hides passes. With ``loader`` it makes a
-    pass of its own in ``end_epoch()``, in evaluation mode: slower and sharper. Neither changes the training by a bit
-    (``undisturbed``). A copy of the model, and a file it is saved to whole, hold no trace of the monitor.
+    pass of its own in ``end_epoch()``, in evaluation mode: slower and more accurate. Neither changes the training by a
+    bit (``undisturbed``). A copy of the model, or a file with the whole model, has no trace of the monitor.
 
     Create it before ``torch.compile`` and before the first step; leave its ``with`` block or call ``close()`` when
     training ends. In a distributed run every process has its own, each with its part of the data, and all call
-    ``end_epoch()``: results are merged exactly, process 0 writes and speaks.
+    ``end_epoch()``: results are merged exactly, and process 0 writes the file and the messages.
 
     Args:
         model: The network; wrappers of data-parallel training are looked through.
@@ -104,7 +104,7 @@ class CollapseMonitor:
         loader: Batches of training data for a pass of its own; None reuses the training pass.
         every: Evaluate after epochs ``every``, 2 ``every``, and so on, >= 1.
         class_names: K names; None numbers the classes.
-        ignore_index: Label of samples without one, as in cross-entropy: they are left out.
+        ignore_index: Label that marks samples without one, as in cross-entropy: they are left out.
         options: Everything else.
 
     Raises:
@@ -123,7 +123,7 @@ class CollapseMonitor:
         options: MonitorOptions | None = None,
     ) -> None:
         if not every >= 1:
-            raise ValueError(f"`every` must be at least 1; got {every}. 1 evaluates after each epoch")
+            raise ValueError(f"`every` must be at least 1; got {every}. Use 1 to evaluate after each epoch")
         self.options = MonitorOptions() if options is None else options
         self.model = unwrapped(model)
         named = None if class_names is None else len(class_names)
@@ -154,7 +154,7 @@ class CollapseMonitor:
         return self.end_epoch(epoch)
 
     def step(self, labels: Any) -> None:
-        """Add the batch that the head saw last, anywhere between its forward pass and the next one.
+        """Add the batch that the head saw last, any time between its forward pass and the next one.
 
         Args:
             labels: Class indices of the batch, shape (B,).
@@ -170,7 +170,7 @@ class CollapseMonitor:
                 self.completed + 1,
                 "several passes",
                 f"The head {self.head_name!r} runs more than once in a step: the first pass counts, the others are "
-                "ignored. If another one has the labels, run what comes before it inside monitor.without().",
+                "ignored. If the labels belong to another pass, run those before it inside monitor.without().",
             )
 
     def forget(self) -> None:
@@ -190,10 +190,10 @@ class CollapseMonitor:
         """Evaluate, if it is due; every process of a distributed run must call this.
 
         Args:
-            epoch: What to call the epoch that has just ended; None counts from 1.
+            epoch: The number of the epoch that has just ended; None counts from 1.
 
         Returns:
-            The evaluation, or None where none is due or there were no samples, which is said once.
+            The evaluation, or None if none is due or there were no samples, which is said once.
 
         Raises:
             ValueError: A batch of the loader does not fit.
@@ -208,7 +208,7 @@ class CollapseMonitor:
         return record
 
     def close(self, *, summarise: bool = True) -> None:
-        """Remove the hook and, unless told otherwise, say how things stand; a second call does nothing."""
+        """Remove the hook and, unless told otherwise, print a summary; a second call does nothing."""
         if not (self._tap.remove() and summarise and _is_first_process()):
             return
         summary = self.watch.summary()
@@ -221,10 +221,10 @@ class CollapseMonitor:
     def read_training(
         self, optimizer: Optimizers | None, *, criterion: Any = None, schedule: LRScheduler | int | None = None
     ) -> KnownTraining | None:
-        """Read what the optimizer does to the head (``known_training``), write it down and keep it as ``known``.
+        """Read what the optimizer does to the head (``known_training``), record it and keep it as ``known``.
 
-        Of the optimizer's state it is what holds at this moment: call it when training ends. The cautions go to the
-        file of records, and with ``diagnose(model, loader, known=monitor.known)`` into the diagnosis.
+        It reads the optimizer's present state: call it when training ends. The cautions go to the file of records, and
+        with ``diagnose(model, loader, known=monitor.known)`` into the diagnosis.
 
         Args:
             optimizer: The training's, or several.
@@ -232,13 +232,13 @@ class CollapseMonitor:
             schedule: Its scheduler of the learning rate, or the number of steps.
 
         Returns:
-            None where it cannot be read, which is said.
+            None, with a message, if it cannot be read.
         """
         samples = None if self.record is None else range(self.record.report.num_samples)
         try:
             facts = facts_of(self.model, self.head, optimizer, None, criterion, samples, schedule)
             known = training_of(facts, differences(facts))  # no warnings: they are the cautions
-        except Exception as error:  # a training that has ended well is not to end in this
+        except Exception as error:  # a training that has ended well must not fail here
             why = f"{type(error).__name__}: {error}"
             self._complain(self.completed, "training", f"What the optimizer does to the head cannot be read: {why}")
             return None
@@ -252,7 +252,7 @@ class CollapseMonitor:
         return {"completed": self.completed, "watch": self.watch.state_dict(), "scalars": self.scalars}
 
     def load_state_dict(self, state: Record) -> None:
-        """Go on from a ``state_dict``."""
+        """Continue from a ``state_dict``."""
         self.watch.load_state_dict(state["watch"])
         self.completed, self.scalars = int(state["completed"]), dict(state.get("scalars", {}))
         self._tap.listening = self._reusing()
@@ -278,8 +278,8 @@ class CollapseMonitor:
             self._complain(
                 self.completed + 1,
                 "labels",
-                f"The head {self.head_name!r} receives more than features, labels perhaps, as heads with margins do: "
-                "recall is that of the logits it gives in this pass. With a loader it is that of evaluation mode.",
+                f"The head {self.head_name!r} receives more than features, perhaps labels, as for margin losses: "
+                "recall is that of the logits in this pass. With a loader it is that of evaluation mode.",
             )
 
     def _evaluate(self, epoch: float, begin: float) -> MonitorRecord | None:
@@ -322,15 +322,15 @@ class CollapseMonitor:
         return record
 
     def _caution(self, epoch: float, totals: Totals, pulls: Pulls) -> None:
-        """Say once what of the head and the labels is not as it is taken to be."""
+        """Say once which assumptions about the head and the labels do not hold."""
         if pulls.elsewhere > _MOST_PULLED:
             self._complain(
                 epoch,
                 "targets",
                 f"The loss pulls {percent(pulls.elsewhere)} of the samples to another class than the label that the "
-                "monitor was given: they are mixed in the loop's body, as by mixup, come from another network, or are "
-                "in another order than the batch. States and recall are those of the labels given; a loader of plain "
-                "samples has their own.",
+                "monitor was given: labels are mixed in the loop, as by mixup, come from another network, or are in "
+                "another order than the batch. States and recall are those of the labels given; use a loader of "
+                "unmixed samples for their own.",
             )
         swapped: tuple[int, ...] = ()
         if totals.taken_for is not None and totals.evidence is not None:
@@ -343,16 +343,16 @@ class CollapseMonitor:
             self._complain(
                 epoch,
                 "softmax",
-                "The model gives probabilities, and the loss hardly pulls at samples of a small one: it applies a "
-                "softmax of its own, as CrossEntropyLoss does, and what is lost stays lost. Leave the model's softmax "
+                "The model returns probabilities, and the loss hardly pulls on samples with a small one: it applies a "
+                "softmax of its own, as CrossEntropyLoss does, and lost samples stay lost. Leave the model's softmax "
                 "out.",
             )
         if not totals.linear:
             self._complain(
                 epoch,
                 "head",
-                f"The head {self.head_name!r} does not compute W h + b as the model's logits (cosine, scale, adapter, "
-                "several heads): states and recall are those of the logits; the head's geometry is not read.",
+                f"The model's logits are not W h + b of the head {self.head_name!r} (cosine, scale, adapter, several "
+                "heads): states and recall are those of the logits; the head's geometry is left out.",
             )
         unseen, K = len(totals.report.unseen_classes), totals.report.num_classes
         if unseen > K / 2:
@@ -381,7 +381,7 @@ class CollapseMonitor:
 
 
 def _refuse_compiled(model: nn.Module, head: nn.Module) -> None:
-    """A hook on the head is met where no module around it is compiled already."""
+    """Refuse a model in which a module around the head is already compiled: a hook would be ignored."""
     for name, module in model.named_modules():
         compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         if compiled and any(part is head for part in module.modules()):

@@ -16,7 +16,7 @@ from collapsar.monitor.facts import Facts
 from collapsar.monitor.layers import above_norm, is_linear
 from collapsar.monitor.optimizers import each_of, group_of, own_name, wrapper_of
 
-# By their names, as torchvision's, or a probability below 1, as albumentations'.
+# Random by name, as in torchvision, or by a probability below 1, as in albumentations.
 _RANDOM = re.compile(r"Random|RandAug|AutoAug|TrivialAug|AugMix|ColorJitter|Elastic|\bp=0?\.\d", re.IGNORECASE)
 _MIXED = re.compile(r"mix_?up|cut_?mix", re.IGNORECASE)
 # A clock below this has left more than nine tenths of every weight in place.
@@ -24,46 +24,46 @@ _IDLE = 0.1
 _MOST_LISTED = 10
 
 _TEXTS: Mapping[str, str] = {
-    "decoupled-decay": "{} shrinks weights beside the gradient step instead of penalising them: its weight_decay is no "
-    "penalty of the loss. {}",
-    "linear-decay": "{} shrinks weights beside the gradient step: with its momentum, weight_decay {:g} is the penalty "
-    "{:.3g} of the loss.",
-    "unknown-decay": "What the weight_decay of {} amounts to cannot be told: a copy of it could not be tried, or "
-    "shrinks weights by another setting, as ASGD's lambd does. lambda_w is read from the head's gradient instead.",
-    "unused-decay": "{} has a weight_decay and steps as if it had none: it penalises nothing.",
-    "centred-gradients": "{} takes its mean out of every row of a gradient: weight_decay {:g} is the penalty of what "
-    "is left of the head's rows, and no loss moves their means.",
-    "wrapped-optimizer": "{} wraps another optimizer: its decay is read from that one, and what else it does to the "
-    "steps is not known here.",
+    "decoupled-decay": "{} shrinks weights separately from the gradient step: its weight_decay is not a penalty of the "
+    "loss. {}",
+    "linear-decay": "{} shrinks weights separately from the gradient step: with its momentum, weight_decay {:g} is the "
+    "penalty {:.3g} of the loss.",
+    "unknown-decay": "The effect of the weight_decay of {} is not known: a copy of it could not be tried, or shrinks "
+    "weights by another setting, as ASGD's lambd does. lambda_w is read from the head's gradient instead.",
+    "unused-decay": "{} has a weight_decay but steps as if it had none: it penalises nothing.",
+    "centred-gradients": "{} subtracts its mean from every row of a gradient: weight_decay {:g} penalises what is left "
+    "of the head's rows, and no loss moves their means.",
+    "wrapped-optimizer": "{} wraps another optimizer: the decay is read from that one; what else the wrapper does to "
+    "the steps is not known.",
     "decay-clock": "Weight decay has not acted: the sum of lr * weight_decay {} {:.2g}, far below 1, so it cannot have "
     "merged classes. Small classes that are lost are not learned yet, are outvoted by the prior, or have no room.",
-    "frozen-head": f"{UNTRAINED}: it balances no forces, and no penalty can be read from it.",
+    "frozen-head": f"{UNTRAINED}: loss and penalty do not balance there, and no penalty can be read from it.",
     "reshaped-head": "The head does not compute W h + b from the weight that it stores (cosine, scale, adapter): decay "
-    "of that weight is not the penalty of the theory, and none where the head normalises its rows.",
-    "frozen-backbone": "The network below the head {} frozen: its features cannot answer to a penalty as the theory "
+    "of that weight is not the penalty of the theory, and no penalty at all if the head normalises its rows.",
+    "frozen-backbone": "The network below the head {} frozen: its features cannot respond to a penalty as the theory "
     "assumes.",
     "normalised-features": f"{{}} {NORMALISED} ({{}}).",
-    "normalised-below": "A normalisation lies below the features: decay of the layers under it changes no function, "
-    "only the pace of learning; decay of its scale acts as a feature penalty.",
+    "normalised-below": "There is a normalisation below the features: decay of the layers under it does not change the "
+    "function, only the pace of learning; decay of its scale acts as a feature penalty.",
     "decayed-layers": "Decayed layers below the head, above the last normalisation if there is one: {}. Each "
-    "further factor bends the penalty of the mean predictions, and classes collapse at weaker penalties than the "
-    "thresholds of two layers say.",
-    "no-feature-penalty": f"{UNPENALISED}: they may grow without end, and there is no optimum. If "
+    "further factor changes the penalty of the mean predictions, and classes collapse at weaker penalties than the "
+    "thresholds for two layers.",
+    "no-feature-penalty": f"{UNPENALISED}: they may grow without bound, and there is no optimum. If "
     "the loop adds such a penalty to the loss itself, name it with penalties=.",
     "augmentation": "Samples are augmented in training: a class is then a cloud, not a point, and the floor of its "
     "loss acts like a stronger penalty.",
     "mixup": "Samples and labels are mixed in training: the targets are soft, which acts like a stronger penalty and "
     "is not in the theory.",
-    "resampled": "{} shows classes at other rates than the data set has them{}: states and margins are measured on the "
-    "samples given, and what theory says here {}.",
+    "resampled": "{} shows classes at other rates than in the data set{}: states and margins are measured on the "
+    "samples given, and the theory here {}.",
     "compounded": "Two mitigations compound: {} shows classes at other rates, and the loss {}. {}",
     "loss": "{}; the theory here is that of cross-entropy.",
-    "summed-loss": "The loss is a sum over the batch: a penalty beside it counts as if divided by the samples of a "
+    "summed-loss": "The loss is a sum over the batch: a penalty counts as if divided by the number of samples per "
     "step, {}.",
-    "unnormalised-weights": "The loss does not divide its class weights by their sum: a penalty beside it counts as if "
-    "divided by their mean over the samples, {}.",
-    "multiplied-loss": "The loss is {:.4g} times the mean over the samples: a penalty beside it counts as if divided "
-    "by that.",
+    "unnormalised-weights": "The loss does not divide its class weights by their sum: a penalty counts as if divided "
+    "by their mean over the samples, {}.",
+    "multiplied-loss": "The loss is {:.4g} times the mean over the samples: a penalty counts as if divided by that "
+    "factor.",
 }
 
 
@@ -137,7 +137,7 @@ def _of_rows(facts: Facts) -> str:
             f"At rest it acts as the penalty wd (sqrt(v) + eps) of each weight: lambda_w from {low:.3g} to {high:.3g} "
             f"over the classes, read from its state, with which the loss's pull agrees{agreement}."
         )
-    return f"It acts as a penalty only at rest, which this training is not{agreement}. {fallback}"
+    return f"It acts as a penalty only at rest, and this training is not at rest{agreement}. {fallback}"
 
 
 def _of_clock(facts: Facts) -> Iterator[PenaltyWarning]:
@@ -184,9 +184,7 @@ def _decays_any(facts: Facts, parameters: Iterable[nn.Parameter]) -> bool:
 def _gain(norm: HeadNorm, *, known: bool) -> str:
     over = f', over="{norm.over}"' if norm.over == "batch" else ""
     if norm.free_gain:
-        return (
-            "its gain is trained without decay, so that the length may grow without bound and nothing merges for good"
-        )
+        return "its gain is trained without decay, so the length may grow without bound and nothing merges for good"
     if norm.gain_penalty is not None and norm.over == "sample":
         return (
             "decay of its gain prices it, and less than any model here once the gain gathers in few features: no "
@@ -198,7 +196,7 @@ def _gain(norm: HeadNorm, *, known: bool) -> str:
             f"lambda_gain={norm.gain_penalty:g}{over}) is the model"
         )
     reading = f"it is {norm.length:.3g}: Problem.from_normalized(counts, lambda_w=..., norm={norm.length:.4g}{over})"
-    return f"{reading} is the model" if known else f"{reading} is the model as long as its gain does not move"
+    return f"{reading} is the model" if known else f"{reading} is the model as long as its gain does not change"
 
 
 def _of_data(facts: Facts) -> Iterator[PenaltyWarning]:
@@ -213,11 +211,11 @@ def _of_data(facts: Facts) -> Iterator[PenaltyWarning]:
         yield _warning("loss", loss.reason)
     if loss.summed:
         size = facts.samples_per_step
-        unknown = "which are not known here: pass data="
+        unknown = "which is not known: pass data="
         yield _warning("summed-loss", unknown if size is None else f"{size} here")
     if not loss.normalised:
         scale = facts.loss_scale
-        unknown = "which is not known here: pass data=, whose labels tell the class counts"
+        unknown = "which is not known: pass data=, whose labels tell the class counts"
         yield _warning("unnormalised-weights", unknown if scale is None else f"{scale:.4g} here")
     if loss.factor != 1:
         yield _warning("multiplied-loss", loss.factor)
@@ -238,7 +236,7 @@ def _of_data(facts: Facts) -> Iterator[PenaltyWarning]:
 
 
 def _times(factors: Any) -> str:
-    """By how much each class counts more than its frequency says."""
+    """By how much each class counts more than its frequency."""
     values = [f"{factor:.3g}" for factor in factors]
     if len(values) <= _MOST_LISTED:
         return f"classes count {', '.join(values)} times their frequency"

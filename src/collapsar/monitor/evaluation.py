@@ -20,16 +20,16 @@ from collapsar.monitor.watch import MOST_NAMED, Event
 
 @dataclass(frozen=True, eq=False)
 class MonitorRecord:
-    """One evaluation. Of the same features it says what ``diagnose`` says.
+    """One evaluation. For the same features it agrees with ``diagnose``.
 
     Attributes:
-        epoch: What the epoch is called.
-        report: All metrics; without the head's where it does not compute W h + b.
+        epoch: The epoch's number.
+        report: All metrics; without the head's if it does not compute W h + b.
         separation: Which classes are separated, merged, vanished; None above 4096 classes.
-        standings: Which classes are lost, given to none of their own samples, and why; None above 4096 classes.
-        recalls: Share of each class's samples that are given to it, shape (K,); NaN without samples.
+        standings: Which classes are lost (no sample recognised), and why; None above 4096 classes.
+        recalls: Share of each class's samples that are recognised, shape (K,); NaN without samples.
         shared_rows: Groups of classes whose rows of the head coincide.
-        events: What was said.
+        events: The messages.
         seconds: Time of a pass of its own, if any, and of the evaluation.
     """
 
@@ -44,7 +44,7 @@ class MonitorRecord:
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """The classes that are given to none of their own samples, ascending, whatever their state."""
+        """The classes with samples of which none is recognised, ascending, whatever their state."""
         return tuple(np.flatnonzero(self.recalls == 0).tolist())
 
     @property
@@ -54,7 +54,7 @@ class MonitorRecord:
 
     @property
     def gone(self) -> tuple[int, ...]:
-        """The classes that are merged, vanished (unless the bias alone decides them right), lost or dead, ascending."""
+        """The merged, vanished (unless the bias alone classifies them correctly), lost and dead classes, ascending."""
         collapsed: tuple[int, ...] = ()
         if self.separation is not None and self.standings is not None:
             collapsed = collapsed_classes(self.separation, self.standings)
@@ -62,10 +62,10 @@ class MonitorRecord:
 
     @cached_property
     def scalars(self) -> dict[str, float]:
-        """What is logged, names beginning with "nc/"; undefined and infinite values are left out."""
+        """The logged values, with names beginning with "nc/"; undefined and infinite values are left out."""
         report, separation = self.report, self.separation
         values = report.scalars()
-        del values["nc1_tolerance"]  # a detail of the numerics, not a curve to look at
+        del values["nc1_tolerance"]  # a numerical detail, not a curve to look at
         values |= {
             "num_lost": float(len(self.lost)),
             "num_dead": float(len(self.dead)),
@@ -87,15 +87,15 @@ class MonitorRecord:
     def summary(self, names: Sequence[str]) -> str:
         """The lost and the dead classes in one sentence, without the states."""
         found = {
-            "lost, given to none of their own samples": self.lost,
-            "dead, their rows of the head the same": self.dead,
+            "lost, with none of their samples recognised": self.lost,
+            "dead, with coinciding rows of the head": self.dead,
         }
         named = {what: listed((names[k] for k in own), MOST_NAMED, last=" and ") for what, own in found.items() if own}
         parts = [f"{what}: {classes}" for what, classes in named.items()]
         return f"After epoch {self.epoch:g}: {'; '.join(parts) or 'no class is lost or dead'}."
 
     def line(self) -> Record:
-        """The record as one line: the scalars, and per class what the words are made from."""
+        """The record as one line: the scalars, and per class the numbers behind the words."""
         line: Record = {"kind": "epoch", "epoch": self.epoch, "seconds": self.seconds, **self.scalars}
         line |= {"class_counts": self.report.class_counts, "recalls": self.recalls, "dead": self.dead}
         if self.standings is not None:

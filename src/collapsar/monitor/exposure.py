@@ -1,4 +1,4 @@
-"""What one epoch shows of each class: the indices that a loader would draw, counted, whatever draws them.
+"""How often one epoch shows each class: the indices that a loader would draw are counted, whatever draws them.
 
 Example:
     >>> import torch
@@ -27,9 +27,9 @@ from collapsar.monitor.undisturbed import LABELS, labels_in, random_states_kept
 Counts = NDArray[np.int64]
 
 _MOST, _ENOUGH, _MOST_EPOCHS = 1 << 22, 2000, 16
-# A data set that holds classes at other shares than its different samples have, beyond rounding.
+# From this difference on, beyond rounding, a data set has classes at other shares than its distinct samples.
 _LEAST = 5e-3
-# A difference in shares counts beyond what drawing at random explains at this many standard deviations.
+# A difference in shares counts if it exceeds what random drawing explains by this many standard deviations.
 _SIGMAS = 6.0
 
 
@@ -38,13 +38,13 @@ class Exposure:
     """One epoch of a loader.
 
     Attributes:
-        shown: how often a sample of each class is drawn, shape (K,); None where labels cannot be read without loading
-            the data.
+        shown: how often a sample of each class is drawn, shape (K,); None if labels cannot be read without loading the
+            data.
         present: how many different samples of each class there are to draw from; None likewise.
         resampled: whether the shares of the two differ by more than chance; without labels, whether single samples are
             drawn at different rates.
-        name: what draws: the class of the sampler, or of the data set that repeats samples.
-        expected: what ``shown`` is in the mean, to a factor, where the sampler tells, shape (K,); None elsewhere.
+        name: the class of the sampler, or of the data set that repeats samples.
+        expected: the mean of ``shown``, up to a factor, shape (K,), if the sampler tells; None otherwise.
     """
 
     shown: Counts | None
@@ -57,7 +57,7 @@ class Exposure:
     def factors(self) -> Vector | None:
         """By how much each class's share is multiplied, shape (K,); NaN for classes without samples.
 
-        Where the sampler does not tell, classes of one size that differ by chance alone have one factor.
+        If the sampler does not tell, classes of one size that differ only by chance have one factor.
         """
         if self.shown is None or self.present is None:
             return None
@@ -72,16 +72,16 @@ class Exposure:
 
 
 def exposure(data: Any) -> Exposure | None:
-    """Count what an epoch would show, without loading a sample or moving any random state.
+    """Count what an epoch would show, without loading a sample or changing any random state.
 
-    Samplers are copied and iterated; labels are looked up where a data set keeps them (``targets``, ``labels``,
+    Samplers are copied and iterated; labels are looked up where a data set stores them (``targets``, ``labels``,
     tensors, a column, or pairs in a list), through ``Subset`` and ``ConcatDataset``.
 
     Args:
         data: a loader, prepared by Accelerate or not, a data set, or a list of batches (inputs, labels).
 
     Returns:
-        The counts; None where nothing can be said, as for a stream.
+        The counts; None if nothing can be said, as for a stream.
     """
     if data is None:
         return None
@@ -126,9 +126,9 @@ def unlike(shown: ArrayLike, counts: ArrayLike) -> bool:
 
 
 def classes_at_hand(data: Any) -> int | None:
-    """How many classes the labels of a loader, data set or list of batches show; None where none are at hand.
+    """How many classes the labels of a loader, data set or list of batches show; None if none are at hand.
 
-    Nothing is iterated that may be used up.
+    Nothing that may be used up is iterated.
 
     Example:
         >>> import torch
@@ -154,7 +154,7 @@ def batch_size(data: Any) -> int | None:
 
 
 def _drawn(loader: Any) -> list[Counts]:
-    """The indices of one epoch, or several short ones, from a copy of what draws them; empty if it cannot be told."""
+    """The indices of one epoch, or several short ones, drawn from a copy; empty if that is impossible."""
     batches, sampler = getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)
     source = sampler if batches is None else batches
     if source is None:
@@ -200,7 +200,7 @@ def _base(dataset: Any) -> Any:
 
 
 def _labels(dataset: Any) -> Counts | None:
-    """The labels of a data set that keeps them at hand, shape (N,): the first class indices where labels may be."""
+    """The labels that a data set stores, shape (N,): the first class indices in a place for labels."""
     found: Iterable[Any]
     if isinstance(dataset, TensorDataset):  # (inputs, labels, numbers of the samples), or (tokens, mask, labels)
         found = dataset.tensors[1:]
@@ -215,7 +215,7 @@ def _labels(dataset: Any) -> Counts | None:
 
 def _whole(labels: Any, size: int) -> Counts | None:
     """Class indices, one for each sample or a column of them, or None."""
-    if not isinstance(labels, Sequence | np.ndarray | Tensor):  # not one of a data set that is read when asked
+    if not isinstance(labels, Sequence | np.ndarray | Tensor):  # not a column that would be read from the data
         return None
     try:
         array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels[:])
@@ -239,7 +239,7 @@ def _of_batches(batches: Sequence[Any]) -> Counts | None:
 
 
 def _uneven(data: Any, drawn: Counts, origin: NDArray[Any]) -> bool:
-    """Without labels: whether some samples are drawn more often than others, which plain shuffling does not do."""
+    """Without labels: whether some samples are drawn more often than others, which mere shuffling does not do."""
     sampler = _sampler(data)
     if isinstance(sampler, RandomSampler) and len(np.unique(origin)) == len(origin):
         return False
@@ -263,7 +263,7 @@ def _sampler(data: Any) -> Any:
 
 
 def _expected(data: Any, labels: Counts, size: int) -> Vector | None:
-    """How often a sampler shows each class in the mean, to a factor, where it says so; None elsewhere."""
+    """How often a sampler shows each class in the mean, up to a factor, if it tells; None otherwise."""
     sampler = _sampler(data)
     shares, weights = getattr(sampler, "effective_counts", None), getattr(sampler, "weights", None)
     own = getattr(type(sampler), "__iter__", None) is WeightedRandomSampler.__iter__ and sampler.replacement

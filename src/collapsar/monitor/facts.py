@@ -1,4 +1,4 @@
-"""A training and what is read of it, each thing once: optimizer, decay, loss, data and normalisation."""
+"""A training and what is read from it, each item once: optimizer, decay, loss, data and normalisation."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, each_of, g
 
 @dataclass(frozen=True)
 class Facts:
-    """A training, and what is read of it, each thing once.
+    """A training, and what is read from it, each item once.
 
     Attributes:
         model: the whole network.
         head: its last linear layer.
-        optimizer: the training's, or several; None where none is at hand.
+        optimizer: the training's, or several; None if none is at hand.
         penalties: those written into the loss.
         criterion: the loss function.
         data: the training loader or data set.
         schedule: the optimizer's scheduler, or the number of steps of the whole run.
-        counts: samples per class; None: those that an epoch of the data shows, where that can be told.
+        counts: samples per class; None: those that an epoch of the data shows, if known.
     """
 
     model: nn.Module
@@ -51,23 +51,23 @@ class Facts:
     def __post_init__(self) -> None:
         if self.optimizer is not None and not any(id(p) in self._trained for p in self.model.parameters()):
             raise ValueError(
-                "`optimizer` holds no parameter of `model`: this is another network than the one that it trains, a "
-                "copy or a moving average of its weights, or the optimizer steps copies of them, as some that offload "
-                "do. Read the training from the network and an optimizer made for its own parameters; what is found "
-                "holds for averages of its weights"
+                "`optimizer` holds no parameter of `model`: it trains another network, of which this is a copy or a "
+                "moving average, or it steps copies of the parameters, as some offloading optimizers do. Pass the "
+                "trained network and an optimizer made for its own parameters; the result also holds for averages of "
+                "its weights"
             )
 
     def decay_of(self, parameter: Any) -> Decay:
         """The decay of a parameter: one for a group's matrices, one for its vectors, each tried once."""
         found = group_of(parameter, self.optimizer)
-        # Some make their groups anew when asked.
+        # Some build their groups anew at each access.
         place = None if found is None else (id(found[1]["params"][0]), max(parameter.ndim, 1))
         if place not in self._decays:
             self._decays[place] = decay_of(parameter, () if self.optimizer is None else self.optimizer)
         return self._decays[place]
 
     def moves(self, parameter: nn.Parameter) -> bool:
-        """Whether training moves a parameter."""
+        """Whether training changes a parameter."""
         return parameter.requires_grad and (self.optimizer is None or id(parameter) in self._trained)
 
     @cached_property
@@ -77,12 +77,12 @@ class Facts:
 
     @property
     def frozen_head(self) -> bool:
-        """Whether nothing that makes the head's weight is trained."""
+        """Whether nothing behind the head's weight is trained."""
         return not any(self.moves(p) for name, p in self.head.named_parameters() if name != "bias")
 
     @cached_property
     def stored_head(self) -> bool:
-        """Whether the head puts out W h + b of the weight that it stores."""
+        """Whether the head returns W h + b of the weight that it stores."""
         return acts_as_stored(self.head)
 
     @cached_property
@@ -101,14 +101,14 @@ class Facts:
         for optimizer in each_of(self.optimizer):
             for group in groups_of(optimizer):
                 own = [p for p in group["params"] if p.requires_grad]
-                # A matrix where there is one: some optimizers leave vectors alone.
+                # A matrix if there is one: some optimizers do not decay vectors.
                 own.sort(key=lambda p: p.ndim == 2, reverse=True)
                 found += [(own_name(optimizer), self.decay_of(own[0]))] if own else []
         return tuple(found)
 
     @cached_property
     def rows(self) -> Rows | None:
-        """The head's penalty by rows, where its decay is preconditioned."""
+        """The head's penalty by rows, if its decay is preconditioned."""
         if self.optimizer is None or self.decay is None or self.decay.kind != "preconditioned":
             return None
         return decay_rows(self.weight, self.optimizer)
@@ -126,7 +126,7 @@ class Facts:
         kind, rate = self.decay.kind, self.decay.clock_rate
         if clock is None or kind not in ("preconditioned", "unknown") or rate == 1:
             return clock
-        # Steps that are not lr: an estimate that only grows (D-Adaptation, Prodigy) bounds the steps made alone.
+        # Steps that are not lr: an estimate that only grows (D-Adaptation, Prodigy) bounds only the steps made so far.
         if math.isnan(rate) or clock.total > clock.past:
             return None
         return Clock(rate * clock.past, rate * clock.total, exact=False, steps=clock.steps)
@@ -138,7 +138,7 @@ class Facts:
 
     @cached_property
     def loss_scale(self) -> float | None:
-        """How many times the theory's loss a sample's is on average; None where the counts are needed and not known."""
+        """A sample's average loss over the theory's; None if the counts are needed and not known."""
         shown = None if self.exposure is None else self.exposure.shown
         return self.loss.scale(shown if self.counts is None else self.counts)
 
@@ -149,7 +149,7 @@ class Facts:
 
     @cached_property
     def resampling(self) -> Vector | None:
-        """How many times its share an epoch shows each class, shape (K,); None: once, or not known for every one."""
+        """How often an epoch shows each class relative to its share, shape (K,); None: once, or not known for all."""
         factors = self.exposure.factors if self.exposure is not None and self.exposure.resampled else None
         known = factors is not None and factors.size == max(len(self.weight), 2) and bool((factors > 0).all())
         return factors if known else None

@@ -1,4 +1,4 @@
-"""What the head receives, what logits the model makes of it and where the loss pulls them, caught in hooks."""
+"""What the head receives, the model's logits and where the loss pulls them, all caught by hooks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from collapsar.metrics.head import (
 )
 from collapsar.metrics.moments import class_indices
 
-# Passes of one step that are kept until its labels come.
+# How many passes of a step are kept until its labels come.
 _MOST_PASSES = 8
 # Rows of a pass for which the model's logits are compared with W h + b.
 _COMPARED = 64
-# A share of the target that a class other than the label has; smoothing gives less to each. Samples that tell anything.
+# A share of the target for a class other than the label; smoothing gives less to each. The fewest samples that count.
 _PULLED, _FEWEST = 0.15, 20
-# Two softmaxes weigh a sample by about its own probability, one weighs all alike.
+# Two softmaxes weight a sample by about its own probability, one weights all equally.
 _UNEQUAL = 3.0
-# Share of a gradient's entries that their sum is: of any softmax none, but for rounding.
+# The sum of a gradient's entries relative to them: zero for any softmax, up to rounding.
 _BALANCED = 0.02
 
 
@@ -40,8 +40,8 @@ class Pulls(NamedTuple):
     """What a loss did to the logits of some samples.
 
     Attributes:
-        elsewhere: the share that it pulled to another class than their label; NaN for too few to tell.
-        twice: whether the model gave probabilities and the loss weighed samples as a second softmax does.
+        elsewhere: the share that it pulled to another class than their label; NaN for too few samples.
+        twice: whether the model returned probabilities and the loss weighted samples like a second softmax.
     """
 
     elsewhere: float
@@ -55,12 +55,12 @@ class _Pass:
     Attributes:
         features: what it received, shape (B, d).
         own: the logits that it returned, as a view; None without any.
-        logits: what the model returned, so far as it has, shape (B, K), a copy; None where there are none.
+        logits: what the model returned, shape (B, K), a copy; None if there are none so far.
         place: where in memory they were copied from, and how often that had been written to.
-        expected: W h + b of some of the rows; None where they are not compared.
+        expected: W h + b of some of the rows; None if they are not compared.
         rank: how likely it is the pass that trains.
-        others: how many scores the model gave each sample, where the head gave another number.
-        gradient: of the loss in what the head returned, of some rows; None before there is one.
+        others: how many scores the model gave each sample, if the head gave another number.
+        gradient: of the loss with respect to the head's output, for some rows; None before there is one.
     """
 
     features: Tensor
@@ -98,11 +98,11 @@ class Hook:
     """A forward hook of one module of one model: in a copy of the module, and on disk, it does nothing.
 
     A model that is copied (``copy.deepcopy``, ``AveragedModel``) or saved whole while it is monitored takes its hooks
-    along; this one becomes a method of Python's own that does nothing, so that such a file can be read where Collapsar
-    is not installed.
+    along; this one becomes a built-in method that does nothing, so that such a file can be read where Collapsar is not
+    installed.
 
     Args:
-        call: gets what the hook gets, as positional arguments; its result is dropped.
+        call: called with the hook's arguments, as positional ones; its result is dropped.
     """
 
     def __init__(self, call: Callable[..., None]) -> None:
@@ -118,14 +118,14 @@ class Hook:
 
 
 class HeadTap:
-    """Keeps what the head receives and the logits that the model makes of it, by forward hooks, until asked for.
+    """Keeps what the head receives and the model's logits, by forward hooks, until they are taken.
 
     A step may run the head more than once: a teacher, an adversarial or an unlabelled batch, a second view, a
-    validation. The pass that trains is taken to be the first one in training mode with gradients; passes of another
-    kind stand in only where there is none such.
+    validation. The pass that trains is taken to be the first one in training mode with gradients; other passes are
+    used only if there is none such.
 
-    The logits are those that leave the outermost module around the head that is called. In the first pass, and ever
-    more rarely, they are compared with W h + b, while the weight is what it was in that pass.
+    The logits are those returned by the outermost module around the head that is called. In the first pass, and ever
+    more rarely after that, they are compared with W h + b, while the weight is still that of the pass.
 
     Args:
         model: The network.
@@ -151,9 +151,9 @@ class HeadTap:
         self._hooks += [module.register_forward_hook(follow) for module in reversed(self._around)]
 
     def take(self, labels: Any = None) -> tuple[Tensor, Tensor]:
-        """Hand features, shape (B, d), and logits, shape (B, K), over and forget all passes so far.
+        """Return features, shape (B, d), and logits, shape (B, K), and forget all passes so far.
 
-        Of several passes of the kind that trains the first with as many rows as there are labels, where they are known.
+        Of several training passes, the first with as many rows as there are labels, if these are known.
 
         Raises:
             ValueError: There are none since the last time, or they are not one row per sample.
@@ -191,8 +191,8 @@ class HeadTap:
     def pulls(self, ignore_index: int) -> Pulls:
         """What the loss did to the logits since the last time, in the passes that were compared.
 
-        Of a loss without a softmax, as the squared error, nothing is told: its gradients are no differences of a
-        prediction and a target that are shares.
+        Nothing is said about a loss without a softmax, such as the squared error: its gradients are not differences
+        between predicted and target shares.
         """
         looked, self._labelled = self._labelled, []
         rows, twice = [torch.zeros(0)], False
@@ -215,7 +215,7 @@ class HeadTap:
         self._passes, self._open = [], None
 
     def remove(self) -> bool:
-        """Take the hooks off; False if they were off already."""
+        """Remove the hooks; False if they had been removed already."""
         was = bool(self._hooks)
         for hook in self._hooks:
             hook.remove()
@@ -273,7 +273,7 @@ def _is_balanced(gradient: Tensor) -> bool:
 
 
 def _pulled(gradient: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What a gradient in the logits (B, K) tells of the loss.
+    """What a gradient with respect to the logits (B, K) tells about the loss.
 
     Cross-entropy has the gradient c (p - t), p the softmax of the logits, t the target, c the weight of the sample;
     where t is the label alone, c is -g_y / (1 - p_y). The largest of these over the rows is taken for all of them.

@@ -1,4 +1,4 @@
-"""The head that labels tell where nobody said more (``metrics.head`` has the finder), and how large a head is."""
+"""The head that labels determine if nothing else is given (``metrics.head`` has the finder), and a head's size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROUNDING = 0.02  # of bfloat16, summed over the features
 def told_head(
     model: nn.Module, head: nn.Module | str | None, classes: int | None, data: Any = None, *, weighted: bool = True
 ) -> tuple[str, nn.Module]:
-    """``find_head`` with what the labels of the data, a loader, say where nobody said more.
+    """``find_head``, using the labels of the data, a loader, if nothing else is given.
 
     Raises:
         ValueError: as there, or the labels' number fits another layer than the last.
@@ -50,7 +50,7 @@ def is_told(head: nn.Module, classes: int | None, data: Any = None) -> bool:
 def head_sizes(head: nn.Module) -> tuple[int, int]:
     """The number of classes and of features, (K, d).
 
-    Where the weight of a module of one's own may be stored either way, it is asked for two random samples.
+    If the weight of a custom module may be stored either way, it is tried on two random samples.
 
     Example:
         >>> head_sizes(nn.Linear(8, 3)), head_sizes(nn.Linear(8, 1)), head_sizes(nn.Conv2d(8, 3, 1))
@@ -75,9 +75,9 @@ def head_sizes(head: nn.Module) -> tuple[int, int]:
 
 
 def acts_as_stored(head: nn.Module) -> bool:
-    """Whether a head puts out W h + b of the weight that it stores, to 2 %; a cosine head does not.
+    """Whether a head returns W h + b of the weight that it stores, to 2 %; a cosine head does not.
 
-    A module of one's own is asked for four random samples; True where it cannot be asked, as one that takes labels.
+    A custom module is tried on four random samples; True if it cannot be tried, like one that takes labels.
 
     Example:
         >>> acts_as_stored(nn.Linear(8, 3))

@@ -44,26 +44,26 @@ def known_training(
     data: Any = None,
     schedule: LRScheduler | int | None = None,
 ) -> KnownTraining:
-    """What a torch training loop says of its penalties; each difference from the theory is warned of, once here.
+    """The penalties of a torch training loop; each difference from the theory is a warning.
 
-    The optimizer's ``weight_decay`` on the head's parameters adds to the penalties of the loss. What a decay amounts to
-    is tried on a copy of the optimizer (:mod:`collapsar.monitor.optimizers`). A decoupled one (AdamW) is no penalty
-    until training rests; then ``lambda_w`` has one entry for each class, read from the optimizer's state
-    (:mod:`collapsar.monitor.adaptive`), and is None before: a diagnosis then fits it. Decay of a batch norm that feeds
-    the head directly is a feature penalty: with unit variance in each coordinate, sum ||h||^2 = N (||gamma||^2 +
-    ||beta||^2), so lambda_h = wd / N. A head of one output is one of two classes, whose penalty is twice that of its
-    row.
+    The optimizer's ``weight_decay`` on the head's parameters adds to the penalties of the loss. The effect of a decay
+    is tried on a copy of the optimizer (:mod:`collapsar.monitor.optimizers`). A decoupled one (AdamW) is not a penalty
+    until training is at rest; then ``lambda_w`` has one entry for each class, read from the optimizer's state
+    (:mod:`collapsar.monitor.adaptive`). Until then it is None, and a diagnosis fits it. Decay of a batch norm
+    that feeds the head directly is a feature penalty: with unit variance in each coordinate, sum ||h||^2 = N
+    (||gamma||^2 + ||beta||^2), so lambda_h = wd / N. A head with one output counts as one with two classes, whose
+    penalty is twice that of its row.
 
     Args:
         model: the whole network.
         head: its last linear layer.
-        optimizer: the training's, or several that share the parameters; None where none is at hand: only the loss's
-            penalties are then known.
+        optimizer: the training's, or several that share the parameters; None if none is at hand: then only the loss's
+            penalties are known.
         penalties: those written into the loss, for the sum over all N samples.
-        criterion: the loss function, tried on a few logits; None is plain cross-entropy.
+        criterion: the loss function, tried on a few logits; None: plain cross-entropy.
         data: the training loader or data set; tells N, what an epoch shows of each class, and whether images are
             augmented or mixed.
-        schedule: the scheduler of the learning rate, stepped so far, or the number of steps of the whole run; for
+        schedule: the scheduler of the learning rate, in its present state, or the number of steps of the whole run; for
             ``decay_clock``.
 
     Returns:
@@ -73,7 +73,7 @@ def known_training(
         PenaltyWarning: for every difference found; ``kind`` says which.
 
     Raises:
-        ValueError: ``head`` is no linear layer of ``model``, ``optimizer`` holds none of its parameters, or
+        ValueError: ``head`` is not a linear layer of ``model``, ``optimizer`` holds none of its parameters, or
             ``criterion`` has class weights for another number of classes.
     """
     facts = facts_of(model, head, optimizer, penalties, criterion, data, schedule)
@@ -84,7 +84,7 @@ def known_training(
 
 
 def training_of(facts: Facts, found: tuple[PenaltyWarning, ...]) -> KnownTraining:
-    """What the facts amount to, with the differences found as cautions."""
+    """The known training that follows from the facts, with the differences found as cautions."""
     own = facts.penalties or Penalties(0.0, 0.0)
     step, size = (facts.samples_per_step, facts.num_samples) if facts.loss.summed else (1, 1)
     step, size = (None if n is None or facts.loss_scale is None else n * facts.loss_scale for n in (step, size))
@@ -126,7 +126,7 @@ def penalty_warnings(
 ) -> tuple[PenaltyWarning, ...]:
     """The differences between a training and the theory, as values; arguments as for :func:`known_training`.
 
-    Order of layers is the order in which they were registered: for a network that runs them in another order, look
+    Layers are taken in the order in which they were registered: check a network that runs them in another order
     yourself.
     """
     return differences(facts_of(model, head, optimizer, penalties, criterion, data, schedule))
@@ -146,7 +146,7 @@ def facts_of(model: nn.Module, head: nn.Module, *rest: Any) -> Facts:
         ValueError: ``head`` is no linear layer of ``model``, or the optimizer holds none of its parameters.
     """
     if not any(module is head for module in model.modules()) or linear_map(head) is None:
-        raise ValueError("`head` must be a linear layer of `model`, its last; pass the module itself, e.g. model.fc")
+        raise ValueError("`head` must be a linear layer of `model`, the last; pass the module itself, e.g. model.fc")
     return Facts(model, head, *rest)
 
 
@@ -158,7 +158,7 @@ def _of_rows(facts: Facts, penalty: Any) -> Any:
 
 
 def _held(facts: Facts) -> float | NDArray[np.float64]:
-    """What the optimizer's decay of the head's weight amounts to; NaN where that is not known."""
+    """The penalty that the optimizer's decay of the head's weight amounts to; NaN if unknown."""
     if facts.decay is None:
         return 0.0
     if facts.rows is not None and facts.rows.rows is not None and facts.at_rest:
@@ -167,7 +167,7 @@ def _held(facts: Facts) -> float | NDArray[np.float64]:
 
 
 def _of_bias(facts: Facts) -> float | None:
-    """The penalty of the head's bias; None where there is none, or where it is not known."""
+    """The penalty of the head's bias; None if there is no bias, or the penalty is unknown."""
     bias, own = getattr(facts.head, "bias", None), facts.penalties and facts.penalties.lambda_b
     of_optimizer = None if bias is None or facts.optimizer is None else facts.decay_of(bias).penalty
     return None if of_optimizer is None and own is None else (of_optimizer or 0.0) + (own or 0.0)
@@ -199,7 +199,7 @@ def _of_batch_norm(facts: Facts) -> float | None:
 
 
 def _over(penalty: Any, times: float | None) -> Any:
-    """A penalty of the theory's loss, beside one that is so many times as large; None where either is not known."""
+    """A penalty of the theory's loss, given one for a loss ``times`` as large; None if either is unknown."""
     if penalty is None or times is None or not np.isfinite(penalty).all():
         return None
     return penalty / times

@@ -1,4 +1,4 @@
-"""What stands between a network and its head, in the order in which layers were registered.
+"""The layers right before the head of a network, in the order in which they were registered.
 
 Example:
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(), nn.Linear(8, 2))
@@ -18,7 +18,7 @@ from collapsar.core.known import HeadNorm
 from collapsar.metrics.norms import normalization
 from collapsar.monitor.optimizers import Decay, Optimizers, decay_of, group_of
 
-# Layers without parameters that no length of features depends on, and averages over places; libraries have their own.
+# Layers without parameters that do not change the length of features, and averages over places; libraries vary.
 _TRANSPARENT = re.compile("Identity|Dropout|DropPath|Flatten|Permute|Reshape|Rearrange|Squeeze|Rotary")
 _POOLING = re.compile("(?!.*Max).*Pool")
 _BOUNDING = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Softsign)
@@ -52,13 +52,13 @@ def feeding(model: nn.Module, head: nn.Module) -> nn.Module | None:
 
 
 def bounding(model: nn.Module, head: nn.Module) -> str | None:
-    """The class of the layer that feeds the head where it bounds each feature, as a tanh does; else None."""
+    """The class of the layer that feeds the head if it bounds each feature, like a tanh; otherwise None."""
     layer = feeding(model, head)
     return type(layer).__name__ if isinstance(layer, _BOUNDING) else None
 
 
 def _pooled(model: nn.Module, head: nn.Module) -> tuple[nn.Module | None, str | None]:
-    """What feeds the head, average pooling left out as well, and the class of the pooling."""
+    """The layer that feeds the head, skipping average pooling too, and the class of the pooling."""
     pooled = None
     for leaf in reversed(_below(model, head)):
         if _is(_POOLING, leaf):
@@ -93,10 +93,10 @@ def head_norm(
     optimizers: Optimizers | None,
     decay_of_gain: Callable[[Tensor], Decay] | None = None,
 ) -> HeadNorm | None:
-    """The normalisation that feeds the head, its length and what prices its gain; None where there is none.
+    """The normalisation that feeds the head, its length and the penalty of its gain; None if there is none.
 
-    Without the training's optimizers the price of the gain is not known. ``decay_of_gain`` says what its decay amounts
-    to where others have asked before; it is tried otherwise.
+    Without the training's optimizers the penalty of the gain is not known. ``decay_of_gain`` returns its decay if that
+    has been tried before; otherwise it is tried here.
     """
     (layer, pooled), weight = _pooled(model, head), getattr(head, "weight", None)
     width = int(weight.shape[1]) if isinstance(weight, Tensor) and weight.ndim > 1 else 0

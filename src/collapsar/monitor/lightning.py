@@ -4,8 +4,8 @@
     trainer = lightning.Trainer(callbacks=[CollapseCallback(class_names=names)])
 
 Scalars go to the trainer's loggers as "nc/...", and can be watched by callbacks that come after this one
-(``EarlyStopping``, ``ModelCheckpoint``), in every epoch: between evaluations the last value is logged again. Where
-there is a validation loop, which ends before, they need ``check_on_train_epoch_end=True`` and
+(``EarlyStopping``, ``ModelCheckpoint``), in every epoch: between evaluations the last value is logged again. If there
+is a validation loop, which ends earlier, they need ``check_on_train_epoch_end=True`` and
 ``save_on_train_epoch_end=True``. Records go to ``collapse.jsonl`` in ``default_root_dir``.
 """
 
@@ -26,7 +26,7 @@ from collapsar.core.types import Record
 from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 from collapsar.monitor.undisturbed import labels_in
 
-# What modules call their loss.
+# Usual names of a module's loss.
 _LOSSES = ("criterion", "loss_fn", "loss_function", "loss")
 
 
@@ -39,23 +39,23 @@ def labels_of(batch: Any) -> Any:
     labels = labels_in(batch)
     if labels is None:
         raise ValueError(
-            f"`labels` cannot be told from a batch of type {type(batch).__name__}. Pass labels=..., a function from "
+            f"`labels` cannot be found in a batch of type {type(batch).__name__}. Pass labels=..., a function from "
             "the batch to its class indices"
         )
     return labels
 
 
 class CollapseCallback(lightning.Callback):
-    """A ``CollapseMonitor`` over ``trainer.fit``; epochs are called what Lightning calls them, from 0.
+    """A ``CollapseMonitor`` over ``trainer.fit``; epochs are numbered as in Lightning, from 0.
 
     Args:
         head: The head's module or name within the LightningModule; None looks for it.
         loader: Batches for a pass of its own, which calls the LightningModule itself on the inputs; None reuses the
             training pass.
-        every: Evaluate after the first epoch and after every so many.
+        every: Evaluate after the first epoch and then after every this many.
         class_names: K names; None numbers the classes.
-        labels: From a training batch to its class indices.
-        ignore_index: Label of samples without one: they are left out.
+        labels: A function from a training batch to its class indices.
+        ignore_index: Label that marks samples without one: they are left out.
         options: Everything else; see ``MonitorOptions``.
 
     Raises:
@@ -83,7 +83,7 @@ class CollapseCallback(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Hook the head, before the first batch and so before anything is compiled."""
-        # What watches a scalar wants it in the first epoch.
+        # Callbacks that watch a scalar need it in the first epoch.
         options = replace(self._options, first=True, path=self._options.file(trainer.default_root_dir))
         self.monitor = self._begin(pl_module, options=options)
         if self._state is not None:
@@ -92,7 +92,7 @@ class CollapseCallback(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch up."""
+        """Add the batch."""
         if self.monitor is not None and self.monitor.loader is None:
             self.monitor.step(self._labels(batch))
 
@@ -102,12 +102,12 @@ class CollapseCallback(lightning.Callback):
             return
         self.monitor.end_epoch(trainer.current_epoch)
         if self.monitor.scalars:
-            # In every epoch, evaluated or not, or callbacks that watch a scalar would miss it. Equal on all processes
-            # already; averaging them is how Lightning is told so.
+            # In every epoch, evaluated or not, since callbacks that watch a scalar would miss it. It is already equal
+            # on all processes; averaging tells Lightning so.
             pl_module.log_dict(self.monitor.scalars, on_epoch=True, sync_dist=trainer.world_size > 1)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Read what the optimizer did to the head (``monitor.known``), say how things stand and remove the hook."""
+        """Read what the optimizer did to the head (``monitor.known``), print a summary and remove the hook."""
         if self.monitor is not None:
             self.monitor.read_training(trainer.optimizers, criterion=_criterion(pl_module), schedule=_schedule(trainer))
         self._close(summarise=True)
@@ -119,11 +119,11 @@ class CollapseCallback(lightning.Callback):
         self._close(summarise=False)
 
     def state_dict(self) -> Record:
-        """Go into the checkpoint, so that a resumed run says nothing twice."""
+        """The state for the checkpoint, so that a resumed run says nothing twice."""
         return {} if self.monitor is None else self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: Record) -> None:
-        """Come from the checkpoint; used when training starts."""
+        """Take the state from the checkpoint; it is used when training starts."""
         self._state = state_dict or None
         if self.monitor is not None and state_dict:
             self.monitor.load_state_dict(state_dict)
@@ -134,7 +134,7 @@ class CollapseCallback(lightning.Callback):
 
 
 def _schedule(trainer: lightning.Trainer) -> LRScheduler | int:
-    """The scheduler, if there is one and the optimizer counts its steps, which may be more; else the steps made."""
+    """The scheduler, if there is one and the optimizer counts its steps, maybe more; otherwise the steps made."""
     counted = any("step" in state for optimizer in trainer.optimizers for state in optimizer.state.values())
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     only = schedulers[0] if counted and len(schedulers) == 1 else None
@@ -142,7 +142,7 @@ def _schedule(trainer: lightning.Trainer) -> LRScheduler | int:
 
 
 def _criterion(module: nn.Module) -> Any:
-    """The loss, where it is a module or function under a usual name; a method may be of a whole batch."""
+    """The loss, if it is a module or function under a usual name; a method might take a whole batch."""
     found = (getattr(module, name, None) for name in _LOSSES)
     losses = (loss for loss in found if callable(loss) and not isinstance(loss, Metric | MethodType))
     return next(losses, None)

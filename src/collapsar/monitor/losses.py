@@ -1,4 +1,4 @@
-"""The loss that a criterion computes, read by trying it: a class's name or base does not say what ``forward`` does.
+"""The loss that a criterion computes, found by trying it: a class's name or base does not tell what ``forward`` does.
 
 Example:
     >>> class Adjusted(nn.CrossEntropyLoss):
@@ -36,10 +36,10 @@ class Criterion:
     """What a criterion computes.
 
     Attributes:
-        loss: the theory's loss; None where it is none of those, with the reason.
-        summed: whether it is the sum over the batch in place of the mean.
+        loss: the theory's loss; None if it is not one of those, with the reason.
+        summed: whether it is the sum over the batch instead of the mean.
         reason: why ``loss`` is None, a sentence; "" otherwise.
-        normalised: whether the class weights of a batch are divided by their sum, as the theory has it.
+        normalised: whether the class weights of a batch are divided by their sum, as in the theory.
         factor: by which the loss of every sample is multiplied, whatever its class.
     """
 
@@ -50,7 +50,7 @@ class Criterion:
     factor: float = 1.0
 
     def scale(self, counts: NDArray[np.int64] | None) -> float | None:
-        """How many times the theory's loss this one is for a sample on average, sum w n / N; None without counts."""
+        """A sample's average loss over the theory's, sum w n / N; None without counts."""
         weights = None if self.loss is None else self.loss.class_weights
         if self.normalised or weights is None:
             return self.factor
@@ -64,9 +64,9 @@ def read_criterion(criterion: Callable[..., Any] | None, num_classes: int) -> Cr
 
     Args:
         criterion: a module or function of logits (B, K), or their log-softmax, and class indices (B,), for one output
-            of scores (B, 1) and labels as those of ``nn.BCEWithLogitsLoss``; None is plain cross-entropy. One with an
-            attribute ``loss`` of type :class:`collapsar.Loss` (``MatchedCrossEntropy``) is believed.
-        num_classes: K; 1 for a head of one output, which is read as two classes.
+            of scores (B, 1) and labels as for ``nn.BCEWithLogitsLoss``; None: plain cross-entropy. An attribute
+            ``loss`` of type :class:`collapsar.Loss` (``MatchedCrossEntropy``) is trusted.
+        num_classes: K; 1 for a head with one output, which counts as two classes.
 
     Raises:
         ValueError: its class weights are not one per class.
@@ -146,15 +146,15 @@ def _unread(criterion: Callable[..., Any], name: str, num_classes: int) -> str:
         each = None
     if isinstance(each, Tensor) and each.numel() == rows:
         return (
-            f"The loss, {name}, gives a value for each sample, and it is not known here what is made of them: pass a "
+            f"The loss, {name}, returns a value for each sample, and it is not known how they are combined: pass a "
             "function that returns the loss of a batch"
         )
     if _tried(of_shares, num_classes) is not None:
         return (
-            f"The loss, {name}, takes a share of every class as labels, and it is not known here how these are made "
+            f"The loss, {name}, takes a share of every class as labels, and it is not known how these are made "
             "(mixup, smoothing)"
         )
-    return f"The loss is {name}, which is none of the cross-entropies of the theory"
+    return f"The loss is {name}, which is not one of the theory's cross-entropies"
 
 
 class _TwoClasses(nn.Module):
@@ -215,7 +215,7 @@ def _with_weights(
     ``w`` are the weights over that of class 0, and ``of_one`` the scale and smoothing of a sample of that alone.
     """
     num_classes, generator, (scale, smoothing) = len(w), torch.Generator().manual_seed(0), of_one
-    # From the first class to the last; of different sizes, which tell a sum from a mean that is multiplied.
+    # From the first class to the last; in different sizes, which tell a sum from a mean that is multiplied.
     labels = [torch.linspace(0, num_classes - 1, _ROWS + batch).round().long() for batch in range(_BATCHES)]
     logits = [(2 * torch.randn(len(y), num_classes, generator=generator)).to(**kind) for y in labels]
     values = [float(criterion(x, y.to(x.device))) for x, y in zip(logits, labels, strict=True)]
@@ -238,7 +238,7 @@ def _with_weights(
 
 
 def _scale_and_smoothing(criterion: Any, num_classes: int, kind: dict[str, Any]) -> tuple[float, float]:
-    """By what a sample of class 0 alone is multiplied, and the smoothing of its label.
+    """The factor of a sample of class 0 alone, and the smoothing of its label.
 
     Its logit far above all others is pulled down by the label's missing part, far below them up by the rest of it.
     """

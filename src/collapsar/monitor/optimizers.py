@@ -1,9 +1,9 @@
-"""What an optimizer's weight decay does, found out by trying it on a few numbers, never by the optimizer's name.
+"""What an optimizer's weight decay does, found by trying it on a few numbers, never by the optimizer's name.
 
-At rest a penalty of the loss has gradient = -wd * weight: an optimizer that is put there and stays has a coupled decay,
-which is the penalty lambda = wd. One that moves decays beside its gradient step. Where the step is linear in the
-gradient (SGD with momentum and decoupled decay) its rest is still that of a penalty, of measured size; where the step
-is preconditioned (AdamW) there is none, but a penalty per weight that ``collapsar.monitor.adaptive`` reads.
+At rest a penalty of the loss has gradient = -wd * weight: an optimizer that starts there and stays has a coupled decay,
+which is the penalty lambda = wd. One that moves has a decoupled decay. If its step is linear in the gradient (SGD with
+momentum and decoupled decay) it still rests at a penalty, of measured size; if the step is preconditioned (AdamW) there
+is none, but a penalty per weight that ``collapsar.monitor.adaptive`` reads.
 
 Example:
     >>> import torch
@@ -33,11 +33,11 @@ from collapsar.monitor.undisturbed import random_states_kept
 
 Optimizers = Optimizer | Sequence[Optimizer]
 Group = dict[str, Any]
-"""What torch keeps of a parameter group, or of one parameter: settings and tensors by name."""
+"""What torch stores for a parameter group, or for one parameter: settings and tensors by name."""
 DecayKind = Literal["none", "coupled", "linear", "preconditioned", "unknown"]
 
 # The trial: decay 1/4, weights that are powers of two, so that wd * weight is exact in every precision. Rows sum to
-# zero: some optimizers take its mean out of every row of a gradient.
+# zero: some optimizers subtract its mean from every row of a gradient.
 _DECAY, _RATE, _STEPS = 0.25, 2.0**-6, 60
 _WEIGHTS = ((1.0, 1.0, -2.0), (-2.0, 1.0, 1.0), (0.5, -1.0, 0.5), (-0.25, -0.25, 0.5))
 _STILL, _MOVED, _CLOSE = 0.02, 0.2, 0.05
@@ -50,15 +50,15 @@ class Decay:
     """The decay of one parameter.
 
     Attributes:
-        weight_decay: as the optimizer's group has it; 0 where the optimizer does not hold the parameter.
-        kind: "none"; "coupled": the penalty ``weight_decay``; "linear": decoupled, of an optimizer whose step is linear
-            in the gradient; "preconditioned": decoupled and no penalty; "unknown": the optimizer could not be
-            tried, or shrinks weights whatever its ``weight_decay``.
-        factor: penalty over ``weight_decay``: 1 for "coupled", measured for "linear", else NaN.
-        clock_rate: by which lr * weight_decay must be multiplied to get the share of a weight that a step takes in the
-            long run: 1 / (1 - momentum) for SGD with a coupled decay, 1 for AdamW, its present estimate of the step for
-            an optimizer that finds its own (Prodigy, D-Adaptation); NaN where it is not known.
-        centred: whether no gradient moves the mean of a row (ROSE and Ranger centralise them): of "coupled" only.
+        weight_decay: as in the optimizer's group; 0 if the optimizer does not hold the parameter.
+        kind: "none"; "coupled": the penalty ``weight_decay``; "linear": decoupled, with a step that is linear in the
+            gradient; "preconditioned": decoupled and not a penalty; "unknown": the optimizer could not be tried, or
+            shrinks weights whatever its ``weight_decay``.
+        factor: penalty over ``weight_decay``: 1 for "coupled", measured for "linear", otherwise NaN.
+        clock_rate: factor of lr * weight_decay that gives the share of a weight that a step takes in the long run: 1 /
+            (1 - momentum) for SGD with a coupled decay, 1 for AdamW, its present estimate of the step for an optimizer
+            that finds its own (Prodigy, D-Adaptation); NaN if unknown.
+        centred: whether no gradient moves the mean of a row (ROSE and Ranger centralise them); only for "coupled".
     """
 
     weight_decay: float
@@ -69,7 +69,7 @@ class Decay:
 
     @property
     def penalty(self) -> float:
-        """The lambda that this decay amounts to; NaN where it is none."""
+        """The lambda that this decay amounts to; NaN if it is not a penalty."""
         return 0.0 if self.kind == "none" else self.weight_decay * self.factor
 
 
@@ -85,19 +85,19 @@ def innermost(optimizer: Optimizer) -> Optimizer:
 
 
 def own_name(optimizer: Optimizer) -> str:
-    """The class of an optimizer; of what is wrapped where the wrapper changes nothing."""
+    """The class of an optimizer, or of the wrapped one if the wrapper changes nothing."""
     return type(innermost(optimizer) if wrapper_of(optimizer) is None else optimizer).__name__
 
 
 def wrapper_of(optimizer: Optimizer) -> str | None:
-    """The class of a wrapper that may change the steps of what it wraps; None without one."""
+    """The class of a wrapper that may change the steps of what it wraps; None if there is none."""
     inner = innermost(optimizer)
     changes = inner is not optimizer and type(optimizer).__module__.split(".")[0] not in _TRANSPARENT
     return type(optimizer).__name__ if changes else None
 
 
 def each_of(optimizers: Optimizers | None) -> tuple[Optimizer, ...]:
-    """One optimizer or several as a tuple; Lightning's wrapper, which is no ``Optimizer``, counts as one."""
+    """One optimizer or several as a tuple; Lightning's wrapper, which is not an ``Optimizer``, counts as one."""
     if optimizers is None:
         return ()
     one: Any = optimizers
@@ -105,12 +105,12 @@ def each_of(optimizers: Optimizers | None) -> tuple[Optimizer, ...]:
 
 
 def groups_of(optimizer: Optimizer) -> list[Group]:
-    """The groups under torch's names: of the optimizer inside where a wrapper, as fastai's, has names of its own."""
+    """The groups under torch's names: of the optimizer inside if a wrapper, like fastai's, has names of its own."""
     return (optimizer if isinstance(optimizer, Optimizer) else innermost(optimizer)).param_groups
 
 
 def group_of(parameter: Tensor | None, optimizers: Optimizers | None) -> tuple[Optimizer, Group] | None:
-    """The optimizer that holds a parameter, as given, and its group; None where none does."""
+    """The optimizer that holds a parameter, as given, and its group; None if none does."""
     if parameter is None or optimizers is None:
         return None
     for optimizer in each_of(optimizers):
@@ -121,7 +121,7 @@ def group_of(parameter: Tensor | None, optimizers: Optimizers | None) -> tuple[O
 
 
 def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
-    """What the weight decay of a parameter amounts to, tried on a copy of its optimizer with a dozen numbers.
+    """The effect of the weight decay of a parameter, tried on a copy of its optimizer with a dozen numbers.
 
     Neither the optimizer nor any global random state is changed.
 
@@ -145,7 +145,7 @@ def decay_of(parameter: Tensor, optimizers: Optimizers) -> Decay:
         with _without_traces():
             if _shrinks(innermost(optimizer), group, start):
                 return Decay(decay, "unknown", math.nan, math.nan)
-    except Exception:  # without a weight decay it is taken to have none; with one, see below
+    except Exception:  # without a weight decay it is assumed to have none; with one, see below
         pass
     if decay == 0:
         return Decay(0.0, "none", math.nan, math.nan)
@@ -163,9 +163,9 @@ def _like(parameter: Tensor) -> Tensor:
 
 
 def _shrinks(optimizer: Optimizer, group: Group, start: Tensor) -> bool:
-    """Whether a step without gradient or weight decay takes a share of every weight, as the lambd of ASGD does.
+    """Whether a step without gradient or weight decay takes a share of every weight, like the lambd of ASGD.
 
-    Where the settings know no ``weight_decay``, as fastai's with their ``wd``, any move is taken for decay.
+    If the settings have no ``weight_decay``, like fastai's with their ``wd``, any move counts as decay.
     """
     shares = 1 - _twin(optimizer, group, start, weight_decay=0.0).stepped(torch.zeros_like(start)) / start
     if "weight_decay" not in group:
@@ -188,7 +188,7 @@ def _tried(optimizer: Optimizer, group: Group, decay: float, start: Tensor) -> D
         return Decay(decay, "unknown", math.nan, math.nan)
     ratio = float(held.abs().max() / free.abs().max())
     fourfold = moves(4 * balance, 0.0)
-    linear = all(  # most that are not tell at the first step
+    linear = all(  # most that are not linear show it at the first step
         torch.allclose(torch.stack(list(some)), 4 * torch.stack(once), rtol=_CLOSE, atol=0)
         for some, once in ((islice(fourfold, 1), all_free[:1]), (fourfold, all_free[1:]))
     )
@@ -205,9 +205,9 @@ def _tried(optimizer: Optimizer, group: Group, decay: float, start: Tensor) -> D
 
 
 def _rested(optimizer: Optimizer, group: Group, uneven: Tensor) -> tuple[DecayKind, float, float]:
-    """The penalty of a decoupled decay whose steps are linear: where a constant gradient lets the weights rest."""
-    # One that does not go with the learning rate, or that depends on the gradients, is another at each step: what is
-    # measured on these gradients would not hold on the network's.
+    """The penalty of a decoupled decay with linear steps: where the weights rest under a constant gradient."""
+    # A decay that does not scale with the learning rate, or depends on the gradients, differs at each step: what is
+    # measured on these gradients would not hold for the network's.
     possible, factors = (1.0, 1.0 - group.get("momentum", 0.0)), []
     for rate, pull in ((0.25, torch.ones_like(uneven)), (0.125, uneven), (0.125, uneven**3)):
         twin, now = _twin(optimizer, group, pull, lr=rate, weight_decay=_DECAY), pull
@@ -229,10 +229,10 @@ def _rested(optimizer: Optimizer, group: Group, uneven: Tensor) -> tuple[DecayKi
 def _clock_rate(optimizer: Optimizer, group: Group, like: Tensor) -> float:
     """The share of a weight that one step takes when nothing pulls, over lr * weight_decay; NaN if it is not steady.
 
-    It nears its limit geometrically: once 25 steps change it by 1e-5 of itself, those to come change none of its two
-    decimals, with a momentum up to 0.98; with more all 400 steps are made.
+    It approaches its limit geometrically: once 25 steps change it by less than 1e-5 of itself, later steps change none
+    of its two decimals, with a momentum up to 0.98; beyond that all 400 steps are made.
     """
-    rate, decay = 2.0**-6, 2.0**-12  # slow against any momentum
+    rate, decay = 2.0**-6, 2.0**-12  # slow compared with any momentum
     twin = _twin(optimizer, group, torch.ones_like(like), lr=rate, weight_decay=decay)
     nothing, shares = torch.zeros_like(twin.weight), []
     for _ in range(16):
@@ -244,14 +244,14 @@ def _clock_rate(optimizer: Optimizer, group: Group, like: Tensor) -> float:
 
 
 def _share(optimizer: Optimizer, group: Group, start: Tensor) -> float:
-    """The share of a weight that decoupled decay takes in a step, over lr * weight_decay; NaN where it varies."""
+    """The share of a weight that decoupled decay takes in a step, over lr * weight_decay; NaN if it varies."""
     shares, estimates = [], []
     for rate, pull, steps in ((_RATE, start, 3), (_RATE / 4, 4 * start, 3), (_RATE, start**3, _STEPS)):
         free = _twin(optimizer, group, start, weight_decay=0.0, lr=rate)
         before = free.stepped(pull, steps - 1)
         decayed = free.copied()
-        decayed.group["weight_decay"] = _DECAY  # in the last step alone
-        # D-Adaptation and Prodigy keep the estimate that their steps are multiples of in the group.
+        decayed.group["weight_decay"] = _DECAY  # only in the last step
+        # D-Adaptation and Prodigy keep the estimate that scales their steps in the group.
         estimates.append(float(free.group.get("d", math.nan)))
         shares.append((free.stepped(pull) - decayed.stepped(pull)) / (rate * _DECAY * before))
     every, one = torch.stack(shares), torch.ones((), dtype=torch.float64)
@@ -288,7 +288,7 @@ def preconditioner(parameter: Tensor, optimizers: Optimizers) -> bool:
 
 
 def corrected_moments(state: Group, group: Group) -> tuple[Tensor, Tensor] | None:
-    """Adam's m and v of one parameter, bias-corrected, in double precision; None where there are none."""
+    """Adam's m and v of one parameter, bias-corrected, in double precision; None if there are none."""
     m, v, step, betas = state.get("exp_avg"), state.get("exp_avg_sq"), state.get("step"), group.get("betas")
     if not (isinstance(m, Tensor) and isinstance(v, Tensor)) or not step or betas is None or "eps" not in group:
         return None
@@ -307,9 +307,9 @@ class _Twin:
     weight: torch.nn.Parameter
 
     def stepped(self, gradient: Tensor, times: int = 1) -> Tensor:
-        """The weights after so many steps with this gradient."""
+        """The weights after this many steps with this gradient."""
         step: Any = type(self.optimizer).step
-        if getattr(step, "hooked", False):  # a label for the profiler takes as long as the step of a dozen numbers
+        if getattr(step, "hooked", False):  # the profiler's label takes as long as the step of a dozen numbers
             step = step.__wrapped__
         for _ in range(times):
             self.weight.grad = gradient.clone()
@@ -317,7 +317,7 @@ class _Twin:
         return self.weight.detach().clone()
 
     def copied(self) -> _Twin:
-        """Another that goes on from here."""
+        """A copy that continues from here."""
         optimizer = object.__new__(type(self.optimizer))
         optimizer.__dict__.update(copy.deepcopy(vars(self.optimizer), {id(self.optimizer): optimizer}))
         group = optimizer.param_groups[0]
@@ -341,20 +341,20 @@ def _twin(optimizer: Optimizer, group: Group, start: Tensor, *, weight_decay: fl
         for name, value in vars(optimizer).items()
         if name not in ("param_groups", "state", "step") and not name.endswith("_hooks")
     }
-    # What refers to the real parameters refers to the small one; nothing large is copied.
+    # References to the real parameters become references to the small one; nothing large is copied.
     memo: dict[int, Any] = {id(p): weight for g in optimizer.param_groups for p in g["params"]}
     memo |= {id(optimizer): twin, id(optimizer.state): defaultdict(dict), id(optimizer.param_groups): [own]}
     twin.__dict__.update(copy.deepcopy(kept, memo))
     twin.__dict__.update({name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")})
     twin.param_groups, twin.state = [own], defaultdict(dict)
-    if callable(getattr(twin, "train", None)):  # schedule-free optimizers step in training mode only
+    if callable(getattr(twin, "train", None)):  # schedule-free optimizers step only in training mode
         twin.train()
     return _Twin(twin, own, weight)
 
 
 @contextmanager
 def _without_traces() -> Iterator[None]:
-    """Random states as before, gradients allowed, nothing printed as a warning."""
+    """Keep random states, allow gradients, and show no warnings."""
     with random_states_kept(), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

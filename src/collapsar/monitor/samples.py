@@ -1,4 +1,4 @@
-"""What the samples of a pass add up to: moments of the features, and what the logits decide, merged over processes."""
+"""Sums over the samples of a pass: moments of the features, and decisions by the logits, merged over processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from collapsar.metrics.moments import class_indices
 from collapsar.metrics.running import RunningMoments
 
 MAX_TABLE = 4096
-"""Above this many classes, the pairs of classes are too many to be looked at every epoch: K² numbers."""
+"""Above this many classes there are too many pairs to examine every epoch: K² numbers."""
 
 # A merge of moments costs some 25 small operations whatever its size: as much as a training step of a small network.
 # So rows are collected until one merge pays for itself; 2^21 numbers are 8 MiB in float32.
@@ -30,14 +30,14 @@ class Totals:
     """Everything since the last time, over all processes.
 
     Attributes:
-        report: metrics of the features, and of the head where it computes the model's logits as W h + b.
+        report: metrics of the features, and of the head if it computes the model's logits as W h + b.
         linear: whether it does.
         logits: mean logits [logit, class], shape (K, K), bias included; NaN columns without samples; None for more than
             ``MAX_TABLE`` classes.
         evidence: the same without what all classes share; see ``metrics.evidence``.
-        recalls: share of each class's samples that are given to it, shape (K,); NaN without samples.
-        taken_for: the class that most others are taken for, shape (K,), -1 for none; None as ``logits``.
-        not_finite: how many samples were left out for features or logits that are not finite.
+        recalls: share of each class's samples that are recognised, shape (K,); NaN without samples.
+        taken_for: the class that most others are predicted as, shape (K,), -1 for none; None as ``logits``.
+        not_finite: how many samples were left out because features or logits were not finite.
     """
 
     report: CollapseReport
@@ -50,13 +50,13 @@ class Totals:
 
 
 class Samples:
-    """Adds samples up in large pieces; leaves out those that have no label or are not finite.
+    """Adds up samples in large pieces, without those that have no label or are not finite.
 
     Args:
         num_classes: K.
         num_features: d.
         within_scatter: whether to accumulate the within-class scatter.
-        ignore_index: label of samples without one.
+        ignore_index: label that marks samples without one.
     """
 
     def __init__(self, num_classes: int, num_features: int, *, within_scatter: bool, ignore_index: int) -> None:
@@ -68,27 +68,27 @@ class Samples:
         self._begin(torch.device("cpu"))
 
     def add(self, features: Tensor, logits: Tensor, labels: Any) -> None:
-        """Take a batch in: features (B, d), logits (B, K), class indices (B,).
+        """Add a batch: features (B, d), logits (B, K), class indices (B,).
 
         Raises:
-            ValueError: The sizes differ, or the labels are no integers.
+            ValueError: The sizes differ, or the labels are not integers.
         """
         labels = class_indices(labels)
         if labels.is_floating_point() or labels.is_complex():
             raise ValueError(
-                f"`labels` must be class indices, integers; got {labels.dtype}. Mixed labels have no class: "
-                "give the monitor a loader of plain samples; indices stored as floats become labels with .long()"
+                f"`labels` must be class indices, integers; got {labels.dtype}. Mixed labels name no class: give the "
+                "monitor a loader of unmixed samples; convert indices stored as floats with .long()"
             )
         if labels.shape != features.shape[:1]:
             raise ValueError(
                 f"`labels` must hold one class index for each of the {len(features)} samples that the head received "
-                f"last, shape ({len(features)},); got {tuple(labels.shape)}. Mixed or one-hot labels have no class; "
-                "give the monitor a loader of plain samples"
+                f"last, shape ({len(features)},); got {tuple(labels.shape)}. Mixed or one-hot labels name no class; "
+                "give the monitor a loader of unmixed samples"
             )
         if logits.shape != (len(features), self._sizes[0]):
             raise ValueError(
                 f"the model's logits must have shape (B, {self._sizes[0]}), a score for each class; got "
-                f"{tuple(logits.shape)}. Name the layer that makes them with head=..."
+                f"{tuple(logits.shape)}. Name the layer that computes them with head=..."
             )
         parts = [features, logits, labels.to(features.device, torch.int64)]
         size = len(labels)
@@ -103,7 +103,7 @@ class Samples:
         if size > capacity:
             self._merge(*parts)
             return
-        # Copied, not kept: a view would keep a larger tensor alive, and a CUDA graph reuses its memory.
+        # Copied: a view would keep a larger tensor alive, and a CUDA graph reuses its memory.
         for rows, part in zip(self._rows, parts, strict=True):
             rows[self._filled : self._filled + size].copy_(part)
         self._filled += size
@@ -111,7 +111,7 @@ class Samples:
     def finish(self, head: HeadMap | None) -> Totals:
         """Everything since the last time, over all processes of a distributed run, each of which must call this.
 
-        The head is W h + b where the logits were that, as far as this process saw; None where they were not.
+        ``head`` is the head's map if the logits were W h + b, as far as this process saw; None if they were not.
         """
         self._flush()
         flags = torch.tensor([self._not_finite, int(head is None)], device=self._moments.device)
@@ -188,6 +188,6 @@ class Samples:
             self._decisions.view(-1).index_add_(0, labels * len(self._correct) + decisions, ones)
             if len(labels) < len(self._logits):
                 self._logits.index_add_(0, labels, logits.double())
-            else:  # in single precision, which keeps enough digits of a few thousand, and takes less time
+            else:  # in single precision, which is faster and accurate enough for a few thousand
                 sums = torch.zeros_like(self._logits, dtype=torch.float32)
                 self._logits += sums.index_add_(0, labels, logits.float())

@@ -25,25 +25,25 @@ from collapsar.monitor.bare_loop import CollapseMonitor, MonitorOptions
 from collapsar.monitor.features import Hook
 from collapsar.monitor.head import head_sizes
 
-# Where the monitor's state lies within the trainer's.
+# The key of the monitor's state within the trainer's.
 _STATE = "CollapseMonitor"
-_WITHOUT_LABEL = -100  # the samples that the trainer does not count, and torch's loss leaves out
+_WITHOUT_LABEL = -100  # marks samples that the trainer does not count and torch's loss leaves out
 
 
 class CollapseCallback(TrainerCallback):
-    """A ``CollapseMonitor`` over ``Trainer.train``; an epoch is called what the trainer's state calls it.
+    """A ``CollapseMonitor`` over ``Trainer.train``; epochs are numbered as in the trainer's state.
 
     Labels are taken from the ``labels`` that the model receives; of several passes with gradients in a step the first
-    one counts. With label smoothing or a loss function of its own
-    the trainer keeps them to itself: give a ``loader`` then.
+    one counts. With label smoothing or a loss function of its own the trainer does not pass them to the model: give a
+    ``loader`` then.
 
     Args:
         head: The head's module or name within the model; None looks for the linear layer with ``config.num_labels``
             outputs.
         loader: Batches for a pass of its own, mappings with "labels"; None reuses the training pass.
-        every: Evaluate after every so many epochs.
+        every: Evaluate after every this many epochs.
         class_names: K names; None takes ``config.id2label``.
-        ignore_index: Label of samples without one: they are left out.
+        ignore_index: Label that marks samples without one: they are left out.
         options: Everything else; see ``MonitorOptions``.
 
     Raises:
@@ -75,8 +75,8 @@ class CollapseCallback(TrainerCallback):
     def attach(self, trainer: Trainer) -> CollapseCallback:
         """Add the callback to the trainer, log through it, and remove the hooks when its training fails.
 
-        Without this, scalars reach the log history only, a loss that the trainer computes is not read, and after an
-        exception, of which a trainer tells its callbacks nothing, the hooks stay until ``close`` or the next training.
+        Without this, scalars reach only the log history, a loss that the trainer computes is not read, and after an
+        exception, about which callbacks are not told, the hooks stay until ``close`` or the next training.
         """
         self._trainer = trainer
         trainer.add_callback(self)
@@ -128,7 +128,7 @@ class CollapseCallback(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Expect the next batch, also where gradients are accumulated over several."""
+        """Expect the next batch, also if gradients are accumulated over several."""
         self._added = False
 
     on_step_end = on_substep_end
@@ -141,7 +141,7 @@ class CollapseCallback(TrainerCallback):
             return
         record = self.monitor.end_epoch(None if state.epoch is None else round(state.epoch, 6))
         # Saved with the trainer's state, so that a resumed run says nothing twice. An ``ExportableState`` would be
-        # made anew from JSON on resumption, without its head, loader and options.
+        # recreated from JSON on resumption, without its head, loader and options.
         saved: Any = state.stateful_callbacks
         if saved is not None:
             saved[_STATE] = self.monitor.state_dict()
@@ -155,7 +155,7 @@ class CollapseCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read what the optimizer did to the head (``monitor.known``), say how things stand and remove the hooks."""
+        """Read what the optimizer did to the head (``monitor.known``), print a summary and remove the hooks."""
         if self.monitor is not None:
             schedule = kwargs.get("lr_scheduler")
             schedule = getattr(schedule, "scheduler", schedule)  # within Accelerate's
@@ -183,7 +183,7 @@ class CollapseCallback(TrainerCallback):
             self._times = _times_the_mean(output, self._labels, self._samples)
         if self._labels is None:
             raise ValueError(
-                "`labels` did not reach the model, as with label smoothing or a loss function of the trainer's. "
+                "`labels` did not reach the model, because of label smoothing or a loss function of the trainer's. "
                 "Pass CollapseCallback(loader=...), which makes a pass of its own"
             )
         self.monitor.step(self._labels)
@@ -203,7 +203,7 @@ class _Multiplied(nn.CrossEntropyLoss):
 def _own_loss(trainer: Trainer | None) -> Callable[[torch.Tensor, torch.Tensor], Any] | None:
     """The loss that a trainer computes from the logits, in a subclass or a function given to it; None for the model's.
 
-    The trainer is asked for it with a model that returns the logits to be tried.
+    The trainer is called with a model that returns the logits to be tried.
     """
     own = trainer is not None and type(trainer).compute_loss is not Trainer.compute_loss
     if trainer is None or not (own or getattr(trainer, "compute_loss_func", None)):
@@ -220,12 +220,12 @@ def _own_loss(trainer: Trainer | None) -> Callable[[torch.Tensor, torch.Tensor],
 
 
 def _times_the_mean(output: Any, labels: Any, samples: Any) -> float:
-    """How many times the mean loss over a step is what the trainer adds up over its batches.
+    """The factor between what the trainer adds up over its batches and the mean loss over a step.
 
     To a model whose ``forward`` takes any keyword, the trainer gives the number of samples of the step,
-    ``num_items_in_batch``, and leaves the division to it. Most classifiers of transformers 5.23 divide by their own
-    batch all the same (its issue 47688): with gradients accumulated over four batches the loss is then four times its
-    mean, beside the same weight decay. A tuple has the loss first, as the trainer takes it, and the logits somewhere.
+    ``num_items_in_batch``, and leaves the division to it. Most classifiers of transformers 5.23 nevertheless divide by
+    their own batch (its issue 47688): with gradients accumulated over four batches the loss is then four times its
+    mean, with the same weight decay. In a tuple the loss comes first, as for the trainer, and the logits somewhere.
     """
     if samples is None or labels is None or labels.ndim != 1:
         return 1.0

@@ -1,4 +1,4 @@
-"""A pass over data in the middle of training that training does not notice, and how it runs a batch."""
+"""A pass over data in the middle of training that does not affect it, and how it runs a batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 LABELS = ("labels", "label", "targets", "target", "y")
-"""What mappings and data sets call their labels."""
+"""Usual names of labels in mappings and data sets."""
 
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """The random states of Python, NumPy, torch and every CUDA device in use are as before, after."""
+    """Restore the random states of Python, NumPy, torch and every CUDA device in use afterwards."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
@@ -33,12 +33,12 @@ def undisturbed(model: nn.Module, loader: Any = None) -> Iterator[None]:
     """Evaluation mode without gradients inside; afterwards everything is as it was, to the bit.
 
     Restored: the mode of every module, all buffers (running statistics), the random states of Python, NumPy, torch
-    and every CUDA device in use, and the generators of a ``DataLoader``. Modules' modes are set directly, because a
-    ``train()`` of their own may do more than that. Autocast stays as it is, but without its cache of weights: a
-    weight cast without gradients must not be met by the training that follows.
+    and every CUDA device in use, and the generators of a ``DataLoader``. Modules' modes are set directly, because
+    their own ``train()`` may do more than that. Autocast stays as it is, but without its cache of weights: the training
+    that follows must not find a weight that was cast without gradients.
 
-    Not restored: what a data set, a worker process or a layer keeps elsewhere. A loader with persistent workers that
-    training is in the middle of would be started anew: call between epochs.
+    Not restored: what a data set, a worker process or a layer keeps elsewhere. A loader with persistent workers in the
+    middle of an epoch would be restarted: call between epochs.
 
     Example:
         >>> model = nn.Dropout()
@@ -64,7 +64,7 @@ def undisturbed(model: nn.Module, loader: Any = None) -> Iterator[None]:
             module.training = mode
         with torch.no_grad():
             for buffer, version, before in buffers:
-                # Only where needed: writing is noticed by a backward pass that has saved the buffer.
+                # Only if needed: a backward pass that has saved the buffer would notice the write.
                 if buffer._version != version:
                     buffer.copy_(before)
         for generator, state in generators:
@@ -76,7 +76,7 @@ def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
 
     Args:
         model: The model.
-        batch: (inputs, labels, ...), or a mapping with "labels", all else going to the model by name (``labels_in``).
+        batch: (inputs, labels, ...), or a mapping with "labels", the rest going to the model by name (``labels_in``).
 
     Raises:
         ValueError: The batch is neither, or it is one sample.
@@ -103,7 +103,7 @@ def inputs_and_labels(model: nn.Module, batch: Any) -> Any:
 
 
 def labels_in(batch: Any) -> Any:
-    """The labels of a batch or sample: its second part, or what a mapping calls so; None without any.
+    """The labels of a batch or sample: its second part, or an entry with a usual name; None if there are none.
 
     Example:
         >>> labels_in(("images", [0, 1])), labels_in({"pixels": "images", "label": [1, 0]}), labels_in("text")

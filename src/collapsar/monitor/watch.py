@@ -1,4 +1,4 @@
-"""When to say that classes merge or are lost: a rule against false alarms, and the words. Needs numpy only.
+"""When to say that classes merge or are lost: a rule against false alarms, and the words. Needs only numpy.
 
 The rule, for every class, on mean predictions Z̄ = W M̄ᵀ measured at successive evaluations (``MergeRule`` holds the
 numbers, ``class_separation`` the definitions):
@@ -6,16 +6,16 @@ numbers, ``class_separation`` the definitions):
 * A class is **close** when its nearest other class is nearer than ``merge`` times the longest column of Z̄. It is
   **distinct** when that distance is more than ``release`` times as large *and* the two differ in the right
   direction: the contrast α = ½(z_ii − z_ji + z_jj − z_ij) with its nearest class is at least ``contrast`` nats. An
-  untrained network fails the second test, whatever the first one says.
-* ``confirm`` evaluations in a row decide. A class that has been distinct and becomes close *begins to merge*: said
-  once. It is said again only after the class has been distinct again, which is said too. Between the two limits nothing
-  changes, so noise about either of them is silent.
+  untrained network fails the second test, whatever the result of the first.
+* ``confirm`` evaluations in a row decide. A class that has been distinct and becomes close *begins to merge*, which is
+  said once. It is said again only after the class has been distinct again, which is also said. Between the two limits
+  nothing changes, so noise around either of them is silent.
 * The same for the length of the column: a class **vanishes**.
 * A class that was never distinct is not said to merge. Once some other class has been, ``patience`` close evaluations
   in a row make it a class that *has not separated*.
-* A class that is given to none of its own samples is **lost**, whatever its state (``class_standings``); one whose row
-  of the head coincides with another's is **dead**. Either is said after ``confirm`` evaluations in a row of a class
-  that was not, or after ``patience`` of them, and only of classes that were not said to merge or vanish. So is its end.
+* A class of which no sample is recognised is **lost**, whatever its state (``class_standings``); one whose row of the
+  head coincides with another's is **dead**. Either is said after ``confirm`` evaluations in a row of a class that was
+  not, or after ``patience`` of them, and only of classes that were not said to merge or vanish. So is the end of it.
 
 Example:
     >>> import numpy as np
@@ -58,7 +58,7 @@ class MergeRule:
         vanish: Relative norm below which a class has vanished, in (0, 0.5).
         min_norm: Norm in nats below which it has vanished whatever the others do, > 0.
         release: How many times ``merge`` or ``vanish`` a class must exceed to count as distinct or alive, > 1.
-        contrast: What it must exceed in the right direction, in nats: at 0.5, samples of the two classes differ in
+        contrast: The least contrast in the right direction, in nats: at 0.5, samples of the two classes differ in
             their mean log-odds by 1. >= 0.
         confirm: Evaluations in a row that decide, >= 1.
         patience: Close evaluations in a row after which a class that was never distinct is named, >= 1.
@@ -87,7 +87,7 @@ class MergeRule:
         }
         for name, (good, wanted) in limits.items():
             if not good:
-                raise ValueError(f"`{name}` must be {wanted}; got {getattr(self, name)}. Keep the default")
+                raise ValueError(f"`{name}` must be {wanted}; got {getattr(self, name)}. Try the default")
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Event:
     """Something worth saying.
 
     Attributes:
-        kind: "merge", "vanish", "separate" (again), "never separated", "lost" (given to none of its own samples),
-            "dead" (its row of the head is another's as well), "found" and "revived" (no longer lost, no longer dead).
+        kind: "merge", "vanish", "separate" (again), "never separated", "lost" (no sample recognised), "dead" (its row
+            of the head coincides with another's), "found" and "revived" (no longer lost, no longer dead).
         epoch: The evaluation at which it was confirmed.
         classes: The classes it is about, ascending.
         message: The sentence.
@@ -124,7 +124,7 @@ class MergeWatch:
         self, num_classes: int, rule: MergeRule | None = None, class_names: Sequence[str] | None = None
     ) -> None:
         if not num_classes >= 2:
-            raise ValueError(f"`num_classes` must be at least 2; got {num_classes}. Nothing can merge otherwise")
+            raise ValueError(f"`num_classes` must be at least 2; got {num_classes}. One class cannot merge")
         self.rule = MergeRule() if rule is None else rule
         self.class_names = names_of(class_names, num_classes)
         self.separation: ClassSeparation | None = None
@@ -147,15 +147,15 @@ class MergeWatch:
         taken_for: Any = None,
         shared_rows: Sequence[Sequence[int]] = (),
     ) -> tuple[Event, ...]:
-        """Take one evaluation in and return what is to be said about it.
+        """Add one evaluation and return what to say about it.
 
         Args:
-            epoch: What to call it.
+            epoch: Its number.
             Z: Mean predictions (logit, class), shape (K, K), NaN columns for classes without samples: nothing is
                 decided about those.
-            logits: Mean logits (logit, class), shape (K, K), bias included: with them, lost classes are told as well.
-            recalls: Share of each class's samples that are given to it, shape (K,); None judges by the mean logits.
-            taken_for: The class that its other samples are mostly taken for, shape (K,), -1 for none.
+            logits: Mean logits (logit, class), shape (K, K), bias included: with them, lost classes are reported too.
+            recalls: Share of each class's samples that are recognised, shape (K,); None judges by the mean logits.
+            taken_for: The class that most of its other samples are predicted as, shape (K,), -1 for none.
             shared_rows: Groups of classes whose rows of the head coincide (``metrics.shared_rows``).
 
         Raises:
@@ -176,10 +176,10 @@ class MergeWatch:
         seen, paired = np.isfinite(found.relative_norms), found.nearest >= 0
         self.dead = tuple(sorted(k for group in shared_rows for k in group if seen[k]))
         contrast, own = _contrasts(Z, found.nearest)
-        # one that the bias decides right needs no evidence of its own, as the large one of two classes
+        # one that the bias classifies correctly needs no evidence of its own, such as the larger of two classes
         gone = np.array([state == "vanished" for state in found.states]) & ~self._mask(self.standings.carried)
         floor = rule.release * max(rule.vanish, rule.min_norm / found.scale)
-        with np.errstate(invalid="ignore"):  # NaN, an unseen class, is neither
+        with np.errstate(invalid="ignore"):  # an unseen class, NaN, is neither
             close = found.nearest_separation < rule.merge
             distinct = (found.nearest_separation > rule.release * rule.merge) & (contrast >= rule.contrast)
             alive = (found.relative_norms > floor) & (own >= rule.contrast)
@@ -210,7 +210,7 @@ class MergeWatch:
         lost = [f"{self.class_names[c.index]} to {self.class_names[c.rival]}" for c in self.standings.lost]
         if not (self.learned or self._any_distinct):
             ahead = f"{self.rule.contrast:g} nats ahead of its nearest"
-            return f"{start} no class is {ahead} yet: nothing is learned that could merge."
+            return f"{start} no class is {ahead} yet: nothing has been learned that could merge."
         verb = "is" if found.num_distinct == 1 else "are"
         parts = [f"{found.num_distinct} of {len(found.states)} classes {verb} separated"]
         merged = [group for group in found.groups if not set(group) & set(found.vanished_classes)]
@@ -220,16 +220,16 @@ class MergeWatch:
         carried = self.standings.carried
         parts += [f"right by the bias alone: {self._named(carried)}"] if carried else []
         if lost:
-            parts.append(f"lost, given to none of their own samples: {listed(lost, MOST_NAMED, last=' and ')}")
-        parts += [f"dead, their rows of the head the same: {self._named(self.dead)}"] if self.dead else []
+            parts.append(f"lost, with none of their samples recognised: {listed(lost, MOST_NAMED, last=' and ')}")
+        parts += [f"dead, with coinciding rows of the head: {self._named(self.dead)}"] if self.dead else []
         parts += [f"without samples: {self._named(found.unseen_classes)}"] if found.unseen_classes else []
         return f"{start} {'; '.join(parts)}."
 
     def _turned(
         self, kinds: tuple[EventKind, EventKind], switch: _Switch, on: Mask, off: Mask, seen: Mask
     ) -> list[Event]:
-        """Events for the classes that are on, and off again, for long enough and are not said to merge or vanish."""
-        if not self.learned:  # an untrained network gives all samples to a few classes
+        """Events for classes that are on, or off again, for long enough and are not said to merge or vanish."""
+        if not self.learned:  # an untrained network predicts only a few classes
             return []
         fired, ended = switch.update(on, off, seen, self.rule.confirm)
         begun, alone = fired | switch.stuck(self.rule.patience), ~self._together.on & ~self._vanished.on
@@ -241,11 +241,11 @@ class MergeWatch:
         return mask
 
     def state_dict(self) -> Record:
-        """Return what is needed to go on later, as numbers and lists."""
+        """Return what is needed to continue later, as numbers and lists."""
         return {name: switch.state() for name, switch in self._switches().items()}
 
     def load_state_dict(self, state: Record) -> None:
-        """Go on from a ``state_dict`` over the same classes."""
+        """Continue from a ``state_dict`` over the same classes."""
         fresh = _Switch(len(self.class_names)).state()
         state = {"lost": state.get("outvoted", fresh), "dead": fresh, **state}  # older states have none
         for name, switch in self._switches().items():
@@ -266,7 +266,7 @@ class MergeWatch:
             if any(k in group for group in groups):
                 continue
             home = next((group for group in found.groups if k in group), None)
-            # Close to another, yet in no group whose members all are: then named with that one alone; a vanished
+            # Close to another class, but in no group whose members all are: then named only with that one; a vanished
             # class by itself.
             alone = (k,) if found.states[k] == "vanished" else tuple(sorted((k, int(found.nearest[k]))))
             joined = set(alone if home is None else home).union(*(g for g in groups if set(g) & set(home or alone)))
@@ -284,16 +284,16 @@ class MergeWatch:
             share = f"{100 * self.rule.merge:g} %"
             words = f"begin to merge {when}: their mean predictions differ by less than {share} of the largest."
         elif kind == "vanish":
-            words = f"{'vanishes' if one else 'vanish'} {when}: the prediction is the bias alone, whatever the sample."
+            words = f"{'vanishes' if one else 'vanish'} {when}: only the bias is predicted, whatever the sample."
         elif kind == "lost":
             rivals = sorted({c.rival for c in self.standings.lost if c.index in classes})
             whose = "its" if one else "their"
-            words = f"{'is' if one else 'are'} lost {when}: {whose} samples are given to {self._named(rivals)} instead."
+            words = f"{'is' if one else 'are'} lost {when}: {whose} samples are predicted as {self._named(rivals)}."
         elif kind == "dead":
-            rows = "its row of the head is another's as well" if one else "their rows of the head coincide with others'"
+            rows = "its row of the head is another's too" if one else "their rows of the head coincide with others'"
             words = f"{'is' if one else 'are'} dead {when}: {rows}."
         elif kind == "found":
-            words = f"{'is' if one else 'are'} given samples of {'its' if one else 'their'} own again {when}."
+            words = f"{'is' if one else 'are'} recognised again {when}."
         elif kind == "revived":
             words = (
                 f"{'has a row' if one else 'have rows'} of {'its' if one else 'their'} own in the head again {when}."
@@ -301,7 +301,7 @@ class MergeWatch:
         elif kind == "separate":
             words = f"{'has' if one else 'have'} separated {when}."
         else:
-            words = f"{'has' if one else 'have'} not separated by now {when}, while other classes have."
+            words = f"{'has' if one else 'have'} still not separated {when}, while other classes have."
         return Event(kind, self._epoch, classes, f"{subject} {words}")
 
     def _named(self, classes: Sequence[int]) -> str:
@@ -309,7 +309,7 @@ class MergeWatch:
 
 
 class _Switch:
-    """Hysteresis per class: armed by ``confirm`` evaluations off, turned on by as many on, silent in between."""
+    """Hysteresis per class: armed by ``confirm`` evaluations off, turned on by as many evaluations on."""
 
     def __init__(self, size: int) -> None:
         self.status = np.full(size, _NEW)
@@ -331,7 +331,7 @@ class _Switch:
         return fired, released
 
     def turn_on(self, classes: list[int]) -> None:
-        """Take as said what others have been named with."""
+        """Count classes as reported that were named together with others."""
         self.status[classes] = np.where(self.status[classes] == _ARMED, _ON, self.status[classes])
 
     def stuck(self, patience: int) -> Mask:
