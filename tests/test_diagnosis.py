@@ -747,3 +747,15 @@ def test_a_class_that_solve_calls_merged_and_the_rule_separated_is_named():
     assert d.separation.states == ("separated",) * 10
     assert "predicts 10 separated (9 is merged for `solve` and `advise`: its features raise another class's" in d.reason
     assert "8 and 9 are outvoted at that optimum as well" in d.reason
+
+
+@pytest.mark.parametrize("body", ["decayed", "free"])
+def test_decay_below_a_norm_is_named_where_a_class_is_lost_that_the_optimum_keeps(body):
+    p, W, H, b = normalised("sample")
+    lowered = b - 8.0 * (np.arange(10) == 9)
+    known = KnownTraining(lambda_w=0.4, lambda_b=0.0, norm=LAYER, body=body)
+    d = diagnose_measurement(measured(p.class_counts, W, H, lowered), known)
+    assert d.lost == (9,)
+    (told,) = [sentence for sentence in d.words if "to which this network has not come" in sentence]
+    assert told.startswith("9 is given its own samples at that optimum")
+    assert ("decay of the layers below, which the model has not, can be why" in told) == (body == "decayed")

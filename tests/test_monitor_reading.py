@@ -505,7 +505,8 @@ def test_adamw_whose_decay_has_not_acted_is_no_penalty() -> None:
     assert known.rest is not None
     assert known.rest.slope > 2
     assert kinds == ["decoupled-decay", "decay-clock", "normalised-features"]
-    assert "cannot have merged classes" in known.cautions[1]
+    assert "cannot have merged classes in this run" in known.cautions[1]
+    assert "an earlier training had lost them" in known.cautions[1]  # a checkpoint that is fine-tuned
 
 
 def test_advice_on_adamw_says_what_the_clock_bounds() -> None:

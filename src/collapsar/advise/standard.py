@@ -171,7 +171,7 @@ class _Training:
             seen = f" (at one batch a step, {shown} samples of the smallest are shown in all, repeats counted)"
         reason = (
             f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
-            "have merged classes"
+            "have merged classes in this run; in weights that are loaded, an earlier training may have"
         )
         cure = (
             f"small classes that are lost are {'outvoted or ' if self.left else ''}not learned yet{seen}: "

@@ -44,7 +44,7 @@ def kept(d: Diagnosis, classes: Iterable[int]) -> list[int]:
     None where decay acts on the layers below a norm as well, which the model has not.
     """
     margins, p = optimum_margins(d), d.prediction
-    if margins is None or p is None or (d.model_fit is not None and d.known.body == "decayed"):
+    if margins is None or p is None or _bent(d):
         return []
     return [k for k in classes if margins[k] > TIE and p.states[k] == p.seen[k] == "separated"]
 
@@ -66,7 +66,13 @@ def outvoted_there(d: Diagnosis) -> Iterator[str]:
         yield f"{_are(d, not_yet)} outvoted at that optimum: {lose}."
     if astray := sorted(k for k in here - there if margins[k] > TIE):
         own = "its" if len(astray) == 1 else "their"
-        yield f"{_are(d, astray)} given {own} own samples at that optimum, to which this network has not come."
+        why = ": decay of the layers below, which the model has not, can be why" if _bent(d) else ""
+        yield f"{_are(d, astray)} given {own} own samples at that optimum, to which this network has not come{why}."
+
+
+def _bent(d: Diagnosis) -> bool:
+    """Whether decay acts on the layers below a norm as well, which the model has not."""
+    return d.model_fit is not None and d.known.body == "decayed"
 
 
 def _are(d: Diagnosis, classes: list[int]) -> str:

@@ -36,7 +36,8 @@ _TEXTS: Mapping[str, str] = {
     "wrapped-optimizer": "{} wraps another optimizer: the decay is read from that one; what else the wrapper does to "
     "the steps is not known.",
     "decay-clock": "Weight decay has not acted: the sum of lr * weight_decay {} {:.2g}, far below 1, so it cannot have "
-    "merged classes. Small classes that are lost are not learned yet, are outvoted by the prior, or have no room.",
+    "merged classes in this run. Small classes that are lost are not learned yet, are outvoted by the prior, or have "
+    "no room; or the weights were loaded, and an earlier training had lost them.",
     "frozen-head": f"{UNTRAINED}: loss and penalty do not balance there, and no penalty can be read from it.",
     "reshaped-head": "The head does not compute W h + b from the weight that it stores (cosine, scale, adapter): decay "
     "of that weight is not the penalty of the theory, and no penalty at all if the head normalises its rows.",
