@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 from numpy.typing import NDArray
 
 from collapsar.core.types import Array
-from collapsar.report.style import COLOURS, COLUMN_INCHES, styled
+from collapsar.report.style import COLOURS, COLUMN_INCHES, raster_canvas, styled
 from collapsar.report.words import number_text
 
 # From light to dark, so that the order separated, merged, vanished, zero survives without colour.
@@ -77,6 +77,7 @@ def phase_figure(record: Mapping[str, Any]) -> Figure:
             figure.suptitle(_fixed(config), size=6.5, color=COLOURS["muted"])
             layout = figure.get_layout_engine()
             assert layout is not None
+            raster_canvas(figure)
             layout.execute(figure)  # labels follow curves, which needs the places of the axes
             figure.set_layout_engine("none")  # as long as they stay there
             for ax, model in zip(panels, models, strict=True):

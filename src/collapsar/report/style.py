@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.backends.backend_mixed import MixedModeRenderer
 from matplotlib.backends.backend_svg import FigureCanvasSVG, RendererSVG
 from matplotlib.colors import FuncNorm, LinearSegmentedColormap
@@ -67,6 +67,8 @@ STATES: Mapping[str, StateStyle] = {
     "unseen": StateStyle("muted", "d", "◆"),
 }
 
+_FORMULAS = RendererAgg(1, 1, 72).mathtext_parser
+
 _RC = mpl.rc_params_from_file(Path(__file__).parent / "collapsar.mplstyle", use_default_template=False)
 
 
@@ -101,6 +103,13 @@ def diverging_norm(vmax: float) -> FuncNorm:
     return FuncNorm((forward, inverse), vmin=-vmax, vmax=vmax)
 
 
+def raster_canvas(figure: Figure) -> FigureCanvasAgg:
+    """What lays the figure out, and draws it, in pixels; a formula is parsed once for all figures."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.get_renderer().mathtext_parser = _FORMULAS
+    return canvas
+
+
 def png_bytes(figure: Figure, dpi: int = 200) -> bytes:
     """The figure as PNG on white, the same bytes for the same figure.
 
@@ -112,7 +121,7 @@ def png_bytes(figure: Figure, dpi: int = 200) -> bytes:
     own = figure.dpi, figure.get_facecolor()
     with styled():
         figure.set(dpi=dpi, facecolor="white")
-        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
+        raster_canvas(figure).print_png(stream, metadata={"Software": None})
         figure.set(dpi=own[0], facecolor=own[1])
     return stream.getvalue()
 
