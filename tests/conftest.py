@@ -22,7 +22,8 @@ def pytest_collection_finish() -> None:
     ):  # a trainer looks through all of memory at the end of each training, which takes longer than the training
         vars(memory)["gc"] = SimpleNamespace(collect=lambda: 0)
     gc.freeze()
-    gc.set_threshold(20_000)  # after every 700 objects, as Python has it, looking is a twentieth of all tests
+    # after every 700 objects, and through all of memory every hundredth time, looking is a twentieth of all tests
+    gc.set_threshold(20_000, 10, 100)
     gc.enable()
 
 

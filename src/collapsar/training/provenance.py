@@ -9,6 +9,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def run_header(config: TrainConfig, digests: Mapping[str, str], device: torch.de
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -103,6 +105,12 @@ def checkout_commit() -> str | None:
     if not (root / ".git").exists() or not (root / "src" / "collapsar").is_dir():
         # never the commit of some other repository that happens to contain the environment
         return os.environ.get("COLLAPSAR_COMMIT")
+    return _described(root)
+
+
+@cache
+def _described(root: Path) -> str | None:
+    """What git says of a checkout, asked once: the code of a process is the one that it began with."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
