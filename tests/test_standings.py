@@ -369,3 +369,22 @@ def test_whom_the_mean_of_a_lost_class_is_given_to_need_not_be_whom_its_samples_
     (lost,) = d.standings.lost
     assert (lost.index, lost.rival) == (2, 0)
     assert any("on average the head scores dog higher by 0.5 nats" in sentence for sentence in d.words)
+
+
+def test_two_lost_classes_are_given_one_correction():
+    """log(n_0 / n_k) is 3.0. Class 2 is 0.3 nats behind, class 3 is 2.5: only all of the prior recovers both.
+
+    It leaves class 0 a lead of 0.3 nats, for which class 2 alone would be told three quarters.
+    """
+    n = np.array([400, 400, 20, 20])
+    W, b = np.diag([2.0, 2.0, 1.0, 1.0]), np.array([0.0, 0.0, -1.3, -3.5])
+    W[2, 3] = W[3, 2] = -4.0  # the two do not resemble each other
+    labels, share = np.repeat(np.arange(4), n), np.log(n / n.sum())
+    for amount, right in ((0.0, [0, 1]), (0.5, [0, 1, 2]), (0.75, [0, 1, 2]), (1.0, [0, 1, 2, 3])):
+        logits = W + b[:, None] - amount * share[:, None]
+        assert np.flatnonzero(logits.argmax(axis=0) == np.arange(4)).tolist() == right
+    d = diagnose_measurement(measure(np.eye(4)[labels], labels, W, b))
+    assert d.lost == (2, 3)
+    cures = [sentence for sentence in d.words if sentence.startswith("None of the")]
+    assert len(cures) == 2
+    assert all("subtract log(n_k/N) from the scores after training, or train" in cure for cure in cures)

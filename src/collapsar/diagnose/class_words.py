@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -197,9 +197,9 @@ class _Correction:
         """Classes that this loses, ascending: right before it, and not after."""
         return tuple(np.flatnonzero((self.before > TIE) & ~self.right).tolist())
 
-    def weakest(self, k: int) -> tuple[int, float]:
-        """Of class k and the classes that were right before, the one that leads by least after it, and by how much."""
-        kept = np.where((self.before > TIE) | (np.arange(self.before.size) == k), self.margins, np.inf)
+    def weakest(self, back: Sequence[int]) -> tuple[int, float]:
+        """Of these and the classes that were right before, the one that leads by least after it, and by how much."""
+        kept = np.where((self.before > TIE) | np.isin(np.arange(self.before.size), back), self.margins, np.inf)
         return int(kept.argmin()), float(kept.min())
 
     @property
@@ -254,9 +254,7 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
     if not corrections:
         return f"The loss has already taken the prior out of the scores: {room}"
     whole = corrections[0]
-    good = [found for found in corrections if found.right[k] and not found.loses]
-    place = first_enough([found.weakest(k)[1] for found in good])
-    best = None if place is None else good[place]
+    best, back = _best(d, k, corrections)
     if best is None and whole.right[k]:
         return f"Subtracting {whole.text} from the scores recovers it but loses {d.named(whole.loses)}: {room}"
     if best is None:
@@ -267,8 +265,27 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
         return f"{there}, or train {how}."
     if whole.loses or not whole.right[k]:
         return f"{there}; all of it would lose {d.named(sorted({*whole.loses, *([] if whole.right[k] else [k])}))}."
-    least, lead = whole.weakest(k)
+    least, lead = whole.weakest(back)
     return f"{there}; with all of it {d.class_names[least]} would lead by only {_nats(lead)} nats on average."
+
+
+def _best(d: Diagnosis, k: int, corrections: tuple[_Correction, ...]) -> tuple[_Correction | None, list[int]]:
+    """What to subtract to recover class k at nobody's cost, and whom that recovers.
+
+    The scores have one correction: where it can be the one that recovers most of the outvoted classes, it is.
+    """
+    harmless = [found for found in corrections if not found.loses]
+    outvoted = [c.index for c in d.standings.lost if c.reason == "outvoted"]
+    recovered = [[c for c in outvoted if found.right[c]] for found in harmless]
+    most = max(map(len, recovered), default=0)
+    for good in (
+        [(found, back) for found, back in zip(harmless, recovered, strict=True) if k in back and len(back) == most],
+        [(found, [k]) for found in harmless if found.right[k]],
+    ):
+        place = first_enough([found.weakest(back)[1] for found, back in good])
+        if place is not None:
+            return good[place]
+    return None, []
 
 
 def outscored(d: Diagnosis) -> Iterator[str]:
