@@ -536,7 +536,7 @@ def test_penalties_that_outvote_classes_are_not_acquitted(lambda_w: float, verdi
     assert (record["verdict"], margin < 0, corrected > 0) == (verdict, lambda_w > 1, True)
     assert words in said
     assert ("correct the prior, or weaken the penalties" in said) == (lambda_w > 1)
-    assert ("So something else took the classes" in said) == (lambda_w == 1)
+    assert ("So something else lost the classes" in said) == (lambda_w == 1)
 
 
 @pytest.mark.parametrize(
@@ -545,8 +545,8 @@ def test_penalties_that_outvote_classes_are_not_acquitted(lambda_w: float, verdi
         # measured on a perceptron with two layers above its normalisation, digits 100x5,20x5
         (0.0026, 0.008, 0, "separated", "Your decay 0.008 is probably not the cause"),
         (0.0022, 0.06, 5, "collapsed", "Measured: 5 are lost. Your decay 0.06 is too strong"),
-        (0.0022, 0.06, 0, "undecided", "none was measured lost"),
-        (0.0022, 0.008, 5, "separated", "So something else took the classes"),
+        (0.0022, 0.06, 0, "undecided", "none was measured to be lost"),
+        (0.0022, 0.008, 5, "separated", "So something else lost the classes"),
         (0.0022, None, 5, "undecided", "contradict each other"),
         (0.0022, None, 0, "separated", "Your penalties are not the cause"),
         (0.02, None, 0, "undecided", "contradict each other"),
@@ -701,7 +701,7 @@ def test_weight_decay_in_words(command) -> None:
         (("500x5,100x5", "--lambda-z", "0.01", "--optimizer", "adamw"), "decoupled"),
         (("500x5,100x5",), "lambda-z"),
         (("--lambda-z", "0.01"), "COUNTS"),
-        (("500x5,100x5", "--weight-decay", "0.01", "--lambda-z", "0.01"), "ordinary training"),
+        (("500x5,100x5", "--weight-decay", "0.01", "--lambda-z", "0.01"), "means no feature penalty"),
         (("500x5,100x5", "--weight-decay", "0.01", "--class-weights", "1x5,3x5"), "got --class-weights"),
         (("500x5,100x5", "--weight-decay", "0.01", "--diagnosis", "d.json"), "got --diagnosis"),
         (("500x5,100x5", "--lambda-z", "0.01", "--layers", "2"), "--layers goes with --weight-decay"),

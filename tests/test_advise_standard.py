@@ -324,7 +324,7 @@ def test_the_command_takes_a_loss_behind_a_norm() -> None:
         ("--schedule cosine", "--schedule goes with --norm"),
         ("--norm layernorm --steps 10 --layers 2", "two different trainings"),
         ("--norm layernorm --steps 9 --length 0", "`length` must be"),
-        ("--norm batchnorm --steps 9 --gain-decay 1 --length 3", "--length goes with a norm that fixes it"),
+        ("--norm batchnorm --steps 9 --gain-decay 1 --length 3", "--length needs a norm that fixes it"),
         ("--norm layernorm --steps 9 --margin 0.5", "got --margin"),
         ("--norm layernorm --steps 9 --html a.html", "got --html"),
         ("--norm layernorm --steps 0", "`steps` must be"),

@@ -239,13 +239,13 @@ def test_a_norm_is_given_by_name_and_width_or_by_its_length(here, named, length)
     [
         ("solve 5,3 --lambda-w 1 --norm layernorm", "--norm layernorm goes with --width"),
         ("thresholds 5,3 --norm batchnorm --width 9 --over sample", "without --over"),
-        ("thresholds 5,3 --norm groupnorm", "none of layernorm, rmsnorm, batchnorm, cosine"),
+        ("thresholds 5,3 --norm groupnorm", "nor layernorm, rmsnorm, batchnorm or cosine"),
         ("thresholds 5,3 --norm 2 --width 4", "--width goes with --norm layernorm"),
         ("thresholds 5,3 --over batch", "--over batch goes with --norm"),
         ("advise 5,3", "or better --norm, --lr, --steps"),
         ("advise 5,3 --optimizer adamw --weight-decay 0.1", "say how far it has acted with --norm, --lr"),
         ("advise --diagnosis nothing.json", "nothing.json: no such file or directory"),
-        ("diagnose nothing.npz --class-names a,b", "a,b is no file"),
+        ("diagnose nothing.npz --class-names a,b", "a,b is not a file"),
         ("demo --data mnist", "'mnist' is not one of 'digits', 'fashion-mnist'"),
     ],
 )

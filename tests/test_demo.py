@@ -43,5 +43,5 @@ def test_the_demonstration_agrees_with_theory_and_writes_a_small_report(tmp_path
     page = Page(report.read_text(encoding="utf-8"))
     assert json.loads(page.scripts[0]) == record
     headings = {heading.strip() for heading in page.by_tag["h2"]}
-    assert {"The geometry", "What to change", "Networks trained the usual way", "Definitions"} <= headings
+    assert {"The geometry", "What to change", "Networks with standard training", "Definitions"} <= headings
     assert "5 minority classes" in page.by_tag["h1"][0]

@@ -458,7 +458,7 @@ def test_the_pictures_show_the_record(npz):
     none = {**record, "effective": {**record["effective"], "by_class": [None] * 10}}
     ax = Figure().subplots()
     assert price_readings(none, ax).classes == []
-    assert [text.get_text() for text in ax.texts] == ["the scores of no class\ntell a penalty"]
+    assert [text.get_text() for text in ax.texts] == ["no class's scores\nimply a penalty"]
 
 
 # --- runs

@@ -232,8 +232,8 @@ def test_the_table_shows_the_numbers_of_the_record(page: Page) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_networks_as_people_train_them_stand_beside_their_own_optimum(page: Page) -> None:
     words = (
-        "With a LayerNorm before the last layer and weight decay on that layer alone, theory has the small classes "
-        "merged from lambda_w 2.12 on. Trained: all separated at lambda_w 1.06 (predicted: all separated; scores "
+        "With a LayerNorm before the last layer and weight decay on that layer alone, the small classes merge "
+        "in theory above lambda_w 2.12. Trained: all separated at lambda_w 1.06 (predicted: all separated; scores "
         "4.4 % away), minority merged at lambda_w 2.97 (predicted: minority merged; scores 4.4 % away)."
     )
     assert standard_finding(fake_record()) == words
@@ -242,7 +242,7 @@ def test_networks_as_people_train_them_stand_beside_their_own_optimum(page: Page
     assert cells.count("10 of 10") == 3 + 2
     assert "Minority, measured●separated■merged" in [row.strip() for row in page.by_tag["tr"]]
     without = demo_page(changed(lambda r: r.pop("standard")))  # as earlier versions wrote it
-    assert "trained the usual way" not in without
+    assert "Networks with standard training" not in without
 
 
 def test_text_from_a_record_stays_text(page: Page) -> None:

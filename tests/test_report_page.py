@@ -157,7 +157,7 @@ def demonstration(record):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON record of Collapsar"),
+        ("{", "is not a JSON record of Collapsar"),
         ("[]", "got kind None"),
         ('{"kind": "thresholds"}', "got kind 'thresholds'"),
         ('{"kind": "solution"}', "incomplete record"),
@@ -180,7 +180,7 @@ def test_half_an_archive_is_refused(tmp_path):
 def test_missing_sources_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         report_record([tmp_path / "none"])
-    with pytest.raises(ValueError, match=r"holds no checkpoint.safetensors"):
+    with pytest.raises(ValueError, match=r"has no checkpoint.safetensors"):
         report_record([tmp_path])
     with pytest.raises(ValueError, match="at least one run"):
         report_record([])
@@ -507,7 +507,7 @@ def test_lost_and_dead_classes_are_drawn_and_named(tmp_path):
     assert marked_names(diagnosis) == ["0", "1", "▽ 2", "† 3", "▽ † 4"]
     text = words_of(Page(report_page(record)))
     for words in (
-        "Lost, given to none of their own samples: 2 (outvoted by",
+        "Lost, with none of their samples recognised: 2 (outvoted by",
         "Dead,",
         "▽ † 4",
         "A hollow triangle: none",

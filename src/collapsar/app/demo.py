@@ -1,7 +1,7 @@
 """The main job, end to end: train on real imbalanced data, measure the collapse, solve the theory, compare.
 
-Three penalties: below, between and above the thresholds of the nonnegative model, which is the one that a network with
-a ReLU before its head follows. Then two networks trained the usual way (``demo_standard``).
+Three penalties: below, between and above the thresholds of the nonnegative model, which networks with a ReLU before
+the head follow. Then two networks with standard training (``demo_standard``).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from collapsar.training import ImageData, TrainResult, demo_config, imbalanced, 
 from collapsar.training.recipes import DEMO_RECIPES
 
 Progress = Callable[[str, int, int], None]
-"""Called with (words for the run, finished epochs, all epochs) while a network trains."""
+"""Called with (a description of the run, finished epochs, all epochs) while a network trains."""
 
 POSITIONS = ("below", "between", "above")
 
 COLLAPSE_NUMBERS = ("nc1_uniform", "nc1_weighted", "cdnv", "cdnv_max", "nc2_etf", "nc3_self_duality")
 """The metrics of neural collapse that are measured at every evaluation: those that the pages draw over the epochs."""
 
-# The outer penalties, as factors of the thresholds next to them: far enough for the states to be plain to see, close
-# enough for the pictures to be of one family.
+# The outer penalties, as factors of the thresholds next to them: far enough to show the states clearly, close enough
+# for the pictures to be comparable.
 _BELOW, _ABOVE = 0.7, 1.25
 
 
@@ -67,12 +67,12 @@ def demo(
     Args:
         data_name: a key of ``DEMO_RECIPES``.
         out: folder for the runs; each resumes where it was interrupted.
-        data_dir: where the data set lies, if not in a standard place.
+        data_dir: the folder of the data set, if not in a standard place.
         seed: of weights and order.
         progress: see ``Progress``.
 
     Raises:
-        ValueError: the data cannot be found or do not suffice, or ``out`` cannot be written.
+        ValueError: the data cannot be found or are too few, or ``out`` cannot be written.
     """
     if data_name not in DEMO_RECIPES:
         raise ValueError(f"`data_name` must be one of {', '.join(sorted(DEMO_RECIPES))}, got {data_name!r}")

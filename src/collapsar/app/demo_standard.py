@@ -1,4 +1,4 @@
-"""The demonstration's second half: networks trained the usual way, below and above its merge threshold.
+"""The demonstration's second half: networks with standard training, below and above its merge threshold.
 
 A LayerNorm before the head, weight decay on the head's weight alone, no feature penalty (docs/theory/normalized.md).
 """
@@ -34,10 +34,10 @@ def standard_record(
         data: A data set with a recipe, cut to the recipe's counts.
         out: Folder for the runs; each resumes where it was interrupted.
         seed: Of weights and order.
-        note: From the words for a run, what is called after each of its epochs (see ``training.train``).
+        note: Takes the description of a run and returns what is called after each epoch (see ``training.train``).
 
     Returns:
-        "norm", "width", "lambda_b", "merge" (the ``lambda_w`` from which theory has the smallest classes merged), and
+        "norm", "width", "lambda_b", "merge" (the ``lambda_w`` above which the smallest classes merge in theory), and
         "runs" in ascending order of "lambda_w".
     """
     spec = standard_config(data.name, 1.0).model
@@ -62,7 +62,7 @@ def standard_record(
 
 
 def beside(result: TrainResult, report: CollapseReport, solution: cs.Solution) -> Record:
-    """A trained network beside an optimum, as tables and pages read it: "predicted", "measured" and what they share."""
+    """A trained network beside an optimum, in the form for tables and pages: "predicted", "measured" and the rest."""
     assert report.Z is not None  # a head was given
     assert report.b is not None
     away, last = distance(solution, report.Z, report.b), result.records[-1]
@@ -100,7 +100,7 @@ def _cosines(gram: np.ndarray, small: np.ndarray) -> Record:
 def accuracies(record: Record, small: np.ndarray) -> Record:
     """Shares of images recognised, from the record of an evaluation; ``small`` marks the minority, shape (K,)."""
     on_train, on_test = (np.array(record[f"{split}_class_accuracies"]) for split in ("train", "test"))
-    large = small if small.all() else ~small  # of balanced data every class is both
+    large = small if small.all() else ~small  # with balanced data every class is both
     return {
         "train": record["train_accuracy"],
         "train_minority": float(on_train[small].mean()),

@@ -9,12 +9,12 @@ from collapsar.advise.sources import advise_diagnosis
 from collapsar.core.types import Record
 from collapsar.diagnose.record import Diagnosis
 
-# Mitigations are found by solving again and again: up to this many different class sizes that takes seconds.
+# Mitigations are found by solving again and again: with up to this many different class sizes that takes seconds.
 _MOST_SIZES = 40
 
 
 def advice_record(diagnosis: Record) -> Record | None:
-    """Advice where classes have merged, vanished or been lost and there are penalties to speak of; else None."""
+    """Advice if classes have merged, vanished or been lost and penalties are known; otherwise None."""
     if diagnosis["num_collapsed"] + diagnosis["num_lost"] == 0 or diagnosis["prediction"] is None:
         return None
     if len(set(diagnosis["class_counts"])) > _MOST_SIZES:
@@ -23,7 +23,7 @@ def advice_record(diagnosis: Record) -> Record | None:
 
 
 def geometry_record(found: Diagnosis) -> Record:
-    """Class means of the network and of the optimum at its penalties, each in axes of its own: (K, r) coordinates."""
+    """Class means of the network and of the optimum at its penalties, each in its own axes: (K, r) coordinates."""
     return {
         "network": coordinates(found.measurement.class_means @ found.measurement.class_means.T),
         "theory": _optimal_means(found),

@@ -29,17 +29,17 @@ _PER_CLASS = ("train_class_accuracies", "test_class_accuracies")
 def report_record(
     sources: Sequence[str | Path], *, data_dir: str | Path | None = None, progress: Progress | None = None
 ) -> Record:
-    """One record of all the networks and optima that the sources name, in the order given; of one folder, by penalty.
+    """One record of all networks and optima in the sources, in the order given; within a folder, by penalty.
 
     Args:
         sources: folders of a run, or of several (``collapsar demo``); files of ``collapsar diagnose --json`` or ``solve
             --json`` (whose problem is solved again), of a demonstration, of a report, or of features; pages of
             these; optima that ``Solution.save`` wrote.
-        data_dir: where the runs' data lies, if not in a standard place.
+        data_dir: the folder of the runs' data, if not in a standard place.
         progress: called with the name of each network that has to be measured.
 
     Raises:
-        ValueError: a source does not exist, holds nothing that can be reported, or there are none.
+        ValueError: a source does not exist, has nothing that can be reported, or there are none.
         OSError: a file cannot be read.
     """
     if not sources:
@@ -81,7 +81,7 @@ def _folders_in(path: Path) -> list[Path]:
     found = sorted(p for p in path.iterdir() if (p / _CHECKPOINT).is_file())
     if not found:
         raise ValueError(
-            f"`sources` {path} holds no {_CHECKPOINT}, nor does a folder in it; give the --out folder of "
+            f"`sources` {path} has no {_CHECKPOINT}, nor does a folder in it; give the --out folder of "
             "`collapsar train` or `collapsar demo`"
         )
     return found
@@ -112,8 +112,8 @@ def _of_json(path: Path) -> list[Record]:
         record = json.loads(inside[1] if inside else text)
     except ValueError as error:
         raise ValueError(
-            f"{path} is no JSON record of Collapsar ({error}); give the folder of a run, or what `collapsar diagnose` "
-            "or `collapsar solve` printed as --json"
+            f"{path} is not a JSON record of Collapsar ({error}); give the folder of a run, or the --json output of "
+            "`collapsar diagnose` or `collapsar solve`"
         ) from None
     kind = record.get("kind") if isinstance(record, dict) else None
     try:
@@ -131,7 +131,7 @@ def _of_json(path: Path) -> list[Record]:
 
 
 def _runs_in(record: Record) -> list[Record]:
-    """The runs in a record; empty where its kind has none."""
+    """The runs in a record; empty if its kind has none."""
     if record["kind"] == "diagnosis":
         return [_entry("", record)]
     if record["kind"] == "solution":
@@ -139,7 +139,7 @@ def _runs_in(record: Record) -> list[Record]:
         return [solution_report(solved, "", record["class_names"])]
     if record["kind"] == "report":
         for run in record["runs"]:
-            _entry(run["name"], run["diagnosis"])  # raises where something is missing
+            _entry(run["name"], run["diagnosis"])  # raises if something is missing
         return [*record["runs"], *record.get("solutions", ())]
     if record["kind"] == "demo":
         runs = [run for run in record["runs"] if run.get("diagnosis") is not None]

@@ -18,8 +18,8 @@ from collapsar.diagnose.prediction import Prediction, prediction_of
 from collapsar.diagnose.words import first_lost
 
 _TABLE_CLASSES = 200  # K x K tables up to this many classes, as in the record of a diagnosis
-# The path: more sizes of classes take minutes; so many points draw smooth lines, from where all is well separated to
-# beyond the last threshold.
+# The path: more sizes of classes take minutes; this many points draw smooth lines, from where all classes are well
+# separated to beyond the last threshold.
 _MOST_SIZES, _POINTS, _BELOW, _ABOVE = 16, 33, 1 / 8, 2.0
 _PATH_TOL = 1e-6
 _ZERO = 1e-4  # of the longest: a length is the root of scores, of which the solver's tolerance leaves some 1e-10
@@ -30,16 +30,15 @@ def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] 
 
     Args:
         s: the optimum.
-        name: for the reader.
+        name: for the user.
         names: of the classes; their numbers by default.
 
     Returns:
         ``solution_record``; ``solution_groups`` as "groups"; and "name", "class_counts", "setting"
-        (the problem in a line), "prediction" (as of a diagnosis), "reason" (its first threshold in words), "norm" (of
-        normalised features, else None), "heads" and
-        "features": lengths of the head's rows and of the class means (relative to the longest) and, up to 200
-        classes, their cosines, "geometry" (both in axes of their own) and "path" (None beyond 16 sizes of classes, and
-        where each class has a penalty of its own).
+        (the problem in one line), "prediction" (as in a diagnosis), "reason" (its first threshold in words), "norm"
+        (None without normalised features), "heads" and "features": lengths of the head's rows and of the class means
+        (relative to the longest) and, up to 200 classes, their cosines, "geometry" (both in their own axes) and "path"
+        (None beyond 16 sizes of classes, or if each class has its own penalty).
     """
     problem, record = s.problem, solution_record(s, names)
     sides = {"heads": s.classifier_gram(), "features": s.feature_gram()}
@@ -92,9 +91,9 @@ def _directions(gram: Matrix, table: bool) -> Record:
 
 
 def _path(s: cs.Solution, theory: Thresholds) -> Record | None:
-    """How far apart two classes of one cluster are, and how long their columns, over the penalty.
+    """How far apart two classes of one cluster are, and how long their columns are, over the penalty.
 
-    Both relative to the longest column at the same penalty; NaN for a class alone, and where nothing is left.
+    Both relative to the longest column at the same penalty; NaN for a class alone, or if nothing is left.
     """
     problem, q = s.problem, s.quotient
     here, *others = np.unique(own_penalties(problem))

@@ -1,4 +1,4 @@
-"""What ``--json`` prints of an optimum and of thresholds."""
+"""The ``--json`` output for an optimum and for thresholds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collapsar.core.sentences import names_of
 from collapsar.core.states import past
 from collapsar.core.types import Mask, Record, Vector
 
-if TYPE_CHECKING:  # the commands that print none need not pay for its import
+if TYPE_CHECKING:  # commands that do not need it should not pay for the import
     from collapsar.core.thresholds import Thresholds
 
-_LARGEST_Z = 1000  # a K x K matrix beyond that: use --out
+_LARGEST_Z = 1000  # largest K for a K x K matrix in JSON; beyond it use --out
 
 
 def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Record:
-    """Everything a solution says, for --json."""
+    """All of a solution, for --json."""
     c = s.certificate
     return {
         "kind": "solution",
@@ -69,7 +69,7 @@ def thresholds_record(
 
 
 def solution_groups(s: cs.Solution) -> list[Record]:
-    """A row for each cluster, the largest classes first: its classes, and what all of them have alike."""
+    """A row for each cluster, the largest classes first: its classes, and what they have in common."""
     p, q, blocks, norms, states = s.problem, s.quotient, s.blocks, s.column_norms, s.class_states
     rows = []
     for j, size in enumerate(q.sizes):
@@ -90,7 +90,7 @@ def solution_groups(s: cs.Solution) -> list[Record]:
 
 
 def near_merge(problem: cs.Problem, t: Thresholds) -> Vector:
-    """Where the predictions of a class alone in its cluster turn parallel to others', NaN for all other classes."""
+    """Where the predictions of a class alone in its cluster turn parallel to others'; NaN for all other classes."""
     from collapsar.theory.thresholds import gradual_merge  # with scipy's roots, which --version need not wait for
 
     alone = np.isnan(t.merge) & (problem.features == "signed") & (problem.normalization is None)
@@ -98,7 +98,7 @@ def near_merge(problem: cs.Problem, t: Thresholds) -> Vector:
 
 
 def exact_vanish(t: Thresholds, here: cs.Solution | None) -> Mask:
-    """Which values of ``vanish`` are exact; none that the certified optimum contradicts."""
+    """Which values of ``vanish`` are exact; those that the certified optimum contradicts are not."""
     if here is None:
         return t.exact
     alive = np.array([state != "vanished" for state in here.class_states])

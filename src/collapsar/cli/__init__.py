@@ -32,7 +32,7 @@ def main() -> None:
     except (Interrupted, KeyboardInterrupt, typer.Abort) as error:
         code = _complain(str(error) or "interrupted", 130)
     except RuntimeError as error:
-        from collapsar.solver import NotConvergedError  # here: an import that other ends need not pay for
+        from collapsar.solver import NotConvergedError  # here: other outcomes need not pay for the import
 
         if not isinstance(error, NotConvergedError):
             raise
@@ -46,7 +46,7 @@ def _complain(message: str, code: int = 2) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    """What went wrong; of a file, its name first."""
+    """What went wrong; for a file, its name first."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
     return str(error) or type(error).__name__

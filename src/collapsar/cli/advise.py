@@ -60,10 +60,10 @@ class Training(DecayOptions):
     width: int | None = Option(None, help="With --norm: number of features before the head.")
     schedule: Schedule = Option("cosine", help="With --norm: how the learning rate decreases.")
     head_weight_decay: float | None = Option(
-        None, help="With --norm: weight decay of the head, where it is not --weight-decay."
+        None, help="With --norm: weight decay of the head, if it differs from --weight-decay."
     )
     length: float | None = Option(
-        None, help="With --norm: length of the features; default sqrt(width), or for cosine 16, its scale."
+        None, help="With --norm: length of the features; default sqrt(width), or 16, the scale, for cosine."
     )
 
     def recipe(self, smoothing: float) -> Recipe | None:
@@ -72,7 +72,7 @@ class Training(DecayOptions):
             return None
         self.check(self.norm)
         if self.length is not None and (self.norm == "none" or self.gain_decay is not None):
-            raise ValueError("--length goes with a norm that fixes it: not with --norm none, and not with --gain-decay")
+            raise ValueError("--length needs a norm that fixes it: leave it out with --norm none or --gain-decay")
         own = self.head_weight_decay
         if own is not None and not 0 < own < np.inf:
             raise ValueError(
@@ -112,9 +112,9 @@ def advise(
     features: Features = "signed",
     training: Training,
     diagnosis: Path | None = Option(
-        None, help="What `collapsar diagnose` printed as --json, or what it reads: a run's folder, a file of features."
+        None, help="The output of `collapsar diagnose --json`, or its input: a run's folder or a file of features."
     ),
-    margin: float = Option(0.1, help="Room that a mitigation must leave: 0.1 is 10 % in lambda_z."),
+    margin: float = Option(0.1, help="Room that a mitigation must leave; 0.1 is 10 % in lambda_z."),
     loss: LossOptions,
     file: LabelFile,
     exact: bool = Option(
@@ -126,8 +126,8 @@ def advise(
 ) -> None:
     """Which classes merge at your penalties, and the least change that keeps them separated, with its price.
 
-    Every mitigation is at the least setting that brings each class across its threshold with room to spare, checked by
-    solving the problem after the change. No training, no torch.
+    Every mitigation is given at the weakest setting that brings each class across its threshold with room to spare,
+    checked by solving the problem after the change. Needs no training and no torch.
     """
     recipe = training.recipe(loss.smoothing)
     _check_options(context)
@@ -141,8 +141,8 @@ def advise(
         return
     if training.optimizer == "adamw":
         raise ValueError(
-            "--optimizer adamw: its decay is decoupled from the gradient and is the derivative of no penalty; say how "
-            f"far it has acted with {_NEEDED}, or put the penalties into the loss"
+            "--optimizer adamw: its decay is decoupled from the gradient and is not the derivative of a penalty; say "
+            f"how far it has acted with {_NEEDED}, or put the penalties into the loss"
         )
     if training.weight_decay is not None:
         n, how = _read(counts, file).counts, {"layers": training.layers, "optimizer": training.optimizer}
@@ -169,7 +169,7 @@ def advise(
 _OF_COUNTS = {"counts", "column", "ignore_index"}
 _OF_LOSS = {field.name for field in fields(LossOptions)}
 _OF_STANDARD = {field.name for field in fields(Training)} - {"weight_decay", "layers", "optimizer"}
-# What decides which advice is given, the options beside it, and the refusal of others, which would be ignored.
+# The option that decides which advice is given, the options that go with it, and the message that refuses others.
 _KINDS = (
     (
         "norm",
@@ -179,18 +179,18 @@ _KINDS = (
     (
         "weight_decay",
         _OF_COUNTS | {"layers", "optimizer", "margin"},
-        "--weight-decay is ordinary training: it goes with COUNTS, --layers, --optimizer and --margin only",
+        "--weight-decay means no feature penalty: it goes only with COUNTS, --layers, --optimizer and --margin",
     ),
     (
         "diagnosis",
         {"html", "layers", "margin", "optimizer", "picture"},
-        "give --diagnosis alone: it names counts, penalties, loss and features",
+        "give --diagnosis alone: it contains counts, penalties, loss and features",
     ),
 )
 
 
 def _check_options(context: typer.Context) -> None:
-    """Refuse what would be ignored."""
+    """Refuse options that would be ignored."""
     given = said(context)
     if "norm" not in given and (more := given & _OF_STANDARD):
         first = next(field.name for field in fields(Training) if field.name in more)
@@ -217,14 +217,14 @@ def _joined(n: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     if change == 0:
         return n, ()
     caution = (
-        f"{np.unique(n).size} class sizes were joined into {np.unique(joined).size}, the smallest kept, the others "
-        f"changed by at most {100 * change:.0f} %; --exact solves for all of them, which takes longer."
+        f"{np.unique(n).size} class sizes were joined into {np.unique(joined).size}, keeping the smallest and changing "
+        f"the others by at most {100 * change:.0f} %; --exact solves for all of them, which takes longer."
     )
     return joined, (caution,)
 
 
 def _diagnosis(path: Path) -> Record:
-    """The record of a file of ``collapsar diagnose --json``, or of what that command would read."""
+    """The record from a file of ``collapsar diagnose --json``, or from input of that command."""
     if not path.is_dir() and path.suffix not in (".npz", ".safetensors"):
         return load_diagnosis(path)
     from collapsar.diagnose.readers import diagnose
@@ -256,7 +256,7 @@ def _print_advice(record: Record) -> None:
     shown.print(plain_table(*columns, rows=_state_rows(record)))
     if suggestions:
         room = f"{100 * record['margin']:.0f} %"
-        shown.print(f"The least change that leaves {room} room, cheapest first, each solved again after it:")
+        shown.print(f"The least changes that leave {room} room, cheapest first, each verified by solving again:")
         shown.print(plain_table(*words.SUGGESTION_COLUMNS, rows=words.suggestion_rows(record), folds=(1,)))
         shown.print(f"1: {suggestions[0]['words']}. {' '.join(suggestions[0]['caveats'])}")
     elif record["verdict"] in ("merging", "collapsed") and record.get("decay") is None:
@@ -268,15 +268,15 @@ def _print_advice(record: Record) -> None:
     if record["without_effect"]:
         shown.print(f"Not sufficient alone: {', '.join(map(words.remedy_words, record['without_effect']))}.")
     if not all(s["verified"] for s in suggestions):
-        shown.print("?: not confirmed by re-solving.")
+        shown.print("?: not confirmed by solving again.")
     shown.print(
-        "margin: nats at the mean of a smallest class, corrected: under equal priors; extra: samples per epoch; "
+        "margin: nats at the mean of a smallest class; corrected: under equal priors; extra: samples per epoch; "
         "majority: change of its margin; shift: of calibration. All other classes: factor 1."
     )
 
 
 def _state_rows(record: Record) -> list[tuple[str, ...]]:
-    """A row per group, the middle ones left out where there are many."""
+    """A row per group, without the middle ones if there are many."""
     rows = words.group_rows(record)
     return (
         rows if len(rows) <= MOST_ROWS else [*rows[:3], (f"... {len(rows) - MOST_ROWS} more",), *rows[3 - MOST_ROWS :]]
@@ -287,11 +287,11 @@ def _print_standard(advice: StandardAdvice, recipe: Recipe) -> None:
     told = Table.grid("", "", padding=(0, 2, 0, 0))
     for name, text in (("verdict", advice.verdict), ("why", advice.reason), ("cure", advice.cure)):
         told.add_row(name, text)
-    meaning = "sum of lr * wd over the run; far below 1 decay has not acted, well above 1 it has"
+    meaning = "sum of lr * wd over the run; far below 1, decay has not acted; well above 1, it has"
     told.add_row("clock", f"{advice.clock:.3g} ({meaning})")
     if recipe.norm == "cosine":
-        free = "where the head normalises its own rows too, as CosFace's and LDAM's do, their decay changes no score"
-        told.add_row("rows", f"taken as free: {free}, and nothing here holds")
+        free = "if the head also normalises its own rows, as in CosFace and LDAM, their decay changes no score"
+        told.add_row("rows", f"taken as free: {free}, and this advice does not apply")
     if recipe.norm != "none" and recipe.length is None and recipe.gain_decay is None:
         usual = "the usual scale of cosine heads" if recipe.norm == "cosine" else "the square root of the width"
         told.add_row("assumed", f"features of length {recipe.norm_length:.3g} before the head, {usual} (--length)")

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import collapsar as cs
 
-# Module and first words of every command, so that `--help` need not import them; a test holds the two together.
+# Module and first words of every command, so that `--help` need not import them; a test keeps the two equal.
 COMMANDS = {
     "demo": ("training", "Train five networks on imbalanced data and watch the small classes collapse."),
     "diagnose": ("diagnose", "Say which classes of a trained network have merged or vanished."),
@@ -22,7 +22,7 @@ COMMANDS = {
     "thresholds": ("theory", "The penalties lambda_z at which classes merge, vanish, and everything collapses."),
     "phase": ("phase", "Which classes stay separated, merge or vanish, over a grid of two parameters."),
     "train": ("training", "Train a network on imbalanced data with penalised features."),
-    "report": ("report", "Write one page about trained networks, for any reader, and open it."),
+    "report": ("report", "Write a page about trained networks, for any reader, and open it."),
     "explore": ("report", "Write a page that solves the model as you move its sliders, and open it."),
 }
 STUDIES = {
@@ -31,8 +31,8 @@ STUDIES = {
 }
 
 
-class Interrupted(Exception):  # noqa: N818 - no error
-    """Ctrl-C, and how to go on."""
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C, and how to continue."""
 
 
 def _added() -> dict[str, EntryPoint]:
@@ -41,26 +41,26 @@ def _added() -> dict[str, EntryPoint]:
 
 
 class _Commands(TyperGroup):
-    """Commands by name, imported when called; Ctrl-C ends with what a run that was stopped has to say."""
+    """Commands by name, imported when called; Ctrl-C ends with the message of the run that was stopped."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*COMMANDS, *_added()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """What `--help` lists; :meth:`resolve_command` has the command itself."""
+        """The entry in `--help`; :meth:`resolve_command` has the command itself."""
         words = COMMANDS[cmd_name][1] if cmd_name in COMMANDS else STUDIES.get(cmd_name)
         known = cmd_name in COMMANDS or cmd_name in _added()
         return TyperCommand(cmd_name, help=words) if known else super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Import the command, or say where it comes from."""
+        """Import the command, or say where to get it."""
         name = args[0] if args else ""
         if name in COMMANDS:
             import_module(f"collapsar.cli.{COMMANDS[name][0]}")
         elif (entry := _added().get(name)) is not None:
             entry.load()
         elif name in STUDIES:
-            raise ValueError(f"`{name}` comes with the studies: in a clone of the repository, pip install ./studies")
+            raise ValueError(f"`{name}` is part of the studies: in a clone of the repository, pip install ./studies")
         else:
             return super().resolve_command(ctx, args)
         return name, program().commands[name], args[1:]

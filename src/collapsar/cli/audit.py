@@ -35,18 +35,18 @@ class AuditPrices(Prices):
 
 @dataclass(frozen=True)
 class Scope:
-    """What is known of the features, and how hard to look."""
+    """What is known about the features, and how hard to search."""
 
     nonnegative: bool = Option(False, "--nonnegative", help="Features come out of a ReLU: none is below zero.")
     norm: float | None = Option(None, help="Features come out of a normalisation: all are of this length.")
     tolerance: float = Option(0.01, help="Rows coincide if no farther apart than this share of the longest row.")
     largest_reach: float = Option(
         AuditOptions.largest_reach,
-        help="Most multiplications to spend on finding out whether any features make each class the answer.",
+        help="Largest number of multiplications to spend on whether any features make each class the answer.",
     )
 
     def options(self, prices: AuditPrices) -> AuditOptions:
-        """What is asked for beside the head."""
+        """The options of the audit."""
         norm, lambda_w = self.norm, prices.lambda_w
         if self.nonnegative and norm is not None:
             raise ValueError("give either --nonnegative or --norm")
@@ -82,11 +82,11 @@ def audit(
     class_names: ClassNames = None,
     counts: Path | None = Option(
         None,
-        help="Training samples of each class: a number per line, .npy, 500x5,100x5, or what solve takes as COUNTS.",
+        help="Training samples of each class: a number per line, .npy, 500x5,100x5, or anything solve takes as COUNTS.",
     ),
     features: Path | None = Option(
         None,
-        help="A file with features (N, d) and labels (N,), as diagnose takes it, for the recall of dead classes.",
+        help="A file with features (N, d) and labels (N,), as for diagnose, for the recall of dead classes.",
     ),
     scope: Scope,
     prices: AuditPrices,
@@ -96,8 +96,8 @@ def audit(
 ) -> None:
     """Say which classes of any trained classifier are dead, from its head alone.
 
-    Dead are classes whose rows coincide with others, were shrunk to the mean, are as the initialisation left them, or
-    cannot be the answer whatever the features. With --max-dead it is a gate for CI.
+    Classes are dead if their rows coincide with others, have shrunk to the mean, are still as initialised, or cannot be
+    the answer whatever the features. With --max-dead it is a gate for CI.
     """
     from collapsar.diagnose.feature_files import read_samples
     from collapsar.diagnose.head_audit import audit as run
@@ -138,7 +138,7 @@ def _classes(names: Sequence[str] | None, counts: Path | None) -> int | None:
 
 
 def _samples(path: Path, names: Sequence[str] | None, num_classes: int) -> NDArray[np.int64]:
-    """Samples of every class of a head: a number for each, none included, or whatever ``label_counts`` reads."""
+    """Samples of every class of a head: a number for each, possibly 0, or anything that ``label_counts`` reads."""
     if path.is_file() and path.suffix != ".npz":
         with contextlib.suppress(ValueError, EOFError):
             array = path.suffix == ".npy"

@@ -24,7 +24,7 @@ _MOST_ROWS = 40
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the training."""
+    """What is known about the training."""
 
     weight_decay: float | None = Option(None, help="Weight decay of SGD on the head: sets both lambda_w and lambda_b.")
     lambda_w: float | None = Option(None, help="Penalty of the head's weight, if known.")
@@ -35,11 +35,11 @@ class Known:
     )
     smoothing: float = Option(0.0, help="Label smoothing, in [0, 1).")
     frozen: bool = Option(
-        False, "--frozen", help="Only the head was trained, on given features: solve it on them, and each mitigation."
+        False, "--frozen", help="Only the head was trained, on given features: solve it, and each mitigation, on them."
     )
 
     def training(self) -> KnownTraining:
-        """The same, as a diagnosis takes it."""
+        """The same, in the form for a diagnosis."""
         if self.weight_decay is not None and (self.lambda_w is not None or self.lambda_b is not None):
             raise ValueError("give either --weight-decay, or --lambda-w and --lambda-b")
         return KnownTraining(
@@ -84,9 +84,8 @@ def diagnose(
 ) -> None:
     """Say which classes of a trained network have merged or vanished, and what the theory says about it.
 
-    Compares the network with the exact optima, reads the penalties it acts as if it had, and says how far to trust
-    that. Penalties that are not given are read from the network. With --max-merged and
-    --min-recall it is a gate for CI.
+    Compares the network with the exact optima, estimates the penalties that act on it, and says how far to trust that.
+    Penalties that are not given are read from the network. With --max-merged and --min-recall it is a gate for CI.
     """
     from collapsar.diagnose.readers import diagnose as run
 
@@ -108,7 +107,7 @@ def diagnose(
 
 
 def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) -> list[str]:
-    """What the gates do not let through."""
+    """The reasons for which a gate fails."""
     failures = []
     if max_merged is not None and d.num_gone > max_merged:
         noun = "class is" if d.num_collapsed == 1 else "classes are"

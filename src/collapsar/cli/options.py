@@ -26,7 +26,7 @@ Counts = Annotated[
     Argument(
         metavar="COUNTS",
         help='Samples per class: "500x5,100x5" (five classes of 500, five of 100), "exp:5000:50:10" (geometric), '
-        '"step:5000:50:10", plain "500,300,100", or a file of labels or counts, or a folder of folders of images.',
+        '"step:5000:50:10", "500,300,100", a file of labels or counts, or a folder with a folder of images per class.',
         show_default=False,
     ),
 ]
@@ -37,7 +37,7 @@ Features = Annotated[
     Literal["signed", "nonnegative"],
     Option("--features", help="nonnegative: features that pass a ReLU, as in most networks; signed: all others."),
 ]
-Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Html = Annotated[Path | None, Option("--html", help="Also write a page that opens in any browser.")]
 Picture = Annotated[Path | None, Option("--picture", help="Also write a picture, .png or .svg.")]
 DataDir = Annotated[
@@ -50,7 +50,7 @@ Show = Annotated[bool, Option("--open/--no-open", help="Open the page in a brows
 
 
 def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command with these examples; of a dataclass that it takes each field is an option of its own.
+    """Register a command with these examples; each field of a dataclass that it takes is an option of its own.
 
     The help lists these options together, under the first line of the dataclass's docstring.
     """
@@ -111,7 +111,7 @@ class Prices:
     lambda_b: LambdaB = float("inf")
 
     def price(self, more: str = "") -> float:
-        """lambda_z as given, or from the two penalties behind it; ``more`` is what a command takes instead."""
+        """lambda_z as given, or from the two penalties behind it; ``more`` names what a command accepts instead."""
         if self.lambda_z is not None and self.lambda_w is None and self.lambda_h is None:
             return self.lambda_z
         if self.lambda_z is None and self.lambda_w is not None and self.lambda_h is not None:
@@ -128,7 +128,7 @@ class NormOptions:
         None,
         metavar="<name or length>",
         help="What normalises the features: layernorm, rmsnorm, batchnorm (without gain) or cosine, with --width; or "
-        "their length. With --lambda-w alone.",
+        "their length. With --lambda-w and no other penalty.",
     )
     width: int | None = Option(None, min=1, help="With a named norm: number of features before the head.")
     over: Literal["sample", "batch"] | None = Option(
@@ -136,7 +136,7 @@ class NormOptions:
     )
 
     def normalised(self) -> tuple[float, Literal["sample", "batch"]] | None:
-        """The length of the features, and over what it is fixed; None without --norm."""
+        """The length of the features, and whether per sample or batch; None without --norm."""
         if self.norm in ("layernorm", "rmsnorm", "batchnorm", "cosine"):
             if self.width is None or self.over is not None:
                 raise ValueError(f"--norm {self.norm} goes with --width, the number of features, and without --over")
@@ -153,7 +153,7 @@ class NormOptions:
             return float(self.norm), self.over or "sample"
         except ValueError:
             raise ValueError(
-                f"--norm {self.norm} is no length of features, and none of layernorm, rmsnorm, batchnorm, cosine"
+                f"--norm {self.norm} is neither a length of features nor layernorm, rmsnorm, batchnorm or cosine"
             ) from None
 
     def problem(
@@ -181,7 +181,7 @@ class DecayOptions:
     By SGD, or by Adam with the decay in its gradient.
     """
 
-    weight_decay: float | None = Option(None, help="Ordinary training: decay on everything, no feature penalty.")
+    weight_decay: float | None = Option(None, help="Weight decay on everything, without a feature penalty.")
     layers: int | None = Option(
         None, help="Without --norm: linear layers above the last normalisation, the head included."
     )
@@ -195,7 +195,7 @@ class DecayOptions:
         return any(value is not None for value in vars(self).values())
 
     def check(self, norm: object) -> None:
-        """Refuse layers beside a norm: they count from one that the model has further down."""
+        """Refuse layers together with a norm: they are counted from a norm further down."""
         if norm is not None and self.layers is not None:
             raise ValueError("--layers and --norm describe two different trainings; give one of them")
 
@@ -207,7 +207,7 @@ class DecayOptions:
         loss: cs.Loss,
         features: Literal["signed", "nonnegative"] | None,
     ) -> cs.Problem:
-        """The problem that the training solves; with None for the bias as ``advise`` has it.
+        """The problem that the training solves; None for the bias means as in ``advise``.
 
         Behind a norm the head's decay is its penalty, and the bias is free. One layer above a decayed norm: all three
         are penalised, and features come out of a ReLU.
@@ -230,7 +230,7 @@ class DecayOptions:
             raise ValueError("--weight-decay goes with --layers, or with --norm and --width")
         if self.layers != 1:
             way = f"`collapsar thresholds --layers {self.layers}` says where the smallest classes are lost"
-            raise ValueError(f"no certified optimum is known of several decayed layers above a norm; {way}")
+            raise ValueError(f"no certified optimum is known for several decayed layers above a norm; {way}")
         how = {"features": features or "nonnegative", "loss": loss, "lambda_b": wd if lambda_b is None else lambda_b}
         return cs.Problem.from_penalties(counts, lambda_w=wd, lambda_h=wd / counts.sum(), **how)
 
@@ -250,7 +250,7 @@ def listed_options(names: Iterable[str]) -> str:
 class LossOptions:
     """The loss.
 
-    What is not given is that of plain training.
+    Options left out mean the plain cross-entropy.
     """
 
     class_weights: str | None = Option(None, help='Loss weight per class, e.g. "1x5,3x5".')
@@ -289,10 +289,10 @@ def _class_vector(name: str, text: str, num_classes: int) -> list[float]:
 class LabelFile:
     """A file of labels.
 
-    How COUNTS is read where it is one.
+    How COUNTS is read if it is one.
     """
 
-    column: str | None = Option(None, help="Name or number of the column of a table that holds the labels.")
+    column: str | None = Option(None, help="Name or number of the column with the labels in a table.")
     ignore_index: int | None = Option(
         None, help="Label of samples without a class, such as -1 or 255; they are left out."
     )
@@ -306,9 +306,9 @@ class LabelFile:
 
 
 def names_in(path: Path) -> list[str]:
-    """Names as they stand, one per line: a blank may be a class."""
+    """Names unchanged, one per line: a blank may be a class."""
     if not path.is_file():
-        raise ValueError(f"`--class-names` {path} is no file; give a text file with one class name per line")
+        raise ValueError(f"`--class-names` {path} is not a file; give a text file with one class name per line")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -318,6 +318,6 @@ def names_in(path: Path) -> list[str]:
 
 
 def picture_given(picture: Path | None, name: str = "--picture", kinds: Sequence[str] = (".png", ".svg")) -> None:
-    """Refuse a picture in a format that is not written, before the work."""
+    """Refuse a picture in an unsupported format before any work is done."""
     if picture is not None and picture.suffix.lower() not in kinds:
         raise ValueError(f"`{name}` must end in {' or '.join(kinds)}, got {str(picture)!r}")

@@ -26,15 +26,15 @@ from collapsar.core.files import write_atomically
 from collapsar.core.records import to_json
 from collapsar.report.words import told
 
-if TYPE_CHECKING:  # the commands that print none need not pay for their import
+if TYPE_CHECKING:  # commands that print no figures need not pay for the import
     from matplotlib.figure import Figure
     from rich.progress import Progress
 
-# Seconds after which a command that says nothing says that it works, and from then on.
+# Seconds after which a silent command reports that it is working, and between later reports.
 _FIRST, _AGAIN = 5.0, 30.0
-_MOST_DECIMALS = 8  # of a table; smaller numbers are written with a power of ten
+_MOST_DECIMALS = 8  # in a table; smaller numbers are written with a power of ten
 
-_ENDLESS, _NARROWEST = 10_000, 8  # characters: of a console that cuts nothing, and of a column that is folded
+_ENDLESS, _NARROWEST = 10_000, 8  # characters: width of a console that cuts nothing, and of a folded column
 
 _NUMBER = re.compile(r"[≈≤≥]? ?[+−-]?\d|[–-]$")
 
@@ -42,7 +42,7 @@ RELU_WORDS = "For a head fed by a ReLU, as in most networks: --features nonnegat
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where people read: names of classes are printed as they are, whatever markup they look like."""
+    """The console for people: class names are printed unchanged, even if they look like markup."""
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
@@ -50,12 +50,12 @@ def console(*, stderr: bool = False) -> Console:
 class PlainTable:
     """A table that fits into 80 characters by folding columns; numbers are never cut.
 
-    Where even that is too wide, each row is a list, its values below its first cell, as pages have it on a phone.
+    If even that is too wide, each row is a list, with its values below its first cell, like pages on a phone.
 
     Attributes:
         columns: headings.
         rows: cells; a row may be short.
-        folds: places of the columns that may be folded.
+        folds: numbers of the columns that may be folded.
     """
 
     columns: Sequence[str]
@@ -84,7 +84,7 @@ class PlainTable:
         return made
 
     def _least_width(self, console: Console) -> int:
-        """Of the table, its folding columns as narrow as can be read."""
+        """The width of the table with its folding columns as narrow as is readable."""
         whole = Measurement.get(console, console.options.update(max_width=_ENDLESS), self._table()).maximum
         widest = [
             max(map(cell_len, (self.columns[i], *(row[i] for row in self.rows if i < len(row))))) for i in self.folds
@@ -93,13 +93,13 @@ class PlainTable:
 
 
 def plain_table(*columns: str, rows: Iterable[Sequence[str]] = (), folds: Sequence[int] = (0,)) -> PlainTable:
-    """A table for people, of which these columns may be folded; those that say nothing of any row are left out."""
+    """A table for people, in which these columns may be folded; columns that are empty in every row are left out."""
     shown, cells = told(columns, list(rows))
     return PlainTable(shown, cells, [shown.index(columns[i]) for i in folds if columns[i] in shown])
 
 
 def in_step(rows: Sequence[Sequence[float]], digits: int = 5) -> list[list[str]]:
-    """Numbers of one unit, all with the decimals that give the largest so many digits; "–" where there is none."""
+    """Numbers of one unit, all with the decimals that give the largest this many digits; "–" for missing ones."""
     largest = max((abs(value) for row in rows for value in row if np.isfinite(value)), default=0.0)
     decimals = max(digits - 1 - int(np.floor(np.log10(largest))), 0) if largest > 0 else 0
     form = f".{decimals}f" if decimals < _MOST_DECIMALS else f".{digits}g"
@@ -112,7 +112,7 @@ def print_json(record: Mapping[str, Any]) -> None:
 
 
 def tell(record: Mapping[str, Any], words: Callable[[], None], *, as_json: bool) -> None:
-    """What a command found: the record as JSON, or ``words`` for people."""
+    """Print what a command found: the record as JSON, or ``words`` for people."""
     if as_json:
         print_json(record)
     else:
@@ -121,7 +121,7 @@ def tell(record: Mapping[str, Any], words: Callable[[], None], *, as_json: bool)
 
 @contextmanager
 def taking_long(what: str) -> Iterator[None]:
-    """Say on stderr what is computed once that takes more than a few seconds, and now and then after."""
+    """Say on stderr what is being computed once it takes more than a few seconds, and now and then after that."""
     done, begun = threading.Event(), time.monotonic()
 
     def say() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _AXIS_HELP = (
     "NAME:LOW:HIGH:NUM or NAME:LOW:HIGH:NUM:log; names: lambda_z, lambda_b, r, n_a, n_b, share_a, oversampling; with "
-    "--over lambda_w and norm instead of lambda_z."
+    "--over, lambda_w and norm instead of lambda_z."
 )
 
 
@@ -41,7 +41,7 @@ class Fixed:
     norm: float | None = Option(None, help="With --over: length of the features, sqrt(width); 1 if not given.")
 
     def settings(self) -> PhaseSettings:
-        """The same, as a phase diagram takes it."""
+        """The same, in the form for a phase diagram."""
         from collapsar.phase.grid import PhaseSettings
 
         if self.over is None and (self.lambda_w is not None or self.norm is not None):
@@ -72,9 +72,9 @@ def phase(
     """Which classes stay separated, merge or vanish, over a grid of two parameters, with the exact thresholds drawn in.
 
     Every cell is a certified optimum, for signed and for nonnegative features; with --over, for networks that normalise
-    their features, where lambda_w is the penalty. "r" is the imbalance n_A / n_B and moves
-    n_A; "share_a" is k_A / K. An interrupted sweep resumes where it stopped when the same command is run again
-    with the same --out; a finished one is not computed again.
+    their features, where lambda_w is the penalty. "r" is the imbalance n_A / n_B and changes n_A; "share_a" is k_A / K.
+    An interrupted sweep resumes where it stopped when the same command is run again with the same --out; a finished one
+    is not computed again.
     """
     from collapsar.phase.grid import Axis, PhaseConfig
     from collapsar.phase.sweep import sweep
@@ -105,7 +105,7 @@ def phase(
 
 
 def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | None) -> None:
-    """One row per feature model: how many cells in which state, and how well states and thresholds agree."""
+    """A column per feature model: the share of cells in each state, and how well states and thresholds agree."""
     from collapsar.core.states import CLASS_STATES
 
     shown, models = console(), diagram.models
@@ -126,7 +126,7 @@ def _print_phase(diagram: PhaseDiagram, out: Path | None, record_file: Path | No
 
 
 def _agreement_words(part: ModelPhase) -> str:
-    """Share of the cells whose state is the one that the closed forms predict, where they do."""
+    """Share of the cells whose state is the one that the closed forms predict, among those they predict."""
     agreement = part.agreement
     if not agreement.known:
         return "-"

@@ -35,11 +35,11 @@ def report(
     show: Show = True,
     as_json: Json = False,
 ) -> None:
-    """Write one page about trained networks, for any reader, and open it: self-contained, works offline.
+    """Write a page about trained networks, for any reader, and open it: self-contained, works offline.
 
     It shows which classes collapse and why, the class means beside the exact optimum, thresholds, curves, and what to
-    change. Several runs are compared on one page. An optimum is shown with its states, scores, angles and the way
-    there over the penalty.
+    change. Several runs are compared on one page. For an optimum it shows states, scores and angles, and how they
+    change with the penalty.
     """
     for run in runs:  # before imports that take a second
         if not run.exists():
@@ -77,7 +77,7 @@ def explore(
 
 
 def _tell_page(record: Record, words: str, page: Path, *, as_json: bool, show: bool) -> None:
-    """Where the page lies; and open it."""
+    """Say where the page is, and open it."""
     tell(record, lambda: print(f"{words}: {page.as_uri()}"), as_json=as_json)
     if show and not webbrowser.open(page.as_uri()):
         print("No browser could be opened; open the page yourself.", file=sys.stderr)

@@ -72,7 +72,7 @@ def solve(
         if norm.norm is None:
             level = prices.price(BEHIND_A_NORM)
         elif prices.lambda_w is None or prices.lambda_z is not None or prices.lambda_h is not None:
-            raise ValueError("--norm goes with --lambda-w alone: features of a given length have no penalty")
+            raise ValueError("--norm goes only with --lambda-w: features of a given length have no penalty")
         else:
             level = prices.lambda_w
         problem = norm.problem(read.counts, level, prices.lambda_b, loss.loss(read.counts.size), features)
@@ -94,7 +94,7 @@ def solve(
 def _decayed(
     context: typer.Context, counts: NDArray[np.int64], decay: DecayOptions, norm: NormOptions, loss: LossOptions
 ) -> cs.Problem:
-    """The problem of a training with weight decay; what is not said of bias and features is as ``advise`` has it."""
+    """The problem of a training with weight decay; bias and features that are not given are as in ``advise``."""
     given = said(context)
     if more := given & {"lambda_z", "lambda_w", "lambda_h"}:
         raise ValueError(f"weight decay is the penalty of the head, and the only one; got {listed_options(more)} too")
@@ -105,14 +105,14 @@ def _decayed(
 
 
 def _watched(problem: cs.Problem, tol: float, max_steps: int) -> cs.Solution:
-    """The solution; on a terminal, with a line that says how far the solver is."""
+    """The solution; on a terminal, with a line of progress."""
     if not sys.stderr.isatty():
         with taking_long(f"optimum of {_kinds(problem)}"):
             return cs.solve(problem, tol, max_steps=max_steps, throw=False)
     with console(stderr=True).status("solving") as line:
 
         def say(step: int, certificate: cs.Certificate) -> None:
-            line.update(f"step {step}: relative gap {certificate.relative_gap:.1e}, asked for {tol:g}")
+            line.update(f"step {step}: relative gap {certificate.relative_gap:.1e}, goal {tol:g}")
 
         return cs.solve(problem, tol, max_steps=max_steps, progress=say, throw=False)
 
@@ -135,7 +135,7 @@ def _print_solution(s: cs.Solution, names: Sequence[str] | None) -> None:
         for row, own, b in zip(groups, logits, bias, strict=True)
     ]
     shown.print(plain_table("classes", "samples", "state", "own logit", *keys[1:], "bias", rows=rows))
-    sibling = "sibling: of another class with as many samples; " if like else ""
+    sibling = "sibling: the logit of another class with as many samples; " if like else ""
     shown.print(f"own logit: at the class mean, without the bias; {sibling}length: of all its logits together.")
     shown.print(
         f"objective {s.certificate.primal:.12g}, at most {s.certificate.gap:.2g} above the optimum "
@@ -155,9 +155,9 @@ def thresholds(
     counts: Counts,
     lambda_b: LambdaB = float("inf"),
     features: Features = "signed",
-    lambda_z: float | None = Option(None, help="Also the state of each class here."),
+    lambda_z: float | None = Option(None, help="Also show the state of each class at this penalty."),
     norm: NormOptions,
-    lambda_w: float | None = Option(None, help="With --norm: also the state of each class here."),
+    lambda_w: float | None = Option(None, help="With --norm: also show the state of each class at this penalty."),
     decay: DecayOptions,
     loss: LossOptions,
     file: LabelFile,
@@ -166,8 +166,8 @@ def thresholds(
     """The penalties lambda_z at which classes merge, vanish, and everything collapses.
 
     With --lambda-z also the state of every class there, from the certified optimum. With --norm, behind a LayerNorm or
-    BatchNorm, they are values of lambda_w, the decay of the head. With --layers they are weight decays of an ordinary
-    training, without a norm before the head.
+    BatchNorm, they are values of lambda_w, the decay of the head. With --layers they are weight decays on everything,
+    without a norm before the head.
     """
     read = file.read(counts)
     if decay.layers is not None and norm.norm is None:
@@ -196,7 +196,7 @@ def _thresholds_of_layers(
     from collapsar.advise.weight_decay import advise_weight_decay  # with scipy
 
     if more := said(context) - {"counts", "column", "ignore_index", "weight_decay", "layers", "as_json"}:
-        raise ValueError(f"--layers goes with COUNTS and --weight-decay only; got {listed_options(more)}")
+        raise ValueError(f"--layers goes only with COUNTS and --weight-decay; got {listed_options(more)}")
     here = decay.weight_decay
     record = advise_weight_decay(counts, 1.0 if here is None else here, margin=0.0, layers=decay.layers).to_dict()
     (found,) = record["predictions"]
@@ -267,7 +267,7 @@ def _normalised_notes(t: Thresholds, alone: Mask) -> list[str]:
             "approach those of others; its state at a given --lambda-w comes from the certified optimum."
         )
     if np.isnan(t.merge[~alone]).any():
-        notes.append("never: at no decay of the head do classes of this size get equal features.")
+        notes.append("never: classes of this size get equal features at no decay of the head.")
     return notes
 
 
@@ -277,7 +277,7 @@ def _notes(problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask) -> lis
     notes = []
     if not np.isnan(near).all() and not opposite(problem):
         notes.append(
-            "≈ approximate: a class without another of as many samples merges with none; around this value its "
+            "≈ approximate: a class without another of as many samples merges with none; near this value its "
             "predictions turn parallel to those of other classes."
         )
     if problem.features == "signed" and np.ptp(t.vanish) <= 1e-9 * t.complete:
@@ -288,9 +288,9 @@ def _notes(problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask) -> lis
         penalty = "--lambda-z" if problem.normalization is None else "--lambda-w"
         notes.append(
             "≤ at the latest: below this value classes share feature directions. Small ones have merged by then and "
-            "mostly vanish just there; a large one may be gone at half of it, and a class may vanish and come back. "
+            "mostly vanish just there; a large one may vanish at half of it, and a class may vanish and come back. "
             f"The state at a given {penalty} comes from the certified optimum."
         )
     if (np.isnan(t.vanish) & t.exact).any():
-        notes.append("always: the bias alone carries the class; its column is zero at every lambda_z.")
+        notes.append("always: the bias alone predicts the class well; its column is zero at every lambda_z.")
     return notes

@@ -48,7 +48,7 @@ class Machine:
     seed: Seed = 0
     device: str = Option("auto", "--device", "--accelerator", help="auto, cpu, cuda, ...")
     devices: int = Option(1, help="Number of processes that share each batch.")
-    precision: Precision = Option("float32", help="bf16: for the body alone.")
+    precision: Precision = Option("float32", help="bf16: only for the body.")
     compiled: bool = Option(False, "--compile", help="Compile the network first; on a GPU, CUDA graphs.")
 
 
@@ -67,7 +67,7 @@ def train(
     recipe: Recipe,
     file: LabelFile,
     machine: Machine,
-    fresh: bool = Option(False, "--fresh", help="Start afresh instead of resuming from --out."),
+    fresh: bool = Option(False, "--fresh", help="Start again instead of resuming from --out."),
     as_json: Json = False,
 ) -> None:
     """Train a network on imbalanced data with penalised features, and compare it with the exact optimum.
@@ -75,7 +75,7 @@ def train(
     With --lambda-z the head gets lambda_w = 10 lambda_z and the features lambda_h = lambda_z / 10, as in the paper.
     An interrupted run resumes where it stopped when the same command is given again.
     """
-    prices.price()  # before imports that take seconds, which a refusal need not wait for
+    prices.price()  # before imports that take seconds, so that a refusal comes at once
     config = _config(data, file.read(counts).counts.tolist(), prices, recipe, machine)
     from collapsar.app.demo import collapse_numbers, run_record
     from collapsar.training import imbalanced, load_data
@@ -119,7 +119,7 @@ def _config(data: str, counts: list[int], prices: Prices, recipe: Recipe, machin
 
 
 def _print_training(record: Record, out: Path) -> None:
-    """The network's diagnosis, as ``collapsar diagnose`` prints it of the folder, and its test accuracy."""
+    """The network's diagnosis, as ``collapsar diagnose`` prints it for the folder, and its test accuracy."""
     from collapsar.cli.diagnose import print_diagnosis  # with scipy, which a refusal need not wait for
 
     print_diagnosis(record["diagnosis"])
@@ -144,7 +144,7 @@ def demo(
 ) -> None:
     """Train five networks on imbalanced data and watch the small classes collapse where the theory says.
 
-    One penalty below, one between and one above the thresholds; then two networks trained the usual way, with a
+    Three networks have a penalty below, between and above the thresholds; two more have standard training, with a
     LayerNorm and weight decay on the head alone. Prints a table of what was predicted and what was measured, and writes
     a report that opens in any browser. Less than a minute on two cores; no download for digits.
     """
@@ -162,18 +162,18 @@ def demo(
 
 
 def _moves(bar: Progress) -> Callable[[str, int, int], None]:
-    """Called with a name and how far it is of how much: moves its bar, which is made the first time."""
+    """A function of a name, the progress and its end, which moves a bar that is made the first time."""
     task = cache(lambda name: bar.add_task(name, total=None))
     return lambda name, done, total: bar.update(task(name), completed=done, total=total)
 
 
 def _print_demo(record: Record, page: Path) -> None:
-    """The table of the demo, what it found, and where the report lies."""
+    """The table of the demo, what it found, and where the report is."""
     small, counts, t = record["clusters"][1], record["class_counts"], record["thresholds"]["nonnegative"]
     shown = console()
     shown.print(
         f"{record['data']}: {len(counts)} classes, {max(counts)} images in each large one, {min(counts)} in each small."
-        f" Theory: small classes vanish from lambda_z = {t['vanish'][small[0]]:.5g}, all from {t['complete']:.5g}."
+        f" Theory: small classes vanish above lambda_z = {t['vanish'][small[0]]:.5g}, all above {t['complete']:.5g}."
     )
     rows, agree = [], 0
     for run in record["runs"]:
@@ -190,10 +190,10 @@ def _print_demo(record: Record, page: Path) -> None:
     shown.print(plain_table(*columns, rows=rows))
     shown.print(
         f"Theory and network agree on the state of the small classes at {agree} of {len(record['runs'])} penalties. "
-        "Z off, b off: relative distance of the network's mean predictions and bias to the exact optimum (– where that "
+        "Z off, b off: relative distance of the network's mean predictions and bias from the exact optimum (– if that "
         "is zero). train, small test: accuracy on the training images, and on the small classes' test images. A class "
-        "has vanished when its images move no score, so that the network cannot tell it from others."
+        "has vanished when its images change no score, so that the network cannot tell it from others."
     )
     if finding := standard_finding(record):
-        shown.print(f"Two networks were trained the usual way. {finding}")
+        shown.print(f"Two networks had standard training. {finding}")
     shown.print(f"Report: {page.resolve().as_uri()}", soft_wrap=True)

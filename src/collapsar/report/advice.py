@@ -1,4 +1,4 @@
-"""Advice in words: what an advice record says, for people. Needs neither matplotlib nor torch."""
+"""Advice in words: an advice record for people. Needs neither matplotlib nor torch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FACTOR_WORDS = {
 
 
 def remedy_words(family: str) -> str:
-    """A kind of mitigation, by name."""
+    """The name of a kind of mitigation."""
     others = {"penalty": "a weaker penalty", "more-samples": "more samples"}
     return others.get(family) or _FACTOR_WORDS.get(family, family)
 
 
 def class_words(group: Record, names: Sequence[str] | None = None) -> str:
-    """The classes of a group, short; by their numbers where they have no names.
+    """The classes of a group, in short; by their numbers if they have no names.
 
     Example:
         >>> class_words({"classes": [5, 6, 7, 8]}, [str(k) for k in range(10)])
@@ -42,28 +42,27 @@ def class_words(group: Record, names: Sequence[str] | None = None) -> str:
 
 
 def verdict_words(record: Record) -> str:
-    """The finding in a few sentences: what was measured, where advice is on a diagnosis, then what theory says."""
+    """The finding in a few sentences: what was measured, for advice on a diagnosis, then what theory says."""
     measured, decay = record.get("measured"), record.get("decay")
     parts = [f"Measured: {measured}"] if measured else []
     if decay is not None and decay["verdict"] == record["verdict"]:
         parts += decay_words(decay)[:2]
     elif decay is not None:
         parts.append(
-            "Undecided whether your decay is the cause: the model has the smallest classes lost at "
-            f"{number_text(decay['weight_decay'])}, but none was measured lost."
+            "It is undecided whether your decay is the cause: the model loses the smallest classes at "
+            f"{number_text(decay['weight_decay'])}, but none was measured to be lost."
         )
     elif record["verdict"] == "undecided":
         parts.append(
-            "Undecided whether your penalties are the cause: what was measured and the optimum at the penalties read "
-            "from the head contradict each other. With the training's own (`collapsar diagnose --weight-decay`, or "
-            "--lambda-w and --lambda-h) more can be said."
+            "It is undecided whether your penalties are the cause: the measurement and the optimum at the penalties "
+            "read from the head contradict each other. More can be said with the training's own penalties (`collapsar "
+            "diagnose --weight-decay`, or --lambda-w and --lambda-h)."
         )
     else:
         parts.append(_optimum_words(record))
     if measured and record["verdict"] == "separated" and not (decay is None and _outvoted(record)):
         parts.append(
-            "So something else took the classes: an early end of training, units that died, too few directions, the "
-            "prior."
+            "So something else lost the classes: an early end of training, dead units, too few directions, the prior."
         )
     return " ".join(parts)
 
@@ -75,7 +74,7 @@ def _optimum_words(record: Record) -> str:
     least = min((g["safety"] for g in separated if defined(g["safety"])), default=math.inf)
     near = [g for g in separated if defined(g["safety"]) and g["safety"] <= least * (1 + 1e-9)]
     if not record["problem"].get("normalization") and not all(defined(g["safety"]) for g in separated):
-        near = []  # a class whose approximate threshold the optimum contradicts may be nearer to its own
+        near = []  # a class whose approximate threshold the optimum contradicts may be nearer to the true one
     standing = "every class is separated"
     if carried := [g for g in groups if g["state"] != "separated" and g["apart"]]:
         own = "its own" if _count(carried) == 1 else "their own"
@@ -87,7 +86,7 @@ def _optimum_words(record: Record) -> str:
             return f"Your penalties merge no class: at the optimum {standing}{by}.{outvoted}"
         text = f"Your penalties are not the cause: at the optimum {standing}{by}."
         if not record.get("measured"):
-            text += " If small classes do badly, look at the number and variety of their samples, and the prior."
+            text += " If small classes do badly, check the number and variety of their samples, and the prior."
         return text
     if record["verdict"] == "close":
         text = f"Close: {standing} at the optimum, but not at a penalty {room} larger."
@@ -113,7 +112,7 @@ def _optimum_words(record: Record) -> str:
 
 
 def _outvoted(record: Record) -> str:
-    """Who loses to larger classes at the optimum itself, with features of their own; "" for nobody."""
+    """Which classes lose to larger ones at the optimum itself, with features of their own; "" for none."""
     groups = [g for g in record["groups"] if g["apart"] and g["margin"] < 0]
     if not groups or record["verdict"] not in ("separated", "close"):
         return ""
@@ -182,19 +181,19 @@ def _up(value: float) -> str:
 
 
 def _level(value: float) -> str:
-    """Samples, four digits or whole, none of them rounded down: less would not do."""
+    """Samples, four digits or whole, never rounded down, since fewer would not suffice."""
     unit = 10.0 ** min(math.floor(math.log10(value)) - 3, 0)
     return f"{math.ceil(value / unit - 1e-9) * unit:.10g}"
 
 
 def _down(value: float) -> str:
-    """Three digits, none of them rounded up."""
+    """Three digits, never rounded up."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 2)
     return number_text(math.floor(value / unit) * unit)
 
 
 def group_rows(record: Record) -> list[tuple[str, ...]]:
-    """One row per group of classes at the present optimum: who, samples of each, state, distance from the threshold."""
+    """One row per group of classes at the present optimum: names, samples, state, distance from the threshold."""
     numbers = ("threshold", "safety", "margin", "corrected_margin")
     return [
         (
@@ -236,7 +235,7 @@ def _signed(value: float | None) -> str:
 
 
 def prior_words(record: Record) -> str:
-    """When to correct the prior, and by how much, for the advice as a whole; empty where it changes no decision."""
+    """When to correct the prior, and by how much, for the advice as a whole; empty if it changes no decision."""
     after = record["suggestions"] or [record]
     shares = [_prior_share(found) for found in after]
     if not any(shares) or not any(g["apart"] and g["margin"] < 0 for found in after for g in found["groups"]):
@@ -266,32 +265,32 @@ def _less_offsets(record: Record) -> str:
 
 
 def _prior_share(found: Record) -> float:
-    """How much of the prior to correct; records written before this was known say whether all of it will do."""
+    """How much of the prior to correct; older records only say whether all of it is right."""
     share = found.get("prior_share")
     return float(all(g["corrected_margin"] > 0 for g in found["groups"])) if share is None else share
 
 
 def room_words(record: Record) -> str:
-    """What gives every class twice the room; empty where all have it."""
+    """What gives every class twice the room; empty if all have it."""
     factor = record["roomy_penalty"]
     if not defined(factor):
         return ""
     return (
         f"Below the threshold the classes separate; accuracy grows with the distance from it. Twice the room needs "
-        f"{_penalty_words(record)} × {_down(factor)}. Begin a new training with a tenth of the penalties: strong ones "
+        f"{_penalty_words(record)} × {_down(factor)}. Start a new training with a tenth of the penalties: strong ones "
         "from the first step can keep small classes from being learned."
     )
 
 
 def decay_words(record: Record) -> list[str]:
-    """What can be said of weight decay alone, sentence by sentence."""
+    """What can be said about weight decay alone, sentence by sentence."""
     here, predictions = number_text(record["weight_decay"]), record["predictions"]
     verdict = {
-        "separated": f"Your decay {here} is probably not the cause: the model, with its measured error, has the "
-        "smallest classes lost at larger decays only.",
+        "separated": f"Your decay {here} is probably not the cause: the model, with its measured error, loses the "
+        "smallest classes only at larger decays.",
         "collapsed": f"Your decay {here} is too strong: the model, with its measured error, has the smallest classes "
         "lost there.",
-        "undecided": f"Undecided whether your decay {here} is the cause.",
+        "undecided": f"It is undecided whether your decay {here} is the cause.",
     }[record["verdict"]]
     if record["verdict"] == "undecided":
         if len(predictions) > 1:
@@ -317,8 +316,8 @@ def _why_undecided(prediction: Record) -> str:
     if prediction["switches"] == 0:
         return f"No network with {layers} was measured."
     if not prediction["predicts"]:
-        return f"With {layers} networks lost their small classes far from where the model says: it fails there."
-    return "It lies where some networks had lost them and others not, or too near."
+        return f"With {layers} networks lost their small classes far from the model's prediction: it fails there."
+    return "It lies where some networks had lost them and others had not, or too near to that."
 
 
 def decay_rows(record: Record) -> list[tuple[str, ...]]:

@@ -40,7 +40,7 @@ def advice_page(record: Mapping[str, Any]) -> str:
 
 
 def advice_view(data: Record, name: str) -> Record:
-    """What the templates show of an advice record in plain values; ``name`` begins the ids of its picture."""
+    """What the templates show of an advice record, in plain values; ``name`` is the prefix of its picture's ids."""
     verdict = verdict_words(data)
     return {
         "verdict": verdict,

@@ -38,7 +38,7 @@ def advice_title(record: Record) -> str:
 
 
 def _before_after(record: Record, name: str) -> tuple[Vector, Vector | None]:
-    """A number of every kind of class now, and after the first mitigation."""
+    """A number for every kind of class now, and after the first mitigation."""
     now = np.array([g[name] for g in record["groups"]], dtype=np.float64)  # None is NaN
     if not record["suggestions"]:
         return now, None

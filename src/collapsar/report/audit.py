@@ -17,8 +17,8 @@ from collapsar.report.record import checked
 from collapsar.report.style import COLOURS, PAGE_INCHES, styled
 
 _MOST_ROWS = 400
-_FEW = 200  # classes: of more, markers of living ones are small and faint
-# Colour and marker of each cause of death, and of classes that are none of them.
+_FEW = 200  # with more classes than this, markers of living ones are small and faint
+# Colour and marker of each cause of death, and of living classes.
 _STYLES = (
     ("alive", "muted", "o"),
     ("shares a row", "vermilion", "X"),
@@ -93,11 +93,11 @@ def audit_figure(record: Mapping[str, Any]) -> Figure:
         record: of an audit of up to 20 000 classes.
 
     Raises:
-        ValueError: the record is of another kind, or holds no lengths.
+        ValueError: the record is of another kind, or has no lengths.
     """
     data = _checked(record)
     if data["lengths"] is None:
-        raise ValueError("`record` holds no lengths: it is of more than 20 000 classes")
+        raise ValueError("`record` has no lengths, because it has more than 20 000 classes")
     with styled():
         figure = Figure(figsize=(6.9, 3.2), layout="constrained")
         row_lengths(data, figure.subplots())

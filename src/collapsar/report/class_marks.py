@@ -1,4 +1,4 @@
-"""Marks of what a state does not say: classes that are lost, given to none of their own samples, and dead ones.
+"""Marks for what a state does not say: classes that are lost (no sample recognised) and dead ones.
 
 Example:
     >>> record = {"class_names": ["ant", "bee", "cat"], "dead": [2], "accuracies": [1.0, 0.0, 0.5],
@@ -7,7 +7,7 @@ Example:
     >>> marked_names(record)
     ['ant', '▽ bee', '† cat']
     >>> lost_and_dead(record)[0]
-    'Lost, given to none of their own samples: bee (outvoted by ant by 1.5 nats).'
+    'Lost, with none of their samples recognised: bee (outvoted by ant by 1.5 nats).'
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from collapsar.report.words import number_text
 
 MARKS: Mapping[str, str] = {"lost": "▽", "dead": "†"}
 
-# What is drawn and listed of a head with more classes than this, and the share of those in trouble among them.
+# How many classes of a larger head are drawn and listed, and the share of classes in trouble among them.
 _MOST_CLASSES, _TOLD = 400, 0.75
 _MOST_NAMES = 8
-# What pictures read of a diagnosis, and what of it is a number or a word for each class.
+# The parts of a diagnosis that pictures read, and those that are a number or a word for each class.
 _DRAWN = ("class_names", "class_counts", "accuracies", "separation", "effective", "prediction")
 _BY_CLASS = {"class_names", "class_counts", "accuracies", "states", "relative_norms", "nearest", "nearest_separation"}
 _BY_CLASS |= {"by_class", "tells", "seen", "lengths", "merge", "vanish", "edge", "b"}
 
 
 def class_marks(record: Mapping[str, Any]) -> list[list[str]]:
-    """Of each class which of ``MARKS`` it has; records of earlier versions have none.
+    """For each class, which of ``MARKS`` it has; records of earlier versions have none.
 
     Args:
         record: of a diagnosis.
@@ -47,21 +47,22 @@ def class_marks(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def marked_names(record: Mapping[str, Any]) -> list[str]:
-    """The names of the classes, marks before them."""
+    """The names of the classes, preceded by their marks."""
     marks = class_marks(record)
     return [" ".join([*(MARKS[m] for m in own), name]) for own, name in zip(marks, record["class_names"], strict=True)]
 
 
 def lost_and_dead(record: Mapping[str, Any]) -> list[str]:
-    """A sentence for the lost classes and one for the dead ones, where there are any."""
+    """A sentence for the lost classes and one for the dead ones, if there are any."""
     names, told = record["class_names"], []
     lost = (record.get("standings") or {}).get("lost", [])
     if lost:
-        told.append(f"Lost, given to none of their own samples: {listed([_why(c, names) for c in lost], _MOST_NAMES)}.")
+        why = listed([_why(c, names) for c in lost], _MOST_NAMES)
+        told.append(f"Lost, with none of their samples recognised: {why}.")
     dead = record.get("dead") or []
     if dead:
         shared = listed([names[k] for k in dead], _MOST_NAMES)
-        told.append(f"Dead, with a row of the last layer that is another class's as well: {shared}.")
+        told.append(f"Dead, with a row of the last layer that coincides with another class's: {shared}.")
     return told
 
 
@@ -74,7 +75,7 @@ def _why(lost: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def shown_classes(record: Mapping[str, Any], most: int = _MOST_CLASSES) -> list[int]:
-    """The classes that are drawn and listed: all; of very many those in trouble first, then some of each size."""
+    """The classes that are drawn and listed: all; if very many, those in trouble first, then some of each size."""
     states, K = record["separation"]["states"], len(record["class_names"])
     if most >= K:
         return list(range(K))
@@ -86,7 +87,7 @@ def shown_classes(record: Mapping[str, Any], most: int = _MOST_CLASSES) -> list[
 
 
 def part_of(record: Record, classes: Sequence[int]) -> Record:
-    """What pictures and tables of single classes read of a diagnosis, for these classes alone; matrices stay whole."""
+    """The parts of a diagnosis for pictures and tables of single classes, only for these; matrices stay whole."""
     if len(classes) == len(record["class_names"]):
         return record
 

@@ -29,7 +29,7 @@ from collapsar.report.record import cluster_of_classes
 from collapsar.report.style import CLUSTER_COLOURS, COLOURS, STATES
 
 _MOST_NAMES = 30  # more class names would overlap
-_SAME_PLACE = 0.03  # of the picture's width: names of classes closer than this are written as one
+_SAME_PLACE = 0.03  # of the picture's width: names of classes closer than this are written together
 _COMPETES = 0.3  # share of the second principal direction's weight from which a third one competes with it
 _LETTER_INCHES = 0.053  # mean width of a letter of a name
 # Where a name may stand: distance from its point as a share of the half width, angle from the outward direction.
@@ -37,7 +37,7 @@ _TRIES = [(r, side * turn) for r in (0.08, 0.18, 0.3) for turn in (0.0, 0.5, 1.0
 _FAR_TRIES = [
     (r, side * turn) for r in (0.08, 0.3, 0.45, 0.6) for turn in (0.0, 0.5, 1.0, 1.6, 2.3, 3.0) for side in (1, -1)
 ]
-_WORSE = 10.0  # for a name to lie on a name than on a ray
+_WORSE = 10.0  # how much worse it is for a name to overlap a name than a ray
 _MOST_TOGETHER = 4  # names of classes in one place that are written out
 _CLEAR = 0.02  # half the width that a ray takes, of the picture's half width
 _CIRCLE = 0.07  # radius of the circle around one point, of the picture's half width
@@ -57,8 +57,8 @@ def principal_plane(class_means: Any) -> tuple[Array, float]:
     """Project class means onto the plane through the origin that keeps most of their squared length.
 
     The origin stays where it is: a vanished class is drawn there. Means of many classes often point in as many
-    directions of similar weight, and the plane of the two first ones would put all other classes at the origin, as if
-    they had vanished. Where a third direction competes with the second, the plane is therefore the one, among all
+    directions of similar weight, and the plane of the first two would put all other classes at the origin, as if
+    they had vanished. If a third direction competes with the second, the plane is therefore the one, among all
     competing directions, that fans the classes out around the origin. The plane is turned so that the first class
     that has not vanished lies to the left, and the next one off that line above it: the same geometry gives
     the same picture, and panels can be compared.
@@ -80,9 +80,9 @@ def principal_plane(class_means: Any) -> tuple[Array, float]:
 
 
 def _fanning(means: Array, sigma: Array, axes: Array) -> Array:
-    """Orthonormal rows, (at most 2, d): the two principal axes, or where more compete the plane that fans the rows out.
+    """Orthonormal rows, (at most 2, d): the two principal axes, or, if more compete, the plane that fans out the rows.
 
-    Of orthogonal means of equal length, r in number, it makes a regular r-gon.
+    It turns r orthogonal means of equal length into a regular r-gon.
     """
     competing = int(np.sum(sigma**2 >= _COMPETES * sigma[1] ** 2)) if len(sigma) > 2 and sigma[1] > 0 else 0
     if competing <= 2:
@@ -112,8 +112,8 @@ def class_means_plane(record: Mapping[str, Any], ax: Axes, *, reach: float | Non
 
     Args:
         record: ``class_means`` (K, d); optional ``class_names`` (K), ``states`` (K, a marker and a colour each),
-            ``clusters`` (lists of class indices, one colour each in place of those of the states), ``groups``
-            (merged classes, circled), ``lost`` (classes that are given to none of their own samples, ringed).
+            ``clusters`` (lists of class indices, one colour each instead of those of the states), ``groups``
+            (merged classes, circled), ``lost`` (classes with no sample recognised, ringed).
         ax: Where to draw.
         reach: Half width of the picture; default 1.25 times the longest projected mean. Give the same to panels
             that are compared.
@@ -155,7 +155,7 @@ def class_means_plane(record: Mapping[str, Any], ax: Axes, *, reach: float | Non
 
 
 def _colours(record: Mapping[str, Any], states: Sequence[str]) -> list[str]:
-    """One for each class: of its cluster where clusters are given, else of its state."""
+    """A colour for each class: that of its cluster if clusters are given, otherwise that of its state."""
     if not record.get("clusters"):
         return [COLOURS[STATES[state].colour] for state in states]
     cluster_of = {
@@ -175,7 +175,7 @@ def _circle(places: Array, reach: float, ax: Axes) -> Circle:
 
 
 def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> list[Text]:
-    """The names, outside their points, where no other name is; names of points in the same place are joined."""
+    """The names, outside their points, away from other names; names of points in the same place are joined."""
     letter = 2 * reach * _LETTER_INCHES * ax.figure.dpi / ax.get_window_extent().width
     left = [k for k in range(len(places)) if np.isfinite(places[k]).all()]
     rays, taken = _ray_boxes(places[left], reach), np.empty((0, 4))  # left, bottom, right, top
@@ -191,7 +191,7 @@ def _written(places: Array, names: Sequence[str], reach: float, ax: Axes) -> lis
         size = letter * np.array([max(map(len, lines)) + 0.3, 2.2 * len(lines) + 0.2])  # and a gap
         length = float(np.hypot(*places[first]))
         outwards = float(np.arctan2(*places[first][::-1])) if length > _SAME_PLACE * reach else -np.pi / 2
-        for tries in (_TRIES, _FAR_TRIES):  # farther away only where there is no room nearby
+        for tries in (_TRIES, _FAR_TRIES):  # farther away only if there is no room nearby
             boxes = [_box(places[first], outwards + turn, distance * reach, size) for distance, turn in tries]
             boxes = [box for box in boxes if np.abs(box).max() <= reach] or boxes
             covered = [_shared(box, rays) + _WORSE * _shared(box, taken) for box in boxes]
@@ -213,7 +213,7 @@ def _box(place: Array, angle: float, distance: float, size: Array) -> Array:
 
 
 def _ray_boxes(places: Array, reach: float) -> Array:
-    """Small boxes along the rays and around the points, (n, 4): names had better stand beside them."""
+    """Small boxes along the rays and around the points, (n, 4): names should avoid them."""
     along = np.concatenate([share * places for share in np.linspace(0.1, 1.0, 10)])
     return np.hstack([along - _CLEAR * reach, along + _CLEAR * reach])
 

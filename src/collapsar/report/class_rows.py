@@ -21,7 +21,7 @@ DEAD_COLUMNS = ("class", "samples", "length", "group", "why")
 
 
 class ClassRow(NamedTuple):
-    """What a diagnosis says of a class, as text; ``marks`` of what its state does not say."""
+    """What a diagnosis says about a class, as text; ``marks`` for what its state does not say."""
 
     name: str
     samples: str
@@ -36,7 +36,7 @@ class ClassRow(NamedTuple):
 
 
 def class_rows(data: Record, every: list[str]) -> list[ClassRow]:
-    """A row for each class of (a part of) a diagnosis; ``every`` names all classes, also those without a row."""
+    """A row for each class of (a part of) a diagnosis; ``every`` names all classes, including those without a row."""
     separation, effective, theory = data["separation"], data["effective"], data["prediction"]
     marks, rows = class_marks(data), []
     for k, name in enumerate(data["class_names"]):
@@ -61,7 +61,7 @@ def class_rows(data: Record, every: list[str]) -> list[ClassRow]:
 
 
 def causes_of_death(record: Mapping[str, Any]) -> dict[str, set[int]]:
-    """The dead classes of an audit by what they died of; a class may be of several kinds."""
+    """The dead classes of an audit by cause of death; a class may have several."""
     return {
         "shares a row": {k for group in record["groups"] for k in group["classes"]},
         "shrunk to the mean": set(record["shrunk"]),

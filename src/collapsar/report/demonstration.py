@@ -1,4 +1,4 @@
-"""The page of a demonstration: what collapses, and that theory said so, for a reader who is new to all of it."""
+"""The page of a demonstration: what collapses, and that theory predicted it, for a reader who is new to it all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from collapsar.report.words import (
 
 
 def demo_page(record: Mapping[str, Any]) -> str:
-    """The record of a demonstration as one self-contained page, for a reader who is new to all of it.
+    """The record of a demonstration as one self-contained page, for a reader who is new to it all.
 
     Args:
         record: As ``plots.demo_figure`` takes it. Undefined numbers (None, NaN) appear as "–".
@@ -91,7 +91,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
 
 
 def _standard(data: Record) -> Record | None:
-    """The networks trained the usual way; None where the record has none."""
+    """The networks with standard training; None if the record has none."""
     standard = data.get("standard")
     if standard is None:
         return None
@@ -106,7 +106,7 @@ def _standard(data: Record) -> Record | None:
 
 
 def _runs(data: Record, runs: Sequence[Record], source: str, penalty: str) -> tuple[list[Record], list[Record]]:
-    """The colour scale of several networks, and of each its penalty, what became of it, and two maps."""
+    """The colour scale of several networks, and for each its penalty, its states, and two maps."""
     scale, views = largest_score([run[side]["Z"] for run in runs for side, _ in SIDES]), []
     seeds, place = len({run.get("seed") for run in runs}) > 1, source.replace(".", "-")
     for i, run in enumerate(runs):
@@ -148,7 +148,7 @@ def _vanished(run: Record) -> bool:
 
 
 def _curve(run: Record, limits: tuple[float, float] | None, ident: str) -> Markup:
-    """A small NC1 chart; ``limits`` are those of all runs."""
+    """A small NC1 chart; ``limits`` are common to all runs."""
 
     def draw(ax: Axes) -> None:
         curves = nc1_curve(run["history"], ax, remark=VANISHED_REMARK if _vanished(run) else "")
@@ -163,7 +163,7 @@ def _curve(run: Record, limits: tuple[float, float] | None, ident: str) -> Marku
 
 # --- the tables: a row per quantity, a column per run
 
-# A name, the id of its definition, its place in a run (keys joined by points), and how it is written.
+# A name, the id of its definition, its place in a run (keys joined by points), and its format.
 Quantity = tuple[str, str, str, Callable[[float | None], str]]
 _two_digits = partial(number_text, digits=2)
 _FORCES: Quantity = ("Imbalance of forces", "def-rest", "stationarity", _two_digits)

@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis: what became of each class, and the penalty that each one shows. They compute nothing.
+"""Pictures of a diagnosis: what became of each class, and the penalty that it implies. They compute nothing.
 
 Example:
     >>> from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ from collapsar.report.style import COLOURS, STATES, styled
 from collapsar.report.words import number_text, share_text
 
 _MOST_BARS = 60
-_MARK = 0.8  # inches of a mark and its word in a legend
+_MARK = 0.8  # inches for a mark and its word in a legend
 _ROOM_BELOW = 0.15  # share of the axis that the name of a line needs
 
 
@@ -69,7 +69,7 @@ def class_sizes(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
 
 
 def class_recalls(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
-    """The share of its samples that each class is given, as bars; a hollow triangle where that is none: lost."""
+    """The share of each class's samples that is recognised, as bars; a hollow triangle if none is: lost."""
     bars = _bars(ax, record["accuracies"], record["separation"]["states"])
     _lost_marks(record, ax, [0.08] * len(bars))
     ax.set_ylim(0, 1.05)
@@ -88,7 +88,7 @@ def _bars(ax: Axes, heights: Sequence[float | None], states: Sequence[str]) -> l
 
 
 def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
-    """How long the mean prediction of each class is, relative to the longest, with its state; rings: theory."""
+    """The length of each class's mean prediction, relative to the longest, with its state; rings: theory."""
     separation = record["separation"]
     lengths, states = separation["relative_norms"], separation["states"]
     measured = state_markers(ax, lengths, states)
@@ -123,16 +123,14 @@ def _lost_marks(record: Mapping[str, Any], ax: Axes, heights: Sequence[float], s
 
 
 def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
-    """The penalty that each class shows, beside the one that the norms show, the one of training, the threshold."""
+    """The penalty that each class implies, beside the one implied by the norms, the training's and the threshold."""
     effective, prediction = record["effective"], record["prediction"]
     if effective is None or not any(map(defined, effective["by_class"])):
-        why = (
-            "all classes collapsed:\nnothing to read" if effective is None else "the scores of no class\ntell a penalty"
-        )
+        why = "all classes collapsed:\nnothing to read" if effective is None else "no class's scores\nimply a penalty"
         ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center")
         ax.set(xticks=[], yticks=[])
         return ReadingArtists([], [])
-    normalised = (record.get("model") or {}).get("problem") is not None  # its thresholds are no lambda_z of the norms
+    normalised = (record.get("model") or {}).get("problem") is not None  # its thresholds are not values of lambda_z
     classes = state_markers(ax, effective["by_class"], record["separation"]["states"])
     first = None if normalised or prediction is None else float(first_thresholds(prediction).min())
     levels = [
@@ -155,12 +153,12 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
 
 
 def class_thresholds(record: Mapping[str, Any], ax: Axes, classes: Sequence[int] | None = None) -> list[Line2D]:
-    """The penalty from which each class is given up, beside the penalty of the network: for many sizes of classes.
+    """The penalty above which each class is given up, beside the penalty of the network: for many sizes of classes.
 
     Args:
         record: of a diagnosis or an optimum.
         ax: where to draw.
-        classes: which are drawn; all by default. The largest come first.
+        classes: which to draw; all by default. The largest come first.
     """
     theory, states, counts = record["prediction"], record["separation"]["states"], record["class_counts"]
     order = sorted(range(len(counts)) if classes is None else classes, key=lambda k: -counts[k])
@@ -168,7 +166,7 @@ def class_thresholds(record: Mapping[str, Any], ax: Axes, classes: Sequence[int]
     lines = state_markers(ax, levels[order].tolist(), [states[k] for k in order])
     here = price_of(theory)
     ax.axhline(here, color=COLOURS["ink"], linewidth=1.0)
-    # Thresholds fall to the right: the name of the line stands on its freer side, below it where there is room.
+    # Thresholds fall to the right: the name of the line stands on its freer side, below it if there is room.
     drawn = levels[order]
     right = bool(np.mean(drawn < here) > 0.5)
     room = np.log(here / np.nanmin(drawn)) > _ROOM_BELOW * np.log(np.nanmax(drawn) / np.nanmin(drawn))
@@ -186,7 +184,7 @@ def class_thresholds(record: Mapping[str, Any], ax: Axes, classes: Sequence[int]
 
 
 def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
-    """The whole diagnosis in one picture: mean predictions beside theory's, lengths, and penalties by class.
+    """The whole diagnosis in one picture: mean predictions measured and predicted, lengths, and penalties by class.
 
     Args:
         record: Of a diagnosis.

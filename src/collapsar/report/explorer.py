@@ -1,7 +1,7 @@
 """The explorer: one HTML page that solves the model while sliders move. No server, no network.
 
-Its sources lie in ``explorer/``: plain JavaScript modules, a style and a template. :func:`explorer_page` puts them into
-one file, the modules one after the other as a single inline module.
+Its sources are in ``explorer/``: plain JavaScript modules, a style and a template. :func:`explorer_page` puts them into
+one file, with the modules joined into a single inline module.
 """
 
 from __future__ import annotations

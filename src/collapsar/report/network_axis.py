@@ -18,12 +18,12 @@ from collapsar.report.record import same_counts
 from collapsar.report.style import PAGE_INCHES
 from collapsar.report.words import number_text
 
-# More lanes than this on the axis of penalties cannot be read: thresholds class by class then.
+# More lanes than this on the axis of penalties cannot be read: then thresholds are shown class by class.
 _MOST_LANES = 8
 
 
 def threshold_view(data: Record, ident: str, label: str) -> Markup | None:
-    """Where a network or an optimum stands among the thresholds of theory; None where there are none."""
+    """Where a network or an optimum stands among the thresholds of theory; None if there are none."""
     theory = data["prediction"]
     if theory is None or not np.isfinite(first_thresholds(theory)).any():
         return None
@@ -42,7 +42,7 @@ def axis_svg(axis: Record, name: str, label: str) -> Markup:
 
 
 def _axis_record(found: Sequence[Record]) -> Record:
-    """Diagnoses of networks with the same theory as the axis of penalties reads them."""
+    """Diagnoses of networks with the same theory, in the form for the axis of penalties."""
     theory = found[0]["prediction"]
     return {
         "class_counts": found[0]["class_counts"],
@@ -73,7 +73,7 @@ def gradual(theory: Record | None) -> list[int]:
 
 
 def _merging(theory: Record) -> list[float | None]:
-    """Where each class merges, or becomes indistinguishable from others without a transition; None where neither."""
+    """Where each class merges, or becomes indistinguishable from others without a transition; None if neither."""
     return [
         None if level >= (vanish or math.inf) else float(level)
         for level, vanish in zip(first_thresholds(theory), theory["vanish"], strict=True)
@@ -81,7 +81,7 @@ def _merging(theory: Record) -> list[float | None]:
 
 
 def joint_axis(runs: Sequence[Record]) -> Markup | None:
-    """All networks on one axis of penalties; None where theory differs between them or has none."""
+    """All networks on one axis of penalties; None if theory differs between them or is missing."""
     found = [run["diagnosis"] for run in runs]
     theories = [data["prediction"] for data in found]
     if any(theory is None for theory in theories) or len(set(found[0]["class_counts"])) > _MOST_LANES:

@@ -47,9 +47,9 @@ def report_page(record: Mapping[str, Any]) -> str:
     """The record of a report as one self-contained page.
 
     Args:
-        record: ``kind`` "report" and ``runs``: of each ``name``, ``diagnosis`` (as ``Diagnosis.to_dict`` gives it),
-            ``training``, ``geometry`` and ``advice`` (None where unknown) and ``history`` (maybe empty); and
-            ``solutions``, optima as ``app.solution_report`` makes their records.
+        record: ``kind`` "report" and ``runs``: for each ``name``, ``diagnosis`` (as from ``Diagnosis.to_dict``),
+            ``training``, ``geometry`` and ``advice`` (None if unknown) and ``history`` (possibly empty); and
+            ``solutions``, records of optima from ``app.solution_report``.
 
     Returns:
         The text of an HTML file, to be written as UTF-8.
@@ -90,7 +90,7 @@ def diagnosis_page(record: Mapping[str, Any]) -> str:
     """The record of a diagnosis as one self-contained page.
 
     Args:
-        record: As ``Diagnosis.to_dict`` gives it.
+        record: As from ``Diagnosis.to_dict``.
 
     Returns:
         The text of an HTML file, to be written as UTF-8.
@@ -109,7 +109,7 @@ def diagnosis_page(record: Mapping[str, Any]) -> str:
 
 
 def _view(run: Record, ident: str, source: str = "") -> Record:
-    """What the templates show of one network; ``ident`` begins every id, ``source`` the place of the diagnosis."""
+    """What the templates show of one network; ``ident`` is the prefix of every id, ``source`` that of the diagnosis."""
     data = {**run["diagnosis"], "clusters": same_counts(run["diagnosis"]["class_counts"])}
     data["marked_names"] = marked_names(data)
     shown = shown_classes(data)
@@ -119,15 +119,15 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
     here = "" if data["prediction"] is None else number_text(price_of(data["prediction"]))
     sizes = f"Training samples of each class, with its state. {data['headline']}"
     lengths = f"Length of the mean predictions of each class, with its state. {data['headline']}"
-    recalls = f"Share of its samples that each class is given. {' '.join(lost_and_dead(data))}"
+    recalls = f"Share of each class's samples that is recognised. {' '.join(lost_and_dead(data))}"
     return {
         "id": ident,
         "name": run["name"],
         "trained": trained(run),
         "cautions": [*lost_and_dead(data), *cautions(data)],
         "marks": sorted({mark for marks in class_marks(data) for mark in marks}, reverse=True),
-        "part": f"Of the {total} classes {len(shown)} are drawn and listed: those that are not separated, lost or dead "
-        "first, then some of every size. The record has all."
+        "part": f"{len(shown)} of the {total} classes are drawn and listed: first those that are not separated, lost "
+        "or dead, then some of every size. The record has all."
         if len(shown) < total
         else "",
         "diagnosis": data,
@@ -159,7 +159,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
 
 
 def network_planes(geometry: Record | None, data: Record, ident: str) -> list[Record]:
-    """Class means of network and optimum; mean predictions where there are none, nothing where all is noise."""
+    """Class means of network and optimum; mean predictions if there are none, nothing if all is noise."""
     separation, theory = data["separation"], data["prediction"]
     if not {"separated", "merged"} & set(separation["states"]):
         return []
@@ -206,7 +206,7 @@ def _sizes(counts: Sequence[int]) -> str:
 
 
 def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
-    """Mean predictions of network and theory, where it predicts; none for many classes. And their common scale."""
+    """The common scale, and mean predictions of network and theory, if it predicts; none for many classes."""
     theory = None if data["prediction"] is None else data["prediction"]["Z"]
     sides = [
         side for side in zip(SIDES, (data["Z"], theory), ("Z", "prediction.Z"), strict=True) if side[1] is not None
@@ -242,7 +242,7 @@ def _curves(history: Sequence[Record], ident: str) -> list[Record]:
 
 
 def readings_view(data: Record, name: str) -> Markup | None:
-    """The penalty that each class shows; None where none does."""
+    """The penalty that each class implies; None if none does."""
     if data["effective"] is None or not any(map(defined, data["effective"]["by_class"])):
         return None
     label = "The penalty implied by each class's predictions, beside the one implied by the norms."

@@ -1,4 +1,4 @@
-"""What a report says of its networks, in words."""
+"""What a report says about its networks, in words."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def price_of(theory: Record) -> float:
 
 
 def first_thresholds(theory: Record) -> np.ndarray:
-    """The penalty from which each class has no predictions of its own; inf where it always has."""
+    """The penalty above which each class has no predictions of its own; inf if it always has."""
     levels = [theory["merge"], theory["vanish"], *([theory["edge"]] if "edge" in theory else [])]
     return np.fmin.reduce(np.array([*levels, np.full(len(theory["merge"]), np.inf)], dtype=float))
 
 
 def model_distance(data: Record) -> float | None:
-    """Distance of the mean predictions to the model that predicts."""
+    """Distance of the mean predictions from the model used for the prediction."""
     if (own := (data.get("model") or {}).get("distance")) is not None:
         return own["Z"]
     if data["fit"] is None:
@@ -68,7 +68,7 @@ def model_distance(data: Record) -> float | None:
 
 
 def cautions(diagnosis: Record) -> list[str]:
-    """What a reader of the headline must know: classes that are lost although separated, and a network still moving.
+    """What a reader of the headline must know: classes that are lost although separated, or a network not at rest.
 
     Example:
         >>> cautions({"class_names": ["cat", "dog"], "accuracies": [1.0, 0.25], "at_rest": True,
@@ -117,7 +117,7 @@ def solution_headline(record: Record) -> str:
 
 
 def report_finding(record: Record) -> str:
-    """The one sentence: of one network or optimum its headline, of several networks which of them lost classes."""
+    """One sentence: the headline of one network or optimum, or which of several networks lost classes."""
     runs = record["runs"]
     if not runs:
         return solution_headline(record["solutions"][0])
@@ -139,14 +139,14 @@ def report_finding(record: Record) -> str:
 
 
 def _num_gone(diagnosis: Record) -> int:
-    """Merged, vanished, lost and dead classes; records of earlier versions count them apart, or not all."""
+    """Merged, vanished, lost and dead classes; records of earlier versions count them separately, or not all."""
     return diagnosis.get("num_gone") or max(
         diagnosis.get(key) or 0 for key in ("num_collapsed", "num_lost", "num_dead")
     )
 
 
 def accuracy(run: Record, which: str) -> float | None:
-    """Test accuracy at the end of training, "balanced", "majority" or "minority"; None where it was not recorded."""
+    """Test accuracy at the end of training, "balanced", "majority" or "minority"; None if it was not recorded."""
     last = run["history"][-1] if run["history"] else {}
     value = last.get(f"test_{which}_accuracy", last.get(f"test_{which}"))
     return value if defined(value) else None

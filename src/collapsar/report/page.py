@@ -1,8 +1,8 @@
-"""What every page has in common: the template filled in, pictures as SVG, matrices as maps that can be hovered.
+"""What all pages have in common: the template filled in, pictures as SVG, matrices as maps that can be hovered.
 
-A page is one HTML file, which opens from disk, makes no web requests and holds its whole record. Everything that
-comes from a record passes through jinja's escaping or stands in a JSON block that cannot end early; the page's content
-policy lets no script run but the one whose hash it names.
+A page is one HTML file, which opens from disk, makes no web requests and contains its whole record. Everything that
+comes from a record passes through jinja's escaping or is in a JSON block that cannot end early; the page's content
+policy allows only the script whose hash it names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from collapsar.report.style import STATES, strength, styled, svg_string
 from collapsar.report.words import cluster_names, fixed_text, number_text, share_text, shortened, told
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# A cell of a map is some 100 bytes of page: larger maps are pictures, whose values the script finds in the record.
+# A cell of a map takes some 100 bytes: larger maps are pictures, whose values the script finds in the record.
 _MOST_CELLS = 40
 _CELL, _LONGEST_NAME = 10.0, 14
 _LETTER = 0.64  # width of a letter, of the size of its font
@@ -93,13 +93,13 @@ def _environment() -> Environment:
 
 
 def _prose(text: str) -> Markup:
-    """A sentence of a record as a page writes it: lambda_z is λ with an index, 2e-06 is 2 × 10⁻⁶."""
+    """A sentence of a record as written on a page: lambda_z is λ with an index, 2e-06 is 2 × 10⁻⁶."""
     text = _POWER.sub(lambda found: number_text(float(found[0]), 4), str(escape(text)))
     return Markup(_LAMBDA.sub(lambda found: f"λ<sub>{_INDEX.get(found[1], found[1])}</sub>", text))
 
 
 def _setting(value: Any) -> str:
-    """What a training was told, for a reader: no braces, no digits beyond the fourth."""
+    """A setting of a training, for a reader: no braces, no digits beyond the fourth."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_setting(item)}" for key, item in value.items())
     if isinstance(value, list):
@@ -110,7 +110,7 @@ def _setting(value: Any) -> str:
 
 
 def _worded(rows: Sequence[Sequence[Any]]) -> list[bool]:
-    """Of each column of a table whether it holds words, which begin on the left, rather than numbers."""
+    """For each column of a table, whether it has words, which are aligned left, rather than numbers."""
     return [
         any(isinstance(cell, dict) or not _FIGURE.match(str(cell)) for cell in column)
         for column in zip(*rows, strict=True)
@@ -118,7 +118,7 @@ def _worded(rows: Sequence[Sequence[Any]]) -> list[bool]:
 
 
 def _json_block(data: Record) -> Markup:
-    """The record as JSON in which no character can end the element it stands in; it parses to the same values."""
+    """The record as JSON in which no character can end its element; it parses to the same values."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for character in "<>&":  # in JSON they occur inside strings only
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -132,7 +132,7 @@ SIDES = (("measured", "The network, measured"), ("predicted", "The theory, predi
 def score_map(
     Z: Any, data: Record, scale: float, ident: str, cell: str = "images of “{column}”, score for “{row}”", **shown: Any
 ) -> Record:
-    """What the templates draw of one matrix of numbers between classes: cells, or a picture where they are too many.
+    """What the templates draw for one matrix of numbers between classes: cells, or a picture if there are too many.
 
     Args:
         Z: Shape (K, K), such as mean predictions [logit, class].
@@ -140,7 +140,7 @@ def score_map(
         scale: The magnitude that gets the full colour, of scores in nats.
         ident: Begins the ids.
         cell: What a cell says before its value, with ``{column}`` and ``{row}``.
-        shown: What else the templates show of it: ``side`` (whose values they are), ``heading``, ``label`` (text
+        shown: What else the templates show: ``side`` (whose values they are), ``heading``, ``label`` (text
             alternative), ``source`` (where the page's record has the matrix: keys joined by points) and ``remark``.
     """
     Z = matrix(Z)
@@ -213,7 +213,7 @@ def _png(values: np.ndarray) -> str:
 
 
 def _groups(data: Record, cell: float, font: float) -> Record:
-    """Names of the clusters at their middles, none where one would run into the next; and the lines between them."""
+    """Names of the clusters at their middles, left out if one would run into the next; and the lines between them."""
     names = cluster_names(data)
     sizes = np.array([len(cluster) for cluster in data["clusters"]])
     ends = np.cumsum(sizes)
@@ -249,7 +249,7 @@ def drawn(draw: Callable[[Axes], object], size: tuple[float, float], name: str, 
 def drawn_by_class(
     draw: Callable[[Axes], object], size: tuple[float, float], name: str, label: str, num_classes: int
 ) -> Markup:
-    """As ``drawn``, of axes with a place and a name for each class; where names are small on a phone, again for it.
+    """As ``drawn``, for axes with a place and a name for each class; if names are small on a phone, once more for it.
 
     A page shows one of the two: a picture of 30 classes that is shrunk to a phone's width has names of 6 pixels.
     """
@@ -268,10 +268,10 @@ def plane_views(sides: Sequence[Record], names: Sequence[str], ident: str) -> li
     """Vectors of the classes in their principal planes, all on one scale.
 
     Args:
-        sides: Of each picture its ``key``, ``heading``, ``vectors`` (K, d), what they are (``what``), ``states``,
-            ``groups`` of classes that are one, and maybe ``lost`` classes.
+        sides: For each picture its ``key``, ``heading``, ``vectors`` (K, d), what they are (``what``), ``states``,
+            ``groups`` of merged classes, and possibly ``lost`` classes.
         names: Of the classes.
-        ident: Begins every id.
+        ident: Prefix of every id.
     """
     planes = [principal_plane(side["vectors"]) for side in sides]
     reach = 1.25 * max((float(np.nanmax(np.hypot(*at.T), initial=0.0)) for at, _ in planes), default=0.0) or 1.0

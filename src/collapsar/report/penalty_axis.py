@@ -49,8 +49,8 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
     Args:
         data: ``class_counts``, ``features``, ``clusters``, ``thresholds`` and ``runs``; of each run only ``lambda_z``
             and the predicted and measured ``states`` are read. Classes in ``gradual`` merge without a sharp
-            threshold: theirs is marked as approximate, and that at which they vanish as a bound where features are
-            nonnegative. ``unit`` is of the thresholds, "lambda_z" by default.
+            threshold: theirs is marked as approximate, and with nonnegative features the one at which they vanish as a
+            bound. ``unit`` is that of the thresholds, "lambda_z" by default.
         ax: Where to draw.
     """
     levels = data["thresholds"][data["features"]]
@@ -88,9 +88,9 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
 
 
 def latest(features: str) -> str:
-    """The sign before the penalty at which a class vanishes that lost its own direction before.
+    """The sign before the penalty at which a class vanishes that has already lost its own direction.
 
-    Signed classes vanish exactly there; nonnegative ones, which share a direction by then, at the latest.
+    Signed classes vanish exactly there; nonnegative ones, which share a direction by then, at the latest there.
     """
     return "≤ " if features == "nonnegative" else ""
 
@@ -105,7 +105,7 @@ def _regimes(data: Record, cluster: Sequence[int], left: float, right: float) ->
     """State, begin and end of the bands of a cluster.
 
     A class whose column is zero at every penalty has no threshold to vanish, and several of one size behind a
-    normalisation never do; where the predicted states say neither, the threshold is missing, and nothing is drawn.
+    normalisation never do; if the predicted states show neither, the threshold is missing, and nothing is drawn.
     """
     levels, k = data["thresholds"][data["features"]], cluster[0]
     vanish, merge = levels["vanish"][k], levels["merge"][k] if "merge" in levels else None
@@ -141,7 +141,7 @@ def _markers(data: Record, ax: Axes, place: float, j: int, lane: float) -> list[
 def _band_words(
     ax: Axes, regimes: Sequence[tuple[str, float, float]], lane: float, signs: Mapping[str, str]
 ) -> list[Text]:
-    """Under each band its state and where it begins; from the right, what has no room turns left or is left out."""
+    """Under each band its state and where it begins; from the right, words without room turn left or are left out."""
     left, right = ax.get_xlim()
     letter = _LETTER_INCHES * ax.figure.dpi / ax.get_window_extent().width
     texts: list[Text] = []

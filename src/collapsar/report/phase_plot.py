@@ -43,7 +43,7 @@ PANEL_WORDS = {"signed": "signed features", "nonnegative": "nonnegative features
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _LETTER = 0.047  # width of a letter of a curve's label, inches
 _LABEL_SIZE = 6.0
-_LINE = 75  # characters of a line above the panels, some of which only say how others are set
+_LINE = 75  # characters of a line above the panels, some of which are markup
 _STEP = 0.01  # between the points of a curve along which its label is placed, inches
 _BESIDE = 0.07  # from a curve to a label beside it, inches: half a letter and a gap
 _CLEAR = 0.045  # half the height of a label, inches
@@ -79,11 +79,11 @@ def phase_figure(record: Mapping[str, Any]) -> Figure:
             assert layout is not None
             raster_canvas(figure)
             layout.execute(figure)  # labels follow curves, which needs the places of the axes
-            figure.set_layout_engine("none")  # as long as they stay there
+            figure.set_layout_engine("none")  # so that they stay there
             for ax, model in zip(panels, models, strict=True):
                 _label_curves(ax, model["curves"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"`record` must be a whole phase diagram: {error!r}") from None
+        raise ValueError(f"`record` must be a complete phase diagram: {error!r}") from None
     return figure
 
 
@@ -155,7 +155,7 @@ def _legend(figure: Figure, kinds: Sequence[int], *, open_cells: bool) -> None:
 
 
 def _fixed(config: Mapping[str, Any]) -> str:
-    """What is the same in every cell."""
+    """The parameters that are the same in every cell."""
     s, moved = config["settings"], {config["x"]["name"], config["y"]["name"]}
     K, parts = s["num_classes"], []
     parts.append(f"{K} classes" if "share_a" in moved else f"{s['k_a']} large classes (A), {K - s['k_a']} small (B)")
@@ -186,7 +186,7 @@ def _fixed(config: Mapping[str, Any]) -> str:
 
 
 def _label_curves(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """Each curve's name along it, far from other curves and names; those of short curves first."""
+    """Each curve's name along it, far from other curves and names; short curves come first."""
     shown = [(curve, [_in_inches(ax, line) for line in curve["lines"]]) for curve in curves if curve["lines"]]
     size = np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi
     texts: list[Text] = []
@@ -197,9 +197,9 @@ def _label_curves(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> list[Text]:
         places = _places(lines[0], int(len(words) * _LETTER / 2 / _STEP) + 1, size)
         if not places:
             continue
-        # so far from names that they do not touch, then as far from other curves as two letters are high
+        # far enough from names not to touch them, then as far from other curves as two letters are high
         free = [min(_distance(span, taken), 0.2) + 0.25 * min(_distance(span, others), 0.15) for span in places]
-        span = places[int(np.argmax(np.round(free, 3)))]  # on the curve rather than beside it, where it is as good
+        span = places[int(np.argmax(np.round(free, 3)))]  # on the curve rather than beside it, if it is as good
         taken.append(span)
         rise = float(np.degrees(np.arctan2(*(span[-1] - span[0])[::-1])))
         x, y = (span[len(span) // 2] / size).tolist()

@@ -35,7 +35,7 @@ from collapsar.report.record import checked_demo, cluster_of_classes, defined, m
 from collapsar.report.style import COLOURS, DIVERGING, STATES, diverging_norm, styled
 from collapsar.report.words import data_words, number_text, outcome, power_text, sentence, share_text, shortened
 
-MOST_NAMES = 20  # class names beside an axis; more must be small, twice as many would overlap at column width
+MOST_NAMES = 20  # class names beside an axis; more must be small, and twice as many would overlap at column width
 _LONGEST_NAME = 12
 VANISHED_REMARK = "vanished classes:\nnoise over noise"
 
@@ -48,7 +48,7 @@ class HeatmapArtists(NamedTuple):
 
 
 class CurveArtists(NamedTuple):
-    """A line per number, and the remark written in place of lines that are undefined."""
+    """A line per number, and the remark that replaces undefined lines."""
 
     lines: list[Line2D]
     remark: Text | None
@@ -81,11 +81,11 @@ CURVES = (
 )  # fmt: skip
 
 
-# --- what several pictures have alike
+# --- what several pictures have in common
 
 
 def name_classes(ax: Axes, names: Sequence[str], order: str = "class") -> None:
-    """Class names below an axis with a place per class; for very many only what their ``order`` is."""
+    """Class names below an axis with a place per class; for very many classes only their ``order``."""
     ax.set_xlim(-0.7, len(names) - 0.3)
     if len(names) <= 2 * MOST_NAMES:
         _class_ticks(ax, names)
@@ -94,7 +94,7 @@ def name_classes(ax: Axes, names: Sequence[str], order: str = "class") -> None:
 
 
 def _class_ticks(ax: Axes, names: Sequence[str]) -> list[str]:
-    """The names below the axis, shortened, upright where they are long."""
+    """The names below the axis, shortened, upright if they are long."""
     shown = [shortened(name, _LONGEST_NAME) for name in names]
     if len(names) > MOST_NAMES:
         ax.tick_params(axis="x", labelsize="x-small")
@@ -117,7 +117,7 @@ def state_markers(ax: Axes, values: Sequence[float | None], states: Sequence[str
 
 
 def legend_above(ax: Axes, ncols: int = 2, **more: Any) -> Legend:
-    """The legend above the axes, where nothing drawn can run into it."""
+    """The legend above the axes, out of the way of everything drawn."""
     return ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, borderaxespad=0.2, **more)
 
 
@@ -190,7 +190,7 @@ def heatmap(
 def curves_over_epochs(
     history: Sequence[Mapping[str, Any]], chart: Chart, ax: Axes, *, remark: str = ""
 ) -> CurveArtists:
-    """A chart of a training; undefined points are gaps, and where a history has no number at all that is said.
+    """A chart of a training; undefined points are gaps, and a remark says so if a history has no numbers at all.
 
     Args:
         history: Records with ``epoch`` and the keys of the chart.
@@ -229,7 +229,7 @@ def nc1_curve(history: Sequence[Mapping[str, Any]], ax: Axes, *, remark: str = "
 
 
 def nc1_limits(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, float] | None:
-    """Limits of the NC1 axis that show all the histories on one scale; None where nothing is defined."""
+    """Limits of the NC1 axis that show all the histories on one scale; None if nothing is defined."""
     keys = ("nc1_uniform", "nc1_weighted")
     found = [value for history in histories for entry in history for value in map(entry.get, keys)]
     positive = [value for value in found if defined(value) and value > 0]

@@ -1,4 +1,4 @@
-"""The door of the report room: a record is checked and brought to plain JSON values once, here."""
+"""The entrance of the report room: records are checked and brought to plain JSON values once, here."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _KEYS = {
     "at_rest effective fit prediction notes",
     "report": "runs",
 }
-_DEFAULTS = {"diagnosis": {"reason": ""}}  # what records of earlier versions have not
+_DEFAULTS = {"diagnosis": {"reason": ""}}  # what records of earlier versions lack
 _RUN_KEYS = "lambda_z seed position predicted measured distance accuracy stationarity seconds epochs history"
 _STANDARD_RUN_KEYS = "lambda_w predicted measured distance accuracy stationarity"
 _MOST_SIZES = 8
 
 
 def matrix(values: Any) -> NDArray[np.float64]:
-    """The matrix as float64, shape (K, K), with NaN where the record says None.
+    """The matrix as float64, shape (K, K), with NaN where the record has None.
 
     Raises:
         ValueError: ``values`` is not a square matrix of numbers.
@@ -42,7 +42,7 @@ def matrix(values: Any) -> NDArray[np.float64]:
 
 
 def defined(value: float | str | None) -> TypeGuard[float]:
-    """Whether the number is there: neither None, NaN nor infinite, which a record writes "inf"."""
+    """Whether the number is defined: not None, NaN or infinite, which a record writes as "inf"."""
     return value is not None and not isinstance(value, str) and math.isfinite(value)
 
 
@@ -113,7 +113,7 @@ def cluster_of_classes(clusters: Sequence[Sequence[int]], num_classes: int) -> l
 
 
 def same_counts(counts: Sequence[int]) -> list[list[int]]:
-    """Classes of one size together, the largest first; in their own order where nearly all differ."""
+    """Classes of one size together, the largest first; in their own order if nearly all differ."""
     groups: dict[int, list[int]] = {}
     for k in sorted(range(len(counts)), key=lambda k: (-counts[k], k)):
         groups.setdefault(counts[k], []).append(k)
@@ -127,7 +127,7 @@ def _require(part: Any, keys: str, name: str) -> None:
 
 
 def _sides(run: Record, num_classes: int, name: str) -> None:
-    """What theory and network say of every class."""
+    """Check what theory and network say about every class."""
     for side in ("predicted", "measured"):
         _require(run[side], "states Z b", f"{name}.{side}")
         got = (matrix(run[side]["Z"]).shape[0], len(run[side]["states"]), len(run[side]["b"]))

@@ -1,4 +1,4 @@
-"""What a page shows of an optimum: states, scores, geometry, and the way there over the penalty. Computes nothing."""
+"""What a page shows of an optimum: states, scores, geometry, and its path over the penalty. Computes nothing."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def solution_view(record: Record, ident: str, source: str) -> Record:
     """What the templates show of an optimum.
 
     Args:
-        record: As ``app.solution_report`` makes it, in plain JSON values.
-        ident: Begins every id.
-        source: Where the page's record has it, keys joined by points.
+        record: As from ``app.solution_report``, in plain JSON values.
+        ident: Prefix of every id.
+        source: Its place in the page's record, keys joined by points.
     """
     data = {
         **record,
@@ -74,7 +74,7 @@ def _certificate(record: Record) -> str:
 
 
 def _rows(record: Record) -> list[tuple[Any, ...]]:
-    """One for each group of classes that are alike."""
+    """A row for each group of classes that are alike."""
     theory, rows = record["prediction"], []
     first, alone = first_thresholds(theory).tolist(), gradual(theory)
     for group in record["groups"]:
@@ -91,7 +91,7 @@ def _rows(record: Record) -> list[tuple[Any, ...]]:
 
 
 def _scores(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
-    """The map of mean predictions, with the magnitude of its full colour; none of very many classes."""
+    """The map of mean predictions, with the magnitude of its full colour; none for very many classes."""
     if data["Z"] is None:
         return 1.0, []
     label = "Mean predictions at the optimum as colours, a column per class of samples, a row per score."

@@ -1,7 +1,7 @@
 """One style for every picture: colours that survive colour blindness, type that survives a column's width.
 
-Blue speaks for, orange against; nothing is told by colour alone. Sizes are points at 3.3 inches, the width
-of a column of text. Colours are named, so that a page can put its own (light or dark) in their place.
+Blue means for, orange against; nothing is shown by colour alone. Sizes are points at 3.3 inches, the width of a
+column of text. Colours are named, so that a page can replace them by its own (light or dark).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import text_to_path
 
 COLUMN_INCHES = 3.3
-# Width of a picture on a page: its letters can be read at 360 pixels, and do not shout at 590.
+# Width of a picture on a page: its letters can be read at 360 pixels, and are not too large at 590.
 PAGE_INCHES = 4.0
 
-# Okabe and Ito's palette, which the common colour blindnesses keep apart, and the two ends of the diverging
-# map.
+# Okabe and Ito's palette, which can be told apart with the common colour blindnesses, and the two ends of the
+# diverging map.
 COLOURS: Mapping[str, str] = {
     "ink": "#1b1f24",
     "muted": "#5b636e",
@@ -73,7 +73,7 @@ _RC = mpl.rc_params_from_file(Path(__file__).parent / "collapsar.mplstyle", use_
 
 
 def styled() -> AbstractContextManager[None]:
-    """The style, for the time of a ``with`` block around the making of a figure.
+    """The style, for the duration of a ``with`` block around the making of a figure.
 
     Example:
         >>> with styled():
@@ -134,7 +134,7 @@ def picture_bytes(figure: Figure, suffix: str, name: str, label: str = "", dpi: 
         suffix: ".png", ".svg" or ".pdf".
         name: As for ``svg_string``.
         label: As for ``svg_string``.
-        dpi: Dots per inch, of what is no line.
+        dpi: Dots per inch, for everything but lines.
 
     Raises:
         ValueError: ``suffix`` is none of these.
@@ -191,7 +191,7 @@ def svg_string(figure: Figure, name: str, label: str = "", *, adaptive: bool = F
         raise ValueError(f"`name` must be a letter followed by letters, digits or hyphens, got {name!r}")
     stream = io.StringIO()
     with styled(), mpl.rc_context({"svg.hashsalt": name}):
-        # ``savefig`` draws everything twice, the first time for the layout alone; the bytes are the same
+        # ``savefig`` draws everything twice, the first time only for the layout; the bytes are the same
         _Canvas(figure).write(stream)
     text = stream.getvalue()
     text = text[text.index("<svg") :]

@@ -1,4 +1,4 @@
-"""What a record says, in words: numbers as text, states of clusters, and the finding in one sentence."""
+"""A record in words: numbers as text, states of clusters, and the finding in one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_NAMED = 20
 
 
 def number_text(value: float | str | None, digits: int = 3) -> str:
-    """A number for a reader: so many significant digits, powers of ten written as such, "–" if undefined.
+    """A number for a reader: this many significant digits, with "× 10ⁿ" where needed, "–" if undefined.
 
     Example:
         >>> number_text(0.00448), number_text(-8.4e-15, 2), number_text(None)
@@ -41,12 +41,12 @@ def number_text(value: float | str | None, digits: int = 3) -> str:
 
 
 def fixed_text(value: float | None) -> str:
-    """A number of order one to three decimals: what is smaller is noise."""
+    """A number of order one to three decimals: anything smaller is noise."""
     return f"{value:.3f}".replace("-", "−") if defined(value) else ABSENT
 
 
 def told(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[Any]]]:
-    """A table without the columns that say of no row anything; the first stays, and rows may be short.
+    """A table without the columns that are empty in every row; the first stays, and rows may be short.
 
     Example:
         >>> told(("class", "samples", "penalty"), [("cat", "9", "–"), ("dog", "5", "–")])
@@ -59,12 +59,12 @@ def told(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> tuple[list[An
 
 
 def power_text(value: float) -> str:
-    """A power of ten as such: "10⁻⁴"."""
+    """A power of ten, as "10⁻⁴"."""
     return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
 
 
 def share_text(value: float | str | None) -> str:
-    """A share in per cent: two significant digits below 10 %, whole from there but just below 100 %; "–" if undefined.
+    """A share in per cent: two significant digits below 10 %, whole above, except just below 100 %; "–" if undefined.
 
     Example:
         >>> share_text(0.6053), share_text(0.00582), share_text(0.0), share_text(None)
@@ -76,29 +76,29 @@ def share_text(value: float | str | None) -> str:
 
 
 def shortened(name: str, longest: int) -> str:
-    """The name, cut where it has more letters."""
+    """The name, cut if it is longer."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def sentence(text: str) -> str:
-    """The text with its first letter as at the beginning of a sentence, the rest as it is."""
+    """The text with its first letter in upper case, the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def data_words(record: Record) -> str:
-    """What the images show."""
+    """A description of the images."""
     return _DATA_WORDS.get(record["data"], f"the data set {record['data']}")
 
 
 def cluster_names(record: Record) -> list[str]:
-    """A name per cluster: "majority" and "minority" where there are two, else their class counts."""
+    """A name per cluster: "majority" and "minority" if there are two, otherwise their class counts."""
     if len(record["clusters"]) == 2:
         return ["majority", "minority"]
     return [f"n = {cluster_counts(record, cluster)}" for cluster in record["clusters"]]
 
 
 def range_text(counts: Iterable[int]) -> str:
-    """One number, or from which to which."""
+    """One number, or a range."""
     return " to ".join(map(str, dict.fromkeys((min(found := list(counts)), max(found)))))
 
 
@@ -144,9 +144,9 @@ def outcome(record: Record, states: Sequence[str]) -> str:
 
 
 def finding(record: Record) -> str:
-    """The one sentence: which classes collapse at which penalty, and what theory had said.
+    """One sentence: which classes collapse at which penalty, and what theory predicted.
 
-    It speaks of the cluster that collapses at the smallest penalty; of several, the last in the record.
+    It is about the cluster that collapses at the smallest penalty; of several, the last in the record.
     """
     stories = [_story(record, j) for j in range(len(record["clusters"]))]
     j = min(reversed(range(len(stories))), key=lambda j: stories[j][0])
@@ -163,7 +163,7 @@ def finding(record: Record) -> str:
 
 
 def meaning(record: Record) -> str:
-    """What the words of the finding mean, and of two clusters which classes they are."""
+    """What the words of the finding mean, and which classes belong to which of two clusters."""
     named = ""
     clusters = record["clusters"]
     if len(clusters) == 2 and sum(map(len, clusters)) <= _MOST_NAMED:
@@ -197,7 +197,7 @@ def _story(record: Record, j: int) -> tuple[float, str]:
 
 
 def _hits(record: Record) -> tuple[int, int, list[str]]:
-    """Class states that theory got right, all of them, and a phrase for each that it missed."""
+    """How many class states theory got right, how many there are, and a phrase for each that it missed."""
     missed, total = [], 0
     for run in record["runs"]:
         pairs = zip(run["predicted"]["states"], run["measured"]["states"], strict=True)
@@ -223,7 +223,7 @@ def verdict(record: Record) -> str:
 def consequence(record: Record) -> str:
     """What collapse costs: test accuracies at the smallest penalty and at the first one with collapsed classes.
 
-    Empty where an accuracy is undefined, or where there is nothing to compare.
+    Empty if an accuracy is undefined, or there is nothing to compare.
     """
     first, minority = record["runs"][0], record["clusters"][-1]
     later = [
@@ -245,12 +245,12 @@ def consequence(record: Record) -> str:
 
 
 def norm_name(norm: str) -> str:
-    """What stands between backbone and head, as its users write it."""
+    """The normalisation between backbone and head, in its usual spelling."""
     return _NORMS.get(norm, norm)
 
 
 def standard_finding(record: Record) -> str:
-    """Where the small classes of networks trained the usual way merge, by theory and measured; "" without such runs."""
+    """Where small classes of networks with standard training merge, by theory and measured; "" without such runs."""
     standard = record.get("standard")
     if standard is None:
         return ""
@@ -260,6 +260,6 @@ def standard_finding(record: Record) -> str:
         for run in standard["runs"]
     ]
     return (
-        f"With a {norm_name(standard['norm'])} before the last layer and weight decay on that layer alone, theory has "
-        f"the small classes merged from lambda_w {number_text(standard['merge'])} on. Trained: {', '.join(runs)}."
+        f"With a {norm_name(standard['norm'])} before the last layer and weight decay on that layer alone, the small "
+        f"classes merge in theory above lambda_w {number_text(standard['merge'])}. Trained: {', '.join(runs)}."
     )
