@@ -1,7 +1,6 @@
 """``solve`` for normalised features: on the spheres per sample, by the plain program per batch, each with its proof.
 
 Per batch the optimum is that of the plain program at lambda_z = a ||Z M^(1/2)||_*, the root of one increasing function.
-Per sample with a decayed gain it is that of the spheres at the price c with c gamma(Z) = sqrt(lambda_w lambda_gain).
 """
 
 from __future__ import annotations
@@ -26,17 +25,9 @@ from collapsar.solver.normalized_certificate import (
 )
 from collapsar.solver.objective import dual_entropy, target
 from collapsar.solver.solution import SharedProof, shared_proof
-from collapsar.solver.spheres import (
-    DENSE,
-    PATIENCE,
-    NormalizedQuotient,
-    SpherePoint,
-    Spheres,
-    newton_step,
-    settle_directions,
-    sphere_point,
-    sphere_start,
-)
+from collapsar.solver.sphere_directions import PATIENCE, settle_directions
+from collapsar.solver.sphere_newton import DENSE, newton_step
+from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, sphere_point, sphere_start
 from collapsar.solver.status import Result, Settings, Status
 from collapsar.solver.symmetry import Blocks, Quotient
 
@@ -85,7 +76,8 @@ def minimise_normalized(
         x, certificate, status, num_steps = minimise_nonnegative_spheres(n, how, near)
         return NormalizedResult(x.blocks(n.q), certificate, num_steps, status, spheres=x, price=n.price)
     start = first if isinstance(first, Spheres) else None
-    return _on_spheres(n, start, how) if n.gain is None else _with_gain(n, n.gain, start, how)
+    collapsed = None if n.gain is None else _collapsed(n, n.gain, how)
+    return _on_spheres(n, start, how) if collapsed is None else collapsed
 
 
 def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> NormalizedResult:
@@ -100,18 +92,18 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
     aim = _SQUARED if n.q.num_clusters <= DENSE else aim
     for step in range(1, how.max_steps + 1):
         before = p
-        p, radius, decrement = newton_step(n, p, radius)
+        p, radius, decrement = newton_step(p, radius)
         if many:
-            p, wider = settle_directions(n, p, decrement, times_added)
+            p, wider = settle_directions(p, decrement, times_added)
             times_added += wider
             if wider and step < how.max_steps:
                 radius = max(radius, 1e-3 * np.sqrt(p.value))
                 continue
         # the weaker the head, the less of its price decides what small classes do
-        ready = decrement <= aim * min(1.0, n.price * p.x.weight_norm() / max(p.value, 1e-300)) ** 0.5 or p is before
+        ready = decrement <= aim * min(1.0, p.price * p.x.weight_norm() / max(p.value, 1e-300)) ** 0.5 or p is before
         ready |= step == how.max_steps
         if ready and start is not None and not many:  # what died at a near price has no slope to come back
-            p, wider = settle_directions(n, p, decrement, PATIENCE)
+            p, wider = settle_directions(p, decrement, PATIENCE)
             if wider and step < how.max_steps:
                 continue
         if decrement <= _SADDLE and turns < PATIENCE and step < how.max_steps:
@@ -126,7 +118,7 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
             idle = 0 if best is None or certificate.gap < 0.5 * best.certificate.gap else idle + 1
             if best is None or certificate.gap <= best.certificate.gap:
                 status = Status.OPTIMAL if certificate.relative_gap <= how.tol else Status.STALLED
-                best = NormalizedResult(p.x.blocks(n.q), certificate, step, status, spheres=p.x, price=n.price)
+                best = NormalizedResult(p.x.blocks(n.q), certificate, step, status, spheres=p.x, price=p.price)
         if how.progress is not None:
             how.progress(step, certificate)
         closed = best is not None and best.status is Status.OPTIMAL
@@ -174,9 +166,9 @@ def awake(n: NormalizedQuotient, x: Spheres, held: int | None = None) -> Spheres
     if not (short | hold).any():
         return x
     p = sphere_point(n, x)
-    dead = hold | (short & (p.R.within**2 < p.nu * n.price))
+    dead = hold | (short & (p.R.within**2 < p.nu * p.price))
     u = np.where(dead, 0.0, np.where(short, _AWAKE * np.sqrt(q.sizes), x.u))
-    v = np.where(dead, 0.0, np.where(short, p.R.within * u / n.price, x.v))
+    v = np.where(dead, 0.0, np.where(short, p.R.within * u / p.price, x.v))
     F = x.F * np.sqrt((q.sizes - u**2) / np.maximum(np.sum(x.F**2, axis=0), np.finfo(np.float64).tiny))
     return Spheres(x.E, F, v, u, x.b)
 
@@ -185,7 +177,7 @@ def _merged(n: NormalizedQuotient, p: SpherePoint, tol: float) -> tuple[SpherePo
     """The point and its certificate; contrasts that only tend to zero are zero if that closes the certificate."""
     q, x, own = n.q, p.x, certify_spheres(n, p.x, enough=_CLOSED * tol)
     small = (x.u**2 < MERGED * q.sizes) & (q.sizes > 1)
-    dead = small & (p.R.within**2 < p.nu * n.price * (1 - 1e-9))
+    dead = small & (p.R.within**2 < p.nu * p.price * (1 - 1e-9))
     if not dead.any():
         return p, own
     F = x.F / np.where(dead, np.sqrt(np.sum(x.F**2, axis=0) / q.sizes), 1.0)
@@ -249,31 +241,6 @@ def _told(result: NormalizedResult, how: Settings) -> NormalizedResult:
     if how.progress is not None:
         how.progress(result.num_steps, result.certificate)
     return replace(result, status=Status.OPTIMAL) if result.certificate.relative_gap <= how.tol else result
-
-
-def _with_gain(n: NormalizedQuotient, gain: float, start: Spheres | None, how: Settings) -> NormalizedResult:
-    """The price c at which c gamma(Z) is the price of gamma: where gamma(Z) = ||W|| for unit features."""
-    zero = _collapsed(n, gain, how)
-    if zero is not None:
-        return zero
-    last: list[NormalizedResult] = []
-    steps = 0
-
-    def excess(price: float) -> float:
-        nonlocal steps
-        begin = last[-1].spheres if last else start
-        assert begin is None or isinstance(begin, Spheres)
-        result = _on_spheres(replace(n, price=price, gain=None), begin, how._replace(progress=None))
-        steps += result.num_steps
-        last.append(result)
-        assert isinstance(result.spheres, Spheres)
-        return 2 * float(np.log(price * np.sqrt(result.spheres.weight_norm()) / gain))
-
-    _root(excess, gain / 4, 1e-13)
-    result = last[-1]
-    assert isinstance(result.spheres, Spheres)
-    certificate = certify_spheres(n, result.spheres)
-    return _told(replace(result, certificate=certificate, num_steps=steps, status=Status.STALLED), how)
 
 
 def _collapsed(n: NormalizedQuotient, gain: float, how: Settings) -> NormalizedResult | None:

@@ -92,8 +92,7 @@ def certify_spheres(n: NormalizedQuotient, x: Spheres, *, enough: float = _CLOSE
         The objective of the factors, and the best bound known at their softmax.
     """
     q, p = n.q, sphere_point(n, x)
-    weight, nu = x.weight_norm(), np.maximum(p.nu, 0.0)
-    primal = p.value if n.gain is None else p.value - 0.5 * n.price * weight + n.gain * float(np.sqrt(weight))
+    primal, nu = p.value, np.maximum(p.nu, 0.0)
     best = Certificate(primal, _dual(n, p.P, p.R, _dominating(q, p.R, nu)))
     P, off = p.P, np.max(np.abs(q.bias_weight * x.b / q.sizes - p.R.bias)) if n.has_bias else 0.0
     if not best.relative_gap <= enough and off > BALANCED and q.bias_rows is None:

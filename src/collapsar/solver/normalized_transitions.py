@@ -29,16 +29,9 @@ from collapsar.solver.normalized_certificate import (
     scaled_quotient,
 )
 from collapsar.solver.solve import solve_quotient
-from collapsar.solver.spheres import (
-    PATIENCE,
-    NormalizedQuotient,
-    SpherePoint,
-    Spheres,
-    newton_step,
-    settle_directions,
-    sphere_point,
-    sphere_start,
-)
+from collapsar.solver.sphere_directions import PATIENCE, settle_directions
+from collapsar.solver.sphere_newton import newton_step
+from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, sphere_point, sphere_start
 from collapsar.solver.status import Settings
 from collapsar.solver.symmetry import Quotient, quotient
 
@@ -220,12 +213,12 @@ def _settled(n: NormalizedQuotient, held: int | None, start: Spheres | None, acc
     radius, least, idle, times_added = np.sqrt(4 * p.value), np.inf, 0, 0 if many else PATIENCE
     asleep = (p.x.u == 0) & (q.sizes > 1) & (np.arange(q.num_clusters) != held)
     for _ in range(_STEPS):
-        new, radius, decrement = newton_step(n, p, radius)
+        new, radius, decrement = newton_step(p, radius)
         idle = 0 if decrement < 0.5 * least else idle + 1
         rounding = new is p or (decrement <= 1e-15 and idle > _IDLE)
         if rounding or decrement <= accuracy**2:
             if start is not None and not many:  # directions that died at a near price have no slope to come back
-                p, wider = settle_directions(n, p, decrement, times_added)
+                p, wider = settle_directions(p, decrement, times_added)
                 if wider:
                     least, idle = np.inf, 0
                     continue
@@ -233,7 +226,7 @@ def _settled(n: NormalizedQuotient, held: int | None, start: Spheres | None, acc
             return _settled(n, held, p.x, accuracy) if woken.any() else p
         p, least = new, min(least, decrement)
         if many:
-            p, wider = settle_directions(n, p, decrement, times_added)
+            p, wider = settle_directions(p, decrement, times_added)
             times_added += wider
             radius = max(radius, 1e-3 * np.sqrt(p.value)) if wider else radius
     raise ArithmeticError("an optimum on the way to the threshold did not settle; counts may differ by too much")

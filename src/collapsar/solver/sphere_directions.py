@@ -12,17 +12,16 @@ are in use and two where one is: that is the preconditioner. Turning the directi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.types import Matrix, Vector
+from collapsar.solver.spheres import NOISE, SpherePoint, gained, size_of, sphere_point
 
-if TYPE_CHECKING:
-    from collapsar.solver.spheres import NormalizedQuotient, SpherePoint
-
+PATIENCE = 3  # times that directions are added before none is dropped any more
 _SETTLED = 1e-2  # decrement from which on the residual says which directions die
 _LATE = 1e-4  # and from which on one can be missed
 _DOUBT = 3.0  # a singular value is known to this many times the root of the decrement
@@ -30,18 +29,10 @@ _FLAT = 1e-2  # curvature of a pair that is taken for more, in units of the fact
 _DEAD = 0.99  # a direction out of use counts as no nearer to use than this
 _MISSED = 10.0  # and that a direction is missed is known from this many on
 _ROUNDING = 1e-10
-_LEAST_HELD = 1e-9  # of the largest: less would drown the other units of a step
-
-
-def held(n: NormalizedQuotient, p: SpherePoint) -> Vector:
-    """The multipliers, or half of what they are at least at the optimum, where price nu >= ||r||^2."""
-    least = (np.sum(p.R.between**2, axis=0) + (n.q.sizes - 1) * p.R.within**2) / (2 * n.q.sizes * n.price)
-    found = np.maximum(p.nu, least)  # zero where a smoothed target is met
-    return np.maximum(found, max(_LEAST_HELD * float(np.max(found)), 1e-300))
 
 
 @dataclass(frozen=True)
-class Directions:
+class _Directions:
     """What the residual says of directions; factors' rows, None where there is nothing to do.
 
     Attributes:
@@ -53,19 +44,48 @@ class Directions:
     missed: tuple[Matrix, Matrix] | None
 
 
-def directions(n: NormalizedQuotient, p: SpherePoint, decrement: float) -> Directions:
+def _directions(p: SpherePoint, decrement: float) -> _Directions:
     """Which directions die and which are missed, as far as can be told at this ``decrement``."""
     if decrement > _SETTLED:
-        return Directions(None, None)
-    c, nu = n.price, held(n, p)
-    U, sigma, Vt = np.linalg.svd(p.R.between / np.sqrt(c * nu))
+        return _Directions(None, None)
+    U, sigma, Vt = p.spectrum
     rank = int(np.sum(sigma >= 1 - _DOUBT * np.sqrt(decrement)))
     missed = int(np.sum(sigma > 1 + _MISSED * np.sqrt(decrement) + _ROUNDING)) if decrement <= _LATE else 0
     kept = None
     if 0 < rank < p.x.E.shape[0]:
         Q = np.linalg.qr(p.x.E @ U[:, :rank])[0]
         kept = Q.T @ p.x.E, Q.T @ p.x.F
-    return Directions(kept, (U[:, :missed].T, Vt[:missed] * np.sqrt(c / nu)) if missed else None)
+    return _Directions(kept, (U[:, :missed].T, Vt[:missed] * np.sqrt(p.price / p.hold)) if missed else None)
+
+
+def settle_directions(p: SpherePoint, decrement: float, times_added: int) -> tuple[SpherePoint, bool]:
+    """The point without directions that die, where that costs no more than is left to gain, and with those it misses.
+
+    Directions that were added several times are not dropped again: one near its threshold would come and go for ever.
+
+    Returns:
+        The point, and whether directions were added.
+    """
+    n, found = p.n, _directions(p, decrement)
+    zero = (0 * p.x.v, 0 * p.x.u, 0 * p.x.b)
+    if found.kept is not None and times_added < PATIENCE:
+        E, F = found.kept
+        new = sphere_point(n, replace(p.x, E=E, F=F).moved(n.q, (0 * E, 0 * F, *zero), 0.0))
+        p = new if gained(p, new) >= -max(decrement, 1e-15) * size_of(p) else p
+    if found.missed is None:
+        return p, False
+    E, F = found.missed
+    unit = float(np.max(np.sqrt(np.sum(F**2, axis=0) / n.q.sizes)))  # at most as long as a feature
+    E, F = E / unit, F / unit
+    wide = replace(p.x, E=np.vstack([p.x.E, 0 * E]), F=np.vstack([p.x.F, 0 * F]))
+    step = (np.vstack([0 * p.x.E, E]), np.vstack([0 * p.x.F, F]), *zero)
+    tried = [sphere_point(n, wide.moved(n.q, step, length)) for length in np.geomspace(1e-4, 1.0, 9)]
+    gains = [gained(p, one) for one in tried]
+    best = int(np.argmax(gains))
+    if not gains[best] > 0:  # too little to be seen: Newton's method follows the slope from the nearest
+        room = wide.E.shape[0] <= n.q.num_clusters and gains[0] >= -10 * NOISE * size_of(p)
+        return (tried[0], True) if room else (p, False)
+    return tried[best], True
 
 
 @dataclass(frozen=True)
@@ -128,15 +148,14 @@ class BalancedFactors:
         return self.Q @ e @ self.A.T / self.root[0], self.Q @ f @ self.B.T / self.root[1]
 
 
-def balanced_factors(n: NormalizedQuotient, p: SpherePoint, diagonal: Matrix) -> BalancedFactors:
+def balanced_factors(p: SpherePoint, diagonal: Matrix) -> BalancedFactors:
     """The preconditioner at a point whose factors have fewer directions than clusters.
 
     Args:
-        n: the program.
         p: the point.
         diagonal: of the second derivative of the loss in X, shape (J, J).
     """
-    x, c, nu = p.x, n.price, held(n, p)
+    x, c, nu = p.x, p.price, p.hold
     r = x.E.shape[0]
     E, F = x.E * np.sqrt(c), x.F * np.sqrt(nu)
     (left, upper), (right, lower) = np.linalg.qr(E.T, mode="complete"), np.linalg.qr(F.T, mode="complete")
