@@ -745,7 +745,7 @@ def test_a_class_that_solve_calls_merged_and_the_rule_separated_is_named():
     norm = replace(LAYER, width=64, length=8.0)
     d = diagnose_measurement(measured(counts, W.T, H.T, b), KnownTraining(lambda_w=0.6, lambda_b=0.0, norm=norm))
     assert d.separation.states == ("separated",) * 10
-    assert "predicts 10 separated (9 is merged for `solve` and `advise`: its features raise another class's" in d.reason
+    assert "predicts 10 separated (9 is merged in solve and advise: its features raise another class's" in d.reason
     assert "8 and 9 are outvoted at that optimum as well" in d.reason
 
 

@@ -1411,3 +1411,21 @@ def test_of_decay_below_the_head_nothing_is_said_where_nothing_there_is_trained(
     model[:-1].requires_grad_(not frozen)
     trained = model[-1].parameters() if frozen else model.parameters()
     assert quietly(model, model[-1], torch_optim.SGD(trained, lr=0.1, weight_decay=5e-4))[1] == kinds
+
+
+def test_what_the_heads_optimizer_shows_is_not_said_of_the_bodys() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 3))
+    optimizers = [
+        torch_optim.NAdam(model[0].parameters(), lr=0.1, weight_decay=0.1, decoupled_weight_decay=True),
+        torch_optim.AdamW(model[2].parameters(), lr=0.1, weight_decay=0.1),
+    ]
+    for _ in range(5):
+        nn.functional.cross_entropy(model(torch.randn(9, 6)), torch.arange(9) % 3).backward()
+        for each in optimizers:
+            each.step()
+    told = {
+        str(w).split()[0]: str(w) for w in penalty_warnings(model, model[2], optimizers) if w.kind == "decoupled-decay"
+    }
+    assert "slope" in told["AdamW"]
+    assert told["NAdam"].endswith("is not a penalty of the loss. It does not act on the head.")

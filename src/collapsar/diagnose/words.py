@@ -112,7 +112,7 @@ def _predicted(d: Diagnosis, prediction: Prediction) -> str:
     if turned:  # alone in their size, and by no distance near another
         verb, own = ("is", "its") if len(turned) == 1 else ("are", "their")
         by_rule += (
-            f" ({d.named(turned)} {verb} merged for `solve` and `advise`: {own} features raise another class's score "
+            f" ({d.named(turned)} {verb} merged in solve and advise: {own} features raise another class's score "
             f"at least as much as {own} own)"
         )
     text = f"For these class counts {at} predicts {what}{by_rule}"

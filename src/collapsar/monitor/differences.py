@@ -105,20 +105,21 @@ def _of_decays(facts: Facts) -> Iterator[PenaltyWarning]:
         if (wrapper := wrapper_of(optimizer)) is not None:
             yield _warning("wrapped-optimizer", wrapper)
     seen = {(name, decay.kind) for name, decay in facts.decays}
+    decay, found = facts.decay, group_of(facts.weight, facts.optimizer)
+    of_head = "" if found is None else own_name(found[0])
     for name in sorted({name for name, kind in seen if kind == "preconditioned"}):
-        yield _warning("decoupled-decay", name, _of_rows(facts))
+        told = facts.rows is None or name == of_head
+        yield _warning("decoupled-decay", name, _of_rows(facts) if told else "It does not act on the head.")
     for name in sorted({name for name, kind in seen if kind == "unknown"}):
         yield _warning("unknown-decay", name)
     # Of one that decays no vectors, a group of biases and gains alone is no surprise.
     acting = {name for name, kind in seen if kind != "none"}
     for name in sorted({name for name, decay in facts.decays if decay.weight_decay != 0} - acting):
         yield _warning("unused-decay", name)
-    decay, found = facts.decay, group_of(facts.weight, facts.optimizer)
-    name = "" if found is None else own_name(found[0])
     if decay is not None and decay.kind == "linear":
-        yield _warning("linear-decay", name, decay.weight_decay, decay.penalty)
+        yield _warning("linear-decay", of_head, decay.weight_decay, decay.penalty)
     if decay is not None and decay.centred:
-        yield _warning("centred-gradients", name, decay.weight_decay)
+        yield _warning("centred-gradients", of_head, decay.weight_decay)
 
 
 def _of_rows(facts: Facts) -> str:
