@@ -127,21 +127,24 @@ def _gradients(head: AdamWHead, W: Matrix, H: Matrix, b: Matrix) -> tuple[Matrix
     """Of the mean loss: dL/dW, its mean square over batches v, the features' pull; dL/db and its mean square."""
     q, B = head.share[:, None], head.batch_size
     scores = H @ W.T + b
-    r = np.exp(scores - scores.max(axis=1, keepdims=True))
-    r /= r.sum(axis=1, keepdims=True)
-    np.einsum("cc->c", r)[...] -= 1  # row c: of class c's samples
+    r = np.exp(scores - np.maximum.reduce(scores, axis=1, keepdims=True))
+    r /= np.add.reduce(r, axis=1, keepdims=True)
+    r.reshape(-1)[:: len(r) + 1] -= 1  # row c: of class c's samples
     shares = q * r
     squares = shares * r
-    G, of_b = shares.T @ H, shares.sum(axis=0)
-    v = squares.T @ H**2 / B + (1 - 1 / B) * G**2
-    pull = r @ W
-    pull -= pull.mean(axis=1, keepdims=True)
-    return G, v, pull, of_b, squares.sum(axis=0) / B + (1 - 1 / B) * of_b**2
+    G, of_b = shares.T.dot(H), np.add.reduce(shares, axis=0)
+    v = squares.T.dot(H**2)
+    v /= B
+    v += (1 - 1 / B) * G**2
+    pull = r.dot(W)
+    pull -= np.add.reduce(pull, axis=1, keepdims=True) / pull.shape[1]
+    return G, v, pull, of_b, np.add.reduce(squares, axis=0) / B + (1 - 1 / B) * of_b**2
 
 
 def _on_spheres(H: Matrix, length: Matrix) -> Matrix:
-    H = H - H.mean(axis=1, keepdims=True)
-    return H * (length / np.sqrt((H**2).sum(axis=1, keepdims=True)))
+    H = H - np.add.reduce(H, axis=1, keepdims=True) / H.shape[1]
+    H *= length / np.sqrt(np.add.reduce(H**2, axis=1, keepdims=True))
+    return H
 
 
 def _relative(part: Matrix, whole: Matrix) -> float:
