@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -53,6 +54,7 @@ WHICH_MODEL: dict[str, WhichModel] = {
 }
 
 
+@lru_cache(maxsize=64)  # asked for each run, in the plan and in the record
 def thresholds_of(n_a: int, n_b: int) -> dict[str, dict[str, float]]:
     """When the minority collapses and when everything does, for both models."""
     out = {}
