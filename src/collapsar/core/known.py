@@ -17,6 +17,8 @@ NORMALISED = "feeds the head: the length of the features is normalised and canno
 """Part of the caution about a norm before the head, which is left out where the norm's own model is chosen."""
 UNTRAINED = "The head is not trained"
 """Start of the caution that loss and penalty are not balanced at the head."""
+IDLE = "Weight decay has not acted"
+"""How the caution begins that the decay of a run was too weak, or the run too short, for it to have merged classes."""
 UNPENALISED = "Nothing penalises the features"
 """Start of the caution that features may grow without bound; left out where their lengths show a normalisation."""
 
@@ -131,6 +133,12 @@ class KnownTraining(JsonValue):
                 object.__setattr__(self, name, frozen_vector(numbers.copy()))
         if self.features not in (None, "signed", "nonnegative"):
             raise ValueError(f'`features` must be "signed", "nonnegative" or None, got {self.features!r}')
+
+    @property
+    def idle(self) -> bool:
+        """Whether weight decay alone was there to merge classes, and has not acted."""
+        penalised = self.norm is None and bool(self.lambda_h)
+        return not penalised and any(caution.startswith(IDLE) for caution in self.cautions)
 
     @property
     def one_lambda_w(self) -> float | None:

@@ -23,6 +23,7 @@ _MOST_LISTED = 100
 _MOST_GROUPS = 3
 # Columns of the predictions are computed for this many classes at a time.
 _CLASSES = 256
+_UNDECAYED = "the decay of this run has not acted, and weaker decay changes nothing"
 # A difference of biases, in nats, that no class frequencies explain: a factor of a million.
 _SHUT = 14.0
 # Differences of log priors up to this, in nats, count as none.
@@ -134,6 +135,8 @@ def lost(d: Diagnosis) -> Iterator[str]:
             for c in [c for c in d.standings.lost if c.reason == "merged"][:_MOST_LOST]
         )
         room = "need room of their own, by weaker penalties on head and features, or class weights."
+        if d.known.idle:
+            room = f"need longer training, or class weights: {_UNDECAYED}."
         if not set(near["merged"]) - astray:
             room = f"need room of their own, which the optimum at these penalties gives them: {GENTLE}"
         tried = _of_merged(d, set(near["merged"]), corrections)
@@ -141,6 +144,8 @@ def lost(d: Diagnosis) -> Iterator[str]:
     for classes in ([k for k in near["vanished"] if k not in astray], [k for k in near["vanished"] if k in astray]):
         if classes:
             cure = "weaken the penalties, or give these classes larger weights."
+            if d.known.idle:
+                cure = f"train longer, or give these classes larger weights; {_UNDECAYED}."
             if classes[0] in astray:
                 cure = f"the optimum at these penalties separates them nevertheless, but {GENTLE}"
             yield (
@@ -249,6 +254,8 @@ def _of_merged(d: Diagnosis, lost: set[int], corrections: tuple[_Correction, ...
 def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> str:
     """Whether taking the class frequencies out of the scores recovers the class, and at whose cost."""
     m, k, room = d.measurement, c.index, "it needs more room, by weaker penalties or class weights, or more samples."
+    if d.known.idle:
+        room = f"it needs longer training, class weights or more samples; {_UNDECAYED}."
     if int(np.argmax(m.evidence.columns(k))) == k and m.b[k] < m.b[c.rival] - _SHUT:
         return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[k]:.3g} nats below the rival's; reset it."
     if not corrections:

@@ -41,10 +41,10 @@ def optimum_margins(d: Diagnosis) -> Vector | None:
 def kept(d: Diagnosis, classes: Iterable[int]) -> list[int]:
     """Those that the optimum at the training's own penalties separates and gives their own samples.
 
-    None where decay acts on the layers below a norm as well, which the model has not.
+    None where decay acts on the layers below a norm as well, which the model has not, or has not acted at all.
     """
     margins, p = optimum_margins(d), d.prediction
-    if margins is None or p is None or _bent(d):
+    if margins is None or p is None or _bent(d) or d.known.idle:
         return []
     return [k for k in classes if margins[k] > TIE and p.states[k] == p.seen[k] == "separated"]
 

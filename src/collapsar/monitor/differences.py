@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from collapsar.core.known import NORMALISED, UNPENALISED, UNTRAINED, HeadNorm
+from collapsar.core.known import IDLE, NORMALISED, UNPENALISED, UNTRAINED, HeadNorm
 from collapsar.core.sentences import percent
 from collapsar.monitor.facts import Facts
 from collapsar.monitor.layers import above_norm, is_linear
@@ -35,7 +35,7 @@ _TEXTS: Mapping[str, str] = {
     "of the head's rows, and no loss moves their means.",
     "wrapped-optimizer": "{} wraps another optimizer: the decay is read from that one; what else the wrapper does to "
     "the steps is not known.",
-    "decay-clock": "Weight decay has not acted: the sum of lr * weight_decay {} {:.2g}, far below 1, so it cannot have "
+    "decay-clock": f"{IDLE}: the sum of lr * weight_decay {{}} {{:.2g}}, far below 1, so it cannot have "
     "merged classes in this run. Small classes that are lost are not learned yet, are outvoted by the prior, or have "
     "no room; or the weights were loaded, and an earlier training had lost them.",
     "frozen-head": f"{UNTRAINED}: loss and penalty do not balance there, and no penalty can be read from it.",
