@@ -131,6 +131,12 @@ def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None, num_cl
     if name.endswith("kernel"):  # (d, K) with Keras and flax
         weight, reason = weight[:].T, f"{reason}, a kernel of (d, K) turned"
     bias = _beside(path, tensors, name, weight.shape)
+    if bias is None and re.search(r"(^|[./])W$", name) and not path.name.endswith((".npz", ".npy")):
+        # The losses of pytorch-metric-learning (ArcFaceLoss, NormalizedSoftmaxLoss) store theirs (d, K).
+        raise Refused(
+            f"{path}: it is not known whether the classes of {name!r} {weight.shape} are its rows or, as in the losses of "
+            "pytorch-metric-learning, its columns; save it as 'weight' with a row per class"
+        )
     extra = {key: tensors[key].read() for key in ("class_names", "class_counts") if key in tensors}
     names = extra.get("class_names")
     return HeadFile(
