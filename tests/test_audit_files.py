@@ -455,7 +455,9 @@ def test_a_kernel_of_keras_or_flax_has_a_column_per_class(stored: dict, head: st
 def test_a_matrix_that_may_have_a_column_per_class_is_refused(name: str, tmp_path: Path) -> None:
     # ArcFaceLoss(num_classes=K, embedding_size=D).state_dict() of pytorch-metric-learning 2.9.0 is {"W": (D, K)}.
     torch.save({name: torch.from_numpy(W.T.copy())}, tmp_path / "arcface.pt")
-    with pytest.raises(ValueError, match=rf"'{name}' \({D}, {K}\) are its rows or.*save it as 'weight' with a row per class"):
+    with pytest.raises(
+        ValueError, match=rf"'{name}' \({D}, {K}\) are its rows or.*save it as 'weight' with a row per class"
+    ):
         read_head(tmp_path / "arcface.pt", name)
     torch.save({"weight": torch.from_numpy(W)}, tmp_path / "head.pt")
     np.testing.assert_array_equal(read_head(tmp_path / "head.pt").weight, W)

@@ -226,6 +226,28 @@ def test_decay_is_known_by_what_it_does(name: str) -> None:
     assert all(float(state.get("step", 0)) == 0 for state in optimizer.state.values())
 
 
+def test_the_momentum_of_heavyball_is_called_beta() -> None:
+    class HeavyBall(torch_optim.Optimizer):  # as SGD of heavyball 3.2.1 steps
+        def __init__(self, params: Any, lr: float, weight_decay: float, beta: float) -> None:
+            super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "beta": beta})
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            (group,) = self.param_groups
+            for p in group["params"]:
+                sums = self.state[p].setdefault("sums", torch.zeros_like(p)).mul_(group["beta"]).add_(p.grad)
+                p.sub_(group["lr"] * (sums + group["weight_decay"] * p))
+
+    w = nn.Parameter(torch.ones(5, 4))
+    optimizer = HeavyBall([w], lr=0.1, weight_decay=0.5, beta=0.75)
+    for _ in range(500):  # pulled to 2 by a square: rests where 2 - w = penalty * w
+        w.grad = w.detach() - 2
+        optimizer.step()
+    decay = decay_of(w, optimizer)
+    assert decay.kind == "linear"
+    assert torch.allclose((2 - w.detach()) / w.detach(), torch.full((5, 4), decay.penalty), rtol=1e-4)
+
+
 def of_package() -> list[str]:
     """The optimizers of pytorch_optimizer that need parameters, a rate and a weight decay alone."""
     found = []
