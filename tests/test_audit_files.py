@@ -452,15 +452,17 @@ def test_a_kernel_of_keras_or_flax_has_a_column_per_class(stored: dict, head: st
 
 
 @pytest.mark.parametrize("name", ["W", "loss.W"])
-def test_a_matrix_that_may_have_a_column_per_class_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_matrix_that_may_have_a_column_per_class_needs_the_number_of_classes(name: str, tmp_path: Path) -> None:
     # ArcFaceLoss(num_classes=K, embedding_size=D).state_dict() of pytorch-metric-learning 2.9.0 is {"W": (D, K)}.
     torch.save({name: torch.from_numpy(W.T.copy())}, tmp_path / "arcface.pt")
-    with pytest.raises(
-        ValueError, match=rf"'{name}' \({D}, {K}\) are its rows or.*save it as 'weight' with a row per class"
-    ):
-        read_head(tmp_path / "arcface.pt", name)
-    torch.save({"weight": torch.from_numpy(W)}, tmp_path / "head.pt")
-    np.testing.assert_array_equal(read_head(tmp_path / "head.pt").weight, W)
+    torch.save({name: torch.from_numpy(W)}, tmp_path / "own.pt")
+    for num_classes in (None, K + D):
+        with pytest.raises(
+            ValueError, match=rf"'{name}' \({D}, {K}\) are its rows or.*, or save it as 'weight' with a row"
+        ):
+            read_head(tmp_path / "arcface.pt", name, num_classes)
+    for file in ("arcface.pt", "own.pt"):
+        np.testing.assert_array_equal(read_head(tmp_path / file, name, K).weight, W)
 
 
 def test_a_torchscript_program_is_not_run(tmp_path: Path) -> None:

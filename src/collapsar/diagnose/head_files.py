@@ -133,10 +133,15 @@ def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None, num_cl
     bias = _beside(path, tensors, name, weight.shape)
     if bias is None and re.search(r"(^|[./])W$", name) and not path.name.endswith((".npz", ".npy")):
         # The losses of pytorch-metric-learning (ArcFaceLoss, NormalizedSoftmaxLoss) store theirs (d, K).
-        raise Refused(
-            f"{path}: it is not known whether the classes of {name!r} {weight.shape} are its rows or, as in the losses "
-            "of pytorch-metric-learning, its columns; save it as 'weight' with a row per class"
-        )
+        rows, columns = (side == num_classes for side in weight.shape)
+        if rows == columns:
+            raise Refused(
+                f"{path}: it is not known whether the classes of {name!r} {weight.shape} are its rows or, as in the "
+                "losses of pytorch-metric-learning, its columns; give --counts or --class-names, or save it as "
+                "'weight' with a row per class"
+            )
+        if columns:
+            weight, reason = weight[:].T, f"{reason}, (d, K) turned"
     extra = {key: tensors[key].read() for key in ("class_names", "class_counts") if key in tensors}
     names = extra.get("class_names")
     return HeadFile(

@@ -205,18 +205,11 @@ def _tried(optimizer: Optimizer, group: Group, decay: float, start: Tensor) -> D
 
 
 def _rested(optimizer: Optimizer, group: Group, uneven: Tensor) -> tuple[DecayKind, float, float]:
-<<<<<<< HEAD
     """The penalty of a decoupled decay with linear steps: where the weights rest under a constant gradient."""
     # A decay that does not scale with the learning rate, or depends on the gradients, differs at each step: what is
     # measured on these gradients would not hold for the network's.
-    possible, factors = (1.0, 1.0 - group.get("momentum", 0.0)), []
-=======
-    """The penalty of a decoupled decay whose steps are linear: where a constant gradient lets the weights rest."""
-    # One that does not go with the learning rate, or that depends on the gradients, is another at each step: what is
-    # measured on these gradients would not hold on the network's.
     momentum = group.get("momentum", group.get("beta", 0.0))  # heavyball's name
     possible, factors = (1.0, 1.0 - momentum), []
->>>>>>> 83f0486 (Heavyball calls the momentum of its SGD beta: its decoupled decay is a penalty of known size)
     for rate, pull in ((0.25, torch.ones_like(uneven)), (0.125, uneven), (0.125, uneven**3)):
         twin, now = _twin(optimizer, group, pull, lr=rate, weight_decay=_DECAY), pull
         for _ in range(3000):
