@@ -24,6 +24,8 @@ _MOST_GROUPS = 3
 # Columns of the predictions are computed for this many classes at a time.
 _CLASSES = 256
 _UNDECAYED = "the decay of this run has not acted, and weaker decay changes nothing"
+_MUCH = 2.0  # times the penalty, that the loss pulls along the head's weight
+_UNHELD = "the loss still pulls much harder at the head than its penalty holds, so weaker penalties change little"
 # A difference of biases, in nats, that no class frequencies explain: a factor of a million.
 _SHUT = 14.0
 # Differences of log priors up to this, in nats, count as none.
@@ -135,8 +137,8 @@ def lost(d: Diagnosis) -> Iterator[str]:
             for c in [c for c in d.standings.lost if c.reason == "merged"][:_MOST_LOST]
         )
         room = "need room of their own, by weaker penalties on head and features, or class weights."
-        if d.known.idle:
-            room = f"need longer training, or class weights: {_UNDECAYED}."
+        if unheld := _unheld(d):
+            room = f"need longer training, or class weights: {unheld}."
         if not set(near["merged"]) - astray:
             room = f"need room of their own, which the optimum at these penalties gives them: {GENTLE}"
         tried = _of_merged(d, set(near["merged"]), corrections)
@@ -144,8 +146,8 @@ def lost(d: Diagnosis) -> Iterator[str]:
     for classes in ([k for k in near["vanished"] if k not in astray], [k for k in near["vanished"] if k in astray]):
         if classes:
             cure = "weaken the penalties, or give these classes larger weights."
-            if d.known.idle:
-                cure = f"train longer, or give these classes larger weights; {_UNDECAYED}."
+            if unheld := _unheld(d):
+                cure = f"train longer, or give these classes larger weights; {unheld}."
             if classes[0] in astray:
                 cure = f"the optimum at these penalties separates them nevertheless, but {GENTLE}"
             yield (
@@ -163,6 +165,14 @@ def lost(d: Diagnosis) -> Iterator[str]:
         names = [d.class_names[c.index] for c in d.standings.lost]
         rest = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
         yield f"All lost classes: {', '.join(names[:_MOST_LISTED])}{rest}."
+
+
+def _unheld(d: Diagnosis) -> str:
+    """Why weaker penalties are no cure, where they do not hold the head; "" where they may."""
+    if d.known.idle:
+        return _UNDECAYED
+    known = d.known.one_lambda_w
+    return _UNHELD if known is not None and not d.at_rest and d.forces.fitted_w > _MUCH * known else ""
 
 
 def _ahead(d: Diagnosis, c: LostClass) -> str:
@@ -254,8 +264,8 @@ def _of_merged(d: Diagnosis, lost: set[int], corrections: tuple[_Correction, ...
 def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> str:
     """Whether taking the class frequencies out of the scores recovers the class, and at whose cost."""
     m, k, room = d.measurement, c.index, "it needs more room, by weaker penalties or class weights, or more samples."
-    if d.known.idle:
-        room = f"it needs longer training, class weights or more samples; {_UNDECAYED}."
+    if unheld := _unheld(d):
+        room = f"it needs longer training, class weights or more samples; {unheld}."
     if int(np.argmax(m.evidence.columns(k))) == k and m.b[k] < m.b[c.rival] - _SHUT:
         return f"Its bias shuts it out: it is {m.b[c.rival] - m.b[k]:.3g} nats below the rival's; reset it."
     if not corrections:
