@@ -38,7 +38,7 @@ test-browser: install ## the pages in headless Chromium (Debian: apt install chr
 check: install ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright --threads 2
+	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
 format: install ## rewrite the code in the house style
