@@ -280,8 +280,8 @@ HOLED = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, GOOD)
         ({"weight": np.zeros((1, 4))}, "two or more classes"),
         ({"weight": HOLED}, "`weight` must be finite; row 2 is not"),
         ({"weight": 1e200 * GOOD}, r"`weight` must be below 1e\+100; row 0 is not"),
-        ({"weight": 1e20 * GOOD}, "multiply weight and bias by one number"),
-        ({"weight": 1e-40 * GOOD}, "multiply weight and bias by one number"),
+        ({"weight": 1e20 * GOOD}, "scale weight and bias by one number"),
+        ({"weight": 1e-40 * GOOD}, "scale weight and bias by one number"),
         ({"weight": GOOD, "bias": np.zeros(5)}, r"`bias` must be \(K,\) = \(6,\)"),
         ({"weight": GOOD, "bias": np.full(6, np.inf)}, "`bias` must be finite"),
         ({"weight": GOOD, "class_names": ["a"]}, "hold one name for each of 6 classes, got 1"),
@@ -338,7 +338,7 @@ def test_a_diagnosis_counts_classes_that_share_a_row() -> None:
     assert found.separation.states == ("separated",) * 6
     assert found.shared_rows == ((3, 5),)
     assert found.dead == (3, 5)
-    assert "2 of 6 classes are dead, with coinciding rows of the head as others': 3 and 5." in found.headline
+    assert "2 of 6 classes are dead, with the same rows of the head as others: 3 and 5." in found.headline
     assert found.num_gone == 2
     assert found.to_dict()["num_dead"] == 2
 

@@ -448,7 +448,7 @@ def test_a_kernel_of_keras_or_flax_has_a_column_per_class(stored: dict, head: st
     assert found.bias is not None
     np.testing.assert_array_equal(found.weight, W)
     np.testing.assert_array_equal(found.bias, B.astype(float))
-    assert "a kernel of (d, K) turned" in found.reason
+    assert "a kernel (d, K), transposed" in found.reason
 
 
 @pytest.mark.parametrize("name", ["W", "loss.W"])
@@ -510,20 +510,23 @@ def faults(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     return {
         "cut.safetensors": (tmp_path / "cut.safetensors", "truncated"),
         "short.safetensors": (tmp_path / "short.safetensors", "truncated"),
-        "noise.safetensors": (tmp_path / "noise.safetensors", "truncated or no .safetensors file"),
+        "noise.safetensors": (tmp_path / "noise.safetensors", "truncated or not a .safetensors file"),
         "cut.onnx": (tmp_path / "cut.onnx", "truncated"),
-        "empty.onnx": (tmp_path / "empty.onnx", "holds no graph"),
+        "empty.onnx": (tmp_path / "empty.onnx", "has no graph"),
         "relu.onnx": (tmp_path / "relu.onnx", "those of an output: its outputs come from Relu"),
-        "vectors.npz": (tmp_path / "vectors.npz", "no matrix (K, d) is in it; it holds bias"),
+        "vectors.npz": (tmp_path / "vectors.npz", "it has no matrix (K, d), only bias"),
         "nan.npz": (tmp_path / "nan.npz", "`weight` must be finite; row"),
         "cut.npz": (tmp_path / "cut.npz", "damaged"),
         "bias.npz": (tmp_path / "bias.npz", "'bias' (6,) does not fit 'weight' (7, 5), a number for each row"),
         "columns.npz": (tmp_path / "columns.npz", "store the weight with a row per class"),
         "locked.npz": (tmp_path / "locked.npz", "encrypted"),
-        "unsafe.pt": (tmp_path / "unsafe.pt", "holds Python objects, which are not loaded; save model.state_dict()"),
+        "unsafe.pt": (
+            tmp_path / "unsafe.pt",
+            "holds Python objects, which are not loaded; save only model.state_dict()",
+        ),
         "list.pt": (tmp_path / "list.pt", "holds a list, not a state dict"),
         "model.txt": (tmp_path / "model.txt", "`source` must be"),
-        "folder": (tmp_path / "folder", "holds no model"),
+        "folder": (tmp_path / "folder", "has no model"),
         "nothing": (tmp_path / "nothing", "does not exist"),
     }
 

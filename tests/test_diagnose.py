@@ -174,7 +174,7 @@ def test_bad_safetensors_and_unknown_endings(tmp_path):
     ):
         with pytest.raises(ValueError, match=says):
             diagnose(tmp_path / name)
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match="has no checkpoint"):
         diagnose(tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_safetensors_are_read_without_their_library(tmp_path, monkeypatch):
 
 def test_the_largest_size_is_a_limit_not_a_wall(npz, monkeypatch):
     monkeypatch.setattr(feature_files, "MAX_BYTES", 100_000)
-    with pytest.raises(ValueError, match=r"`features`.*read at once"):
+    with pytest.raises(ValueError, match=r"`features`.*more than the limit of"):
         diagnose(npz)
 
 
@@ -646,8 +646,8 @@ def test_pairs_of_npy_files_and_labels_that_are_names(tmp_path, npz):
     twice = np.where(names == "k3", "k4", names)
     for name, more, says in (
         ("k4", {}, "9 different names"),
-        ("other", {"class_names": names}, "has not: other"),
-        ("k4", {"class_names": twice}, "several classes bear: k4"),
+        ("other", {"class_names": names}, "not in `class_names`: other"),
+        ("k4", {"class_names": twice}, "shared by several classes: k4"),
     ):
         labels = names[held["labels"]].astype("U5")
         labels[labels == "k3"] = name
@@ -660,10 +660,10 @@ def test_pairs_of_npy_files_and_labels_that_are_names(tmp_path, npz):
     ("layer", "says"),
     [
         (nn.LayerNorm(8, elementwise_affine=False), "A LayerNorm feeds the head"),
-        (nn.LayerNorm(8), "A LayerNorm feeds the head; its gain is trained, and taken as it is now"),
+        (nn.LayerNorm(8), "A LayerNorm feeds the head; its gain is trained, and taken at its present value"),
         (nn.BatchNorm1d(8), "A BatchNorm1d feeds the head"),
         (nn.Tanh(), "A Tanh feeds the head"),
-        (nn.Identity(), "No normalisation is seen before the head"),
+        (nn.Identity(), "No normalisation was found before the head"),
     ],
 )
 def test_the_layer_before_the_head_is_seen_without_being_told(layer: nn.Module, says: str) -> None:

@@ -570,10 +570,10 @@ def test_a_gradient_far_from_any_penalty_tells_none():
         (KnownTraining(norm=replace(LAYER, length=40.0)), "sample", "have 10 % of its length"),
         (KnownTraining(norm=replace(LAYER, gain_penalty=0.1)), "none", "its gain is decayed, one for each feature"),
         (KnownTraining(norm=replace(LAYER, over="batch", gain_penalty=0.1)), "batch", "model of a decayed gain"),
-        (KnownTraining(norm=replace(LAYER, trained_gain=True, uneven=0.5)), "none", "now (uneven by 50 %)"),
+        (KnownTraining(norm=replace(LAYER, trained_gain=True, uneven=0.5)), "none", "value (uneven by 50 %)"),
         (KnownTraining(norm=replace(LAYER, uneven=0.1)), "sample", "(uneven by 10 %, about as far"),
         (KnownTraining(norm=replace(LAYER, length=1.0)), "sample", "The norms of the features are equal"),
-        (KnownTraining(0.4, norm=LAYER, body="decayed"), "sample", "Decay acts on the layers below as well"),
+        (KnownTraining(0.4, norm=LAYER, body="decayed"), "sample", "Decay also acts on the layers below"),
     ],
 )
 def test_what_the_layers_say_decides_the_model(known, name, words):

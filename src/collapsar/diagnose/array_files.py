@@ -1,4 +1,4 @@
-"""Arrays in files, announced before anything is read, without pickle: .npz, .npy and .safetensors, by numpy alone.
+"""Arrays in files, described before anything is read, without pickle: .npz, .npy and .safetensors, by numpy alone.
 
 Example:
     >>> halves = np.array([[0x3F80, 0x4000]], dtype=np.uint16)  # 1 and 2 in bfloat16
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-# How each kind of number of safetensors is stored; what numpy has not is widened as it is read.
+# How safetensors stores each type of number; types that numpy lacks are widened when read.
 _STORAGE: dict[str, Any] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "I8": "i1", "U8": "u1",
     "I16": "<i2", "I32": "<i4", "I64": "<i8", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?",
@@ -30,8 +30,8 @@ _STORAGE: dict[str, Any] = {
 _WIDENED = ("BF16", "F8_E4M3", "F8_E5M2")
 
 
-class Refused(ValueError):  # noqa: N818 - a ValueError to whoever asked for the file
-    """What the file holds is whole, but not what is needed: the message is for the reader as it is."""
+class Refused(ValueError):  # noqa: N818 - a ValueError to the caller
+    """The file is intact, but not what is needed: the message goes to the user unchanged."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class ArrayEntry:
     """One array of a file before it is read.
 
     Attributes:
-        kind: numpy's letter for the kind of its numbers: "f", "i", "u", "b"; "U" for text, "O" for objects.
+        kind: numpy's letter for the type of its numbers: "f", "i", "u", "b"; "U" for text, "O" for objects.
         shape: of the array.
-        num_bytes: how large it is.
-        read: the array; or, of a matrix of numbers that numpy has not, an object that hands out its rows.
+        num_bytes: its size.
+        read: returns the array; or, for numbers of a type that numpy lacks, an object that returns its rows.
     """
 
     kind: str
@@ -53,17 +53,17 @@ class ArrayEntry:
 
 @contextmanager
 def said_plainly(file: Path, instead: str) -> Iterator[None]:
-    """Whatever zipfile, json, pickle, numpy or onnx raise on a damaged file as one ValueError.
+    """Turn whatever zipfile, json, pickle, numpy or onnx raise on a damaged file into one ValueError.
 
     Args:
         file: the file.
-        instead: what it is if it is not damaged.
+        instead: what it may be if it is not damaged.
     """
     try:
         yield
     except Refused as error:
         raise ValueError(str(error)) from None
-    except (OSError, ModuleNotFoundError):  # an extra that is not installed is no damage
+    except (OSError, ModuleNotFoundError):  # a missing extra does not mean damage
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -110,14 +110,14 @@ def safetensors_arrays(path: Path) -> dict[str, ArrayEntry]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise Refused(f"{path} is damaged, truncated or no .safetensors file: its header does not fit in it")
+            raise Refused(f"{path} is damaged, truncated or not a .safetensors file: its header does not fit in it")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():
         (begin, end), kind, shape = entry["data_offsets"], entry["dtype"], tuple(entry["shape"])
         if 8 + length + end > size:
-            raise Refused(f"{path} is truncated: {name!r} ends at byte {8 + length + end}, the file at {size}")
+            raise Refused(f"{path} is truncated: {name!r} ends at byte {8 + length + end}, but the file at {size}")
         letter = "f" if kind in _WIDENED else np.dtype(_STORAGE[kind]).kind if kind in _STORAGE else "?"
         found[name] = ArrayEntry(letter, shape, end - begin, partial(_mapped, path, kind, shape, 8 + length + begin))
     return found
@@ -134,7 +134,7 @@ def _mapped(path: Path, kind: str, shape: tuple[int, ...], offset: int) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class WidenedRows:
-    """A matrix of numbers that numpy has not, maybe mapped from disk, whose rows are handed out as float32.
+    """A matrix of numbers of a type that numpy lacks, maybe mapped from disk, whose rows are returned as float32.
 
     Attributes:
         stored: shape (K, d), the bits.

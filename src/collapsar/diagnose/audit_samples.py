@@ -1,4 +1,4 @@
-"""What samples add to an audit: class counts beside row lengths, and features with labels.
+"""What samples add to an audit: class counts compared with row lengths, and features with labels.
 
 Example:
     >>> lengths, counts = np.array([1.0, 0.9, 0.5, 0.1]), np.array([100, 50, 10, 2])
@@ -23,22 +23,22 @@ from collapsar.metrics.near_rows import Rows
 from collapsar.metrics.predictions import Decisions, decisions
 
 _BLOCK_NUMBERS = 1 << 22
-# The optimum for more different counts than this takes minutes.
+# With more different counts than this the optimum takes minutes.
 _MOST_COUNTS = {"signed": 1000, "nonnegative": 20, "normalised": 100}
 
 
 @dataclass(frozen=True)
 class CountEffect:
-    """How the head goes with the class counts.
+    """How the head depends on the class counts.
 
     Attributes:
-        length_correlation: rank correlation of row length and count (Spearman), over all classes; NaN where undefined.
+        length_correlation: rank correlation of row length and count (Spearman), over all classes; NaN if undefined.
         bias_correlation: of bias and count; NaN without a bias.
-        dies_below: the count that best parts dead from living classes: most of those with fewer samples are dead and
-            most others are not; 0 where counts tell nothing.
-        dead_below: share of the classes with fewer samples than that that are dead; NaN where there are none.
+        dies_below: the count that best separates dead from living classes: most of those with fewer samples are dead
+            and most others are not; 0 if counts tell nothing.
+        dead_below: share of the classes with fewer samples than that that are dead; NaN if there are none.
         dead_above: share of the others.
-        dead_median: median count of the dead classes; NaN without any.
+        dead_median: median count of the dead classes; NaN if there are none.
         alive_median: of the others.
     """
 
@@ -66,7 +66,7 @@ def count_effect(lengths: Vector, bias: Vector | None, counts: NDArray[np.int64]
 
 
 def _rank_correlation(values: Vector, counts: NDArray[np.int64]) -> float:
-    """Spearman's, NaN where either is constant."""
+    """Spearman's, NaN if either is constant."""
     from scipy.stats import rankdata
 
     varied = np.ptp(values) > 0 and np.ptp(counts) > 0
@@ -78,7 +78,7 @@ def _cut(counts: NDArray[np.int64], dead: Mask) -> tuple[int, float, float]:
     levels, member = np.unique(counts, return_inverse=True)
     died = np.bincount(member, weights=dead, minlength=len(levels))
     total = np.bincount(member, minlength=len(levels))
-    # wrong: the living below the cut and the dead from it on
+    # wrong: living classes below the cut and dead ones above
     wrong = np.concatenate([[0], np.cumsum(total - died)]) + died.sum() - np.concatenate([[0], np.cumsum(died)])
     place = int(wrong[:-1].argmin())  # a cut above every class says nothing
     if place == 0:
@@ -98,15 +98,15 @@ def predicted_lost(
     """Which classes have merged or vanished at the exact optimum for these counts and penalties.
 
     Args:
-        class_counts: shape (K,), >= 0; a class without samples has nothing of its own.
+        class_counts: shape (K,), >= 0; a class without samples has no predictions of its own.
         lambda_z: the penalty of the mean predictions, sqrt(lambda_w * lambda_h), for signed and nonnegative features.
         lambda_w: the penalty of the weight, for features that a normalisation gives the length ``norm``.
         norm: that length.
         lambda_b: the penalty of the bias; inf: no bias.
 
     Returns:
-        For each feature model that the penalties price, "signed" and "nonnegative" or "normalised", a mask of shape
-        (K,); and a sentence for each that is left out.
+        For each feature model with known penalties, "signed" and "nonnegative" or "normalised", a mask of shape (K,);
+        and a sentence for each that is left out.
 
     Example:
         >>> found, _ = predicted_lost(np.array([500, 500, 20, 20, 0]), lambda_z=0.005)
@@ -148,7 +148,7 @@ def _beyond_thresholds(problem: Problem) -> Mask:
 
 
 def _not_apart(problem: Problem) -> Mask | None:
-    """From the certified optimum; None without one."""
+    """From the certified optimum; None if there is none."""
     from collapsar.solver import solve
 
     solution = solve(problem, throw=False)
@@ -159,7 +159,7 @@ def recalls(W: Rows, bias: Vector | None, features: ArrayLike | None, labels: Ar
     """What the head decides on given samples.
 
     Raises:
-        ValueError: one of the two is missing, or a shape, label or number is not as it must be.
+        ValueError: one of the two is missing, or a shape, label or number is invalid.
     """
     if features is None or labels is None:
         raise ValueError("`features` and `labels` go together; give both or neither")

@@ -94,8 +94,8 @@ def _dead(d: Diagnosis, seen: int) -> str:
     dead = [k for k in d.dead if k not in known]
     if not dead:
         return ""
-    verb, own = ("is", "its row") if len(dead) == 1 else ("are", "their rows")
-    return f"{len(dead)} of {seen} classes {verb} dead, {own} of the head the same as others': {d.named(dead)}."
+    verb, row = ("is", "row") if len(dead) == 1 else ("are", "rows")
+    return f"{len(dead)} of {seen} classes {verb} dead, with the same {row} of the head as others: {d.named(dead)}."
 
 
 def _nats(value: float) -> str:

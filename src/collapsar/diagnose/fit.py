@@ -1,4 +1,4 @@
-"""Measured against optimum: distances, which model a network follows, and the penalties its head acts as if it had."""
+"""Measured against optimum: distances, and which model a network follows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from collapsar.solver.certificate import penalty
 from collapsar.solver.objective import predict
 from collapsar.solver.symmetry import Blocks, lift, project, quotient, trivial_quotient
 
-# A network counts as following one model when it lies nearer to it by more than this factor.
+# A network counts as following one model if it is nearer to it by more than this factor.
 _NEARER = 0.8
-# Nats: a bias of the optimum shorter than this may be what the solver left of zero (at a gap of 1e-7, its root).
+# Nats: a bias of the optimum shorter than this may be the solver's error around zero (at a gap of 1e-7, its root).
 _NO_BIAS = 1e-3
 
 
@@ -45,7 +45,7 @@ class Distance:
 def distance(solution: Solution, Z: ArrayLike | MeanPredictions, b: ArrayLike) -> Distance:
     """How far a network's mean predictions are from the optimum (Hong & Ling, JMLR 25(192), 2024, Fig. 3).
 
-    With a free bias (``lambda_b`` 0) a shift of b along 1/delta changes no loss and no price: it is taken out first.
+    With a free bias (``lambda_b`` 0) a shift of b along 1/delta changes neither loss nor price: it is removed first.
 
     Args:
         solution: the optimum.
@@ -68,7 +68,7 @@ def distance(solution: Solution, Z: ArrayLike | MeanPredictions, b: ArrayLike) -
 def _deviations(
     solutions: Sequence[Solution], P: MeanPredictions, offsets: Sequence[Vector], biases: Sequence[Vector]
 ) -> list[tuple[Distance, float]]:
-    """Of (Z - offset, b) to each optimum, the distance and ||Z - offset - Z*||_F, in one pass over the columns."""
+    """The distance of (Z - offset, b) from each optimum and ||Z - offset - Z*||_F, in one pass over the columns."""
     # per optimum: squares of the difference and of the optimum, their largest entries
     sums, most = np.zeros((2, len(solutions), 2))
     for part, columns in P.blocks():
@@ -114,7 +114,7 @@ def _ratio(value: float | np.floating, scale: float | np.floating, zero: float =
 
 
 def _block_residual(problem: Problem, Z: Matrix, b: Vector) -> tuple[float, float]:
-    """How far Z, and b, is from being the same for classes that the problem cannot tell apart; NaN where it is zero."""
+    """How far Z, and b, is from being equal for classes that the problem cannot tell apart; NaN if it is zero."""
     q = quotient(problem)
     blocks = lift(q, project(q, Z, b))
     pairs = zip((Z, b), blocks, strict=True)
@@ -123,9 +123,9 @@ def _block_residual(problem: Problem, Z: Matrix, b: Vector) -> tuple[float, floa
 
 
 def _gram_distances(solution: Solution, W: Matrix, H: Matrix, split: tuple[float, float]) -> tuple[float, float]:
-    """Relative Frobenius distances of the Grams of head and features, each by rows, to those of the optimum.
+    """Relative Frobenius distances of the Gram matrices of head and features, each by rows, from the optimum's.
 
-    ``split`` is (lambda_w, lambda_h), which set how scale is split between the two; NaN where the optimum's is zero.
+    ``split`` is (lambda_w, lambda_h), which splits the scale between the two; NaN if the optimum's is zero.
     """
     scale = float(np.sqrt(split[1] / split[0]))
     optima = solution.classifier_gram() * scale, solution.feature_gram() / scale
@@ -136,15 +136,15 @@ def _gram_distances(solution: Solution, W: Matrix, H: Matrix, split: tuple[float
 
 @dataclass(frozen=True)
 class ModelFit:
-    """How a measured network lies to the optimum of one feature model at given penalties.
+    """A measured network compared with the optimum of one feature model at given penalties.
 
     Attributes:
         features: the model.
         distance: of Z and b.
-        away: ||Z - Z*||_F, nats: defined also where the optimum is zero.
-        classifier_gram: relative distance of the Gram of the head; NaN where lambda_h is unknown or Z given by factors.
-        feature_gram: the same of the class means.
-        excess: by how much the network's mean predictions cost more than the optimum, relative to it; NaN where they
+        away: ||Z - Z*||_F, nats: defined even if the optimum is zero.
+        classifier_gram: relative distance of the head's Gram matrix; NaN if lambda_h is unknown or Z given by factors.
+        feature_gram: the same for the class means.
+        excess: by how much the network's mean predictions cost more than the optimum, relative to it; NaN if they
             are given by factors.
         gap: relative duality gap of the optimum itself.
     """
@@ -160,16 +160,16 @@ class ModelFit:
 
 @dataclass(frozen=True)
 class Fit:
-    """A measured network beside both feature models at the same penalties.
+    """A measured network compared with both feature models at the same penalties.
 
     Attributes:
         lambda_z: the penalty of the mean predictions.
         lambda_b: the penalty of the bias.
         models: a :class:`ModelFit` per feature model.
-        follows: the model that the network lies nearer to; None where it lies about as near to both.
+        follows: the model that the network is nearer to; None if it is about as near to both.
         block_residual_z: ||Z - its block part||_F / ||Z||_F, Z about its mean over samples: how far it is from being
-            the same for classes that the problem cannot tell apart. The optimum is block-structured over clusters (JMLR
-            Thm 2b): the rest is what data, not counts, put there. NaN where Z is zero or given by factors.
+            equal for classes that the problem cannot tell apart. The optimum is block-structured over clusters (JMLR
+            Thm 2b): the rest comes from data, not counts. NaN if Z is zero or given by factors.
         block_residual_b: the same for b.
     """
 
@@ -194,14 +194,14 @@ def fit_to_theory(
 
     Args:
         problem: counts, loss and penalties; its feature model is not used.
-        Z: shape (K, K), [logit, class]; or its factors, from which nothing of K x K numbers is made.
-        b: shape (K,); zero where ``lambda_b`` is inf.
-        weight: W, shape (K, d), for the Grams.
-        class_means: shape (K, d), for the Grams.
-        split: (lambda_w, lambda_h), for the Grams.
+        Z: shape (K, K), [logit, class]; or its factors, which avoid K x K tables.
+        b: shape (K,); zero if ``lambda_b`` is inf.
+        weight: W, shape (K, d), for the Gram matrices.
+        class_means: shape (K, d), for the Gram matrices.
+        split: (lambda_w, lambda_h), for the Gram matrices.
 
     Raises:
-        ValueError: a shape disagrees, or there is a bias where ``lambda_b`` is inf.
+        ValueError: a shape disagrees, or there is a bias although ``lambda_b`` is inf.
 
     Example:
         >>> p = Problem("100x2,20x2", lambda_z=0.01, lambda_b=0.02, features="nonnegative")
@@ -213,7 +213,7 @@ def fit_to_theory(
 
 
 def near_optimum(problem: Problem) -> Solution:
-    """The optimum to what a network can be compared with; it may be short of it, and says so."""
+    """The optimum, as accurately as a network can be compared with it; if it is less accurate, its status says so."""
     return solve(problem, 1e-7, throw=False)
 
 
@@ -230,7 +230,7 @@ def fit_beside(
     class_means: ArrayLike | None = None,
     split: tuple[float, float] | None = None,
 ) -> Fit:
-    """As :func:`fit_to_theory`, beside the optima of :func:`both`."""
+    """As :func:`fit_to_theory`, given the optima of :func:`both`."""
     problems = [solution.problem for solution in solutions]
     problem = problems[0]
     whole, given_b = checked_predictions(problem, Z, b)
@@ -258,9 +258,9 @@ def fit_beside(
 def distance_beside(
     solution: Solution, Z: ArrayLike | MeanPredictions, b: ArrayLike, *, moved: bool
 ) -> tuple[Distance, float]:
-    """``distance`` of (Z, b) to an optimum, and ||Z - Z*||_F in nats.
+    """``distance`` of (Z, b) from an optimum, and ||Z - Z*||_F in nats.
 
-    An offset of features that have ``moved``, which the bias takes back, is set to the optimum's first.
+    An offset of features that have ``moved``, which the bias cancels, is first set to the optimum's.
     """
     P, bias = checked_predictions(solution.problem, Z, b)
     offset = np.zeros(bias.size)
@@ -271,7 +271,7 @@ def distance_beside(
 
 
 def _price(problem: Problem, Z: Matrix, b: Vector) -> float:
-    """What these mean predictions cost: no bound is needed, which a saturated softmax would not give."""
+    """The objective of these mean predictions, without a bound, which a saturated softmax would not give."""
     q = trivial_quotient(problem)
     here = Blocks(np.zeros(q.num_classes), Z, b)
     bias = 0.5 * problem.lambda_b * float(b @ b) if np.isfinite(problem.lambda_b) else 0.0
@@ -279,30 +279,30 @@ def _price(problem: Problem, Z: Matrix, b: Vector) -> float:
 
 
 def _unseen(problem: Problem) -> Vector:
-    """The direction along which all logits may be moved: the loss sees nothing of it. Of length 1."""
+    """The direction along which all logits may be moved without changing the loss, of length 1."""
     return (1 / problem.scales) / np.linalg.norm(1 / problem.scales)
 
 
 def _beside(solution: Solution, given: MeanPredictions, b: Vector) -> tuple[Vector, Vector]:
-    """What to take from every column, and the bias then, for the same predictions with the optimum's offset.
+    """What to subtract from every column, and the new bias, for the same predictions with the optimum's offset.
 
     Features h + c with the bias b - W c give the same logits: the network's mean prediction is moved to the optimum's.
-    ``given`` has nothing along the unseen direction any more.
+    ``given`` no longer has a part along the unseen direction.
     """
     problem, q = solution.problem, solution.quotient
     if not np.isfinite(problem.lambda_b):
         if b.any():
-            raise ValueError("`b` must be zero where `lambda_b` is inf (no bias); give a finite `lambda_b`")
+            raise ValueError("`b` must be zero if `lambda_b` is inf (no bias); give a finite `lambda_b`")
         return np.zeros(b.size), b
     share = problem.class_counts / problem.num_samples
-    # of the optimum only the cluster part has a mean: inside a cluster all have one share
+    # only the optimum's cluster part has a mean: inside a cluster all have one share
     optimal = (solution.blocks.C @ np.bincount(q.labels, weights=share))[q.labels]
     offset, unseen = given.mean(share) - optimal, _unseen(problem)
     return offset, b - unseen * (unseen @ b) + offset
 
 
 def _without_mean(problem: Problem, Z: Matrix, b: Vector) -> tuple[Matrix, Vector]:
-    """Z about its mean over samples, which the bias takes up; as it is without a bias."""
+    """Z about its mean over samples, which the bias absorbs; unchanged without a bias."""
     if not np.isfinite(problem.lambda_b):
         return Z, b
     mean = Z @ (problem.class_counts / problem.num_samples)

@@ -1,11 +1,11 @@
-"""A head on frozen features: a convex problem, solved, beside what was trained; and each mitigation, solved again.
+"""A head on frozen features: a convex problem, solved and compared with the trained head; and each mitigation solved.
 
-Where only the head is trained its features are given, and
+If only the head is trained its features are given, and
 
     min over W, b   mean loss(W h + b) + (1/2) sum_k lambda_k ||w_k||^2 + (lambda_b / 2)||b||^2
 
-is multinomial logistic regression. The solver is scipy's L-BFGS. Its answer is certified: the least value over b is
-strongly convex in W, so that no head is better than the value at W less sum_k ||g_k||^2 / (2 lambda_k), g the gradient.
+is multinomial logistic regression. The solver is scipy's L-BFGS. Its result is certified: the least value over b is
+strongly convex in W, so no head is better than the value at W minus sum_k ||g_k||^2 / (2 lambda_k), g the gradient.
 
 Example:
     >>> features, labels = np.eye(3)[[0, 0, 0, 0, 1, 2]], np.array([0, 0, 0, 0, 1, 2])
@@ -29,7 +29,7 @@ from collapsar.diagnose.agreement import head_forces
 from collapsar.diagnose.measurement import Measurement, measure
 
 LARGEST = 1 << 29
-"""N d K, the numbers multiplied in one evaluation, up to which heads are solved: seconds each beyond."""
+"""N d K, the multiplications of one evaluation, up to which heads are solved; beyond, each takes seconds."""
 
 _MOST_STEPS, _MEMORY = 3000, 20
 
@@ -41,9 +41,9 @@ class Solved:
     Attributes:
         name: of the mitigation; "optimum" for the training's own objective.
         objective: its value there.
-        gap: by how much it may lie above the least value, relative to it; what is certified.
+        gap: by how much it may lie above the least value, relative to it; certified.
         recalls: shape (K,), share of each class's samples that the head gets right; NaN without samples.
-        outvoted: classes with samples, none of which is given to them.
+        outvoted: classes with samples of which none is recognised.
     """
 
     name: str
@@ -60,14 +60,14 @@ class Solved:
 
 @dataclass(frozen=True, eq=False)
 class FrozenHead:
-    """A trained head beside the optimum on its features.
+    """A trained head compared with the optimum on its features.
 
     Attributes:
         lambda_w: penalty of the head, one number or one per class.
         lambda_b: of the bias; inf without one.
         objective: of the head as trained.
         optimum: of the same objective.
-        remedies: optima of the objectives that mitigations make.
+        remedies: optima of the objectives under mitigations.
     """
 
     lambda_w: float | Vector
@@ -78,7 +78,7 @@ class FrozenHead:
 
     @property
     def excess(self) -> float:
-        """By how much the trained head's objective exceeds the optimum's, relative to it; good to ``optimum.gap``."""
+        """By how much the trained head's objective exceeds the optimum's, relatively; accurate to ``optimum.gap``."""
         return self.objective / self.optimum.objective - 1
 
 
@@ -94,8 +94,8 @@ def frozen_head(
 ) -> FrozenHead:
     """Solve the head on features that are given, as trained and under each mitigation.
 
-    Logit adjustment trains with log(n_k / N) added to the scores; where the bias is free that is the plain optimum with
-    them taken from its bias. Class weights 1/n and balanced sampling have one objective.
+    Logit adjustment trains with log(n_k / N) added to the scores; with a free bias that is the plain optimum with these
+    subtracted from its bias. Class weights 1/n and balanced sampling have the same objective.
 
     Args:
         features: shape (N, d), of the training samples.
@@ -121,7 +121,7 @@ def frozen_head(
     if X.size * len(W) > LARGEST:
         raise ValueError(
             f"`features` must be smaller to solve heads on them: N d K is {X.size * len(W):.2g}, more than "
-            f"{LARGEST:.2g}; take a sample of each class"
+            f"{LARGEST:.2g}; use a sample of each class"
         )
     plain = Loss() if loss is None else loss
     here = measure(X, labels, W, bias, plain)
@@ -149,13 +149,13 @@ def frozen_of(
 ) -> tuple[FrozenHead | None, str]:
     """The head of a network solved on the features that it was measured on, and ""; or None, and why there is none.
 
-    At its penalties as known, else as its gradient says.
+    It uses the known penalties, otherwise those read from the gradient.
     """
     forces = head_forces(m, known.priced_w, known.lambda_b)
     lambda_w = forces.fitted_w if known.priced_w is None else known.priced_w
     if not np.all(np.asarray(lambda_w) > 0):
         return None, (
-            "The head on frozen features is not solved: its penalty is not known, and its gradient shows none. Give "
+            "The head on frozen features is not solved: its penalty is unknown, and its gradient shows none. Give "
             "lambda_w, the weight decay it was trained with."
         )
     try:

@@ -1,7 +1,7 @@
-"""A trained head audited: which of its classes are dead, seen from weight and bias alone.
+"""The audit of a trained head: which of its classes are dead, from weight and bias alone.
 
-Rows are compared about their mean, which no softmax sees, and by distances, lengths and leads, which do not change when
-features are rotated, or shifted by c with the bias changed to b − Wc.
+Rows are compared about their mean, on which a softmax does not depend, and by distances, lengths and leads, which do
+not change when features are rotated, or shifted by c with the bias changed to b − Wc.
 
 Example:
     >>> rng = np.random.default_rng(0)
@@ -39,17 +39,17 @@ from collapsar.metrics.predictions import Decisions
 from collapsar.metrics.separation import as_array
 from collapsar.metrics.shared_rows import TOLERANCE, from_middle, longest_row, row_geometry, row_groups
 
-# Rows this close, relative to the longest, are one row: float32 rounding of training and storage.
+# Rows this close, relative to the longest, count as one row: float32 rounding of training and storage.
 _IDENTICAL = 1e-6
-# Rows are sketched in float32: squares of longer or shorter ones, with room for the products, leave its range.
+# Rows are sketched in float32: squares of longer or shorter ones, with room for the products, exceed its range.
 _SHORTEST, _LONGEST = 1e-15, 1e15
-# Records list every class up to this many, and only the dead ones beyond.
+# Records list every class up to this many; beyond, only the dead ones.
 _LISTED = 20_000
 
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """How an audit decides.
+    """The criteria of an audit.
 
     Attributes:
         tolerance: rows coincide if no farther apart than this share of the longest row, in (0, 1).
@@ -86,19 +86,19 @@ class AuditOptions:
         if not self.largest_reach >= 0:
             raise ValueError(f"`largest_reach` must be a number of multiplications, >= 0; got {self.largest_reach}")
         if self.lambda_w is not None and not number:
-            raise ValueError("`lambda_w` alone prices normalised features: make `features` their length, a number")
+            raise ValueError("`lambda_w` alone is for normalised features: set `features` to their length, a number")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Classes whose rows coincide: evidence cannot tell them apart, the bias alone decides which is answered.
+    """Classes whose rows coincide: no input can tell them apart, the bias alone decides which is predicted.
 
     Attributes:
         classes: ascending.
-        identical: how many of them lie on one row to rounding, the most that do.
+        identical: the largest number of them that share one row up to rounding.
         radius: the largest distance from their mean row, relative to the longest row of the head.
         bias_spread: largest minus smallest of what the bias adds at their mean feature offset, in nats.
-        answered: the member with the largest bias, the one that can be answered.
+        answered: the member with the largest bias, the only one that can be predicted.
     """
 
     classes: tuple[int, ...]
@@ -110,27 +110,27 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What a head tells of its classes.
+    """What a head tells about its classes.
 
     Attributes:
-        notes: what was not looked at, and why.
+        notes: what was left out, and why.
         num_classes: K.
         num_features: d.
         class_names: K names, or None.
         class_counts: shape (K,), or None.
         groups: classes whose rows coincide within the tolerance, the largest group first.
-        group_details: the same with their measures.
-        dead: shape (K,): the row coincides with others, was shrunk to the mean, is as initialised, or cannot win.
-        unreachable: shape (K,): no features make the class the answer; False for all where that was not looked at.
-        at_initialisation: shape (K,): the row is as the initialisation left it.
-        shrunk: shape (K,): the row has gone to the mean of all rows.
+        group_details: the same with their measurements.
+        dead: shape (K,): the row coincides with others, has shrunk to the mean, is as initialised, or cannot win.
+        unreachable: shape (K,): no features make the class the answer; False for all if that was left out.
+        at_initialisation: shape (K,): the row is still as initialised.
+        shrunk: shape (K,): the row has shrunk to the mean of all rows.
         scheme: the initialisation whose length those rows have, "" without such rows.
         lengths: shape (K,), of the rows about their mean, relative to the longest.
         scale: the length of the longest row (three times the 90th percentile if that is less).
         bias: shape (K,), or None.
         spectrum: of the rows.
-        reach: certificates of the unreachable classes and features for the others; None where that was not looked at.
-        counts: how length, bias and death go with the class counts; None without counts.
+        reach: certificates of the unreachable classes and features for the others; None if that was left out.
+        counts: how length, bias and death depend on the class counts; None without counts.
         recalls: what the head does with the given features; None without them.
         predicted: for each feature model ("signed", "nonnegative", "normalised") the classes, shape (K,), that have
             merged or vanished at the exact optimum for these counts; empty without counts and penalties.
@@ -166,13 +166,13 @@ class Audit:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """What was found, a sentence or two per finding."""
+        """The findings, a sentence or two each."""
         return tuple(audit_words.findings(self))
 
     def to_dict(self) -> Record:
         """The audit as JSON-able values: classes by number, NaN as None.
 
-        Of every dead class "dead_classes" has the name, samples and length; of all classes up to 20 000 of them.
+        "dead_classes" has the name, samples and length of every dead class; up to 20 000 classes, all are listed.
         """
         full, reached = self.num_classes <= _LISTED, self.reach
         dead, names, counts = np.flatnonzero(self.dead).tolist(), self.class_names, self.class_counts
@@ -231,10 +231,10 @@ def audit(
         bias: shape (K,).
         class_names: K names.
         class_counts: samples of each class in training, shape (K,), whole numbers >= 0.
-        features: what the head receives, shape (N, d), with ``labels``: which dead classes had samples and who takes
-            them.
+        features: what the head receives, shape (N, d), with ``labels``: shows which dead classes have samples and what
+            these are predicted as.
         labels: shape (N,), whole numbers from 0 to K − 1.
-        options: tolerance, and where features are looked for.
+        options: tolerance, and the space of features to search.
 
     Returns:
         The audit.
@@ -253,9 +253,9 @@ def audit(
     if scale > 0 and not _SHORTEST <= scale <= _LONGEST:
         raise ValueError(
             f"`weight` must have rows between {_SHORTEST:g} and {_LONGEST:g} long about their mean, or all equal; got "
-            f"{scale:.3g}. Look for a diverged run or a damaged file, or multiply weight and bias by one number"
+            f"{scale:.3g}. Look for a diverged run or a damaged file, or scale weight and bias by one number"
         )
-    # a scale of zero: one row for all
+    # a scale of zero: all rows are equal
     groups = row_groups(W, mean, options.tolerance * scale) if scale > 0 else [tuple(range(K))]
     spectrum = row_spectrum(W, mean)
     shrunk = lengths <= options.tolerance * scale
@@ -316,7 +316,7 @@ def _weight(weight: Any) -> Rows:
 
 
 def _bias(bias: Any, K: int, turned: int) -> Vector | None:
-    """The bias of a head (K, d); ``turned``, d, is its length where the weight was stored (d, K)."""
+    """The bias of a head (K, d); ``turned``, d, would be its length if the weight was stored (d, K)."""
     if bias is None:
         return None
     b = flat_bias(as_array(bias))
@@ -368,7 +368,7 @@ def _theory(
         )
     if options.lambda_z is None and options.lambda_w is None:
         return {}, []
-    return {}, ["What the penalties make classes lose depends on `class_counts`, which were not given."]
+    return {}, ["Which classes the penalties lose depends on `class_counts`, which were not given."]
 
 
 def _reach(W: Rows, b: Vector | None, options: AuditOptions) -> tuple[Reach | None, list[str]]:
@@ -376,8 +376,8 @@ def _reach(W: Rows, b: Vector | None, options: AuditOptions) -> tuple[Reach | No
     left = options.largest_reach - float(K) * K * d
     if left < 0:
         note = (
-            f"Whether some features make each class the answer was not looked at: {K} rows of {d} are more than "
-            "`largest_reach` allows. Raise it to look, or audit the rows that matter."
+            f"Whether some features make each class the answer was left out: {K} rows of {d} are more than "
+            "`largest_reach` allows. Raise it, or audit only the rows that matter."
         )
         return None, [note]
     decided = reach(np.asarray(W[:]), b, options.features, largest=left, progress=options.progress)

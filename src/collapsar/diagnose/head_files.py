@@ -1,6 +1,6 @@
-"""The head of a model on disk: which tensor it is, and why that one.
+"""The head of a model on disk: which tensor it is, and why.
 
-Read without unpickling and, but for ``.pt`` and ``.onnx``, with numpy alone; large tensors are mapped, not read.
+Read without unpickling and, except ``.pt`` and ``.onnx``, with numpy alone; large tensors are mapped, not read.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from collapsar.diagnose.array_files import (
     said_plainly,
 )
 
-# The names heads go by, the usual ones first.
+# Usual names of heads, the most common first.
 _HEAD_NAMES = re.compile(
     r"(^|[./])(lm_head|embed_out|classifier|classification_head|cls_head|score|head|heads\.head|fc|linear|out_proj|output"
     r"|output_layer|logits|last_linear|proj|classif)(\.\d+)?(\.base_layer|\.modules_to_save\.\w+)?$"
 )
 _EMBEDDING_NAMES = re.compile(r"(^|[./])(embed_tokens|wte|word_embeddings|tok_embeddings|shared|embed_in)$")
 _LAYER = re.compile(r"[./](weight|kernel|embedding)$")  # a layer's matrix, with torch, Keras and flax
-# The names of direction and length of a weight under torch's normalisation of weights, new and old.
+# The names of direction and length of a weight under torch's weight normalisation, new and old.
 _WEIGHT_NORM = (("parametrizations.weight.original1", "parametrizations.weight.original0"), ("weight_v", "weight_g"))
 _KINDS = ".npz, .npy, .safetensors, .pt, .pth, .bin or .onnx, or a folder of a model"
 
 
 @dataclass(frozen=True, eq=False)
 class HeadFile:
-    """A head as it was found.
+    """The head that was found.
 
     Attributes:
         weight: shape (K, d), maybe mapped from disk.
         bias: shape (K,), or None.
         name: of the tensor.
-        reason: why that one.
-        class_names: K names, where the source has them.
-        class_counts: shape (K,), where the source has them.
+        reason: why it was chosen.
+        class_names: K names, if the source has them.
+        class_counts: shape (K,), if the source has them.
     """
 
     weight: Any
@@ -70,7 +70,7 @@ def read_head(source: str | os.PathLike[str], head: str | None = None, num_class
     Args:
         source: an .npz, .npy (with its bias beside it, ``bias.npy``, if there is one), .safetensors, .pt, .pth, .bin or
             .onnx file, the index of a sharded .safetensors, or a folder that holds one of these.
-        head: the name of the head's weight, or of its layer; found where it is clear.
+        head: the name of the head's weight, or of its layer; by default it is found if unambiguous.
         num_classes: K, where known; tells the head in a file whose layers have no names, as a ``Sequential``'s.
 
     Raises:
@@ -93,7 +93,7 @@ def read_head(source: str | os.PathLike[str], head: str | None = None, num_class
             f"`source` must be {_KINDS}; got {path}: load it with the library that wrote it, and save the last layer's "
             "weight (K, d) and bias (K,) with numpy.savez('head.npz', weight=weight, bias=bias)"
         )
-    with said_plainly(path, "encrypted, or of another kind than its name says"):
+    with said_plainly(path, "encrypted, or not of the kind that its name says"):
         if kind == ".onnx":
             from collapsar.diagnose.head_onnx import read_onnx
 
@@ -109,10 +109,8 @@ def _in_folder(path: Path) -> Path:
         if len(found) == 1 or (found and pattern.startswith("model")):
             return found[0]
         if found:
-            raise ValueError(
-                f"{path} holds {len(found)} files {pattern}; name one: {listed((p.name for p in found), 6)}"
-            )
-    raise ValueError(f"`source` {path} holds no model; it must hold {_KINDS.rpartition(',')[0]}")
+            raise ValueError(f"{path} has {len(found)} files {pattern}; name one: {listed((p.name for p in found), 6)}")
+    raise ValueError(f"`source` {path} has no model; it must hold {_KINDS.rpartition(',')[0]}")
 
 
 def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None, num_classes: int | None) -> HeadFile:
@@ -129,7 +127,7 @@ def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None, num_cl
     if len(weight.shape) > 2:  # a convolution of one pixel
         weight = np.reshape(weight, weight.shape[:2])
     if name.endswith("kernel"):  # (d, K) with Keras and flax
-        weight, reason = weight[:].T, f"{reason}, a kernel of (d, K) turned"
+        weight, reason = weight[:].T, f"{reason}, a kernel (d, K), transposed"
     bias = _beside(path, tensors, name, weight.shape)
     if bias is None and re.search(r"(^|[./])W$", name) and not path.name.endswith((".npz", ".npy")):
         # The losses of pytorch-metric-learning (ArcFaceLoss, NormalizedSoftmaxLoss) store theirs (d, K).
@@ -155,7 +153,7 @@ def _chosen(path: Path, tensors: dict[str, ArrayEntry], head: str | None, num_cl
 
 
 def _acting(tensors: Mapping[str, ArrayEntry]) -> dict[str, ArrayEntry]:
-    """The weights that act: of weight normalisation g v / ||v||, of PEFT's trained copies those, not the originals."""
+    """The effective weights: g v / ||v|| for weight normalisation, and PEFT's trained copies, not the originals."""
     found = dict(tensors)
     for name in tensors:
         if name.endswith(".original_module.weight"):
@@ -203,9 +201,7 @@ def _weight_name(
             return candidate, "it was named"
         raise Refused(f"{path} has no matrix {head!r} or '{head}.weight'; it has {listed(sorted(matrices), 6)}")
     if not matrices:
-        raise Refused(
-            f"{path} holds no head: no matrix (K, d) is in it; it holds {listed(sorted(tensors), 6) or 'nothing'}"
-        )
+        raise Refused(f"{path} has no head: it has no matrix (K, d), only {listed(sorted(tensors), 6) or 'nothing'}")
     for exact in ("weight", "head_weight", "head.weight"):
         if exact in matrices:
             return exact, f"it is called {exact!r}"
@@ -218,10 +214,10 @@ def _weight_name(
         by_name = [n for n in named if re.search(r"(^|[./])(lm_head|classifier|score)$", _layer(n))]
         named = by_name if len(by_name) == 1 else named
     if len(named) == 1:
-        return named[0], f"of {len(matrices)} matrices it is the one that is named as a head"
+        return named[0], f"of {len(matrices)} matrices it is the one with a usual name of a head"
     embeddings = [n for n in matrices if _EMBEDDING_NAMES.search(_layer(n))]
     if not named and len(embeddings) == 1:
-        return embeddings[0], "there is no head of its own: it is the embedding that the model shares with its head"
+        return embeddings[0], "there is no separate head: it is the embedding that the model shares with its head"
     asked = sorted(named or matrices)
     fitting = [n for n in asked if matrices[n][n.endswith("kernel")] == num_classes]
     if len(fitting) == 1:
@@ -236,7 +232,7 @@ def _layer(name: str) -> str:
 
 
 def _is_head(name: str, tensor: ArrayEntry, head: str | None) -> bool:
-    """Whether it can be one: a matrix, or a convolution of one pixel that is called a head, as few of them are."""
+    """Whether it can be a head: a matrix, or a convolution of one pixel with a usual name of a head, which is rare."""
     if len(tensor.shape) <= 2:
         return len(tensor.shape) == 2 and tensor.kind in "fiub"
     called = head in (name, _layer(name)) or _HEAD_NAMES.search(_layer(name)) is not None
@@ -270,7 +266,7 @@ def _sharded(path: Path) -> dict[str, ArrayEntry]:
                 raise Refused(f"{path} names the shard {shard}, which is not beside it")
             shards[shard] = safetensors_arrays(file)
         if name not in shards[shard]:
-            raise Refused(f"{path} says that {name!r} is in {shard}, where it is not")
+            raise Refused(f"{path} says that {name!r} is in {shard}, but it is not there")
         found[name] = shards[shard][name]
     return found
 
@@ -281,7 +277,7 @@ def _torch(path: Path) -> dict[str, ArrayEntry]:
     archive = zipfile.is_zipfile(path)
     if archive and any("/code/" in member for member in zipfile.ZipFile(path).namelist()):
         raise Refused(
-            f"{path} is a TorchScript program, which is not run; save its tensors alone: "
+            f"{path} is a TorchScript program, which is not run; save only its tensors: "
             f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'state.pt')"
         )
     try:
@@ -289,7 +285,7 @@ def _torch(path: Path) -> dict[str, ArrayEntry]:
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error) and "global" not in str(error).lower():
             raise
-        raise Refused(f"{path} holds Python objects, which are not loaded; save model.state_dict() alone") from None
+        raise Refused(f"{path} holds Python objects, which are not loaded; save only model.state_dict()") from None
     if isinstance(state, torch.Tensor):
         state = {"weight": state}
     if not isinstance(state, Mapping):
@@ -297,7 +293,7 @@ def _torch(path: Path) -> dict[str, ArrayEntry]:
     tensors = _tensors_of(state)
     packed = any("_packed_params" in str(name) for name in state)
     if packed and not any(len(value.shape) == 2 for value in tensors.values()):
-        raise Refused(f"{path} holds layers that torch has quantised and packed; audit the model from before that")
+        raise Refused(f"{path} holds layers that torch has quantised and packed; audit the model before that step")
     return {name: _of_torch(value) for name, value in tensors.items()}
 
 
@@ -323,7 +319,7 @@ def _of_torch(tensor: Any) -> ArrayEntry:
 
     plain = tensor.detach()
     if plain.is_meta:
-        raise Refused("a tensor of the file holds no numbers (device meta); save the model once it is loaded")
+        raise Refused("a tensor of the file has no numbers (device meta); save the model after loading its weights")
     plain = plain if plain.layout == torch.strided else plain.to_dense()
     widened = {torch.bfloat16: ("BF16", torch.uint16), torch.float8_e4m3fn: ("F8_E4M3", torch.uint8),
                torch.float8_e5m2: ("F8_E5M2", torch.uint8)}  # fmt: skip

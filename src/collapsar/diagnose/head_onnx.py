@@ -1,10 +1,10 @@
-"""The head of an ONNX model: the last linear step before an output, in any of the forms that exporters write it.
+"""The head of an ONNX model: the last linear step before an output, in any form that exporters write.
 
-What stands between the two is followed (``onnx_tail``): the rows are those of the output's classes, in its order.
+The steps between the two are followed (``onnx_tail``): the rows are those of the output's classes, in its order.
 
 Gemm with either transpose, MatMul and Add, a 1 × 1 Conv, MatMulInteger behind DynamicQuantizeLinear, and the
 LinearClassifier of scikit-learn's exports; weights in initializers or Constant nodes, in the file or beside it,
-quantised ones brought back to numbers.
+dequantised if necessary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LINEAR = frozenset({"Gemm", "MatMul", "Conv", "MatMulInteger", "DynamicQuantize
 
 
 class _Graph:
-    """The model's nodes by what they make, and its constants."""
+    """The model's nodes by their outputs, and its constants."""
 
     def __init__(self, model: Any, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class _Graph:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of what nodes make, where that follows from the model; axes of free length count as 1 (the first) or 2."""
+        """Shapes of outputs, if they follow from the model; axes of free length count as 1 (the first) or 2."""
         from onnx import shape_inference
 
         with contextlib.suppress(shape_inference.InferenceError, ValueError):  # an unknown operator, or too large
@@ -53,13 +53,13 @@ class _Graph:
         return {}
 
     def width(self, name: str) -> int:
-        """The last axis of a tensor, where the model says it; 0 elsewhere."""
+        """The length of a tensor's last axis, if the model gives it; otherwise 0."""
         named = (value for value in (*self.model.graph.input, *self.model.graph.value_info) if value.name == name)
         axes = [axis.dim_value for value in named for axis in value.type.tensor_type.shape.dim]
         return axes[-1] if axes else 0
 
     def constant(self, name: str) -> NDArray | None:
-        """The value of a tensor that no input changes."""
+        """The value of a tensor that does not depend on inputs."""
         if name in self.stored:
             return self._array(self.stored[name])
         node = self.maker.get(name)
@@ -95,7 +95,7 @@ class _Graph:
 
 
 def read_onnx(path: Path, head: str | None) -> HeadFile:
-    """Open the head of an ONNX model, by the name of its weight, of its node or of an output where it is not clear.
+    """Open the head of an ONNX model; if it is ambiguous, by the name of its weight, its node or an output.
 
     Raises:
         ValueError: no head, several, or a damaged file.
@@ -107,9 +107,9 @@ def read_onnx(path: Path, head: str | None) -> HeadFile:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError:
-        raise Refused(f"{path} is truncated, encrypted or no ONNX model; export it again") from None
+        raise Refused(f"{path} is truncated, encrypted or not an ONNX model; export it again") from None
     if not model.graph.node:
-        raise Refused(f"{path} is truncated or no ONNX model: it holds no graph; export it again")
+        raise Refused(f"{path} is truncated or not an ONNX model: it has no graph; export it again")
     graph = _Graph(model, path.parent)
     try:
         found = {output: item for output in graph.outputs if (item := _head_of(graph, output)) is not None}
@@ -120,7 +120,7 @@ def read_onnx(path: Path, head: str | None) -> HeadFile:
         for output, item in found.items()
         if head is None or head in (item.name, item.name.removesuffix(".weight"), output)
     ]
-    # of several outputs of one head the one that names the classes
+    # of several outputs of one head, the one that names the classes
     unique = {item.name: item for item in sorted(asked, key=lambda item: item.class_names is not None)}
     if head is not None and not unique:
         raise Refused(f"{path} has no head {head!r}; it has {_shown(found.values()) or 'none that is linear'}")
@@ -151,14 +151,14 @@ def _head_of(graph: _Graph, output: str) -> HeadFile | None:
         if node.op_type == "LinearClassifier":
             return _linear_classifier(graph, node, output, path if name != node.output[0] else [])
         rounded = graph.maker.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if rounded is not None and rounded.op_type == "QuantizeLinear":  # static quantisation rounds what comes out
+        if rounded is not None and rounded.op_type == "QuantizeLinear":  # static quantisation rounds the output
             name = rounded.input[0]
             continue
         constants = tuple(graph.constant(part) if part else None for part in node.input)
         if node.op_type in ("Add", "Sub", "Mul", "Div") and len(node.input) == 2:
             place = 1 if constants[1] is not None else 0
             value = constants[place]
-            if value is None and node.op_type == "Mul":  # the scale that quantisation takes out again
+            if value is None and node.op_type == "Mul":  # the scale that quantisation removes again
                 place = 1 if _scale(graph, node.input[1]) is not None else 0
                 value = _scale(graph, node.input[place])
             if value is None or (place == 0 and node.op_type in ("Sub", "Div")):
@@ -174,7 +174,7 @@ def _head_of(graph: _Graph, output: str) -> HeadFile | None:
 
 
 def _tail(graph: _Graph, shape: tuple[int, ...], axis: int, made: str, path: list[Any]) -> Tail | None:
-    """What the path makes of the classes that lie along an axis of what is ``made``, of this shape unless known."""
+    """What the path does to the classes along an axis of ``made``, which has this shape unless another is known."""
     number = shape[axis]
     shaped = any(node.op_type in SHAPED for node, _ in path)
     known = graph.shapes.get(made, shape) if shaped else shape
@@ -189,7 +189,7 @@ def _tail(graph: _Graph, shape: tuple[int, ...], axis: int, made: str, path: lis
 
 
 def _scale(graph: _Graph, name: str) -> NDArray | None:
-    """The part of a dynamic scale that belongs to the weight: the other is taken out of the features again."""
+    """The part of a dynamic scale that belongs to the weight; the other part is removed from the features again."""
     node = graph.maker.get(name)
     if node is None or node.op_type != "Mul":
         return None
@@ -254,12 +254,12 @@ def _linear_classifier(graph: _Graph, node: Any, output: str, path: list[Any]) -
     if K < 2 or not numbers.size or numbers.size % K or len(given.get("intercepts", ())) not in (0, K):
         return None
     if K == 2 and not given.get("intercepts") and numbers.size != K * graph.width(node.input[0]):
-        return None  # one row of a score whose sign decides, or what may be one
+        return None  # one row of a score whose sign decides, or possibly that
     tail = _tail(graph, (1, K), -1, node.output[1], path) if path else None
     if path and (tail is None or np.ptp(tail.factor) or tail.added is not None):
         return None
     if tail is not None and len(tail.rows) > 1 and not np.array_equal(tail.rows, np.arange(K)):
-        return None  # one class alone, as the probability of the second of two, is an answer of the whole head
+        return None  # a single class, such as the probability of the second of two, is an answer of the whole head
     W, bias = numbers.reshape(K, -1), np.asarray(given.get("intercepts") or np.zeros(K), dtype=np.float64)
     # Two classes with a sigmoid each, of s and of -s: the odds are those of a softmax over half the scores.
     if K == 2 and given.get("post_transform") == b"LOGISTIC" and np.array_equal(W[0], -W[1]):
@@ -269,7 +269,7 @@ def _linear_classifier(graph: _Graph, node: Any, output: str, path: list[Any]) -
 
 
 def _dequantised(values: NDArray, scale: Any, zero: NDArray | None, axis: int, block: int = 0) -> NDArray:
-    """(values − zero) · scale, each per tensor, along an axis, or for blocks of so many along it."""
+    """(values − zero) · scale, each per tensor, along an axis, or for blocks of this length along it."""
 
     def placed(part: Any) -> NDArray:
         part = np.asarray(part, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What theory needs to know of a trained network: class means, head, and how hard the loss still pulls. No torch.
+"""What theory needs to know about a trained network: class means, head, and how hard the loss still pulls. No torch.
 
 Example:
     >>> features = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
@@ -26,37 +26,37 @@ from collapsar.metrics.predictions import MeanPredictions, decisions
 from collapsar.metrics.separation import ClassSeparation, class_logits, mean_separation
 
 MAX_CLASSES = 20_000
-"""A diagnosis compares every two classes: minutes at this many."""
+"""A diagnosis compares every two classes: this many take minutes."""
 
 MAX_TABLE = 2000
-"""Tables of K x K numbers are made up to this many classes; beyond, what needs one is left out, and said to be."""
+"""K x K tables are made for up to this many classes; beyond, whatever needs one is left out, with a note."""
 
-# Squares of larger numbers, summed, leave the range of float64.
+# Sums of squares of larger numbers exceed the range of float64.
 _LARGEST = 1e100
 
 # Nonnegative features come this near to zero, relative to their range.
 _NEAR_ZERO = 0.5
 
-# What a tanh bounds comes this near to 1 on either side.
+# The outputs of a tanh come this near to 1 on either side.
 _NEAR_ONE = 0.9
 
 # float64 work space of one step over the samples: 2^21 numbers are 16 MiB. A step adds K x d numbers to the gradient,
-# which many samples must share.
+# so it should cover many samples.
 _BLOCK_NUMBERS = 1 << 21
 _LEAST_STEP = 384
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the features are: what a normalisation before the head leaves behind.
+    """How long the features are: the trace of a normalisation before the head.
 
     Attributes:
         mean: of ||h|| over the samples.
-        spread: standard deviation of ||h|| over its mean; 0 where each sample is brought to one length.
+        spread: standard deviation of ||h|| over its mean; 0 if each sample is normalised to one length.
         mean_square: of ||h||^2 over the samples.
-        variance_spread: standard deviation over the features of their variances, over the mean of these; 0 where each
-            feature is brought to one variance over the batch. NaN for constant features.
-        offset_share: ||mean of h||^2 over ``mean_square``; 0 where the features are centred.
+        variance_spread: standard deviation over the features of their variances, over the mean of these; 0 if each
+            feature is normalised to one variance over the batch. NaN for constant features.
+        offset_share: ||mean of h||^2 over ``mean_square``; 0 if the features are centred.
         least: the smallest value of any feature.
         bounded: whether every feature stays within [-1, 1] and most come near both ends, as behind a tanh.
     """
@@ -79,21 +79,21 @@ class Measurement:
         class_means: shape (K, d), mean feature of each class; NaN rows for classes without samples.
         weight: W, shape (K, d), as torch stores a linear layer.
         bias: b, shape (K,); None for a head without bias.
-        weight_gradient: shape (K, d), gradient of the mean loss, without penalties, in W, the features held.
+        weight_gradient: shape (K, d), gradient of the mean loss, without penalties, in W, with the features fixed.
         bias_gradient: shape (K,), the same in b.
         loss: the mean loss, nats.
         accuracies: shape (K,), share of each class's samples that the head gets right; NaN without samples.
         energy: sum of ||h||^2 over all samples.
-        nonnegative: whether features lie on a floor, as behind a ReLU: zero, or what is left of it after an offset.
+        nonnegative: whether features lie on a floor, as behind a ReLU: zero, or zero moved by an offset.
         loss_form: the loss behind the gradients.
-        metrics: scalars of ``CollapseReport`` by name, empty where they were not computed.
-        taken_for: shape (K,), the class that most wrongly recognised samples of each class are taken for, the first of
+        metrics: scalars of ``CollapseReport`` by name, empty if they were not computed.
+        taken_for: shape (K,), the class that most misclassified samples of each class are predicted as, the first of
             equals; -1 for none.
         linear: whether the head computes W h + b. If not, features are the logits themselves, W the identity, and
-            nothing is said of penalties and geometry.
+            nothing is said about penalties and geometry.
         lengths: how long the features are, as the head receives them.
         least: shape (d,), the smallest value of each feature over the samples.
-        exposure: shape (K,), how many times its share training shows each class; None: all samples alike.
+        exposure: shape (K,), how often training shows each class relative to its share; None: all samples equally.
     """
 
     class_counts: NDArray[np.int64]
@@ -134,17 +134,17 @@ class Measurement:
 
     @property
     def small(self) -> bool:
-        """Whether tables of K x K numbers are at hand."""
+        """Whether there are few enough classes for K x K tables."""
         return self.num_classes <= MAX_TABLE
 
     @property
     def predictions(self) -> MeanPredictions:
-        """Z as the product that it is."""
+        """Z as a product of its factors."""
         return MeanPredictions(self.weight, self.class_means)
 
     @cached_property
     def evidence(self) -> MeanPredictions:
-        """Z without what all classes share: an offset of all features that the bias takes back changes nothing here."""
+        """Z without what all classes share: an offset of all features that the bias cancels changes nothing here."""
         return MeanPredictions(self.weight, self.class_means - common_origin(self.class_means, self.class_counts))
 
     @cached_property
@@ -154,7 +154,7 @@ class Measurement:
 
     @property
     def feature_mass(self) -> Vector | None:
-        """How often training's penalty counts a feature of each class, shape (K,), N in all; None: once a sample."""
+        """How often training's penalty counts a feature of each class, shape (K,), N in all; None: once per sample."""
         if self.exposure is None:
             return None
         shown = self.class_counts * self.exposure
@@ -162,7 +162,7 @@ class Measurement:
 
     @property
     def mass(self) -> Vector:
-        """The same, the class counts for once a sample."""
+        """The same, with the class counts if once per sample."""
         return self.class_counts.astype(np.float64) if self.feature_mass is None else self.feature_mass
 
     @property
@@ -177,7 +177,7 @@ class Measurement:
 
     @property
     def within_share(self) -> float:
-        """1 - sum_k n_k ||mean_k||^2 / energy: what of the features' energy is spread inside classes. 0 at collapse."""
+        """1 - sum_k n_k ||mean_k||^2 / energy: the share of the features' energy inside classes. 0 at collapse."""
         means = float(self.class_counts @ np.sum(np.nan_to_num(self.class_means) ** 2, axis=1))
         return max(1 - means / self.energy, 0.0) if self.energy > 0 else float("nan")
 
@@ -198,7 +198,7 @@ class Pass:
         self.weight = _finite("weight", weight)
         if self.weight.ndim != 2 or min(self.weight.shape) < 1 or len(self.weight) < 2:
             raise ValueError(
-                f"`weight` must have shape (K, d) with K >= 2, got {self.weight.shape}; give the last layer's"
+                f"`weight` must have shape (K, d) with K >= 2, got {self.weight.shape}; give that of the last layer"
             )
         K = len(self.weight)
         if K > MAX_CLASSES:
@@ -218,7 +218,7 @@ class Pass:
         self.squares = np.zeros(self.weight.shape[1])
         self.length = 0.0
         self.least, self.most = np.full((2, self.weight.shape[1]), [[np.inf], [-np.inf]])
-        self.decided: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # true and given class of each sample
+        self.decided: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # true and predicted class of each sample
 
     def add(self, features: ArrayLike, labels: ArrayLike) -> None:
         """Add samples.
@@ -252,7 +252,7 @@ class Pass:
         importance = np.ones(len(k)) if loss.class_weights is None else loss.class_weights[k]
         best = logits.argmax(axis=1)
         self.decided.append((k, best))
-        u = logits  # in place from here on: at many classes the time goes into passes over memory
+        u = logits  # in place from here on: with many classes the time goes into passes over memory
         if loss.scales is not None or loss.temperatures is not None:
             u = temperature[:, None] * (scales * u)
         if loss.offsets is not None:
@@ -282,7 +282,7 @@ class Pass:
         K, d = self.weight.shape
         if rows.ndim != 2 or rows.shape[1] != d or rows.dtype.kind not in "fiub":
             raise ValueError(
-                f"`features` must be real with shape (N, {d}), as the head's `weight` {self.weight.shape} says, "
+                f"`features` must be real with shape (N, {d}), to match the head's `weight` {self.weight.shape}, "
                 f"got {rows.dtype} {rows.shape}{STORED_TURNED if rows.shape[1:] == (K,) else ''}"
             )
         if classes.shape != rows.shape[:1] or classes.dtype.kind not in "iu":
@@ -294,12 +294,12 @@ class Pass:
         if outside.any():
             named = listed(sorted({int(x) for x in classes[outside]}))
             raise ValueError(
-                f"`labels` must lie in [0, {K}), one logit per class, got {named}; of samples without a "
-                "label say ignore_index=..., or leave them out"
+                f"`labels` must lie in [0, {K}), one logit per class, got {named}; for samples without a "
+                "label pass ignore_index=..., or leave them out"
             )
 
     def result(self, metrics: Mapping[str, float] | None = None, *, linear: bool = True) -> Measurement:
-        """The measurement of everything added so far, with scalars; not linear where the rows added were logits.
+        """The measurement of everything added so far, with scalars; not linear if the rows added were logits.
 
         Raises:
             ValueError: nothing was added.
@@ -353,7 +353,7 @@ class Pass:
         return bool((self.least >= -1).all() and (self.most <= 1).all() and near.mean() > 1 / 2)
 
     def _above_zero(self) -> bool:
-        """Whether no feature is below zero, and most come near it: all may be positive by an offset alone."""
+        """Whether no feature is below zero, and most come near it: a mere offset may make all of them positive."""
         near = self.least <= _NEAR_ZERO * (self.most - self.least)
         return bool((self.least >= 0).all() and near.mean() > 1 / 2)
 
@@ -361,7 +361,7 @@ class Pass:
 def measure(
     features: ArrayLike, labels: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, loss: Loss | None = None
 ) -> Measurement:
-    """Measure features and head that are at hand as arrays.
+    """Measure features and head given as arrays.
 
     Args:
         features: shape (N, d), what the head receives, in evaluation mode, for the training samples.

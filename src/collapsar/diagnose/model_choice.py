@@ -1,7 +1,7 @@
-"""Which model of the theory a trained network follows, told from its layers, its optimizer and its features' lengths.
+"""Which model of the theory a trained network follows, judged by its layers, its optimizer and its features' lengths.
 
 Networks that normalise before the head have features of given length and no feature penalty: their optimum is that of
-``Problem.from_normalized``, or of ``Problem.from_gain_decay`` where the norm's gain is decayed.
+``Problem.from_normalized``, or of ``Problem.from_gain_decay`` if the norm's gain is decayed.
 
 Example:
     >>> from collapsar.diagnose.measurement import measure
@@ -36,20 +36,20 @@ from collapsar.solver import NotConvergedError, Solution, solve
 
 ModelName = Literal["penalty", "sample", "batch", "frozen", "none"]
 
-# Lengths, and variances of features, that differ by less than this were made equal; rounding in half precision is .1 %,
+# Lengths, or variances of features, that differ by less than this were made equal; rounding in half precision is .1 %,
 # running statistics of a batch norm are off by a few per cent.
 _EQUAL, _EQUAL_VARIANCES, _CENTRED = 0.003, 0.1, 0.01
-# Features that share more than this of their squared length are all nearly as long as what they share.
+# Features that share more than this of their squared length are all nearly as long as the part they share.
 _OFFSET = 0.5
-# What the features of a class differ by, above which equal lengths cannot come from the collapse of balanced classes.
+# Above this spread inside a class, equal lengths cannot come from the collapse of balanced classes.
 _WITHIN = 0.01
-# A gain less even than this is told, and lengths below this share of the norm's; lengths above are not its own.
+# A gain more uneven than this is mentioned, and lengths below this share of the norm's; longer ones are not its own.
 _UNEVEN, _SHORT, _LONGER = 0.05, 0.97, 1.05
 _TOO_UNEVEN = 0.2
-# The share of the penalty's force that may be left over beside a penalty fitted to the head's gradient: with half of it
+# The share of the penalty's force that may be left over with a penalty fitted to the head's gradient: with half of it
 # the two still have a correlation of .9; above, the fit says nothing.
 _READABLE = 0.5
-# More kinds of normalised classes than this take minutes; so do the thresholds of more sizes that several classes have.
+# More kinds of normalised classes than this take minutes; so do the thresholds for more sizes with several classes.
 _MOST_CLUSTERS, _MOST_MERGING = {"signed": 300, "nonnegative": 120}, {"signed": 60, "nonnegative": 12}
 _PER = {"sample": "per-sample", "batch": "per-batch"}
 
@@ -62,8 +62,8 @@ class Choice:
         name: "penalty": penalised features, the model of Hong & Ling; "sample", "batch": normalised features; "frozen":
             the features are given; "none": the theory has no optimum for this training.
         sentence: the evidence, and what follows.
-        problem: of normalised features; None for the others, and where the head's penalty is not known.
-        shifted: whether something is added to the features after the norm, which the bias takes back.
+        problem: for normalised features; None for the others, and if the head's penalty is not known.
+        shifted: whether something is added to the features after the norm, which the bias cancels.
     """
 
     name: ModelName
@@ -74,14 +74,14 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class NormalizedFit:
-    """A measured network beside the optimum of normalised features.
+    """A measured network compared with the optimum of normalised features.
 
     Attributes:
         solution: the optimum.
         distance: of Z and b.
         away: ||Z - Z*||_F, nats.
         norm: length of the optimum's features; given, or where a decayed gain comes to rest.
-        thresholds: in ``lambda_w``; None where they could not be found.
+        thresholds: in ``lambda_w``; None if they could not be found.
     """
 
     solution: Solution
@@ -93,16 +93,16 @@ class NormalizedFit:
 
 _UNHELD = (
     "The head has no weight decay (lambda_w = 0): nothing limits its weight, so there is no optimum to compare with "
-    "and no threshold. Classes that are merged or lost are so for another reason."
+    "and no threshold. If classes are merged or lost, there is another reason."
 )
 _GIVEN = (
-    "The head is not trained: its weight is given, which is in none of the models here, and no optimum is compared. "
-    "Nor is any penalty read from it, which balances no forces."
+    "The head is not trained: no model here has a fixed head, so no optimum is compared. No penalty is read from it "
+    "either, since loss and penalty do not balance there."
 )
 
 
 def choose_model(m: Measurement, known: KnownTraining) -> Choice:
-    """The model of a network, by what is known of its training; without a norm in it, by its features' lengths."""
+    """The model of a network, by what is known about its training; without a norm in it, by its features' lengths."""
     if not m.linear:
         return Choice("none", "")
     if known.frozen_head:
@@ -115,22 +115,21 @@ def choose_model(m: Measurement, known: KnownTraining) -> Choice:
         return Choice("none", _UNHELD)
     norm, lengths = known.norm, m.lengths
     if norm is not None and _elsewhere(m, norm):
-        norm = None  # registered before the head, but not what feeds it
+        norm = None  # registered before the head, but not feeding it
     if norm is not None:
         return _of_layer(m, known, norm)
     if known.bounded_by or (lengths is not None and lengths.bounded):
         seen = f"A {known.bounded_by} feeds the head" if known.bounded_by else "Every feature lies in [-1, 1]"
         return Choice(
             "none",
-            f"{seen}, as behind a tanh: a bound on each feature is in none of the models here, and no optimum is "
-            "compared.",
+            f"{seen}, as behind a tanh: no model here has a bound on each feature, so no optimum is compared.",
         )
     found = None if known.lambda_h or lengths is None or not _telling(m) else _of_lengths(m, known, lengths)
     return Choice("penalty", _penalised(known)) if found is None else found
 
 
 def _of_lengths(m: Measurement, known: KnownTraining, lengths: Lengths) -> Choice | None:
-    """The model that the features' lengths show; None where they show none."""
+    """The model that the features' lengths imply; None if they imply none."""
     if lengths.spread < _EQUAL and lengths.offset_share < _OFFSET:
         found = f"The norms of the features are equal to {percent(round(lengths.spread, 3))}: per-sample model"
         return _priced(m, known, found, "sample", partial(Problem.from_normalized, norm=lengths.mean))
@@ -143,16 +142,16 @@ def _of_lengths(m: Measurement, known: KnownTraining, lengths: Lengths) -> Choic
 
 
 def _elsewhere(m: Measurement, norm: HeadNorm) -> bool:
-    """Whether the features cannot be what a norm puts out: none is below zero, or they are too long."""
+    """Whether the features cannot be the output of a norm: none is below zero, or they are too long."""
     if m.lengths is None:
         return False
-    # a mean over a batch is one over what is shown
+    # a mean over a batch is a mean over what is shown
     too_long = m.exposure is None and m.lengths.mean_square > (_LONGER * norm.length) ** 2
     return m.lengths.least >= 0 or (too_long and not norm.shifted and norm.uneven < _UNEVEN)
 
 
 def _telling(m: Measurement) -> bool:
-    """Whether equal lengths or variances say anything: those of collapsed classes of one size are so by symmetry."""
+    """Whether equal lengths or variances say anything: for collapsed classes of one size they are equal by symmetry."""
     return len(np.unique(m.class_counts[m.class_counts > 0])) > 1 or m.within_share > _WITHIN
 
 
@@ -160,8 +159,8 @@ def _penalised(known: KnownTraining) -> str:
     if known.lambda_h:
         return "The features are penalised, as in Hong and Ling (2024): the model of penalised features."
     return (
-        "No normalisation is seen before the head: the model of penalised features, at the penalty that is "
-        "read. If weight decay alone holds the features, that is known to miss where classes are lost: a hint only."
+        "No normalisation was found before the head: the model of penalised features is used, at the penalty read. "
+        "If only weight decay limits the features, it is known to misplace where classes are lost: only a hint."
     )
 
 
@@ -180,20 +179,20 @@ def _of_layer(m: Measurement, known: KnownTraining, norm: HeadNorm) -> Choice:
         if norm.over == "sample":
             return Choice(
                 "none",
-                f"{found}, and its gain is decayed, one for each feature: gathered in few features it prices the "
-                "length less than any model here has it, so no optimum is compared. A gain that is fixed, or one "
+                f"{found}, and its gain is decayed, one for each feature: gathered in few features, length costs less "
+                "than in any model here, so no optimum is compared. A gain that is fixed, or one "
                 "number, has one.",
             )
-        found += f"; its gain is decayed, which prices their length: {_PER[norm.over]} model of a decayed gain"
+        found += f"; its gain is decayed, which penalises their length: {_PER[norm.over]} model of a decayed gain"
         make = partial(Problem.from_gain_decay, lambda_gain=norm.gain_penalty)
         return _priced(m, known, found, norm.over, make, shifted)
     if norm.trained_gain:
-        found += "; its gain is trained, and taken as it is now"
+        found += "; its gain is trained, and taken at its present value"
     if norm.uneven > _TOO_UNEVEN:
         return Choice(
             "none",
             f"{found} (uneven by {percent(norm.uneven)}): directions with a large gain are cheaper than others, which "
-            "no model here has, so no optimum is compared.",
+            "no model here includes, so no optimum is compared.",
         )
     if norm.uneven > _UNEVEN:
         found += f" (uneven by {percent(norm.uneven)}, about as far as the model may be off)"
@@ -207,7 +206,7 @@ def _named(norm: HeadNorm) -> str:
 
 
 def _lengths(m: Measurement, norm: HeadNorm) -> str:
-    """What the measured lengths say of the layer."""
+    """What the measured lengths say about the layer."""
     if m.lengths is None or norm.shifted or (m.exposure is not None and norm.over == "batch"):
         return ""
     share = float(np.sqrt(m.lengths.mean_square)) / norm.length
@@ -228,7 +227,7 @@ def _priced(
     make: Callable[..., Problem],
     shifted: bool = False,
 ) -> Choice:
-    """The model with the penalties of the head as known, else as its gradient says."""
+    """The model with the penalties of the head, if known, otherwise those read from its gradient."""
     problem, how = _problem_of(m, known, over, make)
     return Choice(over, found + how, problem, shifted)
 
@@ -236,7 +235,7 @@ def _priced(
 def _problem_of(
     m: Measurement, known: KnownTraining, over: Over, make: Callable[..., Problem]
 ) -> tuple[Problem | None, str]:
-    """The problem of normalised features and how it is priced, the end of a sentence; None, and why there is none."""
+    """The problem of normalised features and its penalty, the end of a sentence; or None, and why there is none."""
     forces = head_forces(m, known.priced_w, known.lambda_b)
     weight = forces.fitted_w if known.priced_w is None else known.priced_w
     if known.priced_w is None and not forces.relative_gradient < _READABLE:
@@ -255,19 +254,19 @@ def _problem_of(
         return None, f", which is not compared here: {error}."
     rows = " by rows" if isinstance(weight, np.ndarray) else ""
     origin = "" if known.one_lambda_w else ", read from the head's gradient"
-    body = ". Decay acts on the layers below as well, which the model has not" if known.body == "decayed" else ""
+    body = ". Decay also acts on the layers below, which the model does not include" if known.body == "decayed" else ""
     return problem, f", lambda_w = {_penalty_text(weight)}{rows}{origin}{body}."
 
 
 def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None, str]:
-    """A network beside the optimum of the normalised model chosen, and ""; or None, and why there is none."""
+    """A network compared with the optimum of the normalised model chosen, and ""; or None, and why there is none."""
     problem = choice.problem
     if problem is None:
         return None, ""
     most, most_merging = _MOST_CLUSTERS[problem.features], _MOST_MERGING[problem.features]
     if len(np.unique(m.class_counts)) > most:
         return None, (
-            f"More than {most} different class sizes beside a normalisation: the optimum would take minutes "
+            f"More than {most} different class sizes with a normalisation: the optimum would take minutes "
             "and is left out."
         )
     try:
@@ -277,7 +276,7 @@ def fit_normalized(m: Measurement, choice: Choice) -> tuple[NormalizedFit | None
     found, why = None, ""
     merging = int(np.sum(np.unique(m.class_counts, return_counts=True)[1] > 1))
     if problem.normalization is not None and problem.normalization.over == "sample" and merging > most_merging:
-        why = f"More than {most_merging} sizes that several classes have: their thresholds would take minutes."
+        why = f"More than {most_merging} sizes with several classes: their thresholds would take minutes."
     else:
         try:
             found = thresholds(problem)

@@ -1,7 +1,7 @@
 """What follows the last linear step of an ONNX model: which of its rows the output's classes are, and what is added.
 
-The classes are carried as an array of their numbers, shaped as the linear step's output: what moves, picks or folds
-axes does the same to it, and what is multiplied or added lands on the classes whose numbers stand there.
+An array of the classes' numbers stands for them, shaped like the linear step's output: operators that move, pick
+or fold axes do the same to it, and factors or summands apply to the classes whose numbers are there.
 
 Example:
     >>> picked = np.take(np.arange(5)[None], [4, 0, 2], axis=1)  # as Gather has it
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from collapsar.core.types import Vector
 
-# Ends of the way: behind them classes have no axis of their own.
+# Ends of the path: behind them classes have no axis of their own.
 _ANSWERS = frozenset({"ArgMax", "TopK"})
-# These keep the order of the classes alone: what scales their output scales no logit.
+# These keep only the order of the classes: scaling their output does not scale logits.
 ORDER_KEPT = frozenset(
     {"Softmax", "LogSoftmax", "Sigmoid", "Clip", "Normalizer", "ZipMap", "ArrayFeatureExtractor"} | _ANSWERS
 )
@@ -40,8 +40,8 @@ class Step:
     Attributes:
         kind: the operator.
         given: its attributes.
-        constants: of its inputs, None where it is none; of an arithmetic one the single constant.
-        shape: of its output, None where it is not known, with 1 (the first axis) or 2 for what is free.
+        constants: of its inputs, None for those that are not constant; for arithmetic ones the single constant.
+        shape: of its output, None if unknown, with 1 (the first axis) or 2 for free lengths.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Tail:
     Attributes:
         rows: shape (K,).
         factor: shape (K,).
-        added: shape (K,), or None where nothing is.
+        added: shape (K,), or None if nothing is added.
         names: K names, or None.
         sigmoid: whether each class has a sigmoid of its own.
     """
@@ -70,7 +70,7 @@ class Tail:
 
 
 def follow(classes: NDArray[np.int64], steps: Sequence[Step], opset: int) -> Tail | None:
-    """What the steps make of the classes; None where they are mixed, reversed or can no longer be told.
+    """What the steps do to the classes; None if these are mixed, reversed or no longer recognisable.
 
     Args:
         classes: numbers from 0, in the shape of the linear step's output.
@@ -78,10 +78,10 @@ def follow(classes: NDArray[np.int64], steps: Sequence[Step], opset: int) -> Tai
         opset: of the model.
     """
     number = int(classes.max()) + 1
-    logits, scores = _Affine.identity(number), None  # scores: behind what keeps the order alone
+    logits, scores = _Affine.identity(number), None  # scores: behind a step that keeps only the order
     rows, names, order = None, None, ""
     for step in steps:
-        if rows is not None and step.kind not in _NAMED:  # one answer: its shape says nothing of classes
+        if rows is not None and step.kind not in _NAMED:  # one answer: its shape says nothing about classes
             if step.kind in _ARITHMETIC:
                 return None
             continue
@@ -97,7 +97,7 @@ def follow(classes: NDArray[np.int64], steps: Sequence[Step], opset: int) -> Tai
             folded = logits if scores is None else _folded(logits, scores, order)
             if folded is None or (rows is None and not _along_classes(step, classes, opset)):
                 return None
-            if step.kind == "Clip" and scores is None:  # cut logits are equal where they were not
+            if step.kind == "Clip" and scores is None:  # clipped logits may become equal
                 return None
             logits, scores, order = folded, _Affine.identity(number), step.kind
             names = _names(step) if step.kind in _NAMED else names
@@ -105,7 +105,7 @@ def follow(classes: NDArray[np.int64], steps: Sequence[Step], opset: int) -> Tai
         elif step.kind not in _UNTOUCHED:
             try:
                 moved = _MOVES[step.kind](classes, step)
-            except (ValueError, IndexError, TypeError):  # axes that this shape has not
+            except (ValueError, IndexError, TypeError):  # axes that this shape does not have
                 return None
             if moved is None:
                 return None
@@ -124,7 +124,7 @@ def follow(classes: NDArray[np.int64], steps: Sequence[Step], opset: int) -> Tai
 
 
 def rows_of(classes: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """The classes in the order of the one axis along which they vary; None where they vary along several or repeat."""
+    """The classes in the order of the one axis along which they vary; None if they vary along several or repeat."""
     axes = [axis for axis in range(classes.ndim) if _varies(classes, axis)]
     if len(axes) > 1 or not classes.size:
         return None
@@ -150,9 +150,9 @@ class _Affine:
 
 
 def _folded(logits: _Affine, scores: _Affine, order: str) -> _Affine | None:
-    """The logits whose order is that of the scores, which are affine in what ``order`` makes of the logits."""
+    """The logits whose order is that of the scores, which are affine in the result of ``order`` on the logits."""
     factor, added = scores.factor, scores.added
-    if factor.min() <= 0:  # the order is turned round
+    if factor.min() <= 0:  # the order is reversed
         return None
     if np.ptp(added) == 0:
         if np.ptp(factor) == 0:
@@ -164,7 +164,7 @@ def _folded(logits: _Affine, scores: _Affine, order: str) -> _Affine | None:
 
 
 def _per_class(classes: NDArray[np.int64], value: NDArray | None, number: int) -> Vector | None:
-    """A constant as it lands on each class; None where it differs within one."""
+    """The value of a constant for each class; None if it differs within one."""
     if value is None:
         return None
     try:
@@ -198,7 +198,7 @@ def _names(step: Step) -> tuple[str, ...] | None:
 
 
 def label_names(labels: Sequence[Any]) -> tuple[str, ...] | None:
-    """Labels of a model as names; None where they are the numbers of the rows."""
+    """Labels of a model as names; None if they are the numbers of the rows."""
     names = tuple(label.decode() if isinstance(label, bytes) else str(label) for label in labels)
     return None if names == tuple(str(k) for k in range(len(names))) else names
 

@@ -26,9 +26,9 @@ from collapsar.solver import Solution
 from collapsar.theory import thresholds
 
 Source = Literal["as trained", "effective"]
-"""Whether a price is that of the training as known, or was read from the network."""
+"""Whether a penalty is that of the training, as known, or was read from the network."""
 
-# Classes of one cluster lie alike to all others: as many of them stand for the rest.
+# Classes of one cluster are equally far from all others: this many of them represent the rest.
 _STAND_FOR = 3
 
 
@@ -37,24 +37,24 @@ class Prediction:
     """What theory predicts for these counts and penalties.
 
     Attributes:
-        problem: whose optimum it is; with rows of several penalties, their scales are in its loss.
+        problem: whose optimum it is; if rows have several penalties, their scales are in its loss.
         features: the feature model.
         lambda_z: the penalty of the mean predictions, ``Problem.lambda_z``.
         lambda_b: the penalty of the bias.
-        source: whether the price is that of the training as known, or was read from the network.
+        source: whether the penalty is that of the training, as known, or was read from the network.
         states: state of each class at the exact optimum.
         seen: the states that the measuring rule finds in the optimum's Z: what a perfect network would show.
         groups: the classes that the same rule finds merged with one another.
-        lengths: shape (K,), how long the same rule finds the optimum's mean predictions, relative to the longest.
-        merge: shape (K,), ``price`` from which the class merges; NaN where it does not.
-        vanish: shape (K,), ``price`` from which it vanishes.
-        complete: ``price`` from which nothing is left; NaN where something always is.
-        edge: shape (K,), ``price`` from which the class has no predictions of its own: the first of the two, or for one
-            alone in its size (signed features), which has no transition, where it loses its own direction.
-        Z: shape (K, K), the optimum's mean predictions; None for more classes than a table is made for.
+        lengths: shape (K,), lengths of the optimum's mean predictions by the same rule, relative to the longest.
+        merge: shape (K,), ``price`` above which the class merges; NaN if it does not.
+        vanish: shape (K,), ``price`` above which it vanishes.
+        complete: ``price`` above which nothing is left; NaN if something always is.
+        edge: shape (K,), ``price`` above which the class has no predictions of its own: the first of the two, or for
+            one alone in its size (signed features), which has no transition, where it loses its own direction.
+        Z: shape (K, K), the optimum's mean predictions; None for too many classes for a K x K table.
         b: shape (K,).
         gap: relative duality gap of the optimum.
-        unit: what ``price`` and the thresholds are values of: "lambda_w" of normalised features (their rows' mean).
+        unit: the unit of ``price`` and the thresholds: "lambda_w" for normalised features (the rows' mean).
         price: the network's own; ``lambda_z`` unless features are normalised.
     """
 
@@ -81,7 +81,7 @@ class Prediction:
 def by_rows(m: Measurement, known: KnownTraining) -> Measurement:
     """The same network in units in which its rows cost the same: w_k / delta_k, with delta_k scales of the loss.
 
-    Holds for a bias that is free or absent; with a penalised one, and with one penalty for all rows, it is ``m``.
+    Valid for a bias that is free or absent; with a penalised one, or with one penalty for all rows, it is ``m``.
     """
     scales = known.row_scales
     if scales is None or (m.bias is not None and known.lambda_b):
@@ -100,7 +100,7 @@ def by_rows(m: Measurement, known: KnownTraining) -> Measurement:
 def priced(
     m: Measurement, known: KnownTraining, effective: EffectivePenalties | None, features: FeatureModel
 ) -> dict[Source, Problem]:
-    """The problem of penalised features at every price there is: that of the training, that read from the network."""
+    """The problem of penalised features at every known penalty: that of the training, that read from the network."""
     lambda_b = bias_price(m, known.lambda_b, 0.0 if effective is None else effective.lambda_b)
     read = None if effective is None or not 0 < effective.lambda_z < math.inf else effective.lambda_z
     prices: dict[Source, float | None] = {"as trained": known.lambda_z, "effective": read}
@@ -117,7 +117,7 @@ def compared(
     effective: EffectivePenalties | None,
     optimum: Callable[[Problem], Solution],
 ) -> tuple[Fit, Source]:
-    """Distances at the effective penalties; at those of the training where nothing is alive to read them from."""
+    """Distances at the effective penalties; at those of the training if nothing is alive to read them from."""
     Z = m.Z if m.small else m.predictions
     if effective is not None and "effective" in problems:
         split = (effective.lambda_w, effective.lambda_h)
@@ -131,7 +131,7 @@ def predicted(
     problems: Mapping[Source, Problem],
     optimum: Callable[[Problem], Solution],
 ) -> Prediction:
-    """Theory at the penalties of the training where they are known, else at the effective ones."""
+    """Theory at the penalties of the training if they are known, otherwise at the effective ones."""
     source, problem = next(iter(problems.items()))
     rows = known.row_scales if m.loss_form != known.loss else None  # as ``by_rows`` has it
     found = prediction_of(optimum(problem), thresholds(problem), source, rows)
@@ -144,20 +144,20 @@ def prediction_of(
     source: Source = "as trained",
     rows: Vector | None = None,
 ) -> Prediction:
-    """What an optimum and its thresholds say of a network.
+    """What an optimum and its thresholds predict for a network.
 
     Args:
         solution: the optimum.
         t: thresholds of its problem.
         source: where the penalty comes from.
-        rows: shape (K,), what the optimum's logits are multiplied by, the same for classes of a cluster; 1 by default.
+        rows: shape (K,), the factors of the optimum's logits, the same for classes of a cluster; 1 by default.
     """
     problem, how = solution.problem, solution.problem.normalization
     scale = np.ones(problem.num_classes) if rows is None else rows
     price = problem.lambda_z if how is None else how.level
     # classes that come to share a direction lose their own at ``t.vanish`` and vanish later
     last = np.where(t.exact | np.isnan(t.vanish), t.vanish, t.vanish_bound)
-    relative = price / own_penalties(problem)  # 1 to the last bit where it is one penalty: thresholds stay as they are
+    relative = price / own_penalties(problem)  # exactly 1 if there is one penalty: thresholds stay unchanged
     merge, alone, vanish = (levels * relative for levels in (t.merge, t.vanish, last))
     edge = np.fmin(merge, alone)
     if how is None and problem.features == "signed":
@@ -205,12 +205,12 @@ def as_measured(
 ) -> tuple[tuple[ClassState, ...], tuple[tuple[int, ...], ...], Vector]:
     """What ``class_separation`` of the evidence finds at an optimum, without its K x K table.
 
-    A column is its cluster's plus alpha (e_k - 1/k), so that it has coordinates in J + K orthonormal directions. All
-    classes of a cluster are equally far from each other and from any other class: three of them stand for all.
+    A column is its cluster's plus alpha (e_k - 1/k), so it has coordinates in J + K orthonormal directions. All
+    classes of a cluster are equally far from each other and from any other class: three of them represent all.
 
     Args:
         solution: the optimum.
-        rows: shape (K,), what its logits are multiplied by, the same for classes of a cluster; 1 by default.
+        rows: shape (K,), the factors of its logits, the same for classes of a cluster; 1 by default.
 
     Returns:
         State of each class, the groups of classes that have merged, or vanished, with each other, and the relative
@@ -228,7 +228,7 @@ def as_measured(
     if rows is not None:
         scale = rows[[part[0] for part in members]]
         C, alpha = scale[:, None] * C, scale * alpha
-    if problem.features == "signed":  # as ``class_evidence`` sees it
+    if problem.features == "signed":  # as in ``class_evidence``
         share = np.bincount(q.labels, weights=problem.class_counts / problem.num_samples)
         C = C - (C @ share)[:, None]
     C = C - sizes @ C / q.num_classes

@@ -1,9 +1,9 @@
-"""Which classes some features make the answer, and which none can: decided with a certificate either way.
+"""Which classes are the answer for some features, and which for none: decided with a certificate either way.
 
 Class k can win if features h exist with w_k·h + b_k > w_j·h + b_j for every other j. Most classes win along their own
 row, which one product of matrices shows. The others are settled by least squares over the rivals that matter. For a
-class that cannot win their weights p are the proof: a mean of the rivals' rows that equals the class's own row and has
-no smaller bias, is at least as high wherever features are looked for (Farkas; Demeter, Kimmel & Downey, ACL 2020;
+class that cannot win, the rivals' weights p are the proof: a mean of their rows that equals the class's own row and has
+no smaller bias scores at least as high for all features considered (Farkas; Demeter, Kimmel & Downey, ACL 2020;
 Grivas, Bogoychev & Lopez, ACL 2022).
 
 Example:
@@ -29,22 +29,22 @@ from collapsar.diagnose.reach_search import ROUNDING, Budget, Contest, FeatureSp
 Progress = Callable[[str], None]
 
 _BLOCK_NUMBERS = 1 << 22
-# Progress on the rows is told once in so many multiplications, some seconds.
+# Progress on the rows is reported once per this many multiplications, some seconds.
 _TOLD = 5e11
-# Rays that are tried at once on the way to features of one length, and how often.
+# How many rays are tried at once on the way to features of one length, and how often.
 _RAYS, _HOPS = 64, 20
 
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """The classes that some features can make the answer, and those that none can.
+    """The classes that are the answer for some features, and those that are not for any.
 
     Attributes:
-        space: where features were looked for.
+        space: the space of features searched.
         scale: the usual length of a centred row, their median; rounding is judged by it.
         unreachable: shape (K,), no features win, proven by ``rivals`` and ``multipliers``.
         undecided: shape (K,), neither features that win nor a proof was found.
-        features: shape (K, d), features that win; NaN rows for classes without.
+        features: shape (K, d), features that win; NaN rows for classes without any.
         rivals: for each unreachable class the rows whose mean beats it.
         multipliers: for each unreachable class their weights, which sum to one.
         num_searched: how many classes do not win along their own row.
@@ -70,14 +70,14 @@ def reach(
     largest: float = np.inf,
     progress: Progress | None = None,
 ) -> Reach:
-    """Decide for every class whether features can make it the answer.
+    """Decide for every class whether some features make it the answer.
 
     Args:
         weight: shape (K, d), finite, K >= 2.
         bias: shape (K,).
-        space: where features are looked for.
-        largest: how many multiplications to spend after the first K²d; the classes that are left then, those with the
-            longest rows, are not decided.
+        space: the space of features to search.
+        largest: how many multiplications to spend after the first K²d; the classes left then, those with the longest
+            rows, stay undecided.
         progress: called with a sentence now and then.
     """
     V = np.asarray(weight, dtype=np.float64)
@@ -110,12 +110,12 @@ def reach(
             features[k], found.undecided[k] = h, False
         settled += len(part)
         if len(part) < len(left):
-            say(f"{settled} of {len(left)} classes that their own row does not make the answer are settled")
+            say(f"{settled} of {len(left)} classes that do not win along their own row are settled")
     return replace(found, out_of_budget=budget.left <= 0)
 
 
 def _along_rows(contest: Contest, say: Progress) -> Matrix:
-    """Features along a class's own row at one length, NaN rows where they do not win clearly: one float32 product."""
+    """Features along a class's own row at one length, NaN rows if they do not win clearly: one float32 product."""
     V, length = contest.rows, contest.first_length
     K, d = V.shape
     features = np.full((K, d), np.nan)
@@ -138,18 +138,18 @@ def _along_rows(contest: Contest, say: Progress) -> Matrix:
 
 
 def _on_sphere(contest: Contest, inside: dict[int, Vector], budget: Budget) -> dict[int, Vector]:
-    """Features of exactly the contest's length, where found, for classes with features up to it that win, shape (d,).
+    """Features of exactly the contest's length, if found, for classes with shorter features that win, shape (d,).
 
-    The features at which a class is the answer are a convex set: where it meets the ball and leaves it, it meets the
-    sphere. One whose set ends inside the ball, such as a short row with the largest bias, has none on the sphere
-    although it has some in the ball, and of that there is no short proof.
+    The features at which a class is the answer form a convex set: if it meets the ball and also leaves it, it meets the
+    sphere. If the set ends inside the ball, as for a short row with the largest bias, it has no point on the sphere
+    although it has some in the ball, and for that there is no short proof.
     """
     length = float(contest.space)
     found = {k: h for k, h in inside.items() if np.isclose(np.linalg.norm(h), length, rtol=1e-12, atol=0)}
     left = [k for k in inside if k not in found]
     if not left:
         return found
-    # Along a direction orthogonal to all rows no logit changes; there is one wherever d >= K.
+    # Along a direction orthogonal to all rows no logit changes; there is one if d >= K.
     flat = np.linalg.eigh(contest.rows.T @ contest.rows)[1][:, :1].T
     # A direction in which the class gains on all others, whatever the biases, leaves the ball.
     away: dict[int, Vector] = {}
@@ -188,7 +188,7 @@ def _crossing(contest: Contest, k: int, start: Vector, directions: Matrix) -> Ve
 
 
 def _by_rays(contest: Contest, k: int, start: Vector, rng: np.random.Generator, budget: Budget) -> Vector | None:
-    """Hop outwards within the features that win, along the ray of many that leads farthest out, until one leaves."""
+    """Move outwards within the features that win, along the best of many rays, until one leaves the ball."""
     V, b = contest.rows, contest.bias
     for _ in range(_HOPS):
         if not budget.spend(_RAYS * V.size):
@@ -199,7 +199,7 @@ def _by_rays(contest: Contest, k: int, start: Vector, rng: np.random.Generator, 
         if h is not None:
             return h
         leads = (V[k] - V) @ start + b[k] - b
-        losses = rays @ (V - V[k]).T  # per unit of the way
+        losses = rays @ (V - V[k]).T  # per unit of length
         with np.errstate(divide="ignore", invalid="ignore"):
             ways = np.where(losses > 0, leads / losses, np.inf).min(axis=1)
         ends = start + 0.9 * ways[:, None] * rays

@@ -1,11 +1,11 @@
 """Features that make a class the answer, or rivals that prove there are none: nonnegative least squares on few rivals.
 
-Where features of any length are allowed, h wins for class k if Δ_j·h + β_j > 0 for all rivals j, Δ_j = w_k − w_j and
+If features of any length are allowed, h wins for class k if Δ_j·h + β_j > 0 for all rivals j, Δ_j = w_k − w_j and
 β_j = b_k − b_j. With h = x / y that is homogeneous: the point of the hull of the (Δ_j, β_j) and (0, 1) that is nearest
 to the origin is an (x, y) that leads each of them, or the origin itself, and then its weights p have p·Δ = 0 and
 p·β <= 0: no features win. With features up to a length the shortest h that leads is a least-distance problem. Both are
 nonnegative least squares (Lawson & Hanson, "Solving least squares problems", 1974, chapter 23). Rivals are added as
-they come in the way, and those that no longer bear weight are dropped.
+they get in the way, and those whose weight becomes zero are dropped.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from numpy.typing import NDArray
 from collapsar.core.types import Matrix, Vector
 
 FeatureSpace = Literal["free", "nonnegative"] | float
-"""Where features are looked for: anywhere, with no entry below zero, or (a number) of exactly this length."""
+"""The space of features to search: all, with no entry below zero, or (a number) of exactly this length."""
 
 Certificate = tuple[NDArray[np.int64], Vector]
 
-# A margin or a mismatch of rows smaller than this, of a usual logit at these features, is rounding in float32.
+# A margin or a mismatch of rows smaller than this, relative to a usual logit at these features, is float32 rounding.
 ROUNDING = 1e-6
 # A class's own row is tried at this length, in units of one over a usual row: logits of a thousand nats.
 _FAR = 1e3
 _BLOCK_NUMBERS = 1 << 22
 _ROUNDS, _NEW_RIVALS = 200, 128
-# Least squares take this many times longer for a multiplication than a product of matrices does.
+# A multiplication in least squares takes this many times longer than in a product of matrices.
 _SLOWER = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """The rows of a head about their mean, its bias, where features are looked for, and the usual length of a row.
+    """The rows of a head about their mean, its bias, the space of features, and the usual length of a row.
 
     Attributes:
         rows: shape (K, d).
         bias: shape (K,).
-        space: where features are looked for.
+        space: the space of features to search.
         scale: > 0.
-        nats: the usual size of a bias about their median, at most 1: rounding of the biases is measured against it.
+        nats: the usual size of a bias about their median, at most 1: the reference for rounding of the biases.
     """
 
     rows: Matrix
@@ -58,14 +58,14 @@ class Contest:
         return _FAR / self.scale if isinstance(self.space, str) else float(self.space)
 
     def rounding(self, length: float) -> float:
-        """What may be rounding in a lead at features of this length, in nats."""
+        """The possible rounding of a lead at features of this length, in nats."""
         return ROUNDING * (self.nats + self.scale * length)
 
     def losing_margin(self, k: int, certificate: Certificate) -> float:
-        """What is left to class k against the weighted mean of its rivals: not positive if no features win.
+        """The lead of class k over the weighted mean of its rivals: not positive if no features win.
 
-        The largest lead beyond rounding that any features can give it, in nats; inf if the rows do not match. For
-        features of a length it is the largest at that length or any shorter one.
+        It is the largest lead beyond rounding that any features can give it, in nats; inf if the rows do not match. For
+        features of a given length it is the largest at that length or any shorter one.
         """
         rivals, p = certificate
         mismatch = self.rows[k] - p @ self.rows[rivals]
@@ -84,7 +84,7 @@ class Budget:
     left: float
 
     def spend(self, multiplications: float) -> bool:
-        """Take them, if there are so many."""
+        """Spend them, if there are enough."""
         if multiplications > self.left:
             self.left = 0.0
             return False
@@ -93,7 +93,7 @@ class Budget:
 
 
 def unit(directions: Matrix, space: FeatureSpace) -> Matrix:
-    """The directions at length one, brought to where features are looked for; zeros stay."""
+    """The directions at length one, projected to the space of features; zeros stay."""
     if space == "nonnegative":
         directions = np.maximum(directions, 0)
     norms = np.linalg.norm(directions, axis=1, keepdims=True)
@@ -105,7 +105,7 @@ def search(
 ) -> Iterator[list[tuple[int, Vector | None, Certificate | None]]]:
     """Settle classes, some at a time: each with features that win, or a certificate that none do.
 
-    For a length the features are no longer than that. A class that is not yielded is not decided.
+    With a given length, the features are not longer than that. A class that is not yielded stays undecided.
     """
     step = max(1, _BLOCK_NUMBERS // len(contest.rows))
     for start in range(0, len(classes), step):
@@ -115,7 +115,7 @@ def search(
 def _settled(
     contest: Contest, classes: list[int], budget: Budget
 ) -> Iterator[tuple[int, Vector | None, Certificate | None]]:
-    """Rounds in which features that lead the rivals so far meet all classes, one product for all that are open."""
+    """Rounds in which features that lead the rivals so far are tried on all classes, in one product for all open."""
     V, b = contest.rows, contest.bias
     H = contest.first_length * unit(V[classes], contest.space)
     active = {k: np.empty(0, dtype=np.int64) for k in classes}
@@ -149,7 +149,7 @@ def _settled(
 
 
 def _in_the_way(logits: Vector, own: float, known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The classes that score most, of those that lead and are not known."""
+    """The highest-scoring classes among those that lead and are not yet known."""
     count = min(_NEW_RIVALS, len(logits) - 1)
     most = np.argpartition(-logits, count - 1)[:count]
     ahead = np.sort(most[logits[most] >= own])
@@ -157,7 +157,7 @@ def _in_the_way(logits: Vector, own: float, known: NDArray[np.int64]) -> NDArray
 
 
 def _least_squares(contest: Contest, k: int, rivals: NDArray[np.int64], budget: Budget) -> tuple[Vector | None, Vector]:
-    """Features that lead the rivals, None if there are none, and the weights of the rivals, of any sum."""
+    """Features that lead the rivals, None if there are none, and the weights of the rivals, not normalised."""
     from scipy.optimize import nnls
 
     D = (contest.rows[k] - contest.rows[rivals]) / contest.scale
@@ -175,7 +175,7 @@ def _least_squares(contest: Contest, k: int, rivals: NDArray[np.int64], budget: 
     target[-1] = 1
     try:
         weights = nnls(system, target, maxiter=10 * system.shape[1])[0]
-    except RuntimeError:  # too many steps: rows that hardly differ
+    except RuntimeError:  # too many steps, because rows hardly differ
         return None, np.zeros(m)
     budget.spend(_SLOWER * system.size * int(np.count_nonzero(weights)))
     rest = system @ weights - target

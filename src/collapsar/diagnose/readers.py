@@ -1,7 +1,7 @@
 """``diagnose``: a file of features, a module with a loader, or a run's folder, measured and compared with theory.
 
-torch is imported for modules and runs only; a file of features needs numpy alone, and gets the metrics of neural
-collapse besides where torch is installed.
+torch is imported only for modules and runs; a file of features needs only numpy, and also gets the metrics of neural
+collapse if torch is installed.
 
 Example:
     >>> import torch
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collapsar.training import ImageData, TrainResult
 
 _BATCH = 4096
-# NC4 takes a second look at the features: they are kept up to this many numbers, 128 MiB in float32.
+# NC4 needs the features a second time: they are kept up to this many numbers, 128 MiB in float32.
 _KEPT = 1 << 25
 
 
@@ -50,26 +50,25 @@ def diagnose(
     data_dir: str | os.PathLike[str] | None = None,
     ignore_index: int = -100,
 ) -> Diagnosis:
-    """Diagnose a trained network: which classes collapsed, and what theory says of it.
+    """Diagnose a trained network: which classes collapsed, and what theory says about it.
 
     Args:
-        source: a path, of an .npz or .safetensors file or a folder of .npy files (see
-            ``diagnose.feature_files``) or of a run's folder; or a
-            torch module, then with ``loader``.
+        source: the path of an .npz or .safetensors file or a folder of .npy files (see ``diagnose.feature_files``), or
+            of a run's folder; or a torch module, together with ``loader``.
         loader: the training samples, without augmentation: batches (inputs, labels, ...), or mappings with "labels" or
             "label" whose other entries are the module's arguments.
-        head: the module's last linear layer, or its name; found where it is clear.
-        known: penalties and loss of the training; they go before those that a file or a run names. With ``body``
-            "frozen" (``known_training`` tells) the head is solved on the features, and so is each mitigation.
+        head: the module's last linear layer, or its name; by default it is found if unambiguous.
+        known: penalties and loss of the training; they override those in a file or a run. With ``body`` "frozen"
+            (``known_training`` finds it) the head is solved on the features, and so is each mitigation.
         class_names: K names.
-        data_dir: where a run's data set lies, if not in a standard place.
-        ignore_index: label of samples without one, as in cross-entropy: they are left out.
+        data_dir: the folder of a run's data set, if not in a standard place.
+        ignore_index: label that marks samples without one, as in cross-entropy: they are left out.
 
     Returns:
         The diagnosis.
 
     Raises:
-        ValueError: the file, folder, batches or head are not as they must be; the message says what to do.
+        ValueError: the file, folder, batches or head are invalid; the message says what to do.
         OSError: a file cannot be read.
     """
     if isinstance(source, str | os.PathLike):
@@ -95,7 +94,7 @@ def diagnose(
     model = unwrapped(source)  # a compiled one may not notice the hook
     named = None if class_names is None else len(class_names)
     name, layer = told_head(model, head, named, loader, weighted=head is None)
-    if not known.lambda_h and known.norm is None and known.bounded_by is None:  # the layers are at hand in any case
+    if not known.lambda_h and known.norm is None and known.bounded_by is None:  # the layers are at hand anyway
         known = replace(known, norm=head_norm(model, layer, None), bounded_by=bounding(model, layer))
     seen = None if known.exposure is None else exposure(loader)
     if seen is not None and seen.resampled:
@@ -115,9 +114,9 @@ def diagnose_run(
     known: KnownTraining | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Diagnosis:
-    """Diagnose a training run of ours, its penalties known, on its data, cut to its counts.
+    """Diagnose a run of this library, whose penalties are known, on its data, cut to its counts.
 
-    ``known`` and ``class_names`` take the place of those of the run and its data.
+    ``known`` and ``class_names`` replace those of the run and its data.
     """
     from collapsar.training.measure import features_and_logits
 
@@ -137,7 +136,7 @@ def _of_file(
     if labelled.shape == file.features.shape[:1] and not labelled.all():
         file = replace(file, features=file.features[labelled], labels=file.labels[labelled])
     if len(file.labels) == 0:
-        raise ValueError(f"`source` {path.name} must hold a sample with a label, got none: nothing can be measured")
+        raise ValueError(f"`source` {path.name} must have a sample with a label, got none: nothing can be measured")
     known = _merged(known, file.scalars)
     sums = Pass(file.weight, file.bias, known.loss)
     sums.add(file.features, file.labels)
@@ -152,17 +151,17 @@ def _of_file(
 def _solved_head(
     kept: Sequence[tuple[Tensor, Tensor]], m: Measurement, known: KnownTraining
 ) -> tuple[FrozenHead | None, str]:
-    """The head solved on the features of a pass where these are given, were kept, and are what the head sees."""
+    """The head solved on the features of a pass, if these are given, were kept, and are the head's input."""
     if known.body != "frozen" or not m.linear:
         return None, ""
     if not kept:
-        return None, "The head on frozen features is not solved: they are too many to keep; write a sample to a file."
+        return None, "The head on frozen features is not solved: too many features to keep; write a sample to a file."
     X, y = (np.concatenate([part.cpu().numpy() for part in parts]) for parts in zip(*kept, strict=True))
     return frozen_of(X, y, m, known)
 
 
 def _as_counted(known: KnownTraining) -> KnownTraining:
-    """What is known where the samples measured are themselves those that training shows."""
+    """What is known, if the samples measured are those that training shows."""
     weights, times = known.loss.class_weights, known.exposure
     if weights is None or times is None:
         return replace(known, exposure=None)
@@ -172,7 +171,7 @@ def _as_counted(known: KnownTraining) -> KnownTraining:
 
 
 def _merged(known: KnownTraining | None, scalars: Mapping[str, float]) -> KnownTraining:
-    """What the caller knows, then what the file says: lambda_w, or weight_decay for head and bias."""
+    """What the caller knows, then what is in the file: lambda_w, or weight_decay for head and bias."""
     known = KnownTraining() if known is None else known
     decay = scalars.get("weight_decay")
     of_file = {
@@ -180,7 +179,7 @@ def _merged(known: KnownTraining | None, scalars: Mapping[str, float]) -> KnownT
         "lambda_h": scalars.get("lambda_h"),
         "lambda_b": scalars.get("lambda_b", decay),
     }
-    if of_file["lambda_b"] == np.inf:  # a head without bias says so by having none
+    if of_file["lambda_b"] == np.inf:  # a head without bias simply has none
         of_file["lambda_b"] = None
     return replace(known, **{name: value for name, value in of_file.items() if getattr(known, name) is None})
 
@@ -217,9 +216,9 @@ def _scalars(
 
 
 def _agreements(moments: ClassMoments, rows: Iterable[Tensor], sums: Pass) -> Tensor:
-    """Per class the samples that the head gives to the class of the nearest mean, shape (K,).
+    """Per class the number of samples that the head predicts as the class of the nearest mean, shape (K,).
 
-    What lies nearer to a mean than half of the way to the nearest other one is nearest to it: only the other samples
+    A sample nearer to a mean than half the distance to the nearest other mean is nearest to it: only the other samples
     are compared with all means.
     """
     import torch
@@ -249,9 +248,9 @@ def _of_folder(
     if not (path / "checkpoint.safetensors").is_file():
         inside = sorted(p.name for p in path.iterdir() if (p / "checkpoint.safetensors").is_file())
         hint = f"; give one of its runs: {', '.join(inside[:5])}" if inside else "; give the --out folder of a training"
-        raise ValueError(f"`source` {path} holds no checkpoint.safetensors{hint}")
+        raise ValueError(f"`source` {path} has no checkpoint.safetensors{hint}")
     if known is not None and known.body == "frozen":
-        raise ValueError(f"`source` {path} is a run, which trains all layers; leave `--frozen` (`known.body`) out")
+        raise ValueError(f"`source` {path} is a run, which trains all layers; leave out `--frozen` (`known.body`)")
     from collapsar.training import imbalanced, load_data, load_run
 
     result = load_run(path)
@@ -266,7 +265,7 @@ def _of_folder(
 
 
 def _of_config(result: TrainResult) -> KnownTraining:
-    """The penalties of a run of ours, the optimizer's decay added."""
+    """The penalties of a run of this library, including the optimizer's decay."""
     import torch
 
     from collapsar.monitor.differences import differences
@@ -277,7 +276,7 @@ def _of_config(result: TrainResult) -> KnownTraining:
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     facts = facts_of(model, model.head, optimizer, config.penalties, None, range(sum(config.class_counts)))
-    known = training_of(facts, differences(facts))  # no warnings: the diagnosis says them
+    known = training_of(facts, differences(facts))  # no warnings: the diagnosis has them
     return replace(known, features="nonnegative" if config.model.feature_relu else "signed")
 
 
@@ -286,8 +285,8 @@ def _measured(
 ) -> tuple[Measurement, list[tuple[Tensor, Tensor]]]:
     """One pass over (features, labels, logits): the sums that theory needs, and the moments of every metric.
 
-    Where the logits are not what W h + b gives, they are measured in place of features and head. Features and labels
-    are handed back as well, unless they are too many.
+    If the logits are not W h + b, they are measured in place of features and head. Features and labels are returned as
+    well, unless there are too many.
     """
     from collapsar.metrics.head import computes
     from collapsar.metrics.running import RunningMoments
@@ -309,8 +308,8 @@ def _measured(
             metric = RunningMoments(len(sums.weight), rows.shape[1], rows.device)
         elif linear and not (logits is None or computes(head, rows, logits)):
             raise ValueError(
-                "`loader` begins with samples for which the head computes W h + b, and later ones for which it does "
-                "not (a scale per class?); shuffle it, so that the first batch shows what the head does"
+                "`loader` begins with samples for which the head computes W h + b, but later it does not (a scale per "
+                "class?); shuffle it, so that the first batch shows what the head does"
             )
         seen = rows if linear or logits is None else logits.detach()
         sums.add(seen.double().cpu().numpy(), classes.cpu().numpy())
@@ -346,7 +345,7 @@ def _linear(head: Any, num_features: int) -> tuple[Tensor, Tensor | None]:
     if found is None:
         raise ValueError(
             f"`head` must have a weight of shape (K, d) or return logits of shape (B, K), got {type(head).__name__}; "
-            "name the layer that makes the logits"
+            "name the layer that computes the logits"
         )
     return found
 
@@ -354,7 +353,7 @@ def _linear(head: Any, num_features: int) -> tuple[Tensor, Tensor | None]:
 def _features(
     model: nn.Module, head: tuple[str, nn.Module], loader: Iterable[Any], *, told: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """What the head receives, batch by batch, in evaluation mode, and the model's logits; it is as before after."""
+    """The head's input, batch by batch, in evaluation mode, and the model's logits; the model is then restored."""
     from collapsar.metrics.head import from_probabilities, model_logits, one_row_each, other_scores, refuse_untold
     from collapsar.metrics.moments import class_indices
     from collapsar.monitor.undisturbed import inputs_and_labels, undisturbed
@@ -372,7 +371,7 @@ def _features(
             labels = inputs_and_labels(model, batch)
             if len(caught) != 1:
                 raise ValueError(
-                    f"`head` must run once per batch, it ran {len(caught)} times; name the layer that makes the logits"
+                    f"`head` must run once per batch, not {len(caught)} times; name the layer that returns the logits"
                 )
             rows, output = caught[0]
             logits = model_logits(given[-1] if given else None, output)

@@ -36,12 +36,12 @@ def checked_predictions(
 def lambda_z_from_predictions(
     problem: Problem, Z: ArrayLike | MeanPredictions, b: ArrayLike, features: FeatureModel
 ) -> Vector:
-    """lambda_z read from each class's mean prediction; NaN where the class cannot tell.
+    """lambda_z read from each class's mean prediction; NaN if the class cannot tell.
 
-    With r_k = q_k tau_k delta o (y_k - p_k) / sqrt(m_k), plainly (e_k - p_k) sqrt(n_k)/N: signed features give
-    r_kk - r_lk, l the mean over the class's cluster, plainly (1 - p_own + p_other) sqrt(n_k)/N (NaN for a class alone
+    With r_k = q_k tau_k delta o (y_k - p_k) / sqrt(m_k), or (e_k - p_k) sqrt(n_k)/N for the plain loss: signed features
+    give r_kk - r_lk, l the mean over the class's cluster, or (1 - p_own + p_other) sqrt(n_k)/N (NaN for a class alone
     in it); nonnegative ones ||r_k||. Both equal lambda_z at the optimum for separated classes (Hong & Ling, JMLR
-    25(192), 2024, Thm 3; column form of the model with H >= 0); a class that is not bounds lambda_z from below.
+    25(192), 2024, Thm 3; column form of the model with H >= 0); other classes give a lower bound of lambda_z.
 
     Args:
         problem: counts and loss; its penalties are not used.
@@ -75,7 +75,7 @@ def lambda_z_from_predictions(
 
 
 def _residual_columns(problem: Problem, columns: Matrix, b: Vector, part: slice) -> Matrix:
-    """These columns of R = diag(delta)(Y - P)diag(tau o q)M^(-1/2), what is near 0 with its relative accuracy."""
+    """These columns of R = diag(delta)(Y - P)diag(tau o q)M^(-1/2), with relative accuracy even near 0."""
     own, place, K = np.arange(part.start, part.stop), np.arange(columns.shape[1]), problem.num_classes
     u = problem.temperatures[part] * (problem.scales[:, None] * (columns + b[:, None])) + problem.offsets[:, None]
     u -= u.max(axis=0)
@@ -96,7 +96,7 @@ def lambda_z_from_residual(problem: Problem, Z: ArrayLike, b: ArrayLike) -> floa
     """lambda_z read from all mean predictions at once: the dual norm of the residual R.
 
     At an optimum with anything alive it is lambda_z (JMLR Lemma 8), for signed features the spectral norm of R, for
-    nonnegative ones the bound sqrt(lambda_max([R'R]_+)). It speaks where every class is alone in its cluster.
+    nonnegative ones the bound sqrt(lambda_max([R'R]_+)). It works even if every class is alone in its cluster.
 
     Args:
         problem: counts, loss and feature model; its penalties are not used.

@@ -1,8 +1,8 @@
-"""Rows that training never moved: their length is that of an initialisation, their direction that of noise.
+"""Rows that training never changed: their length is that of an initialisation, their direction that of noise.
 
-Lengths alone would accuse trained rows that happen to be as long. So a row must also point anywhere, where the others
+Lengths alone would also flag trained rows that happen to be as long. So a row's direction must be random while others
 keep to the directions that features use, or a large part of the head must have the lengths and the rank of random rows.
-All of it is unchanged by a rotation or an offset of the features: rows are taken about their mean.
+None of this changes under a rotation or an offset of the features: rows are taken about their mean.
 
 Example:
     >>> rng = np.random.default_rng(0)
@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 from collapsar.core.types import Mask, Vector
 from collapsar.metrics.near_rows import Rows, SomeRows, row_blocks
 
-# A spectrum of more rows than this is estimated from as many, evenly spaced.
+# A spectrum of more rows than this is estimated from this many, evenly spaced.
 _SPECTRUM_ROWS = 16384
 _FEWEST = 8
 _LARGE_PART = 0.25
-# Width of acceptance, in standard deviations of a random row's length.
+# Half width of the accepted range, in standard deviations of a random row's length.
 _WIDTH = 4.0
 _DIRECTIONS = 512
-# A set of rows is as initialised if that is likelier by so many nats, a row of it if it is by this probability.
+# A set of rows counts as initialised if that is likelier by this many nats, a row of it if by this probability.
 _CERTAIN, _SURE = 25.0, 0.9
-# Relative variance of the squared length, times d: a uniform distribution's and a normal one's.
+# Relative variance of the squared length, times d, for a uniform and for a normal distribution.
 _UNIFORM, _NORMAL = 0.8, 2.0
 
 
@@ -47,7 +47,7 @@ class RowSpectrum:
         directions: shape (d, d) or (d, K), a column per singular value.
         rank: singular values above rounding.
         effective_rank: exp of the entropy of the singular values over their sum (Roy & Vetterli, EUSIPCO 2007).
-        num_rows: how many rows it was taken from.
+        num_rows: how many rows it is based on.
     """
 
     singular_values: Vector
@@ -108,7 +108,7 @@ def initial_variances(num_classes: int, num_features: int) -> Mapping[str, float
 
 
 def at_initial_length(rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: NDArray) -> tuple[Mask, str]:
-    """Rows that look as an initialisation left them, shape (K,), and the scheme, that with the most; "" without any.
+    """Rows that look as initialised, shape (K,), and the scheme, the one with the most rows; "" without any.
 
     The lengths, shape (K,), are those of the rows about their mean.
     """
@@ -118,13 +118,13 @@ def at_initial_length(rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: 
         expected = np.sqrt(variance * d * (1 - 1 / K))
         width = _WIDTH * 0.5 * np.sqrt(_NORMAL / d)
         within = np.abs(lengths / expected - 1) <= width
-        if not within.any() or width > 0.6:  # in few dimensions every row is as long as some scheme's
+        if not within.any() or width > 0.6:  # in few dimensions every row has the length of some scheme
             continue
         members = np.flatnonzero(within)
         found = np.zeros(K, dtype=bool)
         if _random_set(rows, members, lengths, variance, mean):
             found = within
-        elif 2 * d <= K:  # else every row has directions of its own
+        elif 2 * d <= K:  # otherwise every row has its own directions
             evidence = _random_directions(rows, members, spectrum, mean) + _length_evidence(
                 lengths, members, expected, width / _WIDTH
             )
@@ -135,10 +135,10 @@ def at_initial_length(rows: Rows, lengths: Vector, spectrum: RowSpectrum, mean: 
 
 
 def _random_directions(rows: Rows, members: NDArray[np.int64], spectrum: RowSpectrum, mean: NDArray) -> Vector:
-    """How much likelier the members' directions are at random than from the head's own spread, in nats.
+    """How much likelier the members' directions are under randomness than under the head's own spread, in nats.
 
     Directions of normal vectors with the head's covariance have the angular central Gaussian density (Tyler,
-    Biometrika 74, 1987); the loudest and the quietest principal directions tell most, and their share has it again.
+    Biometrika 74, 1987); the strongest and weakest principal directions tell most, and so does their share.
     """
     d = rows.shape[1]
     half = min(_DIRECTIONS, d) // 2
@@ -154,9 +154,9 @@ def _random_directions(rows: Rows, members: NDArray[np.int64], spectrum: RowSpec
 
 
 def _length_evidence(lengths: Vector, members: NDArray[np.int64], expected: float, deviation: float) -> Vector:
-    """How much likelier the members' lengths are from the scheme than from the others, in nats.
+    """How much likelier the members' lengths are under the scheme than under the others' distribution, in nats.
 
-    The others' logarithms of length are taken as Laplace's, whose tails are heavy, about their median.
+    The logarithms of the others' lengths are modelled by a Laplace distribution, which has heavy tails.
     """
     logs = np.log(np.maximum(lengths, 1e-12 * lengths.max()))
     middle = float(np.median(logs))
@@ -167,7 +167,7 @@ def _length_evidence(lengths: Vector, members: NDArray[np.int64], expected: floa
 
 
 def _mixed_in(evidence: Vector, num_classes: int) -> Mask:
-    """Which rows are of the second kind in a mixture of two, whose share is the likeliest; none unless it is clear."""
+    """Which rows are of the second kind in a mixture of two, with the likeliest share; none unless it is clear."""
     ratio = np.exp(np.minimum(evidence, 600.0))
     share, of_it = len(evidence) / num_classes, np.zeros(len(evidence))
     for _ in range(200):
@@ -180,7 +180,7 @@ def _mixed_in(evidence: Vector, num_classes: int) -> Mask:
 def _random_set(rows: Rows, members: NDArray[np.int64], lengths: Vector, variance: float, mean: NDArray) -> bool:
     """Whether the members' lengths and rank are those of independent random rows with this variance."""
     n, d = len(members), rows.shape[1]
-    if n < max(_FEWEST, _LARGE_PART * len(lengths)):  # a few of that length are there by chance
+    if n < max(_FEWEST, _LARGE_PART * len(lengths)):  # a few have that length by chance
         return False
     squares = lengths[members] ** 2 / (variance * d)
     spread = squares.var() * d
