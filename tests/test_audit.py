@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,7 +265,8 @@ def test_samples_of_dead_classes_are_seen_to_go_to_others() -> None:
     assert found.recalls.recall.tolist() == [1, 1, 1, 0]
     assert found.recalls.taken_by.tolist() == [-1, -1, -1, 2]
     assert found.recalls.predicted.tolist() == [1, 1, 3, 0]
-    assert found.to_dict()["recalls"]["dead"][1] == {
+    record: Any = found.to_dict()
+    assert record["recalls"]["dead"][1] == {
         "class": 3, "samples": 2, "recall": 0.0, "predicted": 0, "taken_by": 2,
     }  # fmt: skip
 
@@ -340,7 +342,7 @@ def test_a_diagnosis_counts_classes_that_share_a_row() -> None:
     assert found.dead == (3, 5)
     assert "2 of 6 classes are dead, with the same rows of the head as others: 3 and 5." in found.headline
     assert found.num_gone == 2
-    assert found.to_dict()["num_dead"] == 2
+    assert found.to_dict().get("num_dead") == 2
 
 
 def test_a_head_with_a_bias_is_compared_with_the_optimum_that_has_one() -> None:

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from collapsar.app.demo import COLLAPSE_NUMBERS, POSITIONS
 from collapsar.cli.app import app
+from collapsar.core import record_types as rt
 from collapsar.theory import normalized_two_cluster
+from record_fit import misfits
 from test_report import Page
 
 
@@ -20,6 +22,7 @@ def test_the_demonstration_agrees_with_theory_and_writes_a_small_report(tmp_path
     done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
+    assert list(misfits(record, rt.DemoRecord)) == []
     assert [run["position"] for run in record["runs"]] == list(POSITIONS)
     for run in record["runs"]:
         assert run["measured"]["states"] == run["predicted"]["states"]

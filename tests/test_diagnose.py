@@ -53,7 +53,7 @@ def test_a_file_says_what_arrays_say(npz):
     assert d.effective is not None
     assert d.effective.lambda_z == pytest.approx(0.0045, rel=1e-2)
     assert d.source == "features.npz"
-    values = {entry["name"]: entry["value"] for entry in d.to_dict()["metrics"]}
+    values: dict[str, Any] = {entry["name"]: entry["value"] for entry in d.to_dict()["metrics"]}
     within = 1e-6 * 16  # the noise's variance in 16 dimensions
     means = d.measurement.class_means
     shares = d.measurement.class_counts / d.measurement.class_counts.sum()
@@ -445,7 +445,7 @@ def test_the_pictures_show_the_record(npz):
     from collapsar.report import styled
     from collapsar.report.diagnosis import class_lengths, price_readings
 
-    record = diagnose(npz, known=KnownTraining(0.01, 0.0045**2 / 0.01, 0.02)).to_dict()
+    record: Any = diagnose(npz, known=KnownTraining(0.01, 0.0045**2 / 0.01, 0.02)).to_dict()
     with styled():
         lengths = class_lengths(record, Figure().subplots())
         readings = price_readings(record, Figure().subplots())
@@ -455,7 +455,7 @@ def test_the_pictures_show_the_record(npz):
     np.testing.assert_allclose(theory, [1] * 5 + [0] * 5, atol=1e-3)
     assert heights(readings.classes) == record["effective"]["by_class"]
     assert len(readings.lines) == 3
-    none = {**record, "effective": {**record["effective"], "by_class": [None] * 10}}
+    none: Any = {**record, "effective": {**record["effective"], "by_class": [None] * 10}}
     ax = Figure().subplots()
     assert price_readings(none, ax).classes == []
     assert [text.get_text() for text in ax.texts] == ["no class's scores\nimply a penalty"]
@@ -530,7 +530,7 @@ def test_the_digits_demo_shows_the_diagnosis_and_it_agrees_with_the_construction
     from collapsar.report import demo_page
     from test_report import Page
 
-    record = demo("digits", out=tmp_path)
+    record: Any = demo("digits", out=tmp_path)
     page = Page(demo_page(record))
     assert page.count("section", "diagnosis") == 3
     items = [item.strip() for item in page.by_tag["li"]]
@@ -582,7 +582,7 @@ def test_dead_classes_are_counted_named_and_kept_apart_from_those_without_sample
     found, out, err = command(capsys, path, "--max-merged", "1")
     assert (found, out.count(", dead")) == (1, 2)
     assert "1 lost though separated (5) and 1 dead though separated (3), more than 1" in err
-    record = diagnose(path).to_dict()
+    record: Any = diagnose(path).to_dict()
     assert (record["dead"], record["num_dead"], record["num_gone"]) == ([3, 5], 2, 2)
     assert {tuple(group) for group in record["shared_rows"]} == {(3, 5, 6), (7, 8)}
     text = " ".join(record["words"])

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -412,7 +413,7 @@ def small(monkeypatch) -> PhaseConfig:
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict:
+def whole() -> Any:
     """The same diagram of the same parts in one go."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phase_grid, "CHUNK_CELLS", 6)

@@ -89,7 +89,7 @@ def fake_standard_run(lambda_w: float, states: list[str], cosine: float, rng: np
     return {**run, "lambda_w": lambda_w}
 
 
-def fake_record(features: str = "nonnegative", large: int = 5, small: int = 5) -> Record:
+def fake_record(features: str = "nonnegative", large: int = 5, small: int = 5) -> Any:
     rng = np.random.default_rng(0)
     K = large + small
 
@@ -131,7 +131,7 @@ def fake_record(features: str = "nonnegative", large: int = 5, small: int = 5) -
     }  # fmt: skip
 
 
-def changed(change: Callable[[Record], object], features: str = "nonnegative") -> Record:
+def changed(change: Callable[[Record], object], features: str = "nonnegative") -> Any:
     record = fake_record(features)
     change(record)
     return record
@@ -686,7 +686,7 @@ def test_consequence_compares_accuracies_or_says_nothing() -> None:
 )  # fmt: skip
 def test_outcome_in_words(states: str, words: str) -> None:
     full = {"s": "separated", "m": "merged", "v": "vanished"}
-    record = {"clusters": [[0, 1], [2, 3]], "class_counts": [9, 9, 2, 2]}
+    record: Any = {"clusters": [[0, 1], [2, 3]], "class_counts": [9, 9, 2, 2]}
     assert outcome(record, [full[s] for s in states.split()]) == words
 
 

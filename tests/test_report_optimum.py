@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,13 +115,13 @@ def test_saved_optima_are_read_beside_networks_and_from_a_report(tmp_path, monke
     solution = cs.solve(PROBLEMS["per sample"])
     names = [*"abcdefghi", EVIL]
     solution.save(tmp_path / "optimum.npz", names)
-    record = report_record([tmp_path / "optimum.npz", tmp_path / "optimum.npz"])
+    record: Any = report_record([tmp_path / "optimum.npz", tmp_path / "optimum.npz"])
     assert [part["name"] for part in record["solutions"]] == ["optimum", "optimum (2)"]
     assert all(part["class_names"] == names for part in record["solutions"])
     with pytest.raises(ValueError, match=r"`class_names` must hold one name for each of 10 classes, got 9"):
         solution.save(tmp_path / "optimum.npz", names[:9])
     (tmp_path / "report.json").write_text(json.dumps(record))
-    assert report_record([tmp_path / "report.json"])["solutions"] == record["solutions"]
+    assert report_record([tmp_path / "report.json"]).get("solutions") == record["solutions"]
     out = tmp_path / "page.html"
     monkeypatch.setattr(
         "sys.argv", ["collapsar", "report", str(tmp_path / "optimum.npz"), "--out", str(out), "--no-open"]
@@ -148,11 +149,14 @@ def test_where_a_class_that_shares_a_direction_vanishes_is_said_to_be_a_bound():
 
 def test_many_sizes_are_drawn_the_largest_first_with_a_page_for_more_classes_than_are_drawn():
     names = [f"c{k}" for k in range(12)]
-    record = solution_report(cs.solve(cs.Problem("40,90,10,80,20,70,30,60,50,100,110,120", 0.02, 0.02)), "few", names)
+    record: Any = solution_report(
+        cs.solve(cs.Problem("40,90,10,80,20,70,30,60,50,100,110,120", 0.02, 0.02)), "few", names
+    )
     assert [group["samples"] for group in record["groups"]] == sorted(record["class_counts"], reverse=True)
     with styled():
         ax = Figure().subplots()
-        class_thresholds({**record, "separation": {"states": record["class_states"]}}, ax)
+        record["separation"] = {"states": record["class_states"]}
+        class_thresholds(record, ax)
     ticks = [label.get_text() for label in ax.get_xticklabels()]
     assert ticks == [f"c{k}" for k in np.argsort(record["class_counts"])[::-1]]
     drawn = sorted(
@@ -187,7 +191,7 @@ def test_solve_writes_the_page_with_the_names_of_the_labels(tmp_path, monkeypatc
     record = json.loads(capsys.readouterr().out)
     assert record["class_names"] == ["axolotl", "cat", "dog"]
     (tmp_path / "optimum.json").write_text(json.dumps(record))
-    (read,) = report_record([tmp_path / "optimum.json"])["solutions"]
+    (read,) = report_record([tmp_path / "optimum.json"]).get("solutions", [])
     (drawn,) = json.loads(Page(page.read_text()).scripts[0])["solutions"]
     assert read == drawn  # the page of what was printed is the page that was written
     assert set(record["class_states"]) <= set(page.read_text().replace("<", " ").replace(">", " ").split())

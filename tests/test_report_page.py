@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_records_can_be_read_again_alone_and_beside_others(record, tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(record))
     (tmp_path / "apart.npz.json").write_text(json.dumps(record["runs"][0]["diagnosis"]))
     (tmp_path / "demo.json").write_text(json.dumps(demonstration(record)))
-    again = report_record([tmp_path / "old.json", tmp_path / "apart.npz.json", tmp_path / "demo.json"])
+    again: Any = report_record([tmp_path / "old.json", tmp_path / "apart.npz.json", tmp_path / "demo.json"])
     assert again["runs"][:3] == record["runs"]
     (tmp_path / "page.html").write_text(report_page(record), encoding="utf-8")
     assert report_record([tmp_path / "page.html"])["runs"] == record["runs"]
@@ -146,6 +147,17 @@ def test_records_can_be_read_again_alone_and_beside_others(record, tmp_path):
     assert again["runs"][4]["geometry"] == record["runs"][2]["geometry"]
     text = words_of(Page(report_page({**again, "runs": [again["runs"][3]]})))
     assert "the class means themselves are not in this record" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_diagnosis_of_an_early_version_is_reported(record, tmp_path):
+    """Lost and dead classes were not counted then."""
+    new = ("reason", "standings", "shared_rows", "dead", "num_dead", "num_lost", "num_gone", "model", "frozen")
+    old = {key: value for key, value in record["runs"][0]["diagnosis"].items() if key not in new}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    found = report_record([tmp_path / "old.json"])
+    assert found["runs"][0]["advice"] is None
+    assert old["headline"] in words_of(Page(report_page(found)))
 
 
 def demonstration(record):
@@ -232,7 +244,9 @@ def test_several_networks_are_compared(record, page):
     assert [i for i, words in enumerate(columns[:9]) if words] == [0, 2, 3, 8]  # of names, penalties, states, at rest
     for text in ("3 separated, 3 merged, ", "3 separated, 3 vanished, 3 lost"):
         assert any(cell.startswith(text) for cell in cells), cells
-    assert report_finding({"runs": record["runs"][1:]}).startswith("Both networks have merged, vanished")
+    assert report_finding({"kind": "report", "runs": record["runs"][1:]}).startswith(
+        "Both networks have merged, vanished"
+    )
     assert page.count("section", "network") == 3
     # theories differ (two feature models), so no axis holds all; of the two with one theory it does
     assert "each column of markers is one network" not in words_of(page)
@@ -248,7 +262,7 @@ def test_a_class_alone_in_its_size_has_no_sharp_threshold(tmp_path):
     labels = np.repeat(np.arange(4), counts)
     penalties = {"lambda_w": LAMBDA_W, "lambda_h": price**2 / LAMBDA_W, "lambda_b": LAMBDA_B}
     np.savez(tmp_path / "a.npz", features=H.T[labels], labels=labels, weight=W.T, bias=b, **penalties)  # pyright: ignore[reportArgumentType]
-    record = report_record([tmp_path / "a.npz"])
+    record: Any = report_record([tmp_path / "a.npz"])
     text = words_of(Page(report_page(record)))
     assert record["runs"][0]["diagnosis"]["prediction"]["seen"] == ["separated"] * 4
     # sqrt(5) / 111; the class of 6 samples follows at 0.0221
@@ -482,7 +496,7 @@ def test_networks_that_normalise_have_a_page_in_the_penalty_of_their_head(tmp_pa
     labels = np.repeat(np.arange(10), p.class_counts)
     path = tmp_path / "a.npz"
     np.savez(path, features=H.T[labels], labels=labels, weight=W.T, bias=b, lambda_w=1.5, lambda_b=0.0)
-    found = report_record([path])
+    found: Any = report_record([path])
     diagnosis = found["runs"][0]["diagnosis"]
     merge = cs.thresholds(p).merge[9]
     assert (diagnosis["prediction"]["unit"], diagnosis["prediction"]["price"]) == ("lambda_w", 1.5)
@@ -524,9 +538,10 @@ def test_of_thousands_of_classes_those_in_trouble_are_drawn_first():
     states = ["separated"] * K
     states[700] = "vanished"
     lost = {"index": 3, "reason": "outvoted", "rival": 0, "nats": 1}
-    shown = shown_classes({
+    record: Any = {
         "class_names": [str(k) for k in range(K)], "class_counts": [7] * K, "separation": {"states": states},
         "dead": [998], "standings": {"lost": [lost]},
-    })  # fmt: skip
+    }  # fmt: skip
+    shown = shown_classes(record)
     assert {700, 3, 998} <= set(shown)
     assert len(set(shown)) == 400

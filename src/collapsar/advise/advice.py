@@ -18,8 +18,8 @@ from collapsar.advise.outlook import Outlook, calibration_shift, clearance, outl
 from collapsar.core.checks import must_be
 from collapsar.core.normalization import own_penalties, strengthened
 from collapsar.core.problem import Problem
+from collapsar.core.record_types import AdviceRecord, PriceRecord, SuggestionRecord
 from collapsar.core.sentences import names_of, problem_words
-from collapsar.core.types import Record
 from collapsar.solver import Solution, Status, solve
 from collapsar.solver.solve import solve_near
 
@@ -107,7 +107,7 @@ class Suggestion:
     prior_share: float
     caveats: tuple[str, ...]
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> SuggestionRecord:
         """The fields as JSON-able values."""
         t = self.treatment
         return {
@@ -117,7 +117,7 @@ class Suggestion:
             "factors": t.factors.tolist(),
             "problem": t.problem.to_dict(),
             "groups": [o.to_dict() for o in self.outlooks],
-            "price": asdict(self.price),
+            "price": PriceRecord(**asdict(self.price)),
             "verified": self.verified,
             "relative_gap": self.relative_gap,
             "prior_share": self.prior_share,
@@ -186,7 +186,7 @@ class Advice:
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> AdviceRecord:
         """Everything as JSON-able values; undefined numbers are NaN."""
         return {
             "kind": "advice",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,9 @@ from collapsar.core.counts import CountsLike
 from collapsar.core.loss import Loss
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import Problem
+from collapsar.core.record_types import OutlookRecord
 from collapsar.core.states import ClassState, past, worst
-from collapsar.core.types import Matrix, Record, Vector
+from collapsar.core.types import Matrix, Vector
 from collapsar.solver import Solution
 from collapsar.solver.atoms import Atoms
 from collapsar.solver.normalized_transitions import merge_per_batch, merge_per_sample, plain_problem
@@ -65,10 +67,10 @@ class Outlook:
     contrast: float
     norm: float
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> OutlookRecord:
         """The fields as JSON-able values."""
-        values = {**asdict(self), "classes": list(self.classes)}
-        return {"apart" if name == "lost" else name: not v if name == "lost" else v for name, v in values.items()}
+        values: dict[str, Any] = {**asdict(self), "classes": list(self.classes), "lost": not self.lost}
+        return OutlookRecord(**{"apart" if name == "lost" else name: value for name, value in values.items()})
 
 
 def outlooks(solution: Solution) -> tuple[Outlook, ...]:

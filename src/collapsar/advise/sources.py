@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,13 @@ from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
 from collapsar.core.loss import Loss
 from collapsar.core.problem import Problem
-from collapsar.core.types import Record
+from collapsar.core.record_types import AdviceRecord, DiagnosisRecord, is_a
 
 # Optima of this many sizes take milliseconds.
 MOST_SIZES = 64
 
 
-def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: int | None = None) -> Record:
+def advise_diagnosis(record: DiagnosisRecord, margin: float = 0.1, *, layers: int | None = None) -> AdviceRecord:
     """Advice on a diagnosed network: what was measured, and what the optimum says, kept apart.
 
     If the training had no feature penalty, the penalties behind the optimum were read from the trained head, and that
@@ -45,6 +45,7 @@ def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: 
         ValueError: as for :func:`problem_of_diagnosis`; ``layers`` is given but the training had a feature penalty.
     """
     problem, cautions = problem_of_diagnosis(record)
+    assert record["prediction"] is not None  # there is a problem
     decay, effective = record["known"].get("lambda_w"), record["prediction"]["source"] == "effective"
     if layers is not None and not (effective and isinstance(decay, float) and problem.loss.is_plain):
         raise ValueError(
@@ -52,18 +53,17 @@ def advise_diagnosis(record: Mapping[str, Any], margin: float = 0.1, *, layers: 
             "--weight-decay"
         )
     advice = advise(problem, margin, class_names=record.get("class_names"))
-    out = {**advice.to_dict(), "cautions": list(cautions), "from_diagnosis": True}
-    out |= {"measured": None, "decay": None}
     gone = record.get("num_collapsed", 0) + record.get("num_lost", 0) > 0
-    if gone:
-        out["measured"] = record["headline"]
-    ordinary = effective and isinstance(decay, float) and decay > 0
-    if ordinary and not problem.loss.is_plain:
+    measured = record["headline"] if gone else None
+    out: AdviceRecord = {**advice.to_dict(), "cautions": list(cautions), "from_diagnosis": True, "measured": measured}
+    out["decay"] = None
+    ordinary = decay if effective and isinstance(decay, float) and decay > 0 else None
+    if ordinary is not None and not problem.loss.is_plain:
         out["cautions"].append(
             "What weight decay alone loses was measured only for plain cross-entropy; for this loss see the optimum."
         )
-    if ordinary and problem.loss.is_plain:
-        out["decay"] = advise_weight_decay(problem.class_counts, decay, layers=layers, margin=margin).to_dict()
+    if ordinary is not None and problem.loss.is_plain:
+        out["decay"] = advise_weight_decay(problem.class_counts, ordinary, layers=layers, margin=margin).to_dict()
         out["verdict"] = out["decay"]["verdict"]
         if out["verdict"] == "collapsed" and not gone:
             out["verdict"] = "undecided"
@@ -93,7 +93,7 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
         >>> problem_of_diagnosis(record)[0].lambda_z
         0.004
     """
-    if record.get("kind") != "diagnosis":
+    if not is_a(record, DiagnosisRecord):
         raise ValueError(f'`record` must be a diagnosis (kind "diagnosis"), got kind {record.get("kind")!r}')
     prediction = record.get("prediction")
     if prediction is None:
@@ -193,7 +193,7 @@ def joined_classes(counts: CountsLike, loss: Loss, most: int = MOST_SIZES) -> tu
     return joined, replace(loss, **means), change
 
 
-def load_diagnosis(path: str | Path) -> Record:
+def load_diagnosis(path: str | Path) -> DiagnosisRecord:
     """A diagnosis from its file.
 
     Raises:
@@ -206,4 +206,4 @@ def load_diagnosis(path: str | Path) -> Record:
         raise ValueError(f"{path} must be what `collapsar diagnose --json` prints; it is not JSON ({error})") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path} must be the JSON of `collapsar diagnose --json`, got a list or a number")  # noqa: TRY004
-    return record
+    return cast("DiagnosisRecord", record)  # whose kind is checked where it is used

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.record_types import DecayPredictionRecord, DecayRecord
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
 from collapsar.theory.deep_switch import decay_switch
@@ -57,7 +58,7 @@ class DecayPrediction:
             return None
         return low * self.weight_decay, high * self.weight_decay
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> DecayPredictionRecord:
         """The fields as JSON-able values."""
         return to_json({**asdict(self), "interval": self.interval})
 
@@ -98,12 +99,12 @@ class DecayAdvice:
         known = [low for low in lows if low is not None]
         return min(known) / (1 + self.margin) if len(known) == len(lows) else None
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> DecayRecord:
         """Everything as JSON-able values."""
-        own = {"verdict": self.verdict, "largest_safe": self.largest_safe}
-        own |= {name: evidence()[name] for name in ("data", "source")}
-        predictions = [p.to_dict() for p in self.predictions]
-        return {"kind": "advice-weight-decay", **to_json(vars(self)), "predictions": predictions, **own}
+        values = {**to_json(vars(self)), "predictions": [p.to_dict() for p in self.predictions]}
+        values |= {"verdict": self.verdict, "largest_safe": self.largest_safe}
+        values |= {name: evidence()[name] for name in ("data", "source")}
+        return DecayRecord(kind="advice-weight-decay", **values)
 
 
 @cache

@@ -19,10 +19,11 @@ import torch
 import collapsar as cs
 from collapsar.app.demo_standard import accuracies, beside, collapse_report, smallest, standard_record
 from collapsar.app.network_records import advice_record, geometry_record
-from collapsar.core.types import Record
+from collapsar.core.record_types import DemoRecord, DemoRunRecord, TrainedRecord
 from collapsar.diagnose.fit import distance
 from collapsar.diagnose.readers import diagnose_run
 from collapsar.training import ImageData, TrainResult, demo_config, imbalanced, load_data, train
+from collapsar.training.loop import Progress as Tick
 from collapsar.training.recipes import DEMO_RECIPES
 
 Progress = Callable[[str, int, int], None]
@@ -61,7 +62,7 @@ def demo(
     data_dir: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Record:
+) -> DemoRecord:
     """Train five networks, compare each with its exact optimum, and return one record of JSON-able values.
 
     Args:
@@ -82,15 +83,17 @@ def demo(
     signed = cs.Problem(counts, recipe.penalties.lambda_z, recipe.penalties.lambda_b)
     problem = signed.replace(features="nonnegative")
 
-    def note(words: str) -> Callable[[int, int, Record | None], None]:
+    def note(words: str) -> Tick:
         return lambda epoch, epochs, _: None if progress is None else progress(words, epoch, epochs)
 
-    runs, result = [], None
+    runs: list[DemoRunRecord] = []
+    result = None
     for position, lambda_z in demo_penalties(problem).items():
         config = replace(demo_config(data_name, lambda_z, seed), eval_every=max(1, recipe.epochs // 20))
         told = note(f"penalty {position} the thresholds")
         result = train(config, data, out / f"{position}-seed{seed}", progress=told, measure=collapse_numbers)
         run = run_record(result, data)
+        assert "diagnosis" in run  # in records of now
         runs.append({"position": position, **run, "advice": advice_record(run["diagnosis"])})
     assert result is not None  # there are three positions
     t, ts = cs.thresholds(problem), cs.thresholds(signed)
@@ -113,7 +116,7 @@ def demo(
     }
 
 
-def run_record(result: TrainResult, data: ImageData) -> Record:
+def run_record(result: TrainResult, data: ImageData) -> TrainedRecord:
     """One trained network beside both optima at its penalties."""
     config = result.config
     penalties = config.penalties
@@ -125,14 +128,11 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
     separation, small, c = report.separation(), smallest(problem), solution.certificate
     found = diagnose_run(result, data, f"{config.dataset}, lambda_z {penalties.lambda_z:.4g}")
     run = beside(result, report, solution)
-    run["predicted"] |= {"primal": c.primal, "dual": c.dual, "relative_gap": c.relative_gap}
-    run["measured"] |= {
-        "nc1_uniform": report.nc1_uniform,
-        "nc1_weighted": report.nc1_weighted,
-        "relative_norm": separation.relative_norms.tolist(),
-        "minority_separation": float(np.min(separation.nearest_separation[small])),
-    }
-    run["distance"] |= {"Z_signed": other.Z, "b_signed": other.b}
+    run["predicted"].update({"primal": c.primal, "dual": c.dual, "relative_gap": c.relative_gap})
+    run["measured"]["nc1_uniform"], run["measured"]["nc1_weighted"] = report.nc1_uniform, report.nc1_weighted
+    run["measured"]["relative_norm"] = separation.relative_norms.tolist()
+    run["measured"]["minority_separation"] = float(np.min(separation.nearest_separation[small]))
+    run["distance"].update({"Z_signed": other.Z, "b_signed": other.b})
     return {
         "lambda_z": penalties.lambda_z,
         "seed": config.seed,
@@ -149,13 +149,13 @@ def run_record(result: TrainResult, data: ImageData) -> Record:
     }
 
 
-def collapse_numbers(model: Any, data: ImageData) -> Record:
+def collapse_numbers(model: Any, data: ImageData) -> dict[str, float]:
     """``COLLAPSE_NUMBERS`` of the training set, for ``training.train(..., measure=)``."""
     values = collapse_report(model, data).scalars()
     return {name: values[name] for name in COLLAPSE_NUMBERS}
 
 
-def _environment(result: TrainResult) -> Record:
+def _environment(result: TrainResult) -> dict[str, Any]:
     return {
         "collapsar": cs.__version__,
         "python": platform.python_version(),

@@ -12,22 +12,21 @@ from pathlib import Path
 import numpy as np
 
 import collapsar as cs
-from collapsar.core.types import Record
+from collapsar.core.record_types import AccuracyRecord, BesideRecord, Number, StandardRecord, StandardRunRecord
 from collapsar.diagnose.fit import distance
 from collapsar.metrics import CollapseReport
 from collapsar.metrics import collapse_report as report_of
 from collapsar.metrics.running import RunningMoments
 from collapsar.training import ImageData, TrainResult, standard_config, train
-from collapsar.training.measure import features_and_logits
+from collapsar.training.loop import Progress
+from collapsar.training.measure import Evaluation, features_and_logits
 from collapsar.training.models import FeatureNetwork
 
 STANDARD_POSITIONS = {"below": 0.5, "above": 1.4}
 """Penalties of the head's weight, as factors of the merge threshold."""
 
 
-def standard_record(
-    data: ImageData, out: Path, seed: int, note: Callable[[str], Callable[[int, int, Record | None], None] | None]
-) -> Record:
+def standard_record(data: ImageData, out: Path, seed: int, note: Callable[[str], Progress | None]) -> StandardRecord:
     """Two LayerNorm networks beside their optimum, as JSON-able values.
 
     Args:
@@ -37,8 +36,7 @@ def standard_record(
         note: Takes the description of a run and returns what is called after each epoch (see ``training.train``).
 
     Returns:
-        "norm", "width", "lambda_b", "merge" (the ``lambda_w`` above which the smallest classes merge in theory), and
-        "runs" in ascending order of "lambda_w".
+        ``merge``, the ``lambda_w`` above which the smallest classes merge in theory, and the runs in ascending order.
     """
     spec = standard_config(data.name, 1.0).model
     width = spec.widths[-1]
@@ -46,7 +44,7 @@ def standard_record(
     assert length is not None  # the recipe normalises
     problem = cs.Problem.from_normalized(data.class_counts, lambda_w=1.0, norm=length, lambda_b=0.0)
     merge = float(cs.thresholds(problem).merge[int(np.argmin(data.class_counts))])
-    runs = []
+    runs: list[StandardRunRecord] = []
     for position, factor in STANDARD_POSITIONS.items():
         here = problem.replace(lambda_w=factor * merge)
         config = standard_config(data.name, factor * merge, seed)
@@ -61,7 +59,7 @@ def standard_record(
     return {"norm": spec.feature_norm, "width": width, "lambda_b": 0.0, "merge": merge, "runs": runs}
 
 
-def beside(result: TrainResult, report: CollapseReport, solution: cs.Solution) -> Record:
+def beside(result: TrainResult, report: CollapseReport, solution: cs.Solution) -> BesideRecord:
     """A trained network beside an optimum, in the form for tables and pages: "predicted", "measured" and the rest."""
     assert report.Z is not None  # a head was given
     assert report.b is not None
@@ -88,7 +86,7 @@ def smallest(problem: cs.Problem) -> np.ndarray:
     return problem.class_counts == problem.class_counts.min()
 
 
-def _cosines(gram: np.ndarray, small: np.ndarray) -> Record:
+def _cosines(gram: np.ndarray, small: np.ndarray) -> dict[str, Number]:
     """Mean cosine of two class means: of two small classes, of two large ones, of one of each."""
     lengths = np.sqrt(np.diag(gram))
     cosines = gram / np.outer(lengths, lengths)
@@ -97,9 +95,9 @@ def _cosines(gram: np.ndarray, small: np.ndarray) -> Record:
     return {name: float(cosines[np.outer(*rows) & apart].mean()) for name, rows in pairs.items()}
 
 
-def accuracies(record: Record, small: np.ndarray) -> Record:
+def accuracies(record: Evaluation, small: np.ndarray) -> AccuracyRecord:
     """Shares of images recognised, from the record of an evaluation; ``small`` marks the minority, shape (K,)."""
-    on_train, on_test = (np.array(record[f"{split}_class_accuracies"]) for split in ("train", "test"))
+    on_train, on_test = (np.array(record[key]) for key in ("train_class_accuracies", "test_class_accuracies"))
     large = small if small.all() else ~small  # with balanced data every class is both
     return {
         "train": record["train_accuracy"],

@@ -6,23 +6,23 @@ import numpy as np
 
 import collapsar as cs
 from collapsar.advise.sources import advise_diagnosis
-from collapsar.core.types import Record
+from collapsar.core.record_types import AdviceRecord, DiagnosisRecord, GeometryRecord
 from collapsar.diagnose.record import Diagnosis
 
 # Mitigations are found by solving again and again: with up to this many different class sizes that takes seconds.
 _MOST_SIZES = 40
 
 
-def advice_record(diagnosis: Record) -> Record | None:
+def advice_record(diagnosis: DiagnosisRecord) -> AdviceRecord | None:
     """Advice if classes have merged, vanished or been lost and penalties are known; otherwise None."""
-    if diagnosis["num_collapsed"] + diagnosis["num_lost"] == 0 or diagnosis["prediction"] is None:
+    if diagnosis.get("num_collapsed", 0) + diagnosis.get("num_lost", 0) == 0 or diagnosis["prediction"] is None:
         return None
     if len(set(diagnosis["class_counts"])) > _MOST_SIZES:
         return None
     return advise_diagnosis(diagnosis)
 
 
-def geometry_record(found: Diagnosis) -> Record:
+def geometry_record(found: Diagnosis) -> GeometryRecord:
     """Class means of the network and of the optimum at its penalties, each in its own axes: (K, r) coordinates."""
     return {
         "network": coordinates(found.measurement.class_means @ found.measurement.class_means.T),

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import collapsar as cs
 from collapsar.app.network_records import advice_record, geometry_record
 from collapsar.app.solution_report import solution_report
+from collapsar.core import record_types as rt
 from collapsar.core.records import to_json
 from collapsar.core.types import Record
 from collapsar.diagnose.readers import diagnose, diagnose_run
@@ -28,7 +28,7 @@ _PER_CLASS = ("train_class_accuracies", "test_class_accuracies")
 
 def report_record(
     sources: Sequence[str | Path], *, data_dir: str | Path | None = None, progress: Progress | None = None
-) -> Record:
+) -> rt.ReportRecord:
     """One record of all networks and optima in the sources, in the order given; within a folder, by penalty.
 
     Args:
@@ -51,23 +51,24 @@ def report_record(
         taken[run["name"]] = taken.get(run["name"], 0) + 1
         if taken[run["name"]] > 1:
             run["name"] = f"{run['name']} ({taken[run['name']]})"
-    solutions = [part for part in found if part.get("kind") == "solution"]
-    runs = [part for part in found if part.get("kind") != "solution"]
+    solutions = [part for part in found if "diagnosis" not in part]
+    runs = [part for part in found if "diagnosis" in part]
     return {"kind": "report", "collapsar": cs.__version__, "runs": runs, "solutions": solutions}
 
 
-def _runs_of(path: Path, data_dir: str | Path | None, say: Progress) -> list[Record]:
+def _runs_of(path: Path, data_dir: str | Path | None, say: Progress) -> Sequence[rt.RunRecord | rt.OptimumRecord]:
     if not path.exists():
         raise ValueError(
             f"`sources` {path} does not exist; give the folder of a run, or a file of `collapsar diagnose`"
         )
     if path.is_dir():
         folders = [path] if (path / _CHECKPOINT).is_file() else _folders_in(path)
-        runs = []
+        runs: list[rt.RunRecord] = []
         for folder in folders:
             say(folder.name)
             runs.append(_of_folder(folder, data_dir))
-        return sorted(runs, key=lambda run: (run["diagnosis"]["known"]["lambda_z"] or 0.0, run["name"]))
+        runs.sort(key=lambda run: (run["diagnosis"]["known"]["lambda_z"] or 0.0, run["name"]))
+        return runs
     if path.suffix.lower() == ".npz" and is_solution(path):
         return [solution_report(cs.load_solution(path), path.stem, saved_class_names(path))]
     if path.suffix.lower() in (".npz", ".safetensors"):
@@ -87,7 +88,7 @@ def _folders_in(path: Path) -> list[Path]:
     return found
 
 
-def _of_folder(folder: Path, data_dir: str | Path | None) -> Record:
+def _of_folder(folder: Path, data_dir: str | Path | None) -> rt.RunRecord:
     from collapsar.training import imbalanced, load_data, load_run
 
     result = load_run(folder)
@@ -105,7 +106,7 @@ def _of_folder(folder: Path, data_dir: str | Path | None) -> Record:
     return _entry(folder.name, found.to_dict(), training=training, history=history, geometry=geometry_record(found))
 
 
-def _of_json(path: Path) -> list[Record]:
+def _of_json(path: Path) -> Sequence[rt.RunRecord | rt.OptimumRecord]:
     try:
         text = path.read_text(encoding="utf-8")
         inside = _IN_PAGE.search(text)
@@ -127,46 +128,45 @@ def _of_json(path: Path) -> list[Record]:
             f"{path} must be a record of `collapsar diagnose --json` or `collapsar solve --json`, of a report, or of a "
             f"demonstration with diagnoses, got kind {kind!r}"
         )
-    return [{**run, "name": path.stem} if len(runs) == 1 and not run["name"] else run for run in runs]
+    if len(runs) == 1 and not runs[0]["name"]:
+        runs[0]["name"] = path.stem
+    return runs
 
 
-def _runs_in(record: Record) -> list[Record]:
+def _runs_in(record: Record) -> Sequence[rt.RunRecord | rt.OptimumRecord]:
     """The runs in a record; empty if its kind has none."""
-    if record["kind"] == "diagnosis":
+    if rt.is_a(record, rt.DiagnosisRecord):
         return [_entry("", record)]
-    if record["kind"] == "solution":
+    if rt.is_a(record, rt.SolutionRecord):
         solved = cs.solve(cs.Problem.from_dict(record["problem"]), throw=False)
         return [solution_report(solved, "", record["class_names"])]
-    if record["kind"] == "report":
+    if rt.is_a(record, rt.ReportRecord):
         for run in record["runs"]:
             _entry(run["name"], run["diagnosis"])  # raises if something is missing
         return [*record["runs"], *record.get("solutions", ())]
-    if record["kind"] == "demo":
-        runs = [run for run in record["runs"] if run.get("diagnosis") is not None]
+    if rt.is_a(record, rt.DemoRecord):
         return [
-            _entry(
-                f"{record['data']} {r['position']}", r["diagnosis"], history=r["history"], geometry=r.get("geometry")
-            )
-            for r in runs
+            _entry(f"{record['data']} {r['position']}", found, history=r["history"], geometry=r.get("geometry"))
+            for r in record["runs"]
+            if (found := r.get("diagnosis")) is not None
         ]
     return []
 
 
 def _entry(
     name: str,
-    diagnosis: Record,
+    diagnosis: rt.DiagnosisRecord,
     *,
     training: Record | None = None,
-    history: Sequence[Mapping[str, Any]] = (),
-    geometry: Record | None = None,
-) -> Record:
-    return to_json(
-        {
-            "name": name,
-            "training": training,
-            "diagnosis": diagnosis,
-            "history": list(history),
-            "geometry": geometry,
-            "advice": advice_record(diagnosis),
-        }
-    )
+    history: Sequence[Record] = (),
+    geometry: rt.GeometryRecord | None = None,
+) -> rt.RunRecord:
+    record: rt.RunRecord = {
+        "name": name,
+        "training": training,
+        "diagnosis": diagnosis,
+        "history": list(history),
+        "geometry": geometry,
+        "advice": advice_record(diagnosis),
+    }
+    return to_json(record)

@@ -10,10 +10,11 @@ import collapsar as cs
 from collapsar.app.network_records import coordinates
 from collapsar.app.theory_records import solution_groups, solution_record
 from collapsar.core.normalization import own_penalties
+from collapsar.core.record_types import DirectionsRecord, OptimumRecord, PathRecord
 from collapsar.core.records import to_json
 from collapsar.core.sentences import listed, problem_words
 from collapsar.core.thresholds import Thresholds
-from collapsar.core.types import Matrix, Record
+from collapsar.core.types import Matrix
 from collapsar.diagnose.prediction import Prediction, prediction_of
 from collapsar.diagnose.words import first_lost
 
@@ -25,42 +26,35 @@ _PATH_TOL = 1e-6
 _ZERO = 1e-4  # of the longest: a length is the root of scores, of which the solver's tolerance leaves some 1e-10
 
 
-def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] | None = None) -> Record:
+def solution_report(s: cs.Solution, name: str = "optimum", names: Sequence[str] | None = None) -> OptimumRecord:
     """The record behind the page of an optimum, with penalised or normalised features.
 
     Args:
         s: the optimum.
         name: for the user.
         names: of the classes; their numbers by default.
-
-    Returns:
-        ``solution_record``; ``solution_groups`` as "groups"; and "name", "class_counts", "setting"
-        (the problem in one line), "prediction" (as in a diagnosis), "reason" (its first threshold in words), "norm"
-        (None without normalised features), "heads" and "features": lengths of the head's rows and of the class means
-        (relative to the longest) and, up to 200 classes, their cosines, "geometry" (both in their own axes) and "path"
-        (None beyond 16 sizes of classes, or if each class has its own penalty).
     """
-    problem, record = s.problem, solution_record(s, names)
+    problem, plain = s.problem, solution_record(s, names)
     sides = {"heads": s.classifier_gram(), "features": s.feature_gram()}
     table = problem.num_classes <= _TABLE_CLASSES
     theory = cs.thresholds(problem)
     prediction = prediction_of(s, theory)
-    return to_json(
-        {
-            **record,
-            "groups": solution_groups(s),
-            "name": name,
-            "class_counts": problem.class_counts,
-            "setting": problem_words(problem),
-            "Z": record["Z"] if table else None,
-            "prediction": prediction,
-            "reason": _reason(s, prediction, record["class_names"]),
-            "norm": getattr(s, "norm", None),
-            **{side: _directions(gram, table) for side, gram in sides.items()},
-            "geometry": {side: coordinates(gram) for side, gram in sides.items()} if table else None,
-            "path": _path(s, theory),
-        }
-    )
+    record: OptimumRecord = {
+        **plain,
+        "groups": solution_groups(s),
+        "name": name,
+        "class_counts": problem.class_counts.tolist(),
+        "setting": problem_words(problem),
+        "Z": plain["Z"] if table else None,
+        "prediction": to_json(prediction),
+        "reason": _reason(s, prediction, plain["class_names"]),
+        "norm": getattr(s, "norm", None),
+        "heads": _directions(sides["heads"], table),
+        "features": _directions(sides["features"], table),
+        "geometry": {side: coordinates(gram) for side, gram in sides.items()} if table else None,
+        "path": _path(s, theory),
+    }
+    return to_json(record)
 
 
 def _reason(s: cs.Solution, prediction: Prediction, names: Sequence[str]) -> str:
@@ -78,19 +72,19 @@ def _reason(s: cs.Solution, prediction: Prediction, names: Sequence[str]) -> str
     return f"No value of {prediction.unit} merges these classes, or lets one vanish."
 
 
-def _directions(gram: Matrix, table: bool) -> Record:
+def _directions(gram: Matrix, table: bool) -> DirectionsRecord:
     """Lengths and cosines of vectors with these inner products; the cosine with a vector of length 0 is NaN."""
     lengths = np.sqrt(np.maximum(np.diag(gram), 0.0))
     longest = float(lengths.max()) or 1.0
     seen = lengths > _ZERO * longest
     some = np.where(seen, lengths, np.nan)
     return {
-        "lengths": np.where(seen, lengths / longest, 0.0),
+        "lengths": np.where(seen, lengths / longest, 0.0).tolist(),
         "cosines": gram / np.outer(some, some) if table else None,
     }
 
 
-def _path(s: cs.Solution, theory: Thresholds) -> Record | None:
+def _path(s: cs.Solution, theory: Thresholds) -> PathRecord | None:
     """How far apart two classes of one cluster are, and how long their columns are, over the penalty.
 
     Both relative to the longest column at the same penalty; NaN for a class alone, or if nothing is left.
@@ -109,4 +103,9 @@ def _path(s: cs.Solution, theory: Thresholds) -> Record | None:
         longest = float(columns.max()) if set(at.class_states) != {"vanished"} else np.nan
         apart.append(np.where(q.sizes > 1, np.sqrt(2) * at.blocks.alpha, np.nan) / longest)
         length.append(columns / longest)
-    return {"prices": prices, "clusters": members, "apart": np.transpose(apart), "length": np.transpose(length)}
+    return {
+        "prices": prices.tolist(),
+        "clusters": [part.tolist() for part in members],
+        "apart": np.transpose(apart).tolist(),
+        "length": np.transpose(length).tolist(),
+    }

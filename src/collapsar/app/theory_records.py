@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import collapsar as cs
 from collapsar.core.normalization import own_penalties
+from collapsar.core.record_types import GroupRecord, SolutionRecord
 from collapsar.core.sentences import names_of
 from collapsar.core.states import past
-from collapsar.core.types import Mask, Record, Vector
+from collapsar.core.types import Mask, Vector
 
 if TYPE_CHECKING:  # commands that do not need it should not pay for the import
     from collapsar.core.thresholds import Thresholds
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # commands that do not need it should not pay for the import
 _LARGEST_Z = 1000  # largest K for a K x K matrix in JSON; beyond it use --out
 
 
-def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Record:
+def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> SolutionRecord:
     """All of a solution, for --json."""
     c = s.certificate
     return {
@@ -34,23 +35,23 @@ def solution_record(s: cs.Solution, names: Sequence[str] | None = None) -> Recor
         "relative_gap": c.relative_gap,
         "rank": s.rank,
         "class_states": list(s.class_states),
-        "clusters": s.quotient.labels,
+        "clusters": s.quotient.labels.tolist(),
         "Z": s.Z if s.problem.num_classes <= _LARGEST_Z else None,
-        "b": s.b,
+        "b": s.b.tolist(),
     }
 
 
 def thresholds_record(
-    problem: cs.Problem, t: Thresholds, here: cs.Solution | None, names: Sequence[str] | None = None
-) -> Record:
+    problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask, here: cs.Solution | None, names: Sequence[str] | None
+) -> dict[str, Any]:
     """Every threshold, which of them are approximate, and the states of the optimum ``here``, for --json."""
-    record: Record = {
+    record: dict[str, Any] = {
         "problem": problem.to_dict(),
         "class_names": list(names_of(names, problem.num_classes)),
         "merge": t.merge,
-        "merge_approximate": near_merge(problem, t),
+        "merge_approximate": near,
         "vanish": t.vanish,
-        "vanish_exact": exact_vanish(t, here),
+        "vanish_exact": exact,
         "vanish_bound": t.vanish_bound,
         "complete": t.complete,
         "complete_bound": t.complete_bound,
@@ -68,10 +69,10 @@ def thresholds_record(
     }
 
 
-def solution_groups(s: cs.Solution) -> list[Record]:
+def solution_groups(s: cs.Solution) -> list[GroupRecord]:
     """A row for each cluster, the largest classes first: its classes, and what they have in common."""
     p, q, blocks, norms, states = s.problem, s.quotient, s.blocks, s.column_norms, s.class_states
-    rows = []
+    rows: list[GroupRecord] = []
     for j, size in enumerate(q.sizes):
         members = np.flatnonzero(q.labels == j)
         common, own = float(blocks.C[j, j]), float(blocks.alpha[j])

@@ -35,9 +35,9 @@ from collapsar.cli.options import (
 from collapsar.cli.output import RELU_WORDS, console, plain_table, taking_long, tell, write_picture
 from collapsar.core.counts import LabelCounts
 from collapsar.core.files import write_atomically
+from collapsar.core.record_types import AdviceRecord, DecayRecord, DiagnosisRecord
 from collapsar.core.records import to_json
 from collapsar.core.sentences import problem_words
-from collapsar.core.types import Record
 from collapsar.report import advice as words
 
 MOST_ROWS = 12
@@ -160,8 +160,8 @@ def advise(
         problem = cs.Problem(n, lambda_z, prices.lambda_b, remedies, features=features)
         with taking_long(f"advice for {n.size} classes"):
             advice = advise_on(problem, margin, class_names=read.names).to_dict()
-        sizes = {"num_samples": int(read.counts.sum())}
-        record = {**advice, **sizes, "cautions": list(cautions), "from_diagnosis": False}
+        total = int(read.counts.sum())
+        record: AdviceRecord = {**advice, "num_samples": total, "cautions": list(cautions), "from_diagnosis": False}
     _write(record, html, picture)
     tell(record, lambda: _print_advice(record), as_json=as_json)
 
@@ -223,7 +223,7 @@ def _joined(n: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     return joined, (caution,)
 
 
-def _diagnosis(path: Path) -> Record:
+def _diagnosis(path: Path) -> DiagnosisRecord:
     """The record from a file of ``collapsar diagnose --json``, or from input of that command."""
     if not path.is_dir() and path.suffix not in (".npz", ".safetensors"):
         return load_diagnosis(path)
@@ -232,7 +232,7 @@ def _diagnosis(path: Path) -> Record:
     return diagnose(path).to_dict()
 
 
-def _write(record: Record, html: Path | None, picture: Path | None) -> None:
+def _write(record: AdviceRecord, html: Path | None, picture: Path | None) -> None:
     if html is not None:
         from collapsar.report.advice_page import advice_page
 
@@ -244,13 +244,13 @@ def _write(record: Record, html: Path | None, picture: Path | None) -> None:
         write_picture(picture, advice_figure(shown), "advice", advice_title(shown))
 
 
-def _print_advice(record: Record) -> None:
+def _print_advice(record: AdviceRecord) -> None:
     shown, problem, suggestions = console(), record["problem"], record["suggestions"]
     shown.print(problem_words(cs.Problem.from_dict(problem), samples=record.get("num_samples")))
-    if problem["features"] == "signed" and not record["from_diagnosis"]:
+    if problem["features"] == "signed" and not record.get("from_diagnosis"):
         shown.print(RELU_WORDS)
     shown.print(words.verdict_words(record), style="bold")
-    for caution in record["cautions"]:
+    for caution in record.get("cautions", ()):
         shown.print(f"Caution: {caution}")
     columns = ("classes", "samples", "at the optimum", "threshold", "safety", "margin", "corrected")
     shown.print(plain_table(*columns, rows=_state_rows(record)))
@@ -275,7 +275,7 @@ def _print_advice(record: Record) -> None:
     )
 
 
-def _state_rows(record: Record) -> list[tuple[str, ...]]:
+def _state_rows(record: AdviceRecord) -> list[tuple[str, ...]]:
     """A row per group, without the middle ones if there are many."""
     rows = words.group_rows(record)
     return (
@@ -298,7 +298,7 @@ def _print_standard(advice: StandardAdvice, recipe: Recipe) -> None:
     console().print(told)
 
 
-def _print_decay(record: Record) -> None:
+def _print_decay(record: DecayRecord) -> None:
     shown, n = console(), record["class_counts"]
     shown.print(f"{len(n)} classes, {sum(n)} samples, {max(n)} in the largest, {min(n)} in the smallest")
     for sentence in words.decay_words(record):

@@ -17,7 +17,7 @@ from collapsar.cli.output import console, plain_table, refuse, tell
 from collapsar.core.counts import label_counts
 from collapsar.core.files import write_atomically
 from collapsar.core.label_files import whole_numbers
-from collapsar.core.types import Record
+from collapsar.core.record_types import AuditRecord
 from collapsar.diagnose.head_audit import AuditOptions
 from collapsar.report.class_rows import DEAD_COLUMNS, dead_rows
 
@@ -117,7 +117,9 @@ def audit(
         labels=samples[1],
         options=options,
     )
-    record = result.to_dict() | {"source": source.name, "tensor": found.name, "why": found.reason}
+    record: AuditRecord = {
+        **result.to_dict(), "source": source.name, "tensor": found.name, "why": found.reason
+    }  # fmt: skip
     if html is not None:
         from collapsar.report import audit_page
 
@@ -160,7 +162,7 @@ def _samples(path: Path, names: Sequence[str] | None, num_classes: int) -> NDArr
     return counts
 
 
-def _print(record: Record, origin: str) -> None:
+def _print(record: AuditRecord, origin: str) -> None:
     """The sentence, the findings, and a row per dead class."""
     shown, rows = console(), dead_rows(record)
     shown.print(record["summary"], style="bold", soft_wrap=True)

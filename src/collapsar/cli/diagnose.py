@@ -13,7 +13,7 @@ from collapsar.cli.output import console, plain_table, refuse, tell, write_pictu
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
 from collapsar.core.loss import Loss
-from collapsar.core.types import Record
+from collapsar.core.record_types import DiagnosisRecord
 from collapsar.diagnose.record import Diagnosis
 from collapsar.report.class_marks import part_of, shown_classes
 from collapsar.report.class_rows import class_rows
@@ -128,7 +128,7 @@ def _failures(d: Diagnosis, max_merged: int | None, min_recall: float | None) ->
     return failures
 
 
-def print_diagnosis(record: Record) -> None:
+def print_diagnosis(record: DiagnosisRecord) -> None:
     """The headline, a row per class, the findings, the metrics."""
     shown, classes = console(), shown_classes(record, _MOST_ROWS)
     shown.print(record["headline"], style="bold", soft_wrap=True)

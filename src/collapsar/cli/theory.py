@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from typer import Option
 
 import collapsar as cs
-from collapsar.app.theory_records import solution_groups, solution_record, thresholds_record
+from collapsar.app.theory_records import exact_vanish, near_merge, solution_groups, solution_record, thresholds_record
 from collapsar.cli.options import (
     BEHIND_A_NORM,
     Counts,
@@ -33,8 +33,9 @@ from collapsar.cli.options import (
 from collapsar.cli.output import RELU_WORDS, console, in_step, plain_table, taking_long, tell
 from collapsar.core.files import write_atomically
 from collapsar.core.normalization import own_penalties
+from collapsar.core.record_types import DecayRecord, ReportRecord
 from collapsar.core.sentences import problem_words
-from collapsar.core.types import Mask, Record, Vector
+from collapsar.core.types import Mask, Vector
 from collapsar.report.advice import DECAY_COLUMNS, class_words, decay_rows
 from collapsar.report.words import sentence
 
@@ -83,7 +84,8 @@ def solve(
         from collapsar.app.solution_report import solution_report
         from collapsar.report import report_page
 
-        page = {"kind": "report", "runs": [], "solutions": [solution_report(solution, html.stem, read.names)]}
+        optimum = solution_report(solution, html.stem, read.names)
+        page: ReportRecord = {"kind": "report", "runs": [], "solutions": [optimum]}
         write_atomically(html, report_page(page))
     record = solution_record(solution, read.names)
     tell(record, lambda: _print_solution(solution, read.names), as_json=as_json)
@@ -131,7 +133,7 @@ def _print_solution(s: cs.Solution, names: Sequence[str] | None) -> None:
     keys = ["own", "sibling", "length"] if like else ["own", "length"]
     logits, bias = (in_step([[row[key] for key in some] for row in groups]) for some in (keys, ["bias"]))
     rows = [
-        (class_words(row, names), str(row["samples"]), row["state"], *own, *b)
+        (class_words(row["classes"], names), str(row["samples"]), row["state"], *own, *b)
         for row, own, b in zip(groups, logits, bias, strict=True)
     ]
     shown.print(plain_table("classes", "samples", "state", "own logit", *keys[1:], "bias", rows=rows))
@@ -183,8 +185,8 @@ def thresholds(
     with taking_long(f"thresholds of {_kinds(problem)}"):
         t = cs.thresholds(problem)
     here = None if at is None else _watched(problem, 1e-9, 300)
-    record = thresholds_record(problem, t, here, read.names)
-    tell(record, lambda: _print_thresholds(problem, t, here, record), as_json=as_json)
+    known = (problem, t, near_merge(problem, t), exact_vanish(t, here), here, read.names)
+    tell(thresholds_record(*known), lambda: _print_thresholds(*known), as_json=as_json)
     if here is not None and here.status is not cs.Status.OPTIMAL:
         raise cs.NotConvergedError(here)
 
@@ -198,22 +200,15 @@ def _thresholds_of_layers(
     if more := said(context) - {"counts", "column", "ignore_index", "weight_decay", "layers", "as_json"}:
         raise ValueError(f"--layers goes only with COUNTS and --weight-decay; got {listed_options(more)}")
     here = decay.weight_decay
-    record = advise_weight_decay(counts, 1.0 if here is None else here, margin=0.0, layers=decay.layers).to_dict()
-    (found,) = record["predictions"]
-    record = {
-        "kind": "thresholds-weight-decay",
-        "class_counts": record["class_counts"],
-        "model": record["model"],
-        **found,
-    }
-    if here is None:
-        del record["verdict"]
-    tell(record, lambda: _print_layers(record, here), as_json=as_json)
+    found = advise_weight_decay(counts, 1.0 if here is None else here, margin=0.0, layers=decay.layers).to_dict()
+    record = {"kind": "thresholds-weight-decay", "class_counts": found["class_counts"], "model": found["model"]}
+    record |= {k: v for k, v in found["predictions"][0].items() if k != "verdict" or here is not None}
+    tell(record, lambda: _print_layers(found, here), as_json=as_json)
 
 
-def _print_layers(record: Record, here: float | None) -> None:
+def _print_layers(record: DecayRecord, here: float | None) -> None:
     shown, columns = console(), [str(column) for column in DECAY_COLUMNS]
-    n, (row,) = record["class_counts"], decay_rows({"predictions": [{"verdict": "", **record}]})
+    n, (row,) = record["class_counts"], decay_rows(record)
     shown.print(f"{len(n)} classes, {sum(n)} samples; weight decay on everything, no feature penalty")
     columns[-1] = f"at {here:g}" if here is not None else ""
     cells = len(columns) - (here is None)
@@ -221,14 +216,15 @@ def _print_layers(record: Record, here: float | None) -> None:
     shown.print(f"lost: the model ({record['model']}) is better off without its smallest classes.")
 
 
-def _print_thresholds(problem: cs.Problem, t: Thresholds, here: cs.Solution | None, record: Record) -> None:
+def _print_thresholds(
+    problem: cs.Problem, t: Thresholds, near: Vector, exact: Mask, here: cs.Solution | None, names: Sequence[str] | None
+) -> None:
     """One row per kind of class, and the state at the optimum ``here``."""
     from collapsar.theory.clusters import clusters_of  # with scipy: the commands that need none do not wait for it
     from collapsar.theory.thresholds import opposite
 
     normalised, signed = problem.normalization is not None, problem.features == "signed"
     unit, none = ("lambda_w", "never") if normalised else ("lambda_z", "always")
-    near, exact = record["merge_approximate"], record["vanish_exact"]
     late = ~t.exact & ~np.isnan(t.vanish_bound)
     labels = clusters_of(problem).labels
     alone = np.bincount(labels)[labels] == 1
@@ -246,7 +242,7 @@ def _print_thresholds(problem: cs.Problem, t: Thresholds, here: cs.Solution | No
         shown.print(RELU_WORDS)
     columns = ["classes", "samples", *([f"merge at {unit}"] if signed else []), f"vanish at {unit}"]
     columns += [] if here is None else [f"state at {own_penalties(problem).mean():g}"]
-    rows = [(class_words({"classes": members}, record["class_names"]), *row) for row, members in kinds.items()]
+    rows = [(class_words(members, names), *row) for row, members in kinds.items()]
     if told := any(set(row[2:]) - {"gradual", "never"} for row in rows):  # else the notes say it all
         shown.print(plain_table(*columns, rows=sorted(rows, key=lambda row: -int(row[1]))))
     if np.isfinite(t.complete):

@@ -15,8 +15,8 @@ from typer import Option
 from collapsar.cli.options import DataDir, Json, LabelFile, Prices, command
 from collapsar.cli.output import bars, console, plain_table, tell
 from collapsar.core.files import write_atomically
+from collapsar.core.record_types import DemoRecord, TrainedRecord
 from collapsar.core.records import to_json
-from collapsar.core.types import Record
 from collapsar.report.words import share_text, standard_finding, summary_of_states
 
 if TYPE_CHECKING:
@@ -85,13 +85,14 @@ def train(
     with bars("epochs") as bar:
         move = _moves(bar)
 
-        def progress(epoch: int, epochs: int, _: Record | None) -> None:
+        def progress(epoch: int, epochs: int, _: object) -> None:
             move("training", epoch, epochs)
 
         result = train_network(config, images, out, progress=progress, resume=not fresh, measure=collapse_numbers)
-    record = {"config": json.loads(config.to_json()), **run_record(result, images)}
+    found = run_record(result, images)
+    record = {"config": json.loads(config.to_json()), **found}
     write_atomically(out / "result.json", json.dumps(to_json(record), allow_nan=False))
-    tell(record, lambda: _print_training(record, out), as_json=as_json)
+    tell(record, lambda: _print_training(found, out), as_json=as_json)
 
 
 def _config(data: str, counts: list[int], prices: Prices, recipe: Recipe, machine: Machine) -> TrainConfig:
@@ -118,10 +119,11 @@ def _config(data: str, counts: list[int], prices: Prices, recipe: Recipe, machin
     )
 
 
-def _print_training(record: Record, out: Path) -> None:
+def _print_training(record: TrainedRecord, out: Path) -> None:
     """The network's diagnosis, as ``collapsar diagnose`` prints it for the folder, and its test accuracy."""
     from collapsar.cli.diagnose import print_diagnosis  # with scipy, which a refusal need not wait for
 
+    assert "diagnosis" in record  # in records of now
     print_diagnosis(record["diagnosis"])
     shown, a = console(), record["accuracy"]
     shown.print(
@@ -154,7 +156,7 @@ def demo(
 
     folder = Path("runs") / f"demo-{data}" if out is None else out
     with bars("epochs") as bar:
-        record = to_json(run_demo(data, out=folder, data_dir=data_dir, seed=seed, progress=_moves(bar)))
+        record: DemoRecord = to_json(run_demo(data, out=folder, data_dir=data_dir, seed=seed, progress=_moves(bar)))
     write_atomically(folder / "record.json", json.dumps(record, allow_nan=False))
     write_atomically(folder / "picture.png", png_bytes(demo_figure(record)))
     page = write_atomically(folder / "report.html", demo_page(record))
@@ -167,7 +169,7 @@ def _moves(bar: Progress) -> Callable[[str, int, int], None]:
     return lambda name, done, total: bar.update(task(name), completed=done, total=total)
 
 
-def _print_demo(record: Record, page: Path) -> None:
+def _print_demo(record: DemoRecord, page: Path) -> None:
     """The table of the demo, what it found, and where the report is."""
     small, counts, t = record["clusters"][1], record["class_counts"], record["thresholds"]["nonnegative"]
     shown = console()

@@ -26,8 +26,9 @@ from collapsar.core.penalties import (
     Penalties,
     penalties_without_halves,  # noqa: F401 - public here as well
 )
+from collapsar.core.record_types import ProblemRecord
 from collapsar.core.records import to_json
-from collapsar.core.types import Record, Vector
+from collapsar.core.types import Vector
 
 FeatureModel = Literal["signed", "nonnegative"]
 
@@ -266,7 +267,7 @@ class Problem:
         changes.setdefault("class_counts", CheckedCounts(self.class_counts))
         return replace(self, **changes)
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> ProblemRecord:
         """The fields as JSON-able values; an infinite ``lambda_b`` is the string "inf"."""
         values = to_json(self)
         if self.normalization is None:
@@ -282,7 +283,7 @@ class Problem:
         """
         try:
             loss, lambda_b = Loss(**values["loss"]), float(values["lambda_b"])
-            rest: Record = {"loss": loss, "lambda_b": lambda_b}
+            rest: dict[str, Any] = {"loss": loss, "lambda_b": lambda_b}
             if values.get("normalization") is not None:
                 rest["normalization"] = Normalization.from_dict(values["normalization"])
             return cls(**{**values, **rest})

@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapsar.core.checks import STORED_TURNED, flat_bias
+from collapsar.core.record_types import AuditRecord
 from collapsar.core.records import to_json
 from collapsar.core.sentences import names_of
-from collapsar.core.types import Mask, Record, Vector
+from collapsar.core.types import Mask, Vector
 from collapsar.diagnose import audit_words
 from collapsar.diagnose.audit_samples import CountEffect, count_effect, predicted_lost, recalls
 from collapsar.diagnose.reach import Progress, Reach, reach
@@ -169,45 +170,46 @@ class Audit:
         """The findings, a sentence or two each."""
         return tuple(audit_words.findings(self))
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> AuditRecord:
         """The audit as JSON-able values: classes by number, NaN as None.
 
         "dead_classes" has the name, samples and length of every dead class; up to 20 000 classes, all are listed.
         """
         full, reached = self.num_classes <= _LISTED, self.reach
         dead, names, counts = np.flatnonzero(self.dead).tolist(), self.class_names, self.class_counts
-        return to_json({
+        record: AuditRecord = {
             "kind": "audit",
             "summary": self.summary,
-            "words": self.words,
-            "notes": self.notes,
+            "words": list(self.words),
+            "notes": list(self.notes),
             "num_classes": self.num_classes,
             "num_features": self.num_features,
-            "class_names": self.class_names if full else None,
-            "class_counts": self.class_counts if full else None,
+            "class_names": list(names) if full and names is not None else None,
+            "class_counts": counts.tolist() if full and counts is not None else None,
             "tolerance": self.tolerance,
-            "groups": self.group_details,
+            "groups": to_json(self.group_details),
             "dead": dead,
             "dead_classes": [
-                {"index": k, "name": str(k) if names is None else names[k], "length": self.lengths[k],
-                 "samples": None if counts is None else counts[k]}
+                {"index": k, "name": str(k) if names is None else names[k], "length": float(self.lengths[k]),
+                 "samples": None if counts is None else int(counts[k])}
                 for k in dead
             ],
-            "unreachable": None if reached is None else np.flatnonzero(self.unreachable),
-            "undecided": None if reached is None else np.flatnonzero(reached.undecided),
+            "unreachable": None if reached is None else np.flatnonzero(self.unreachable).tolist(),
+            "undecided": None if reached is None else np.flatnonzero(reached.undecided).tolist(),
             "feature_space": None if reached is None else reached.space,
-            "at_initialisation": np.flatnonzero(self.at_initialisation),
+            "at_initialisation": np.flatnonzero(self.at_initialisation).tolist(),
             "scheme": self.scheme,
-            "shrunk": np.flatnonzero(self.shrunk),
-            "lengths": self.lengths if full else None,
+            "shrunk": np.flatnonzero(self.shrunk).tolist(),
+            "lengths": self.lengths.tolist() if full else None,
             "scale": self.scale,
             "rank": self.spectrum.rank,
             "effective_rank": self.spectrum.effective_rank,
             "most_rank": min(self.num_classes - 1, self.num_features),
-            "counts": self.counts,
-            "predicted": {model: np.flatnonzero(lost) for model, lost in self.predicted.items()},
+            "counts": to_json(self.counts),
+            "predicted": {model: np.flatnonzero(lost).tolist() for model, lost in self.predicted.items()},
             "recalls": None if self.recalls is None else _recall_rows(self.recalls, self.dead),
-        })  # fmt: skip
+        }  # fmt: skip
+        return to_json(record)
 
     def to_json(self) -> str:
         """The record as one line of standard JSON."""
@@ -290,7 +292,7 @@ def audit(
     )
 
 
-def _recall_rows(seen: Decisions, dead: Mask) -> Record:
+def _recall_rows(seen: Decisions, dead: Mask) -> dict[str, Any]:
     """The accuracy, and a row for each dead class with samples."""
     rows = [
         {"class": k, "samples": seen.counts[k], "recall": seen.recall[k], "predicted": seen.predicted[k],

@@ -13,10 +13,11 @@ from collapsar.advise.outlook import edges
 from collapsar.core.known import KnownTraining
 from collapsar.core.normalization import own_penalties
 from collapsar.core.problem import FeatureModel, Problem
+from collapsar.core.record_types import ModelRecord
 from collapsar.core.records import to_json
 from collapsar.core.states import ClassState
 from collapsar.core.thresholds import Thresholds
-from collapsar.core.types import Matrix, Record, Vector
+from collapsar.core.types import Matrix, Vector
 from collapsar.diagnose.agreement import EffectivePenalties, bias_price
 from collapsar.diagnose.fit import Fit, both, fit_beside
 from collapsar.diagnose.measurement import MAX_TABLE, Measurement
@@ -185,16 +186,16 @@ def prediction_of(
     )
 
 
-def model_record(choice: Choice, fit: NormalizedFit | None) -> Record:
+def model_record(choice: Choice, fit: NormalizedFit | None) -> ModelRecord:
     """The model chosen, and how far the network is from it, as JSON-able values."""
-    record: Record = {
+    record: ModelRecord = {
         "name": choice.name,
         "sentence": choice.sentence,
         "problem": None if choice.problem is None else choice.problem.to_dict(),
         "distance": None,
     }
     if fit is not None:
-        record |= {"distance": to_json(fit.distance), "away": to_json(fit.away), "norm": to_json(fit.norm)}
+        record["distance"], record["away"], record["norm"] = map(to_json, (fit.distance, fit.away, fit.norm))
         record["gap"] = to_json(fit.solution.certificate.relative_gap)
         record["merge"] = None if fit.thresholds is None else to_json(fit.thresholds.merge)
     return record

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from collapsar.core.files import write_atomically
 from collapsar.core.known import KnownTraining
+from collapsar.core.record_types import DiagnosisRecord, FitRecord, KnownRecord
 from collapsar.core.records import to_json
 from collapsar.core.sentences import listed
-from collapsar.core.types import Record
 from collapsar.diagnose import words
 from collapsar.diagnose.agreement import EffectivePenalties, HeadForces
 from collapsar.diagnose.class_words import headline
@@ -144,30 +144,30 @@ class Diagnosis:
         """Names of classes in a sentence, the first eight of many."""
         return listed((self.class_names[k] for k in classes), _MOST_NAMES, last=" and ")
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> DiagnosisRecord:
         """The diagnosis as JSON-able values: NaN is None, infinity "inf", Z is None beyond 200 classes."""
         m, known, prediction = self.measurement, self.known, self.prediction
         table = m.num_classes <= _TABLE_CLASSES
         if prediction is not None and not table:
             prediction = replace(prediction, Z=None)
-        return to_json({
+        record: DiagnosisRecord = {
             "kind": "diagnosis",
             "headline": self.headline,
-            "words": self.words,
+            "words": list(self.words),
             "reason": self.reason,
             "source": self.source,
-            "class_names": self.class_names,
-            "class_counts": m.class_counts,
-            "accuracies": m.accuracies,
+            "class_names": list(self.class_names),
+            "class_counts": m.class_counts.tolist(),
+            "accuracies": m.accuracies.tolist(),
             "loss": m.loss,
             "features_nonnegative": m.nonnegative,
             "within_share": m.within_share,
             "Z": m.Z if table else None,
-            "b": m.b,
-            "separation": self.separation,
-            "standings": self.standings,
-            "shared_rows": self.shared_rows,
-            "dead": self.dead,
+            "b": m.b.tolist(),
+            "separation": to_json(self.separation),
+            "standings": to_json(self.standings),
+            "shared_rows": to_json(self.shared_rows),
+            "dead": list(self.dead),
             "num_dead": len(self.dead),
             "num_collapsed": self.num_collapsed,
             "num_lost": len(self.lost),
@@ -177,16 +177,17 @@ class Diagnosis:
                 for name, meaning in METRICS.items()
                 if name in m.metrics and not math.isnan(m.metrics[name])
             ],
-            "known": {**known.to_dict(), "lambda_z": known.lambda_z, "cautions": known.cautions},
-            "forces": self.forces if m.bias is not None else replace(self.forces, fitted_b=math.inf),
+            "known": KnownRecord(**known.to_dict(), lambda_z=known.lambda_z),
+            "forces": to_json(self.forces if m.bias is not None else replace(self.forces, fitted_b=math.inf)),
             "at_rest": self.at_rest,
             "effective": _with(self.effective, *_READINGS),
             "model": model_record(self.model, self.model_fit),
             "frozen": _with(self.frozen, "excess"),
-            "fit": None if self.fit is None else {**to_json(self.fit), "source": self.fit_source},
-            "prediction": prediction,
-            "notes": self.notes,
-        })  # fmt: skip
+            "fit": None if self.fit is None else FitRecord(**to_json(self.fit), source=self.fit_source),
+            "prediction": to_json(prediction),
+            "notes": list(self.notes),
+        }
+        return to_json(record)
 
     def to_json(self) -> str:
         """The record as one line of standard JSON."""
@@ -201,6 +202,6 @@ class Diagnosis:
         return write_atomically(path, self.to_json() + "\n")
 
 
-def _with(value: Any, *properties: str) -> Record | None:
+def _with(value: Any, *properties: str) -> Any:
     """The fields of a dataclass and some of its properties; None stays."""
     return None if value is None else {**to_json(value), **{name: getattr(value, name) for name in properties}}

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsar.core.problem import FeatureModel
+from collapsar.core.record_types import PhaseRecord
 from collapsar.core.records import to_json
 from collapsar.core.states import CLASS_STATES
-from collapsar.core.types import Array, Record
+from collapsar.core.types import Array
 from collapsar.phase.curves import Curve, curves_of
 from collapsar.phase.grid import FORMAT, Axis, PhaseConfig, PhaseSettings
 from collapsar.phase.grid_states import FEATURES, FIELDS, Codes, GridStates, Part, phase_chunk
@@ -111,7 +112,7 @@ class PhaseDiagram:
                 return part
         raise ValueError(f"`features` must be one of {[part.features for part in self.models]}, got {features!r}")
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> PhaseRecord:
         """The record as JSON values."""
         return {
             "kind": "phase",

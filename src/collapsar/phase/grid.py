@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 
 from collapsar.core.checks import bias_price, must_be_positive
 from collapsar.core.normalization import Over
+from collapsar.core.record_types import PhaseConfigRecord
 from collapsar.core.records import to_json
-from collapsar.core.types import Array, Record
+from collapsar.core.types import Array
 
 AxisName = Literal["lambda_z", "lambda_b", "r", "n_a", "n_b", "share_a", "oversampling", "lambda_w", "norm"]
 Scale = Literal["linear", "log"]
@@ -272,7 +273,7 @@ class PhaseConfig:
         lines = self.chunks[chunk]
         return np.asarray(grid)[lines] if self.along == 1 else np.asarray(grid)[:, lines]
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> PhaseConfigRecord:
         """The configuration as JSON values; an infinite ``lambda_b`` is the string "inf"."""
         values = to_json(asdict(self))
         if not self.is_normalized:  # as in versions without normalised features

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from collapsar.core import record_types as rt
 from collapsar.core.sentences import listed
-from collapsar.core.types import Record
 from collapsar.report.record import defined
 from collapsar.report.words import number_text, range_text, share_text
 
@@ -25,23 +25,22 @@ def remedy_words(family: str) -> str:
     return others.get(family) or _FACTOR_WORDS.get(family, family)
 
 
-def class_words(group: Record, names: Sequence[str] | None = None) -> str:
+def class_words(members: Sequence[int], names: Sequence[str] | None = None) -> str:
     """The classes of a group, in short; by their numbers if they have no names.
 
     Example:
-        >>> class_words({"classes": [5, 6, 7, 8]}, [str(k) for k in range(10)])
+        >>> class_words([5, 6, 7, 8], [str(k) for k in range(10)])
         '5-8'
-        >>> class_words({"classes": [0, 2]}, ["cat", "dog", "eel"])
+        >>> class_words([0, 2], ["cat", "dog", "eel"])
         'cat, eel'
     """
-    members = group["classes"]
     own: list[str] = [str(k if names is None else names[k]) for k in members]
     if len(own) > 2 and own == [str(k) for k in range(members[0], members[0] + len(own))]:
         return f"{own[0]}-{own[-1]}"
     return ", ".join(own) if len(own) <= 4 else f"{', '.join(own[:3])}, ... ({len(own)})"
 
 
-def verdict_words(record: Record) -> str:
+def verdict_words(record: rt.AdviceRecord) -> str:
     """The finding in a few sentences: what was measured, for advice on a diagnosis, then what theory says."""
     measured, decay = record.get("measured"), record.get("decay")
     parts = [f"Measured: {measured}"] if measured else []
@@ -67,7 +66,7 @@ def verdict_words(record: Record) -> str:
     return " ".join(parts)
 
 
-def _optimum_words(record: Record) -> str:
+def _optimum_words(record: rt.AdviceRecord) -> str:
     groups, room = record["groups"], f"{100 * record['margin']:.0f} %"
     lost = [g for g in groups if not g["apart"]]
     separated = [g for g in groups if g["state"] == "separated"]
@@ -111,7 +110,7 @@ def _optimum_words(record: Record) -> str:
     return f"Your penalties are the cause: at the optimum {', and '.join(told)}."
 
 
-def _outvoted(record: Record) -> str:
+def _outvoted(record: rt.AdviceRecord) -> str:
     """Which classes lose to larger ones at the optimum itself, with features of their own; "" for none."""
     groups = [g for g in record["groups"] if g["apart"] and g["margin"] < 0]
     if not groups or record["verdict"] not in ("separated", "close"):
@@ -123,17 +122,17 @@ def _outvoted(record: Record) -> str:
     return f"{text}weaken the penalties, which shorten all scores but not the prior's."
 
 
-def _count(groups: Sequence[Record]) -> int:
+def _count(groups: Sequence[rt.OutlookRecord]) -> int:
     return sum(len(g["classes"]) for g in groups)
 
 
-def _group_words(groups: Sequence[Record]) -> str:
+def _group_words(groups: Sequence[rt.OutlookRecord]) -> str:
     """Some classes as the subject of a sentence, with its verb: "the 5 classes of 100 samples are"."""
     size, count = range_text(g["samples"] for g in groups), _count(groups)
     return f"the class of {size} samples is" if count == 1 else f"the {count} classes of {size} samples are"
 
 
-def setting_words(suggestion: Record, record: Record) -> str:
+def setting_words(suggestion: rt.SuggestionRecord, record: rt.AdviceRecord) -> str:
     """What to set, with its number.
 
     Example:
@@ -163,17 +162,17 @@ def setting_words(suggestion: Record, record: Record) -> str:
     return f"{what} {root}({level}/n) where n < {level}, to {_up(max(values))}"
 
 
-def _normalized(record: Record) -> bool:
+def _normalized(record: rt.AdviceRecord) -> bool:
     return record["problem"].get("normalization") is not None
 
 
-def _penalty_words(record: Record) -> str:
+def _penalty_words(record: rt.AdviceRecord) -> str:
     return "head decay" if _normalized(record) else "head decay or feature penalty"
 
 
-def _class_list(groups: Sequence[Record], record: Record) -> str:
+def _class_list(groups: Sequence[rt.OutlookRecord], record: rt.AdviceRecord) -> str:
     members = sorted(k for g in groups for k in g["classes"])
-    return f"{'class' if len(members) == 1 else 'classes'} {class_words({'classes': members}, record['class_names'])}"
+    return f"{'class' if len(members) == 1 else 'classes'} {class_words(members, record['class_names'])}"
 
 
 def _up(value: float) -> str:
@@ -192,12 +191,12 @@ def _down(value: float) -> str:
     return number_text(math.floor(value / unit) * unit)
 
 
-def group_rows(record: Record) -> list[tuple[str, ...]]:
+def group_rows(record: rt.AdviceRecord) -> list[tuple[str, ...]]:
     """One row per group of classes at the present optimum: names, samples, state, distance from the threshold."""
     numbers = ("threshold", "safety", "margin", "corrected_margin")
     return [
         (
-            class_words(group, record["class_names"]),
+            class_words(group["classes"], record["class_names"]),
             str(group["samples"]),
             group["state"],
             *(number_text(group[name]) for name in numbers),
@@ -206,7 +205,7 @@ def group_rows(record: Record) -> list[tuple[str, ...]]:
     ]
 
 
-def suggestion_rows(record: Record) -> list[tuple[str, ...]]:
+def suggestion_rows(record: rt.AdviceRecord) -> list[tuple[str, ...]]:
     """One row per mitigation: rank, what to set, margins of the smallest classes, prices."""
     rows = []
     for i, s in enumerate(record["suggestions"], 1):
@@ -234,7 +233,7 @@ def _signed(value: float | None) -> str:
     return number_text(value, 2) if value is None or value <= 0 else f"+{number_text(value, 2)}"
 
 
-def prior_words(record: Record) -> str:
+def prior_words(record: rt.AdviceRecord) -> str:
     """When to correct the prior, and by how much, for the advice as a whole; empty if it changes no decision."""
     after = record["suggestions"] or [record]
     shares = [_prior_share(found) for found in after]
@@ -259,18 +258,18 @@ def prior_words(record: Record) -> str:
     return f"{text} Subtract {less}: all of it would cost large classes more than the small ones gain."
 
 
-def _less_offsets(record: Record) -> str:
-    offsets = record["problem"].get("loss", {}).get("offsets")
+def _less_offsets(record: rt.AdviceRecord) -> str:
+    offsets = record["problem"]["loss"]["offsets"]
     return ", less the loss's own offset," if offsets is not None and any(offsets) else ""
 
 
-def _prior_share(found: Record) -> float:
+def _prior_share(found: rt.AdviceRecord | rt.SuggestionRecord) -> float:
     """How much of the prior to correct; older records only say whether all of it is right."""
     share = found.get("prior_share")
     return float(all(g["corrected_margin"] > 0 for g in found["groups"])) if share is None else share
 
 
-def room_words(record: Record) -> str:
+def room_words(record: rt.AdviceRecord) -> str:
     """What gives every class twice the room; empty if all have it."""
     factor = record["roomy_penalty"]
     if not defined(factor):
@@ -282,7 +281,7 @@ def room_words(record: Record) -> str:
     )
 
 
-def decay_words(record: Record) -> list[str]:
+def decay_words(record: rt.DecayRecord) -> list[str]:
     """What can be said about weight decay alone, sentence by sentence."""
     here, predictions = number_text(record["weight_decay"]), record["predictions"]
     verdict = {
@@ -311,7 +310,7 @@ def decay_words(record: Record) -> list[str]:
     return [verdict, model + beyond, prior]
 
 
-def _why_undecided(prediction: Record) -> str:
+def _why_undecided(prediction: rt.DecayPredictionRecord) -> str:
     layers = f"{prediction['layers']} layer{'' if prediction['layers'] == 1 else 's'} above the normalisation"
     if prediction["switches"] == 0:
         return f"No network with {layers} was measured."
@@ -320,7 +319,7 @@ def _why_undecided(prediction: Record) -> str:
     return "It lies where some networks had lost them and others had not, or too near to that."
 
 
-def decay_rows(record: Record) -> list[tuple[str, ...]]:
+def decay_rows(record: rt.DecayRecord) -> list[tuple[str, ...]]:
     """One row per number of layers: the prediction, the error measured, the decays between which networks switched."""
     rows = []
     for p in record["predictions"]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from collapsar.core.problem import Problem
+from collapsar.core.record_types import AdviceRecord
 from collapsar.core.sentences import problem_words
-from collapsar.core.types import Record
 from collapsar.report.advice import (
     SUGGESTION_COLUMNS,
     group_rows,
@@ -17,7 +17,7 @@ from collapsar.report.advice import (
     verdict_words,
 )
 from collapsar.report.advice_plots import margins, safety
-from collapsar.report.page import drawn, page
+from collapsar.report.page import View, drawn, page
 from collapsar.report.record import checked
 from collapsar.report.style import PAGE_INCHES
 
@@ -34,12 +34,12 @@ def advice_page(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: it is another kind of record.
     """
-    data = checked(record, "advice")
+    data = checked(record, AdviceRecord)
     setting = problem_words(Problem.from_dict(data["problem"]), samples=data.get("num_samples"))
     return page("advice.html", data, title="Collapsar: advice", setting=setting, advice=advice_view(data, "advice"))
 
 
-def advice_view(data: Record, name: str) -> Record:
+def advice_view(data: AdviceRecord, name: str) -> View:
     """What the templates show of an advice record, in plain values; ``name`` is the prefix of its picture's ids."""
     verdict = verdict_words(data)
     return {

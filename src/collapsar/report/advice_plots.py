@@ -7,14 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from collapsar.core.types import Record, Vector
+from collapsar.core.record_types import AdviceRecord
+from collapsar.core.types import Vector
 from collapsar.report.advice import class_words
 from collapsar.report.plots import log_ticks
 from collapsar.report.record import defined
 from collapsar.report.style import COLOURS, STATES, styled
 
 
-def advice_figure(record: Record) -> Figure:
+def advice_figure(record: AdviceRecord) -> Figure:
     """Before and after the first mitigation: safety factors and decision margins of every kind of class.
 
     Args:
@@ -30,14 +31,14 @@ def advice_figure(record: Record) -> Figure:
     return figure
 
 
-def advice_title(record: Record) -> str:
+def advice_title(record: AdviceRecord) -> str:
     """What the pictures show."""
     if not record["suggestions"]:
         return "at the optimum"
     return f"now, and after: {record['suggestions'][0]['words']}"
 
 
-def _before_after(record: Record, name: str) -> tuple[Vector, Vector | None]:
+def _before_after(record: AdviceRecord, name: str) -> tuple[Vector, Vector | None]:
     """A number for every kind of class now, and after the first mitigation."""
     now = np.array([g[name] for g in record["groups"]], dtype=np.float64)  # None is NaN
     if not record["suggestions"]:
@@ -46,7 +47,7 @@ def _before_after(record: Record, name: str) -> tuple[Vector, Vector | None]:
     return now, np.array([later[g["classes"][0]] for g in record["groups"]], dtype=np.float64)
 
 
-def safety(record: Record, ax: Axes) -> list[Line2D]:
+def safety(record: AdviceRecord, ax: Axes) -> list[Line2D]:
     """Threshold over lambda_z of every kind of class, logarithmic; the line at 1 is the threshold."""
     now, later = _before_after(record, "safety")
     ax.axvline(1.0, color=COLOURS["ink"], linewidth=0.8)
@@ -58,7 +59,7 @@ def safety(record: Record, ax: Axes) -> list[Line2D]:
     return lines
 
 
-def margins(record: Record, ax: Axes) -> list[Line2D]:
+def margins(record: AdviceRecord, ax: Axes) -> list[Line2D]:
     """Decision margin at the class mean of every kind of class, nats; below 0 the mean itself is misclassified."""
     now, later = _before_after(record, "margin")
     ax.axvline(0.0, color=COLOURS["ink"], linewidth=0.8)
@@ -67,11 +68,11 @@ def margins(record: Record, ax: Axes) -> list[Line2D]:
     return lines
 
 
-def _points(record: Record, ax: Axes, now: Vector, later: Vector | None) -> list[Line2D]:
+def _points(record: AdviceRecord, ax: Axes, now: Vector, later: Vector | None) -> list[Line2D]:
     lines = []
     y = range(len(now))
     names = [
-        f"{class_words(g, record['class_names'])}: {g['samples']}{' each' if len(g['classes']) > 1 else ''}"
+        f"{class_words(g['classes'], record['class_names'])}: {g['samples']}{' each' if len(g['classes']) > 1 else ''}"
         for g in record["groups"]
     ]
     ax.set_yticks(y, names, parse_math=False)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from collapsar.core.types import Record
+from collapsar.core.record_types import AuditRecord
 from collapsar.report.class_rows import DEAD_COLUMNS, causes_of_death, dead_rows
 from collapsar.report.page import drawn, page
 from collapsar.report.plots import legend_above, name_classes
@@ -44,7 +44,7 @@ def audit_page(record: Mapping[str, Any]) -> str:
     return page(
         "audit.html",
         data,
-        title=f"Audit of {data['source']}",
+        title=f"Audit of {data.get('source')}",
         svg=drawn(lambda ax: row_lengths(data, ax), (PAGE_INCHES, 2.6), "lengths", caption)
         if lengths is not None
         else "",
@@ -55,7 +55,7 @@ def audit_page(record: Mapping[str, Any]) -> str:
     )
 
 
-def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
+def row_lengths(record: AuditRecord, ax: Axes) -> dict[str, int]:
     """Draw row length over class frequency, or over the class number without counts; dead classes are marked.
 
     Returns:
@@ -74,9 +74,8 @@ def row_lengths(record: Mapping[str, Any], ax: Axes) -> dict[str, int]:
             ax.plot(place[mine], lengths[mine], marker, color=COLOURS[colour], linestyle="none", label=kind, **size)
     if counts is not None:
         ax.set_xscale("log")
-        cut = (record["counts"] or {}).get("dies_below")
-        if cut:
-            ax.axvline(cut, color=COLOURS["ink"], linewidth=0.8, linestyle=":")
+        if (found := record["counts"]) and found["dies_below"]:
+            ax.axvline(found["dies_below"], color=COLOURS["ink"], linewidth=0.8, linestyle=":")
         ax.set_xlabel("samples of the class (none: at 0.5)")
     else:
         name_classes(ax, record["class_names"] or list(map(str, place)))
@@ -104,5 +103,5 @@ def audit_figure(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _checked(record: Mapping[str, Any]) -> Record:
-    return {"source": "a head", "tensor": "weight", "why": "it was given"} | checked(record, "audit")
+def _checked(record: Mapping[str, Any]) -> AuditRecord:
+    return {"source": "a head", "tensor": "weight", "why": "it was given", **checked(record, AuditRecord)}

@@ -13,12 +13,13 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
+from collapsar.core.record_types import DiagnosisRecord, LostRecord, PredictionRecord
 from collapsar.core.sentences import listed
-from collapsar.core.types import Record
+from collapsar.core.states import ClassState
 from collapsar.report.words import number_text
 
 MARKS: Mapping[str, str] = {"lost": "▽", "dead": "†"}
@@ -31,13 +32,15 @@ _DRAWN = ("class_names", "class_counts", "accuracies", "separation", "effective"
 _BY_CLASS = {"class_names", "class_counts", "accuracies", "states", "relative_norms", "nearest", "nearest_separation"}
 _BY_CLASS |= {"by_class", "tells", "seen", "lengths", "merge", "vanish", "edge", "b"}
 
+StatesRecord = TypedDict("StatesRecord", {"states": list[ClassState]})  # noqa: UP013
+Placed = TypedDict("Placed", {  # noqa: UP013 - an optimum, for the pictures that it has in common with diagnoses
+    "class_names": list[str], "class_counts": list[int], "prediction": PredictionRecord, "separation": StatesRecord
+})  # fmt: skip
+Shown = DiagnosisRecord | Placed
 
-def class_marks(record: Mapping[str, Any]) -> list[list[str]]:
-    """For each class, which of ``MARKS`` it has; records of earlier versions have none.
 
-    Args:
-        record: of a diagnosis.
-    """
+def class_marks(record: Shown) -> list[list[str]]:
+    """For each class, which of ``MARKS`` it has; records of earlier versions have none."""
     lost = {c["index"] for c in (record.get("standings") or {}).get("lost", ())}
     dead = set(record.get("dead") or ())
     return [
@@ -46,13 +49,13 @@ def class_marks(record: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def marked_names(record: Mapping[str, Any]) -> list[str]:
+def marked_names(record: Shown) -> list[str]:
     """The names of the classes, preceded by their marks."""
     marks = class_marks(record)
     return [" ".join([*(MARKS[m] for m in own), name]) for own, name in zip(marks, record["class_names"], strict=True)]
 
 
-def lost_and_dead(record: Mapping[str, Any]) -> list[str]:
+def lost_and_dead(record: DiagnosisRecord) -> list[str]:
     """A sentence for the lost classes and one for the dead ones, if there are any."""
     names, told = record["class_names"], []
     lost = (record.get("standings") or {}).get("lost", [])
@@ -66,7 +69,7 @@ def lost_and_dead(record: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _why(lost: Mapping[str, Any], names: Sequence[str]) -> str:
+def _why(lost: LostRecord, names: Sequence[str]) -> str:
     name, rival = names[lost["index"]], names[lost["rival"]]
     if lost["reason"] != "outvoted":
         return f"{name} ({lost['reason']}, taken for {rival})"
@@ -74,7 +77,7 @@ def _why(lost: Mapping[str, Any], names: Sequence[str]) -> str:
     return f"{name} (outvoted by {rival}{by})"
 
 
-def shown_classes(record: Mapping[str, Any], most: int = _MOST_CLASSES) -> list[int]:
+def shown_classes(record: Shown, most: int = _MOST_CLASSES) -> list[int]:
     """The classes that are drawn and listed: all; if very many, those in trouble first, then some of each size."""
     states, K = record["separation"]["states"], len(record["class_names"])
     if most >= K:
@@ -86,22 +89,20 @@ def shown_classes(record: Mapping[str, Any], most: int = _MOST_CLASSES) -> list[
     return sorted({*told, *(others[i] for i in places)})
 
 
-def part_of(record: Record, classes: Sequence[int]) -> Record:
+def part_of(record: DiagnosisRecord, classes: Sequence[int]) -> DiagnosisRecord:
     """The parts of a diagnosis for pictures and tables of single classes, only for these; matrices stay whole."""
     if len(classes) == len(record["class_names"]):
         return record
 
-    def some(part: Record) -> Record:
+    def some(part: Any) -> Any:
         return {
             key: some(value) if isinstance(value, dict) else [value[k] for k in classes] if key in _BY_CLASS else value
             for key, value in part.items()
         }
 
     place = {k: i for i, k in enumerate(classes)}
-    lost = (record.get("standings") or {}).get("lost", ())
-    return {
-        **record,
-        **some({key: record[key] for key in _DRAWN}),
-        "dead": [place[k] for k in record.get("dead") or () if k in place],
-        "standings": {"lost": [{**c, "index": place[c["index"]]} for c in lost if c["index"] in place], "carried": []},
-    }
+    lost: list[LostRecord] = (record.get("standings") or {}).get("lost", [])
+    lost = [{**c, "index": place[c["index"]]} for c in lost if c["index"] in place]
+    dead = [place[k] for k in record.get("dead") or () if k in place]
+    part = {**record, **some({key: record[key] for key in _DRAWN})}
+    return DiagnosisRecord(**{**part, "dead": dead, "standings": {"lost": lost, "carried": []}})

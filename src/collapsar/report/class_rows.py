@@ -9,10 +9,9 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from collapsar.core.types import Record
+from collapsar.core.record_types import AuditRecord, DiagnosisRecord
 from collapsar.report.class_marks import class_marks
 from collapsar.report.record import defined
 from collapsar.report.words import ABSENT, fixed_text, number_text, share_text
@@ -35,7 +34,7 @@ class ClassRow(NamedTuple):
     price: str
 
 
-def class_rows(data: Record, every: list[str]) -> list[ClassRow]:
+def class_rows(data: DiagnosisRecord, every: list[str]) -> list[ClassRow]:
     """A row for each class of (a part of) a diagnosis; ``every`` names all classes, including those without a row."""
     separation, effective, theory = data["separation"], data["effective"], data["prediction"]
     marks, rows = class_marks(data), []
@@ -60,7 +59,7 @@ def class_rows(data: Record, every: list[str]) -> list[ClassRow]:
     return rows
 
 
-def causes_of_death(record: Mapping[str, Any]) -> dict[str, set[int]]:
+def causes_of_death(record: AuditRecord) -> dict[str, set[int]]:
     """The dead classes of an audit by cause of death; a class may have several."""
     return {
         "shares a row": {k for group in record["groups"] for k in group["classes"]},
@@ -70,7 +69,7 @@ def causes_of_death(record: Mapping[str, Any]) -> dict[str, set[int]]:
     }
 
 
-def dead_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def dead_rows(record: AuditRecord) -> list[tuple[str, ...]]:
     """A row for each dead class of an audit, as ``DEAD_COLUMNS``."""
     causes = causes_of_death(record)
     group = {k: str(g) for g, members in enumerate(record["groups"], 1) for k in members["classes"]}

@@ -9,11 +9,12 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from collapsar.core.types import Record
+from collapsar.core.record_types import BesideRecord, DemoRecord, DemoRunRecord, DiagnosisRecord, StandardRunRecord
 from collapsar.report.advice_page import advice_view
 from collapsar.report.network_axis import axis_svg
 from collapsar.report.network_page import network_planes, readings_view
-from collapsar.report.page import SIDES, colour_bar, drawn, page, score_map
+from collapsar.report.page import SIDES, View, colour_bar, drawn, page, score_map
+from collapsar.report.penalty_axis import demo_axis
 from collapsar.report.plots import VANISHED_REMARK, largest_score, legend_above, nc1_curve, nc1_limits
 from collapsar.report.record import checked, checked_demo, defined
 from collapsar.report.style import PAGE_INCHES
@@ -51,7 +52,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
     scale, views = _runs(data, data["runs"], "runs", "penalty")
     limits = nc1_limits([run["history"] for run in data["runs"]])
     for i, (run, view) in enumerate(zip(data["runs"], views, strict=True)):
-        found = None if run.get("diagnosis") is None else checked(run["diagnosis"], "diagnosis")
+        found = None if (diagnosis := run.get("diagnosis")) is None else checked(diagnosis, DiagnosisRecord)
         view |= {
             "run": run,
             "diagnosis": found,
@@ -60,7 +61,8 @@ def demo_page(record: Mapping[str, Any]) -> str:
             "vanished": _vanished(run),
             "lengths": run["measured"].get("relative_norm") or [None] * len(data["class_names"]),
         }
-    advised = [(view, view["run"]["advice"]) for view in views if view["run"].get("advice") is not None]
+    told = [(view, run.get("advice")) for run, view in zip(data["runs"], views, strict=True)]
+    advised = [(view, advice) for view, advice in told if advice is not None]
     return page(
         "demo.html",
         data,
@@ -90,7 +92,7 @@ def demo_page(record: Mapping[str, Any]) -> str:
     )
 
 
-def _standard(data: Record) -> Record | None:
+def _standard(data: DemoRecord) -> View | None:
     """The networks with standard training; None if the record has none."""
     standard = data.get("standard")
     if standard is None:
@@ -105,13 +107,15 @@ def _standard(data: Record) -> Record | None:
     }
 
 
-def _runs(data: Record, runs: Sequence[Record], source: str, penalty: str) -> tuple[list[Record], list[Record]]:
+def _runs(
+    data: DemoRecord, runs: Sequence[DemoRunRecord | StandardRunRecord], source: str, penalty: str
+) -> tuple[list[View], list[View]]:
     """The colour scale of several networks, and for each its penalty, its states, and two maps."""
     scale, views = largest_score([run[side]["Z"] for run in runs for side, _ in SIDES]), []
     seeds, place = len({run.get("seed") for run in runs}) > 1, source.replace(".", "-")
     for i, run in enumerate(runs):
-        level = number_text(run["lambda_z" if source == "runs" else "lambda_w"])
-        level, away = f"{level}, seed {run['seed']}" if seeds else level, run["distance"]["Z"]
+        level = number_text(run["lambda_z"] if "lambda_z" in run else run["lambda_w"])
+        level, away = f"{level}, seed {run.get('seed')}" if seeds else level, run["distance"]["Z"]
         states = {side: outcome(data, run[side]["states"]) for side, _ in SIDES}
         same = run["predicted"]["states"] == run["measured"]["states"]
         maps = [
@@ -133,21 +137,21 @@ def _runs(data: Record, runs: Sequence[Record], source: str, penalty: str) -> tu
 # --- drawings by matplotlib
 
 
-def _threshold_svg(data: Record) -> Markup:
+def _threshold_svg(data: DemoRecord) -> Markup:
     places = [
         f"at penalty {number_text(run['lambda_z'])} theory predicts {outcome(data, run['predicted']['states'])}, "
         f"measured is {outcome(data, run['measured']['states'])}"
         for run in data["runs"]
     ]
     label = f"The penalty axis with the thresholds of the theory and the runs: {'; '.join(places)}."
-    return axis_svg(data, "threshold", label)
+    return axis_svg(demo_axis(data), "threshold", label)
 
 
-def _vanished(run: Record) -> bool:
+def _vanished(run: BesideRecord) -> bool:
     return "vanished" in run["measured"]["states"]
 
 
-def _curve(run: Record, limits: tuple[float, float] | None, ident: str) -> Markup:
+def _curve(run: DemoRunRecord, limits: tuple[float, float] | None, ident: str) -> Markup:
     """A small NC1 chart; ``limits`` are common to all runs."""
 
     def draw(ax: Axes) -> None:
@@ -156,7 +160,7 @@ def _curve(run: Record, limits: tuple[float, float] | None, ident: str) -> Marku
             ax.set_ylim(limits)
             legend_above(ax)
 
-    last = number_text(run["measured"]["nc1_uniform"])
+    last = number_text(run["measured"].get("nc1_uniform"))
     label = f"NC1 over the epochs at penalty {number_text(run['lambda_z'])}, ending at {last} (uniform weighting)."
     return drawn(draw, (PAGE_INCHES * 0.7, 1.75), ident, label)
 
@@ -198,7 +202,7 @@ _STANDARD: tuple[Quantity, ...] = (
 )
 
 
-def comparison(data: Record, runs: Sequence[Record], quantities: Sequence[Quantity]) -> list[tuple[Any, ...]]:
+def comparison(data: DemoRecord, runs: Sequence[BesideRecord], quantities: Sequence[Quantity]) -> list[tuple[Any, ...]]:
     """The rows of a table of some runs of a demonstration: the states of each cluster, then the quantities."""
     rows: list[tuple[Any, ...]] = []
     for name, cluster in reversed(list(zip(cluster_names(data), data["clusters"], strict=True))):
@@ -216,7 +220,7 @@ def comparison(data: Record, runs: Sequence[Record], quantities: Sequence[Quanti
     return rows
 
 
-def _number(run: Record, place: str) -> float | None:
+def _number(run: BesideRecord, place: str) -> float | None:
     value: Any = run
     for key in place.split("."):
         value = (value or {}).get(key)

@@ -25,8 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from collapsar.report.class_marks import class_marks, marked_names, part_of, shown_classes
-from collapsar.report.network_words import first_thresholds, model_distance, price_of
+from collapsar.core.record_types import DiagnosisRecord
+from collapsar.report.class_marks import Shown, class_marks, marked_names, part_of, shown_classes
+from collapsar.report.network_words import first_thresholds, model_distance, price_of, unit_of
 from collapsar.report.plots import heatmap, largest_score, legend_above, log_ticks, name_classes, state_markers
 from collapsar.report.record import checked, defined, same_counts
 from collapsar.report.style import COLOURS, STATES, styled
@@ -51,7 +52,7 @@ class ReadingArtists(NamedTuple):
     lines: list[Artist]
 
 
-def class_sizes(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
+def class_sizes(record: DiagnosisRecord, ax: Axes) -> list[Rectangle]:
     """Samples per class as bars, coloured by the state of the class, its symbol on top."""
     counts, states = record["class_counts"], record["separation"]["states"]
     bars = _bars(ax, counts, states)
@@ -68,7 +69,7 @@ def class_sizes(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
     return bars
 
 
-def class_recalls(record: Mapping[str, Any], ax: Axes) -> list[Rectangle]:
+def class_recalls(record: DiagnosisRecord, ax: Axes) -> list[Rectangle]:
     """The share of each class's samples that is recognised, as bars; a hollow triangle if none is: lost."""
     bars = _bars(ax, record["accuracies"], record["separation"]["states"])
     _lost_marks(record, ax, [0.08] * len(bars))
@@ -87,7 +88,7 @@ def _bars(ax: Axes, heights: Sequence[float | None], states: Sequence[str]) -> l
     return list(ax.bar(places, tops, color=[COLOURS[STATES[state].colour] for state in found], width=0.8).patches)
 
 
-def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
+def class_lengths(record: DiagnosisRecord, ax: Axes) -> LengthArtists:
     """The length of each class's mean prediction, relative to the longest, with its state; rings: theory."""
     separation = record["separation"]
     lengths, states = separation["relative_norms"], separation["states"]
@@ -95,7 +96,7 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
     lost = _lost_marks(record, ax, [(length or 0.0) + 0.09 for length in lengths], 4)
     predicted: list[Line2D] = []
     theory = record["prediction"]
-    if theory is not None and theory.get("lengths") is not None:  # records of earlier versions have none
+    if theory is not None and "lengths" in theory:  # records of earlier versions have none
         predicted = ax.plot(
             np.arange(len(lengths)), theory["lengths"], "o", markersize=10, markerfacecolor="none",
             markeredgecolor=COLOURS["muted"], markeredgewidth=0.8, label="theory",
@@ -111,7 +112,7 @@ def class_lengths(record: Mapping[str, Any], ax: Axes) -> LengthArtists:
     return LengthArtists(measured, predicted)
 
 
-def _lost_marks(record: Mapping[str, Any], ax: Axes, heights: Sequence[float], size: float = 6) -> list[Line2D]:
+def _lost_marks(record: DiagnosisRecord, ax: Axes, heights: Sequence[float], size: float = 6) -> list[Line2D]:
     """A hollow triangle at each lost class."""
     lost = [k for k, marks in enumerate(class_marks(record)) if "lost" in marks]
     if not lost:
@@ -122,7 +123,7 @@ def _lost_marks(record: Mapping[str, Any], ax: Axes, heights: Sequence[float], s
     )  # fmt: skip
 
 
-def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
+def price_readings(record: DiagnosisRecord, ax: Axes) -> ReadingArtists:
     """The penalty that each class implies, beside the one implied by the norms, the training's and the threshold."""
     effective, prediction = record["effective"], record["prediction"]
     if effective is None or not any(map(defined, effective["by_class"])):
@@ -152,16 +153,17 @@ def price_readings(record: Mapping[str, Any], ax: Axes) -> ReadingArtists:
     return ReadingArtists(classes, lines)
 
 
-def class_thresholds(record: Mapping[str, Any], ax: Axes, classes: Sequence[int] | None = None) -> list[Line2D]:
+def class_thresholds(record: Shown, ax: Axes, classes: Sequence[int] | None = None) -> list[Line2D]:
     """The penalty above which each class is given up, beside the penalty of the network: for many sizes of classes.
 
     Args:
-        record: of a diagnosis or an optimum.
+        record: of a diagnosis or an optimum, with a prediction.
         ax: where to draw.
         classes: which to draw; all by default. The largest come first.
     """
     theory, states, counts = record["prediction"], record["separation"]["states"], record["class_counts"]
     order = sorted(range(len(counts)) if classes is None else classes, key=lambda k: -counts[k])
+    assert theory is not None
     levels, names = first_thresholds(theory), marked_names(record)
     lines = state_markers(ax, levels[order].tolist(), [states[k] for k in order])
     here = price_of(theory)
@@ -178,7 +180,7 @@ def class_thresholds(record: Mapping[str, Any], ax: Axes, classes: Sequence[int]
     )  # fmt: skip
     ax.set_yscale("log")
     log_ticks(ax.yaxis, (1.0, 2.0, 3.0, 5.0, 7.0))
-    ax.set_ylabel("threshold λ$_W$" if theory.get("unit") == "lambda_w" else "threshold λ$_Z$")
+    ax.set_ylabel("threshold λ$_W$" if unit_of(theory) == "lambda_w" else "threshold λ$_Z$")
     name_classes(ax, [names[k] for k in order], "classes, the largest first")
     return lines
 
@@ -192,7 +194,7 @@ def diagnosis_figure(record: Mapping[str, Any]) -> Figure:
     Raises:
         ValueError: The record is of another kind or incomplete.
     """
-    data = checked(record, "diagnosis")
+    data = checked(record, DiagnosisRecord)
     part = part_of(data, shown_classes(data))
     maps = [(data["Z"], "network"), (None if data["prediction"] is None else data["prediction"]["Z"], "theory")]
     maps = [(Z, name) for Z, name in maps if Z is not None]

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from collapsar.core.types import Record
+from collapsar.core.record_types import DiagnosisRecord, GeometryRecord, ReportRecord, RunRecord
 from collapsar.report.advice_page import advice_view
 from collapsar.report.class_marks import class_marks, lost_and_dead, marked_names, part_of, shown_classes
 from collapsar.report.class_rows import ClassRow, class_rows
@@ -22,15 +22,15 @@ from collapsar.report.network_words import (
     report_finding,
     state_counts,
     trained,
+    unit_of,
 )
-from collapsar.report.page import SIDES, colour_bar, drawn, drawn_by_class, page, plane_views, score_map
+from collapsar.report.page import SIDES, View, colour_bar, drawn, drawn_by_class, page, plane_views, score_map
 from collapsar.report.plots import CURVES, Chart, curves_over_epochs, largest_score, legend_above
-from collapsar.report.record import checked, defined, matrix, same_counts
+from collapsar.report.record import checked, defined, matrix, same_counts, whole
 from collapsar.report.solution_page import solution_view
 from collapsar.report.style import PAGE_INCHES
-from collapsar.report.words import ABSENT, number_text, share_text
+from collapsar.report.words import ABSENT, Clustered, number_text, share_text
 
-_RUN_KEYS = ("name", "training", "diagnosis", "history", "geometry", "advice")
 _MOST_ROWS = 30
 _COLUMNS = (
     *("class", "samples", "recognised", "measured", "theory", "relative length", "nearest class"),
@@ -47,9 +47,7 @@ def report_page(record: Mapping[str, Any]) -> str:
     """The record of a report as one self-contained page.
 
     Args:
-        record: ``kind`` "report" and ``runs``: for each ``name``, ``diagnosis`` (as from ``Diagnosis.to_dict``),
-            ``training``, ``geometry`` and ``advice`` (None if unknown) and ``history`` (possibly empty); and
-            ``solutions``, records of optima from ``app.solution_report``.
+        record: A :class:`~collapsar.core.record_types.ReportRecord`.
 
     Returns:
         The text of an HTML file, to be written as UTF-8.
@@ -57,15 +55,13 @@ def report_page(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: The record is of another kind or incomplete.
     """
-    data = checked(record, "report")
+    data = checked(record, ReportRecord)
     solutions = data.get("solutions", [])  # records of earlier versions have none
     if not data["runs"] and not solutions:
         raise ValueError("`record` must hold at least one run, got none; give folders of runs or diagnosis files")
     for index, run in enumerate(data["runs"]):
-        missing = [key for key in _RUN_KEYS if key not in run]
-        if missing:
-            raise ValueError(f"`record.runs[{index}]` must hold {', '.join(_RUN_KEYS)}; missing: {', '.join(missing)}")
-        run["name"], run["diagnosis"] = str(run["name"]), checked(run["diagnosis"], "diagnosis")
+        whole(run, RunRecord, f"record.runs[{index}]")
+        run["name"], run["diagnosis"] = str(run["name"]), checked(run["diagnosis"], DiagnosisRecord)
     runs = data["runs"]
     finding = report_finding(data)
     return _networks(
@@ -80,9 +76,9 @@ def report_page(record: Mapping[str, Any]) -> str:
     )
 
 
-def _networks(data: Record, finding: str, kicker: str, views: list[Record], **more: Any) -> str:
+def _networks(data: ReportRecord | DiagnosisRecord, finding: str, kicker: str, views: list[View], **more: Any) -> str:
     """The page; ``more``: what only several networks, or optima, have."""
-    rest: Record = {"solutions": [], "columns": [], "rows": [], "joint_svg": None, **more}
+    rest: View = {"solutions": [], "columns": [], "rows": [], "joint_svg": None, **more}
     return page("report.html", data, title=f"Collapsar: {finding}", finding=finding, kicker=kicker, views=views, **rest)
 
 
@@ -98,20 +94,16 @@ def diagnosis_page(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: The record is of another kind or incomplete.
     """
-    data = checked(record, "diagnosis")
-    run = {
-        "name": data["source"],
-        "diagnosis": data,
-        **dict.fromkeys(("training", "geometry", "advice")),
-        "history": [],
-    }
+    data = checked(record, DiagnosisRecord)
+    run: RunRecord = {
+        "name": data["source"], "training": None, "diagnosis": data, "history": [], "geometry": None, "advice": None
+    }  # fmt: skip
     return _networks(data, data["headline"], f"diagnosis of {data['source']}", [_view(run, "run-0")])
 
 
-def _view(run: Record, ident: str, source: str = "") -> Record:
+def _view(run: RunRecord, ident: str, source: str = "") -> View:
     """What the templates show of one network; ``ident`` is the prefix of every id, ``source`` that of the diagnosis."""
-    data = {**run["diagnosis"], "clusters": same_counts(run["diagnosis"]["class_counts"])}
-    data["marked_names"] = marked_names(data)
+    data = run["diagnosis"]
     shown = shown_classes(data)
     part, total = part_of(data, shown), len(data["class_names"])
     scale, maps = _maps(data, ident, source)
@@ -132,12 +124,12 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
         else "",
         "diagnosis": data,
         "training": run["training"],
-        "order": [k for cluster in data["clusters"] for k in cluster],
+        "order": [k for cluster in same_counts(data["class_counts"]) for k in cluster],
         "threshold_svg": threshold_view(
             data, ident, f"Thresholds of theory and the penalty of this network, {here}. {data['reason']}"
         ),
         "price": here,
-        "gradual": gradual(data["prediction"]),
+        "gradual": [] if data["prediction"] is None else gradual(data["prediction"]),
         "sizes_svg": drawn_by_class(lambda ax: class_sizes(part, ax), wide, f"{ident}-sizes", sizes, len(shown)),
         "lengths_svg": drawn_by_class(
             lambda ax: class_lengths(part, ax), wide, f"{ident}-lengths", lengths, len(shown)
@@ -158,7 +150,7 @@ def _view(run: Record, ident: str, source: str = "") -> Record:
     }
 
 
-def network_planes(geometry: Record | None, data: Record, ident: str) -> list[Record]:
+def network_planes(geometry: GeometryRecord | None, data: DiagnosisRecord, ident: str) -> list[View]:
     """Class means of network and optimum; mean predictions if there are none, nothing if all is noise."""
     separation, theory = data["separation"], data["prediction"]
     if not {"separated", "merged"} & set(separation["states"]):
@@ -178,15 +170,14 @@ def network_planes(geometry: Record | None, data: Record, ident: str) -> list[Re
     return plane_views(shown, data["class_names"], ident)
 
 
-def _row(run: Record, ident: str) -> tuple[Any, ...]:
+def _row(run: RunRecord, ident: str) -> tuple[Any, ...]:
     """One line of the table that compares the networks, as ``_COMPARED``."""
     data, theory = run["diagnosis"], run["diagnosis"]["prediction"]
     price = agreed = away = ABSENT
     if theory is not None:
         states = data["separation"]["states"]
         right = sum(a == b for a, b in zip(theory["seen"], states, strict=True))
-        unit = theory.get("unit", "lambda_z")
-        price = {"text": f"{number_text(price_of(theory))}\N{NO-BREAK SPACE}({unit})", "to": "def-lambda"}
+        price = {"text": f"{number_text(price_of(theory))}\N{NO-BREAK SPACE}({unit_of(theory)})", "to": "def-lambda"}
         agreed = f"{right} of {len(states)}"
         away = share_text(model_distance(data))
     recognised = (share_text(accuracy(run, which)) for which in ("balanced", "minority"))
@@ -205,25 +196,26 @@ def _sizes(counts: Sequence[int]) -> str:
 # --- maps, curves, readings, rows
 
 
-def _maps(data: Record, ident: str, source: str) -> tuple[float, list[Record]]:
+def _maps(data: DiagnosisRecord, ident: str, source: str) -> tuple[float, list[View]]:
     """The common scale, and mean predictions of network and theory, if it predicts; none for many classes."""
     theory = None if data["prediction"] is None else data["prediction"]["Z"]
     sides = [
         side for side in zip(SIDES, (data["Z"], theory), ("Z", "prediction.Z"), strict=True) if side[1] is not None
     ]
     scale = largest_score([Z for _, Z, _ in sides])
-    unmarked = {**data, "written": data["class_names"]}
+    names, counts, marked = data["class_names"], data["class_counts"], marked_names(data)
+    classes: Clustered = {"class_names": names, "class_counts": counts, "clusters": same_counts(counts)}
     words = "mean predictions as colours, a column per class of samples, a row per score."
     return scale, [
         score_map(
-            Z, data if side == "measured" else unmarked, scale, f"{ident}-map",
+            Z, classes, scale, f"{ident}-map", names=(marked if side == "measured" else names, marked),
             side=side, heading=heading, source=source + place, label=f"{heading}: {words}",
         )
         for (side, heading), Z, place in sides
     ]  # fmt: skip
 
 
-def _curves(history: Sequence[Record], ident: str) -> list[Record]:
+def _curves(history: Sequence[Mapping[str, Any]], ident: str) -> list[View]:
     """The charts over epochs for which the records hold numbers."""
     views = []
     for i, chart in enumerate(CURVES):
@@ -241,7 +233,7 @@ def _curves(history: Sequence[Record], ident: str) -> list[Record]:
     return views
 
 
-def readings_view(data: Record, name: str) -> Markup | None:
+def readings_view(data: DiagnosisRecord, name: str) -> Markup | None:
     """The penalty that each class implies; None if none does."""
     if data["effective"] is None or not any(map(defined, data["effective"]["by_class"])):
         return None
@@ -251,12 +243,11 @@ def readings_view(data: Record, name: str) -> Markup | None:
     )
 
 
-def _distances(data: Record) -> list[tuple[str, ...]]:
+def _distances(data: DiagnosisRecord) -> list[tuple[str, ...]]:
     """How far the network is from the optimum of each model, as text."""
-    own = data.get("model") or {}
-    first = []
-    if own.get("distance") is not None:
-        off = (share_text(own["distance"][key]) for key in ("Z", "Z_max", "b"))
+    own, first = data.get("model"), []
+    if own is not None and (away := own["distance"]) is not None:
+        off = (share_text(away[key]) for key in ("Z", "Z_max", "b"))
         first = [(f"normalised, per {own['name']}", *off, ABSENT, ABSENT, ABSENT)]
     return first + [
         (name, *(share_text(fit["distance"][key]) for key in ("Z", "Z_max", "b")),

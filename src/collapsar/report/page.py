@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from collapsar.core.sentences import listed
-from collapsar.core.types import Record
 from collapsar.report.class_marks import MARKS
 from collapsar.report.class_plane import class_means_plane, principal_plane
 from collapsar.report.plots import MOST_NAMES
 from collapsar.report.record import defined, matrix
 from collapsar.report.style import STATES, strength, styled, svg_string
-from collapsar.report.words import cluster_names, fixed_text, number_text, share_text, shortened, told
+from collapsar.report.words import Clustered, cluster_names, fixed_text, number_text, share_text, shortened, told
+
+View = dict[str, Any]  # what a template shows of a record
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # A cell of a map takes some 100 bytes: larger maps are pictures, whose values the script finds in the record.
@@ -46,7 +47,7 @@ _LAMBDA = re.compile(r"\blambda_([wzhb])\b")
 _POWER = re.compile(r"(?<![\w.-])-?\d(?:\.\d+)?e[+-]\d{2}\b")
 
 
-def page(template: str, data: Record, **values: Any) -> str:
+def page(template: str, data: Mapping[str, Any], **values: Any) -> str:
     """A template filled in, with the style, the script and the record that every page holds.
 
     Args:
@@ -117,7 +118,7 @@ def _worded(rows: Sequence[Sequence[Any]]) -> list[bool]:
     ]
 
 
-def _json_block(data: Record) -> Markup:
+def _json_block(data: Mapping[str, Any]) -> Markup:
     """The record as JSON in which no character can end its element; it parses to the same values."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for character in "<>&":  # in JSON they occur inside strings only
@@ -130,29 +131,31 @@ SIDES = (("measured", "The network, measured"), ("predicted", "The theory, predi
 
 
 def score_map(
-    Z: Any, data: Record, scale: float, ident: str, cell: str = "images of “{column}”, score for “{row}”", **shown: Any
-) -> Record:
+    Z: Any, data: Clustered, scale: float, ident: str, cell: str = "images of “{column}”, score for “{row}”",
+    names: tuple[Sequence[str], Sequence[str]] | None = None, **shown: Any,
+) -> View:  # fmt: skip
     """What the templates draw for one matrix of numbers between classes: cells, or a picture if there are too many.
 
     Args:
         Z: Shape (K, K), such as mean predictions [logit, class].
-        data: ``class_names``, ``class_counts`` and ``clusters``.
+        data: The classes.
         scale: The magnitude that gets the full colour, of scores in nats.
         ident: Begins the ids.
         cell: What a cell says before its value, with ``{column}`` and ``{row}``.
+        names: Of the classes, as they are written, and those that the margin has room for.
         shown: What else the templates show: ``side`` (whose values they are), ``heading``, ``label`` (text
             alternative), ``source`` (where the page's record has the matrix: keys joined by points) and ``remark``.
     """
     Z = matrix(Z)
-    drawn_cells = _cells(data, Z, scale, cell) if len(Z) <= _MOST_CELLS else _raster(data, Z, scale)
+    names = names or (data["class_names"], data["class_names"])
+    drawn_cells = _cells(data, Z, scale, cell, names) if len(Z) <= _MOST_CELLS else _raster(data, Z, scale)
     return {"name": f"{ident}-{shown['side']}", "cells": drawn_cells, "words": cell, "remark": "", **shown}
 
 
-def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
+def _cells(data: Clustered, Z: np.ndarray, scale: float, words: str, both: tuple[Sequence[str], Sequence[str]]) -> View:
     """Geometry of a hover map, in the units of its view box: cells, names, lines between clusters."""
     order = [k for cluster in data["clusters"] for k in cluster]
-    marked = data.get("marked_names", data["class_names"])
-    names, room = ([shortened(own[k], _LONGEST_NAME) for k in order] for own in (data.get("written", marked), marked))
+    names, room = ([shortened(own[k], _LONGEST_NAME) for k in order] for own in both)
     size, longest = _CELL * len(order), max(map(len, room))  # those of maps side by side, which have one margin
     font = min(0.85 * _CELL, 0.05 * size + 1.5)
     groups = _groups(data, _CELL, font)
@@ -185,7 +188,7 @@ def _cells(data: Record, Z: np.ndarray, scale: float, words: str) -> Record:
     }
 
 
-def _raster(data: Record, Z: np.ndarray, scale: float) -> Record:
+def _raster(data: Clustered, Z: np.ndarray, scale: float) -> View:
     """As ``_cells`` of a map with too many of them: its two colours as pictures of their strength, no class names."""
     order = [k for cluster in data["clusters"] for k in cluster]
     weights = np.nan_to_num(strength(Z[np.ix_(order, order)], scale))
@@ -212,7 +215,7 @@ def _png(values: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _groups(data: Record, cell: float, font: float) -> Record:
+def _groups(data: Clustered, cell: float, font: float) -> View:
     """Names of the clusters at their middles, left out if one would run into the next; and the lines between them."""
     names = cluster_names(data)
     sizes = np.array([len(cluster) for cluster in data["clusters"]])
@@ -225,13 +228,13 @@ def _groups(data: Record, cell: float, font: float) -> Record:
     }
 
 
-def colour_bar(scale: float) -> list[Record]:
+def colour_bar(scale: float) -> list[View]:
     """Samples of the colour scale, from -scale to scale."""
     values = [share * scale for share in (-1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1)]
     return [{**_coloured(float(strength(value, scale))), "text": number_text(value, 2)} for value in values]
 
 
-def _coloured(weight: float) -> Record:
+def _coloured(weight: float) -> View:
     """The colour of a cell, and how strong it is."""
     if np.isnan(weight):
         return {"kind": "none", "weight": "1"}
@@ -264,7 +267,7 @@ def drawn_by_class(
 # --- class means, or other vectors, in their planes
 
 
-def plane_views(sides: Sequence[Record], names: Sequence[str], ident: str) -> list[Record]:
+def plane_views(sides: Sequence[View], names: Sequence[str], ident: str) -> list[View]:
     """Vectors of the classes in their principal planes, all on one scale.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -12,14 +13,30 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
-from collapsar.core.types import Record
+from collapsar.core.record_types import DemoRecord, Features, LevelsRecord
 from collapsar.report.record import checked_demo, defined
 from collapsar.report.style import COLOURS, STATES
-from collapsar.report.words import cluster_names, number_text
+from collapsar.report.words import Clustered, cluster_names, number_text
 
 _LETTER_INCHES = 0.049  # mean width of a letter of a label
 _LANE = 0.36  # height of a cluster's band; below it the words of the bands
 _BELOW_LANES = 0.3  # room under the lowest lane for the words of its bands
+
+
+@dataclass(frozen=True)
+class PenaltyAxis:
+    """What is drawn: thresholds of one feature model, and of each network its penalty, predicted and measured states.
+
+    Classes in ``gradual`` merge without a sharp threshold: theirs is marked as approximate, and that at which they
+    vanish as in ``latest``. ``unit`` is of the thresholds, None in a demonstration.
+    """
+
+    classes: Clustered
+    features: Features
+    levels: LevelsRecord
+    runs: Sequence[tuple[float, Sequence[str], Sequence[str]]]
+    gradual: Sequence[int] = ()
+    unit: str | None = None
 
 
 class ThresholdArtists(NamedTuple):
@@ -40,31 +57,28 @@ def threshold_line(record: Mapping[str, Any], ax: Axes) -> ThresholdArtists:
     Raises:
         ValueError: The record is not that of a demonstration, or incomplete.
     """
-    return penalty_axis(checked_demo(record), ax)
+    return penalty_axis(demo_axis(checked_demo(record)), ax)
 
 
-def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
-    """``threshold_line`` of a record that has been checked.
+def demo_axis(data: DemoRecord) -> PenaltyAxis:
+    """The runs of a demonstration among the thresholds of its own feature model."""
+    runs = [(run["lambda_z"], run["predicted"]["states"], run["measured"]["states"]) for run in data["runs"]]
+    return PenaltyAxis(data, data["features"], data["thresholds"][data["features"]], runs)
 
-    Args:
-        data: ``class_counts``, ``features``, ``clusters``, ``thresholds`` and ``runs``; of each run only ``lambda_z``
-            and the predicted and measured ``states`` are read. Classes in ``gradual`` merge without a sharp
-            threshold: theirs is marked as approximate, and with nonnegative features the one at which they vanish as a
-            bound. ``unit`` is that of the thresholds, "lambda_z" by default.
-        ax: Where to draw.
-    """
-    levels = data["thresholds"][data["features"]]
-    places = sorted({run["lambda_z"] for run in data["runs"]})
-    shown = [*places, *(x for x in _numbers(levels) if x > 0)]
+
+def penalty_axis(axis: PenaltyAxis, ax: Axes) -> ThresholdArtists:
+    """``threshold_line`` of values that have been checked."""
+    clusters, places = axis.classes["clusters"], sorted({place for place, *_ in axis.runs})
+    shown = [*places, *(x for x in _numbers(axis.levels) if x > 0)]
     left, right = min(shown) / 1.6, max(shown) * 2.2
     ax.set_xscale("log")
     ax.set_xlim(left, right)
-    names, num_lanes = cluster_names(data), len(data["clusters"])
+    names, num_lanes = cluster_names(axis.classes), len(clusters)
     ax.set_ylim(-0.5 - _BELOW_LANES, num_lanes - 0.7)
     artists = ThresholdArtists([], [], [], [])
-    for j, cluster in enumerate(data["clusters"]):
+    for j, cluster in enumerate(clusters):
         lane = num_lanes - 1 - j
-        regimes = _regimes(data, cluster, left, right)
+        regimes = _regimes(axis, cluster, left, right)
         for state, begin, end in regimes:
             colour = COLOURS[STATES[state].colour]
             band = Rectangle((begin, lane - _LANE / 2), end - begin, _LANE, color=colour, alpha=0.22, lw=0)
@@ -73,21 +87,21 @@ def penalty_axis(data: Record, ax: Axes) -> ThresholdArtists:
             if begin > left:
                 ends = [lane - _LANE / 2, lane + _LANE / 2]
                 artists.thresholds.extend(ax.plot([begin] * 2, ends, color=COLOURS["ink"], linewidth=0.9))
-        gradual = cluster[0] in data.get("gradual", ())
-        signs = {"merged": "≈ " if gradual else "", "vanished": latest(data["features"]) if gradual else ""}
+        gradual = cluster[0] in axis.gradual
+        signs = {"merged": "≈ " if gradual else "", "vanished": latest(axis.features) if gradual else ""}
         artists.labels.extend(_band_words(ax, regimes, lane, signs))
         for place in places:
-            artists.markers.extend(_markers(data, ax, place, j, lane))
+            artists.markers.extend(_markers(axis, ax, place, cluster, lane))
     ax.set_yticks(range(num_lanes - 1, -1, -1), names, parse_math=False)
     _run_ticks(ax, places)
-    what = r"head decay $\lambda_W$" if data.get("unit") == "lambda_w" else r"penalty $\lambda_Z$"
-    ax.set_xlabel(f"{what} (logarithmic)" if "unit" in data else f"{what} of the runs (logarithmic)")
+    what = r"head decay $\lambda_W$" if axis.unit == "lambda_w" else r"penalty $\lambda_Z$"
+    ax.set_xlabel(f"{what} (logarithmic)" if axis.unit else f"{what} of the runs (logarithmic)")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     return artists
 
 
-def latest(features: str) -> str:
+def latest(features: Features) -> str:
     """The sign before the penalty at which a class vanishes that has already lost its own direction.
 
     Signed classes vanish exactly there; nonnegative ones, which share a direction by then, at the latest there.
@@ -95,24 +109,24 @@ def latest(features: str) -> str:
     return "≤ " if features == "nonnegative" else ""
 
 
-def _numbers(levels: Mapping[str, Any]) -> list[float]:
+def _numbers(levels: LevelsRecord) -> list[float]:
     """All thresholds of a feature model that are defined."""
-    values = [levels.get("complete"), *levels["vanish"], *levels.get("merge", ())]
+    values = [levels["complete"], *levels["vanish"], *levels.get("merge", ())]
     return [float(value) for value in values if defined(value)]
 
 
-def _regimes(data: Record, cluster: Sequence[int], left: float, right: float) -> list[tuple[str, float, float]]:
+def _regimes(axis: PenaltyAxis, cluster: Sequence[int], left: float, right: float) -> list[tuple[str, float, float]]:
     """State, begin and end of the bands of a cluster.
 
     A class whose column is zero at every penalty has no threshold to vanish, and several of one size behind a
     normalisation never do; if the predicted states show neither, the threshold is missing, and nothing is drawn.
     """
-    levels, k = data["thresholds"][data["features"]], cluster[0]
+    levels, k = axis.levels, cluster[0]
     vanish, merge = levels["vanish"][k], levels["merge"][k] if "merge" in levels else None
     if not defined(vanish):
-        if all(run["predicted"]["states"][k] == "vanished" for run in data["runs"]):
+        if all(predicted[k] == "vanished" for _, predicted, _ in axis.runs):
             vanish = left
-        elif data.get("unit") == "lambda_w" and len(cluster) > 1:
+        elif axis.unit == "lambda_w" and len(cluster) > 1:
             vanish = right
         else:
             return []
@@ -122,10 +136,9 @@ def _regimes(data: Record, cluster: Sequence[int], left: float, right: float) ->
     return [(state, begin, end) for state, begin, end in inside if end > begin * (1 + 1e-9)]
 
 
-def _markers(data: Record, ax: Axes, place: float, j: int, lane: float) -> list[Line2D]:
-    """A marker for every state that classes of cluster j have at this penalty, side by side if several."""
-    cluster = data["clusters"][j]
-    here = [run["measured"]["states"] for run in data["runs"] if run["lambda_z"] == place]
+def _markers(axis: PenaltyAxis, ax: Axes, place: float, cluster: Sequence[int], lane: float) -> list[Line2D]:
+    """A marker for every state that classes of a cluster have at this penalty, side by side if several."""
+    here = [measured for at, _, measured in axis.runs if at == place]
     found = [state for state in STATES if any(states[k] == state for states in here for k in cluster)]
     drawn = []
     for i, state in enumerate(found):

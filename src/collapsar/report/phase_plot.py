@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from collapsar.core.record_types import CurveRecord, ModelPhaseRecord, PhaseConfigRecord, PhaseRecord, is_a
 from collapsar.core.types import Array
 from collapsar.report.style import COLOURS, COLUMN_INCHES, raster_canvas, styled
 from collapsar.report.words import number_text
@@ -59,7 +60,7 @@ def phase_figure(record: Mapping[str, Any]) -> Figure:
         ValueError: The record is of another kind or incomplete.
     """
     try:
-        if record["kind"] != "phase":
+        if not is_a(record, PhaseRecord):
             raise ValueError(f"`record` must be a phase diagram, got one of kind {record['kind']!r}")
         models, config = record["models"], record["config"]
         with styled():
@@ -87,7 +88,7 @@ def phase_figure(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def phase_axes(record: Mapping[str, Any], model: Mapping[str, Any], ax: Axes) -> list[Line2D]:
+def phase_axes(record: PhaseRecord, model: ModelPhaseRecord, ax: Axes) -> list[Line2D]:
     """One feature model: cells and curves, without the curves' labels."""
     x, y = np.array(record["x_values"]), np.array(record["y_values"])
     config, kinds = record["config"], _kinds(model)
@@ -123,7 +124,7 @@ def phase_axes(record: Mapping[str, Any], model: Mapping[str, Any], ax: Axes) ->
     return lines
 
 
-def _kinds(model: Mapping[str, Any]) -> NDArray[np.int64]:
+def _kinds(model: ModelPhaseRecord) -> NDArray[np.int64]:
     """10 times the worst state (3: both vanished) plus the number of the clusters in it, as in ``HATCHES``."""
     a, b = np.array(model["states"])
     worst = np.maximum(a, b)
@@ -154,7 +155,7 @@ def _legend(figure: Figure, kinds: Sequence[int], *, open_cells: bool) -> None:
     )
 
 
-def _fixed(config: Mapping[str, Any]) -> str:
+def _fixed(config: PhaseConfigRecord) -> str:
     """The parameters that are the same in every cell."""
     s, moved = config["settings"], {config["x"]["name"], config["y"]["name"]}
     K, parts = s["num_classes"], []
@@ -185,7 +186,7 @@ def _fixed(config: Mapping[str, Any]) -> str:
 # --- labels on curves
 
 
-def _label_curves(ax: Axes, curves: Sequence[Mapping[str, Any]]) -> list[Text]:
+def _label_curves(ax: Axes, curves: Sequence[CurveRecord]) -> list[Text]:
     """Each curve's name along it, far from other curves and names; short curves come first."""
     shown = [(curve, [_in_inches(ax, line) for line in curve["lines"]]) for curve in curves if curve["lines"]]
     size = np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi
@@ -227,7 +228,7 @@ def _places(path: Array, half: int, size: Array) -> list[Array]:
     return [span for span in (*on, *beside) if np.all((span > 0.05) & (span < size - 0.05))]
 
 
-def _curve_words(curve: Mapping[str, Any]) -> str:
+def _curve_words(curve: CurveRecord) -> str:
     if not curve["exact"]:
         return "column form"
     if curve["transition"] == "complete":

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from collapsar.core import record_types as rt
+from collapsar.core.record_types import DemoRecord, R, is_a
 from collapsar.core.records import to_json
-from collapsar.core.types import Record
 
 _KINDS = {"demo": "of a demonstration", "diagnosis": "of a diagnosis", "report": "of a report", "audit": "of an audit",
           "advice": "of advice"}  # fmt: skip
-_KEYS = {
-    "demo": "data class_names class_counts features lambda_b clusters thresholds environment runs",
-    "diagnosis": "headline words source class_names class_counts accuracies Z b separation metrics known forces "
-    "at_rest effective fit prediction notes",
-    "report": "runs",
-}
 _DEFAULTS = {"diagnosis": {"reason": ""}}  # what records of earlier versions lack
-_RUN_KEYS = "lambda_z seed position predicted measured distance accuracy stationarity seconds epochs history"
-_STANDARD_RUN_KEYS = "lambda_w predicted measured distance accuracy stationarity"
 _MOST_SIZES = 8
 
 
@@ -46,27 +39,26 @@ def defined(value: float | str | None) -> TypeGuard[float]:
     return value is not None and not isinstance(value, str) and math.isfinite(value)
 
 
-def checked(record: Mapping[str, Any], kind: str) -> Record:
+def checked(record: Mapping[str, Any], kind: type[R]) -> R:
     """A record of this kind, brought to plain JSON values.
 
     Raises:
         ValueError: It is of another kind, or a field is missing.
     """
-    got = record.get("kind") if isinstance(record, Mapping) else None
-    if got != kind:
-        raise ValueError(f'`record` must be the record {_KINDS[kind]} (kind "{kind}"), got kind {got!r}')
-    data: Record = {**_DEFAULTS.get(kind, {}), **to_json(record)}
-    _require(data, _KEYS.get(kind, ""), "record")
-    return data
+    (own,) = get_args(kind.__annotations__["kind"])
+    if not is_a(record, kind):
+        got = record.get("kind") if isinstance(record, Mapping) else None
+        raise ValueError(f'`record` must be the record {_KINDS[own]} (kind "{own}"), got kind {got!r}')
+    return whole({**_DEFAULTS.get(own, {}), **to_json(record)}, kind, "record")
 
 
-def checked_demo(record: Mapping[str, Any]) -> Record:
+def checked_demo(record: Mapping[str, Any]) -> DemoRecord:
     """The record of a demonstration, brought to plain values, its runs in ascending order of lambda_z.
 
     Raises:
         ValueError: It is another kind of record, a field is missing, or lengths disagree.
     """
-    data = checked(record, "demo")
+    data = checked(record, DemoRecord)
     num_classes = len(data["class_counts"])
     if len(data["class_names"]) != num_classes:
         raise ValueError(
@@ -81,15 +73,12 @@ def checked_demo(record: Mapping[str, Any]) -> Record:
         )
     if not data["runs"]:
         raise ValueError("`record` must hold at least one run, got none; train before drawing")
-    standard = data.get("standard") or {"norm": "", "merge": None, "runs": []}  # records of earlier versions have none
-    _require(standard, "norm merge runs", "record.standard")
-    for name, runs, keys in (
-        ("record.runs", data["runs"], _RUN_KEYS),
-        ("record.standard.runs", standard["runs"], _STANDARD_RUN_KEYS),
-    ):
-        for index, run in enumerate(runs):
-            _require(run, keys, f"{name}[{index}]")
-            _sides(run, num_classes, f"{name}[{index}]")
+    for index, run in enumerate(data["runs"]):
+        _sides(whole(run, rt.DemoRunRecord, f"record.runs[{index}]"), num_classes, f"record.runs[{index}]")
+    if standard := data.get("standard"):
+        for index, run in enumerate(whole(standard, rt.StandardRecord, "record.standard")["runs"]):
+            name = f"record.standard.runs[{index}]"
+            _sides(whole(run, rt.StandardRunRecord, name), num_classes, name)
     for index, run in enumerate(data["runs"]):
         if not (defined(run["lambda_z"]) and run["lambda_z"] > 0):
             raise ValueError(f"`record.runs[{index}].lambda_z` must be positive, got {run['lambda_z']}")
@@ -120,16 +109,25 @@ def same_counts(counts: Sequence[int]) -> list[list[int]]:
     return list(groups.values()) if len(groups) <= _MOST_SIZES else [[k for group in groups.values() for k in group]]
 
 
-def _require(part: Any, keys: str, name: str) -> None:
-    missing = [key for key in keys.split() if not isinstance(part, Mapping) or key not in part]
+def whole(part: Any, kind: type[R], name: str) -> R:
+    """A part of a record, which must have all that its kind requires.
+
+    Raises:
+        ValueError: A field is missing.
+    """
+    form: Any = kind
+    keys = [key for key in form.__annotations__ if key in form.__required_keys__]
+    held = part if isinstance(part, Mapping) else ()
+    missing = [key for key in keys if key not in held]
     if missing:
-        raise ValueError(f"`{name}` must hold {', '.join(keys.split())}; missing: {', '.join(missing)}")
+        raise ValueError(f"`{name}` must hold {', '.join(keys)}; missing: {', '.join(missing)}")
+    return cast("R", part)
 
 
-def _sides(run: Record, num_classes: int, name: str) -> None:
+def _sides(run: rt.BesideRecord, num_classes: int, name: str) -> None:
     """Check what theory and network say about every class."""
     for side in ("predicted", "measured"):
-        _require(run[side], "states Z b", f"{name}.{side}")
-        got = (matrix(run[side]["Z"]).shape[0], len(run[side]["states"]), len(run[side]["b"]))
+        found = whole(run[side], rt.SideRecord, f"{name}.{side}")
+        got = (matrix(found["Z"]).shape[0], len(found["states"]), len(found["b"]))
         if got != (num_classes,) * 3:
             raise ValueError(f"`{name}.{side}` must hold Z, states and b of {num_classes} classes, got sizes {got}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
+from collapsar.core.record_types import DemoRecord
 from collapsar.core.sentences import percent
-from collapsar.core.types import Record
 from collapsar.report.record import defined
 
 ABSENT = "–"
@@ -18,6 +18,14 @@ _DATA_WORDS = {"digits": "pictures of handwritten digits", "fashion-mnist": "pic
 _NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm", "batchnorm": "BatchNorm", "cosine": "cosine head"}
 _COLLAPSED = ("merged", "vanished")
 _MOST_NAMED = 20
+
+
+class Clustered(TypedDict):
+    """Classes in clusters that are drawn together."""
+
+    class_names: list[str]
+    class_counts: list[int]
+    clusters: list[list[int]]
 
 
 def number_text(value: float | str | None, digits: int = 3) -> str:
@@ -85,12 +93,12 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def data_words(record: Record) -> str:
+def data_words(record: DemoRecord) -> str:
     """A description of the images."""
     return _DATA_WORDS.get(record["data"], f"the data set {record['data']}")
 
 
-def cluster_names(record: Record) -> list[str]:
+def cluster_names(record: Clustered) -> list[str]:
     """A name per cluster: "majority" and "minority" if there are two, otherwise their class counts."""
     if len(record["clusters"]) == 2:
         return ["majority", "minority"]
@@ -102,12 +110,12 @@ def range_text(counts: Iterable[int]) -> str:
     return " to ".join(map(str, dict.fromkeys((min(found := list(counts)), max(found)))))
 
 
-def cluster_counts(record: Record, cluster: Sequence[int]) -> str:
+def cluster_counts(record: Clustered, cluster: Sequence[int]) -> str:
     """Images per class of a cluster."""
     return range_text(record["class_counts"][k] for k in cluster)
 
 
-def _classes(record: Record, j: int) -> str:
+def _classes(record: DemoRecord, j: int) -> str:
     """A cluster as the subject of a sentence: "the 5 minority classes", "the class with 500 images"."""
     cluster, two = record["clusters"][j], len(record["clusters"]) == 2
     noun = "class" if len(cluster) == 1 else "classes"
@@ -128,7 +136,7 @@ def summary_of_states(states: Sequence[str], cluster: Sequence[int]) -> str:
     return found[0][0] if len(found) == 1 else ", ".join(f"{count} {state}" for state, count in found)
 
 
-def outcome(record: Record, states: Sequence[str]) -> str:
+def outcome(record: DemoRecord, states: Sequence[str]) -> str:
     """The states of all classes, in a few words: "all separated", "minority vanished", "all vanished"."""
     names = cluster_names(record)
     parts = [summary_of_states(states, cluster) for cluster in record["clusters"]]
@@ -143,7 +151,7 @@ def outcome(record: Record, states: Sequence[str]) -> str:
     return ", ".join(sentences)
 
 
-def finding(record: Record) -> str:
+def finding(record: DemoRecord) -> str:
     """One sentence: which classes collapse at which penalty, and what theory predicted.
 
     It is about the cluster that collapses at the smallest penalty; of several, the last in the record.
@@ -155,14 +163,14 @@ def finding(record: Record) -> str:
         right, total, _ = _hits(record)
         return f"No class collapses at the penalties tried{', as theory predicts' if right == total else ''}."
     cluster, levels = record["clusters"][j], record["thresholds"][record["features"]]
-    found = [levels[key][cluster[0]] for key in ("merge", "vanish") if key in levels]
+    found = [part[cluster[0]] for part in (levels.get("merge"), levels["vanish"]) if part is not None]
     level = next(filter(defined, found), None)
     theory = f"; the theory puts the threshold at {number_text(level)}" if level is not None else ""
     size = f" ({cluster_counts(record, cluster)} training images each)" if len(record["clusters"]) == 2 else ""
     return f"{sentence(_classes(record, j))}{size} {text}{theory}."
 
 
-def meaning(record: Record) -> str:
+def meaning(record: DemoRecord) -> str:
     """What the words of the finding mean, and which classes belong to which of two clusters."""
     named = ""
     clusters = record["clusters"]
@@ -176,7 +184,7 @@ def meaning(record: Record) -> str:
     )
 
 
-def _story(record: Record, j: int) -> tuple[float, str]:
+def _story(record: DemoRecord, j: int) -> tuple[float, str]:
     """The smallest penalty at which a class of the cluster has collapsed (inf: none), and a verb phrase."""
     cluster = record["clusters"][j]
     lost: dict[float, list[bool]] = {}
@@ -196,7 +204,7 @@ def _story(record: Record, j: int) -> tuple[float, str]:
     return first, f"{verb} between penalty {number_text(levels[split - 1])} and {number_text(first)}"
 
 
-def _hits(record: Record) -> tuple[int, int, list[str]]:
+def _hits(record: DemoRecord) -> tuple[int, int, list[str]]:
     """How many class states theory got right, how many there are, and a phrase for each that it missed."""
     missed, total = [], 0
     for run in record["runs"]:
@@ -208,7 +216,7 @@ def _hits(record: Record) -> tuple[int, int, list[str]]:
     return total - len(missed), total, missed
 
 
-def verdict(record: Record) -> str:
+def verdict(record: DemoRecord) -> str:
     """How many class states theory predicted, and which it missed (the first three by name)."""
     right, total, missed = _hits(record)
     runs = len(record["runs"])
@@ -220,7 +228,7 @@ def verdict(record: Record) -> str:
     return f"{source} predicts {right} of {total} class states in {where}. Missed: {'; '.join(missed[:3])}{more}."
 
 
-def consequence(record: Record) -> str:
+def consequence(record: DemoRecord) -> str:
     """What collapse costs: test accuracies at the smallest penalty and at the first one with collapsed classes.
 
     Empty if an accuracy is undefined, or there is nothing to compare.
@@ -233,10 +241,10 @@ def consequence(record: Record) -> str:
     ]
     if not later or len(record["clusters"]) != 2:
         return ""
-    numbers = [run["accuracy"][f"test_{name}"] for run in (first, later[0]) for name in ("minority", "majority")]
-    if not all(map(defined, numbers)):
+    accuracies = [run["accuracy"][name] for run in (first, later[0]) for name in ("test_minority", "test_majority")]
+    if not all(map(defined, accuracies)):
         return ""
-    small, large, small_after, large_after = (share_text(value) for value in numbers)
+    small, large, small_after, large_after = map(share_text, accuracies)
     return (
         f"At penalty {number_text(first['lambda_z'])} the network recognises {small} of unseen minority images "
         f"and {large} of unseen majority images; at {number_text(later[0]['lambda_z'])} it recognises "
@@ -249,7 +257,7 @@ def norm_name(norm: str) -> str:
     return _NORMS.get(norm, norm)
 
 
-def standard_finding(record: Record) -> str:
+def standard_finding(record: DemoRecord) -> str:
     """Where small classes of networks with standard training merge, by theory and measured; "" without such runs."""
     standard = record.get("standard")
     if standard is None:

@@ -17,7 +17,6 @@ from torch import Tensor
 from collapsar.core.files import write_atomically
 from collapsar.core.json_lines import JsonLines, read_json_lines
 from collapsar.core.records import from_json
-from collapsar.core.types import Record
 
 _FORMAT = "collapsar-run-1"
 
@@ -93,7 +92,7 @@ class RunFolder:
         content = to_bytes(tensors, metadata={"collapsar": json.dumps(about)})
         write_atomically(self.checkpoint_path, content)
 
-    def rewind(self, records_bytes: int) -> list[Record]:
+    def rewind(self, records_bytes: int) -> list[Any]:
         """Drop the records after a checkpoint and return those before it.
 
         Raises:
@@ -114,7 +113,7 @@ class RunFolder:
         return self.records_path.stat().st_size
 
 
-def load_records(run_dir: str | Path) -> list[Record]:
+def load_records(run_dir: str | Path) -> list[Any]:
     """The records of a run: first the header, then one for each evaluation.
 
     Undefined numbers, null in the file, come back as NaN.

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from collapsar.core.penalties import Penalties
 from collapsar.core.records import from_json, to_json
-from collapsar.core.types import Record
 from collapsar.training.checkpoint import Checkpoint, RunFolder
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData, imbalanced
 from collapsar.training.distributed import Team, leading
 from collapsar.training.graphs import RecordedSteps, own_stream, recorder
-from collapsar.training.measure import evaluate
+from collapsar.training.measure import EvaluationRecord, evaluate
 from collapsar.training.models import FeatureNetwork
 from collapsar.training.penalties import penalised_backward, with_weight_decay
 from collapsar.training.provenance import choose_device, data_digest, run_header, weights_digest
@@ -39,7 +38,7 @@ from collapsar.training.state import (
     result_of,
 )
 
-Progress = Callable[[int, int, Record | None], object]
+Progress = Callable[[int, int, EvaluationRecord | None], object]
 Measure = Callable[[FeatureNetwork, ImageData], Mapping[str, Any]]
 Setting = tuple[float, Penalties]
 Step = Callable[[Tensor, Setting], None]
@@ -278,7 +277,7 @@ def _clip(parameters: list[nn.Parameter], clip_norm: float) -> None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
 
 
-def _evaluation(state: RunState, job: _Job, begin: float) -> Record | None:
+def _evaluation(state: RunState, job: _Job, begin: float) -> EvaluationRecord | None:
     """The record of the epoch that has just ended, if one is due."""
     config = job.config
     if state.epoch % config.eval_every != 0 and state.epoch != config.epochs:

@@ -94,38 +94,37 @@ def head_gradient(model: FeatureNetwork, data: ImageData, penalties: Penalties) 
 class Evaluation(TypedDict):
     """The numbers in every record, from one pass over each split in ``eval()`` mode.
 
-    Attributes:
-        train_loss: Mean cross-entropy, nats, without penalties.
-        train_accuracy: On the training images.
-        train_class_accuracies: K shares; NaN for a class without images, here and below.
-        stationarity: The head's relative gradient.
-        head_gradient_norm: Its norm.
-        test_accuracy: On the test images.
-        test_class_accuracies: K shares.
-        test_balanced_accuracy: The mean of these shares.
-        test_majority_accuracy: Mean over the classes with most training images.
-        test_minority_accuracy: Mean over those with fewest.
-        effective_lambda_w: The penalty given.
-        effective_lambda_h: Estimated from the balance λ_W‖W‖² = λ_H Σ_k n_k‖h̄_k‖² of a stationary point; NaN if λ_W is
-            0 or all class means are.
-        effective_lambda_b: The penalty given.
-        effective_lambda_z: √(λ_W λ_H) of these.
+    ``effective_lambda_h`` is estimated from the balance λ_W‖W‖² = λ_H Σ_k n_k‖h̄_k‖² of a stationary point; NaN if λ_W
+    is 0 or all class means are.
     """
 
-    train_loss: float
+    train_loss: float  # mean cross-entropy, nats, without penalties
     train_accuracy: float
-    train_class_accuracies: list[float]
-    stationarity: float
+    train_class_accuracies: list[float]  # K shares; NaN for a class without images, here and below
+    stationarity: float  # the head's relative gradient
     head_gradient_norm: float
     test_accuracy: float
     test_class_accuracies: list[float]
-    test_balanced_accuracy: float
-    test_majority_accuracy: float
-    test_minority_accuracy: float
-    effective_lambda_w: float
+    test_balanced_accuracy: float  # the mean of these shares
+    test_majority_accuracy: float  # mean over the classes with most training images
+    test_minority_accuracy: float  # mean over those with fewest
+    effective_lambda_w: float  # the penalty given
     effective_lambda_h: float
-    effective_lambda_b: float
-    effective_lambda_z: float
+    effective_lambda_b: float  # the penalty given
+    effective_lambda_z: float  # √(λ_W λ_H) of these
+
+
+class EvaluationRecord(Evaluation):
+    """The same as a run keeps it, with what its ``measure`` hook adds."""
+
+    kind: str
+    epoch: int  # finished epochs
+    learning_rate: float
+    lambda_w: float  # penalties of the loss in that epoch; an infinite one is NaN
+    lambda_h: float
+    lambda_b: float
+    lambda_z: float
+    seconds: float
 
 
 def evaluate(model: FeatureNetwork, data: ImageData, penalties: Penalties) -> Evaluation:

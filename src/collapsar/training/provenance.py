@@ -12,13 +12,18 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from collapsar.core.types import Record
 from collapsar.training.config import TrainConfig
 from collapsar.training.data import ImageData
+
+RunHeader = TypedDict("RunHeader", {  # noqa: UP013 - a line for each key
+    "kind": Literal["header"], "config": dict[str, Any], "config_digest": str, "data_digest": str,
+    "start_digest": NotRequired[str], "seed": int, "commit": str | None, "versions": dict[str, str | None],
+    "device": str, "threads": int, "begun": str})  # fmt: skip
 
 
 def choose_device(name: str) -> torch.device:
@@ -61,7 +66,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def run_header(config: TrainConfig, digests: Mapping[str, str], device: torch.device) -> Record:
+def run_header(config: TrainConfig, digests: Mapping[str, str], device: torch.device) -> RunHeader:
     """The first record of a run.
 
     Args:
@@ -74,7 +79,8 @@ def run_header(config: TrainConfig, digests: Mapping[str, str], device: torch.de
         "kind": "header",
         "config": json.loads(config.to_json()),
         "config_digest": config.digest,
-        **digests,
+        "data_digest": digests["data_digest"],
+        "start_digest": digests["start_digest"],
         "seed": config.seed,
         "commit": checkout_commit(),
         "versions": {

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collapsar.core.types import Record
 from collapsar.training.checkpoint import Checkpoint, RunFolder, load_records, read_checkpoint
 from collapsar.training.config import PRECISIONS, TrainConfig
 from collapsar.training.groups import param_groups
+from collapsar.training.measure import EvaluationRecord
 from collapsar.training.models import FeatureNetwork, build_model
+from collapsar.training.provenance import RunHeader
 
 _BUFFERS = {"momentum": "momentum_buffer", "first": "exp_avg", "second": "exp_avg_sq", "steps": "step"}
 """What the optimizers keep for each parameter, by its prefix in a checkpoint."""
@@ -33,9 +34,7 @@ class TrainResult:
     Attributes:
         config: The configuration.
         model: The network, on its device, in training mode.
-        records: One for each evaluation, in order: "epoch" (finished epochs), "learning_rate", "lambda_w",
-            "lambda_h", "lambda_b" and "lambda_z" (those of the loss in that epoch; NaN if infinite), "seconds", then
-            the numbers of ``evaluate`` and of the ``measure`` hook.
+        records: One for each evaluation, in order.
         header: Configuration, seed, commit, versions, device.
         epoch: Finished epochs.
         finished: "epochs", "stationary", or "" for a run that was loaded before its end.
@@ -45,8 +44,8 @@ class TrainResult:
 
     config: TrainConfig
     model: FeatureNetwork
-    records: list[Record]
-    header: Record
+    records: list[EvaluationRecord]
+    header: RunHeader
     epoch: int
     finished: str
     seconds: float
@@ -63,8 +62,8 @@ class RunState:
     epoch: int = 0
     seconds: float = 0.0
     finished: str = ""
-    header: Record = field(default_factory=dict)
-    records: list[Record] = field(default_factory=list)
+    header: RunHeader | None = None
+    records: list[EvaluationRecord] = field(default_factory=list)
 
 
 def fresh_state(
@@ -117,6 +116,8 @@ def checkpoint_of(
     state: RunState, config: TrainConfig, image_shape: tuple[int, int, int], records_bytes: int
 ) -> Checkpoint:
     """The state as a checkpoint; its hashes of data and start are the header's."""
+    header = state.header
+    assert header is not None
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     for name, parameter in state.model.named_parameters():
         for prefix, buffer in _BUFFERS.items():
@@ -127,8 +128,8 @@ def checkpoint_of(
     return Checkpoint(
         tensors=tensors,
         config=config.to_json(),
-        data_digest=state.header["data_digest"],
-        start_digest=state.header.get("start_digest", ""),
+        data_digest=header["data_digest"],
+        start_digest=header.get("start_digest", ""),
         epoch=state.epoch,
         seconds=state.seconds,
         records_bytes=records_bytes,

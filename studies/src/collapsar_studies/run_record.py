@@ -61,7 +61,7 @@ def finished_record(result: TrainResult, data: ImageData, detail: Detail) -> Rec
     }
     if detail == "curve":
         names = ("epoch", "nc1_uniform", "nc1_weighted", "stationarity", "Z", "b")
-        record["curve"] = [{name: r[name] for name in names} for r in result.records]
+        record["curve"] = [{name: dict(r)[name] for name in names} for r in result.records]
     if detail == "layers":
         record["layers"] = layer_norms(result.model, data)
     if detail in ("decay", "entries"):
