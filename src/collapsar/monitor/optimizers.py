@@ -177,7 +177,7 @@ def _tried(optimizer: Optimizer, group: Group, decay: float, start: Tensor) -> D
     balance = -_DECAY * start
 
     def moves(gradient: Tensor, decay: float) -> Iterator[Tensor]:
-        torch.manual_seed(0)  # one that draws at random (Kron) draws the same with and without decay
+        torch.default_generator.manual_seed(0)  # one that draws at random (Kron) draws the same with and without decay
         twin = _twin(optimizer, group, start, weight_decay=decay)
         return (twin.stepped(gradient) - start for _ in range(_STEPS))
 
