@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from functools import cache
 from math import sqrt
@@ -822,3 +823,24 @@ def test_the_least_setting_is_that_of_the_optimum_where_a_class_is_alone(
     assert found.treatment.level == pytest.approx(level, rel=0.005)
     assert separated(found.treatment.level)
     assert not separated(found.treatment.level / 1.01)
+
+
+@pytest.mark.parametrize(
+    ("known", "model", "words"),
+    [
+        (
+            {"loss": {}, "cautions": ["AdamW.", "Weight decay has not acted: the sum is 0.002."]},
+            {"name": "sample"},
+            "has no penalty to advise on. Weight decay has not acted: the sum is 0.002.",
+        ),
+        (
+            {"loss": {}, "cautions": []},
+            {"name": "none", "sentence": "A Tanh feeds the head."},
+            "A Tanh feeds the head.",
+        ),
+        ({"loss": {}, "cautions": []}, {"name": "batch", "sentence": "x"}, "`collapsar diagnose` --lambda-w. Measured"),
+    ],
+)
+def test_a_diagnosis_without_an_optimum_is_refused_for_its_reason(known: dict, model: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        problem_of_diagnosis(diagnosis(prediction=None) | {"known": known, "model": model})

@@ -759,3 +759,15 @@ def test_decay_below_a_norm_is_named_where_a_class_is_lost_that_the_optimum_keep
     (told,) = [sentence for sentence in d.words if "to which this network has not come" in sentence]
     assert told.startswith("9 is given its own samples at that optimum")
     assert ("decay of the layers below, which the model has not, can be why" in told) == (body == "decayed")
+
+
+@pytest.mark.parametrize(("times", "rate"), [(0.2, False), (1.3, True)])
+def test_a_smaller_learning_rate_is_advised_near_rest_alone(times, rate):
+    """Off by a factor of five the head still grows: at a tenth of the rate a perceptron's lost classes stayed lost."""
+    counts, W, H, b = signed_network()
+    known = KnownTraining(lambda_w=0.01 * times, lambda_b=0.02 * times, features="signed")
+    d = diagnose_measurement(measured(counts, W, H, b), known)
+    assert (d.forces.relative_gradient < 1) == rate
+    (told,) = [words for words in d.words if words.startswith("The head is not at rest")]
+    assert ("Train on, with a smaller learning rate, before" in told) == rate
+    assert ("Train on before" in told) != rate

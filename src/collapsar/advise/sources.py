@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from collapsar.advise.advice import advise
 from collapsar.advise.weight_decay import advise_weight_decay
 from collapsar.core.counts import CountsLike, class_counts
+from collapsar.core.known import IDLE
 from collapsar.core.loss import Loss
 from collapsar.core.problem import Problem
 from collapsar.core.record_types import AdviceRecord, DiagnosisRecord, is_a
@@ -73,6 +74,21 @@ def advise_diagnosis(record: DiagnosisRecord, margin: float = 0.1, *, layers: in
     return out
 
 
+def _no_optimum(record: Mapping[str, Any]) -> str:
+    """Why a diagnosis compared its network with no optimum, as far as its record tells, and what helps."""
+    model, cautions = record.get("model") or {}, (record.get("known") or {}).get("cautions", ())
+    if idle := next((caution for caution in cautions if caution.startswith(IDLE)), ""):
+        return f"`record` has no penalty to advise on. {idle} What helps each class is said by the diagnosis."
+    if model.get("name") in ("none", "frozen") and model.get("sentence"):
+        return f"`record` has no optimum to advise on. {model['sentence']}"
+    needed = "--lambda-w" if model.get("name") in ("sample", "batch") else "--lambda-w and --lambda-h"
+    return (
+        "`record` has no penalties: none was given and none could be read from the network (a class without samples, "
+        "no class alive, a head that is not at rest, or a loss that does not pull it outwards); give `collapsar "
+        f"diagnose` {needed}."
+    )
+
+
 def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str, ...]]:
     """The problem that a diagnosis compared its network with, and what makes it less than certain.
 
@@ -97,11 +113,7 @@ def problem_of_diagnosis(record: Mapping[str, Any]) -> tuple[Problem, tuple[str,
         raise ValueError(f'`record` must be a diagnosis (kind "diagnosis"), got kind {record.get("kind")!r}')
     prediction = record.get("prediction")
     if prediction is None:
-        raise ValueError(
-            "`record` has no penalties: none was given and none could be read from the network (a class without "
-            "samples, no class alive, or a loss that does not pull the head outwards); give `collapsar diagnose` "
-            f"--lambda-w and --lambda-h. Measured: {record.get('headline', 'no headline')}"
-        )
+        raise ValueError(f"{_no_optimum(record)} Measured: {record.get('headline', 'no headline')}")
     try:
         chosen = prediction.get("problem") or (record.get("model") or {}).get("problem")
         problem = (

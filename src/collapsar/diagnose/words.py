@@ -89,11 +89,13 @@ def _rest(d: Diagnosis) -> str:
             "The loss does not pull the head outwards, or no penalty holds it: it is not at rest, and distances to "
             "theory mean nothing yet."
         )
+    # near rest the steps of a large rate are what is left; far from it a small rate takes long
+    rate = ", with a smaller learning rate," if value < 1 else ""
     return (
-        f"The head is not at rest: loss and penalty differ by {percent(value)} of the penalty{fitted}. Train on, with "
-        "a smaller learning rate, before you read the distances to theory; states may still change. Training that "
-        "minimises anything but the plain loss of these samples (SAM, mixup, augmentation, resampling, dropout) comes "
-        "to rest elsewhere, and this test does not apply to it."
+        f"The head is not at rest: loss and penalty differ by {percent(value)} of the penalty{fitted}. Train on{rate} "
+        "before you read the distances to theory; states may still change. Training that minimises "
+        "anything but the plain loss of these samples (SAM, mixup, augmentation, resampling, dropout) comes to rest "
+        "elsewhere, and this test does not apply to it."
     )
 
 
