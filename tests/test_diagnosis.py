@@ -756,9 +756,9 @@ def test_decay_below_a_norm_is_named_where_a_class_is_lost_that_the_optimum_keep
     known = KnownTraining(lambda_w=0.4, lambda_b=0.0, norm=LAYER, body=body)
     d = diagnose_measurement(measured(p.class_counts, W, H, lowered), known)
     assert d.lost == (9,)
-    (told,) = [sentence for sentence in d.words if "to which this network has not come" in sentence]
-    assert told.startswith("9 is given its own samples at that optimum")
-    assert ("decay of the layers below, which the model has not, can be why" in told) == (body == "decayed")
+    (told,) = [sentence for sentence in d.words if "this network has not reached it" in sentence]
+    assert told.startswith("9 is predicted on its own samples at that optimum")
+    assert ("because of decay of the layers below, which the model does not include" in told) == (body == "decayed")
 
 
 @pytest.mark.parametrize(("times", "rate"), [(0.2, False), (1.3, True)])

@@ -314,7 +314,7 @@ def test_classes_that_the_optimum_separates_are_not_cured_by_weaker_penalties(tr
     d = diagnose_measurement(measure(X, y, W), known)
     assert d.separation.vanished_classes == (5, 6, 7, 8, 9)
     (cure,) = [sentence for sentence in d.words if sentence.startswith("Lost without evidence")]
-    assert ("tenth of them for the first half" in cure) == kept
+    assert ("tenth of these penalties for the first half" in cure) == kept
     assert ("weaken the penalties" in cure) != kept
 
 
@@ -324,7 +324,7 @@ OUTVOTING = (0.00166, 0.001)  # lambda_z, lambda_b: five classes of 500 outvote 
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
-        (0.0, "5, 6, 7, 8 and 9 are outvoted at that optimum as well: longer training does not give them back"),
+        (0.0, "5, 6, 7, 8 and 9 are outvoted at that optimum as well: longer training does not bring them back"),
         (0.5, "5, 6, 7, 8 and 9 are outvoted at that optimum: longer training at these penalties can lose them."),
     ],
 )
@@ -348,7 +348,7 @@ def test_a_class_that_the_optimum_gives_its_own_samples_is_said_to_have_been_mis
     X, y = samples(counts, H)
     d = diagnose_measurement(measure(X, y, W, b - 12 * (np.arange(10) == 9)), known)
     assert d.lost == (9,)
-    assert "9 is given its own samples at that optimum, to which this network has not come." in d.words
+    assert "9 is predicted on its own samples at that optimum; this network has not reached it." in d.words
 
 
 def test_penalties_read_from_a_network_that_the_model_does_not_fit_outvote_nobody():

@@ -1,4 +1,4 @@
-"""What the optimum of a training does with the classes that a network has lost, or keeps: in plain words."""
+"""What the optimum of a training does to the classes that a network has lost, or keeps: in plain words."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from collapsar.diagnose.record import Diagnosis
 
 GENTLE = (
-    "penalties that are strong from the first step can keep small classes from being learned. Train again, with a "
-    "tenth of them for the first half of the epochs or longer."
+    "penalties that are strong from the first step can keep small classes from being learned. Train again with "
+    "a tenth of these penalties for the first half of the epochs or longer."
 )
-"""What helps where an optimum separates classes that a network has not: measured, weaker penalties alone did not."""
+"""What helps if the optimum separates classes that the network has not separated; in tests weaker penalties did not."""
 
 
 def optimum_margins(d: Diagnosis) -> Vector | None:
     """Nats by which each class's own score leads at the predicted optimum, shape (K,).
 
-    None where none is predicted at penalties of this training: those read from a network that the model does not fit,
-    as under weight decay alone, say nothing of where it goes.
+    None if none is predicted at the penalties of this training: penalties estimated from a network that the model does
+    not fit, as under weight decay alone, do not say where it is heading.
     """
     p = d.prediction
     if p is None or p.Z is None:
@@ -39,9 +39,9 @@ def optimum_margins(d: Diagnosis) -> Vector | None:
 
 
 def kept(d: Diagnosis, classes: Iterable[int]) -> list[int]:
-    """Those that the optimum at the training's own penalties separates and gives their own samples.
+    """Those that the optimum at the training's own penalties separates and predicts on their own samples.
 
-    None where decay acts on the layers below a norm as well, which the model has not, or has not acted at all.
+    Empty if decay also acts on layers below a norm, which the model does not include, or has not acted at all.
     """
     margins, p = optimum_margins(d), d.prediction
     if margins is None or p is None or _bent(d) or d.known.idle:
@@ -50,7 +50,7 @@ def kept(d: Diagnosis, classes: Iterable[int]) -> list[int]:
 
 
 def outvoted_there(d: Diagnosis) -> Iterator[str]:
-    """Which classes the optimum outvotes, beside those that are outvoted here."""
+    """Which classes are outvoted at the optimum, compared with those that are outvoted here."""
     margins, p = optimum_margins(d), d.prediction
     if margins is None or p is None:
         return
@@ -58,20 +58,20 @@ def outvoted_there(d: Diagnosis) -> Iterator[str]:
     there = {k for k in np.flatnonzero(margins < -TIE).tolist() if p.seen[k] == "separated"}
     if both := sorted(here & there):
         yield (
-            f"{_are(d, both)} outvoted at that optimum as well: longer training does not give {_them(both)} back, "
-            "weaker penalties can."
+            f"{_are(d, both)} outvoted at that optimum as well: longer training does not bring {_them(both)} back, "
+            "but weaker penalties can."
         )
     if not_yet := sorted(k for k in there - here if d.separation.states[k] == "separated"):
         lose = f"longer training at these penalties can lose {_them(not_yet)}"
         yield f"{_are(d, not_yet)} outvoted at that optimum: {lose}."
     if astray := sorted(k for k in here - there if margins[k] > TIE):
         own = "its" if len(astray) == 1 else "their"
-        why = ": decay of the layers below, which the model has not, can be why" if _bent(d) else ""
-        yield f"{_are(d, astray)} given {own} own samples at that optimum, to which this network has not come{why}."
+        why = ", perhaps because of decay of the layers below, which the model does not include" if _bent(d) else ""
+        yield f"{_are(d, astray)} predicted on {own} own samples at that optimum; this network has not reached it{why}."
 
 
 def _bent(d: Diagnosis) -> bool:
-    """Whether decay acts on the layers below a norm as well, which the model has not."""
+    """Whether decay also acts on the layers below a norm, which the model does not include."""
     return d.model_fit is not None and d.known.body == "decayed"
 
 

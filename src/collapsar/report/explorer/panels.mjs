@@ -1,4 +1,4 @@
-// What the numbers say: the verdict in one sentence, angles, thresholds' certificate, and cures.
+// What the numbers say: the verdict in one sentence, its certificate, angles, and cures.
 
 import { byId, el, listed, plural, raised, shown, SYMBOLS, withSubscripts } from "./dom.mjs";
 import { batchDecayOf, cosineOf } from "./solve.mjs";
@@ -30,7 +30,7 @@ export function verdict(state, solution) {
     ["separated", "merged", "vanished"].map((name) => [name, used.filter((_, i) => solution.states[i] === name)]),
   );
   if (by.vanished.length === used.length) {
-    return "Everything has collapsed: no class has a prediction of its own, only the bias speaks.";
+    return "Everything has collapsed: no class has a prediction of its own, and only the bias is left.";
   }
   if (by.separated.length === used.length) {
     const K = used.reduce((sum, g) => sum + state.k[g], 0);
@@ -86,8 +86,8 @@ function proved(gap) {
 
 function notProved(gap) {
   return (
-    "Not proved: here classes would share a feature direction, which this page does not search. The picture is the " +
-    `best with one direction per class, at most ${shown(100 * gap, 2)} % above the optimum. ` +
+    "Not proved: at the true optimum classes share a feature direction, a case that this page does not search. The " +
+    `picture is the best with one direction per class, at most ${shown(100 * gap, 2)} % above the optimum. ` +
     "The Python package finds the true one."
   );
 }

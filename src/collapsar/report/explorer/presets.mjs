@@ -65,7 +65,7 @@ export const OTHERS = {
     patch: { k: [4, 2, 4], n: [5000, 1000, 3000], z: 0.0009, b: 0.02, f: "signed" },
   },
   tail: {
-    name: "Long tail with a bias that shares",
+    name: "Long tail: classes that share a direction",
     patch: { k: [5, 5, 0], n: [500, 20, 200], z: 0.0018, b: 0.001, f: "nonnegative" },
   },
 };
@@ -95,7 +95,7 @@ export const TOUR = [
     see: "geometry",
     title: "Stronger weight decay",
     text:
-      "λ_Z is the price of predictions, √(λ_W λ_H). Watch B while it grows: at √n_B / N = 0.0033 the five " +
+      "λ_Z = √(λ_W λ_H) is the penalty on predictions. Watch B while it grows: at √n_B / N = 0.0033 the five " +
       "small classes fall onto one point. The head can no longer distinguish them, however long you train.",
   },
   {
@@ -104,8 +104,8 @@ export const TOUR = [
     look: "heatmap",
     title: "Then they vanish",
     text:
-      "Merged, they still had a common prediction. Past 0.0040 it is zero as well: their columns in the " +
-      "heat map are empty. Nothing of these classes is left but the bias.",
+      "Merged, they still had a common prediction. Above 0.0040 it is zero as well: their columns in the " +
+      "heat map are empty. Only the bias is left of these classes.",
   },
   {
     patch: { ...five, z: 0.0045, f: "signed" },
@@ -113,7 +113,7 @@ export const TOUR = [
     look: "strip",
     see: "geometry",
     title: "In the end everything goes",
-    text: "At 0.0075 the large classes follow. The network now answers with class frequencies alone.",
+    text: "At 0.0075 the large classes follow. The network now predicts class frequencies for every sample.",
   },
   {
     patch: { ...five, z: 0.0025, f: "nonnegative" },
@@ -121,8 +121,8 @@ export const TOUR = [
     look: "geometry",
     title: "What real networks do",
     text:
-      "Features behind a ReLU cannot be negative: every class owns one direction, at right angles to the " +
-      "others. Then small classes do not merge first; each slides into the origin on its own, a little " +
+      "Features behind a ReLU cannot be negative: every class has its own direction, at right angles to the " +
+      "others. Small classes then do not merge first; each slides into the origin on its own, a little " +
       "earlier. This is what trained networks show.",
   },
   {

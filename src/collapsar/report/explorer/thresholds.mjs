@@ -1,6 +1,6 @@
 // Where classes merge, vanish and collapse, as values of lambda_Z, and the least mitigation that prevents it.
 //
-// Merging (signed features) is in closed form: tau delta (1 - eps) q / sqrt(m), sqrt(n) / N for plain training (Hong &
+// Merging (signed features) has a closed form: tau delta (1 - eps) q / sqrt(m), sqrt(n) / N without mitigations (Hong &
 // Ling, JMLR 25(192), 2024, Cor. 4). A part of Z vanishes where lambda_Z reaches the norm of the residual on it, at the
 // optimum that holds this part at zero.
 
