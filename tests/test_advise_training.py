@@ -299,3 +299,13 @@ def test_a_named_head_that_normalises_its_rows_is_refused_for_what_it_is() -> No
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8, elementwise_affine=False), Cosine(8, 3, bias=False))
     with pytest.raises(ValueError, match="the weight that it stores"):
         advise_training(COUNTS, model, sgd(model, 0.3), head="2")
+
+
+def test_a_decay_that_is_too_strong_but_has_not_acted_is_said_to_have_not() -> None:
+    """Momentum 0: the clock is lr * wd * steps = 0.1 * 0.03 * 20."""
+    model = network()
+    acting, idle = (advise_training(COUNTS, model, sgd(model, 0.03), Loop(schedule=steps)) for steps in (20000, 20))
+    assert acting.advice.to_dict() == idle.advice.to_dict()
+    assert acting.cautions == ()
+    (caution,) = idle.cautions
+    assert "Weight decay has not acted: the sum of lr * weight_decay over the run is at most 0.06" in caution

@@ -30,6 +30,15 @@ from collapsar.monitor.optimizers import Optimizers, each_of, group_of, precondi
 # Differences for which the theory does not apply; all others are cautions.
 _REFUSED = ("unknown-decay", "frozen-head", "reshaped-head", "frozen-backbone", "mixup", "loss", "resampled")
 
+# What the advice on weight decay alone, measured on such networks, takes in.
+_MEASURED = (
+    "normalised-below",
+    "decayed-layers",
+    "no-feature-penalty",
+    "linear-decay",
+    "summed-loss",
+    "multiplied-loss",
+)
 
 _LONG = 100.0  # decay clock assumed if the steps are not known: at rest
 _OWN_STEPS = (
@@ -142,9 +151,10 @@ def advise_training(
         return TrainingAdvice(advise_standard(n, recipe), unseen + left + layers + steps)
     (decay, unit), above = _one_decay(facts), layers_above_norm(model, head)
     unit /= facts.row_penalty ** (1 / (above + 1))  # one of the factors, which cost by their geometric mean
-    found = advise_weight_decay(n, decay / unit, layers=above, margin=margin)
-    own = tuple(replace(p, weight_decay=p.weight_decay * unit) for p in found.predictions)  # as the optimizer calls it
-    return TrainingAdvice(replace(found, weight_decay=decay, predictions=own), unseen)
+    advice = advise_weight_decay(n, decay / unit, layers=above, margin=margin)
+    own = tuple(replace(p, weight_decay=p.weight_decay * unit) for p in advice.predictions)  # as the optimizer calls it
+    left = tuple(str(warning) for warning in found if warning.kind not in _MEASURED)
+    return TrainingAdvice(replace(advice, weight_decay=decay, predictions=own), unseen + left)
 
 
 def _whole_counts(counts: CountsLike) -> NDArray[np.int64]:
