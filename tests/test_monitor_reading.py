@@ -537,7 +537,8 @@ def test_advice_on_adamw_says_what_the_clock_bounds() -> None:
     found = advise_training([300, 60, 10], model, optimizer, Loop(schedule=3000))
     assert isinstance(found.advice, StandardAdvice)
     assert (found.advice.verdict, found.advice.clock) == ("not acted", pytest.approx(6e-4))
-    assert "are outvoted or not learned yet: subtract" in found.advice.cure  # how often they are seen is not known
+    assert "are outvoted or not learned yet: train until" in found.advice.cure  # how often they are seen is not known
+    assert "recognised, then subtract the log of the class frequencies from the logits" in found.advice.cure
     with pytest.raises(ValueError, match=r"`loop.data` must be given"):
         advise_training([300, 60, 10], model, optimizer, Loop(schedule=30_000_000))
     data = torch.utils.data.TensorDataset(torch.zeros(370, 8), torch.repeat_interleave(torch.tensor([300, 60, 10])))

@@ -173,9 +173,11 @@ class _Training:
             f"the decay clock, the sum of lr * wd, is {recipe.clock:.2g}, far below 1: decay has not acted and cannot "
             "have merged classes in this run; in weights that are loaded, an earlier training may have"
         )
+        # of classes that are not learned yet the prior is not all that they lack: taking it out first costs others
+        then = f", then subtract {self.left} from the logits" if self.left else ""
         cure = (
-            f"small classes that are lost are {'outvoted or ' if self.left else ''}not learned yet{seen}: "
-            f"{f'subtract {self.left} from the logits, then ' if self.left else ''}train longer; leave the decay alone"
+            f"small classes that are lost are {'outvoted or ' if self.left else ''}not learned yet{seen}: train until "
+            f"their training samples are recognised{then}; leave the decay alone"
         )
         return self.answer("not acted", reason, cure)
 
