@@ -5,6 +5,7 @@ A number that is not defined is None, and NaN until :func:`~collapsar.core.recor
 JSON of a dataclass may hold more of its fields than the keys listed here, those that other rooms read.
 """
 # ruff: noqa: UP013 - the class syntax needs a line for each key
+# No `annotations` from __future__: as text they hide NotRequired from `__required_keys__`, which the report room reads.
 
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, get_args

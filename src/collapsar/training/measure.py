@@ -98,29 +98,29 @@ class Evaluation(TypedDict):
     is 0 or all class means are.
     """
 
-    train_loss: float  # mean cross-entropy, nats, without penalties
+    train_loss: float  #: mean cross-entropy, nats, without penalties
     train_accuracy: float
-    train_class_accuracies: list[float]  # K shares; NaN for a class without images, here and below
-    stationarity: float  # the head's relative gradient
+    train_class_accuracies: list[float]  #: K shares; NaN for a class without images, here and below
+    stationarity: float  #: the head's relative gradient
     head_gradient_norm: float
     test_accuracy: float
     test_class_accuracies: list[float]
-    test_balanced_accuracy: float  # the mean of these shares
-    test_majority_accuracy: float  # mean over the classes with most training images
-    test_minority_accuracy: float  # mean over those with fewest
-    effective_lambda_w: float  # the penalty given
+    test_balanced_accuracy: float  #: the mean of these shares
+    test_majority_accuracy: float  #: mean over the classes with most training images
+    test_minority_accuracy: float  #: mean over those with fewest
+    effective_lambda_w: float  #: the penalty given
     effective_lambda_h: float
-    effective_lambda_b: float  # the penalty given
-    effective_lambda_z: float  # √(λ_W λ_H) of these
+    effective_lambda_b: float  #: the penalty given
+    effective_lambda_z: float  #: √(λ_W λ_H) of these
 
 
 class EvaluationRecord(Evaluation):
     """The same as a run keeps it, with what its ``measure`` hook adds."""
 
     kind: str
-    epoch: int  # finished epochs
+    epoch: int  #: finished epochs
     learning_rate: float
-    lambda_w: float  # penalties of the loss in that epoch; an infinite one is NaN
+    lambda_w: float  #: penalties of the loss in that epoch; an infinite one is NaN
     lambda_h: float
     lambda_b: float
     lambda_z: float
