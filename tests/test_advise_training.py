@@ -287,6 +287,8 @@ def test_counts_that_are_not_those_of_the_heads_outputs_are_refused_with_the_way
     for head in (None, "2", model[2]):
         with pytest.raises(ValueError, match="give the count 0 for it"):
             advise_training([100, 100, 20], model, sgd(model, 0.3), head=head)
+    with pytest.raises(ValueError, match="or the head itself, if it is another module"):
+        advise_training([9, 9], model, sgd(model, 0.3))
     with pytest.raises(ValueError, match="label smoothing gives a share"):
         advise_training([9, 9, 0, 9], model, sgd(model, 0.3), Loop(nn.CrossEntropyLoss(label_smoothing=0.1)))
 

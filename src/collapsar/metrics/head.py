@@ -286,6 +286,7 @@ def _last(
         how = "none has" if not fitting else f"{len(fitting)} linear layers have"
         raise ValueError(
             f"`head` is ambiguous: {how} {outputs} outputs. Pass head=NAME, one of: {_listed(fitting or linear)}"
+            f"{'' if fitting else '; or the head itself, if it is another module than an nn.Linear'}"
         )
     return next(iter(fitting.items()))
 
