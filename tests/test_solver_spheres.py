@@ -8,6 +8,7 @@ import pytest
 import collapsar as cs
 from collapsar.solver.normalized_certificate import normalized_quotient
 from collapsar.solver.normalized_solution import NormalizedSolution
+from collapsar.solver.normalized_transitions import _root_below
 from collapsar.solver.sphere_newton import _dense_step, _system, newton_step
 from collapsar.solver.spheres import Spheres, sphere_point
 from collapsar.solver.symmetry import quotient
@@ -87,3 +88,40 @@ def test_just_before_everything_collapses_the_priced_length_is_found():
         s = cs.solve(p.replace(lambda_w=top * (1 - near)))
         assert s.num_steps <= 60
         assert np.abs(s.Z).max() > 0
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("nearest", [1.0, 2e-5, -6e-6])
+def test_the_root_is_found_where_values_are_known_less_well_than_was_asked(nearest, side):
+    """A small class's multiplier is known hundreds of times less well than the sum: signs by the root are noise."""
+
+    def excess(x: float, accuracy: float) -> float:
+        return x + 0.3 * x * x + side * 300 * accuracy
+
+    points = [(2.0, excess(2.0, 1e-7)), (1.0, excess(1.0, 1e-7)), (nearest, max(excess(nearest, 1e-7), 1e-7))]
+    assert abs(_root_below(excess, points, -1.0, 1e-8)) <= 4e-7
+
+
+def test_a_threshold_next_to_a_price_that_was_looked_at_holds_on_both_sides():
+    """Of twelve sizes the ninth merges 2e-5 beyond a price of the sweep, whose sign there was noise."""
+    counts = ",".join(f"{int(n)}x3" for n in np.geomspace(3000, 5, 12))
+    p = cs.Problem.from_normalized(counts, lambda_w=1.0, norm=1.0, lambda_b=0.0)
+    merge = cs.thresholds(p).merge[3 * 8]
+    for factor, state in ((1 - 1e-5, "separated"), (1 + 1e-5, "merged")):
+        assert cs.solve(p.replace(lambda_w=factor * merge), tol=1e-12).class_states[3 * 8] == state
+    assert merge == pytest.approx(1.37685042e-3, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("counts", "loss"),
+    [
+        ("500x3,20x3", cs.Loss(class_weights=np.logspace(-20, 0, 6))),
+        ("500x3,20x3", cs.Loss(scales=[13.5, 6.6, 0.245, 0.08, 0.29, 1.1])),
+        ("500x3,20x3", cs.Loss(scales=[0.9, 36.1, 54.5, 0.27, 1.9, 0.19])),
+        ("500x3,20x3", cs.Loss(scales=[0.0314, 162.4, 0.212, 0.0107, 4.42, 136.7])),
+    ],
+)
+def test_losses_that_differ_by_orders_of_magnitude_between_classes_have_an_optimum_that_is_found(counts, loss):
+    """Where steps went uphill the first two were left open by 3e-4 and 0.9 of the objective."""
+    p = cs.Problem.from_normalized(counts, lambda_w=1e-4, norm=128**0.5, lambda_b=0.0, loss=loss)
+    assert cs.solve(p).certificate.relative_gap <= 1e-9

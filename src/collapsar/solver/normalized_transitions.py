@@ -43,7 +43,9 @@ _BEYOND = 1e-7  # of log(y / strength^2): past the threshold, and not only by ro
 _ROUNDING = 1e-2  # nats below the strongest penalty
 _ROOT, _EXACT = 1e-8, 1e-11  # the same where the root is extrapolated from, for many clusters and for a few
 _FLAT = 1e-9  # accuracy without a bias, where all of it is in proportion to 1/c
-_ACCURACY = 1e-3  # of the multipliers beside the step to the root
+_ACCURACY = 1e-6  # of the multipliers beside the step to the root
+_DOUBT = 1e3  # times that accuracy: the multiplier of a small class is known less well, and its sign is asked again
+_SLACK = 1e-3  # of the bracket, in nats: next to the root the sweep does not know the sign for a small class
 _IDLE = 3  # steps that bring it no nearer: rounding
 _STEPS = 300
 _FREE = Settings(1e-9, 300, None, throw=False)
@@ -168,12 +170,15 @@ def _root_below(
     By inverse interpolation through the last three points. ``excess`` takes the accuracy that is wanted of it, and is
     evaluated next to the root last.
     """
-    high = points[-1][0]
+    low, high = low - _SLACK, points[-1][0] + _SLACK
     for _ in range(_STEPS):
         x, f = points[-1]
         new = x - f if len(points) == 1 else _at_zero(points[-3:])
         new = new if low <= new <= high else 0.5 * (low + high)
-        value = excess(new, max(_ACCURACY * min(abs(f), abs(new - x)), 0.1 * enough))
+        wanted = max(_ACCURACY * min(abs(f), abs(new - x)), 0.1 * enough)
+        value = excess(new, wanted)
+        if abs(value) < _DOUBT * wanted:
+            value = excess(new, 0.1 * enough)
         points = [*points, (new, value)]
         rounding = 0.5 * abs(f) <= abs(value) <= 10 * enough
         if abs(value) <= enough or abs(new - x) <= enough or rounding:

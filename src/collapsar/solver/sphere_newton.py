@@ -142,11 +142,11 @@ def newton_step(p: SpherePoint, radius: float) -> tuple[SpherePoint, float, floa
     # in units in which single precision cannot underflow
     unit = float(np.max(np.abs(s.gradient))) or 1.0
     g = (s.gradient / unit).astype(work)
-    decrement = own = float(g.astype(np.float64) @ s.precondition(g).astype(np.float64)) * unit * unit / size
+    decrement = own = abs(float(g.astype(np.float64) @ s.precondition(g).astype(np.float64))) * unit * unit / size
     forcing = max(min(0.1, decrement**0.4), 1e-4 if work == np.float32 else 1e-6)
     if decrement <= _BALANCED and s.E.shape[0] < J:
         s = replace(s, balanced=balanced_factors(p, s.loss.diagonal).astype(work))
-        own = float(g.astype(np.float64) @ s.precondition(g).astype(np.float64)) * unit * unit / size
+        own = abs(float(g.astype(np.float64) @ s.precondition(g).astype(np.float64))) * unit * unit / size
         forcing = max(forcing, _ENOUGH)
     # the region is kept in units of the diagonal preconditioner
     ratio = np.sqrt(own / decrement) if own > decrement > 0 else 1.0
