@@ -86,7 +86,7 @@ def test_classes_alone_in_their_size_have_an_edge_where_they_have_no_transition(
     lost = np.flatnonzero(found.prediction.edge < 0.008)
     assert lost.tolist() == [8, 9] == list(found.separation.merged_classes)
     assert (
-        "9 becomes indistinguishable first, from about lambda_z = 0.006801 on; this network is at 1.18 times that."
+        "9 becomes indistinguishable first, above about lambda_z = 0.006801; this network is at 1.18 times that."
         in found.words
     )
 
@@ -471,7 +471,7 @@ def test_behind_a_decayed_gain_the_first_threshold_is_told(counts, verb):
     d = diagnose_measurement(measured(p.class_counts, W.T, H.T, b), known)
     t = cs.thresholds(p)
     level = float(np.nanmin([t.merge, t.vanish]))
-    said = f"{verb} first, from lambda_w = {level:.4g} on; this network is at {100 * 0.02 / level:.2g} % of it"
+    said = f"{verb} first, above lambda_w = {level:.4g}; this network is at {100 * 0.02 / level:.2g} % of it"
     assert said in " ".join(d.words)
 
 
@@ -506,7 +506,7 @@ def test_networks_that_normalise_are_compared_with_their_own_optimum(over, norm,
     np.testing.assert_allclose(d.prediction.lengths, d.separation.relative_norms, atol=1e-6)
     merge = cs.thresholds(p).merge
     level, share = merge[9], np.asarray(p.normalization.lambda_w) * np.ones(10) / merge
-    assert f"merge first, from lambda_w = {level:.4g} on; this network is at {100 * share[9]:.2g} % of it" in " ".join(
+    assert f"merge first, above lambda_w = {level:.4g}; this network is at {100 * share[9]:.2g} % of it" in " ".join(
         d.words
     )
     record = json.loads(d.to_json())["model"]

@@ -217,11 +217,11 @@ def test_one_network_which_classes_and_why(record, index, headline, threshold):
     assert "as measured, for every class. " in text
     assert "a large score must be worth its price" in text
     first = "merge" if index == 1 else "vanish"
-    assert f"dog, eel and fox {first} first, from λZ = " in text
+    assert f"dog, eel and fox {first} first, above λZ = " in text
     assert text.count(record["runs"][index]["diagnosis"]["reason"].split("= ")[-1]) >= 2  # as lead and as finding
     assert ("What to change" in text) == (index > 0)
     if threshold is not None:
-        assert f"merge first, from λZ = {threshold:.4g} on" in text
+        assert f"merge first, above λZ = {threshold:.4g}" in text
         assert f"this network is at {CASES['merged'][1] / threshold:.3g} times that" in text
 
 
@@ -266,7 +266,7 @@ def test_a_class_alone_in_its_size_has_no_sharp_threshold(tmp_path):
     text = words_of(Page(report_page(record)))
     assert record["runs"][0]["diagnosis"]["prediction"]["seen"] == ["separated"] * 4
     # sqrt(5) / 111; the class of 6 samples follows at 0.0221
-    assert "3 becomes indistinguishable first, from about λZ = 0.02014 on; this network is at 1.09 times that." in text
+    assert "3 becomes indistinguishable first, above about λZ = 0.02014; this network is at 1.09 times that." in text
     assert "A threshold marked ≈ is approximate" in text
 
 
@@ -503,9 +503,9 @@ def test_networks_that_normalise_have_a_page_in_the_penalty_of_their_head(tmp_pa
     assert diagnosis["prediction"]["merge"][9] == pytest.approx(merge)
     assert merge < 1.5
     text = words_of(Page(report_page(found)))
-    assert f"merge first, from λW = {merge:.4g} on; this network is at " in text
+    assert f"merge first, above λW = {merge:.4g}; this network is at " in text
     assert f"penalty of the head {number_text(1.5)}" in text
-    assert f"from lambda_w = {merge:.4g} on; this network is at {1.5 / merge:.2f} times that" in text
+    assert f"above lambda_w = {merge:.4g}; this network is at {1.5 / merge:.2f} times that" in text
     geometry = np.array(found["runs"][0]["geometry"]["theory"])
     np.testing.assert_allclose(np.linalg.norm(geometry, axis=1), 4.0, rtol=1e-6)
 

@@ -75,10 +75,10 @@ def advise_diagnosis(record: DiagnosisRecord, margin: float = 0.1, *, layers: in
 
 
 def _no_optimum(record: Mapping[str, Any]) -> str:
-    """Why a diagnosis compared its network with no optimum, as far as its record tells, and what helps."""
+    """Why a diagnosis has no optimum to compare its network with, as far as its record tells, and what helps."""
     model, cautions = record.get("model") or {}, (record.get("known") or {}).get("cautions", ())
     if idle := next((caution for caution in cautions if caution.startswith(IDLE)), ""):
-        return f"`record` has no penalty to advise on. {idle} What helps each class is said by the diagnosis."
+        return f"`record` has no penalty to advise on. {idle} The diagnosis says what helps each class."
     if model.get("name") in ("none", "frozen") and model.get("sentence"):
         return f"`record` has no optimum to advise on. {model['sentence']}"
     needed = "--lambda-w" if model.get("name") in ("sample", "batch") else "--lambda-w and --lambda-h"

@@ -18,7 +18,7 @@ NORMALISED = "feeds the head: the length of the features is normalised and canno
 UNTRAINED = "The head is not trained"
 """Start of the caution that loss and penalty are not balanced at the head."""
 IDLE = "Weight decay has not acted"
-"""How the caution begins that the decay of a run was too weak, or the run too short, for it to have merged classes."""
+"""Start of the caution that the run's decay was too weak, or the run too short, to have merged classes."""
 UNPENALISED = "Nothing penalises the features"
 """Start of the caution that features may grow without bound; left out where their lengths show a normalisation."""
 

@@ -1,11 +1,11 @@
-"""The JSON that passes between rooms, key by key: who writes a record and who reads it are checked against one type.
+"""The JSON that passes between rooms, key by key: code that writes a record and code that reads it share one type.
 
 A number that is not defined is None, and NaN until :func:`~collapsar.core.records.to_json` has written it; infinity is
-"inf". ``NotRequired`` are keys that a caller adds, or that records of earlier versions do not have. A part that is the
-JSON of a dataclass may hold more of its fields than the keys listed here, those that other rooms read.
+"inf". ``NotRequired`` keys are added by a caller, or missing from records of earlier versions. A part that is the
+JSON of a dataclass may hold more of its fields than the keys listed here, which are those that other rooms read.
 """
 # ruff: noqa: UP013 - the class syntax needs a line for each key
-# No `annotations` from __future__: as text they hide NotRequired from `__required_keys__`, which the report room reads.
+# No `annotations` from __future__: strings hide NotRequired from `__required_keys__`, which the report room reads.
 
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, get_args

@@ -24,7 +24,7 @@ _MOST_GROUPS = 3
 # Columns of the predictions are computed for this many classes at a time.
 _CLASSES = 256
 _UNDECAYED = "the decay of this run has not acted, and weaker decay changes nothing"
-_MUCH = 2.0  # times the penalty, that the loss pulls along the head's weight
+_MUCH = 2.0  # times as hard as the penalty holds, the loss pulls along the head's weight
 _UNHELD = "the loss still pulls much harder at the head than its penalty holds, so weaker penalties change little"
 # A difference of biases, in nats, that no class frequencies explain: a factor of a million.
 _SHUT = 14.0
@@ -168,7 +168,7 @@ def lost(d: Diagnosis) -> Iterator[str]:
 
 
 def _unheld(d: Diagnosis) -> str:
-    """Why weaker penalties are no cure, where they do not hold the head; "" where they may."""
+    """Why weaker penalties do not help, if the present ones do not hold the head; "" if they may help."""
     if d.known.idle:
         return _UNDECAYED
     known = d.known.one_lambda_w
@@ -287,9 +287,9 @@ def _cure(d: Diagnosis, c: LostClass, corrections: tuple[_Correction, ...]) -> s
 
 
 def _best(d: Diagnosis, k: int, corrections: tuple[_Correction, ...]) -> tuple[_Correction | None, list[int]]:
-    """What to subtract to recover class k at nobody's cost, and whom that recovers.
+    """What to subtract to recover class k without losing another, and which classes that recovers.
 
-    The scores have one correction: where it can be the one that recovers most of the outvoted classes, it is.
+    The scores can have only one correction: if possible, it is the one that recovers most of the outvoted classes.
     """
     harmless = [found for found in corrections if not found.loses]
     outvoted = [c.index for c in d.standings.lost if c.reason == "outvoted"]

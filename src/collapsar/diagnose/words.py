@@ -89,7 +89,7 @@ def _rest(d: Diagnosis) -> str:
             "The loss does not pull the head outwards, or no penalty holds it: it is not at rest, and distances to "
             "theory mean nothing yet."
         )
-    # near rest the steps of a large rate are what is left; far from it a small rate takes long
+    # near rest a large rate's steps are what keeps the head from it; far from rest a small rate takes long
     rate = ", with a smaller learning rate," if value < 1 else ""
     return (
         f"The head is not at rest: loss and penalty differ by {percent(value)} of the penalty{fitted}. Train on{rate} "
@@ -147,7 +147,7 @@ def first_lost(p: Prediction, named: Callable[[Iterable[int]], str], what: str, 
     ratio = p.price / level
     where = f"{ratio:.2f} times that" if ratio >= 0.995 else f"{percent(ratio)} of it"
     level *= np.broadcast_to(scale, first.shape)[classes[0]]
-    return f"{named(classes)} {verb} first, from {about}{p.unit} = {level:.4g} on; this {what} is at {where}."
+    return f"{named(classes)} {verb} first, above {about}{p.unit} = {level:.4g}; this {what} is at {where}."
 
 
 def _frozen(d: Diagnosis, head: FrozenHead) -> Iterator[str]:
