@@ -203,7 +203,7 @@ class _Training:
         if not (merged or outvoted):
             return replace(self._kept(rests, when), lambda_w=weight)
         largest = rests.largest_decay()
-        cure = _HEAD_OUT if largest is None else _lower(largest, " or less: then every class keeps its own samples")
+        cure = _HEAD_OUT if largest is None else _lower(largest, " or less: then no class is lost")
         if not merged:
             cure = f"{cure}; {self._correction(found.solution)}"
         reason = f"at rest the decay of the head {self._what(merged, outvoted)}{when}"

@@ -124,7 +124,7 @@ def advise(
     picture: Picture = None,
     as_json: Json = False,
 ) -> None:
-    """Which classes merge at your penalties, and the least change that keeps them separated, with its price.
+    """Which classes merge at your penalties, and the least change that keeps them separated, and its cost.
 
     Every mitigation is given at the weakest setting that brings each class across its threshold with room to spare,
     checked by solving the problem after the change. Needs no training and no torch.

@@ -29,7 +29,7 @@ class AuditPrices(Prices):
     """The penalties."""
 
     lambda_b: float | None = Option(  # pyright: ignore[reportIncompatibleVariableOverride]
-        None, help="Penalty of the head's bias; 0: free bias, the default where the head has one; inf: no bias."
+        None, help="Penalty of the head's bias; 0: free bias, the default if the head has one; inf: no bias."
     )
 
 
@@ -42,7 +42,7 @@ class Scope:
     tolerance: float = Option(0.01, help="Rows coincide if no farther apart than this share of the longest row.")
     largest_reach: float = Option(
         AuditOptions.largest_reach,
-        help="Largest number of multiplications to spend on whether any features make each class the answer.",
+        help="Largest number of multiplications to spend on finding features that make each class the answer.",
     )
 
     def options(self, prices: AuditPrices) -> AuditOptions:
@@ -75,7 +75,7 @@ def audit(
     source: Path = Argument(
         ...,
         metavar="SOURCE",
-        help="The model: .npz, .npy, .safetensors (or the index of its shards), .pt, .onnx, or a folder of one.",
+        help="The model: .npz, .npy, .safetensors (or the index of its shards), .pt, .onnx, or a folder with one.",
         show_default=False,
     ),
     head: str | None = Option(None, help="Name of the head's weight or layer, if it is not clear."),
