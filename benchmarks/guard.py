@@ -51,6 +51,27 @@ def solve(text: str, lambda_z: float, features: str, tol: float = 1e-9) -> Work:
     return lambda: cs.solve(problem, tol)
 
 
+def solve_behind_norm(gain: bool) -> Work:
+    """Eight sizes at four strengths of decay, with and without a bias; the features' length is given, or priced."""
+    import collapsar as cs
+
+    problems = [
+        cs.Problem.from_gain_decay(EIGHT, lambda_w=0.1 * c, lambda_gain=0.01, lambda_b=lambda_b)
+        if gain
+        else cs.Problem.from_normalized(EIGHT, lambda_w=c, norm=1.0, lambda_b=lambda_b)
+        for c in (0.001, 0.01, 0.1, 1.0)
+        for lambda_b in (0.0, np.inf)
+    ]
+    return lambda: [cs.solve(p) for p in problems]
+
+
+def thresholds_behind_norm(text: str) -> Work:
+    import collapsar as cs
+
+    problem = cs.Problem.from_normalized(text, lambda_w=1.0, norm=1.0, lambda_b=0.0)
+    return lambda: cs.thresholds(problem)
+
+
 def thresholds(text: str, features: str, lambda_b: float = 0.02) -> Work:
     import collapsar as cs
 
@@ -121,6 +142,12 @@ ROWS: dict[str, Callable[[], tuple[Work, Work]]] = {
     "thresholds 500x5,100x5, signed": lambda: (thresholds("500x5,100x5", "signed"), small_operations),
     "thresholds exp:500:5:100, nonnegative": lambda: (thresholds("exp:500:5:100", "nonnegative"), svds(100, 50)),
     "the same, free bias": lambda: (thresholds("exp:500:5:100", "nonnegative", 0.0), svds(100, 50)),
+    "solve 8 sizes behind a norm": lambda: (solve_behind_norm(gain=False), small_operations),
+    "solve 8 sizes, decayed gain": lambda: (solve_behind_norm(gain=True), small_operations),
+    "thresholds 500x5,300x4,100x5,20x3 behind a norm": lambda: (
+        thresholds_behind_norm("500x5,300x4,100x5,20x3"),
+        small_operations,
+    ),
     "advise exp:5000:50:10, signed": lambda: (advise("exp:5000:50:10", 1e-3, "signed"), small_operations),
     "advise 8 sizes, nonnegative": lambda: (advise(EIGHT, 1.2e-3, "nonnegative"), small_operations),
     "advise 8 other sizes, nonnegative": lambda: (advise(OTHERS, 0.005, "nonnegative", 0.02), small_operations),
