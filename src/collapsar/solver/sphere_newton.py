@@ -5,7 +5,8 @@ cluster i, E F is nearly diagonal, and the diagonal of the second derivative is 
 
 The second derivative is made convex: what may bend it downwards is R between the factors, which at the optimum has no
 singular value above one in units of sqrt(c) and sqrt(nu). So larger ones are replaced by their inverses, and every step
-goes downhill; at the optimum nothing is replaced, and Newton's method squares the error.
+goes downhill; at the optimum nothing is replaced, and Newton's method squares the error. With many clusters it is left
+as it is: conjugate gradients end where it bends downwards, and are dearer than what more of them gain.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collapsar.solver.spheres import NOISE, SpherePoint, gained, size_of, sphere
 (_posv,) = get_lapack_funcs(("posv",), dtype=np.float64)
 
 DENSE = 10  # clusters up to which all of the second derivative costs less than conjugate gradients
-_SMALL = 64  # clusters up to which float64 costs nothing in the conjugate gradients
+_SMALL = 64  # clusters up to which float64 costs nothing in the conjugate gradients, and steps are better made convex
 _BALANCED = 1e-3  # decrement from which on factors are near enough to balance for its preconditioner
 _ENOUGH = 1e-2  # with many clusters a step need not be better than this: the certificate is of second order
 _NULL = 1e-11  # curvature given to turning the directions, which has none
@@ -47,6 +48,7 @@ class _System:
     F: Matrix
     R: Matrix
     within: Vector
+    nu: Vector
     stiff: tuple[Matrix, Matrix, Vector, Vector, Vector]
     gradient: Vector
     inward: tuple[Matrix, Vector]
@@ -60,14 +62,14 @@ class _System:
         return E, F, rest[:J], rest[J : 2 * J], rest[2 * J :]
 
     def apply(self, flat: Vector) -> Vector:
-        n, x, within, c, hold = self.p.n, self.p.x, self.within, self.p.price, self.p.hold
+        n, x, within, c, nu = self.p.n, self.p.x, self.within, self.p.price, self.nu
         dE, dF, dv, du, db = self.split(flat)
         hX, hy, hb = self.loss.apply(dE.T @ self.F + self.E.T @ dF, (dv * x.u + x.v * du) / self.width, db)
         hX = hX.astype(flat.dtype, copy=False)
         hE = self.F @ hX.T - dF @ self.R.T + dE * flat.dtype.type(c)
-        hF = self.E @ hX - dE @ self.R + dF * hold.astype(flat.dtype, copy=False)
+        hF = self.E @ hX - dE @ self.R + dF * nu.astype(flat.dtype, copy=False)
         hv = hy * x.u / self.width - within * du + c * dv
-        hu = hy * x.v / self.width - within * dv + hold * du
+        hu = hy * x.v / self.width - within * dv + nu * du
         hb = hb + n.q.bias_weight * db if n.has_bias else np.zeros_like(hb)
         out = _joined(flat.dtype, hE, *self._tangent(hF, hv, hu), hb)
         return out if self.head is None else out - flat.dtype.type(c * (self.head @ flat)) * self.head
@@ -116,15 +118,17 @@ def _system(p: SpherePoint) -> _System:
         x.u * p.nu - R.within * x.v,
         q.bias_weight * x.b - q.sizes * R.bias if n.has_bias else np.zeros_like(x.b),
     )
-    U, sigma, Vt = p.spectrum
-    between = (U * np.minimum(sigma, 1 / np.maximum(sigma, 1e-300))) @ Vt * np.sqrt(c * hold)
-    within = np.minimum(R.within, c * hold / np.maximum(R.within, 1e-300))
+    between, within, nu = R.between, R.within, p.nu
+    if q.num_clusters <= _SMALL:
+        U, sigma, Vt = p.spectrum
+        between = (U * np.minimum(sigma, 1 / np.maximum(sigma, 1e-300))) @ Vt * np.sqrt(c * hold)
+        within, nu = np.minimum(within, c * hold / np.maximum(within, 1e-300)), hold
     E, F, between = (part.astype(work) for part in (x.E, x.F, between))
     inward = (x.F / q.sizes).astype(work), x.u / q.sizes
     head = None
     if n.gain is not None:
         head = _joined(work, (c / n.gain) * x.E, 0 * x.F, (c / n.gain) * x.v, 0 * x.u, 0 * x.b)
-    return _System(p, loss.astype(work), width, E, F, between, within, stiff, gradient, inward, head)
+    return _System(p, loss.astype(work), width, E, F, between, within, nu, stiff, gradient, inward, head)
 
 
 def newton_step(p: SpherePoint, radius: float) -> tuple[SpherePoint, float, float]:
@@ -202,7 +206,7 @@ def _dense_step(s: _System) -> ModelStep:
     H[iF[:, None, :], iE[:, :, None]] -= s.R
     H[iv, iu] -= s.within
     H[iu, iv] -= s.within
-    H[places, places] += _joined(np.float64, c + 0 * x.E, 0 * x.F + s.p.hold, c + 0 * x.v, s.p.hold, n.q.bias_weight)
+    H[places, places] += _joined(np.float64, c + 0 * x.E, 0 * x.F + s.nu, c + 0 * x.v, s.nu, n.q.bias_weight)
     scale = 1 / np.sqrt(_joined(np.float64, *s.stiff))
     H *= scale * scale[:, None]
     normals = np.zeros((J + (n.q.lambda_b == 0), N))
