@@ -164,8 +164,14 @@ ONCE = 5.0
 
 
 def measured(name: str) -> dict[str, float]:
-    """Best processor seconds of a row's work and of its reference, and the peak memory of this process."""
-    work, reference = ROWS[name]()
+    """Best processor seconds of a row's work and of its reference, and the peak memory of this process.
+
+    Empty where an older tree lacks what the row calls.
+    """
+    try:
+        work, reference = ROWS[name]()
+    except AttributeError:
+        return {}
     best = [np.inf, np.inf]
     for n in range(REPEATS + 1):
         if n > 1 and best[0] > ONCE:
@@ -223,6 +229,9 @@ def against(names: list[str], other: Path) -> None:
     print("| work | before | now | ratio | memory before | now |\n|---|---|---|---|---|---|")
     for name in names:
         there, here = in_own_process(name, other), in_own_process(name, HERE.parents[1])
+        if not there:
+            print(f"| {name} | not there | {here['seconds']:.3g} s | | | {here['mib']:.0f} MiB |", flush=True)
+            continue
         cells = f"{there['seconds']:.3g} s | {here['seconds']:.3g} s | {there['seconds'] / here['seconds']:.3g}"
         print(f"| {name} | {cells} | {there['mib']:.0f} MiB | {here['mib']:.0f} MiB |", flush=True)
 

@@ -54,6 +54,8 @@ _CUT_ORDER = 2600  # of it over the parts of the cone, at most
 _NEARLY = 5e-6  # relative: directions are looked at that are shorter by this
 _TRACE = 1e-6  # of the largest weight: a direction that need not be looked at again
 _DIRECTION_ROUNDS = 30  # ten are usual
+_SEARCHES = 5  # from other starts, where none is found that pays
+_PACE = 4  # rounds over which the pace is measured: single ones gain unevenly
 _SKETCH = 60  # where it only says where descent begins
 
 
@@ -235,16 +237,17 @@ def _proved(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> Sh
 def _along(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> SharedResult:
     """The relaxation in the parts of a witness, and the best features along directions that nearly pay there.
 
-    Directions that pay are added as long as the rounds that are left would close the gap at the pace of the last one.
+    Directions that pay are added as long as the rounds that are left would close the gap at the pace of the last ones.
     """
-    rng, enough = np.random.default_rng(0), _FINER * tol * max(best.certificate.primal, GAP_FLOOR)
+    rng, most = np.random.default_rng(0), tol * max(best.certificate.primal, GAP_FLOOR)
+    enough, values = _FINER * most, [np.inf] * _PACE
     near = relaxation(q, best.atoms, _softmax(q, best.blocks), witness, enough)
     if near is None:
         return best
     best = _proved(q, best, near.witness, tol)
     atoms, Q, more = best.atoms, near.Q, near_directions(q, near.witness.S, best.atoms, -_NEARLY, rng)
     for left in range(_DIRECTION_ROUNDS, 0, -1):
-        weight, gap = atoms.weights(q), best.certificate.gap
+        weight = atoms.weights(q)
         kept = weight > _TRACE * np.max(weight)
         own, common = np.vstack([atoms.own[kept], more.own]), np.vstack([atoms.common[kept], more.common])
         weight = np.append(weight[kept], np.zeros(len(more.own)))
@@ -252,10 +255,14 @@ def _along(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> Sha
         blocks, certificate = atoms.blocks(q, b), certify_atoms(q, atoms, b, best.witness)
         found = replace(best, blocks=blocks, certificate=certificate, penalty=atoms.price(q), atoms=atoms)
         best = _better(q, best, found, tol, last=False)
-        if best.status is Status.OPTIMAL or (gap - best.certificate.gap) * left < best.certificate.gap:
+        values.append(certificate.primal)
+        pace = (values[-1 - _PACE] - values[-1]) / _PACE
+        if best.status is Status.OPTIMAL or pace * left < best.certificate.gap - most:
             break
-        more = near_directions(q, _softmax(q, blocks), atoms, _ROUNDING, rng)
-        if not len(more.own):
+        S = _softmax(q, blocks)
+        searches = (near_directions(q, S, atoms, _ROUNDING, rng) for _ in range(_SEARCHES))
+        more = next((found for found in searches if len(found.own)), None)
+        if more is None:
             break
     return best
 

@@ -9,11 +9,11 @@ from collapsar.solver.atoms import Atoms
 from collapsar.solver.objective import Columns, residual
 from collapsar.solver.symmetry import Quotient
 
-_STARTS = 100  # of the search, of any kind
+_STARTS, _NEAR_STARTS = 100, 200  # of the search, of any kind
 _ASCENT = 300  # its steps
 _SETTLED = 1e-7  # of a unit direction from step to step: what it pays is then right to the square of that
 _PAYS = 1e-8  # relative
-_ALIKE, _NEARLY_ALIKE = 0.999, 0.9999  # cosines of directions of which one will do
+_ALIKE, _NEARLY_ALIKE = 0.999, 0.99999  # cosines of directions of which one will do
 _LONG_ASCENT, _EXACT = 1000, 1e-10  # where digits of the objective hang on them
 _NOTHING = 1e-12  # of a unit direction: rounding
 _SMALL = 0.03  # of the features that there are: a new direction's
@@ -83,13 +83,15 @@ def near_directions(q: Quotient, S: Columns, atoms: Atoms, pays: float, rng: np.
     """
     Q, J = residual(q, S).over(q.lambda_z), q.num_clusters
     size = np.sum(atoms.mean**2, axis=1)
-    largest = np.argsort(-size)[:_STARTS]
-    few = rng.choice(len(size), size=(2 * _STARTS, 3))
-    share = rng.random((2 * _STARTS, 3, 1)) / np.sqrt(np.maximum(size, np.finfo(np.float64).tiny))[few][:, :, None]
+    largest = np.argsort(-size)[:_NEAR_STARTS]
+    few = rng.choice(len(size), size=(2 * _NEAR_STARTS, 3))
+    share = rng.random((2 * _NEAR_STARTS, 3, 1)) / np.sqrt(np.maximum(size, np.finfo(np.float64).tiny))[few][:, :, None]
     values, turn = np.linalg.eigh(atoms.gram()[0])
-    alike = np.maximum(rng.normal(size=(2 * _STARTS, J)) @ (turn * np.sqrt(np.maximum(values, 0.0))).T, 0.0)
-    part = rng.random((2 * _STARTS, J)) * (q.sizes > 1)
-    mixed = rng.random((2, 2 * _STARTS, J)) * (rng.random((2 * _STARTS, J)) < rng.random((2 * _STARTS, 1)))
+    alike = np.maximum(rng.normal(size=(2 * _NEAR_STARTS, J)) @ (turn * np.sqrt(np.maximum(values, 0.0))).T, 0.0)
+    part = rng.random((2 * _NEAR_STARTS, J)) * (q.sizes > 1)
+    mixed = rng.random((2, 2 * _NEAR_STARTS, J)) * (
+        rng.random((2 * _NEAR_STARTS, J)) < rng.random((2 * _NEAR_STARTS, 1))
+    )
     own, common = _best_pairs(q, Q)
     starts = (
         (atoms.own[largest], atoms.common[largest]),
