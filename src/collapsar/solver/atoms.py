@@ -1,4 +1,4 @@
-"""Features >= 0 as a sum of atoms, one for every orbit of directions over the permutations inside clusters."""
+"""Features >= 0 as a sum of atoms, one for every orbit of directions under the permutations inside clusters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import Residual
 from collapsar.solver.symmetry import Blocks, Quotient
 
-_PARALLEL = 1e-12  # 1 - cosine of two directions that are one
+_PARALLEL = 1e-12  # 1 - cosine of two directions that count as one
 _TRACE = 1e-4  # relative
-_NEGATIVE = 1e-9  # a correlation that is rounding of zero
-_NOTHING = 1e-11  # of a squared feature: rounding
-_DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom is none
-_DENSE = 0.3  # of the entries of random features are not zero
-_FITTING = 1500  # quasi-Newton steps: beyond them little is gained
-_SMALLEST = 1e-4  # of the longest feature: classes that have none are measured by it
+_NEGATIVE = 1e-9  # a correlation that is zero up to rounding
+_NOTHING = 1e-11  # relative to a squared feature: rounding
+_DEAD = 1e-10  # relative size of ||w|| ||h|| below which an atom counts as zero
+_DENSE = 0.3  # fraction of the entries of random features that are not zero
+_FITTING = 1500  # quasi-Newton steps: more of them gain little
+_SMALLEST = 1e-4  # relative to the longest feature: the yardstick for classes that have none
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Atoms:
 
     @classmethod
     def along(cls, own: Matrix, common: Matrix, Q: Matrix) -> Atoms:
-        """Features with the W = H Q' that they ask for at a residual Q over lambda_Z, (J + 1, J)."""
+        """Features with the W = H Q' that they call for, where Q is the residual over lambda_Z, (J + 1, J)."""
         return cls((own + common) @ Q[:-1].T, own * Q[-1], own, common)
 
     @property
@@ -53,7 +53,7 @@ class Atoms:
         return Atoms(*(part[keep] for part in self.parts))
 
     def joined(self, other: Atoms) -> Atoms:
-        """Both, one after the other."""
+        """Both sets of atoms, one after the other."""
         return Atoms(*(np.vstack(pair) for pair in zip(self.parts, other.parts, strict=True)))
 
     def scaled(self, w: Vector | float, h: Vector | float) -> Atoms:
@@ -99,7 +99,7 @@ class Atoms:
         return self.mean.T @ self.mean, np.sum(self.own**2, axis=0)
 
     def alive(self, q: Quotient) -> Atoms:
-        """Those that are not zero."""
+        """The atoms that are not zero."""
         w, h = self.norms(q)
         return self.rows(w * h > _DEAD * np.max(w * h, initial=0.0))
 
@@ -122,7 +122,7 @@ def combined(q: Quotient, atoms: Atoms) -> Atoms:
     first = np.argmax(unit @ unit.T > 1 - _PARALLEL, axis=1)
     rows = np.unique(first)
     member = (first == rows[:, None]) * h  # w h' = (w |h|) (h / |h|)'
-    size = np.linalg.norm(member, axis=1, keepdims=True)  # of the sum's h: H'H stays what it is
+    size = np.linalg.norm(member, axis=1, keepdims=True)  # length of the sum's h, so that H'H stays the same
     share = size / h[rows, None]
     return Atoms(
         member @ atoms.between / size, member @ atoms.within / size, share * atoms.own[rows], share * atoms.common[rows]
@@ -130,7 +130,7 @@ def combined(q: Quotient, atoms: Atoms) -> Atoms:
 
 
 def pruned(atoms: Atoms) -> Atoms:
-    """The atoms without parts of h that are a trace of the largest."""
+    """The atoms without those parts of h that are a mere trace of the largest."""
     least = _TRACE * np.max(atoms.mean, axis=1, initial=0.0, keepdims=True)
     own = np.where(atoms.own > least, atoms.own, 0.0)
     within = np.where(own > 0, atoms.within, 0.0)
@@ -138,10 +138,10 @@ def pruned(atoms: Atoms) -> Atoms:
 
 
 def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix] | None:
-    """Features >= 0 with given overlaps, as many as living classes: Cholesky's factor, in an order that keeps it >= 0.
+    """Features >= 0 with given overlaps, one per living class: the Cholesky factor, in an order that keeps it >= 0.
 
-    What a class overlaps with is taken off the overlaps of the others as soon as nothing turns negative by it. The
-    classes that share least come first: between those that share with it, more is shared.
+    A class's part is subtracted from the overlaps of the others as soon as that makes nothing negative. The classes
+    that share least come first: those that overlap with such a class share more with each other.
 
     Args:
         q: J clusters.
@@ -149,10 +149,10 @@ def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix
         gamma: H'H on the contrasts within each cluster, >= 0 but for rounding, shape (J,).
 
     Returns:
-        The parts ``own`` and ``common`` of :class:`Atoms`; None where no such order was found.
+        The parts ``own`` and ``common`` of :class:`Atoms`; None if no such order was found.
     """
     own, common, left = np.zeros_like(S), np.zeros_like(S), np.flatnonzero(np.diag(S) + gamma > 0)
-    # an overlap of 0 that Newton's method moves freely is left a rounding below it
+    # an overlap of 0 that Newton's method moves freely may end up below it by rounding
     S, gamma, single = np.maximum(S[np.ix_(left, left)], 0.0), np.maximum(gamma[left], 0.0), q.sizes[left] == 1
     first = S.diagonal() + gamma
     while True:
@@ -179,13 +179,13 @@ def with_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix
 
 
 def near_overlaps(q: Quotient, S: Matrix, gamma: Vector) -> tuple[Matrix, Matrix]:
-    """Features >= 0 with overlaps as near to given ones as least squares from random features come.
+    """Features >= 0 whose overlaps are as near to given ones as least squares from random features can get.
 
-    Twice as many features as clusters: with as many least squares ended farther off.
+    There are twice as many features as clusters: with only as many, least squares ended farther off.
 
     Args:
         q: J clusters.
-        S: C between clusters, shape (J, J), without ``gamma`` on its diagonal; it need be H'H of no H >= 0.
+        S: C between clusters, shape (J, J), without ``gamma`` on its diagonal; it need not be H'H for any H >= 0.
         gamma: C on the contrasts within each cluster, shape (J,).
 
     Returns:

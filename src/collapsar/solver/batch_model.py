@@ -58,7 +58,7 @@ class BatchModel:
         lambda_z: (B,).
         lambda_b: (B,), 0 where there is no bias.
         biased: whether there is a bias, (B,).
-        features: the same for all.
+        features: the feature model, the same for all.
     """
 
     sizes: Array
@@ -89,7 +89,7 @@ class BatchModel:
         return replace(self, **{name: np.take(getattr(self, name), which, axis=-1) for name in names})
 
     def softmax(self, v: Array, beta: Array) -> Softmax:
-        """Predictions at a point, in differences to the own logit so that small losses keep their accuracy."""
+        """Predictions at a point, from differences to the own logit, so that small losses keep their accuracy."""
         zeta = v / self.root
         zeta[:-1] += beta[:, None]
         d = np.einsum("ijcb,cjb->ijb", self.slope, zeta) + self.shift
@@ -137,7 +137,7 @@ class BatchModel:
         return H
 
     def dual_norm(self, R: Array) -> Array:
-        """The norm dual to the penalty's of R, in the coordinates of v; for nonnegative features an upper bound."""
+        """The norm of R dual to the penalty's, in the coordinates of v; an upper bound for nonnegative features."""
         J, width = self.num_clusters, np.sqrt(np.maximum(self.sizes - 1, 0.0))
         within = R[-1] / np.where(width > 0, width, np.inf)
         if self.features == "signed":
@@ -153,7 +153,7 @@ class BatchModel:
 
 
 def lower_bound(model: BatchModel, P: Softmax) -> Array:
-    """Lower bounds of the optima from predictions P: D(S_t) at S_t = Y + t(P - Y), the largest feasible t or 1.
+    """Lower bounds of the optima from predictions P: D(S_t) at S_t = Y + t(P - Y), t the largest feasible or 1.
 
     Args:
         model: B problems.
@@ -188,7 +188,7 @@ def _dual(model: BatchModel, P: Softmax, t: Array, bias_square: Array) -> Array:
 
 
 def _simplex_limit(model: BatchModel, P: Softmax) -> Array:
-    """The largest t with S_t >= 0, shape (B,); inf where the ray never leaves the simplex."""
+    """The largest t with S_t >= 0, shape (B,); inf if the ray never leaves the simplex."""
     rest = model.smooth * (model.sizes.sum(axis=0) - 1)
     fall, rise = model.smooth - P.other, P.miss - rest
     falls, rises = (model.others > 0) & (fall > 0), rise > 0
@@ -198,7 +198,7 @@ def _simplex_limit(model: BatchModel, P: Softmax) -> Array:
 
 
 def spectral_norm(X: Array) -> Array:
-    """Of the matrices (p, q, B), shape (B,)."""
+    """The spectral norms of the matrices (p, q, B), shape (B,)."""
     if X.shape[0] == 0:
         return np.zeros(X.shape[-1])
     if X.shape[0] == 1:
@@ -207,7 +207,7 @@ def spectral_norm(X: Array) -> Array:
 
 
 def _largest_eigenvalue(G: Array) -> Array:
-    """Of the symmetric positive semidefinite matrices (p, p, B), shape (B,)."""
+    """The largest eigenvalues of the symmetric positive semidefinite matrices (p, p, B), shape (B,)."""
     if G.shape[0] == 1:
         return G[0, 0]
     if G.shape[0] == 2:

@@ -1,4 +1,4 @@
-"""Newton's method on many small problems at once, each with its own rank, step length and end.
+"""Newton's method on many small problems at once, each with its own rank, step length and stopping point.
 
 An iteration takes a proximal-gradient step where that changes which parts of Z live, and elsewhere a Newton step on the
 living part, along which objective and price are smooth. Problems whose certificate is closed leave the batch.
@@ -19,15 +19,15 @@ from collapsar.solver.start import asymptotic_logits
 
 Index = NDArray[np.intp]
 
-_NOISE = 1e-15  # relative rounding of the objective
+_NOISE = 1e-15  # relative rounding error of the objective
 # Newton decrement of the last step, relative to the objective. A step squares it: after that Z is good to ten digits,
-# to eight where a class stands at its threshold.
+# or to eight where a class stands at its threshold.
 _CONVERGED = 1e-14
-_LONGEST = 6.0  # of a logit difference in one step, nats: beyond it the quadratic model of a softmax says nothing
-_RIDGE = 1e-14  # of a diagonal entry: a smaller pivot is rounding
-_PATIENCE = 2  # a converged point whose certificate stays open this often is no optimum of the whole problem
-_STRIDE = 4  # of the problems along a line that are solved first
-_STARTS = (1.0, 0.5, 0.1, 0.0)  # multiples of the asymptotic optimum that the start is chosen among
+_LONGEST = 6.0  # change of a logit difference in one step, nats: beyond it a softmax's quadratic model is void
+_RIDGE = 1e-14  # relative to a diagonal entry: a smaller pivot is rounding
+_PATIENCE = 2  # a converged point whose certificate stays open this often is not an optimum of the whole problem
+_STRIDE = 4  # one in this many problems along a line is solved first
+_STARTS = (1.0, 0.5, 0.1, 0.0)  # multiples of the asymptotic optimum from which the start is chosen
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class BatchPoint:
 
 @dataclass
 class _Work:
-    """The problems still in work and where they stand: the one thing here that changes in place."""
+    """The problems still being worked on and where they stand: the one thing here that changes in place."""
 
     model: BatchModel
     price: Price
@@ -92,9 +92,9 @@ class _Work:
 
 
 def minimise_lines(model: BatchModel, line: int, tol: float, max_steps: int) -> BatchPoint:
-    """The same as :func:`minimise_batch` for problems along lines on which one changes little from the next.
+    """The same as :func:`minimise_batch` for problems along lines, each little different from the next.
 
-    Some of them first, the others from the points in between: half the iterations of a start from nowhere.
+    Some are solved first, the others from points interpolated between them: half the iterations of a cold start.
 
     Args:
         model: the problems.
@@ -123,13 +123,13 @@ def minimise_lines(model: BatchModel, line: int, tol: float, max_steps: int) -> 
 def minimise_batch(
     model: BatchModel, tol: float, max_steps: int, start: tuple[Array, Array] | None = None
 ) -> BatchPoint:
-    """The best points of B problems with lower bounds.
+    """The best points found for B problems, with lower bounds.
 
     Args:
         model: the problems.
         tol: relative duality gap at which a problem is left alone.
         max_steps: iterations at most; 5 to 15 are usual.
-        start: v of shape (J, J, B) and beta of shape (J - 1, B) to start from; without it a form of the optimum for
+        start: v of shape (J, J, B) and beta of shape (J - 1, B) to start from; by default a form of the optimum for
             weak penalties.
     """
     work = _start(model) if start is None else _work(model, price_of(model), *start)
@@ -225,7 +225,7 @@ def _iterate(work: _Work) -> Mask:
 
 
 def _proximal_step(work: _Work, slope_v: Array, slope_beta: Array, H: Array) -> Mask:
-    """Where it changes who lives, or where Newton's method is stuck; says where it helped."""
+    """A step for problems in which it changes what lives or Newton's method is stuck; says where it helped."""
     J = work.model.num_clusters
     n = np.arange(J * J + J - 1)
     bend = H[n, n] / work.stretch

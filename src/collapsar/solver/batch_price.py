@@ -1,4 +1,4 @@
-"""The two prices of Z in the coordinates of :mod:`collapsar.solver.batch_model`: who lives, and how the price bends.
+"""The two prices of Z in the coordinates of :mod:`collapsar.solver.batch_model`: what lives, and how the price bends.
 
 Both are weighted sums of norms of groups of coordinates, but for the nuclear norm of three or more clusters. A group
 (or a singular value) lives or is exactly zero; the proximal step decides which.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from collapsar.core.types import Array, Mask
 from collapsar.solver.batch_model import BatchModel, spectral_norm
 
-_ROUNDING = 1e-13  # relative: nothing is called to life by less, and a singular value below is not one
+_ROUNDING = 1e-13  # relative: nothing less brings a part to life, and a smaller singular value counts as zero
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Frame:
 
 
 class Price(Protocol):
-    """What the algorithm needs to know of a price; every array has the problems on its last axis."""
+    """What the algorithm needs to know about a price; every array has the problems on its last axis."""
 
     def value(self, model: BatchModel, v: Array) -> Array:
         """The price times lambda_Z, shape (B,)."""
         ...
 
     def proximal(self, model: BatchModel, v: Array, slope: Array, bend: Array) -> tuple[Array, Mask]:
-        """The proximal-gradient step from v, and where it changes who lives. ``bend`` (J^2, B): curvature or more."""
+        """The proximal-gradient step from v, and where it changes what lives. ``bend`` (J^2, B): curvature or more."""
         ...
 
     def frame(self, model: BatchModel, v: Array, gradient: Array, hessian: Array) -> Frame:
@@ -166,7 +166,7 @@ class NuclearPrice:
         lives = np.zeros((J, B), dtype=bool)
         lives[:p] = _living(sigma).T
         dead = np.where(lives[:p, None] | lives, 0.0, slope)
-        # beyond lambda_Z it should live, which is the proximal step's to find: here it would only spoil convexity
+        # beyond lambda_Z it should live, which is for the proximal step to find: here it would only spoil convexity
         dead *= np.minimum(1.0, model.lambda_z / np.maximum(spectral_norm(dead), 1e-300))
         _add_bend(H, sigma.T, lives, dead, model.lambda_z)
         on = np.arange(p)
@@ -213,7 +213,7 @@ def _add_bend(H: Array, sigma: Array, lives: Mask, dead: Array, lambda_z: Array)
 
 
 def _living(sigma: NDArray[np.floating]) -> Mask:
-    """Which singular values, (B, p) and falling, are more than rounding."""
+    """Which singular values, (B, p) in descending order, are more than rounding."""
     return sigma > _ROUNDING * np.maximum(sigma[:, :1], 1e-300)
 
 

@@ -1,7 +1,7 @@
 """Tens of thousands of problems of two or three clusters at once, each with its own certificate, status and states.
 
-A phase diagram asks for the optimum at every cell of a grid. One at a time that is mostly the overhead of many small
-array operations; here the problems lie side by side on one axis, and a Newton step of all is one pass over it.
+A phase diagram asks for the optimum at every cell of a grid. One at a time, that is mostly overhead from many small
+array operations; here the problems lie side by side on one axis, and a Newton step for them all is one pass over it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collapsar.solver.solve import checked_settings, solve_near
 from collapsar.solver.status import Status
 from collapsar.solver.symmetry import Blocks, Quotient, quotient
 
-_CHUNK_NUMBERS = 240_000  # entries of the Hessians in work at once: they should stay in the cache
+_CHUNK_NUMBERS = 240_000  # entries of the Hessians worked on at once: they should stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class ProblemBatch:
         smoothing: eps.
         lambda_z: price of Z.
         lambda_b: penalty of the bias; inf: no bias, 0: free bias.
-        features: the same for all.
+        features: the feature model, the same for all.
     """
 
     sizes: Array
@@ -86,7 +86,7 @@ class ProblemBatch:
 
         Args:
             sizes: k, shape (B, J) or (J,).
-            counts: n, samples per class of each cluster, (B, J) or (J,); need not be whole, only ratios enter.
+            counts: n, samples per class of each cluster, (B, J) or (J,); need not be whole, as only ratios enter.
             lambda_z: shape (B,) or a number.
             lambda_b: shape (B,) or a number.
             features: the feature model.
@@ -242,18 +242,18 @@ def solve_batch(
     line: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchResult:
-    """The optima of many problems of the same few clusters, each with a certificate, none of them raising.
+    """The optima of many problems of one small number of clusters, each with a certificate; none of them raises.
 
-    Problems whose gap the batch does not close are solved one by one with :func:`collapsar.solve`, and the result says
+    Problems whose gap the batch does not close are solved one by one with :func:`collapsar.solve`; the result says
     which. With nonnegative features these are above all the ones whose classes share a direction.
 
     Args:
         problems: a batch, or a list of problems of one feature model and one number of clusters. Meant for one to
             four clusters: the work per problem grows like J^6.
-        tol: bound of each duality gap relative to max(|primal|, 2e-3).
+        tol: bound on each duality gap relative to max(|primal|, 2e-3).
         max_steps: Newton steps at most in the batch.
-        line: so many problems in a row differ little from one to the next, as along an axis of a grid: they are faster
-            together. B is a multiple of it.
+        line: this many problems in a row differ little from one to the next, as along an axis of a grid, and are
+            solved faster together. B is a multiple of it.
         progress: called with (problems done, problems in all); may raise to interrupt.
 
     Returns:
@@ -282,7 +282,7 @@ def solve_batch(
     )
     near: Solution | None = None
     size = max(64, _CHUNK_NUMBERS // (J * J + J - 1) ** 2)
-    parts = max(1, round(B / max(size, line)))  # of one size: a short one costs almost as much as a long one
+    parts = max(1, round(B / max(size, line)))  # all of one size: a short one costs almost as much as a long one
     size = -(-B // line // parts) * line
     for first in range(0, B, size):
         part = slice(first, min(first + size, B))
@@ -316,7 +316,7 @@ def _solve_part(result: BatchResult, part: slice, line: int, tol: float, max_ste
 
 
 def _solve_one(result: BatchResult, i: int, tol: float, near: Solution | None) -> Solution:
-    """Problem i by the general solver, started from the last one; kept where its gap is the smaller one."""
+    """Problem i by the general solver, started from the previous one; kept if its gap is the smaller one."""
     solution = solve_near(result.batch.problem(i), near, tol)
     result.solutions[i] = solution
     if not solution.certificate.gap < result.gap[i]:

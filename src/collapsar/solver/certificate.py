@@ -28,11 +28,11 @@ GAP_FLOOR = 2e-3
 # Dual points are kept this much inside the constraint, so that rounding in a norm cannot make the bound invalid.
 INSIDE = 1 - 1e-13
 
-# With a free bias the dual's equality constraint must hold; what is left of it multiplies the bias, of order 10.
+# With a free bias the dual's equality constraint must hold; any residual of it multiplies the bias, of order 10.
 BALANCED = 1e-14
 
-# A proximal step may be this many times shorter than the steepest curvature asks and still prove a good bound, because
-# few entries are as steep.
+# A proximal step may be this many times shorter than the steepest curvature asks for and still prove a good bound,
+# because few entries are as steep.
 _SHORT = 1e-2
 
 # A bias of order 10 at this price, times lambda_Z, is invisible beside any objective that float64 resolves, while
@@ -42,7 +42,7 @@ _ALMOST_FREE = 1e-13
 
 @dataclass(frozen=True)
 class Certificate:
-    """Upper and lower bound of the optimum of one problem.
+    """Upper and lower bounds on the optimum of one problem.
 
     Attributes:
         primal: objective at the certified point, nats.
@@ -67,7 +67,7 @@ def certify(problem: Problem, Z: ArrayLike, b: ArrayLike | None = None) -> Certi
     """The duality gap at exactly this point, block-structured or not.
 
     With nonnegative features the primal prices Z column by column, sum_k sqrt(m_k)||z_k||, an upper bound of the gauge
-    that is exact when every class owns a direction.
+    that is exact when every class has its own direction.
 
     Args:
         problem: K classes.
@@ -112,9 +112,9 @@ def certify_blocks(
     Args:
         q: J clusters.
         blocks: the point.
-        penalty_value: the price of Z (without lambda_Z) where the caller knows a better one than :func:`penalty`,
+        penalty_value: the price of Z (without lambda_Z) if the caller knows a better one than :func:`penalty`,
             for example from factors with shared nonnegative features.
-        enough: look for no better bound once the relative gap is this small.
+        enough: do not look for a better bound once the relative gap is this small.
 
     Returns:
         The certificate.
@@ -138,7 +138,7 @@ def certify_blocks(
 
 
 def as_free(q: Quotient) -> Quotient:
-    """The problem with a free bias where the bias costs next to nothing, else the problem itself.
+    """The problem with a free bias if the bias costs next to nothing, otherwise the problem itself.
 
     A price can only raise the optimum, so a lower bound of the free problem is one of the priced problem too.
     """
@@ -160,9 +160,9 @@ def penalty(q: Quotient, blocks: Blocks) -> float:
 
 
 def dual_norm(q: Quotient, R: Residual) -> float:
-    """The norm dual to the penalty's: spectral for signed features, an upper bound of max ||Rh|| over unit h >= 0 else.
+    """The norm dual to the penalty's if features are signed (spectral), otherwise an upper bound of it.
 
-    The bound is sqrt(lambda_max([R'R]_+)) with the entrywise positive part.
+    For features >= 0 it is max ||Rh|| over unit h >= 0, bounded by sqrt(lambda_max([R'R]_+)), positive part entrywise.
     """
     if q.features == "signed":
         return max(float(np.linalg.norm(R.between, 2)), float(np.max(np.abs(R.within), initial=0.0)))
@@ -180,7 +180,7 @@ def balance_bias(q: Quotient, blocks: Blocks, max_steps: int = 60) -> Blocks:
     """The same Z with the best bias for it: the root of sum_k q_k tau_k delta o (y_k - p_k) = lambda_b b, by Newton.
 
     Args:
-        q: J clusters; where ``lambda_b`` is inf the point is returned as it is.
+        q: J clusters; if ``lambda_b`` is inf, the point is returned as it is.
         blocks: the point; its bias is the start.
         max_steps: Newton steps at most; a handful is usual.
 
@@ -261,9 +261,9 @@ def dual_on_ray(q: Quotient, S: Columns, R: Residual, norm: float, *, search: bo
 
     Args:
         q: J clusters.
-        S: columns that sum to one; where the bias is free they balance, or the bound is little more than that of Y.
+        S: columns that sum to one; if the bias is free they must balance, or the bound is hardly better than Y's.
         R: the residual at S.
-        norm: of R, in a norm that bounds the one dual to the price of Z from above.
+        norm: that of R, in a norm that bounds the one dual to the price of Z from above.
         search: look for the best t; otherwise take the largest feasible t <= 1, which is the best one near an optimum.
 
     Returns:
@@ -294,11 +294,11 @@ def _mended(
 ) -> tuple[Matrix, Vector]:
     """R with the singular values that are in use set to lambda_Z and the others clipped, between and within clusters.
 
-    The ray loses what the largest singular value exceeds lambda_Z by, of first order in the error of the point. At the
+    The ray loses the excess of the largest singular value over lambda_Z, of first order in the point's error. At the
     optimum R is lambda_Z times an isometry on the row space of Z, so setting just these singular values loses only the
     square of the error. Left at rho < lambda_Z, a direction in which Z is x > 0 costs x (lambda_Z - rho); moved by t it
-    costs t^2/2h, with h the curvature of the loss: so it is moved by h x, as far as lambda_Z. R keeps its null vectors
-    1/delta (left, columns sum to one) and, with a free bias, M^(1/2) 1, as long as their singular values, 0 to
+    costs t^2/2h, with h the curvature of the loss: so it is moved by h x, at most to lambda_Z. R keeps its null vectors
+    1/delta (left, columns sum to one) and, with a free bias, M^(1/2) 1, as long as their singular values, 0 up to
     rounding, are left alone.
     """
     A, sigma, Bt = svd
@@ -316,7 +316,7 @@ def _mended(
 def _dual_of_step(q: Quotient, P: Columns, blocks: Blocks) -> float:
     """The bound that a proximal step of length s proves: R + X/s with its singular values clipped at lambda_Z.
 
-    Its directions are those of X as much as those of R: better far from the optimum, where the two disagree.
+    Its directions are those of X as much as those of R, which is better far from the optimum, where the two disagree.
     """
     R = residual(q, P)
     curvature = loss_hessian(q, P)
@@ -329,9 +329,9 @@ def _dual_of_step(q: Quotient, P: Columns, blocks: Blocks) -> float:
 
 
 def _columns(q: Quotient, between: Matrix, within: Vector) -> tuple[Columns, Residual, float] | None:
-    """Columns S with nearly this residual, of norm lambda_Z at most; their own residual and a bound of its norm.
+    """Columns S with nearly this residual, of norm at most lambda_Z; their own residual and a bound on its norm.
 
-    None where the bias is free and they do not balance.
+    None if the bias is free and they do not balance.
     """
     # between_jj = r_own + (k - 1) r_sibling, within = r_own - r_sibling
     within = np.where(q.sizes > 1, within, 0.0)
@@ -352,7 +352,7 @@ def _columns(q: Quotient, between: Matrix, within: Vector) -> tuple[Columns, Res
 
 
 def _simplex_limit(Y: Columns, P: Columns, q: Quotient) -> float:
-    """The largest t with S_t >= 0; 1 where the ray never leaves the simplex (P = Y)."""
+    """The largest t with S_t >= 0; 1 if the ray never leaves the simplex (P = Y)."""
     fall = np.where(q.others > 0, Y.other - P.other, 0.0)
     rise = P.miss - Y.miss
     least = np.finfo(np.float64).tiny  # one divided by it is finite

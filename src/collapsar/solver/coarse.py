@@ -2,9 +2,9 @@
 
 With many different counts the clusters are a smooth family: the contrast alpha, the logits between two classes and the
 bias depend smoothly on where the two classes stand in the family, and hardly on how many neighbours each has. So
-neighbours are grouped into one cluster each, the small problem is solved, and its blocks are interpolated back. The one
+each group of neighbours becomes one cluster, the small problem is solved, and its blocks are interpolated back. The one
 place where the optimum bends is the threshold, where classes die: groups are smaller there. The guess needs no proof,
-since the optimum started from it is certified anyway.
+since the optimum found from it is certified anyway.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.symmetry import Blocks, Quotient
 
 _WIDTH = 0.1  # groups are finest within this many nats of the threshold
-_SMOOTH = 0.05  # nats: how well a family's own parameters must be interpolated to be called smooth
+_SMOOTH = 0.05  # nats: how well a family's own parameters must be interpolated for it to be called smooth
 
 
 def coarsened(q: Quotient, num_groups: int) -> Quotient | None:
     """The problem with neighbouring clusters merged into at most ``num_groups``; None if that would be of no use.
 
-    It is of no use where the clusters are no smooth family in one variable, or where hardly any two are neighbours.
+    It is of no use if the clusters do not form a smooth family in one variable, or if hardly any two are neighbours.
     """
     if q.bias_rows is not None:
         return None
@@ -31,7 +31,7 @@ def coarsened(q: Quotient, num_groups: int) -> Quotient | None:
     low, high = float(t.min()), float(t.max())
     if not high > low:
         return None
-    # half by position, so that the family is resolved evenly, half by rank, so that it is where its clusters are
+    # half by position, to resolve the family evenly, half by rank, to resolve it where its clusters are
     rank = np.argsort(np.argsort(t, kind="stable"), kind="stable") / (t.size - 1)
     where = 0.5 * ((t - low) / (high - low) + rank)
     group = np.minimum((where * num_groups).astype(np.intp), num_groups - 1)
@@ -57,7 +57,7 @@ def coarsened(q: Quotient, num_groups: int) -> Quotient | None:
     if not np.all(np.diff(nodes) > 0):
         return None
     own = (_parameters(coarse), _parameters(q))
-    from scipy.interpolate import PchipInterpolator  # a fifth of a second to import, for many clusters only
+    from scipy.interpolate import PchipInterpolator  # slow to import (a fifth of a second): for many clusters only
 
     return coarse if np.max(np.abs(PchipInterpolator(nodes, own[0])(t) - own[1])) <= _SMOOTH else None
 

@@ -1,9 +1,9 @@
 """The columns of the program for features >= 0, all at once: min over z of q l(z + b) + a ||z||, for a given b.
 
 l is the cross-entropy of one class and a = lambda_Z sqrt(m). A column is dead, z = 0, iff ||g|| <= a at z = 0, with
-g = q tau delta o (y - p) minus the gradient of q l; else z = s g with s = ||z|| / a and ||g|| = a. The Hessian of
-the whole is H + (I - zz'/||z||^2) / s, and H, that of q l, is diagonal minus rank one: Newton's step is Woodbury's
-formula twice, O(J) per column, and every array operation serves all columns.
+g = q tau delta o (y - p), minus the gradient of q l; otherwise z = s g with s = ||z|| / a and ||g|| = a. The Hessian
+of the whole is H + (I - zz'/||z||^2) / s, and H, that of q l, is diagonal minus rank one: Newton's step is Woodbury's
+formula applied twice, O(J) per column, and every array operation serves all columns.
 
 One array per quantity: row i < J is a logit of cluster i, the last row the own logit of the sample's class.
 """
@@ -19,7 +19,7 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.objective import target
 from collapsar.solver.symmetry import Blocks, Quotient
 
-MAX_STEPS = 100  # of the damped Newton method: a guard, what stopped early leaves its certificate open
+MAX_STEPS = 100  # of the damped Newton method: a guard; a column stopped early leaves its certificate open
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def stack(q: Quotient) -> Stack:
 
 
 def softmax(c: Stack, w: Matrix) -> Softmax:
-    """Loss and gradient at z + b = w, in differences to the own logit so that small losses keep their accuracy."""
+    """Loss and gradient at z + b = w, from differences to the own logit, so that small losses keep their accuracy."""
     d = c.tau * c.scale * w + c.offset
     d -= d[-1].copy()
     top = d.max(axis=0)  # >= 0: the own difference is 0
@@ -128,7 +128,7 @@ def best_columns(c: Stack, w: Matrix, x: Matrix) -> Matrix:
 
 
 def _best_start(c: Stack, w: Matrix, x: Matrix, at_zero: Softmax) -> Matrix:
-    """Per column the best of: the given one, short steps along g at z = 0, and the balanced closed form.
+    """The best start for each column: the given one, short steps along g at z = 0, or the balanced closed form.
 
     The last is what the optimum tends to for small lambda_Z, where Newton from 0 would take one step per nat.
     """

@@ -10,8 +10,8 @@ import numpy as np
 
 from collapsar.core.types import Vector
 
-_FLAT = 1e-6  # curvature against the preconditioner's that counts as none
-_FEW = 4  # products of which no half says what is to come
+_FLAT = 1e-6  # curvature, relative to the preconditioner's, that counts as none
+_FEW = 4  # products: half of so few says nothing of what is to come
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def truncated_newton(
         gradient: g.
         radius: bound of the step's norm, may be inf.
         forcing: stop once the residual has fallen to this fraction, in the preconditioner's norm.
-        enough: stop once the second half of the products gained no more than this: about what is left to gain. The
-            residual says less, since what is left is flat.
+        enough: stop once the second half of the products gained no more than this, which is about what is left to
+            gain. The residual says less, since what is left is flat.
         max_iterations: stop after this many products.
         indefinite: H may curve downwards: follow such a direction to the boundary, which must be finite.
 
@@ -93,10 +93,10 @@ def next_radius(radius: float, norm: float, length: float, agreement: float) -> 
     """The radius after a step.
 
     Args:
-        radius: of the region that the step was made for.
-        norm: of the whole step.
+        radius: that of the region that the step was made for.
+        norm: that of the whole step.
         length: the share of it that was taken.
-        agreement: what it gained over what the model said.
+        agreement: what it gained over what the model predicted.
     """
     if length < 1:
         return norm * length * (4 if agreement > 0.5 else 1)

@@ -1,19 +1,19 @@
 """Any rank: the residual is lambda_Z times a contraction, found by Newton's method on the dual.
 
 The dual of the signed program is a smooth concave function of Q = R / lambda_Z on the unit ball of the spectral norm,
-with gradient X (:mod:`.dual_model`). So Q is optimal where it is the projection of N = Q + tX on that ball, for any
+with gradient X (:mod:`.dual_model`). So Q is optimal iff it is the projection of N = Q + tX onto that ball, for any
 t > 0; with N = A diag(nu) B' the projection cuts the singular values at 1, and those above 1 are the directions that
 live. Newton's method on this equation (semismooth: Qi & Sun 1993) moves Q by A(asked + Y)B', where asked is what the
 projection asks for and Y solves
 
     Y_ij (e_i + e_j) / (t |c_i -+ c_j|) + [A'(W o A(Y + asked)B')B]_ij = asked_ij / t,      c = min(nu, 1), e = nu - c,
 
-- for the symmetric and + for the skew part of each pair, W the curvature of the loss's conjugate, which is diagonal in
-the entries, and its bias's part beside it. Between two directions that live only the skew part moves, between two dead
-ones all moves freely. A step costs one SVD and a few products of J x J matrices, and no step needs to know the rank:
-the first projection usually has it. Where probabilities fall below zero in a step, their logarithms take it instead;
-where that leads nowhere, as with a bias that costs next to nothing, a second try from the start goes as far as they
-stay positive. Nothing else guards it: where the certificate does not close, the general algorithm takes over.
+with - for the symmetric and + for the skew part of each pair; W is the curvature of the loss's conjugate, diagonal in
+the entries, with the bias's part beside it. Between two directions that live only the skew part moves, between two dead
+ones everything moves freely. A step costs one SVD and a few products of J x J matrices, and no step needs to know the
+rank: the first projection usually has it. If probabilities fall below zero in a step, their logarithms take it instead;
+if that leads nowhere, as with a bias that costs next to nothing, a second try from the start goes as far as they
+stay positive. Nothing else guards it: if the certificate does not close, the general algorithm takes over.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from collapsar.solver.symmetry import Blocks, Quotient
 (_gesdd,) = get_lapack_funcs(("gesdd",), dtype=np.float64)
 
 Shortened = Callable[[Quotient, DualModel, tuple[Matrix, Vector], Matrix, Vector], tuple[Matrix, Vector]]
-"""From Q, p, a step of Q and how much of p it would change: a shorter one."""
+"""Takes Q, p, a step of Q and the fraction of p that it would change, and makes a shorter step."""
 
-# Newton's method squares the error: where a step's decrement is _BEFORE_LAST of the objective it is solved to _LAST,
-# and to where X that should be dead is _LEFT of it: dead directions count to first order in the gap.
+# Newton's method squares the error: once a step's decrement is _BEFORE_LAST of the objective, it is solved to _LAST,
+# and until what should be dead of X is _LEFT of it: dead directions count to first order in the gap.
 # What Q outside the ball gains, and X where it should be dead, count to first order; the step leaves their squares.
 _BEFORE_LAST = 1e-10
 _OUTSIDE = 1e-9
@@ -47,10 +47,10 @@ _LAST = 1e-20
 _LEFT = 1e-12
 _LOOSE = 0.1
 _LENGTH = 2.0  # t, in units of the inverse of the dual's steepest curvature
-_FLOOR = 0.01  # of what a class has without features its probability keeps at the start
-_FALL = 0.9  # a probability may lose as much in a step; beyond, its logarithm takes the step, as far as _FAR
+_FLOOR = 0.01  # share of its probability without features that a class keeps at the start
+_FALL = 0.9  # a probability may lose this share in a step; beyond it, its logarithm takes the step, as far as _FAR
 _FAR = 2.0
-_LOST = 1e4  # times itself that a probability should fall: no good comes of it in logarithms
+_LOST = 1e4  # multiple of itself by which a probability would fall: too much for logarithms to help
 _NORMALISER = 4  # Newton steps for the normaliser of a guess
 _ROUNDING = 1e-13  # nats: scores of this size are zero
 
@@ -64,7 +64,7 @@ def contraction_point(q: Quotient, max_steps: int = 24) -> tuple[Blocks, int] | 
         max_steps: Newton steps at most, half of them cut short.
 
     Returns:
-        The point and the steps to it, or None where the method got stuck. Only a certificate can tell whether the
+        The point and the steps to it, or None if the method got stuck. Only a certificate can tell whether the
         point is the optimum.
     """
     if q.num_clusters == 1:
@@ -83,7 +83,7 @@ def contraction_point(q: Quotient, max_steps: int = 24) -> tuple[Blocks, int] | 
 def _newton(
     q: Quotient, model: DualModel, start: tuple[Matrix, Vector], max_steps: int, shortened: Shortened
 ) -> tuple[Blocks, int] | None:
-    """Newton's method from Q and p on; a step that takes most of a probability away is cut short."""
+    """Newton's method from Q and p; a step that takes most of a probability away is cut short."""
     J, (Q, p), cut = q.num_clusters, start, 0
     frames = _complement(model.u), None if model.fixed is None else _complement(model.fixed)
     for step in range(1, max_steps + 1):
@@ -125,7 +125,7 @@ def _inside(
 
 
 def _without_rounding(point: Blocks) -> Blocks:
-    """The point; the column of a class exactly zero where nothing but rounding is left of it."""
+    """The point, with the column of a class exactly zero if nothing but rounding is left of it."""
     left = np.maximum(np.abs(point.alpha), np.abs(point.C).max(axis=0)) > _ROUNDING
     return Blocks(left * point.alpha, left * point.C, point.b)
 
@@ -136,11 +136,11 @@ class _System(NamedTuple):
     Attributes:
         A, B: orthogonal (J, J), the null directions of Q last.
         W: the curvature in the entries, (J, J).
-        bias: B' times the root of the bias's part of the curvature, (J,); None without.
+        bias: B' times the root of the bias's part of the curvature, (J,); None if b has no price.
         rank: how many singular values of N exceed 1.
         free: whether the bias is free, so that the last column stays as it is.
         asked: what the projection of N asks for, (J, J).
-        asked_t: the same over t.
+        asked_t: the same divided by t.
         beyond: e / t, (J,).
         same, swap: what the projection adds to the curvature, of Y and of Y', (J, J).
         inverse, across: the inverse of the diagonal of both, for Y and Y', (J, J).
@@ -206,7 +206,7 @@ class _System(NamedTuple):
 
 
 def _system(model: DualModel, frames: tuple[Matrix, Matrix | None], Q: Matrix, p: Vector) -> _System | None:
-    """The Newton system at Q; None where it is not finite."""
+    """The Newton system at Q; None if it is not finite."""
     J, (left, right) = len(Q), frames
     W = model.curvature(p)
     t = _LENGTH / float(W.max())
@@ -263,13 +263,13 @@ def _start(q: Quotient, model: DualModel) -> tuple[Matrix, Vector]:
 
 
 def _ahead(q: Quotient, model: DualModel) -> Vector:
-    """By how much a class's own probability exceeds its siblings'; 0 where it has none."""
+    """By how much a class's own probability exceeds its siblings'; 0 if it has none."""
     J = q.num_clusters
     return np.where(q.sizes == 1, 0.0, model.base[J * J :] - model.base[: J * J : J + 1])
 
 
 def _bias_alone(q: Quotient, share: Vector) -> Vector:
-    """Logits of the best bias without features, up to a constant; where temperatures differ, a guess."""
+    """Logits of the best bias without features, up to a constant; a guess if temperatures differ."""
     share = share / q.sizes.dot(share)
     if q.lambda_b == 0:
         return np.log(share) - q.offsets

@@ -1,12 +1,12 @@
-"""How long R h is at most over unit h >= 0, and the multipliers that prove it: the cone cut where one set will not do.
+"""How long R h can be over unit h >= 0, and the multipliers that prove it: the cone is cut if one set will not do.
 
 At a given residual the relaxation of :mod:`.witness` asks for
 
     min t   over N >= 0:   R'R + N <= (1 + t) lambda_Z^2 I,
 
-a semidefinite program whose dual is the largest <R'R, X> over doubly nonnegative X of trace one. Where t stays
-positive, but no direction h >= 0 is longer, X is no sum of hh'. What was met are pentagons: of five groups of classes
-each overlaps with two others, and X has rank three. A cut along two that overlap takes it apart, and either half is
+a semidefinite program whose dual is the largest <R'R, X> over doubly nonnegative X of trace one. If t stays positive
+but no direction h >= 0 is longer, X is not a sum of hh'. The cases met so far are pentagons: each of five groups of
+classes overlaps with two others, and X has rank three. A cut along two that overlap takes it apart, and either half is
 the same program in its own coordinates. With up to 60 clusters the program is small: a primal-dual interior-point
 method (Helmberg, Rendl, Vanderbei and Wolkowicz, 1996, with the predictor and corrector of Mehrotra, 1992) solves it to
 1e-12 in some forty steps.
@@ -27,14 +27,14 @@ from collapsar.solver.objective import Columns, Residual, residual
 from collapsar.solver.symmetry import Quotient
 from collapsar.solver.witness import Cut, Witness, coordinates, sides
 
-_CUTS = 4  # at most
-_HELPS = 0.5  # of the excess: a cut that leaves more of it in both halves does not help
+_CUTS = 4  # at most this many
+_HELPS = 0.5  # share of the excess: a cut that leaves more of it in both halves does not help
 _STEPS = 80  # forty are usual
-_MIXED = 0.3  # where X begins, off the diagonal
-_BEGINNING = 0.1  # of what multipliers begin at
+_MIXED = 0.3  # X at the start, off the diagonal
+_BEGINNING = 0.1  # scale of the multipliers at the start
 _KNOWN = 1e-2  # relative: t is known well enough to cut
-_INSIDE = 0.95  # of a step to the boundary
-_LEAST = 1e-3  # what a step leaves of complementarity, at least
+_INSIDE = 0.95  # share of the step to the boundary that is taken
+_LEAST = 1e-3  # a step leaves at least this share of complementarity
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class _Longest:
 
 
 def copositive_witness(q: Quotient, S: Columns, excess: float) -> Witness:
-    """Multipliers with which R at S is longer than lambda_Z by as little as some cuts can show.
+    """Multipliers that bound by how much R at S is longer than lambda_Z, as tightly as a few cuts can.
 
     Args:
         q: J clusters, at most 60.
         S: stochastic columns.
-        excess: of ||Rh||^2 over lambda_Z^2, relative: no less is asked for.
+        excess: that of ||Rh||^2 over lambda_Z^2, relative: nothing below it is asked for.
 
     Returns:
-        The witness, with the cuts that helped: none where the first does not, mostly since a direction h >= 0 is
-        longer by as much, and four at most.
+        The witness, with the cuts that helped: four at most, and none if the first does not help, mostly because a
+        direction h >= 0 is longer by as much.
     """
     J, R, lam2 = q.num_clusters, residual(q, S), q.lambda_z**2
     cuts: tuple[Cut, ...] = ()
@@ -99,9 +99,9 @@ def _pair(A: Matrix, X: Matrix) -> Cut:
 
 
 def _longest(q: Quotient, R: Residual, A: Matrix, excess: float) -> _Longest:
-    """The program of one part, until t is below an excess, or known.
+    """The program of one part, solved until t is below ``excess`` or known.
 
-    With a coordinate more for the contrasts of every cluster of several classes all of it is one matrix: nu_j E_j has
+    With one more coordinate for the contrasts of each cluster of several classes, all is one matrix: nu_j E_j has
     k_j - 1 at u_j and -1 there.
     """
     J, lam2, several = q.num_clusters, q.lambda_z**2, np.flatnonzero(q.sizes > 1)
@@ -124,7 +124,7 @@ def _longest(q: Quotient, R: Residual, A: Matrix, excess: float) -> _Longest:
 
 
 class _Step(NamedTuple):
-    """Of the multipliers X of S and y of x >= 0, and of t, x and S = t I - G - sum_p x_p E_p."""
+    """A step of the multipliers X of S and y of x >= 0, and of t, x and S = t I - G - sum_p x_p E_p."""
 
     X: Matrix
     y: Vector
@@ -139,7 +139,7 @@ class _Program:
 
     Attributes:
         G: symmetric.
-        U, V: one u_p or v_p a row.
+        U, V: one u_p or v_p per row.
     """
 
     G: Matrix
@@ -160,7 +160,7 @@ class _Program:
 
         Args:
             X: positive definite, with <E_p, X> > 0 for every p.
-            enough: of t.
+            enough: the value of t that suffices.
         """
         on = np.eye(len(self.G))
         X = X / np.trace(X)
@@ -180,7 +180,7 @@ class _Program:
                 mu = gap / (len(X) + x.size) * float(np.clip((after / gap) ** 2, _LEAST, 1.0))
                 step = towards(mu * on - ahead.X @ ahead.S, mu - ahead.x * ahead.y)
                 a, d = _lengths(X, y, x, S, step)
-            except np.linalg.LinAlgError:  # as far as float64 goes
+            except np.linalg.LinAlgError:  # this is as far as float64 goes
                 break
             a, d = min(1.0, _INSIDE * a), min(1.0, _INSIDE * d)
             X, y, x, t = symmetric(X + a * step.X), y + a * step.y, x + d * step.x, t + d * step.t

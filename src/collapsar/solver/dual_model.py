@@ -1,10 +1,10 @@
-"""The dual of the signed program in its own unknown, Q = R / lambda_Z: what probabilities and logits a Q stands for.
+"""The dual of the signed program in its own unknown, Q = R / lambda_Z: the probabilities and logits that Q stands for.
 
-Q = [P's residual] / lambda_Z is affine in the probabilities, so Q gives P, P's logarithms the logits and thereby X(Q) =
+Q = [P's residual] / lambda_Z is affine in the probabilities, so Q gives P, whose logarithms give the logits and X(Q) =
 Z M^(1/2) on the clusters, which is minus the gradient of the dual's objective in Q. At the optimum Q'X is symmetric and
-positive semidefinite, and Q an isometry where X lives. Columns of P that sum to one are Q'u = 0, u ~ sqrt(k) / delta.
-Within a cluster the residual is known beforehand: lambda_Z while the classes are apart, what makes their probabilities
-equal once they merge (theory section 3).
+positive semidefinite, and Q an isometry where X lives. Columns of P sum to one iff Q'u = 0, u ~ sqrt(k) / delta.
+Within a cluster the residual is known beforehand: lambda_Z while the classes are apart, and whatever makes their
+probabilities equal once they merge (theory section 3).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class DualModel(NamedTuple):
         base: the probabilities are base - slope * (entries of Q); 1 where a class has no sibling.
         slope: see ``base``.
         to_x: X is to_x * log p, the own classes' part added to the diagonal.
-        shift: what logit offsets add to X, flat; None without.
-        bias: X loses Q @ bias = sqrt(k) b g', where lambda_b sqrt(k) b = lambda_Z Q g; (J, J), None without.
+        shift: what logit offsets add to X, flat; None without offsets.
+        bias: X loses Q @ bias = sqrt(k) b g', where lambda_b sqrt(k) b = lambda_Z Q g; (J, J), None if b has no price.
         bias_root: bias = bias_root bias_root', (J,).
-        fixed: the direction in which Q is 0, (J,), where the bias is free.
+        fixed: the direction in which Q is 0, (J,), if the bias is free.
         root: sqrt(k), (J,).
         u: sqrt(k) / delta, (J,): the null vector of Q'.
         g: sqrt(k m), (J,).
@@ -87,7 +87,7 @@ class DualModel(NamedTuple):
             b = (X - np.multiply.outer(u, surplus)).dot(g) / (root * g.dot(g))  # X g = 0 without it
         elif q.lambda_b < math.inf:
             b = Q.dot(g) / root * (q.lambda_z / q.lambda_b)
-            b -= (root * u).dot(b) / u.dot(u) * (u / root)  # a low price of b makes much of a rounding in Q'u = 0
+            b -= (root * u).dot(b) / u.dot(u) * (u / root)  # a low price of b magnifies rounding in Q'u = 0
         else:
             b = np.zeros(J)
         C = (X.ravel() - u[row] * surplus[column]) / (root[row] * g[column]) - b[row]
@@ -107,7 +107,7 @@ def dual_model(q: Quotient) -> DualModel:
     # P = Y - lambda_Z diag(1/delta) Q diag(sqrt(m) / (tau q)), per class instead of per cluster
     slope = (q.lambda_z / (root * q.scales))[row] * (root_m / (root * q.temperatures * q.share))[column]
     own_slope = slope[:: J + 1].copy()
-    # inside a cluster p_own - p_other = 1 - eps less the residual, which is what makes it 0 where classes merge
+    # inside a cluster p_own - p_other = 1 - eps less the residual, which is such that it is 0 where classes merge
     share_within = np.minimum(own_slope, apart / k)
     base = np.full(J * J + J, q.smoothing / q.labels.size)
     base[: J * J : J + 1] += share_within

@@ -27,19 +27,19 @@ _DESCENT_STEPS = 30  # quasi-Newton: enough to find most of the unknowns that ar
 _NEWTON_STEPS = 12
 _APPROACH_STEPS = 300
 _ITERATIONS = 300  # of conjugate gradients
-_ROUNDING = 1e-14  # of the objective
-_FRUITLESS = 1e-3  # times tol: a relative gain in a step that is none
-_SHORTEST = 1e-4  # of a step that lowers the objective
-_SHORTER = 1e-3  # of the trust region's radius where no part of a step did
+_ROUNDING = 1e-14  # relative to the objective
+_FRUITLESS = 1e-3  # times tol: a relative gain in a step that counts as none
+_SHORTEST = 1e-4  # smallest share of a step that is tried
+_SHORTER = 1e-3  # next radius of the trust region, relative to a step of which no part lowered the objective
 _DAMPINGS = (0.0, 1e-4, 1e-2)  # of the Hessian, in units of lambda_Z
 _LOST = 1e5  # growth of the projected gradient at which Newton's method has lost its way
-_AT_REST = 1e-13  # relative size of a projected gradient step: rounding
-_KEPT = 1e-3  # of the largest entry of a feature on a sphere, at first
+_AT_REST = 1e-13  # relative size of a projected gradient step that is rounding
+_KEPT = 1e-3  # share of the largest entry of a feature on a sphere that must stay
 
 
 @dataclass(frozen=True)
 class _Unknowns:
-    """Atoms and bias as one vector: between, common, and where a cluster has several classes within and own; then b.
+    """Atoms and bias as one vector: between, common, and, if a cluster has several classes, within and own; then b.
 
     With ``squares``, shape (J,), the features of every cluster have this sum of squares: the objective is then that of
     the features scaled to it, and the multiplier of the constraint takes the place of the features' price. The classes
@@ -91,7 +91,7 @@ class _Unknowns:
         return ~self.pack(atoms, np.zeros(part.size)).astype(bool)
 
     def lower(self, x: Vector) -> Vector:
-        """Bounds; of features on spheres one entry stays, as a long step would take all of them to zero."""
+        """Bounds; features on spheres keep one entry, as a long step would take all of them to zero."""
         bound = np.where(self.nonnegative, 0.0, -np.inf)
         if self.squares is not None:
             common = slice(self.rows * self.q.num_clusters, 2 * self.rows * self.q.num_clusters)
@@ -102,7 +102,7 @@ class _Unknowns:
         return np.where(self.movable, bound, 0.0)
 
     def typical(self, x: Vector) -> float | Vector:
-        """The size beside which an unknown is small: of all, or of its class's features where that is given."""
+        """The size beside which an unknown is small: that of all, or of its class's features if that is given."""
         if self.squares is None:
             return float(np.max(np.abs(x)))
         parts = np.tile(np.sqrt(self.squares), self.parts * self.rows)
@@ -127,7 +127,7 @@ class _Unknowns:
         return own - along * (at.mean + (self.q.sizes - 1) * at.own), mean - along * at.mean
 
     def at(self, x: Vector) -> _Point:
-        """The objective there, its gradient, and what its Hessian is made of."""
+        """The objective at x, its gradient, and what its Hessian is made of."""
         q, contrasts = self.q, self.q.sizes - 1
         y, length = self.scaled(x)
         at, b = self.unpack(y)
@@ -191,7 +191,7 @@ class _Point:
     def projected(self) -> float:
         """How far the point moves in a projected gradient step of length 1 / lambda_Z."""
         step = self.gradient / self.unknowns.q.lambda_z
-        with np.errstate(over="ignore"):  # of a step that lost its way
+        with np.errstate(over="ignore"):  # in a step that has lost its way
             return float(np.linalg.norm(np.where(self.unknowns.nonnegative, np.minimum(step, self.x), step)))
 
 
@@ -212,7 +212,7 @@ def descend(
         b: the bias to start with.
         report: called with the objective at every iteration; may raise to interrupt.
         tol: the relative gap to reach; steps that gain next to nothing beside it are the last.
-        squares: shape (J,), the sum of squares of each cluster's features where it is given.
+        squares: shape (J,), the sum of squares of each cluster's features, if it is given.
         held: a cluster whose classes have equal features, ``own`` and ``within`` zero.
     """
     from scipy.optimize import minimize
@@ -240,7 +240,7 @@ def descend(
 
 
 def approach(q: Quotient, atoms: Atoms, b: Vector, tol: float = 0.0) -> tuple[Atoms, Vector]:
-    """The second half of :func:`descend` alone: for factors that are a minimum's already, of a problem nearby."""
+    """The second half of :func:`descend` alone: for factors that are already the minimum of a nearby problem."""
     unknowns = _Unknowns(q, len(atoms.own))
     atoms, b = unknowns.unpack(_approach(unknowns, unknowns.pack(atoms, b), None, tol, patience=1))
     return atoms.alive(q), b
@@ -252,7 +252,7 @@ def newton(
     """Newton's method on the gradient of the free unknowns, for factors that descent has brought near a minimum.
 
     The unknowns at zero change with every step, and H'H may have many nonnegative factors, along which nothing changes:
-    so the gradient may grow before it vanishes. The best point is kept, and where the method loses its way it starts
+    so the gradient may grow before it vanishes. The best point is kept, and if the method loses its way it starts
     again from there, with a damped Hessian.
     """
     unknowns = _Unknowns(q, len(atoms.own), squares, held)
@@ -274,7 +274,7 @@ def newton(
             norm = at.projected()
             if norm < least:
                 best, least = at, norm
-            elif not norm <= _LOST * max(start, least):  # NaN: beyond all numbers
+            elif not norm <= _LOST * max(start, least):  # true of NaN too
                 break
     return unknowns.unpack(best.x)
 

@@ -49,7 +49,7 @@ class LossHessian:
         return replace(self, mass=self.mass.astype(dtype, copy=False), to_logit=self.to_logit.astype(dtype, copy=False))
 
     def apply(self, X: Matrix, y: Vector, b: Vector) -> tuple[Matrix, Vector, Vector]:
-        """The Hessian times one direction; ``y`` is not read where no cluster has several classes."""
+        """The Hessian times one direction; ``y`` is not read if no cluster has several classes."""
         q, J = self.q, self.q.num_clusters
         d = self.to_logit * X
         d += (q.scales * b)[:, None]

@@ -1,17 +1,17 @@
-"""Interior-point method over overlaps, where what they may be has a barrier.
+"""An interior-point method over overlaps, for sets of them that have a barrier.
 
-With W and b eliminated the program with features >= 0 is the minimum of a smooth convex function phi(C) of the overlaps
+With W and b eliminated, the program for features >= 0 is the minimum of a smooth convex function phi(C) of the overlaps
 C = H'H (:mod:`.overlaps`), whose gradient is (lambda_Z / 2)(I - Q'Q) at the residual lambda_Z Q that solves X(Q) = QC.
 Two sets of C on either side of the program's have barriers:
 
-    doubly nonnegative C, in the coordinates of the parts of a cut cone a sum of such (:mod:`.witness`): a lower bound;
+    doubly nonnegative C, or a sum of such in the coordinates of a cut cone's parts (:mod:`.witness`): a lower bound;
     sums of l_i h_i h_i' along given directions h_i >= 0, l >= 0: features, an upper bound.
 
 Either is a sum of parts C_g = F_g x_g with rows_g x_g >= 0, and C_g positive semidefinite where F_g = I. A step is
-Newton's method on all conditions at once (Q, C and the multipliers of both), with Nesterov's and Todd's scaling for
+Newton's method on all conditions at once (Q, C and the multipliers of both), with the scaling of Nesterov and Todd for
 the semidefinite ones and Mehrotra's predictor and corrector for the others. With up to 60 clusters the second
-derivative of phi, of order J^2 / 2, is formed: from a point near the optimum ten to twenty steps go to 1e-11. What
-begins there and what its end says is in :mod:`.interior_bounds`.
+derivative of phi, of order J^2 / 2, is formed: from a point near the optimum ten to twenty steps reach 1e-11. What
+starts there, and what the end of it says, is in :mod:`.interior_bounds`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from collapsar.solver.overlap_model import OverlapPoint, Response, response
 from collapsar.solver.symmetry import Quotient
 
 _STEPS = 80  # ten to sixty are usual
-_PATIENCE = 6  # steps that come no nearer: float64 gives no more
-_OFF = 0.2  # of what a slope that is not met could cost: it is met by most overlaps
-_INSIDE = 0.95  # of a step to the boundary
-_POSITIVE = 0.9  # of one to where a probability is zero
-_LEAST = 1e-3  # what a step leaves of complementarity, at least
-_LONG = 0.3  # a predictor from here on says something about the curvature
-_SHORTEST = 1e-5  # of a step
-_UNIT = 1e-15  # of a diagonal: rounding, and ten times as much until Cholesky's factor exists
+_PATIENCE = 6  # steps that come no nearer: float64 allows no more
+_OFF = 0.2  # share of what an unmet slope could cost: most overlaps meet it
+_INSIDE = 0.95  # share of the step to the boundary that is taken
+_POSITIVE = 0.9  # share of the step to where a probability is zero
+_LEAST = 1e-3  # a step leaves at least this share of complementarity
+_LONG = 0.3  # a predictor at least this long says something about the curvature
+_SHORTEST = 1e-5  # share of a step that is still worth taking
+_UNIT = 1e-15  # relative to a diagonal: rounding, raised tenfold until the Cholesky factor exists
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Space:
 
     @cached_property
     def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Row and column of every entry, of a contrast its place on the diagonal."""
+        """Row and column of every entry; for a contrast, its place on the diagonal."""
         i, j = np.triu_indices(self.q.num_clusters)
         return np.append(i, self.several), np.append(j, self.several)
 
@@ -88,12 +88,12 @@ class Space:
         return D[:-1] + np.diag(D[-1])
 
     def vector(self, C: Matrix, gamma: Vector) -> Vector:
-        """The overlaps C, of which gamma is contrasts."""
+        """The overlaps C, whose contrasts are gamma, as a vector."""
         (i, j), between = self.pairs, self.size - self.several.size
         return np.append((C - np.diag(gamma))[i[:between], j[:between]], gamma[self.several])
 
     def paired(self, M: Matrix, last: Vector | None = None) -> Vector:
-        """<M, E_a> over all entries, where contrasts have a derivative of their own last."""
+        """<M, E_a> over all entries; for contrasts ``last`` instead, if given."""
         i, j = self.pairs
         out = 2 * self.half * M[i, j]
         if last is not None:
@@ -142,7 +142,7 @@ class Part:
 
     Attributes:
         space: the overlaps.
-        rows: one inequality a row.
+        rows: one inequality per row.
         onto: shape (P, n).
     """
 
@@ -156,7 +156,7 @@ class Part:
 
     @property
     def count(self) -> int:
-        """Complementary pairs."""
+        """The number of complementary pairs."""
         return len(self.rows.indptr) - 1 + (self.space.q.num_clusters if self.onto is None else 0)
 
 
@@ -181,7 +181,7 @@ class At:
 
     @cached_property
     def slack(self) -> Vector:
-        """Of the rows."""
+        """The slack of the rows."""
         return self.part.rows @ self.x
 
     @property
@@ -192,7 +192,7 @@ class At:
 
     @property
     def pull(self) -> Vector:
-        """What the multipliers hold the slope with."""
+        """The pull of the multipliers against the slope."""
         value = self.part.rows.T @ self.nu
         return value if self.T is None else value + self.part.space.paired(self.T)
 
@@ -202,7 +202,7 @@ class At:
         return At(self.part, self.x + length * step.x, self.nu + length * step.nu, T)
 
     def room(self, step: At) -> float:
-        """How far the point may go, and its multipliers."""
+        """How far the point and its multipliers may go."""
         room = min(ratio(self.slack, step.slack), ratio(self.nu, step.nu))
         if self.T is None or step.T is None:
             return room
@@ -226,7 +226,7 @@ class At:
         return K if self.T is None else K + self.part.space.scaled(self.inverses[1])
 
     def right(self, mu: float, ahead: At | None) -> Vector:
-        """What a step is to meet beside the slope, with the predictor's second order."""
+        """What a step is to meet besides the slope, with the predictor's second-order term."""
         value = self.part.rows.T @ self._complement(mu, ahead)
         return value if self.T is None else value + mu * self.part.space.paired(self.inverses[0])
 
@@ -251,9 +251,9 @@ def interior_point(points: Sequence[At], Q: Matrix, enough: float) -> tuple[Sequ
     """The optimum over the sum of some parts.
 
     Args:
-        points: where the parts begin, strictly inside; of one space, one with ``onto``, or any number without.
+        points: where the parts begin, strictly inside; all in one space, one with ``onto`` or any number without.
         Q: the residual over lambda_Z to begin with, shape (J + 1, J), all probabilities positive.
-        enough: of the gap, in units of lambda_Z / 2.
+        enough: the gap that suffices, in units of lambda_Z / 2.
 
     Returns:
         The best points and the residual over lambda_Z there.
@@ -280,7 +280,7 @@ def interior_point(points: Sequence[At], Q: Matrix, enough: float) -> tuple[Sequ
             break
         try:
             steps, dQ, length = _step(points, here, follow, towards, slope)
-        except np.linalg.LinAlgError:  # as far as float64 goes
+        except np.linalg.LinAlgError:  # this is as far as float64 goes
             break
         if length < _SHORTEST:
             break
@@ -325,7 +325,7 @@ def _solver(matrix: Matrix) -> Callable[[Vector], Vector]:
     """The solution of a positive definite system, refined once.
 
     Raises:
-        LinAlgError: it is none, or not finite.
+        LinAlgError: the matrix is not positive definite, or not finite.
     """
     if not np.isfinite(matrix).all():
         raise np.linalg.LinAlgError("the matrix of the step is not finite")
@@ -362,5 +362,5 @@ def largest_step(X: Matrix, dX: Matrix) -> float:
 
 
 def symmetric(M: Matrix) -> Matrix:
-    """Without what rounding has made unlike."""
+    """M without the asymmetry that rounding has left."""
     return (M + M.T) / 2

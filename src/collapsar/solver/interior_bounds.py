@@ -1,4 +1,4 @@
-"""What interior points say of the program with features >= 0: the relaxation below it, features along directions above.
+"""Bounds from interior points on the program with features >= 0: a relaxation below, features along directions above.
 
 Both begin near the optimum, where descent ended: :mod:`.interior` has the method and the two sets of overlaps.
 """
@@ -21,11 +21,11 @@ from collapsar.solver.witness import Witness, coordinates, sides
 
 _AWAY = 3e-2  # how far from the boundary a start is moved, in units of the features' sizes
 _MU = 1e-3  # complementarity of a start, in squares of a typical feature
-_MIXED = 0.3  # where a start is moved to, off the diagonal
-_SMALLEST = 1e-3  # of a typical squared feature: classes that vanish are measured by it
-_NEW = 1e-3  # of the mean weight: a new direction's
+_MIXED = 0.3  # what a start is moved towards, off the diagonal
+_SMALLEST = 1e-3  # relative to a typical squared feature: the yardstick for classes that vanish
+_NEW = 1e-3  # weight of a new direction, relative to the mean
 _NEW_MU = 1e-6  # complementarity where directions are added
-_NOTHING = 1e-8  # of the largest weight
+_NOTHING = 1e-8  # relative to the largest weight
 
 
 class Relaxation(NamedTuple):
@@ -50,10 +50,10 @@ def relaxation(q: Quotient, atoms: Atoms, S: Columns, witness: Witness, enough: 
         atoms: the features to begin with, not all zero.
         S: the softmax there.
         witness: multipliers to begin with, and the cuts.
-        enough: of the gap, nats.
+        enough: the gap that suffices, nats.
 
     Returns:
-        The optimum; None where probabilities are so small that a residual does not tell them from zero.
+        The optimum; None if probabilities are so small that a residual does not tell them from zero.
     """
     space, J, lam2 = Space(q), q.num_clusters, q.lambda_z**2
     Q, (C, gamma) = residual(q, S).over(q.lambda_z), atoms.gram()
@@ -104,7 +104,7 @@ def _beginning(space: Space, A: Matrix, here: OverlapPoint, num_parts: int, know
 
 
 def _cone(space: Space, A: Matrix) -> Part:
-    """C with A C A' >= 0, whose classes of one cluster overlap by no less than zero, nor less than wholly."""
+    """C with A C A' >= 0, whose classes of one cluster overlap by no less than zero and no more than wholly."""
     (i, j), (k, m) = np.triu_indices(space.q.num_clusters, 1), space.pairs
     between, several = space.size - space.several.size, space.several.size
     pairs = np.where(k == m, A[i][:, k] * A[j][:, k], A[i][:, k] * A[j][:, m] + A[i][:, m] * A[j][:, k])
@@ -121,11 +121,11 @@ def best_weights(
 
     Args:
         q: J clusters, at most sixty or so.
-        own: directions h >= 0 of any size, one a row: what they have on one class of each cluster.
+        own: directions h >= 0 of any size, one per row: what they have on one class of each cluster.
         common: what they have on all classes.
-        weight: to begin with, 0 for new ones.
+        weight: the weights to begin with, 0 for new directions.
         Q: the residual to begin with over lambda_Z, (J + 1, J).
-        enough: of the gap, nats.
+        enough: the gap that suffices, nats.
 
     Returns:
         The factors, without those whose weight is nearly zero, the bias, and the residual over lambda_Z.

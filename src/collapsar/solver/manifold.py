@@ -6,7 +6,7 @@ lambda(||dU||^2 + ||dV||^2) - 2 <R, dU dV'>, minimised over all (dU, dV) that gi
 
     even:  1 / (sigma_j / (lambda - rho_i) + sigma_i / (lambda - rho_j)),    odd: the same with lambda + rho,
 
-rho = diag(A'RB). Both vanish nowhere but where both singular values live and even = 0: there the loss alone curves.
+rho = diag(A'RB). Neither vanishes, except that even = 0 where both singular values live: there only the loss curves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collapsar.solver.objective import Columns, Residual, predict, residual
 from collapsar.solver.symmetry import Blocks, Quotient, centred
 
 _TINY = 1e-300
-_SMALL = 64  # clusters up to which float64 costs nothing
+_SMALL = 64  # up to this many clusters float64 costs nothing extra
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def newton_system(q: Quotient, x: Point, basis: Basis) -> NewtonSystem:
     y_weight = np.where(alive, width * np.maximum(lam - x.R.within, 0.0) / np.where(alive, 2 * x.y, 1.0), 0.0) + _TINY
     gb = q.bias_weight * x.b - q.sizes * x.R.bias if q.lambda_b < np.inf else np.zeros(J)
     gradient = np.concatenate([G.ravel(), np.where(alive, width * (lam - x.R.within), 0.0), gb])
-    # conjugate gradients need few digits and most of the time: beyond the cache, half the bytes are half of it
+    # conjugate gradients need few digits but most of the time: beyond the cache, half the bytes take half as long
     work: Any = np.float32 if J > _SMALL else np.float64
     A, B, even, odd, same, swap = (part.astype(work, copy=False) for part in (A, B, even / 2, odd / 2, *pair))
     bias = loss.bias_diagonal + q.bias_weight
