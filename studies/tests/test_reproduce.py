@@ -455,7 +455,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(reproduce, "run_sweep", pressed)
     assert run(monkeypatch, "fig5", "--preset", "tiny", "--out", str(tmp_path)) == 130
-    assert capsys.readouterr().err == ("collapsar: fig5 was interrupted; the same command goes on where it stopped\n")
+    assert capsys.readouterr().err == ("collapsar: fig5 was interrupted; run the same command again to resume\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")

@@ -1,8 +1,8 @@
-"""Is it worth adjusting the head penalty during training, from monitored penalties, in place of setting it once?
+"""Is it worth adjusting the head penalty during training, from monitored penalties, instead of setting it once?
 
 Three recipes from the same weights: nothing; the advised factor from the first epoch; and a trainer that begins with
-nothing done, reads every few epochs the penalty that its head acts under from the balance of norms, and lowers the
-head's penalty whenever that exceeds the advised level.
+nothing done, every few epochs reads off the balance of norms the penalty that acts on its head, and lowers the head's
+penalty whenever that exceeds the advised level.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the measured switches of ordinary training say about each model, as the small data file that advice reads.
 
 ``python -m collapsar_studies.advice_evidence results/effective/effective.json >
-src/collapsar/advise/weight_decay.json`` brings the file in step with a record.
+src/collapsar/advise/weight_decay.json`` brings the file up to date with a record.
 """
 
 from __future__ import annotations

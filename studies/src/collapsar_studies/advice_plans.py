@@ -1,4 +1,4 @@
-"""What the advice study compares: settings, and in each the recipes of the advice and of those who have none."""
+"""What the advice study compares: settings, and in each the recipes with and without the advice."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def standard_advice(setting: Setting) -> StandardAdvice:
 
 
 def recipes(setting: Setting) -> dict[str, Recipe]:
-    """Every method's recipe; recipes that are equal are trained once.
+    """Every method's recipe; equal recipes are trained once.
 
     "sweep:X" are the values of a sweep of the penalties (penalised) or of the weight decay.
     """
@@ -216,7 +216,7 @@ def recipes(setting: Setting) -> dict[str, Recipe]:
 
 
 def _advised(setting: Setting, base: Recipe) -> dict[str, Recipe]:
-    """The cheapest remedy; then by family, and with twice the room: to see what each is worth."""
+    """The cheapest mitigation, then one per family, then with twice the room, to see what each is worth."""
     if setting.adamw is not None:
         safe = standard_advice(setting).largest_decay
         return {"advice": base if safe is None else replace(base, weight_decay=safe)}
@@ -242,10 +242,10 @@ def _advised(setting: Setting, base: Recipe) -> dict[str, Recipe]:
 
 
 def carried_out(base: Recipe, treatment: Treatment) -> Recipe:
-    """A suggested remedy as training does it.
+    """A suggested mitigation, as training applies it.
 
     Raises:
-        ValueError: the remedy needs new samples, or a feature penalty that grows with the copies.
+        ValueError: the mitigation needs new samples, or a feature penalty that grows with the copies.
     """
     assert base.penalties is not None
     if treatment.family not in POSSIBLE:

@@ -78,7 +78,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done about the imbalance, as what training does.
+    """What is done about the imbalance, in terms of what training does.
 
     Attributes:
         problem: the convex program of it: counts, loss, feature mass; its own lambda_z is the one that acts.
@@ -87,7 +87,7 @@ class Recipe:
         multipliers: copies per sample of each class; None: each sample once.
         penalised_samples: what the batch's mean squared feature length is multiplied with, besides lambda_H / 2.
         retrain_head: epochs of a fresh head on class-balanced batches with the body frozen; 0: none.
-        standard: a LayerNorm before the head, AdamW and a cosine schedule in place of the paper's.
+        standard: a LayerNorm before the head, AdamW and a cosine schedule instead of the paper's.
         rate: AdamW's at its peak.
         body_decay: AdamW's of all but the head's weight; None: ``weight_decay``.
     """

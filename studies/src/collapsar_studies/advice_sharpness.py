@@ -1,7 +1,8 @@
 """Is the least oversampling factor sharp? Networks trained at 0.9 and at 1.1 times it.
 
 Penalised training on real images, feature penalty repeated with every copy. The penalty is chosen so that theory's
-least factor is a given number; below it the optimum has no predictions of the minority's own, above it has.
+least factor is a given number; below it the optimum has no predictions of the minority's own; above, it
+does.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Sharpness:
 
     @property
     def problem(self) -> Problem:
-        """Training without a remedy, at the penalty whose least factor is ``least_factor``."""
+        """Training without a mitigation, at the penalty whose least factor is ``least_factor``."""
         plain = Problem(self.class_counts, 1.0, LAMBDA_B, features="nonnegative")
         edge = thresholds(self.at(self.least_factor, plain)).vanish[-1]
         return plain.replace(lambda_z=float(edge))

@@ -1,6 +1,6 @@
 """Does following the advice help? Small networks on real images, against what people do without it.
 
-One file per setting and seed, so that a study that was cut off goes on where it stopped; the summary is made from the
+One file per setting and seed, so that an interrupted study resumes where it stopped; the summary is made from the
 files that are there.
 """
 
@@ -58,7 +58,7 @@ def run(
             "acting" (the same at decays whose clock is 3 and more; 4 settings) or "tiny" (digits, half a minute).
         out: folder for the records, ``cells/SETTING-seedS.json`` and ``sharpness.json``, and for ``advice.json``,
             ``advice.png`` and ``advice.svg``.
-        seeds: others than the preset's.
+        seeds: to use instead of the preset's.
         jobs: processes; more than one needs joblib.
         progress: see ``Progress``.
 
@@ -130,7 +130,7 @@ def _cells(work: list[tuple[Setting, int]], schedule: Schedule, folder: Path, jo
 
 
 def _run_cell(setting: Setting, seed: int, schedule: Schedule, folder: Path) -> None:
-    """Train every method of one setting with one seed; equal recipes once, and those of an older plan not again."""
+    """Train every method of one setting with one seed; equal recipes once, and none that an older plan has trained."""
     path = _file(folder, setting, seed)
     plan, environment = _plan(setting, seed, schedule), _environment()
     old = _read(path, plan)
@@ -196,7 +196,7 @@ def _file(folder: Path, setting: Setting, seed: int) -> Path:
 
 
 def _load(folder: Path, setting: Setting, seed: int, schedule: Schedule) -> Record | None:
-    """A cell's record; None where it is not there, is damaged, or was made by another plan.
+    """A cell's record; None where it is missing, is damaged, or was made by another plan.
 
     Recipes are compared as they are stored, to six digits: the last digits of a penalty differ between machines.
     """

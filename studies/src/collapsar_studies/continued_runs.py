@@ -25,7 +25,7 @@ def continued(job: Job, epochs: int) -> Job:
 
     Args:
         job: The run before.
-        epochs: At most so many more, fewer where the head's relative gradient falls below .01; looked at four times.
+        epochs: How many more at most; fewer if the head's relative gradient, checked four times, falls below .01.
 
     Example:
         >>> from collapsar_studies.presets import figure_plan
@@ -47,7 +47,7 @@ def continued(job: Job, epochs: int) -> Job:
 
 
 def continued_record(job: Job, cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a run that went on has ended, with its distance to both optima at the penalties that its head feels.
+    """Where a continued run ended, with its distance to both optima at the penalties that its head feels.
 
     Args:
         job: The run, as ``continued`` gives it.

@@ -46,15 +46,15 @@ K_A = K_B = 5
 
 @dataclass(frozen=True)
 class RateSweep:
-    """One learning rate, which a static theory does not know: networks, imbalances and seeds swept at it.
+    """One learning rate, which a static theory does not know, with the networks, imbalances and seeds swept at it.
 
     Attributes:
-        learning_rate: Of the first of three stages; the others have a tenth and a hundredth of it.
+        learning_rate: Of the first of three stages; the others use a tenth and a hundredth of it.
         steps: SGD steps of a run.
         minorities: Images of each of the five small classes.
         layers: Decayed linear layers above the batch normalisation, the head included; 0: no normalisation.
         branches: Of ``BRANCHES``.
-        seeds: Of weights and order.
+        seeds: Of the weights and the order of samples.
     """
 
     learning_rate: float

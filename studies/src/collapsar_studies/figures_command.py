@@ -29,10 +29,10 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for NAME.json, NAME.png
 )
 def theory(
     out: Out = Path("results/theory"),
-    only: Annotated[list[str] | None, typer.Option("--only", help="Draw this one only; may be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Draw only this picture; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw every picture of the theory, with its record: takes about 15 s and writes the same files each time."""
+    """Draw every picture of the theory, with its record; this takes about 15 s and always writes the same files."""
     from collapsar_studies.theory_figures import FIGURES, theory_figures
 
     log = Console(stderr=True, highlight=False)
@@ -76,12 +76,16 @@ def table(as_json: Json = False) -> None:
     collapsar figures remedies exp:5000:50:10 --lambda-z 0.0003 --out runs/remedies --json"""
 )
 def remedies(
-    counts: Annotated[str, typer.Argument(metavar="COUNTS", help="As for `collapsar solve`.", show_default=False)],
+    counts: Annotated[
+        str, typer.Argument(metavar="COUNTS", help="Class counts, as for `collapsar solve`.", show_default=False)
+    ],
     lambda_z: Annotated[float, typer.Option("--lambda-z", help="Penalty of the mean predictions.", show_default=False)],
     lambda_b: Annotated[
         float, typer.Option("--lambda-b", help="Penalty of the head's bias; inf: no bias, 0: free bias.")
     ] = math.inf,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write record and picture into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write the record and the picture into this folder.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What each mitigation of imbalance does to these counts: thresholds, states, margins, for both feature models."""
@@ -109,7 +113,7 @@ def _print_table(record: dict[str, Any]) -> None:
             cells = [_inside(row[model][event], row["inside"][model][event]) for model in ("signed", "nonnegative")]
             shown.add_row(f"{row['figure']}: k=({k_a},{k_b}), {what}", event, seen, *cells)
     console.print(shown)
-    console.print("networks: bracket that can be read from the figure; * the model's value lies in it")
+    console.print("networks: the bracket that can be read from the figure; *: the model's value lies in it")
 
 
 def _inside(value: float, inside: bool) -> str:
@@ -119,7 +123,7 @@ def _inside(value: float, inside: bool) -> str:
 def _print_remedies(record: dict[str, Any]) -> None:
     groups = record["groups"]
     last = len(groups) - 1
-    shown = Table("remedy", "merge (signed)", "vanish", "state", "margins: largest", "smallest")
+    shown = Table("mitigation", "merge (signed)", "vanish", "state", "margins: largest", "smallest")
     for remedy in record["remedies"]:
         signed, other = remedy["signed"], remedy["nonnegative"]
         shown.add_row(
@@ -134,8 +138,8 @@ def _print_remedies(record: dict[str, Any]) -> None:
     console.print(shown)
     console.print(
         f"Of the smallest classes ({groups[last]['classes']} of {groups[last]['samples']} samples): lambda_z at which "
-        "they merge with signed features; at which they vanish, and their state, with nonnegative ones. Margins in "
-        "nats, nonnegative features, without the offsets and scales of the training loss.",
+        "they merge with signed features and vanish with nonnegative ones, and their state with the latter. "
+        "Margins are in nats, for nonnegative features, without the offsets and scales of the training loss.",
         soft_wrap=True,
     )
 

@@ -1,4 +1,4 @@
-"""What can be reproduced, by name: apart from what does it, which imports torch for seconds."""
+"""What can be reproduced, by name: kept apart from the code that does it, which takes seconds to import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ADVICE_PRESETS = ("cpu", "long", "tiny", "standard", "acting")
 
 
 def check(name: str, preset: str) -> None:
-    """Refuse what does not exist.
+    """Refuse a name or preset that does not exist.
 
     Raises:
         ValueError: there is no such name, or no such preset of it.

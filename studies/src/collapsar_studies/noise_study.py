@@ -24,7 +24,7 @@ class Noise:
         ways: (learning rate, steps, images in a batch); 0: all of them, without noise.
         layers: Decayed linear layers above the normalisation.
         places: Which of the decays of each network: around its switch.
-        seeds: Of weights and order.
+        seeds: Of the weights and the order of samples.
     """
 
     preset: str

@@ -1,4 +1,4 @@
-"""What the two commands share: their option --json and what it prints."""
+"""What the two commands share: the option --json and what it prints."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import typer
 
 from collapsar.core.records import to_json
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     print(json.dumps(to_json(record), allow_nan=False))

@@ -1,6 +1,6 @@
 """The tables of docs/reproduce.md and docs/advise.md that are made from records.
 
-``python -m collapsar_studies.page`` at the root of the checkout writes them anew: each stands between a line
+``python -m collapsar_studies.page`` at the root of the checkout writes them again: each stands between a line
 ``<!-- made from results/NAME -->`` and the next ``<!-- end -->``.
 """
 
@@ -19,14 +19,14 @@ _PLACE = re.compile(r"(<!-- made from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(page: str, root: Path) -> str:
-    """The page with every table made anew.
+    """The page with every table made again.
 
     Args:
         page: Its text.
         root: The checkout, which has the records.
 
     Raises:
-        ValueError: A place asks for a table that nobody makes.
+        ValueError: A place asks for an unknown table.
     """
 
     def made(place: re.Match[str]) -> str:

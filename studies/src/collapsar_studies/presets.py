@@ -49,11 +49,11 @@ class Preset:
         networks: The three networks of Figs. 1 and 2.
         curves: The networks of Figs. 3 and 4 on Dataset1 and Dataset2, and of Figs. 5 to 9.
         shrink: By what the counts of each figure are divided; 1 where none is given.
-        seeds: Of weights and order.
+        seeds: Of the weights and the order of samples.
         steps: SGD steps of a run; 0: the paper's epochs, learning rates and weight decay on every parameter. Else the
             decay that the head feels is part of its penalties and the rest of the network is not decayed.
         clip_norm: Of ``TrainConfig``.
-        values: Take every so many-th value of a figure's axis.
+        values: Take only every n-th value of a figure's axis.
     """
 
     name: str
@@ -130,13 +130,13 @@ def figure_plan(
     Args:
         figure: 1 to 9.
         preset: A key of ``PRESETS``.
-        dataset: Another data set than the preset's.
-        network: Another network than the preset's, a key of ``collapsar.training``'s registry; in Figs. 1 and 2 it
+        dataset: A data set other than the preset's.
+        network: A network other than the preset's, a key of ``collapsar.training``'s registry; in Figs. 1 and 2 it
             stands alone.
-        seeds: Others than the preset's.
+        seeds: To use instead of the preset's.
 
     Raises:
-        ValueError: An argument is none of these.
+        ValueError: An argument is not one of these.
 
     Example:
         >>> plan = figure_plan(5, "cpu")
@@ -253,7 +253,7 @@ def _small(size: Preset, counts: tuple[int, ...], penalties: Penalties, model: M
 def perceptron_run(
     dataset: str, class_counts: tuple[int, ...], penalties: Penalties, model: ModelSpec, steps: int, seed: int
 ) -> TrainConfig:
-    """A run of so many steps whatever the counts: steps, not epochs, bring a network to rest. Always on the CPU.
+    """A run of so many steps, whatever the counts, on the CPU: steps, not epochs, bring a network to rest.
 
     The schedule and the warm start are those of the paper's Figs. 5 to 8; gradients are clipped at norm 1 (see
     ``collapsar.training.recipes``).

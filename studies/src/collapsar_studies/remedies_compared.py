@@ -1,4 +1,4 @@
-"""Remedies side by side: what each does to thresholds, margins and geometry of the optimum."""
+"""Mitigations side by side: what each does to thresholds, margins and geometry of the optimum."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from collapsar.core.types import Matrix, Record
 
 
 def standard_remedies(counts: ArrayLike) -> tuple[Remedy, ...]:
-    """Plain training, every remedy at a usual setting, and combinations.
+    """Plain training, every mitigation at a usual setting, and combinations.
 
     Example:
         >>> len(standard_remedies([500, 500, 100]))
@@ -64,7 +64,7 @@ def standard_remedies(counts: ArrayLike) -> tuple[Remedy, ...]:
 
 
 def compare_remedies(problem: cs.Problem, remedies: Sequence[Remedy] | None = None, tol: float = 1e-9) -> Record:
-    """Optima, thresholds and geometry of one problem under several remedies, for both feature models where both exist.
+    """Optima, thresholds and geometry of one problem under several mitigations, for both feature models if both exist.
 
     Args:
         problem: counts and penalties; usually plain. Its feature model is ignored.
@@ -74,10 +74,10 @@ def compare_remedies(problem: cs.Problem, remedies: Sequence[Remedy] | None = No
     Returns:
         A JSON-able record; NaN is what does not exist. Vectors have one entry per group of classes with equal counts,
         largest first. Thresholds are in units of the problem's own lambda_z (lambda_w where features are normalised),
-        before the remedy.
+        before the mitigation.
 
     Raises:
-        ValueError: two remedies share a name.
+        ValueError: two mitigations share a name.
 
     Example:
         >>> record = compare_remedies(cs.Problem("500x5,100x5", 0.0036, 0.02))
@@ -112,7 +112,7 @@ def compare_remedies(problem: cs.Problem, remedies: Sequence[Remedy] | None = No
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What one remedy makes of one problem; lists have one entry per group of classes with equal counts."""
+    """What one mitigation makes of one problem; lists have one entry per group of classes with equal counts."""
 
     lambda_z: float
     status: str

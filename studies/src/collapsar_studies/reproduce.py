@@ -1,4 +1,4 @@
-"""Every figure of the paper and three studies from one call: train what is missing, compare with theory, draw."""
+"""Every figure of the paper and most studies from one call: train what is missing, compare with theory, draw."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Request:
     Attributes:
         name: One of ``NAMES``.
         preset: "paper", "cpu" or "tiny".
-        dataset: Another data set than the preset's.
-        network: Another network than the preset's; figures only.
-        seeds: Others than the preset's; figures and which-model only.
+        dataset: A data set other than the preset's.
+        network: A network other than the preset's; figures only.
+        seeds: To use instead of the preset's; not for effective.
         beyond: At most so many epochs more for each run, until its head is stationary; where the record says "beyond".
             Figures and which-model only. Runs that ended without it would have to be trained again.
 
@@ -60,13 +60,13 @@ class Request:
         if self.preset not in PRESETS:
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if self.network is not None and not self.name.startswith("fig"):
-            raise ValueError(f"`network` is for the figures; {self.name} compares networks of its own; leave it out")
+            raise ValueError(f"`network` is for the figures; {self.name} has networks of its own: leave it out")
         if self.seeds and self.name == "effective":
             raise ValueError("`seeds` are fixed for effective, sweep by sweep; leave them out")
         if self.beyond < 0 or (self.beyond and not self.name.startswith("fig") and self.name != "which-model"):
-            raise ValueError(f"`beyond` must be epochs >= 0, and 0 for {self.name}, got {self.beyond}")
+            raise ValueError(f"`beyond` must be a number of epochs >= 0, and 0 for {self.name}, got {self.beyond}")
         if self.dataset is not None and self.name in ("noise", "rest", "starts", "text"):
-            raise ValueError(f"`dataset` of {self.name} is that of its preset, got {self.dataset!r}; leave it out")
+            raise ValueError(f"`dataset` of {self.name} is fixed by its preset, got {self.dataset!r}; leave it out")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must differ, got {', '.join(map(str, self.seeds))}")
 
@@ -78,11 +78,11 @@ class Place:
     Attributes:
         out: Folder of all results; each name gets its own inside.
         scratch: For the checkpoints of runs in progress.
-        data_dir: Where the data set lies, if not in a standard place.
+        data_dir: Folder of the data set, if it is not in a standard place.
         jobs: Processes; -1: one per core.
         dask_scheduler: Address of a dask cluster to run on.
         at_once: Runs side by side on one GPU, in this process.
-        stop: Ends the runs once it says True, see ``SweepSettings``; what has ended is drawn.
+        stop: Ends the runs once it returns True, see ``SweepSettings``; finished runs are drawn.
     """
 
     out: Path
@@ -100,7 +100,7 @@ class Place:
 
 
 def needs_a_gpu(request: Request) -> str:
-    """One sentence where the runs ask for a GPU and this machine has none, else nothing.
+    """One sentence if the runs need a GPU and this machine has none, else an empty string.
 
     Example:
         >>> needs_a_gpu(Request("fig5", "tiny"))
@@ -115,7 +115,7 @@ def needs_a_gpu(request: Request) -> str:
     names = ", ".join(sorted({config.model.name for config in configs}))
     return (
         f"{request.name} at the preset {request.preset} shows {images:.1e} images to {names}: hours on a GPU, weeks on "
-        "the CPU that it will run on here"
+        "the CPU, which this machine will use"
     )
 
 
@@ -143,7 +143,7 @@ def reproduce(request: Request, place: Place, *, progress: Progress | None = Non
     cells = run_sweep([tuple(job.cell for job in chain) for chain in chains], place.settings(home), progress, note)
     missing = {job.cell.key for chain in chains for job in chain} - cells.keys()
     if missing and (not cells or request.name == "effective"):
-        raise TrainingInterrupted(f"{len(missing)} runs of {request.name} have not ended yet; the same call goes on")
+        raise TrainingInterrupted(f"{len(missing)} runs of {request.name} are not finished yet; call again to resume")
     record = finish(cells)
     if longer:
         went_on = [job for job in _ended(longer, cells) if cells[job.cell.key]["result"] is not None]
@@ -162,7 +162,7 @@ _Finish = Callable[[Mapping[str, Record]], Record]
 
 
 def _plan(request: Request, data_dir: Path | None = None) -> tuple[Sequence[Sequence[Job]], str, _Finish]:
-    """The runs, the folder of their cells, and what makes the record of those that have ended."""
+    """The runs, the folder of their cells, and the function that makes the record of the finished ones."""
     if request.name == "which-model":
         grid = WHICH_MODEL[request.preset]
         grid = replace(grid, dataset=request.dataset or grid.dataset, seeds=request.seeds or grid.seeds)

@@ -1,4 +1,4 @@
-"""``collapsar reproduce``: the paper's figures and three studies, trained, compared with theory and drawn."""
+"""``collapsar reproduce``: the paper's figures and the studies, trained, compared with theory and drawn."""
 
 from __future__ import annotations
 
@@ -39,32 +39,37 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="fig1 to fig9, which-model, effective, standard, noise, rest, starts, text, all of these, or advice.",
+            help="fig1 to fig9, which-model, effective, standard, noise, rest, starts, text, all (of these) or advice.",
             show_default=False,
         ),
     ],
     preset: Annotated[
-        str, typer.Option(help="paper: its settings in full, on a GPU; cpu: minutes on two cores; tiny: seconds.")
+        str, typer.Option(help="paper: the paper's full settings, on a GPU; cpu: minutes on two cores; tiny: seconds.")
     ] = "cpu",
-    data: Annotated[str | None, typer.Option("--data", help="A data set other than the preset's.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data set to use instead of the preset's.")] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder with the data set's files.")] = None,
-    network: Annotated[str | None, typer.Option("--network", help="Another network; figures only.")] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", help="Other seeds; may be repeated.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the results; default results, or runs/reproduce-PRESET.")
+    network: Annotated[str | None, typer.Option("--network", help="Another network, for figures only.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seed to use instead of the preset's; may be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", help="Processes; -1: one per core. More than one needs joblib.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the results; default: results (cpu), else runs/reproduce-PRESET."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", help="Number of processes; -1: one per core. More than one needs joblib.")
+    ] = 1,
     dask_scheduler: Annotated[
         str | None, typer.Option("--dask-scheduler", help='Train on a dask cluster: "tcp://host:8786".')
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train the networks behind a figure of Hong & Ling (2024), and draw it with both feature models over it.
+    """Train the networks behind a figure of Hong & Ling (2024), and draw it together with both feature models.
 
-    Runs that are done are not repeated: an interrupted command resumes where it stopped when it is run again. Studies
-    go beyond the paper: which-model compares the same network with and without its last ReLU with both feature models;
+    Finished runs are not repeated: after an interruption, run the same command again to resume. The studies go beyond
+    the paper: which-model trains one network with and without its last ReLU and compares both with both feature models;
     effective asks what predicts the loss of the small classes when there is nothing but weight decay; standard trains
-    as people do, a norm before the head and decay on it, by SGD and AdamW. The last, advice, asks whether following
+    as people do, with a norm before the head and decay on it, by SGD and AdamW; advice asks whether following
     `collapsar advise` helps.
     """
     check(name, preset)
@@ -94,7 +99,7 @@ def reproduce(
 def _advice(
     folder: Path, preset: str, seeds: tuple[int, ...], jobs: int, given: Mapping[str, Any], *, as_json: bool
 ) -> None:
-    """The study of the advice has its own sweep, on data and networks of its own."""
+    """Run the study of the advice, which has its own sweep, data and networks."""
     from collapsar_studies.advice_study import run as run_advice
 
     unknown = [option for option, value in given.items() if value is not None]
@@ -109,7 +114,7 @@ def _advice(
 
 
 def _fitting(each: str, name: str, network: str | None, seed: list[int] | None) -> tuple[str | None, tuple[int, ...]]:
-    """Under "all", the options that a study does not know are for the others."""
+    """Under "all", options that a study does not know are meant for the others."""
     skip = name == "all"
     return (
         None if skip and not each.startswith("fig") else network,
@@ -119,11 +124,11 @@ def _fitting(each: str, name: str, network: str | None, seed: list[int] | None) 
 
 @contextmanager
 def _going_on(name: str) -> Iterator[None]:
-    """What Ctrl-C says: of the whole command, not of the one run that it stopped."""
+    """Make Ctrl-C speak of the whole command, not of the one run that it stopped."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{name} was interrupted; the same command goes on where it stopped") from None
+        raise KeyboardInterrupt(f"{name} was interrupted; run the same command again to resume") from None
 
 
 def _complain(sentence: str) -> None:
@@ -131,7 +136,7 @@ def _complain(sentence: str) -> None:
 
 
 class _Bar:
-    """A bar for people, a line now and then for a log file."""
+    """A progress bar in a terminal, a line now and then in a log file."""
 
     def __init__(self, name: str) -> None:
         self.name, self.last = name, time.monotonic()
@@ -288,7 +293,7 @@ def _beside(run: Mapping[str, Any]) -> list[str]:
 
 
 def _starts(record: Mapping[str, Any]) -> Table:
-    """Ways to the threshold, each network beside the model of its norm."""
+    """Ways to approach the threshold, each network beside the model of its norm."""
     table = _table("norm", "/ merge", "way", "seed", "Z", "b", "contrast A, B", "of the optimum", "merged")
     for run in record["runs"]:
         labels = run["norm"], f"{run['factor']:g}", run["way"], str(run["seed"])

@@ -35,7 +35,7 @@ class Rest:
         preset: "paper", "cpu" or "tiny"; data, counts and body are those of the study of standard training.
         decays: (features d, decay of the head).
         epochs: Of a run.
-        seeds: Of weights and order.
+        seeds: Of the weights and the order of samples.
         spread: (features d, decay) at which the fixed point is sought from random starts: wd / d is one number, and so
             is the optimum that a penalty per row forecasts.
         starts: How many.

@@ -164,7 +164,7 @@ def layer_norms(model: FeatureNetwork, data: ImageData) -> list[Record]:
 
 
 def rounded(value: Any) -> Any:
-    """The value as JSON can hold it: arrays as lists, floats with six digits, what is no number as None.
+    """The value as JSON can hold it: arrays as lists, floats with six digits, non-finite ones as None.
 
     Example:
         >>> rounded({"Z": np.array([[1.23456789, np.nan]]), "n": 3})

@@ -1,4 +1,4 @@
-"""Exact optima of the models next door: layer-peeled, squared error, no bias, other balanced losses.
+"""Exact optima of the neighbouring models: layer-peeled, squared error, no bias, other balanced losses.
 
 Each is a closed form or a scalar root, so that the thresholds of all models can be put beside each other.
 """

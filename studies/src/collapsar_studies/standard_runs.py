@@ -32,7 +32,7 @@ class Standard:
         epochs: of a run with SGD; AdamW's runs and fine-tunings take their own.
         factors: decays of the head, as factors of the merge threshold.
         norms: what stands before the head; "": nothing.
-        seeds: of weights and order.
+        seeds: of the weights and the order of samples.
         adamw: AdamW's decays of the head at batch 64, rate 1e-3.
         wide: last width of a second perceptron for AdamW's two largest decays, with half of the epochs; 0: none.
         others: further (data set, network) pairs, at half and 1.4 times the threshold.

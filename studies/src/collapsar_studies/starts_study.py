@@ -53,7 +53,7 @@ class Starts:
         preset: "paper", "cpu" or "tiny"; data and networks are those of the study of standard training.
         places: Where to get to.
         longer: By how much the long runs are longer.
-        seeds: Of weights and order.
+        seeds: Of the weights and the order of samples.
     """
 
     preset: str

@@ -1,8 +1,8 @@
-"""A sweep of training runs: in parallel, resumable, no run trained twice, none trusted that is damaged.
+"""A sweep of training runs: in parallel, resumable, no run trained twice, and no damaged record trusted.
 
 A sweep is a list of cells. A cell's record is one small file, named by a hash of everything that decides it and sealed
 with a checksum of its content. Runs in progress keep their checkpoints in a scratch folder; a sweep that was killed
-goes on from them and ends in the same records.
+resumes from them and ends in the same records.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Cell:
     Attributes:
         config: The run.
         start: The cell whose final weights this one begins from; None: fresh weights.
-        detail: What the record holds besides the end: a key of ``DETAILS``.
+        detail: What the record holds besides the final state: a key of ``DETAILS``.
     """
 
     config: TrainConfig
@@ -75,7 +75,7 @@ class Cell:
 
 
 def _told(value: Any) -> Any:
-    """A configuration as JSON values without what is at its default."""
+    """A configuration as JSON values, without fields at their defaults."""
     if not is_dataclass(value) or isinstance(value, type):
         return str(value) if value == math.inf else value
     given = {
@@ -95,13 +95,13 @@ class SweepSettings:
     Attributes:
         folder: For the records, KEY.json; made if it does not exist.
         scratch: For the checkpoints of runs in progress; emptied as they end.
-        data_dir: Where the data set lies, if not in a standard place.
+        data_dir: Folder of the data set, if it is not in a standard place.
         jobs: Processes; -1: one per core.
         dask_scheduler: Address of a dask cluster to run on, "tcp://host:8786"; it must see ``folder`` and ``scratch``.
-        at_once: Runs side by side in this process, on CUDA streams of their own: one network of the paper's does not
+        at_once: Runs side by side in this process, on CUDA streams of their own: a single network of the paper does not
             fill a GPU. On the CPU they run one after another all the same.
-        stop: Asked after every epoch of every run; once it says True the runs are saved and the sweep ends. It must be
-            one that other processes can be sent where there are several.
+        stop: Called after every epoch of every run; once it is True the runs are saved and the sweep ends. If there are
+            several processes, it must be possible to send it to them.
 
     Raises:
         ValueError: ``jobs`` is 0, ``at_once`` less than 1, or both ask for more than one.
@@ -175,7 +175,7 @@ def run_sweep(
         for key in keys:
             found = load_cell(settings.folder, by_key[key], settings.data_dir, note)
             if found is None:
-                raise OSError(f"{_record_file(settings.folder, by_key[key])} is not there although its run has ended")
+                raise OSError(f"{_record_file(settings.folder, by_key[key])} is missing although its run has finished")
             records[key] = found
         left.ended(keys)
     return records
@@ -187,7 +187,7 @@ def _found(cells: Sequence[Cell], settings: SweepSettings, note: Note) -> dict[s
     for cell in cells:
         found = load_cell(settings.folder, cell, settings.data_dir, note)
         if found is not None and found["error"].startswith(_BROKEN_OFF):
-            note(f"{_record_file(settings.folder, cell)} is of a run that {found['error']}; it is trained again")
+            note(f"{_record_file(settings.folder, cell)} is of a run that {found['error']}; the run is trained again")
         elif found is not None:
             records[cell.key] = found
     return records
@@ -228,8 +228,8 @@ def _computed(
             yield from results
         except BrokenProcessPool:
             raise OSError(
-                "a process of the sweep was killed, perhaps for want of memory; the same command goes on from the runs "
-                "that are done, and fewer `jobs` need less memory"
+                "a process of the sweep was killed, perhaps for lack of memory; run the same command again to go on "
+                "from the finished runs, and use fewer `jobs` to need less memory"
             ) from None
 
 
@@ -318,7 +318,7 @@ def _trained(cell: Cell, settings: SweepSettings, live: Live) -> Record:
 
 
 def _train(cell: Cell, data: ImageData, weights: Any, settings: SweepSettings, live: Live) -> Any:
-    """Train, or go on; a scratch folder that cannot be resumed from is named and begun anew."""
+    """Train or resume; a scratch folder that cannot be resumed from is reported and started afresh."""
     folder = settings.scratch / cell.key
     tick = live.tick
     told = None if tick is None else lambda epoch, epochs, _record: tick(cell.key, epoch, epochs)
@@ -361,7 +361,7 @@ def _sealed(content: Record) -> str:
 
 
 def load_cell(folder: Path, cell: Cell, data_dir: Path | None = None, note: Note | None = None) -> Record | None:
-    """The record of a cell, or None where it is not there or cannot be trusted.
+    """The record of a cell, or None where it is missing or cannot be trusted.
 
     Args:
         folder: Where the records lie.

@@ -36,7 +36,7 @@ class Text:
         factors: SGD's decays, as multiples of the merge threshold.
         decays: AdamW's.
         epochs: Of a run.
-        seeds: Of weights, order and pieces.
+        seeds: Of the weights, the order and the pieces.
     """
 
     preset: str

@@ -211,7 +211,7 @@ def _angle(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def remedies_record(counts: str | None = None, lambda_z: float = BETWEEN, lambda_b: float = LAMBDA_B) -> Record:
-    """The standard remedies at one setting."""
+    """The standard mitigations at one setting."""
     return compare_remedies(cs.Problem(_counts() if counts is None else counts, lambda_z, lambda_b))
 
 
@@ -313,7 +313,7 @@ def write_figure(out: Path, name: str, draw: str, title: str, data: Record) -> R
         out: an existing folder.
         name: of the files.
         draw: name of the drawing function.
-        title: text alternative of the picture.
+        title: alternative text for the picture.
         data: the record, without provenance.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pictures with one row per remedy or model: thresholds and margins on shared axes."""
+"""Pictures with one row per mitigation or model: thresholds and margins on shared axes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _mark(ax: Axes, x: float | None, y: float, marker: str, colour: str, *, holl
 
 
 def remedies_figure(record: Record) -> Figure:
-    """One row per remedy: where the small classes collapse, the margins, the heads."""
+    """One row per mitigation: where the small classes collapse, the margins, the heads."""
     remedies = record["remedies"]
     large, small = 0, len(record["groups"]) - 1
     lambda_z = record["problem"]["lambda_z"]

@@ -15,7 +15,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Live:
-    """What a run tells while it goes, where it runs in the process that started the sweep.
+    """What a run reports while it trains, if it runs in the process that started the sweep.
 
     Attributes:
         tick: Called after each epoch with the key of the run, its finished epochs and all of its epochs.
@@ -27,7 +27,7 @@ class Live:
 
 
 class TimeLeft:
-    """Says how much is done, and how long the rest will take at the pace so far.
+    """Reports how much is done, and how long the rest will take at the pace so far.
 
     Args:
         images: What each run shows to its network, by key.

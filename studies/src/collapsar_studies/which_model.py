@@ -34,7 +34,7 @@ class WhichModel:
         num_lambdas: Penalties of each sweep: from 0.7 of the smallest threshold to 1.05 of the largest, equal ratios.
         steps: SGD steps of each run; 0: the runs of Fig. 5 at this preset, each with and without its last ReLU.
         model: The network; its ``feature_relu`` is what varies. Of Fig. 5's runs it is the figure's own.
-        seeds: Of weights and order.
+        seeds: Of the weights and the order of samples.
     """
 
     preset: str
