@@ -1,18 +1,18 @@
-"""Nonnegative features, column form: every class that lives owns one feature direction.
+"""Nonnegative features, column form: every class that is alive owns one feature direction.
 
     min_{Z,b}  sum_k { q_k [ lse(u_k) - <y_k, u_k> ] + lambda_Z sqrt(m_k) ||z_k|| }  +  (lambda_b / 2) ||b||^2
 
-It is the exact program for features >= 0 whenever no two classes would share a direction, which the certificate says.
-Given the bias the columns separate, and column k enters through its value
+It is the exact program for features >= 0 unless classes would share a direction, which the certificate reveals.
+Given the bias, the columns separate, and column k enters through its value
 
     G_k(b) = min_z q_k l_k(z + b) + a_k ||z||,     a_k = lambda_Z sqrt(m_k),
 
 convex with a continuous gradient -g_k, g_k = q_k tau_k delta o (y_k - p_k). So the algorithm is Newton's method on
-F(b) = sum_k G_k(b) + (lambda_b / 2)||b||^2, J unknowns, around Newton's method on the columns, all at once.
+F(b) = sum_k G_k(b) + (lambda_b / 2)||b||^2, with J unknowns, wrapped around Newton's method on all columns at once.
 
 With H the Hessian of q_k l_k, diagonal minus rank one, and s_k = ||z_k|| / a_k, E = (H^-1 + s I)^-1 is of the same
 form: the Hessian of the cross-entropy at tilted probabilities. The Hessian of G_k is H if the column is dead and
-E - E g g'E / (g'E g) if it lives: it gives way along g, since ||g_k|| = a_k. The sum over columns is two products.
+E - E g g'E / (g'E g) if it is alive: it gives way along g, as ||g_k|| = a_k. The sum over columns takes two products.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def minimise_nonnegative(
 
     Args:
         q: J clusters, nonnegative features.
-        start: a point to start from, for example the optimum at a near lambda_Z; the bias matters most.
+        start: a point to start from, for example the optimum at a nearby lambda_Z; the bias matters most.
         tol: relative duality gap to reach.
-        max_steps: Newton steps on the bias at most; 3 to 10 are usual.
+        max_steps: at most this many Newton steps on the bias; 3 to 10 are usual.
         progress: called after every step with the certificate of the point so far.
 
     Returns:
-        The point, certified for features >= 0. The status is ``SHARED_DIRECTIONS`` where the column form is solved by
-        its own duality gap, to ``tol`` or as far as float64 goes, while the certificate for features >= 0 stays open.
+        The point, certified for features >= 0. The status is ``SHARED_DIRECTIONS`` if the column form's own duality
+        gap closes, to ``tol`` or as far as float64 goes, while the certificate for features >= 0 stays open.
 
     Example:
         >>> from collapsar.core.problem import Problem
@@ -76,7 +76,7 @@ def minimise_nonnegative(
         step, state, blocks = step + 1, improved, centred(q, to_blocks(q, improved.x, improved.b))
         if progress is not None:
             progress(step, certify_blocks(q, blocks))
-        if state.decrement <= tol * max(state.value, GAP_FLOOR):  # else the gap is open for sure: do not pay for it
+        if state.decrement <= tol * max(state.value, GAP_FLOOR):  # otherwise the gap is surely open: not worth it
             own = column_certificate(q, blocks)
     certificate = certify_blocks(q, blocks)
     if certificate.relative_gap <= tol:
@@ -128,7 +128,7 @@ def _settle(q: Quotient, c: Stack, b: Vector, x: Matrix) -> _State:
 
 
 def _newton_step(q: Quotient, c: Stack, at: _State, damping: float) -> tuple[_State | None, float]:
-    """One damped Newton step on F(b), and the damping for the next. None where no step helps any more."""
+    """One damped Newton step on F(b), and the damping for the next. None if no step helps any more."""
     gradient, hessian, scale = _bias_model(q, c, at)
     diagonal = np.diag_indices_from(hessian)
     for _ in range(30):
@@ -149,7 +149,7 @@ def _newton_step(q: Quotient, c: Stack, at: _State, damping: float) -> tuple[_St
 
 
 def _search(q: Quotient, c: Stack, at: _State, step: Vector, decrement: float) -> _State | None:
-    """A point along the step where F is lower and its slope is not about as steep upwards as it was downwards.
+    """A point along the step with a lower F, whose slope is not about as steep upwards as it was downwards.
 
     F may be linear, then bend within a narrow range of b while one column is dead; lower values alone let Newton's
     method jump to and fro across that range.

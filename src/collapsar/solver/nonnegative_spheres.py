@@ -8,7 +8,7 @@ of that program (:mod:`.witness`) proves
 
 Where every class owns a direction, H = I, the head is a ridge regression, y_k = ||r_k||^2, and N = -R'R closes the
 bound iff no two columns of R are at an acute angle. Elsewhere classes share directions: the factors descend
-(:mod:`.factored`) in the coordinates W sqrt(c), H diag(y / c)^(1/2), in which both have the price one.
+(:mod:`.factored`) in the coordinates W sqrt(c), H diag(y / c)^(1/2), in which both have price one.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from collapsar.solver.symmetry import Blocks
 
 _ROUNDS = 8  # of descent, Newton's method and the bound: one or two are usual
 _RIDGE_STEPS = 100  # a dozen are usual
-_SETTLED = 1e-20  # relative decrement of Newton's method beyond which is rounding
-_SHORTEST = 1e-8  # of its steps
-_CLOSED = 1e-12  # relative gap of a point continued from a near price, and
+_SETTLED = 1e-20  # relative decrement of Newton's method below which all is rounding
+_SHORTEST = 1e-8  # the shortest of its steps
+_CLOSED = 1e-12  # relative gap of a point continued from a nearby price, and
 _AT_REST = 1e-10  # how far its head may be from what its features ask for, relative: Newton's method has ended
 
 
@@ -51,8 +51,8 @@ def minimise_nonnegative_spheres(
         near: the optimum at a price nearby, whose directions are tried before descent looks for them.
 
     Returns:
-        The best point. Its status is ``SHARED_DIRECTIONS`` where the gap stays open: the relaxation behind the bound is
-        not tight there, or float64 leaves no more.
+        The best point. Its status is ``SHARED_DIRECTIONS`` if the gap stays open: the relaxation behind the bound is
+        not tight there, or float64 allows no better.
     """
     found = None if near is None else _continued(n, near)
     if found is None:
@@ -85,7 +85,7 @@ def minimise_nonnegative_spheres(
 
 
 def _tightened(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float) -> tuple[NonnegativeSpheres, Certificate]:
-    """The point with a better witness where its own leaves the gap open: that of the relaxation at its multipliers."""
+    """The point with a better witness if its own leaves the gap open: that of the relaxation at its multipliers."""
     q, best, certificate = n.lagrangian(x.y), x, certify_nonnegative(n, x)
     if certificate.relative_gap <= tol:
         return best, certificate
@@ -103,9 +103,9 @@ def _tightened(n: NormalizedQuotient, x: NonnegativeSpheres, tol: float) -> tupl
 
 
 def _widened(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres | None:
-    """The point with the directions that it lacks; None where it lacks none.
+    """The point with the directions it lacks added; None if it lacks none.
 
-    What it lacks is asked at its own softmax: the witness's may be the relaxation's, which is feasible for the dual.
+    They are sought at its own softmax: the witness's may be the relaxation's, which is feasible for the dual.
     """
     q = n.lagrangian(x.y)
     missing = missing_directions(q, predict(n.q, x.blocks(n.q))[0])
@@ -133,12 +133,12 @@ def _with_equal(n: NormalizedQuotient, x: NonnegativeSpheres, j: int) -> Nonnega
 def _continued(
     n: NormalizedQuotient, near: NonnegativeSpheres, held: int | None = None
 ) -> tuple[NonnegativeSpheres, Certificate] | None:
-    """The optimum by Newton's method from that at a near price; None where that needs other directions.
+    """The optimum by Newton's method from the one at a nearby price; None if it needs other directions.
 
-    Among equal features of a cluster, for which no better witness is looked for, it is enough that none is missing.
+    With a cluster's features held equal no better witness is looked for: it is enough that no direction is missing.
     """
     x = nonnegative_point(n, near.atoms, near.b)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # where the way is lost the best point is kept
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # if the way is lost, the best point is kept
         atoms, b = newton(n.lagrangian(x.y), _priced(n, x), x.b, n.q.sizes * x.y / n.price, held)
     x = nonnegative_point(n, _unit(n, combined(n.q, atoms).alive(n.q), x).atoms, b)
     asked = _asked(n, x, x.atoms.own, x.atoms.common)
@@ -152,7 +152,7 @@ def _continued(
 
 
 def fewest(n: NormalizedQuotient, x: NonnegativeSpheres) -> NonnegativeSpheres:
-    """The optimum with no more directions than its overlaps need, where these are found: Newton's method then ends."""
+    """The optimum with no more directions than its overlaps need, if these are found: Newton's method then ends."""
     C, gamma = x.atoms.gram()
     features = with_overlaps(n.q, C - np.diag(gamma), gamma)
     return x if features is None else replace(x, atoms=_asked(n, x, *features).alive(n.q))
@@ -176,7 +176,7 @@ def _priced(n: NormalizedQuotient, x: NonnegativeSpheres) -> Atoms:
 
 
 def _unit(n: NormalizedQuotient, priced: Atoms, at: NonnegativeSpheres) -> NonnegativeSpheres:
-    """The inverse, with features that have unit length to rounding."""
+    """The inverse, with features of unit length up to rounding."""
     return replace(at, atoms=priced.scaled(1 / np.sqrt(n.price), np.sqrt(n.q.sizes / priced.squares(n.q))))
 
 
@@ -238,7 +238,7 @@ class _Ridge:
 
 
 def ridge(n: NormalizedQuotient) -> tuple[NonnegativeSpheres, int]:
-    """The best point with H = I, and the steps of Newton's method on its strictly convex problem."""
+    """The best point with H = I, and the number of Newton steps on its strictly convex problem."""
     at, start = _Ridge(n), sphere_start(n)
     simplex = start.blocks(n.q)
     x = at.joined(n.q.weight * simplex.C, start.v * start.u / np.sqrt(np.maximum(n.q.sizes - 1, 1.0)), simplex.b)

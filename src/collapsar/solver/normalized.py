@@ -33,16 +33,16 @@ from collapsar.solver.symmetry import Blocks, Quotient
 
 Solver = Callable[[Quotient, Blocks | None, Settings], Result]
 
-_EASY = 1e-17  # decrement from which on one more step of Newton leaves only rounding
+_EASY = 1e-17  # decrement below which one more Newton step leaves only rounding
 _SQUARED = 1e-10  # the same where a step is exact: what it leaves is this squared
 FEW = 8  # clusters up to which no direction is worth dropping
 _FREE_DIGITS = 24  # clusters up to which full accuracy of Z costs next to nothing
-_CLOSED = 0.1  # of the tolerance: no better bound is looked for
-_LEAP = 3.0  # nats of the price that a secant may go at once
+_CLOSED = 0.1  # of the tolerance: below it no better bound is looked for
+_LEAP = 3.0  # nats by which one secant step may change the price
 _AWAKE = 0.1  # contrast given to a merged cluster at a start, of its features' length
 _EDGE = 1e-12  # of the gain at which everything collapses: rounding
-_SADDLE = 1e-6  # decrement from which on a point may be a saddle
-_SHORTER = 1e-6  # multipliers below zero by more than this, relative to the largest, are no rounding
+_SADDLE = 1e-6  # decrement below which a point may be a saddle
+_SHORTER = 1e-6  # multipliers below zero by more than this, relative to the largest, are not rounding
 MERGED = 1e-3  # contrasts shorter than this are looked at: dead by the multipliers, they are set to zero
 
 
@@ -81,7 +81,7 @@ def minimise_normalized(
 
 
 def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> NormalizedResult:
-    """Newton's method until the certificate closes; of many clusters directions are dropped on the way."""
+    """Newton's method until the certificate closes; with many clusters, directions are dropped on the way."""
     p = sphere_point(n, sphere_start(n) if start is None else awake(n, start))
     radius, bound, idle, step = np.sqrt(4 * p.value), dual_entropy(n.q, target(n.q)), 0, 0
     times_added = turns = wakes = 0
@@ -102,7 +102,7 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
         # the weaker the head, the less of its price decides what small classes do
         ready = decrement <= aim * min(1.0, p.price * p.x.weight_norm() / max(p.value, 1e-300)) ** 0.5 or p is before
         ready |= step == how.max_steps
-        if ready and start is not None and not many:  # what died at a near price has no slope to come back
+        if ready and start is not None and not many:  # what died at a nearby price has no slope to come back
             p, wider = settle_directions(p, decrement, PATIENCE)
             if wider and step < how.max_steps:
                 continue
@@ -136,7 +136,7 @@ def _on_spheres(n: NormalizedQuotient, start: Spheres | None, how: Settings) -> 
 
 
 def _turned_out(n: NormalizedQuotient, p: SpherePoint) -> SpherePoint | None:
-    """Features that would better be shorter turned towards a direction that W does not use; None where none gains.
+    """Features that would rather be shorter, turned towards a direction that W does not use; None if none gains.
 
     Multipliers below zero say which. From a start in the span of W no slope leads there: the point is a saddle.
     """
@@ -144,7 +144,7 @@ def _turned_out(n: NormalizedQuotient, p: SpherePoint) -> SpherePoint | None:
     long = p.nu < -_SHORTER * np.max(np.abs(p.nu))
     if not long.any() or x.E.shape[0] < q.num_clusters:
         return None
-    unused = np.linalg.svd(x.E)[0][:, -1:]  # rows of W have a sum of zero: one direction of as many as clusters is free
+    unused = np.linalg.svd(x.E)[0][:, -1:]  # rows of W sum to zero: of as many directions as clusters, one is free
     towards = unused * np.where(long, np.sqrt(q.sizes), 0.0)
     still = (0 * x.E, towards, 0 * x.v, 0 * x.u, 0 * x.b)
     tried = [sphere_point(n, x.moved(q, still, length)) for length in np.geomspace(1e-3, 1.0, 7)]
@@ -157,7 +157,7 @@ def awake(n: NormalizedQuotient, x: Spheres, held: int | None = None) -> Spheres
 
     Args:
         n: the program.
-        x: factors, the optimum at a near price.
+        x: factors, the optimum at a nearby price.
         held: a cluster whose contrast is zero whatever they say.
     """
     q = n.q
@@ -237,14 +237,14 @@ def _per_batch(problem: Problem, q: Quotient, first: Blocks | None, how: Setting
 
 
 def _told(result: NormalizedResult, how: Settings) -> NormalizedResult:
-    """The result, reported; optimal where its gap says so."""
+    """The result, reported; optimal if its gap says so."""
     if how.progress is not None:
         how.progress(result.num_steps, result.certificate)
     return replace(result, status=Status.OPTIMAL) if result.certificate.relative_gap <= how.tol else result
 
 
 def _collapsed(n: NormalizedQuotient, gain: float, how: Settings) -> NormalizedResult | None:
-    """Z = 0 and the bias alone, where the certificate says that this is the optimum."""
+    """Z = 0 and the bias alone, if the certificate says that this is the optimum."""
     rest, least = collapsed(n)
     if least > gain * (1 + _EDGE):
         return None

@@ -8,7 +8,7 @@ whose dual norm is gamma*(R)^2 = min { sum y : diag(y) >= R'R }. For any S with 
 
     D(S) = sum_k q_k [H(s_k) + <s_k - y_k, iota>] - sum(y) / (2c) - ||bias residual||^2 / (2 lambda_b)
 
-is a lower bound: one eigenvalue problem a point. With features >= 0 it is one for any N >= 0, zero on the diagonal,
+is a lower bound: one eigenvalue problem per point. With features >= 0 it is one for any N >= 0, zero on the diagonal,
 with diag(y) >= R'R + N (:mod:`.witness`). Factors bound gamma from above, weights mu from below. Per batch the penalty
 is (a/2)||Z M^(1/2)||_*^2, a = lambda_w / (norm^2 sum m), and the bound is that of the program with
 lambda_z = a ||Z M^(1/2)||_* (:mod:`.certificate`). With a decayed gain both norms enter linearly.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _CLOSED = 1e-12  # relative gap at which no better bound is looked for
 _SMALL = 1e-6  # multipliers below this share of the largest may be rounding
 _TIGHT = 1e-12  # how close the two bounds of gamma are brought, relative
-_ALIVE = 1e-12  # of the largest multiplier: no other is taken for less
+_ALIVE = 1e-12  # of the largest multiplier: none is taken to be less
 
 
 def row_scales(problem: Problem, q: Quotient) -> Vector:
@@ -64,7 +64,7 @@ def scaled_quotient(problem: Problem, q: Quotient) -> Quotient:
 
 
 def normalized_quotient(problem: Problem, q: Quotient, price: float | None = None) -> NormalizedQuotient:
-    """The per-sample program of a problem on its clusters; with a ``price`` that of a given length."""
+    """The per-sample program of a problem on its clusters; with a ``price``, that of a given length."""
     how, unit = normalization_of(problem), replace(as_free(scaled_quotient(problem, q)), mass=np.ones(q.num_clusters))
     if price is None and how.lambda_gain is not None:
         return NormalizedQuotient(unit, 1.0, problem.lambda_z)
@@ -116,7 +116,7 @@ def _plain_dual(n: NormalizedQuotient, P: Columns, blocks: Blocks, nu: Vector) -
 
 
 def _dual(n: NormalizedQuotient, P: Columns, R: Residual, total: float) -> float:
-    """D(P), ``total`` the sum of multipliers that dominate R'R."""
+    """D(P); ``total`` is the sum of multipliers that dominate R'R."""
     q, gain = n.q, n.gain
     if q.lambda_b == 0 and not np.sqrt(q.sizes @ R.bias**2) <= 1e-13:
         return -np.inf
@@ -131,7 +131,7 @@ def _dominating(q: Quotient, R: Residual, y: Vector) -> float:
     y = np.maximum(y, 1e-12 * float(np.max(y, initial=0.0)))
     if not np.all(y > 0):
         y = _cut_multipliers(q, R)
-    # a smoothed target that is met has no residual but rounding, and no multiplier but rounding either
+    # if a smoothed target is met, the residual and the multipliers are nothing but rounding
     length = np.maximum(np.sqrt(np.sum(R.between**2, axis=0)), np.abs(R.within))
     raised = np.where(y < _SMALL * np.max(y), np.maximum(y, length * np.max(length)), y)
     return min(_least_multiple(q, R, y), _least_multiple(q, R, raised))
@@ -144,7 +144,7 @@ def _least_multiple(q: Quotient, R: Residual, y: Vector) -> float:
 
 
 def collapsed(n: NormalizedQuotient) -> tuple[Blocks, float]:
-    """Z = 0 with the best bias, and gamma*(R) there: the gain from which on this is the optimum."""
+    """Z = 0 with the best bias, and gamma*(R) there: the least gain for which this is the optimum."""
     J = n.q.num_clusters
     rest = Blocks(np.zeros(J), np.zeros((J, J)), np.zeros(J))
     rest = balance_bias(n.q, rest) if n.has_bias else rest
@@ -153,7 +153,7 @@ def collapsed(n: NormalizedQuotient) -> tuple[Blocks, float]:
 
 
 def _cut_multipliers(q: Quotient, R: Residual, max_steps: int = 1000) -> Vector:
-    """Multipliers where nothing is known of them (W = 0): of the largest <R'R, H'H> over unit columns."""
+    """Multipliers when nothing is known of them (W = 0): those of the largest <R'R, H'H> over unit columns."""
     root, K = np.sqrt(q.sizes), q.num_classes
     cross, contrast = R.between.T @ R.between, R.within**2
     F, u = np.eye(q.num_clusters) - np.outer(root, root) / (K + 1), np.sqrt(q.sizes - 1)
@@ -247,7 +247,7 @@ def nonnegative_point(n: NormalizedQuotient, atoms: Atoms, b: Vector) -> Nonnega
 
 
 def certify_nonnegative(n: NormalizedQuotient, x: NonnegativeSpheres, held: int | None = None) -> Certificate:
-    """The objective of the factors, and what multipliers and witness prove; ``held``: among equal features there."""
+    """The objective of the factors, and what multipliers and witness prove; ``held``: a cluster of equal features."""
     q, N = n.q, x.witness
     weight = float(np.sum(x.atoms.norms(q)[0] ** 2))
     primal = predict(q, x.blocks(q))[1] + 0.5 * n.price * weight + q.bias_cost(x.b)
@@ -264,9 +264,9 @@ def certify_nonnegative(n: NormalizedQuotient, x: NonnegativeSpheres, held: int 
 
 
 def certify_batch(problem: Problem, q: Quotient, blocks: Blocks, proof: SharedProof | None = None) -> Certificate:
-    """The certificate per batch; ``q`` and ``blocks`` with row penalties taken into the scales.
+    """The certificate per batch; ``q`` and ``blocks`` have the row penalties in their scales.
 
-    Where classes share directions ``proof`` is that of the plain program, and ``q.lambda_z`` the price there.
+    If classes share directions, ``proof`` is that of the plain program, and ``q.lambda_z`` the price there.
     """
     gain = normalization_of(problem).lambda_gain is not None
     price = penalty(q, blocks) if proof is None else proof.atoms.price(q)

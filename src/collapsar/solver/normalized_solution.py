@@ -41,8 +41,8 @@ class NormalizedSolution(Solution):
     ``classifier_gram``, ``feature_gram`` and ``factors`` are in the problem's own units, ||h|| = norm.
 
     Attributes:
-        spheres: factors with features of unit length on the clusters, rows of W in units in which all cost the same,
-            for features >= 0 with their proof; None per batch.
+        spheres: factors with features of unit length on the clusters, rows of W in units in which all cost the same;
+            for features >= 0, together with their proof; None per batch.
         price: lambda_w / norm^2 at the optimal length per sample; per batch the lambda_z of the program with a feature
             penalty that has the same optimum.
     """
@@ -56,7 +56,7 @@ class NormalizedSolution(Solution):
 
     @property
     def norm(self) -> float:
-        """The length of the features, in the mean per batch: given, or where the decayed gain comes to rest."""
+        """The length of the features, on average per batch: given, or where the decayed gain comes to rest."""
         how = self._how
         if how.norm is not None:
             return how.norm
@@ -79,7 +79,7 @@ class NormalizedSolution(Solution):
 
     @cached_property
     def _live(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
-        """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part."""
+        """Per cluster: whether the within-block is alive and the column non-zero; and the rank of the cluster part."""
         if self.spheres is None:
             return self._plain._live
         if isinstance(self.spheres, NonnegativeSpheres):
@@ -131,7 +131,7 @@ class NormalizedSolution(Solution):
     def factors(
         self, dim: int, lambda_w: float | None = None, lambda_h: float | None = None
     ) -> tuple[Matrix, Matrix, Vector]:
-        """A head and class means that attain the optimum: Z = W'H, ||h_k|| = norm (per batch in the mean).
+        """A head and class means that attain the optimum: Z = W'H, ||h_k|| = norm (on average per batch).
 
         Args:
             dim: d, number of features, at least the rank.

@@ -1,9 +1,9 @@
 """Where classes merge when features are normalised, as values of lambda_w.
 
 Per sample a cluster keeps its classes apart iff tau delta (1 - eps) q > sqrt(y), y the multiplier of its spheres at the
-optimum with its contrast held at zero: one root per cluster, each value one held solve. Per batch the states are those
+optimum with its contrast held at zero: one root per cluster, one held solve per value. Per batch the states are those
 of the program with a feature penalty at lambda_z = a ||Z M^(1/2)||_*, so a transition at lambda_z is one at
-lambda_w = lambda_z norm^2 sum(m) / ||Z M^(1/2)||_*, one solve.
+lambda_w = lambda_z norm^2 sum(m) / ||Z M^(1/2)||_*, which takes one solve.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from collapsar.solver.spheres import NormalizedQuotient, SpherePoint, Spheres, s
 from collapsar.solver.status import Settings
 from collapsar.solver.symmetry import Quotient, quotient
 
-_WEAKEST, _STRONGEST = 1e-9, 1e3  # of lambda_w / norm^2 that are looked at; beyond, the loss hardly knows the head
+_WEAKEST, _STRONGEST = 1e-9, 1e3  # range of lambda_w / norm^2 looked at; beyond it the loss hardly feels the head
 _NOTHING = 1e-5  # logits that the optimum at Z = 0 itself may have, by the root of its gap
-_STRONG = 50.0  # from here down it can be told without holding it that a cluster is merged
+_STRONG = 50.0  # from here down one can tell that a cluster is merged without holding it
 _SWEEP = 0.75  # nats of the penalty between the optima that say which clusters are merged
 _BEYOND = 1e-7  # of log(y / strength^2): past the threshold, and not only by rounding
 _ROUNDING = 1e-2  # nats below the strongest penalty
-_ROOT, _EXACT = 1e-8, 1e-11  # the same where the root is extrapolated from, for many clusters and for a few
-_FLAT = 1e-9  # accuracy without a bias, where all of it is in proportion to 1/c
-_ACCURACY = 1e-6  # of the multipliers beside the step to the root
-_DOUBT = 1e3  # times that accuracy: the multiplier of a small class is known less well, and its sign is asked again
+_ROOT, _EXACT = 1e-8, 1e-11  # the same at points the root is extrapolated from, for many clusters and for a few
+_FLAT = 1e-9  # accuracy without a bias, where everything is in proportion to 1/c
+_ACCURACY = 1e-6  # of the multipliers, relative to the step to the root
+_DOUBT = 1e3  # times that accuracy: the multiplier of a small class is known less well, and its sign is checked again
 _SLACK = 1e-3  # of the bracket, in nats: next to the root the sweep does not know the sign for a small class
 _IDLE = 3  # steps that bring it no nearer: rounding
 _STEPS = 300
@@ -78,7 +78,7 @@ def transitions(problem: Problem, plain: Callable[[Problem], Thresholds]) -> Thr
 
 
 def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
-    """``lambda_w`` at which each class merges, NaN where it never does; and where Z = 0, inf for a given length.
+    """``lambda_w`` at which each class merges, NaN if it never does; and that at which Z = 0, inf for a given length.
 
     Raises:
         ArithmeticError: a held optimum did not settle.
@@ -88,7 +88,7 @@ def merge_per_sample(problem: Problem) -> tuple[Vector, float]:
     gain = how.lambda_gain
     branch = _nonnegative_branch if problem.features == "nonnegative" else _signed_branch
     merge = np.full(q.num_clusters, np.nan)
-    if q.num_clusters > 1:  # balanced, the contrast is all there is
+    if q.num_clusters > 1:  # if balanced, the contrast is all there is
         for j, price, weight in _merge_prices(n, branch):
             merge[j] = price * how.norm**2 if how.norm else price**2 * weight / (gain or np.nan)
     complete = np.inf
@@ -117,9 +117,9 @@ Branch = Callable[[NormalizedQuotient, "int | None", Start, float], _Held]
 def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, float, float]]:
     """The clusters that merge somewhere, the price at which their contrast dies, and ||W||^2 there.
 
-    One sweep over prices, downwards, says between which two each cluster merges; the root of
+    One downward sweep over prices says between which two each cluster merges; the root of
     y_j = (tau delta (1 - eps) q_j)^2 along the optima that hold its classes equal is found from there. Far up the
-    sweep says nothing, as the loss hardly knows W; there only the held optimum at the strongest price is asked.
+    sweep says nothing, as the loss hardly feels W; there only the held optimum at the strongest price counts.
     """
     q = n.q
     strength = q.temperatures * q.scales * (1 - q.smoothing) * q.share
@@ -128,7 +128,7 @@ def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, 
         found = branch(replace(n, price=float(np.exp(log_c))), j, start, accuracy)
         return np.log(found.y / strength**2), found
 
-    # without a bias everything is in proportion to 1/c from there on
+    # without a bias everything is in proportion to 1/c from here up
     log_c = float(np.log(_STRONG))
     top = float(np.log(_STRONGEST)) if n.has_bias else log_c
     rough = _BEYOND if n.has_bias else _FLAT
@@ -158,7 +158,7 @@ def _merge_prices(n: NormalizedQuotient, branch: Branch) -> Iterator[tuple[int, 
             return float(excess[j])
 
         root = _root_below(own_excess, known[j][-3:], lows.get(j, log_c), _EXACT if q.num_clusters <= FEW else _ROOT)
-        if root < top - _ROUNDING:  # else it is rounding that said so
+        if root < top - _ROUNDING:  # otherwise it was rounding that said so
             yield j, float(np.exp(root)), found.weight
 
 
@@ -167,8 +167,8 @@ def _root_below(
 ) -> float:
     """The root of an increasing function below points where it is positive, the last of them the nearest.
 
-    By inverse interpolation through the last three points. ``excess`` takes the accuracy that is wanted of it, and is
-    evaluated next to the root last.
+    By inverse interpolation through the last three points. ``excess`` takes the accuracy wanted of it, and its last
+    evaluation is next to the root.
     """
     low, high = low - _SLACK, points[-1][0] + _SLACK
     for _ in range(_STEPS):
@@ -182,14 +182,14 @@ def _root_below(
         points = [*points, (new, value)]
         rounding = 0.5 * abs(f) <= abs(value) <= 10 * enough
         if abs(value) <= enough or abs(new - x) <= enough or rounding:
-            last = _at_zero(points[-3:])  # better than the last point by far
+            last = _at_zero(points[-3:])  # far better than the last point
             return last if abs(last - new) <= 10 * abs(new - x) else new
         low, high = (new, high) if value < 0 else (low, new)
     raise ArithmeticError("the threshold did not settle; counts may differ by too much")
 
 
 def _at_zero(points: list[tuple[float, float]]) -> float:
-    """X at f = 0 by Neville's scheme, NaN where two values of f are equal."""
+    """X at f = 0 by Neville's scheme, NaN if two values of f are equal."""
     f, x = [value for _, value in points], [x for x, _ in points]
     for k in range(1, len(x)):
         for i in range(len(x) - k):
@@ -222,7 +222,7 @@ def _settled(n: NormalizedQuotient, held: int | None, start: Spheres | None, acc
         idle = 0 if decrement < 0.5 * least else idle + 1
         rounding = new is p or (decrement <= 1e-15 and idle > _IDLE)
         if rounding or decrement <= accuracy**2:
-            if start is not None and not many:  # directions that died at a near price have no slope to come back
+            if start is not None and not many:  # directions that died at a nearby price have no slope to come back
                 p, wider = settle_directions(p, decrement, times_added)
                 if wider:
                     least, idle = np.inf, 0
@@ -263,7 +263,7 @@ def merge_per_batch(problem: Problem, plain: Vector) -> Vector:
 
 
 def weight_penalty_per_batch(problem: Problem, q: Quotient, lambda_z: float) -> float:
-    """The ``lambda_w`` whose optimum is that of the plain program at ``lambda_z``; NaN where that is Z = 0."""
+    """The ``lambda_w`` whose optimum is that of the plain program at ``lambda_z``; NaN if that is Z = 0."""
     how, mass = normalization_of(problem), float(problem.mass.sum())
     if how.lambda_gain is not None:
         return lambda_z**2 * mass / how.lambda_gain

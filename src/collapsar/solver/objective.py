@@ -1,7 +1,7 @@
 """The smooth part of the program on the quotient: softmax, loss, residual.
 
 A sample of cluster j sees J + 1 different logits: its own class, and for every cluster i the k_i - [i=j] other classes
-of that cluster. All is written in differences to the own class, so that losses near 0 keep their relative accuracy.
+of that cluster. All are written as differences from the own class, so that losses near 0 keep their relative accuracy.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def logit_differences(q: Quotient, blocks: Blocks) -> Matrix:
 
 
 def diagonal_of(square: Matrix) -> Vector:
-    """The diagonal of a matrix without gaps, to be written to."""
+    """A writable view of the diagonal of a contiguous matrix."""
     return square.ravel("K")[:: len(square) + 1]
 
 
 def cross_entropy(q: Quotient, blocks: Blocks) -> float:
-    """The loss alone, nats."""
+    """The loss alone, in nats."""
     return predict(q, blocks)[1]
 
 

@@ -22,7 +22,7 @@ _LEAST = 1e-3  # of a typical squared feature: classes that vanish are measured 
 
 @dataclass(frozen=True)
 class OverlapPoint:
-    """A residual Q, with r as its last row, and overlaps D, S with gamma as its last row: both (J + 1, J).
+    """A residual Q, with r as its last row, and overlaps D, which is S with gamma as its last row: both (J + 1, J).
 
     ``lost``, (J,), are the classes without a direction of their own, whose features lie among those of the others.
     """
@@ -45,7 +45,7 @@ class OverlapPoint:
 
     @cached_property
     def logits(self) -> Matrix:
-        """X with the bias still in it, and its like between siblings."""
+        """X with the bias still in it, and its counterpart between siblings."""
         model, J = self.model, self.q.num_clusters
         X = _gathered((model.to_x * np.log(self.p.ravel())).reshape(self.p.shape), self.contrasts)
         if model.shift is not None:
@@ -59,7 +59,7 @@ class OverlapPoint:
 
     @cached_property
     def excess(self) -> Matrix:
-        """Q'Q - I, and what the lengths of the columns of single classes exceed one by, k times."""
+        """Q'Q - I, and k times the excess over one of the lengths of single classes' columns."""
         over = self.Q[:-1].T @ self.Q[:-1]
         diagonal(over)[:] -= 1
         return np.vstack([over, diagonal(over) + self.contrasts * (self.Q[-1] ** 2 - 1)])
@@ -73,7 +73,7 @@ class OverlapPoint:
         return out
 
     def times(self, D: Matrix) -> Matrix:
-        """QC, and its like between siblings, at other overlaps."""
+        """QC, and its counterpart between siblings, at other overlaps."""
         C, out = D[:-1].copy(), np.empty_like(D)
         diagonal(C)[:] += D[-1]
         np.dot(self.Q[:-1], C, out=out[:-1])
@@ -82,7 +82,7 @@ class OverlapPoint:
 
     @cached_property
     def leaning(self) -> Leaning | None:
-        """None where every class has a direction of its own."""
+        """The lost classes; None if every class has a direction of its own."""
         if not self.lost.any():
             return None
         has, lost = np.flatnonzero(~self.lost), np.flatnonzero(self.lost)
@@ -122,7 +122,7 @@ class OverlapPoint:
             return np.zeros(q.num_clusters)
         if model.fixed is None:
             return Q @ model.g / model.root * (q.lambda_z / q.lambda_b)
-        # what of the logits the features do not explain
+        # what the features do not explain of the logits
         return (self.logits[:-1] - Q @ self.gram) @ model.g / (model.root * (model.g @ model.g))
 
 
@@ -142,7 +142,7 @@ def _target(q: Quotient) -> Matrix:
 
 
 def _spread(Q: Matrix, contrasts: Vector) -> Matrix:
-    """What of Q and r each probability feels."""
+    """What each probability feels of Q and r."""
     out, own = Q.copy(), diagonal(Q)
     diagonal(out)[:] -= Q[-1]
     out[-1] = own + contrasts * Q[-1]
@@ -158,10 +158,10 @@ def _gathered(x: Matrix, contrasts: Vector) -> Matrix:
 
 
 class Places(NamedTuple):
-    """Where overlaps stand in an array of J columns read row by row, which is found faster than by row and column.
+    """Where overlaps stand in an array of J columns read row by row: faster to index than by row and column.
 
     Attributes:
-        own, mixed, lone: those of classes with a direction, of the two kinds, (r, h), and of classes without one.
+        own, mixed, lone: between classes with a direction, between the two kinds, (r, h), between classes without one.
         felt: those that the overlaps between lost classes pull at: ``mixed``, its transpose, ``own``, and the last row.
     """
 
@@ -172,7 +172,7 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, has: NDArray[np.intp], lost: NDArray[np.intp]) -> Places:
-        """Of the classes with and without a direction of their own."""
+        """The places for the classes with and without a direction of their own."""
         J = has.size + lost.size
         row, other = has[:, None] * J, lost[:, None] * J
         own, mixed = row + has, row + lost
@@ -187,9 +187,9 @@ class Leaning(NamedTuple):
         has, lost: the classes with and without a direction of their own, r and h of them.
         places: where their overlaps stand.
         V: (r, h).
-        inverse: of A, (r, r).
+        inverse: the inverse of A, (r, r).
         touch: whether two lost classes overlap, (h, h).
-        slack: T between lost classes, what their columns are shorter than one, (h, h).
+        slack: T between lost classes, by how much their columns are shorter than one, (h, h).
     """
 
     has: NDArray[np.intp]
@@ -207,7 +207,7 @@ class Leaning(NamedTuple):
         return A, flat[self.places.mixed]
 
     def spread(self, D: Matrix) -> Matrix:
-        """A change of the overlaps with what it makes of those between lost classes."""
+        """A change of the overlaps, with the change that follows for those between lost classes."""
         A, B = self._parts(D)
         out, C = D.copy(), B.T @ self.V
         out.reshape(-1)[self.places.lone] = C + C.T - self.V.T @ A @ self.V
@@ -227,7 +227,7 @@ class Leaning(NamedTuple):
         return self._with(np.zeros_like(D), bent, -back - back.T)
 
     def scale(self) -> Matrix:
-        """About the diagonal of :meth:`bend`."""
+        """An estimate of the diagonal of :meth:`bend`."""
         J = self.has.size + self.lost.size
         own, squares, slack = self.inverse.diagonal(), self.V**2, self.slack.diagonal()
         A = np.multiply.outer(own, squares @ slack)
@@ -256,7 +256,7 @@ class Response(NamedTuple):
     turn: Vector
 
     def __call__(self, X: Matrix) -> Matrix:
-        """By how much Q and r move where X should move by this."""
+        """By how much Q and r move if X is to move by this."""
         out, r = X.copy(), X[-1]
         Q = out[:-1]
         diagonal(Q)[:] -= self.mixed / self.turn * r  # r is eliminated
@@ -266,7 +266,7 @@ class Response(NamedTuple):
         return out
 
     def scale(self, at: OverlapPoint) -> Matrix:
-        """About that of the equation for the overlaps."""
+        """An estimate of the diagonal of the equation for the overlaps."""
         out = np.empty_like(at.Q)
         first = (at.Q[:-1] ** 2).T @ np.diagonal(self.inverse, axis1=1, axis2=2)
         np.add(first, first.T, out=out[:-1])
@@ -276,7 +276,7 @@ class Response(NamedTuple):
 
 
 def response(at: OverlapPoint) -> Response | None:
-    """None where W + C is not positive definite."""
+    """The response at a point; None if W + C is not positive definite."""
     J, model, c = at.q.num_clusters, at.model, at.contrasts
     W = (model.to_x * model.slope).reshape(at.p.shape) / at.p
     own, sibling = W[-1], diagonal(W).copy()

@@ -1,25 +1,25 @@
 """Features >= 0 by how much classes overlap: the residual's columns are orthonormal where directions are shared.
 
-With C = H'H how much the classes' features overlap, the program is the minimum over C of
+With C = H'H, the overlaps of the classes' features, the program is the minimum over C of
 
     phi(C) = max over residuals lambda_Z Q of  dual objective(Q) + (lambda_Z / 2) tr C(I - Q'Q),    C >= 0,
 
-convex and smooth. Where C is positive definite nothing but its zeros binds: (Q'Q)_ij = 0 where i and j overlap, <= 0
-where they do not, and every column that lives has length one. The other half says what C is: the logits of Q are
-X = QC, up to the bias. Both together are one system in (Q, C), solved by Newton's method with a primal-dual active
-set for the zeros of C. The curvature W of the dual is diagonal in the entries of Q (:mod:`.dual_model`), so that given
-the step of C that of Q is one solve with diag(W_i) + C for each row i, and a multiplier for columns of P that sum to
-one. What is left is an equation for the overlaps alone, symmetric and positive semidefinite: conjugate gradients.
+convex and smooth. Where C is positive definite, nothing but its zeros binds: (Q'Q)_ij = 0 where i and j overlap, <= 0
+where they do not, and every live column has length one. The other half says what C is: the logits of Q are
+X = QC, up to the bias. Together they are one system in (Q, C), solved by Newton's method with a primal-dual active
+set for the zeros of C. The curvature W of the dual is diagonal in the entries of Q (:mod:`.dual_model`), so that, given
+the step of C, that of Q is one solve with diag(W_i) + C for each row i, and a multiplier for columns of P that sum to
+one. What is left is an equation for the overlaps alone, symmetric and positive semidefinite, for conjugate gradients.
 
-Clusters bring one number more each: a row r below Q, the residual between siblings, and a row gamma below the
+Clusters bring one more number each: a row r below Q, the residual between siblings, and a row gamma below the
 overlaps S, their features' contrasts; C = S + diag(gamma), with what siblings share on the diagonal of S.
-Where a class loses its own direction C turns singular. Its features are then those of others in some mixture V, its
-overlaps with itself and its like V'AV for the overlaps A of the others: it is left out of the unknowns, and its column
+Where a class loses its own direction, C turns singular. Its features are then some mixture V of the others', its
+overlaps with itself and its like V'AV, A the overlaps of the others: it is left out of the unknowns, and its column
 may be shorter than one by a slack that makes the others' longer (:class:`.overlap_model.Leaning`).
 
-Nothing guards the iteration but the positivity of the probabilities. Where it does not end Q and C are followed from a
-stronger penalty, of which they are nearly independent as it grows small: logits and features keep their proportions.
-Where the certificate does not close, descent on the factors (:mod:`.shared`) takes over.
+Nothing guards the iteration but the positivity of the probabilities. If it does not end, Q and C are followed from a
+stronger penalty, on which they hardly depend as it grows small: logits and features keep their proportions.
+If the certificate does not close, descent on the factors (:mod:`.shared`) takes over.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from collapsar.solver.symmetry import Quotient, centred
 from collapsar.solver.witness import Witness
 
 _SOME = 200  # clusters up to which this is tried: J^3 numbers are kept
-_FOLLOWED = 100  # up to which paths are: with 200 one that ended on the way took 9 s of 25
+_FOLLOWED = 100  # clusters up to which paths are followed: with 200, one that broke off took 9 s of 25
 
 _STEPS = 12  # of Newton's method: five to seven are usual
 _BALANCING = 20  # rounds of the start's scaling
 _WRONG = 0.95  # of a class's samples at the start, at most
-_FALL = 0.9  # a probability may lose as much in a step
+_FALL = 0.9  # a probability may lose this share in a step
 _LAST = 2e-5  # relative: Newton's method squares the error
 _FORCING = 0.1
 _ROUNDING = 1e-8
 _PAYS = 1e-9  # relative: by how much a column is longer than one
-_SMALL = 1e-3  # of the feature that a logit of one nat asks for: a direction that is new
-_STRONGER = (1, 2, 3)  # decades: with fewer features and larger errors its start is nearer
+_SMALL = 1e-3  # a new direction, relative to the feature that a logit of one nat asks for
+_STRONGER = (1, 2, 3)  # decades: with fewer features and larger errors the start is nearer
 _STRIDE = 0.5  # decades; a shorter one is no cure for a set of lost classes that Newton's method does not find
 _CALM = 0.5  # relative change of the probabilities beyond which an indefinite C means nothing
 
@@ -65,10 +65,10 @@ def minimise_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = _STEPS
     Args:
         q: J clusters, nonnegative features.
         tol: relative duality gap to reach.
-        max_steps: Newton steps at most; five or six are usual.
+        max_steps: at most this many Newton steps; five or six are usual.
 
     Returns:
-        The point, a :class:`SharedResult` where classes share directions; None where its certificate stays open.
+        The point, a :class:`SharedResult` where classes share directions; None if its certificate stays open.
 
     Example:
         >>> from collapsar.core.problem import Problem
@@ -83,12 +83,12 @@ def minimise_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = _STEPS
 
 
 def follow_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = 100) -> Result | None:
-    """The same, followed from the optimum at a penalty ten, a hundred or a thousand times as strong, by half decades.
+    """The same, followed from the optimum at a penalty ten, a hundred or a thousand times as strong, in half-decades.
 
     Args:
         q: J clusters, nonnegative features.
         tol: relative duality gap to reach.
-        max_steps: Newton steps in all, at most.
+        max_steps: at most this many Newton steps in all.
 
     Returns:
         As for :func:`minimise_overlaps`, whose start it does not share.
@@ -103,14 +103,14 @@ def follow_overlaps(q: Quotient, *, tol: float = 1e-9, max_steps: int = 100) -> 
             problem = replace(q, lambda_z=q.lambda_z * 10.0**left)
             at, num_steps = _optimum(problem, min(_STEPS, max_steps - total), at)
             total += num_steps
-            if at is None:  # from farther off it ends at the same event
+            if at is None:  # from farther off it breaks off at the same event
                 return None
         return _certified(q, at, total, tol)
     return None
 
 
 def _certified(q: Quotient, at: OverlapPoint | None, num_steps: int, tol: float) -> Result | None:
-    """The features of a point with their certificate; None where these are not found or it stays open."""
+    """The features of a point with their certificate; None if these are not found or it stays open."""
     parts = None if at is None else with_overlaps(q, at.D[:-1], at.D[-1])
     if at is None or parts is None:
         return None
@@ -132,7 +132,7 @@ def _certified(q: Quotient, at: OverlapPoint | None, num_steps: int, tol: float)
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is left to the general algorithm
 def _optimum(q: Quotient, max_steps: int, near: OverlapPoint | None = None) -> tuple[OverlapPoint | None, int]:
-    """Newton's method, from the optimum at a near penalty where it is known, and its steps; None where it got stuck."""
+    """Newton's method, from the optimum at a nearby penalty if known, and its number of steps; None if it got stuck."""
     model = dual_model(q)
     at = _start(q, model) if near is None else OverlapPoint(q, model, near.Q, near.D, near.lost)
     if not bool((at.p > 0).all()):
@@ -157,7 +157,7 @@ def _optimum(q: Quotient, max_steps: int, near: OverlapPoint | None = None) -> t
 
 
 def _witness(q: Quotient, at: OverlapPoint, S: Columns) -> Witness:
-    """What binds where classes do not overlap, beside the softmax at the point."""
+    """What binds where classes do not overlap, with the softmax at the point."""
     N = np.where(at.D[:-1] > 0, 0.0, np.maximum(-at.pull[:-1], 0.0))
     diagonal(N)[:] = 0.0
     within = np.where(diagonal(at.D) > 0, 0.0, np.maximum(at.Q[-1] ** 2 - 1, 0.0)) * (q.sizes > 1)
@@ -165,7 +165,7 @@ def _witness(q: Quotient, at: OverlapPoint, S: Columns) -> Witness:
 
 
 def _newton_step(at: OverlapPoint) -> tuple[Matrix, Matrix] | None:
-    """By how much Q and the overlaps should move; None where the equations cannot be solved."""
+    """By how much Q and the overlaps should move; None if the equations cannot be solved."""
     model, X, leaning, free = at.model, at.logits, at.leaning, at.free
     if model.bias is not None:
         X = X.copy()
@@ -238,10 +238,10 @@ def _moved(at: OverlapPoint, dQ: Matrix, dD: Matrix) -> OverlapPoint:
 
 
 def _start(q: Quotient, model: DualModel) -> OverlapPoint:
-    """Errors in detailed balance, which no bias would change, as many as give columns of length one.
+    """Errors in detailed balance, which no bias would change, just enough of them for columns of length one.
 
-    Samples of class j are taken for class i in the number x_i x_j; without a bias, for all classes alike. A class that
-    would have to be wrong more often than without features has none.
+    Samples of class j taken for class i number x_i x_j; without a bias, for all classes alike. A class that
+    would have to be wrong more often than without features gets none.
     """
     k, J, share = q.sizes, q.num_clusters, q.share * q.temperatures
     biased = q.lambda_b < math.inf

@@ -1,4 +1,4 @@
-"""The optima over a list of penalties: side by side for few clusters, else each started from the two before it."""
+"""The optima over a list of penalties: side by side for few clusters, otherwise each started from the two before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from collapsar.solver.solve import checked_settings, solve_normalized, solve_quo
 from collapsar.solver.status import Progress, Settings, Status
 from collapsar.solver.symmetry import Blocks, quotient
 
-# A line through two solutions is followed at most this many times their distance in log lambda_z: beyond, curvature
+# A line through two solutions is followed at most this many times their distance in log lambda_z: beyond it, curvature
 # has taken over, and the last solution is the better start.
 _LONGEST_STEP = 2.0
 
@@ -34,12 +34,12 @@ def path(
     progress: Progress | None = None,
     throw: bool = True,
 ) -> list[Solution]:
-    """Solutions over penalties, each certified: of few clusters all at once, else each started from the two before it.
+    """Solutions over penalties, each certified: for few clusters all at once, otherwise each from the two before it.
 
     Args:
         problem: its own ``lambda_z`` is ignored; for normalised features its ``lambda_w``.
-        lambdas: values of lambda_z, for normalised features of lambda_w, in any order. Where each class has
-            its own penalty: of their mean, with their ratios kept.
+        lambdas: values of lambda_z, for normalised features of lambda_w, in any order. If each class has
+            its own penalty, values of their mean, with their ratios kept.
         tol: as for :func:`solve`.
         max_steps: as for :func:`solve`, per solution.
         progress: as for :func:`solve`.
@@ -87,12 +87,12 @@ def _normalized(problem: Problem, lambdas: list[float], how: Settings) -> list[S
 
 
 def _side_by_side(problems: list[Problem], how: Settings) -> dict[int, Solution]:
-    """What a batch solves, by place in the list; nothing where one by one is faster."""
+    """What a batch solves, by place in the list; nothing if one by one is faster."""
     if not problems:
         return {}
     q = quotient(problems[0])
     J, B = q.num_clusters, len(problems)
-    # with signed features one solve is a few dozen operations on small arrays, and a batch pays from some number on
+    # with signed features one solve is a few dozen operations on small arrays: a batch pays only for many problems
     if J > _FEW or B < 2 or (q.features == "signed" and B < 16 * (J - 1) ** 2):
         return {}
     batch = ProblemBatch(

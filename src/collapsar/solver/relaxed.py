@@ -2,7 +2,7 @@
 
     min  loss(W'V + b) + (lambda_Z / 2)(||W||^2 + ||V||^2) + (lambda_b / 2)||b||^2     over C = V'V >= 0 entrywise
 
-V itself may have any sign. Only C is bounded, which is convex in C, so with as many rows as C needs a local minimum is
+V may have any sign. Only C is constrained, which is convex in C, so with as many rows as C needs a local minimum is
 global (Burer and Monteiro). The multipliers of C_ij >= 0 are the N_ij of :mod:`.witness`: at a stationary point
 V (lambda_Z^2 I - R'R - N) = 0. They are found by the method of multipliers, N <- [N - sigma C]_+, each round being one
 smooth problem for Newton's method.
@@ -27,14 +27,14 @@ from collapsar.solver.witness import Witness
 _ROUNDS = 12  # one or two are usual
 _STEPS = 60  # of Newton's method in a round
 _ITERATIONS = 300  # of conjugate gradients in a step
-# sigma beside correlations: N is of order 1, so that one round already sets most signs right; a stiffer problem would
+# sigma relative to correlations: N is of order 1, so one round already gets most signs right; a stiffer problem would
 # take more conjugate gradients, and the exact multipliers need none.
 _STIFFNESS, _STIFFER, _STIFFEST = 1.0, 2.0, 8.0
 _LEAST = 0.03  # of a typical feature: classes that vanish are measured by it
 _SMALL = 1e-3  # of a typical feature: a new row
 _PAYS = 1e-12  # relative: an eigenvalue above lambda_Z^2
 _DEAD = 1e-2  # of a new one: a contrast that has no slope any more
-_AT_REST = 1e-14  # relative size of a gradient that is rounding
+_AT_REST = 1e-14  # relative size of a gradient that is mere rounding
 _HIDDEN = 1e-13  # relative decrease of the objective that rounding hides
 _FRUITLESS = 3  # steps that come to nothing
 _SHORTEST = 1e-6  # of a step that lowers the objective
@@ -65,7 +65,7 @@ class Relaxed:
         return Blocks(self.w * self.v / np.sqrt(q.mass), self.W.T @ self.V / q.weight, self.b)
 
     def witness(self, q: Quotient, S: Columns) -> Witness:
-        """The multipliers, beside the softmax at the point."""
+        """The multipliers, with the softmax at the point."""
         return Witness(S, self.N * q.lambda_z**2, self.nu * q.lambda_z**2)
 
 
@@ -89,7 +89,7 @@ class _Round:
 
     @cached_property
     def siblings(self) -> Vector:
-        """The same for C between two classes of one cluster, of which (V'V)_jj - v_j^2 is k_j times as much."""
+        """The same for C between two classes of one cluster: (V'V)_jj - v_j^2 is k_j times that C."""
         return self.q.sizes * self.size**2
 
     def pack(self, *parts: Matrix) -> Vector:
@@ -129,7 +129,7 @@ class _Round:
         return value, self.pack(*slopes, bias)
 
     def hessian(self, x: Vector) -> tuple[Callable[[Vector], Vector], Vector]:
-        """The Hessian as a product, and a diagonal near its own, above 0."""
+        """The Hessian as a product with a vector, and a positive approximation of its diagonal."""
         q, c, lam = self.q, self.contrasts, self.q.lambda_z
         at = self.unpack(x)
         W, V, w, v = at.W, at.V, at.w, at.v
@@ -172,14 +172,14 @@ class _Round:
 
 
 def beginning(q: Quotient, atoms: Atoms, b: Vector, witness: Witness) -> Relaxed:
-    """The point of features >= 0, with what a witness knows of the multipliers."""
+    """The point with features >= 0, and what a witness knows of the multipliers."""
     v = np.sqrt(np.sum(atoms.own**2, axis=0))
     w = np.sum(atoms.within * atoms.own, axis=0) / np.where(v > 0, v, 1.0)
     return Relaxed(atoms.between, atoms.mean, w, v, b, witness.between / q.lambda_z**2, witness.within / q.lambda_z**2)
 
 
 def relaxed(q: Quotient, at: Relaxed, tol: float) -> Iterator[Relaxed]:
-    """Points of the method of multipliers, from one near the optimum; each better than before.
+    """Points of the method of multipliers, from one near the optimum; each better than the last.
 
     Args:
         q: J clusters.
@@ -204,21 +204,21 @@ def relaxed(q: Quotient, at: Relaxed, tol: float) -> Iterator[Relaxed]:
 
 
 def _typical(V: Matrix) -> float:
-    """The size of one column."""
+    """The typical size of a column."""
     return float(np.linalg.norm(V)) / np.sqrt(V.shape[-1]) or 1.0
 
 
 def _with_rows(q: Quotient, at: Relaxed) -> Relaxed:
-    """The factors with small rows along which the Lagrangian still falls, and contrasts where it falls along these."""
+    """The factors, with small rows along which the Lagrangian still falls, and small contrasts where these pay."""
     R = residual(q, predict(q, at.blocks(q))[0])
     small = np.where(R.within**2 / q.lambda_z**2 > 1 + at.nu + _PAYS, _SMALL * _typical(at.V), 0.0)
-    born = np.abs(at.v) < _DEAD * small  # one that lives has a slope
+    born = np.abs(at.v) < _DEAD * small  # a live one has a slope
     v, w = np.where(born, small, at.v), np.where(born, small * R.within / q.lambda_z, at.w)
     values, vectors = np.linalg.eigh(R.between.T @ R.between / q.lambda_z**2 + at.N + np.diag((q.sizes - 1) * at.nu))
     rows = _SMALL * _typical(at.V) * vectors[:, values > 1 + _PAYS].T
     V, W = np.vstack([at.V, rows]), np.vstack([at.W, rows @ R.between.T / q.lambda_z])
     if len(V) > q.num_clusters:
-        turn = np.linalg.svd(V, full_matrices=False)[0].T  # what lies outside of V's columns is no part of V'V or W'V
+        turn = np.linalg.svd(V, full_matrices=False)[0].T  # what lies outside V's columns is no part of V'V or W'V
         V, W = turn @ V, turn @ W
     return replace(at, V=V, W=W, v=v, w=w)
 

@@ -1,15 +1,15 @@
 """Every direction alive: the residual is lambda_Z times a rotation, found by Newton's method.
 
-Where Z has full rank its subdifferential is one point, so R = lambda_Z Q with Q Q' = I - u u', u ~ sqrt(k) / delta
+Where Z has full rank, its subdifferential is one point, so R = lambda_Z Q with Q Q' = I - u u', u ~ sqrt(k) / delta
 (JMLR Lemma 8), and J^2 + 2J unknowns become the J(J-1)/2 angles of Q: R gives the probabilities, their logarithms the
-logits and thereby X(Q) = Z M^(1/2) on the clusters, and Q is right where Q'X is symmetric. With two clusters that is
+logits and thus X(Q) = Z M^(1/2) on the clusters, and Q is right when Q'X is symmetric. With two clusters that is
 one angle, the t of JMLR (5.16)-(5.51). Within a cluster the residual is known beforehand: lambda_Z while the classes
-are apart, what makes their probabilities equal once they merge (theory section 3).
+are apart, whatever makes their probabilities equal once they merge (theory section 3).
 
 A step is the Newton step of the dual objective along Q exp(Omega). Nothing guards it but the positivity of the
-probabilities: where Z lost rank or Newton's method its way, :mod:`.contraction` takes over. Up to FEW
-clusters a step is a dense solve in the angles, beyond it conjugate gradients on skew-symmetric matrices, three products
-an iteration. With three clusters a step is some forty operations on small arrays, so their
+probabilities: if Z has lost rank or Newton's method its way, :mod:`.contraction` takes over. Up to FEW
+clusters a step is a dense solve in the angles, beyond that conjugate gradients on skew-symmetric matrices, with three
+products per iteration. With three clusters a step is some forty operations on small arrays, so their
 overhead is the cost: hence flat arrays of equal shape and ``dot``, which take a third of the time of broadcasts and
 ``@``.
 """
@@ -33,9 +33,9 @@ Tensor = NDArray[np.float64]
 
 _gesdd, _gesv, _posv = get_lapack_funcs(("gesdd", "gesv", "posv"), dtype=np.float64)
 
-FEW = 12  # clusters up to which a step is one dense solve, for J^6 operations; beyond it is conjugate gradients
+FEW = 12  # clusters up to which a step is one dense solve, at J^6 operations; beyond, conjugate gradients
 SPARSE = 8  # clusters above which a dense step leaves out the products that are zero, most of them
-SOME = 128  # clusters up to which this is tried first: where rank is lost, the try costs a few percent
+SOME = 128  # clusters up to which this is tried first: where rank is lost, the attempt costs a few percent
 
 _MARGIN = 4.0  # nats: a typical logit margin of a trained classifier, for the start only
 
@@ -44,11 +44,11 @@ _DEAD = -0.03  # of its largest entry: below it the diagonal of Q'X does not com
 _ALIVE = 1e-9  # of the largest: a direction of a neighbour's optimum that is weaker does not say where to start
 
 _LAST = 1e-5  # radians: Newton's method squares the error, and the gap is the square of the error
-_LEFT = 1e-8  # radians: of a step by conjugate gradients; a near start's first may be short and rough
+_LEFT = 1e-8  # radians left of a step by conjugate gradients; from a near start the first may be short and rough
 
 
 def _angles(model: DualModel, planes: Tensor, Q: Matrix, p: Vector, G: Matrix) -> Matrix | None:
-    """The Newton step, the skew-symmetric Omega, at G = Q'X; None where rounding leaves nothing to solve."""
+    """The Newton step, the skew-symmetric Omega, at G = Q'X; None if rounding leaves nothing to solve."""
     J, n = len(Q), len(planes)
     spin, stacked = planes.reshape(n, J * J), planes.reshape(n * J, J)
     hessian = _curvature_in_pairs if J > SPARSE and model.fixed is None else _curvature_in_planes
@@ -93,7 +93,7 @@ def _turn(model: DualModel, Q: Matrix, p: Vector, G: Matrix, forcing: float) -> 
 
     def skew(Y: Matrix) -> Vector:
         Y = Y - Y.T
-        if fixed is not None:  # this direction stays: both sides without it
+        if fixed is not None:  # this direction stays fixed: leave it out on both sides
             moved = np.multiply.outer(Y.dot(fixed), fixed)
             Y -= moved - moved.T
         return Y.ravel()
@@ -124,11 +124,11 @@ def rotation_point(q: Quotient, max_steps: int = 12, near: Blocks | None = None)
 
     Args:
         q: J clusters, few, ``features == "signed"``.
-        max_steps: Newton steps at most.
-        near: the optimum of a problem like it, to start from where its directions are all alive.
+        max_steps: at most this many Newton steps.
+        near: the optimum of a similar problem, to start from if its directions are all alive.
 
     Returns:
-        The point and the steps to it, or None where the method got stuck. Only a certificate can tell whether the
+        The point and the number of steps, or None if the method got stuck. Only a certificate can tell whether the
         point is the optimum.
     """
     model = dual_model(q)
@@ -186,7 +186,7 @@ def _weak(q: Quotient, model: DualModel) -> Matrix:
     u_hat, g_hat = u / math.sqrt(u.dot(u)), g / math.sqrt(g.dot(g))
     unit = root_m / (q.scales * q.temperatures)
     limit = ((eye - u_hat[row] * u_hat[column]) * unit[column]).reshape(J, J)
-    # ... less what the bias takes over, all of it where it is free: there Q g = 0, and Q turns in the other directions
+    # ... less what the bias takes over, all of it if it is free: then Q g = 0, and Q turns in the other directions
     taken = 1.0
     if q.lambda_b > 0:
         pull = q.lambda_z / q.lambda_b * g.dot(g)
@@ -197,7 +197,7 @@ def _weak(q: Quotient, model: DualModel) -> Matrix:
 
 
 def _carried(q: Quotient, model: DualModel, near: Blocks) -> Matrix:
-    """X of another problem's optimum, where Q'u = 0, and Q g = 0 if the bias is free, in this one."""
+    """X of another problem's optimum, made to fit Q'u = 0 in this one, and Q g = 0 if the bias is free."""
     u_hat, g_hat = model.u / math.sqrt(model.u.dot(model.u)), model.g / math.sqrt(model.g.dot(model.g))
     X = q.weight * near.C
     X -= np.multiply.outer(u_hat, u_hat.dot(X))

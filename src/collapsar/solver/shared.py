@@ -12,10 +12,10 @@ own directions, cluster-constant ones *and their mixtures*: merged minorities us
 x_j per cluster, and a class that leans on another cluster's direction while keeping its own mixes the two in one atom.
 
 The algorithm descends on the factors (:mod:`.factored`) from the column form's, each leaning a little on every class:
-what classes share grows from there, while factors at random stop at points where atoms have died. The dual witness
+what classes share grows from there, while random factors stop at points where atoms have died. The dual witness
 follows from the factors (:mod:`.witness`) where these are exact, and from the relaxation (:mod:`.relaxed`), whose
-optimum is near, where they are not: what is open then is the primal point's, and says which direction is missing, or
-the relaxation's, and the cone of features is cut (:mod:`.copositive_bound`).
+optimum is near, where they are not: the gap left then is the primal point's, and says which direction is missing, or
+the relaxation's, and then the cone of features is cut (:mod:`.copositive_bound`).
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ from collapsar.solver.witness import Witness, lower_bound, witness_of
 _ROUNDS = 10  # of descent, Newton's method and the bound: one or two are usual
 _LEAN = 1e-3  # of a typical feature: what each begins with along every other class
 _ROUNDING = 1e-10  # relative: a gap of this size is what float64 leaves of the residual
-_FINE = 1e-8  # a tolerance from here on needs no digits that Newton's method on the gradient would add
+_FINE = 1e-8  # a tolerance of at least this needs no digits that Newton's method on the gradient would add
 _FINER = 0.03  # of the gap that stays open: how far the next descent goes
 _UNDER_WAY = 0.25  # of the gap, gained in a round: descent goes on
 _STALE = 2  # rounds of the relaxation in a row that gain nothing: what is open is the primal point's
-_CUT_CLUSTERS = 60  # at most: a step of the program of a cut factors a matrix of order J^2 / 2
-_CUT_SHARE = 0.8  # of the gap that is left to what the residual has too much; the rest is the point's
-_CUT_ROUNDS = 3  # one cut more in each
+_CUT_CLUSTERS = 60  # at most: a step of a cut's program factors a matrix of order J^2 / 2
+_CUT_SHARE = 0.8  # of the gap, allowed for what the residual is too long by; the rest is the point's
+_CUT_ROUNDS = 3  # one more cut in each
 _INTERIOR_CLUSTERS = 50  # at most: an interior-point step of the relaxation factors a matrix of that order
-_CUT_ORDER = 2600  # of it over the parts of the cone, at most
-_NEARLY = 5e-6  # relative: directions are looked at that are shorter by this
+_CUT_ORDER = 2600  # that order summed over the parts of the cone, at most
+_NEARLY = 5e-6  # relative: directions shorter by no more than this are looked at
 _TRACE = 1e-6  # of the largest weight: a direction that need not be looked at again
 _DIRECTION_ROUNDS = 30  # ten are usual
-_SEARCHES = 5  # from other starts, where none is found that pays
+_SEARCHES = 5  # from other starts, when none that pays is found
 _PACE = 4  # rounds over which the pace is measured: single ones gain unevenly
-_SKETCH = 60  # where it only says where descent begins
+_SKETCH = 60  # steps of the ascent that only says where descent begins
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedResult(Result):
     """A result with what proves it: ``certify_atoms(q, atoms, blocks.b, witness)`` is its certificate.
 
-    (Where the column form is returned as it came, the certificate's bound may be a rounding better.)
+    (If the column form is returned as it came, the certificate's bound may be better by a rounding error.)
 
     Attributes:
         atoms: the factors of the point, one row per orbit.
@@ -101,7 +101,7 @@ def factors(q: Quotient, atoms: Atoms, max_rows: int = 100_000, *, balanced: boo
     Args:
         q: J clusters.
         atoms: the orbits.
-        max_rows: d at most.
+        max_rows: the largest d allowed.
         balanced: give both halves of every atom's price the same size; otherwise H'H is that of the atoms.
 
     Returns:
@@ -152,8 +152,8 @@ def minimise_shared(
         progress: called after every round with the best point and bound so far.
 
     Returns:
-        The point with its atoms and witness. The status is ``SHARED_DIRECTIONS`` where the gap stays above ``tol``:
-        the relaxation behind the bound is not tight, or float64 leaves no more.
+        The point with its atoms and witness. The status is ``SHARED_DIRECTIONS`` if the gap stays above ``tol``:
+        the relaxation behind the bound is not tight, or float64 allows no better.
 
     Example:
         >>> from collapsar.core.problem import Problem
@@ -200,11 +200,11 @@ def minimise_shared(
 
 
 def _closer(q: Quotient, best: SharedResult, tol: float) -> SharedResult:
-    """The best point and its bound brought to their last digits, where descent ended short of them.
+    """The best point and its bound brought to their last digits, if descent ended short of them.
 
-    First the features: along all directions that nearly pay at the relaxation's residual their weights are a convex
-    program. Then the bound: where the relaxation is not tight the cone is cut, first at the residual as it is; where a
-    direction that still misses makes that too long, in a relaxation of its own.
+    First the features: along all directions that nearly pay at the relaxation's residual, their weights are a convex
+    program. Then the bound: if the relaxation is not tight, the cone is cut, first at the residual as it is; if a
+    direction that is still missing makes that too long, in a relaxation of its own.
     """
     if q.num_clusters > _CUT_CLUSTERS or not best.atoms.price(q) > 0:
         return best
@@ -229,7 +229,7 @@ def _closer(q: Quotient, best: SharedResult, tol: float) -> SharedResult:
 
 
 def _proved(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> SharedResult:
-    """The point with another witness where that proves more."""
+    """The point with another witness if that proves more."""
     certificate = certify_atoms(q, best.atoms, best.blocks.b, witness)
     return _better(q, best, replace(best, certificate=certificate, witness=witness), tol, last=False)
 
@@ -237,7 +237,7 @@ def _proved(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> Sh
 def _along(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> SharedResult:
     """The relaxation in the parts of a witness, and the best features along directions that nearly pay there.
 
-    Directions that pay are added as long as the rounds that are left would close the gap at the pace of the last ones.
+    Directions that pay are added as long as the remaining rounds would close the gap at the pace of the last ones.
     """
     rng, most = np.random.default_rng(0), tol * max(best.certificate.primal, GAP_FLOOR)
     enough, values = _FINER * most, [np.inf] * _PACE
@@ -268,9 +268,9 @@ def _along(q: Quotient, best: SharedResult, witness: Witness, tol: float) -> Sha
 
 
 def continued(q: Quotient, atoms: Atoms, b: Vector, tol: float) -> SharedResult | None:
-    """The optimum from the factors of a near problem's; None where the gap stays open.
+    """The optimum from the factors of a nearby problem's; None if the gap stays open.
 
-    A quarter of the work of :func:`minimise_shared`, since the directions are there already; those that are born
+    It takes a quarter of the work of :func:`minimise_shared`, since the directions are there already; those born
     between the two problems are added once.
     """
     b = np.zeros_like(b) if q.lambda_b == np.inf else b
@@ -315,7 +315,7 @@ def _softmax(q: Quotient, blocks: Blocks) -> Columns:
 def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
     """The column form's features, each with a small part along every class, and W = H R' / lambda_Z.
 
-    A class without a feature begins with a small one of its own, and one atom more with what all would share.
+    A class without a feature begins with a small one of its own, and one more atom with what all would share.
     """
     J, several, Q = q.num_clusters, q.sizes > 1, residual(q, S).over(q.lambda_z)
     X = q.weight * start.C
@@ -333,7 +333,7 @@ def leaning(q: Quotient, start: Blocks, S: Columns) -> tuple[Atoms, Vector]:
 def _certified(
     q: Quotient, atoms: Atoms, b: Vector, num_steps: int, tol: float, beyond: Relaxed | None = None
 ) -> tuple[SharedResult, Relaxed | None]:
-    """Factors with their price and their witness; where that is not enough, the relaxation's, and its last point.
+    """Factors with their price and their witness; if that is not enough, the relaxation's, and its last point.
 
     ``beyond``: an earlier point of the relaxation, from which it goes on.
     """
@@ -368,8 +368,8 @@ def _certified(
 
 
 def _better(q: Quotient, one: SharedResult, other: SharedResult, tol: float, *, last: bool) -> SharedResult:
-    """The lower point of two with the better bound of two."""
-    # of points that are equal to rounding the first, which is the column form's: one direction a class
+    """The lower of two points with the better of two bounds."""
+    # of points that are equal up to rounding, the first, which is the column form's: one direction per class
     low = one if one.certificate.primal <= other.certificate.primal * (1 + 1e-13) else other
     tight = one if one.certificate.dual >= other.certificate.dual else other
     if tight is not low and low.penalty is None:  # its certificate is the witness's: it goes with its atoms

@@ -11,19 +11,19 @@ from collapsar.solver.symmetry import Quotient
 
 _STARTS, _NEAR_STARTS = 100, 200  # of the search, of any kind
 _ASCENT = 300  # its steps
-_SETTLED = 1e-7  # of a unit direction from step to step: what it pays is then right to the square of that
+_SETTLED = 1e-7  # change of a unit direction from step to step: what it pays is then right to the square of that
 _PAYS = 1e-8  # relative
-_ALIKE, _NEARLY_ALIKE = 0.999, 0.99999  # cosines of directions of which one will do
+_ALIKE, _NEARLY_ALIKE = 0.999, 0.99999  # cosines above which one of two directions will do
 _LONG_ASCENT, _EXACT = 1000, 1e-10  # where digits of the objective hang on them
 _NOTHING = 1e-12  # of a unit direction: rounding
-_SMALL = 0.03  # of the features that there are: a new direction's
-_LEAST = 1e-2  # of the longest feature: those of classes that have none
+_SMALL = 0.03  # size of a new direction, relative to the features that there are
+_LEAST = 1e-2  # of the longest feature: what classes without one are taken to have
 
 
 def ascent(
     q: Quotient, Q: Matrix, own: Matrix, common: Matrix, steps: int = _ASCENT, settled: float = _SETTLED
 ) -> tuple[Matrix, Matrix]:
-    """Projected power iteration on ||Q h|| over unit h >= 0, from several h at once: one a row, in both of its parts.
+    """Projected power iteration on ||Q h|| over unit h >= 0, from several h at once: one per row, in both of its parts.
 
     With m = own + common, Q'Q h has the part G m on the u_j, G = Q'Q there, and rho^2 own on the contrasts; what that
     makes of the one class and of all others of its cluster is cut off at zero.
@@ -45,8 +45,8 @@ def missing_directions(q: Quotient, S: Columns, held: int | None = None) -> Atom
     """Atoms along unit directions that would pay, ||R h|| > lambda_Z; None if none would.
 
     At most J, the best first. The search begins at what all classes would share, at the smallest classes, at the pairs
-    that pay most or nearly pay, and at mixtures of many and of few directions: a maximum of two classes among fifty is
-    not met from where all take part.
+    that pay most or nearly pay, and at mixtures of many and of few directions: a maximum on two classes among fifty
+    is not reached from where all take part.
 
     Args:
         q: J clusters.
@@ -66,20 +66,20 @@ def missing_directions(q: Quotient, S: Columns, held: int | None = None) -> Atom
 
 
 def near_directions(q: Quotient, S: Columns, atoms: Atoms, pays: float, rng: np.random.Generator) -> Atoms:
-    """Directions that pay, or nearly, met from those of an optimum nearby.
+    """Directions that pay, or nearly do, reached from those of an optimum nearby.
 
-    Where many mixtures of directions are nearly as long as lambda_Z those that miss are found from mixtures of three
+    Where many mixtures of directions are nearly as long as lambda_Z, missing ones are found from mixtures of three
     that are there, and from what the overlaps of all say.
 
     Args:
         q: J clusters.
         S: the softmax.
         atoms: the features that are there.
-        pays: ||R h|| over lambda_Z, less one, from which a direction counts.
-        rng: of the search.
+        pays: ||R h|| over lambda_Z, less one, above which a direction counts.
+        rng: random numbers for the search.
 
     Returns:
-        Atoms along them, features of length one.
+        Atoms along them, with features of length one.
     """
     Q, J = residual(q, S).over(q.lambda_z), q.num_clusters
     size = np.sum(atoms.mean**2, axis=1)
@@ -127,7 +127,7 @@ def _best_pairs(q: Quotient, Q: Matrix) -> tuple[Matrix, Matrix]:
     double = np.append(np.zeros(J, dtype=bool), q.sizes == 1)
     i, j = np.nonzero((np.triu(gram, 1) > 0) & (cluster[:, None] != cluster) & ~(double[:, None] | double))
     half = (square[i] - square[j]) / 2
-    far = np.hypot(half, gram[i, j])  # the larger eigenvalue of two by two is their mean and this
+    far = np.hypot(half, gram[i, j])  # the larger eigenvalue of a 2 x 2 block is its diagonal's mean plus this
     best = np.argsort(-far - (square[i] + square[j]) / 2)[:_STARTS]
     h, row = np.zeros((best.size, 2 * J)), np.arange(best.size)
     for place, part in ((i, far + half), (j, far - half)):
@@ -136,7 +136,7 @@ def _best_pairs(q: Quotient, Q: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def with_directions(atoms: Atoms, missing: Atoms) -> Atoms:
-    """The atoms, and the missing ones made small beside the features that their classes have."""
+    """The atoms and the missing ones, made small relative to the features that their classes have."""
     feature = np.linalg.norm(atoms.mean, axis=0)
     feature = np.maximum(feature, _LEAST * (float(np.max(feature)) or 1.0))
     size = _SMALL * (missing.mean @ feature)[:, None]

@@ -1,4 +1,4 @@
-"""Signed features: the nuclear-norm program on the quotient, by a proximal step and a factored Newton step in turn.
+"""Signed features: the nuclear-norm program on the quotient, by proximal and factored Newton steps in turn.
 
 With X = S M^(1/2) = A diag(sigma) B' and R = -(gradient of the loss in X), an iteration is
 
@@ -37,23 +37,23 @@ _PATIENCE = 4
 _GOOD = 0.5  # a step this close to its model needs no second way to take it
 
 # The gap is of second order, so a gap of 1e-9 leaves Z good to 1e-5 or so. Up to _DIGITS clusters the point therefore
-# takes one accurate Newton step more before it is certified, from a decrement of _BEFORE_LAST, relative to the
+# takes one more accurate Newton step before it is certified, from a decrement of _BEFORE_LAST, relative to the
 # objective, towards _LAST: Z itself is then good to nine digits. Beyond, that step would double the time.
 _DIGITS = 128
 _BEFORE_LAST = 1e-10
 _LAST = 1e-20
 
-# Up to _ASYMPTOTIC clusters Newton's method starts at the asymptotic optimum, beyond at that of a coarser problem: a
-# sixth of the clusters, but at least _FEWEST_GROUPS, where that is few enough for Newton's method on the dual's
-# rotation (J(J - 1)/2 unknowns, densely); else half of them, which costs an eighth of a step and leaves one or two.
+# Up to _ASYMPTOTIC clusters Newton's method starts at the asymptotic optimum, beyond that at a coarser problem's: a
+# sixth of the clusters, but at least _FEWEST_GROUPS, if that is few enough for Newton's method on the dual's
+# rotation (J(J - 1)/2 unknowns, densely); otherwise half, which costs an eighth of a step and leaves one or two.
 _ASYMPTOTIC = 24
 _FEWEST_GROUPS = 12
 _ROTATE = 24
-# Of a coarser problem all the digits are wanted, and more: what is flat there is flat here, where every product costs
+# All digits of a coarser problem are wanted, and more: what is flat there is flat here, where every product costs
 # eight times as much. But none of its steps need be accurate: the next is cheap too.
 _COARSE = 0.1
 _LOOSE = 0.1
-_LEFT = 0.1  # of the aim may be left to gain by a Newton step
+_LEFT = 0.1  # of the aim: what a Newton step may leave to be gained
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # no step is taken to where the objective is not finite
@@ -72,7 +72,7 @@ def minimise_signed(
         q: J clusters, ``features == "signed"``.
         start: a point to start from, for example the optimum of a neighbouring problem.
         tol: relative duality gap to reach, certified at the returned point.
-        max_steps: iterations at most.
+        max_steps: at most this many iterations.
         progress: called at every step, with the best lower bound so far.
         digits: whether Z is to be as good as the objective.
 

@@ -22,7 +22,7 @@ def certify_small(q: Quotient, blocks: Blocks) -> Certificate:
 
     Args:
         q: J clusters, ``features == "signed"``.
-        blocks: the point; where the bias is free the best bias for its Z, or the bound is -inf.
+        blocks: the point; if the bias is free, it must be the best for its Z, or the bound is -inf.
 
     Returns:
         The certificate.

@@ -1,4 +1,4 @@
-"""The value that ``solve`` returns: a certified point, what it says of the classes, its factors, its file."""
+"""The value that ``solve`` returns: a certified point, what it says about the classes, its factors, its file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SharedProof:
 
 
 def shared_proof(result: Result) -> SharedProof | None:
-    """What certifies nonnegative features that share directions; None where the column form is its own proof."""
+    """What certifies nonnegative features that share directions; None if the column form is its own proof."""
     # where the column form came back as it was, its own certificate is as good and its directions are its own
     if isinstance(result, SharedResult) and result.penalty is not None:
         return SharedProof(result.atoms, result.witness)
@@ -111,7 +111,7 @@ class Solution:
 
     @cached_property
     def _live(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
-        """Per cluster: is the within-block alive, is the column non-zero; and the rank of the cluster part.
+        """Per cluster: whether the within-block is alive and the column non-zero; and the rank of the cluster part.
 
         Signed within-blocks are alive below tau delta (1 - eps) q / sqrt(m) exactly (JMLR Cor. 4, any mitigation). The
         cluster part is decided from the dual. Around the optimal residual R* the gap G leaves a ball: the dual is
@@ -129,7 +129,7 @@ class Solution:
         size = np.sqrt(q.mass) * np.sqrt(q.sizes @ blocks.C**2 + blocks.alpha**2)
         zero = _ZERO * max(float(size.max()), float(np.sqrt(q.mass.max())))  # logits below 1e-8 nats are rounding
         if q.features == "nonnegative":
-            # the algorithm sets dead columns to zero; contrasts of shared atoms are zero to its rounding only
+            # the algorithm sets dead columns to zero; contrasts of shared atoms are zero only up to its rounding
             gamma = np.linalg.svd(q.weight * blocks.C, compute_uv=False)
             within = (q.sizes > 1) & (np.sqrt(q.mass) * blocks.alpha > (zero if self.proof is None else 1e3 * zero))
             return within, size > zero, int(np.sum(gamma > zero))
@@ -143,7 +143,7 @@ class Solution:
 
     @property
     def _own_most(self) -> NDArray[np.bool_]:
-        """Per cluster: do a class's features raise its own logit more than any other cluster's."""
+        """Per cluster: whether a class's features raise its own logit more than any other cluster's."""
         q, blocks = self.quotient, self.blocks
         own = np.diag(blocks.C) + np.where(q.sizes > 1, blocks.alpha * (1 - 1 / q.sizes), 0.0)
         most = np.where(np.eye(q.num_clusters, dtype=bool), -np.inf, blocks.C).max(axis=0)
@@ -175,8 +175,8 @@ class Solution:
     def classifier_gram(self) -> Matrix:
         """W'W for lambda_w = lambda_h, shape (K, K): with Z M^(1/2) = U Sigma V' it is U Sigma U' (JMLR Thm 2d).
 
-        For other penalties multiply by sqrt(lambda_h / lambda_w). With nonnegative features where every class owns a
-        direction it is sum_k sqrt(m_k) z_k z_k' / ||z_k||.
+        For other penalties, multiply by sqrt(lambda_h / lambda_w). With nonnegative features, if every class owns a
+        direction, it is sum_k sqrt(m_k) z_k z_k' / ||z_k||.
         """
         q, blocks = self.quotient, self.blocks
         if q.features == "nonnegative":
@@ -188,7 +188,7 @@ class Solution:
     def feature_gram(self) -> Matrix:
         """H'H of the class means for lambda_w = lambda_h, shape (K, K): M^(-1/2) V Sigma V' M^(-1/2) (JMLR Thm 2d).
 
-        For other penalties multiply by sqrt(lambda_w / lambda_h).
+        For other penalties, multiply by sqrt(lambda_w / lambda_h).
         """
         q, blocks = self.quotient, self.blocks
         if q.features == "nonnegative":
@@ -255,7 +255,7 @@ class Solution:
 
         Args:
             path: the file.
-            class_names: K names, for whoever shows the optimum (:func:`saved_class_names`).
+            class_names: K names, to show the optimum with (:func:`saved_class_names`).
 
         Raises:
             ValueError: ``class_names`` does not name every class.
@@ -326,12 +326,12 @@ def is_solution(path: str | os.PathLike[str]) -> bool:
     try:
         with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {"header", "alpha", "C", "b"} <= set(file.files)
-    except Exception:  # zipfile and numpy raise a dozen kinds on a damaged file: what is wrong says whoever reads it
+    except Exception:  # zipfile and numpy raise a dozen kinds on a damaged file: whoever reads it says what is wrong
         return False
 
 
 def saved_class_names(path: str | os.PathLike[str]) -> list[str] | None:
-    """The names of the classes in what :meth:`Solution.save` wrote; None where it was given none."""
+    """The names of the classes in what :meth:`Solution.save` wrote; None if it was given none."""
     with np.load(path, allow_pickle=False) as file:
         return json.loads(str(file["header"])).get("class_names")
 
@@ -340,7 +340,7 @@ def load_solution(path: str | os.PathLike[str]) -> Solution:
     """Read what :meth:`Solution.save` wrote, and certify it again.
 
     Raises:
-        ValueError: the file is not such a file, or its point does not have the objective it claims.
+        ValueError: the file is not a saved solution, or its point does not have the objective it claims.
         OSError: the file cannot be read.
     """
     try:

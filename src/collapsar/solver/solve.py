@@ -41,13 +41,13 @@ def solve(
 
     Args:
         problem: the convex program.
-        tol: bound of the duality gap relative to max(|primal|, 2e-3). It is a promise of the objective; an error of
-            Z or b is of the order of the square root of the gap that is left. With signed features and up to 128
-            kinds of classes one more Newton step is taken before the point is certified, so that at the default Z
+        tol: bound on the duality gap relative to max(|primal|, 2e-3). It is a promise about the objective; the error
+            of Z or b is of the order of the square root of the gap that is left. With signed features and up to 128
+            kinds of classes, one more Newton step is taken before the point is certified, so that at the default Z
             itself is good to nine digits, or six where a class stands at its threshold.
-        max_steps: steps of the algorithm at most.
+        max_steps: at most this many steps of the algorithm.
         start: the solution of a problem with the same clusters, to start from.
-        progress: called with (step, certificate) at every step that has one, the last for sure; may raise to interrupt.
+        progress: called with (step, certificate) at each step that has one, including the last; may raise to interrupt.
         throw: raise when ``tol`` is not reached; otherwise ``status`` says so.
 
     Returns:
@@ -79,9 +79,9 @@ def _solved(problem: Problem, q: Quotient, start: Solution | None, how: Settings
 
 
 def solve_near(problem: Problem, near: Solution | None, tol: float = 1e-9) -> Solution:
-    """The optimum, started from that of a problem like it where that has the same clusters; reports failure in status.
+    """The optimum, started from a similar problem's if that has the same clusters; reports failure in ``status``.
 
-    With nonnegative features, whose directions are dear to find, also where its clusters are finer, which then stay.
+    With nonnegative features, whose directions are expensive to find, also if its clusters are finer: they are kept.
 
     Args:
         problem: the convex program.
@@ -96,10 +96,10 @@ def solve_near(problem: Problem, near: Solution | None, tol: float = 1e-9) -> So
 
 
 def checked_settings(tol: float, max_steps: int, progress: Progress | None, throw: bool) -> Settings:
-    """The arguments of :func:`solve`, once for any number of problems.
+    """The arguments of :func:`solve`, checked once for any number of problems.
 
     Raises:
-        ValueError: ``tol`` or ``max_steps`` is no number, or out of range.
+        ValueError: ``tol`` or ``max_steps`` is not a number, or out of range.
     """
     if not 0 < number("tol", tol) < 1:
         raise ValueError(f"`tol` must be in (0, 1), got {tol!r}")
@@ -111,7 +111,7 @@ def checked_settings(tol: float, max_steps: int, progress: Progress | None, thro
 def solve_quotient(
     problem: Problem, q: Quotient, first: Blocks | None, how: Settings, atoms: Atoms | None = None
 ) -> Solution:
-    """The solution of a problem whose quotient is known, started at ``first`` and its factors where they are known.
+    """The solution of a problem whose quotient is known, started at ``first`` and its factors if they are known.
 
     Raises:
         NotConvergedError: as for :func:`solve`.
@@ -158,7 +158,7 @@ def _minimise(q: Quotient, first: Blocks | None, how: Settings, atoms: Atoms | N
 
 
 def _resting(q: Quotient, result: Result) -> Result:
-    """Z = 0 itself where that is the optimum: an iterate that only comes near it has logits within the gap."""
+    """Z = 0 itself if that is the optimum: an iterate that only comes near it has logits within the gap."""
     near = result.blocks
     if not max(np.max(np.abs(near.C)), np.max(np.abs(near.alpha))) <= _NEAR_REST:
         return result
@@ -171,7 +171,7 @@ def _resting(q: Quotient, result: Result) -> Result:
 
 
 def _minimise_nonnegative(q: Quotient, first: Blocks | None, how: Settings, atoms: Atoms | None) -> Result:
-    """With many clusters the column form first, whose price grows slower, unless a near problem shared directions."""
+    """With many clusters the column form first, whose cost grows slower, unless a near problem shared directions."""
     tol, max_steps, progress = how.tol, how.max_steps, how.progress
     result, few = None, q.num_clusters <= _FEW
     if few or atoms is not None:
@@ -198,7 +198,7 @@ def _reported(result: Result, how: Settings) -> Result:
 
 
 def _from_dual(q: Quotient, first: Blocks | None, how: Settings) -> Result | None:
-    """The optimum by Newton's method on the dual, where its certificate closes; None elsewhere."""
+    """The optimum by Newton's method on the dual, if its certificate closes; otherwise None."""
     for point in (
         lambda: rotation_point(q, min(how.max_steps, 12), first),
         lambda: contraction_point(q, min(how.max_steps, 24)),

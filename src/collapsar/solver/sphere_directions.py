@@ -3,7 +3,7 @@
 At the optimum R diag(nu)^(-1/2) / sqrt(c) has singular value one on the directions in use and less on all others, so it
 tells which directions of a start with all of them will die. Left to themselves they die slowly, and the conjugate
 gradients spend most of their time on them. Dropping one too many does no harm: its singular value passes one, and it is
-added.
+added again.
 
 In units in which both factors cost one, E = Q S^(1/2) A' and F = Q S^(1/2) B' near the optimum. With the loss taken as
 diagonal in the bases (A, B), the second derivative falls apart into pairs of directions, of four unknowns where both
@@ -22,12 +22,12 @@ from collapsar.core.types import Matrix, Vector
 from collapsar.solver.spheres import NOISE, SpherePoint, gained, size_of, sphere_point
 
 PATIENCE = 3  # times that directions are added before none is dropped any more
-_SETTLED = 1e-2  # decrement from which on the residual says which directions die
-_LATE = 1e-4  # and from which on one can be missed
+_SETTLED = 1e-2  # decrement below which the residual says which directions die
+_LATE = 1e-4  # and below which one can be missed
 _DOUBT = 3.0  # a singular value is known to this many times the root of the decrement
-_FLAT = 1e-2  # curvature of a pair that is taken for more, in units of the factors' own price
+_FLAT = 1e-2  # the least curvature that a pair is taken to have, in units of the factors' own price
 _DEAD = 0.99  # a direction out of use counts as no nearer to use than this
-_MISSED = 10.0  # and that a direction is missed is known from this many on
+_MISSED = 10.0  # and beyond this many a direction is known to be missed
 _ROUNDING = 1e-10
 
 
@@ -59,7 +59,7 @@ def _directions(p: SpherePoint, decrement: float) -> _Directions:
 
 
 def settle_directions(p: SpherePoint, decrement: float, times_added: int) -> tuple[SpherePoint, bool]:
-    """The point without directions that die, where that costs no more than is left to gain, and with those it misses.
+    """The point without directions that die, if that costs no more than is left to gain, and with those it misses.
 
     Directions that were added several times are not dropped again: one near its threshold would come and go for ever.
 
@@ -153,7 +153,7 @@ def balanced_factors(p: SpherePoint, diagonal: Matrix) -> BalancedFactors:
 
     Args:
         p: the point.
-        diagonal: of the second derivative of the loss in X, shape (J, J).
+        diagonal: that of the second derivative of the loss in X, shape (J, J).
     """
     x, c, nu = p.x, p.price, p.hold
     r = x.E.shape[0]

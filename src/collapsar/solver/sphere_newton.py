@@ -6,7 +6,7 @@ cluster i, E F is nearly diagonal, and the diagonal of the second derivative is 
 The second derivative is made convex: what may bend it downwards is R between the factors, which at the optimum has no
 singular value above one in units of sqrt(c) and sqrt(nu). So larger ones are replaced by their inverses, and every step
 goes downhill; at the optimum nothing is replaced, and Newton's method squares the error. With many clusters it is left
-as it is: conjugate gradients end where it bends downwards, and are dearer than what more of them gain.
+as it is: conjugate gradients end where it bends downwards, and more of them would cost more than they gain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collapsar.solver.spheres import NOISE, SpherePoint, gained, size_of, sphere
 
 DENSE = 10  # clusters up to which all of the second derivative costs less than conjugate gradients
 _SMALL = 64  # clusters up to which float64 costs nothing in the conjugate gradients, and steps are better made convex
-_BALANCED = 1e-3  # decrement from which on factors are near enough to balance for its preconditioner
+_BALANCED = 1e-3  # decrement below which factors are near enough to balance for its preconditioner
 _ENOUGH = 1e-2  # with many clusters a step need not be better than this: the certificate is of second order
 _NULL = 1e-11  # curvature given to turning the directions, which has none
 _LEAST_LEFT = 1e-9  # of the curvature along W, where its price bends the other way
@@ -38,7 +38,7 @@ class _System:
     """Gradient, convex second derivative and its diagonal; arrays in the precision of the conjugate gradients.
 
     Attributes:
-        head: of a priced length, W over its length: along it the price is linear; None where the length is given.
+        head: for a priced length, W over its length: along it the price is linear; None if the length is given.
     """
 
     p: SpherePoint
@@ -79,7 +79,7 @@ class _System:
         balanced = self.balanced
         if balanced is not None:
             E, F = balanced.without_turn(E, F)
-        F, v, u = self._tangent(F, v, u)  # rounding is not
+        F, v, u = self._tangent(F, v, u)  # rounding is not tangent
         E, F = (E / self.stiff[0], F / self.stiff[1]) if balanced is None else balanced.solve(E, F)
         F, v, u = self._tangent(F, v / self.stiff[2], u / self.stiff[3])
         if balanced is not None:
@@ -136,7 +136,7 @@ def newton_step(p: SpherePoint, radius: float) -> tuple[SpherePoint, float, floa
 
     Returns:
         The new point, the next radius, and the decrement <g, P^-1 g> before the step relative to the objective: about
-        twice what is left to gain. A point that no step improves comes back as it was.
+        twice what is left to gain. A point that no step improves is returned as it was.
     """
     s, size, J = _system(p), size_of(p), p.n.q.num_clusters
     if J <= DENSE:
@@ -165,7 +165,7 @@ def _moved(s: _System, move: ModelStep, unit: float, radius: float) -> tuple[Sph
     p, size = s.p, size_of(s.p)
     parts = s.split(move.v.astype(np.float64) * unit)
     slope, curvature, norm = move.slope * unit * unit, move.curvature * unit * unit, move.norm * unit
-    # logits move to the digits of the bias, which decay does not make small
+    # logits are resolved to the digits of the bias, which decay does not make small
     noise = 10 * NOISE * size + NOISE * float(np.max(np.abs(p.x.b)))
     length, agreement, new = 1.0, 0.0, p
     while length > 1e-10:
@@ -181,10 +181,10 @@ def _moved(s: _System, move: ModelStep, unit: float, radius: float) -> tuple[Sph
 
 
 def _dense_step(s: _System) -> ModelStep:
-    """Newton's step of a few clusters, in units in which the diagonal is about one.
+    """The Newton step for a few clusters, in units in which the diagonal is about one.
 
-    Without the spheres' normals and the shift of a free bias. The loss's part is A' diag(p) A - B'B per sample, A the
-    logits' differences to the own class and B their mean.
+    It leaves out the spheres' normals and the shift of a free bias. The loss's part is A' diag(p) A - B'B per sample,
+    with A the logits' differences from the own class's and B their mean.
     """
     n, x, J, loss, c = s.p.n, s.p.x, s.width.size, s.loss, s.p.price
     N, on = s.gradient.size, np.arange(J)
@@ -225,7 +225,7 @@ def _dense_step(s: _System) -> ModelStep:
     H[places, places] += _NULL
     if s.head is None:
         step = _posv(H, -slope)[1]
-    else:  # as steep along W as stays convex
+    else:  # as steep along W as convexity allows
         along = np.sqrt(c) * scale * s.head
         step, less = _posv(H, -np.stack([slope, along], axis=1))[1].T
         left = 1 + along @ less

@@ -2,7 +2,7 @@
 
 The program is convex in (Z, b) (docs/theory/normalized.md); its factors are found by Newton's method
 (:mod:`.sphere_newton`). With as many directions as clusters every second-order point is the optimum, and the
-certificate of :mod:`.normalized_certificate` says of any point how far it is.
+certificate of :mod:`.normalized_certificate` says of any point how far off it is.
 
 Coordinates: E = W on the cluster directions, F = H there, both (J, J); v and u their contrasts inside clusters,
 
@@ -27,7 +27,7 @@ from collapsar.solver.symmetry import Blocks, Quotient
 NOISE = 1e-15  # relative rounding of the objective
 _SHORTEST = 1e-150  # of W
 _LEAST_HELD = 1e-9  # of the largest multiplier: less would drown the other units of a step
-_LEAST = 1e-12  # nats that W may cost at least
+_LEAST = 1e-12  # nats: W is taken to cost at least this
 _NEAR = 0.1  # nats: logits that move less give the change of the loss to its own digits
 
 
@@ -38,8 +38,8 @@ class NormalizedQuotient:
     Attributes:
         q: the clusters, every mass 1, with row penalties taken into the scales.
         price: c, penalty of W for features of unit length.
-        gain: where the length is priced, sqrt(lambda_w lambda_gain), the factor of gamma(Z) in place of ``price``; None
-            where it is given.
+        gain: if the length is priced, sqrt(lambda_w lambda_gain), the factor of gamma(Z) in place of ``price``; None
+            if it is given.
     """
 
     q: Quotient
@@ -83,7 +83,7 @@ class Spheres:
         return float(np.sum(self.E**2) + np.sum(self.v**2))
 
     def moved(self, q: Quotient, step: tuple[Matrix, Matrix, Vector, Vector, Vector], length: float) -> Spheres:
-        """Along a step, back on the spheres."""
+        """The factors moved along a step and put back on the spheres."""
         dE, dF, dv, du, db = step
         F, u = self.F + length * dF, self.u + length * du
         scale = np.sqrt(q.sizes / (np.sum(F**2, axis=0) + u**2))
@@ -103,7 +103,7 @@ class SpherePoint:
 
     @cached_property
     def price(self) -> float:
-        """C: where the length is priced, that at which ||W||^2 costs as much at the margin."""
+        """The price c: if the length is priced, that at which ||W||^2 costs as much at the margin."""
         return self.n.price_at(self.x.weight_norm())
 
     @cached_property
@@ -145,7 +145,7 @@ def sphere_start(n: NormalizedQuotient) -> Spheres:
     b = np.zeros(J) if not n.has_bias or np.ptp(q.offsets) == 0 else (np.mean(q.offsets) - q.offsets) / q.scales
     sizes = (
         np.geomspace(0.3, 10.0, 4) if J <= 4 else np.geomspace(0.1, 30.0, 8)
-    )  # of few, a look costs as much as a step
+    )  # with few clusters a look costs as much as a step
     return min((Spheres(s * F, F, s * u, u, b) for s in sizes), key=value)
 
 
@@ -155,7 +155,7 @@ def size_of(p: SpherePoint) -> float:
 
 
 def gained(p: SpherePoint, new: SpherePoint) -> float:
-    """By how much the objective falls from a point to a near one, to the digits of the difference."""
+    """By how much the objective falls from a point to a nearby one, to the digits of the difference."""
     n, q, x, y = p.n, p.n.q, p.x, new.x
     old, far = x.blocks(q), y.blocks(q)
     moved = logit_differences(q, Blocks(far.alpha - old.alpha, far.C - old.C, far.b - old.b))

@@ -1,6 +1,6 @@
 """A first guess: the asymptotic form of the optimum.
 
-As the penalty weakens, Y - P tends to lambda_Z diag(1/delta) Q diag(sqrt(m) / (tau q)) with Q the polar factor of
+As the penalty weakens, Y - P tends to lambda_Z diag(1/delta) Q diag(sqrt(m) / (tau q)), with Q the polar factor of
 C_K M^(1/2): the off-diagonal of Q gives every wrong class its probability, whose logarithm is the logit.
 """
 
@@ -46,7 +46,7 @@ def asymptotic_logits(
 
     Returns:
         alpha, (J, B), and z, (J, J, B): the logit of one other class of cluster i, less the own one's; on the diagonal
-        that of a sibling, 0 where there is none.
+        that of a sibling, 0 if there is none.
     """
     J, K, on = sizes.shape[0], sizes.sum(axis=0), np.arange(sizes.shape[0])
     root = np.sqrt(sizes)

@@ -15,7 +15,7 @@ Progress = Callable[[int, Certificate], None]
 
 
 class Settings(NamedTuple):
-    """How to solve: the arguments of :func:`collapsar.solve` beside the problem."""
+    """How to solve: the arguments of :func:`collapsar.solve` besides the problem."""
 
     tol: float
     max_steps: int
@@ -47,7 +47,7 @@ class Result:
         certificate: the certificate at exactly this point.
         num_steps: steps taken.
         status: how it ended.
-        penalty: price of Z (without lambda_Z) where the algorithm knows a better one than the column form, else None.
+        penalty: price of Z (without lambda_Z) if the algorithm knows a better one than the column form's, or None.
     """
 
     blocks: Blocks

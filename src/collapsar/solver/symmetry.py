@@ -109,7 +109,7 @@ class Quotient(ClusteredProblem):
 
 @lru_cache(maxsize=16)
 def grid(J: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Vector]:
-    """Of a J x J matrix as a flat array: each entry's row, its column, and the identity."""
+    """For a J x J matrix as a flat array: each entry's row, its column, and the identity."""
     entries = np.arange(J * J)
     return entries // J, entries % J, np.eye(J).ravel()
 
@@ -119,7 +119,7 @@ class Blocks:
     """A block-structured point: Z = alpha_j (I - J/k_j) + C_jj inside cluster j, C_ij between; bias b_i.
 
     Attributes:
-        alpha: shape (J,), within-cluster contrasts (without meaning for clusters of one class).
+        alpha: shape (J,), within-cluster contrasts (meaningless for clusters of one class).
         C: shape (J, J), block means of Z, [logit cluster, class cluster].
         b: shape (J,), bias per cluster.
     """
@@ -135,7 +135,7 @@ def quotient(problem: Problem) -> Quotient:
 
 
 def finer_quotient(problem: Problem, q: Quotient, labels: NDArray[np.intp]) -> Quotient | None:
-    """The problem reduced by another one's clusters; None where those of ``q``, its own, are not unions of them."""
+    """The problem reduced by another one's clusters; None if those of ``q``, its own, are not unions of them."""
     if labels.size != q.labels.size:
         return None
     first = np.unique(labels, return_index=True)[1]
@@ -162,7 +162,7 @@ def lift(q: Quotient, blocks: Blocks) -> tuple[Matrix, Vector]:
 def centred(q: Quotient, blocks: Blocks) -> Blocks:
     """The point moved along 1/delta, which changes no loss, to its least price: (1/delta)'Z = 0 and (1/delta)'b = 0.
 
-    Where logits have bias penalties of their own it is their weighted sum that is 0.
+    If logits have bias penalties of their own, it is the sum of b weighted by these that is 0.
     """
     weight = q.sizes / q.scales
     shift = 1 / q.scales / (weight @ (1 / q.scales))

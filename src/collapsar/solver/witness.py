@@ -9,13 +9,13 @@ program of :mod:`collapsar.core.problem` has the dual
 
     max D(S)   over S with columns in the simplex and N >= 0, symmetric, zero on the diagonal: R'R + N <= lambda_Z^2 I,
 
-R the residual at S. Any such (S, N) is a lower bound, since h'R'R h <= h'(R'R + N)h for h >= 0; N = [-R'R]_+ gives the
+R the residual at S. Any such (S, N) gives a lower bound, as h'R'R h <= h'(R'R + N)h for h >= 0; N = [-R'R]_+ gives the
 bound of :func:`collapsar.solver.certificate.dual_norm`. At the optimum C is complementary to both constraints: N_ij = 0
 where two classes share a direction (C_ij > 0), and (lambda_Z^2 I - R'R - N) C = 0, so that N_ij = -(R'R)_ij where class
 i has a direction of its own. Hence the residual's columns are orthogonal where directions are shared, as for signed
 features, and at obtuse angles where they are not, as in the column form.
 
-From five classes on the relaxation may be below the program. A cut of the cone of features along a pair,
+With five classes or more the relaxation may lie below the program. A cut of the cone of features along a pair,
 
     h_i >= c h_j   or   h_i <= c h_j,
 
@@ -70,7 +70,7 @@ class Witness:
 
 
 def coordinates(cuts: Sequence[Cut], side: Sequence[int], num_clusters: int) -> Matrix:
-    """A of a part of the cone, shape (J, J): A h >= 0 for the h >= 0 that are in it."""
+    """The matrix A of a part of the cone, shape (J, J): A h >= 0 for the h >= 0 that are in it."""
     A = np.eye(num_clusters)
     for half, (i, j, c) in zip(side, cuts, strict=True):
         if half == 0:
@@ -86,7 +86,7 @@ def sides(cuts: Sequence[Cut]) -> Iterator[tuple[int, ...]]:
 
 
 def lower_bound(q: Quotient, witness: Witness, *, search: bool = True) -> float:
-    """The lower bound of the optimum that a witness proves, nats; -inf if none.
+    """The lower bound of the optimum that a witness proves, in nats; -inf if none.
 
     R'R + A'N A need not be below lambda_Z^2: the bound is taken on the ray from the targets through S, where it is.
 
@@ -112,8 +112,8 @@ def lower_bound(q: Quotient, witness: Witness, *, search: bool = True) -> float:
 def witness_of(q: Quotient, S: Columns, C: Matrix, gamma: Vector) -> Witness:
     """The witness that a primal point suggests: N = -R'R where that is positive and the classes share no direction.
 
-    Of two complementary numbers without units, a correlation of C and N_ij / lambda_Z^2, the smaller one is taken for
-    the one that is zero at the optimum.
+    Of two complementary numbers without units, a correlation of C and N_ij / lambda_Z^2, the smaller one is taken to
+    be the one that is zero at the optimum.
 
     Args:
         q: J clusters.
