@@ -188,8 +188,8 @@ def _own_distance(d: Diagnosis, fit: NormalizedFit) -> str:
     if off.Z > FAR:
         text += (
             ". A head at rest so far away has features unlike the optimum's: the layers below have not brought them "
-            "there. Start with a tenth of the decay, since strong decay from the first step keeps small classes from "
-            "being learned, or train longer"
+            "there. Start with a tenth of the decay and raise it later, since a strong one from the first step keeps "
+            "small classes from being learned, or train longer"
         )
     return f"{text}."
 

@@ -276,8 +276,8 @@ def room_words(record: rt.AdviceRecord) -> str:
         return ""
     return (
         f"Below the threshold the classes separate; accuracy grows with the distance from it. Twice the room needs "
-        f"{_penalty_words(record)} × {_down(factor)}. Start a new training with a tenth of the penalties: strong ones "
-        "from the first step can keep small classes from being learned."
+        f"{_penalty_words(record)} × {_down(factor)}. Train half of the epochs with a tenth of the penalties first: "
+        "strong ones from the first step can keep small classes from being learned."
     )
 
 
